@@ -1,0 +1,107 @@
+//! One error type for the whole engine: a kind a caller can act on, whether trying again can help,
+//! and a message for people. Messages never hold a password, a token or a URL with user info.
+
+use std::fmt;
+
+/// What went wrong, as far as a caller would act differently. The numbers are the C ABI's codes
+/// (`walrusds_code` in `include/walrusds.h`): never renumber, never reuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(i32)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller passed something the call cannot work with (empty key, bad pointer, bad handle).
+    InvalidArgument = 1,
+    /// A configuration key is missing, unknown, of the wrong type or out of range.
+    Config = 2,
+    /// The datastore, query or client is closed (or was never open).
+    Closed = 3,
+    /// The caller cancelled the call.
+    Canceled = 4,
+    /// The call's own deadline passed.
+    DeadlineExceeded = 5,
+    /// The index (Postgres or SQLite) failed.
+    Index = 6,
+    /// Publisher or aggregator failed, after the retries.
+    Walrus = 7,
+    /// A blob (or quilt patch) that should exist was found on no aggregator.
+    BlobNotFound = 8,
+    /// Bytes or rows that contradict themselves: a block that does not hash to its key, an index
+    /// row that points outside its blob.
+    Corrupt = 9,
+    /// The publisher does not take a body of this size (413, or a reset while sending).
+    TooLarge = 10,
+    /// Known, but not supported by this version.
+    Unsupported = 11,
+    /// Another process or node holds what was asked for (lock, lease).
+    Locked = 12,
+    /// A defect of this library; please report it.
+    Internal = 13,
+    /// A panic was caught at the C ABI; please report it.
+    Panic = 14,
+}
+
+/// The engine's error. `Display` is the message alone.
+#[derive(Debug, Clone)]
+pub struct Error {
+    kind: ErrorKind,
+    retryable: bool,
+    message: String,
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error that trying again will not cure.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error {
+            kind,
+            retryable: false,
+            message: message.into(),
+        }
+    }
+
+    /// An error that may be gone when the same call is made again later.
+    pub fn retryable(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error {
+            kind,
+            retryable: true,
+            message: message.into(),
+        }
+    }
+
+    /// Shorthand for [`ErrorKind::Closed`].
+    pub fn closed(what: &str) -> Self {
+        Error::new(ErrorKind::Closed, format!("{what} is closed"))
+    }
+
+    /// The kind, to act on.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Whether the same call may succeed later without anything being changed.
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+
+    /// The message, without secrets.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The same error with `context: ` before its message.
+    #[must_use]
+    pub fn context(mut self, context: impl fmt::Display) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}

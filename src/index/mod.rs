@@ -1,0 +1,183 @@
+//! The index: datastore key → where the block's bytes are.
+//!
+//! [`Index`] is the seam; [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node)
+//! implement it and pass one shared test suite (`tests/index_suite.rs`).
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+
+pub mod postgres;
+pub mod sqlite;
+
+/// Longest key an index takes, in bytes. Postgres refuses a B-tree entry beyond 2,704 bytes
+/// (a third of a page), and a table of the Go plugin has two such indexes on the key.
+pub const MAX_KEY_BYTES: usize = 2048;
+
+/// Where a block is, and until when.
+///
+/// `offset` and `size` are as the database has them (bytes; a foreign writer may have stored
+/// nonsense): [`Record::range`] is the checked form.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Record {
+    /// Walrus blob ID (43 characters, base64url). Empty for a staged block.
+    pub blob_id: String,
+    /// Quilt patch ID; `None` for a block that is a byte range of the blob.
+    pub patch_id: Option<String>,
+    /// First byte of the block within the blob (bytes).
+    pub offset: i64,
+    /// Length of the block (bytes).
+    pub size: i64,
+    /// Whether the blob was stored as deletable.
+    pub deletable: bool,
+    /// First epoch in which the blob is no longer stored (exclusive end); 0 = unknown.
+    pub end_epoch: i64,
+    /// Estimate of the end of storage; `None` = unknown (renewal is off).
+    pub expires_at: Option<SystemTime>,
+    /// The block's bytes are in `<table>_staging`, left there by a Go node, and not on Walrus yet.
+    pub staged: bool,
+}
+
+impl Record {
+    /// The byte range of the block within its blob.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the row holds a negative or overflowing offset or size.
+    pub fn range(&self) -> Result<Range<u64>> {
+        match (u64::try_from(self.offset), u64::try_from(self.size)) {
+            (Ok(start), Ok(size)) if start.checked_add(size).is_some() => Ok(start..start + size),
+            _ => Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "index row points at offset {} size {} of blob {}: neither may be negative",
+                    self.offset, self.size, self.blob_id
+                ),
+            )),
+        }
+    }
+}
+
+/// A [`Record`] with the key it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRecord {
+    /// Datastore key, as put (`/CIQ…`).
+    pub key: String,
+    /// Where its block is.
+    pub record: Record,
+}
+
+/// One row of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListItem {
+    /// Datastore key, as put.
+    pub key: String,
+    /// Length of the block (bytes).
+    pub size: i64,
+    /// Estimate of the end of storage.
+    pub expires_at: Option<SystemTime>,
+}
+
+/// A blob whose storage ends soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenewItem {
+    /// Walrus blob ID.
+    pub blob_id: String,
+    /// The earliest estimate among its rows.
+    pub expires_at: SystemTime,
+    /// The earliest end epoch among its rows.
+    pub end_epoch: i64,
+    /// Whether any of its rows says deletable.
+    pub deletable: bool,
+}
+
+/// What a re-upload of a blob changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// New exclusive end epoch.
+    pub end_epoch: i64,
+    /// New estimate of the end of storage.
+    pub expires_at: Option<SystemTime>,
+}
+
+/// How much is stored under an index: what `repo stat` shows. Kept as a running total, exact
+/// as long as only walrusds nodes write and none dies between a write and its next flush of totals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Blocks (rows).
+    pub blocks: i64,
+    /// Bytes of blocks, before Walrus' encoding.
+    pub bytes: i64,
+}
+
+/// Index of blocks. Every method may be called concurrently; dropping a returned future abandons
+/// the wait and, where the engine can, cancels the statement. All of a call's rows become visible
+/// together or not at all.
+#[async_trait]
+pub trait Index: Send + Sync + 'static {
+    /// Inserts or replaces one row.
+    async fn put(&self, record: &KeyRecord) -> Result<()> {
+        self.put_many(std::slice::from_ref(record)).await
+    }
+
+    /// Inserts or replaces rows in one transaction (bulk statement, not a statement per row).
+    /// A key must not appear twice. Also removes the keys' rows from a Go node's staging table:
+    /// the newest value wins.
+    async fn put_many(&self, records: &[KeyRecord]) -> Result<()>;
+
+    /// Looks one key up; `None` if unknown.
+    async fn get(&self, key: &str) -> Result<Option<Record>>;
+
+    /// Looks keys up in one round trip; the result has the keys' order.
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>>;
+
+    /// The bytes of a block that a Go node staged; `None` if it is not (or no longer) staged.
+    async fn staged_value(&self, key: &str) -> Result<Option<Bytes>>;
+
+    /// Removes a key. Returns what was removed (zero if the key was unknown: not an error).
+    async fn delete(&self, key: &str) -> Result<Usage>;
+
+    /// Removes keys in one round trip. Returns what was removed.
+    async fn delete_many(&self, keys: &[String]) -> Result<Usage>;
+
+    /// The first `limit` rows in byte order of the key whose key starts with `prefix` and lies
+    /// strictly after `after`. Fewer rows than `limit` means the end. No state is held between
+    /// pages, so rows may be written and deleted meanwhile.
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>>;
+
+    /// Up to `limit` distinct blobs whose storage ends before `before`, earliest first, in the
+    /// order (expires_at, blob_id), after `after` in that order.
+    async fn due_for_renewal(
+        &self,
+        before: SystemTime,
+        after: Option<&RenewItem>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>>;
+
+    /// All rows of one blob, in key order.
+    async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>>;
+
+    /// Notes a renewal on every row of the blob, never moving an end backwards. Returns how many
+    /// rows were changed.
+    async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64>;
+
+    /// The running total, read in O(1).
+    async fn usage(&self) -> Result<Usage>;
+
+    /// Adds to the running total (values may be negative).
+    async fn add_usage(&self, delta: Usage) -> Result<()>;
+
+    /// Takes or prolongs the lease `name` for `owner`; false if another owner's is still running.
+    /// Judged by the database's clock.
+    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool>;
+
+    /// Gives a lease back, if `owner` holds it.
+    async fn release_lease(&self, name: &str, owner: &str) -> Result<()>;
+
+    /// Finishes running statements and closes every connection. Later calls fail with
+    /// [`ErrorKind::Closed`]; closing again is fine.
+    async fn close(&self) -> Result<()>;
+}

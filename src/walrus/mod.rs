@@ -1,0 +1,112 @@
+//! Walrus over HTTP: publishers take blobs, aggregators give them back.
+//!
+//! [`BlobStore`] is the seam that tests replace; [`Client`] is the real one.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::Result;
+
+/// Judges bytes that came from an aggregator: `Err(reason)` makes the reader drop them, count the
+/// failure against that aggregator and ask another.
+pub type Check<'a> = &'a (dyn Fn(&[u8]) -> std::result::Result<(), String> + Send + Sync);
+
+/// A body to upload, in pieces that are sent one after another without being joined in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Body {
+    chunks: Vec<Bytes>,
+    len: u64,
+}
+
+impl Body {
+    /// Appends a piece.
+    pub fn push(&mut self, chunk: Bytes) {
+        self.len += chunk.len() as u64;
+        if !chunk.is_empty() {
+            self.chunks.push(chunk);
+        }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is not one byte in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The pieces, in order.
+    pub fn chunks(&self) -> &[Bytes] {
+        &self.chunks
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(chunk: Bytes) -> Self {
+        let mut body = Body::default();
+        body.push(chunk);
+        body
+    }
+}
+
+/// How a blob is to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// Storage epochs to buy (1 to 53 on today's networks).
+    pub epochs: u32,
+    /// false asks for a permanent blob, true for one its owner may delete.
+    pub deletable: bool,
+}
+
+/// What a publisher answered to a successful store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreResult {
+    /// Walrus blob ID (43 characters, base64url).
+    pub blob_id: String,
+    /// Sui object ID, if the answer named one.
+    pub object_id: Option<String>,
+    /// The epoch in which the blob was stored; known only for new blobs.
+    pub start_epoch: Option<u64>,
+    /// First epoch in which it is no longer stored (exclusive).
+    pub end_epoch: u64,
+    /// Encoded size on the network (bytes); known only for new blobs.
+    pub encoded_size: Option<u64>,
+    /// What was paid (FROST; 1 WAL = 1e9 FROST); 0 if the blob was there already.
+    pub cost: u64,
+    /// false if the network had the blob already (`alreadyCertified`).
+    pub newly_created: bool,
+}
+
+/// Stores and reads blobs. Every method may be called concurrently; dropping a returned future
+/// drops the HTTP request.
+#[async_trait]
+pub trait BlobStore: Send + Sync + 'static {
+    /// Stores a blob and returns once it is certified.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) if no publisher takes a body of this
+    /// size (413 from each, or resets while sending): the caller splits it.
+    async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult>;
+
+    /// Reads a whole blob.
+    async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes>;
+
+    /// Reads exactly `len` bytes from `offset` on (bytes). `len` 0 gives no bytes without asking.
+    async fn read_range(
+        &self,
+        blob_id: &str,
+        offset: u64,
+        len: u64,
+        check: Check<'_>,
+    ) -> Result<Bytes>;
+
+    /// Reads one member of a quilt.
+    async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes>;
+
+    /// The largest body worth sending, as far as refusals have taught (bytes).
+    fn size_limit(&self) -> u64 {
+        u64::MAX
+    }
+}
