@@ -109,4 +109,15 @@ pub trait BlobStore: Send + Sync + 'static {
     fn size_limit(&self) -> u64 {
         u64::MAX
     }
+
+    /// How often publishers have asked for less so far (429 and 503 answers to stores): uploads
+    /// running at once follow it.
+    fn throttled(&self) -> u64 {
+        0
+    }
+
+    /// Counters for the metrics snapshot.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
