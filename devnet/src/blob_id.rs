@@ -185,25 +185,28 @@ impl Geometry {
         // Every source row, expanded: the recovery cells only, the source cells stay in `data`.
         let recovery_len = (n - columns) * symbol;
         let mut recovery = vec![0u8; rows * recovery_len];
-        recovery.par_chunks_mut(recovery_len).enumerate().for_each_init(
-            || (encoder(columns, n - columns, symbol), Vec::new()),
-            |(encoder, padded), (row, out)| {
-                let start = row * row_len;
-                if start >= data.len() {
-                    return; // padding only, and the code of zeros is zeros
-                }
-                let end = start + row_len;
-                let cells = if end <= data.len() {
-                    &data[start..end]
-                } else {
-                    padded.clear();
-                    padded.extend_from_slice(&data[start..]);
-                    padded.resize(row_len, 0);
-                    &padded[..]
-                };
-                expand(encoder, cells.chunks_exact(symbol), out, symbol);
-            },
-        );
+        recovery
+            .par_chunks_mut(recovery_len)
+            .enumerate()
+            .for_each_init(
+                || (encoder(columns, n - columns, symbol), Vec::new()),
+                |(encoder, padded), (row, out)| {
+                    let start = row * row_len;
+                    if start >= data.len() {
+                        return; // padding only, and the code of zeros is zeros
+                    }
+                    let end = start + row_len;
+                    let cells = if end <= data.len() {
+                        &data[start..end]
+                    } else {
+                        padded.clear();
+                        padded.extend_from_slice(&data[start..]);
+                        padded.resize(row_len, 0);
+                        &padded[..]
+                    };
+                    expand(encoder, cells.chunks_exact(symbol), out, symbol);
+                },
+            );
 
         // Every column, expanded and hashed. `leaves` holds them column after column.
         let mut leaves = vec![[0u8; 32]; n * n];
@@ -226,8 +229,15 @@ impl Geometry {
                             cell.copy_from_slice(&recovery[at..at + symbol]);
                         }
                     }
-                    expand(&mut worker.encoder, source.chunks_exact(symbol), repair, symbol);
-                    worker.hasher.leaves(worker.cells.chunks_exact(symbol), leaves);
+                    expand(
+                        &mut worker.encoder,
+                        source.chunks_exact(symbol),
+                        repair,
+                        symbol,
+                    );
+                    worker
+                        .hasher
+                        .leaves(worker.cells.chunks_exact(symbol), leaves);
                     worker.hasher.root(leaves)
                 },
             )
@@ -454,7 +464,10 @@ mod tests {
             .unwrap()
             .blob_id(b"walrus blob id v1 regression test")
             .unwrap();
-        assert_eq!(id.to_string(), "RcU82Mwf-CFkv1LaI_2qcpANwpGUuG3TMwnVzZxD2kY");
+        assert_eq!(
+            id.to_string(),
+            "RcU82Mwf-CFkv1LaI_2qcpANwpGUuG3TMwnVzZxD2kY"
+        );
     }
 
     #[test]
