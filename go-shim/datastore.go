@@ -1,0 +1,251 @@
+package walrusds
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	ds "github.com/ipfs/go-datastore"
+	logging "github.com/ipfs/go-log/v2"
+)
+
+// TypeName is the datastore type under which Kubo's configuration refers to this package.
+const TypeName = "walrusds"
+
+// Version is the release of the shim and of the engine it is built with.
+const Version = "0.1.0"
+
+var log = logging.Logger(TypeName)
+
+// Datastore is a go-datastore whose values live on Walrus. All its methods may be called from any
+// number of goroutines.
+type Datastore struct {
+	eng     *engine
+	closing chan struct{} // closed when Close begins
+	once    sync.Once
+	err     error // of Close
+
+	lookups, reads, writes, queries gate
+}
+
+var (
+	_ ds.Datastore           = (*Datastore)(nil)
+	_ ds.Batching            = (*Datastore)(nil)
+	_ ds.PersistentDatastore = (*Datastore)(nil)
+	_ ds.GCDatastore         = (*Datastore)(nil)
+	_ io.Closer              = (*Datastore)(nil)
+)
+
+// Open opens the datastore that spec describes (the keys of the Kubo configuration, see the README).
+// Relative paths in spec are relative to repoPath.
+func Open(spec map[string]any, repoPath string) (*Datastore, error) {
+	config, err := encodeSpec(spec)
+	if err != nil {
+		return nil, err
+	}
+	eng, err := openEngine(config, repoPath)
+	if err != nil {
+		return nil, err
+	}
+	d := &Datastore{
+		eng:     eng,
+		closing: make(chan struct{}),
+		lookups: make(gate, gateLookups),
+		reads:   make(gate, gateReads),
+		writes:  make(gate, gateWrites),
+		queries: make(gate, gateQueries),
+	}
+	eng.logs.start(eng)
+	// A backstop that only tells: closing from a finalizer would hide the mistake, and block the
+	// one goroutine that runs all finalizers.
+	runtime.SetFinalizer(d, func(*Datastore) {
+		log.Error("a datastore was dropped without Close: what it has not written yet may be lost, and its threads stay")
+	})
+	return d, nil
+}
+
+// DiskSpec validates spec in full and returns what identifies the data it leads to: exactly
+// aggregatorURL, publisherURL and table, in the engine's normal form. The map is the caller's own.
+func DiskSpec(spec map[string]any) (map[string]any, error) {
+	config, err := encodeSpec(spec)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := engineDiskSpec(config)
+	if err != nil {
+		return nil, err
+	}
+	var out map[string]any
+	if err := json.Unmarshal(raw, &out); err != nil {
+		return nil, fmt.Errorf("walrusds: unreadable disk spec from the engine: %w", err)
+	}
+	return out, nil
+}
+
+// ConfigKey describes one key of the configuration.
+type ConfigKey struct {
+	Key     string `json:"key"`
+	Type    string `json:"type"` // string, integer, number or boolean
+	Default any    `json:"default"`
+	Secret  bool   `json:"secret"`
+	Doc     string `json:"doc"`
+}
+
+// ConfigKeys lists every key that Open understands, as the engine itself describes them.
+func ConfigKeys() ([]ConfigKey, error) {
+	raw, err := engineConfigKeys()
+	if err != nil {
+		return nil, err
+	}
+	var keys []ConfigKey
+	if err := json.Unmarshal(raw, &keys); err != nil {
+		return nil, fmt.Errorf("walrusds: unreadable list of configuration keys from the engine: %w", err)
+	}
+	return keys, nil
+}
+
+// encodeSpec takes away the keys that belong to Kubo and not to us.
+func encodeSpec(spec map[string]any) ([]byte, error) {
+	own := make(map[string]any, len(spec))
+	for k, v := range spec {
+		switch k {
+		case "type", "mountpoint", "prefix":
+			continue
+		}
+		own[k] = v
+	}
+	config, err := json.Marshal(own)
+	if err != nil {
+		// The error of encoding/json would print the value, and the value may be a secret.
+		return nil, &Error{Code: CodeConfig, Message: "the configuration holds a value that JSON cannot express"}
+	}
+	return config, nil
+}
+
+// Get returns the value of key as the caller's own copy, or ds.ErrNotFound.
+func (d *Datastore) Get(ctx context.Context, key ds.Key) ([]byte, error) {
+	c, err := d.begin(ctx, d.reads)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	value, found, err := d.eng.get(c.opts, key.String())
+	if err != nil {
+		return nil, contextual(ctx, err)
+	}
+	if !found {
+		return nil, ds.ErrNotFound // bare: Kubo compares with ==
+	}
+	return value, nil
+}
+
+// Has tells whether key is there.
+func (d *Datastore) Has(ctx context.Context, key ds.Key) (bool, error) {
+	c, err := d.begin(ctx, d.lookups)
+	if err != nil {
+		return false, err
+	}
+	defer c.end()
+	found, err := d.eng.has(c.opts, key.String())
+	if err != nil {
+		return false, contextual(ctx, err)
+	}
+	return found, nil
+}
+
+// GetSize returns the length of the value of key, or -1 and ds.ErrNotFound.
+func (d *Datastore) GetSize(ctx context.Context, key ds.Key) (int, error) {
+	c, err := d.begin(ctx, d.lookups)
+	if err != nil {
+		return -1, err
+	}
+	defer c.end()
+	size, found, err := d.eng.getSize(c.opts, key.String())
+	if err != nil {
+		return -1, contextual(ctx, err)
+	}
+	if !found {
+		return -1, ds.ErrNotFound
+	}
+	return int(size), nil
+}
+
+// Put stores value under key. value may be reused when Put has returned.
+func (d *Datastore) Put(ctx context.Context, key ds.Key, value []byte) error {
+	c, err := d.begin(ctx, d.writes)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	return contextual(ctx, d.eng.put(c.opts, key.String(), value))
+}
+
+// Delete removes key. Deleting an unknown key is no error.
+func (d *Datastore) Delete(ctx context.Context, key ds.Key) error {
+	c, err := d.begin(ctx, d.lookups)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	return contextual(ctx, d.eng.delete(c.opts, key.String()))
+}
+
+// Sync returns when everything acknowledged before it survives a crash of this machine.
+func (d *Datastore) Sync(ctx context.Context, prefix ds.Key) error {
+	c, err := d.begin(ctx, d.writes)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	return contextual(ctx, d.eng.sync(c.opts, prefix.String()))
+}
+
+// DiskUsage returns the bytes stored under this datastore's table. They lie on Walrus, not on this
+// machine; Kubo compares them with Datastore.StorageMax all the same.
+func (d *Datastore) DiskUsage(ctx context.Context) (uint64, error) {
+	c, err := d.begin(ctx, d.queries)
+	if err != nil {
+		return 0, err
+	}
+	defer c.end()
+	n, err := d.eng.diskUsage(c.opts)
+	if err != nil {
+		return 0, contextual(ctx, err)
+	}
+	return n, nil
+}
+
+// CollectGarbage has nothing to do: Kubo calls it at the end of `ipfs repo gc`, when the blocks are
+// deleted already. The bytes on Walrus are released when the storage bought for them ends.
+func (d *Datastore) CollectGarbage(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-d.closing:
+		return ErrClosed
+	default:
+		return nil
+	}
+}
+
+// Metrics returns the engine's counters as a JSON document.
+func (d *Datastore) Metrics() ([]byte, error) {
+	return d.eng.metrics()
+}
+
+// Close waits for the calls that are under way, writes what has to be written and gives everything
+// back. Calls that come later, or still wait for their turn, get ErrClosed. Closing again does
+// nothing and returns the same.
+func (d *Datastore) Close() error {
+	d.once.Do(func() {
+		runtime.SetFinalizer(d, nil)
+		close(d.closing)
+		d.eng.logs.stop()
+		d.err = d.eng.close()
+	})
+	return d.err
+}

@@ -1,0 +1,32 @@
+// Package walrusds is the Go face of the walrusds engine: a go-datastore that keeps its values on
+// Walrus and its keys in an index (Postgres or SQLite).
+//
+// Everything of substance happens in the engine, a Rust library with a C ABI (include/walrusds.h).
+// This package only translates: contexts into cancel tokens and deadlines, go-datastore's batches
+// and queries into single calls, error codes into Go errors. It holds no data of its own.
+//
+// # Files
+//
+//   - datastore.go: Open, the point operations, Close
+//   - batch.go, query.go: ds.Batch and ds.Query
+//   - call.go: what surrounds each call into the engine (gate, context, error)
+//   - errors.go: Error and its sentinels
+//   - engine_cgo.go: the only file that talks C; link_*.go only say how to link
+//
+// # Threads
+//
+// A call into C occupies an operating system thread for as long as it lasts, and calls that wait
+// for a network may last seconds. Kubo starts as many goroutines as it likes, so each class of calls
+// passes a gate first (see the gate constants): goroutines beyond it wait in Go, where waiting is
+// free and ends at once when the context does. The engine merges what waits on its side, so wider
+// gates would add threads and no speed.
+//
+// All calls go through Datastore.begin and the functions of engine_cgo.go. A later design in which
+// the engine reports completions asynchronously would replace these two and nothing else.
+//
+// # Linking
+//
+// The engine is linked statically by default, so that a plugin is one file. With the build tag
+// walrusds_dynamic the shared library is used instead, looked up in ../lib relative to the plugin
+// ($IPFS_PATH/plugins/walrusds.so finds $IPFS_PATH/lib/libwalrusds.so).
+package walrusds

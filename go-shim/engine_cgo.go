@@ -1,0 +1,433 @@
+package walrusds
+
+// The functions below pass structures by value, so that a call allocates nothing on the Go side.
+
+/*
+#cgo CFLAGS: -I${SRCDIR}/../include
+#include <stdlib.h>
+#include <string.h>
+#include <walrusds.h>
+
+// Go does not notice that a library it links has changed and would keep the old one. The build
+// scripts write the library's hash here; as a part of this package it makes Go link anew.
+#if defined(__has_include)
+#if __has_include("walrusds_lib_hash.h")
+#include "walrusds_lib_hash.h"
+#endif
+#endif
+#ifndef WALRUSDS_LIB_HASH
+#define WALRUSDS_LIB_HASH "unknown"
+#endif
+
+static const char *wds_lib_hash(void) { return WALRUSDS_LIB_HASH; }
+static uint32_t wds_header_abi(void) { return WALRUSDS_ABI_VERSION; }
+
+typedef struct {
+	int32_t rc;
+	bool found;
+	uint64_t n;
+	walrusds_buf buf;
+	walrusds_page page;
+	walrusds_error err;
+} wds_result;
+
+#define WDS_BEGIN wds_result r; memset(&r, 0, sizeof r); walrusds_call call = { cancel, timeout_ms }; (void)call
+
+static wds_result wds_open(const uint8_t *config, size_t config_len, const uint8_t *repo, size_t repo_len, uint64_t cancel, uint64_t timeout_ms) {
+	WDS_BEGIN;
+	r.rc = walrusds_open(config, config_len, repo, repo_len, &call, &r.n, &r.err);
+	return r;
+}
+static wds_result wds_get(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
+	WDS_BEGIN;
+	r.rc = walrusds_get(h, &call, key, key_len, &r.buf, &r.found, &r.err);
+	return r;
+}
+static wds_result wds_has(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
+	WDS_BEGIN;
+	r.rc = walrusds_has(h, &call, key, key_len, &r.found, &r.err);
+	return r;
+}
+static wds_result wds_get_size(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
+	WDS_BEGIN;
+	r.rc = walrusds_get_size(h, &call, key, key_len, &r.n, &r.found, &r.err);
+	return r;
+}
+static wds_result wds_put(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len, const uint8_t *value, size_t value_len) {
+	WDS_BEGIN;
+	r.rc = walrusds_put(h, &call, key, key_len, value, value_len, &r.err);
+	return r;
+}
+static wds_result wds_delete(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
+	WDS_BEGIN;
+	r.rc = walrusds_delete(h, &call, key, key_len, &r.err);
+	return r;
+}
+static wds_result wds_commit(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const walrusds_op *ops, size_t n) {
+	WDS_BEGIN;
+	r.rc = walrusds_batch_commit(h, &call, ops, n, &r.err);
+	return r;
+}
+static wds_result wds_sync(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len) {
+	WDS_BEGIN;
+	r.rc = walrusds_sync(h, &call, prefix, prefix_len, &r.err);
+	return r;
+}
+static wds_result wds_disk_usage(uint64_t h, uint64_t cancel, uint64_t timeout_ms) {
+	WDS_BEGIN;
+	r.rc = walrusds_disk_usage(h, &call, &r.n, &r.err);
+	return r;
+}
+static wds_result wds_query_open(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len, bool keys_only, uint64_t offset, uint64_t limit) {
+	WDS_BEGIN;
+	walrusds_query_options o;
+	memset(&o, 0, sizeof o);
+	o.prefix = prefix;
+	o.prefix_len = prefix_len;
+	o.keys_only = keys_only;
+	o.offset = offset;
+	o.limit = limit;
+	r.rc = walrusds_query_open(h, &call, &o, &r.n, &r.err);
+	return r;
+}
+static wds_result wds_query_next(uint64_t q, uint64_t cancel, uint64_t timeout_ms) {
+	WDS_BEGIN;
+	r.rc = walrusds_query_next(q, &call, &r.page, &r.err);
+	return r;
+}
+static wds_result wds_disk_spec(const uint8_t *config, size_t config_len) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_disk_spec(config, config_len, &r.buf, &r.err);
+	return r;
+}
+static wds_result wds_config_keys(void) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_config_keys(&r.buf, &r.err);
+	return r;
+}
+static wds_result wds_metrics(uint64_t h) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_metrics(h, &r.buf, &r.err);
+	return r;
+}
+static wds_result wds_log_next(uint64_t h) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_log_next(h, &r.buf, &r.found, &r.err);
+	return r;
+}
+static wds_result wds_cancel_new(void) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_cancel_new(&r.n, &r.err);
+	return r;
+}
+// By value as well: a pointer to Go memory would move that memory to the heap at every call.
+static void wds_buf_free(walrusds_buf b) { walrusds_buf_free(&b); }
+static void wds_page_free(walrusds_page p) { walrusds_page_free(&p); }
+static void wds_error_free(walrusds_error e) { walrusds_error_free(&e); }
+static wds_result wds_close(uint64_t h) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_close(h, &r.err);
+	return r;
+}
+*/
+import "C"
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"unsafe"
+)
+
+type (
+	queryID     uint64
+	cancelToken uint64
+)
+
+// callOptions is what a walrusds_call says: how the call may end before it is done.
+type callOptions struct {
+	token     cancelToken
+	timeoutMS uint64
+}
+
+func (o callOptions) c() (C.uint64_t, C.uint64_t) {
+	return C.uint64_t(o.token), C.uint64_t(o.timeoutMS)
+}
+
+type queryOptions struct {
+	prefix        string
+	keysOnly      bool
+	offset, limit uint64
+}
+
+// engine is an open handle. Handles are numbers that the engine checks, so that a call on a closed
+// one is an error and nothing worse.
+type engine struct {
+	h    C.uint64_t
+	logs logPump
+}
+
+// checkABI compares the library with the header this package was compiled against. Every other
+// function of the library may have changed its shape in between.
+var checkABI = sync.OnceValue(func() error {
+	lib, header := uint32(C.walrusds_abi_version()), uint32(C.wds_header_abi())
+	if lib != header {
+		return &Error{Code: CodeUnsupported, Message: fmt.Sprintf(
+			"the engine library speaks ABI version %d, this build needs %d: install the libwalrusds that belongs to walrusds %s",
+			lib, header, Version)}
+	}
+	return nil
+})
+
+// LibraryHash identifies the engine library this package was linked with.
+func LibraryHash() string { return C.GoString(C.wds_lib_hash()) }
+
+// result turns the outcome of a call into an error, and frees the engine's one.
+func result(r *C.wds_result) error {
+	if r.rc == 0 {
+		return nil
+	}
+	err := &Error{Code: Code(r.rc), Retryable: bool(r.err.retryable), Message: string(view(r.err.message))}
+	C.wds_error_free(r.err)
+	return err
+}
+
+// view looks at the engine's memory without copying it.
+func view(b C.walrusds_buf) []byte {
+	if b.data == nil || b.len == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(b.data)), int(b.len))
+}
+
+// take copies the engine's memory, once, and frees it. The result is never nil. (append, unlike
+// make and copy, does not clear the memory first; C.GoBytes ends at 2 GiB.)
+func take(b C.walrusds_buf) []byte {
+	out := append([]byte{}, view(b)...)
+	C.wds_buf_free(b)
+	return out
+}
+
+// cstr and cbytes lend Go memory to a call; cgo keeps it in place for as long as that lasts.
+func cstr(s string) (*C.uint8_t, C.size_t) {
+	if s == "" {
+		return nil, 0
+	}
+	return (*C.uint8_t)(unsafe.StringData(s)), C.size_t(len(s))
+}
+
+func cbytes(b []byte) (*C.uint8_t, C.size_t) {
+	if len(b) == 0 {
+		return nil, 0
+	}
+	return (*C.uint8_t)(unsafe.SliceData(b)), C.size_t(len(b))
+}
+
+func openEngine(config []byte, repoPath string) (*engine, error) {
+	if err := checkABI(); err != nil {
+		return nil, err
+	}
+	p, n := cbytes(config)
+	rp, rn := cstr(repoPath)
+	r := C.wds_open(p, n, rp, rn, 0, 0)
+	if err := result(&r); err != nil {
+		return nil, err
+	}
+	return &engine{h: r.n}, nil
+}
+
+func engineDiskSpec(config []byte) ([]byte, error) {
+	if err := checkABI(); err != nil {
+		return nil, err
+	}
+	p, n := cbytes(config)
+	r := C.wds_disk_spec(p, n)
+	if err := result(&r); err != nil {
+		return nil, err
+	}
+	return take(r.buf), nil
+}
+
+func engineConfigKeys() ([]byte, error) {
+	if err := checkABI(); err != nil {
+		return nil, err
+	}
+	r := C.wds_config_keys()
+	if err := result(&r); err != nil {
+		return nil, err
+	}
+	return take(r.buf), nil
+}
+
+func newCancelToken() (cancelToken, error) {
+	r := C.wds_cancel_new()
+	return cancelToken(r.n), result(&r)
+}
+
+func (t cancelToken) cancel() { C.walrusds_cancel(C.uint64_t(t), nil) }
+func (t cancelToken) free()   { C.walrusds_cancel_free(C.uint64_t(t), nil) }
+
+func (e *engine) get(o callOptions, key string) ([]byte, bool, error) {
+	cancel, timeout := o.c()
+	k, n := cstr(key)
+	r := C.wds_get(e.h, cancel, timeout, k, n)
+	if err := result(&r); err != nil {
+		return nil, false, err
+	}
+	if !r.found {
+		return nil, false, nil
+	}
+	return take(r.buf), true, nil
+}
+
+func (e *engine) has(o callOptions, key string) (bool, error) {
+	cancel, timeout := o.c()
+	k, n := cstr(key)
+	r := C.wds_has(e.h, cancel, timeout, k, n)
+	return bool(r.found), result(&r)
+}
+
+func (e *engine) getSize(o callOptions, key string) (uint64, bool, error) {
+	cancel, timeout := o.c()
+	k, n := cstr(key)
+	r := C.wds_get_size(e.h, cancel, timeout, k, n)
+	return uint64(r.n), bool(r.found), result(&r)
+}
+
+func (e *engine) put(o callOptions, key string, value []byte) error {
+	cancel, timeout := o.c()
+	k, n := cstr(key)
+	v, vn := cbytes(value)
+	r := C.wds_put(e.h, cancel, timeout, k, n, v, vn)
+	return result(&r)
+}
+
+func (e *engine) delete(o callOptions, key string) error {
+	cancel, timeout := o.c()
+	k, n := cstr(key)
+	r := C.wds_delete(e.h, cancel, timeout, k, n)
+	return result(&r)
+}
+
+func (e *engine) sync(o callOptions, prefix string) error {
+	cancel, timeout := o.c()
+	p, n := cstr(prefix)
+	r := C.wds_sync(e.h, cancel, timeout, p, n)
+	return result(&r)
+}
+
+func (e *engine) diskUsage(o callOptions) (uint64, error) {
+	cancel, timeout := o.c()
+	r := C.wds_disk_usage(e.h, cancel, timeout)
+	return uint64(r.n), result(&r)
+}
+
+func (e *engine) metrics() ([]byte, error) {
+	r := C.wds_metrics(e.h)
+	if err := result(&r); err != nil {
+		return nil, err
+	}
+	return take(r.buf), nil
+}
+
+// commit hands all operations over in one call. The array and the keys (some 60 bytes each) are
+// copied into C memory; the values stay where they are, pinned, as C memory may point to Go memory
+// only when that is pinned.
+func (e *engine) commit(o callOptions, ops []op) error {
+	size := uintptr(len(ops)) * unsafe.Sizeof(C.walrusds_op{})
+	total := size
+	for i := range ops {
+		total += uintptr(len(ops[i].key))
+	}
+	mem := C.calloc(1, C.size_t(total)) // never nil: cgo aborts when memory is out
+	defer C.free(mem)
+	cops := unsafe.Slice((*C.walrusds_op)(mem), len(ops))
+	keys := unsafe.Slice((*byte)(mem), int(total))[size:]
+
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	for i := range ops {
+		c, o := &cops[i], &ops[i]
+		if n := copy(keys, o.key); n > 0 {
+			c.key, c.key_len = (*C.uint8_t)(unsafe.Pointer(&keys[0])), C.size_t(n)
+			keys = keys[n:]
+		}
+		if o.delete {
+			c.kind = 2
+			continue
+		}
+		c.kind = 1
+		if len(o.value) > 0 {
+			data := unsafe.SliceData(o.value)
+			pin.Pin(data)
+			c.value, c.value_len = (*C.uint8_t)(data), C.size_t(len(o.value))
+		}
+	}
+	cancel, timeout := o.c()
+	r := C.wds_commit(e.h, cancel, timeout, (*C.walrusds_op)(mem), C.size_t(len(ops)))
+	return result(&r)
+}
+
+func (e *engine) queryOpen(o callOptions, q queryOptions) (queryID, error) {
+	cancel, timeout := o.c()
+	p, n := cstr(q.prefix)
+	r := C.wds_query_open(e.h, cancel, timeout, p, n, C.bool(q.keysOnly), C.uint64_t(q.offset), C.uint64_t(q.limit))
+	return queryID(r.n), result(&r)
+}
+
+// queryNext appends the next page to into, copied into Go memory, and frees it. No entries: the end.
+func (e *engine) queryNext(o callOptions, id queryID, keysOnly bool, into []entry) ([]entry, error) {
+	cancel, timeout := o.c()
+	r := C.wds_query_next(C.uint64_t(id), cancel, timeout)
+	if err := result(&r); err != nil {
+		return into, err
+	}
+	defer C.wds_page_free(r.page)
+	if r.page.len == 0 {
+		return into, nil
+	}
+	for _, c := range unsafe.Slice(r.page.entries, int(r.page.len)) {
+		out := entry{size: uint64(c.size), expiresAt: int64(c.expires_at)}
+		if c.key_len > 0 {
+			out.key = string(unsafe.Slice((*byte)(c.key), int(c.key_len)))
+		}
+		switch {
+		case c.code != 0:
+			e := &Error{Code: Code(c.code)}
+			if c.message_len > 0 {
+				e.Message = string(unsafe.Slice((*byte)(c.message), int(c.message_len)))
+			}
+			out.err = fmt.Errorf("%w (key %q)", e, out.key)
+		case keysOnly:
+		case c.value_len > 0:
+			out.value = append([]byte{}, unsafe.Slice((*byte)(c.value), int(c.value_len))...)
+		default:
+			out.value = []byte{}
+		}
+		into = append(into, out)
+	}
+	return into, nil
+}
+
+func (e *engine) queryClose(id queryID) { C.walrusds_query_close(C.uint64_t(id), nil) }
+
+// drainLogs passes on every message the engine has kept so far.
+func (e *engine) drainLogs() {
+	for {
+		r := C.wds_log_next(e.h)
+		if result(&r) != nil || !r.found {
+			return
+		}
+		emitLog(view(r.buf))
+		C.wds_buf_free(r.buf)
+	}
+}
+
+// close is called once. The messages of the closing itself are fetched afterwards, as far as the
+// engine still gives them.
+func (e *engine) close() error {
+	e.drainLogs()
+	r := C.wds_close(e.h)
+	e.drainLogs()
+	return result(&r)
+}
