@@ -4,8 +4,9 @@
 
 pub mod error;
 pub mod index;
+pub mod tls;
 pub mod walrus;
 
 pub use error::{Error, ErrorKind, Result};
 pub use index::{Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
-pub use walrus::{BlobStore, Body, StoreOptions, StoreResult};
+pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, StoreOptions, StoreResult};
