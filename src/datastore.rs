@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
 use crate::pack::{NewBlock, Packer, PackerParts};
 use crate::query::{Query, QueryOptions};
-use crate::walrus::{BlobStore, Client, ClientConfig, StoreOptions};
+use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the running totals are written to the index, if they changed.
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
@@ -123,7 +123,7 @@ impl WalrusDatastore {
                 .await?,
             ),
         };
-        let store = Arc::new(Client::new(ClientConfig::from(&config))?);
+        let store = Arc::new(Client::new(config.client())?);
         Ok(Self::with_parts(
             &config,
             index,

@@ -3,7 +3,7 @@
 //!
 //! [`WalrusDatastore`] is the whole; [`Client`] speaks to Walrus and [`Index`] is where blocks are
 //! found. C programs (and Kubo, through cgo) use the same engine by `include/walrusds.h`.
-#![deny(unsafe_code)]
+#![deny(unsafe_code, missing_docs)]
 
 pub mod clock;
 pub mod config;
@@ -27,4 +27,4 @@ pub use datastore::{Op, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
 pub use index::{Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
 pub use query::{Entry, Query, QueryOptions};
-pub use walrus::{BlobStore, Body, Client, ClientConfig, StoreOptions, StoreResult};
+pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, StoreOptions, StoreResult};

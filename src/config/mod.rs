@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::walrus::{Auth, ClientConfig};
 
 mod keys;
 
@@ -32,18 +33,6 @@ impl fmt::Debug for IndexConfig {
             IndexConfig::Sqlite(path) => f.debug_tuple("Sqlite").field(path).finish(),
         }
     }
-}
-
-/// Where the publisher's bearer token comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum TokenSource {
-    /// No `Authorization` header.
-    #[default]
-    None,
-    /// Standard output of this shell command, run for every attempt.
-    Command(String),
-    /// Content of this file, read for every attempt.
-    File(PathBuf),
 }
 
 /// A checked configuration. See [`KEYS`] for what each key means.
@@ -97,7 +86,7 @@ pub struct Config {
     /// Check each block against its key's multihash.
     pub verify_reads: bool,
     /// Where the publisher's token comes from.
-    pub auth: TokenSource,
+    pub auth: Auth,
     /// Shards of the network, for cost accounting.
     pub n_shards: u32,
     /// Whether this node leaves renewal to others.
@@ -191,10 +180,26 @@ impl Config {
         if let IndexConfig::Sqlite(path) = &mut self.index {
             *path = repo.join(&*path);
         }
-        if let TokenSource::File(path) = &mut self.auth {
+        if let Auth::File(path) = &mut self.auth {
             *path = repo.join(&*path);
         }
         self
+    }
+
+    /// The part that the Walrus client needs.
+    pub fn client(&self) -> ClientConfig {
+        let defaults = ClientConfig::default();
+        ClientConfig {
+            publishers: self.publishers.clone(),
+            aggregators: self.aggregators.clone(),
+            request_timeout: self.request_timeout,
+            max_retries: self.max_retries,
+            blob_cache_bytes: self.blob_cache_bytes,
+            // A pack that could be stored must be readable.
+            max_blob_bytes: self.pack_target_size_bytes.max(defaults.max_blob_bytes),
+            auth: self.auth.clone(),
+            ..defaults
+        }
     }
 
     /// What identifies the data for Kubo (`DiskSpec`): exactly `aggregatorURL`, `publisherURL` and
@@ -407,11 +412,11 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn token_source(&self) -> Result<TokenSource> {
+    fn token_source(&self) -> Result<Auth> {
         match (self.text("authTokenCommand")?, self.text("authTokenFile")?) {
-            (None, None) => Ok(TokenSource::None),
-            (Some(command), None) => Ok(TokenSource::Command(command.to_owned())),
-            (None, Some(path)) => Ok(TokenSource::File(PathBuf::from(path))),
+            (None, None) => Ok(Auth::None),
+            (Some(command), None) => Ok(Auth::Command(command.to_owned())),
+            (None, Some(path)) => Ok(Auth::File(PathBuf::from(path))),
             (Some(_), Some(_)) => Err(bad(
                 "both authTokenCommand and authTokenFile are set: set one of them",
             )),

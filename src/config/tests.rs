@@ -196,7 +196,7 @@ fn paths_are_relative_to_the_repo() {
         .unwrap()
         .resolve(Path::new("/repo"));
     assert_eq!(c.index, IndexConfig::Sqlite("/repo/i.db".into()));
-    assert_eq!(c.auth, TokenSource::File("/abs/token".into()));
+    assert_eq!(c.auth, Auth::File("/abs/token".into()));
 }
 
 #[test]
