@@ -125,6 +125,11 @@ macro_rules! stats {
         }
 
         impl Counters {
+            /// Every counter under its name in the metrics snapshot.
+            fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((concat!("walrus_", stringify!($name)), self.$name.load(Relaxed)),)*]
+            }
+
             fn snapshot(&self) -> Stats {
                 Stats { $($name: self.$name.load(Relaxed),)* }
             }
@@ -349,6 +354,14 @@ impl BlobStore for Client {
 
     fn size_limit(&self) -> u64 {
         self.inner.publishers.size_limit()
+    }
+
+    fn throttled(&self) -> u64 {
+        self.inner.stats.throttled.load(Relaxed)
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.inner.stats.named()
     }
 }
 
