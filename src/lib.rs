@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod index;
+mod tls;
 pub mod walrus;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,1 +1,1 @@
-//! The embedded index in SQLite.
+//! Placeholder.
