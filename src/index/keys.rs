@@ -23,7 +23,9 @@ pub(super) fn check_key(key: &str) -> Result<()> {
 /// Refuses a NUL, which Postgres cannot store in text and C callers cannot see past.
 pub(super) fn check_text(what: &str, text: &str) -> Result<()> {
     match text.find('\0') {
-        Some(at) => Err(invalid(format!("{what} contains a NUL byte (at byte {at})"))),
+        Some(at) => Err(invalid(format!(
+            "{what} contains a NUL byte (at byte {at})"
+        ))),
         None => Ok(()),
     }
 }

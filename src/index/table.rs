@@ -48,7 +48,10 @@ fn check_part(whole: &str, part: &str) -> Result<String> {
     if part.len() > MAX_IDENTIFIER_BYTES {
         return Err(bad(
             whole,
-            &format!("has a part of {} bytes; at most {MAX_IDENTIFIER_BYTES} are allowed", part.len()),
+            &format!(
+                "has a part of {} bytes; at most {MAX_IDENTIFIER_BYTES} are allowed",
+                part.len()
+            ),
         ));
     }
     Ok(part.to_owned())
@@ -128,10 +131,16 @@ mod tests {
 
     #[test]
     fn accepts_identifiers_and_a_schema() {
-        assert_eq!(parse_table("walrus_index").unwrap().quoted(), "\"walrus_index\"");
+        assert_eq!(
+            parse_table("walrus_index").unwrap().quoted(),
+            "\"walrus_index\""
+        );
         assert_eq!(parse_table("_a1").unwrap().quoted(), "\"_a1\"");
         assert_eq!(parse_table("S.Tab").unwrap().quoted(), "\"S\".\"Tab\"");
-        assert_eq!(parse_table("S.Tab").unwrap().folded().quoted(), "\"s\".\"tab\"");
+        assert_eq!(
+            parse_table("S.Tab").unwrap().folded().quoted(),
+            "\"s\".\"tab\""
+        );
         assert_eq!(parse_table("S.Tab").unwrap().to_string(), "S.Tab");
         assert!(parse_table(&"a".repeat(63)).is_ok());
     }

@@ -45,7 +45,9 @@ impl Postgres {
             .expect("temporary directory for Postgres");
         if is_root() {
             // The server refuses to run as root.
-            run(Command::new("chown").arg(format!("{USER}:")).arg(dir.path()));
+            run(Command::new("chown")
+                .arg(format!("{USER}:"))
+                .arg(dir.path()));
         }
         let mut postgres = Postgres {
             port: free_port(),
@@ -55,7 +57,16 @@ impl Postgres {
         };
         let data = postgres.data();
         run(as_server_user(&postgres.bin.join("initdb"))
-            .args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions", "-U", USER, "-D"])
+            .args([
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+                "--no-instructions",
+                "-U",
+                USER,
+                "-D",
+            ])
             .arg(&data));
         let mut conf = format!(
             "\nlisten_addresses='127.0.0.1'\nunix_socket_directories='{}'\nfsync=off\nfull_page_writes=off\n\
@@ -132,7 +143,10 @@ impl Postgres {
     /// Sends a signal to the postmaster (not to its children).
     pub fn signal(&self, signal: &str) {
         if let Some(child) = &self.server {
-            let _ = Command::new("kill").arg(signal).arg(self.pid(child).to_string()).status();
+            let _ = Command::new("kill")
+                .arg(signal)
+                .arg(self.pid(child).to_string())
+                .status();
         }
     }
 
@@ -142,7 +156,9 @@ impl Postgres {
     }
 
     fn reap(&mut self, limit: Duration) {
-        let Some(mut child) = self.server.take() else { return };
+        let Some(mut child) = self.server.take() else {
+            return;
+        };
         let until = Instant::now() + limit;
         while Instant::now() < until {
             if !matches!(child.try_wait(), Ok(None)) {
@@ -198,7 +214,10 @@ impl Postgres {
 
     /// TCP URL of a database for another role (`user` or `user:password`).
     pub fn url_as(&self, user: &str, database: &str) -> String {
-        format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+        format!(
+            "postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable",
+            self.port
+        )
     }
 
     /// URL over the Unix socket.
@@ -215,21 +234,27 @@ impl Postgres {
     /// As [`Postgres::database`], with options of `CREATE DATABASE`.
     pub fn database_with(&self, options: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "t{}_{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         self.execute("postgres", &format!("CREATE DATABASE {name} {options}"));
         name
     }
 
     /// A connection as superuser.
     pub fn client(&self, database: &str) -> postgres::Client {
-        postgres::Client::connect(&self.url(database), postgres::NoTls).expect("connecting to the test server")
+        postgres::Client::connect(&self.url(database), postgres::NoTls)
+            .expect("connecting to the test server")
     }
 
     /// Runs SQL as superuser. Not from async code (use [`blocking`]).
     pub fn execute(&self, database: &str, sql: &str) {
         let (url, sql) = (self.url(database), sql.to_owned());
         blocking(move || {
-            let mut client = postgres::Client::connect(&url, postgres::NoTls).expect("connecting to the test server");
+            let mut client = postgres::Client::connect(&url, postgres::NoTls)
+                .expect("connecting to the test server");
             client
                 .batch_execute(&sql)
                 .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
@@ -240,13 +265,16 @@ impl Postgres {
     pub fn scalar(&self, database: &str, sql: &str) -> String {
         let (url, sql) = (self.url(database), sql.to_owned());
         blocking(move || {
-            let mut client = postgres::Client::connect(&url, postgres::NoTls).expect("connecting to the test server");
+            let mut client = postgres::Client::connect(&url, postgres::NoTls)
+                .expect("connecting to the test server");
             let rows = client
                 .simple_query(&sql)
                 .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
             rows.iter()
                 .find_map(|m| match m {
-                    postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("NULL").to_owned()),
+                    postgres::SimpleQueryMessage::Row(row) => {
+                        Some(row.get(0).unwrap_or("NULL").to_owned())
+                    }
                     _ => None,
                 })
                 .unwrap_or_default()
@@ -304,7 +332,12 @@ fn as_server_user(program: &Path) -> Command {
     }
     let mut command = Command::new("setpriv");
     command
-        .args([&format!("--reuid={USER}"), &format!("--regid={USER}"), "--init-groups", "--"])
+        .args([
+            &format!("--reuid={USER}"),
+            &format!("--regid={USER}"),
+            "--init-groups",
+            "--",
+        ])
         .arg(program);
     command
 }
@@ -318,7 +351,9 @@ fn find_bin() -> PathBuf {
         .map(|entry| entry.path().join("bin"))
         .collect();
     dirs.sort();
-    dirs.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    dirs.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
     dirs.into_iter()
         .rev()
         .find(|dir| complete(dir))

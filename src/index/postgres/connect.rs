@@ -45,10 +45,6 @@ impl Connector {
         self.timeout
     }
 
-    pub fn user(&self) -> &str {
-        &self.spec.user
-    }
-
     /// A pipelined client and the connection that must be polled for it.
     pub async fn open(&self) -> Result<(tokio_postgres::Client, Connection)> {
         let attempts = self.try_all(|config| async move { config.connect(self.tls.clone()).await });
@@ -72,10 +68,17 @@ impl Connector {
                         std::future::ready(postgres::Config::from(config).connect(tls))
                     })
                     .now_or_never()
-                    .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "connecting did not finish")));
+                    .unwrap_or_else(|| {
+                        Err(Error::new(ErrorKind::Internal, "connecting did not finish"))
+                    });
                 let _ = sender.send(result);
             })
-            .map_err(|e| Error::retryable(ErrorKind::Index, format!("no thread to connect to Postgres: {e}")))?;
+            .map_err(|e| {
+                Error::retryable(
+                    ErrorKind::Index,
+                    format!("no thread to connect to Postgres: {e}"),
+                )
+            })?;
         match receiver.recv_timeout(self.timeout) {
             Ok(result) => result,
             Err(_) => Err(self.too_slow()),
@@ -128,8 +131,15 @@ impl Connector {
                         // As libpq: the other mode is tried when the server refused this one (a
                         // pg_hba rule) or, with `prefer`, when TLS itself failed.
                         let other = error::refused_login(&e)
-                            || (*mode == Tls::Prefer && e.as_db_error().is_none() && error::full(&e).contains("TLS"));
-                        let said = error::connecting(&target.label, &self.spec.user, &self.spec.dbname, &e);
+                            || (*mode == Tls::Prefer
+                                && e.as_db_error().is_none()
+                                && error::full(&e).contains("TLS"));
+                        let said = error::connecting(
+                            &target.label,
+                            &self.spec.user,
+                            &self.spec.dbname,
+                            &e,
+                        );
                         first_error.get_or_insert(said);
                         if !other {
                             break;
@@ -150,9 +160,16 @@ fn merge(mut errors: Vec<Error>) -> Option<Error> {
     }
     let text: Vec<_> = errors
         .iter()
-        .map(|e| e.message().trim_start_matches("index in Postgres: ").to_owned())
+        .map(|e| {
+            e.message()
+                .trim_start_matches("index in Postgres: ")
+                .to_owned()
+        })
         .collect();
-    let message = format!("index in Postgres: no host could be used: {}", text.join("; "));
+    let message = format!(
+        "index in Postgres: no host could be used: {}",
+        text.join("; ")
+    );
     let (kind, retryable) = match errors.iter().find(|e| e.is_retryable()) {
         Some(e) => (e.kind(), true),
         None => (errors[0].kind(), false),

@@ -24,11 +24,17 @@ pub(super) enum Retry {
 
 pub(super) fn retry(error: &PgError) -> Retry {
     let Some(code) = error.code() else {
-        return if is_network(error) { Retry::Reconnect } else { Retry::No };
+        return if is_network(error) {
+            Retry::Reconnect
+        } else {
+            Retry::No
+        };
     };
     match code {
         c if *c == SqlState::QUERY_CANCELED => Retry::Cancelled,
-        c if *c == SqlState::T_R_SERIALIZATION_FAILURE || *c == SqlState::T_R_DEADLOCK_DETECTED => Retry::Again,
+        c if *c == SqlState::T_R_SERIALIZATION_FAILURE || *c == SqlState::T_R_DEADLOCK_DETECTED => {
+            Retry::Again
+        }
         c if *c == SqlState::ADMIN_SHUTDOWN
             || *c == SqlState::CRASH_SHUTDOWN
             || *c == SqlState::CANNOT_CONNECT_NOW
@@ -98,17 +104,29 @@ pub(super) fn connecting(label: &str, user: &str, dbname: &str, error: &PgError)
     }
     let lower = text.to_lowercase();
     if lower.contains("password missing") {
-        return config(format!("{label}: the server asks user {user:?} for a password and none is given"));
+        return config(format!(
+            "{label}: the server asks user {user:?} for a password and none is given"
+        ));
     }
     if let Some(io) = io_source(error) {
         use std::io::ErrorKind as Io;
-        let tls = io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+        let tls = io
+            .get_ref()
+            .is_some_and(|inner| inner.is::<rustls::Error>());
         if !tls {
             return match io.kind() {
-                Io::ConnectionRefused => retryable(format!("{label}: connection refused (is the server running?)")),
-                Io::NotFound => retryable(format!("{label}: there is no such socket (is the server running?)")),
-                Io::TimedOut => retryable(format!("{label}: no connection within the time allowed")),
-                Io::PermissionDenied if !lower.contains("database") => config(format!("{label}: {text}")),
+                Io::ConnectionRefused => retryable(format!(
+                    "{label}: connection refused (is the server running?)"
+                )),
+                Io::NotFound => retryable(format!(
+                    "{label}: there is no such socket (is the server running?)"
+                )),
+                Io::TimedOut => {
+                    retryable(format!("{label}: no connection within the time allowed"))
+                }
+                Io::PermissionDenied if !lower.contains("database") => {
+                    config(format!("{label}: {text}"))
+                }
                 _ => retryable(format!("{label}: {text}")),
             };
         }
@@ -129,7 +147,10 @@ pub(super) fn statement(what: &str, error: &PgError) -> Error {
         return if is_network(error) {
             retryable(format!("{what}: the connection broke: {text}"))
         } else {
-            Error::new(ErrorKind::Index, format!("index in Postgres: {what}: {text}"))
+            Error::new(
+                ErrorKind::Index,
+                format!("index in Postgres: {what}: {text}"),
+            )
         };
     };
     let code = db.code();
@@ -141,21 +162,33 @@ pub(super) fn statement(what: &str, error: &PgError) -> Error {
         return config(format!("{what}: {text}"));
     }
     if *code == SqlState::INVALID_COLUMN_REFERENCE {
-        return config(format!("{what}: the table has no primary key or unique index on key: {text}"));
+        return config(format!(
+            "{what}: the table has no primary key or unique index on key: {text}"
+        ));
     }
     if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
         return retryable(format!(
             "{what}: the server is read-only (a standby? target_session_attrs=read-write finds the primary): {text}"
         ));
     }
-    if retry(error) != Retry::No || class == "53" || class == "57" || *code == SqlState::LOCK_NOT_AVAILABLE {
+    if retry(error) != Retry::No
+        || class == "53"
+        || class == "57"
+        || *code == SqlState::LOCK_NOT_AVAILABLE
+    {
         return retryable(format!("{what}: {text}"));
     }
-    Error::new(ErrorKind::Index, format!("index in Postgres: {what}: {text}"))
+    Error::new(
+        ErrorKind::Index,
+        format!("index in Postgres: {what}: {text}"),
+    )
 }
 
 pub(super) fn timed_out(what: &str, limit: std::time::Duration) -> Error {
-    retryable(format!("{what}: no answer within {} s (timeout); the statement was cancelled", limit.as_secs_f32()))
+    retryable(format!(
+        "{what}: no answer within {} s (timeout); the statement was cancelled",
+        limit.as_secs_f32()
+    ))
 }
 
 fn config(message: String) -> Error {

@@ -138,7 +138,10 @@ impl PostgresIndex {
         } else {
             lookups.clone()
         };
-        let size = options.max_open_conns.saturating_sub(if own_deletes { 2 } else { 1 }).max(1);
+        let size = options
+            .max_open_conns
+            .saturating_sub(if own_deletes { 2 } else { 1 })
+            .max(1);
         let pool = Pool::new(connector.clone(), size, limit);
         let gate = Arc::new(Gate::default());
         let pass = Arc::new(gate.enter()?);
@@ -172,7 +175,12 @@ impl PostgresIndex {
         })
     }
 
-    async fn prepare(wanted: &TableName, lookups: &Pipe, pool: &Pool, pass: &Arc<Pass>) -> Result<Shape> {
+    async fn prepare(
+        wanted: &TableName,
+        lookups: &Pipe,
+        pool: &Pool,
+        pass: &Arc<Pass>,
+    ) -> Result<Shape> {
         for migrated in [false, true] {
             let (found, current, cockroach) = Self::inspect(wanted, lookups, pass).await?;
             if current && schema::check_current(&found)? {
@@ -182,15 +190,21 @@ impl PostgresIndex {
                 break;
             }
             let wanted = wanted.clone();
-            pool.run("setting up the tables", pass.clone(), Repeat::Harmless, Some(MIGRATION_LIMIT), move |client| {
-                for _ in 0..10 {
-                    match schema::migrate(client, &wanted, cockroach) {
-                        Err(e) if schema::collided(&e) => std::thread::sleep(pool::pause(3)),
-                        done => return done,
+            pool.run(
+                "setting up the tables",
+                pass.clone(),
+                Repeat::Harmless,
+                Some(MIGRATION_LIMIT),
+                move |client| {
+                    for _ in 0..10 {
+                        match schema::migrate(client, &wanted, cockroach) {
+                            Err(e) if schema::collided(&e) => std::thread::sleep(pool::pause(3)),
+                            done => return done,
+                        }
                     }
-                }
-                schema::migrate(client, &wanted, cockroach)
-            })
+                    schema::migrate(client, &wanted, cockroach)
+                },
+            )
             .await??;
         }
         Err(Error::retryable(
@@ -200,11 +214,19 @@ impl PostgresIndex {
     }
 
     /// One round trip: the columns, the version rows and the kind of engine, pipelined.
-    async fn inspect(wanted: &TableName, lookups: &Pipe, pass: &Arc<Pass>) -> Result<(Found, bool, bool)> {
+    async fn inspect(
+        wanted: &TableName,
+        lookups: &Pipe,
+        pass: &Arc<Pass>,
+    ) -> Result<(Found, bool, bool)> {
         let what = "checking the tables";
         let meta_of = |table: &TableName| {
             let sql = schema::read_meta(table);
-            async move { lookups.query_raw(what, pass.clone(), text(&sql), Arc::new([])).await }
+            async move {
+                lookups
+                    .query_raw(what, pass.clone(), text(&sql), Arc::new([]))
+                    .await
+            }
         };
         let (rows, meta, version) = tokio::try_join!(
             lookups.find(what, pass.clone(), Find::new(wanted)),
@@ -212,9 +234,16 @@ impl PostgresIndex {
             lookups.query(what, pass.clone(), text("SELECT version()"), Arc::new([])),
         )?;
         let found = Found::new(wanted, &rows).map_err(|e| error::statement(what, &e))??;
-        let meta = if found.table == *wanted { meta } else { meta_of(&found.table).await? };
+        let meta = if found.table == *wanted {
+            meta
+        } else {
+            meta_of(&found.table).await?
+        };
         let current = match meta {
-            Ok(rows) => schema::judge(&found.table, &rows).map_err(|e| error::statement(what, &e))?? == Meta::Current,
+            Ok(rows) => {
+                schema::judge(&found.table, &rows).map_err(|e| error::statement(what, &e))??
+                    == Meta::Current
+            }
             Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => false,
             // A schema that does not exist is said so by the migration.
             Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => false,
@@ -232,7 +261,14 @@ impl PostgresIndex {
     }
 
     /// Runs a statement that has a form with and one without the staging table.
-    async fn with_staging<F>(&self, pipe: &Pipe, what: &str, pass: &Arc<Pass>, sql: F, params: impl Into<Arc<[Param]>>) -> Result<Vec<Row>>
+    async fn with_staging<F>(
+        &self,
+        pipe: &Pipe,
+        what: &str,
+        pass: &Arc<Pass>,
+        sql: F,
+        params: impl Into<Arc<[Param]>>,
+    ) -> Result<Vec<Row>>
     where
         F: Fn(bool) -> Arc<str> + Send,
     {
@@ -240,7 +276,10 @@ impl PostgresIndex {
         let params = params.into();
         for last in [false, true] {
             let staged = self.inner.staging.present.load(Ordering::Relaxed);
-            match pipe.query_raw(what, pass.clone(), sql(staged), params.clone()).await? {
+            match pipe
+                .query_raw(what, pass.clone(), sql(staged), params.clone())
+                .await?
+            {
                 Ok(rows) => return Ok(rows),
                 Err(e) if staged && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                     self.inner.look_for_staging(pass.clone()).await?;
@@ -248,7 +287,10 @@ impl PostgresIndex {
                 Err(e) => return Err(error::statement(what, &e)),
             }
         }
-        Err(Error::new(ErrorKind::Internal, "staging table checked in vain"))
+        Err(Error::new(
+            ErrorKind::Internal,
+            "staging table checked in vain",
+        ))
     }
 
     /// Looks for the staging table in the background, if the last look is old.
@@ -257,7 +299,9 @@ impl PostgresIndex {
             return;
         }
         {
-            let Some(mut checked) = self.inner.staging.checked.try_lock() else { return };
+            let Some(mut checked) = self.inner.staging.checked.try_lock() else {
+                return;
+            };
             if checked.elapsed() < STAGING_RECHECK {
                 return;
             }
@@ -273,12 +317,17 @@ impl PostgresIndex {
 
 impl Inner {
     async fn look_for_staging(&self, pass: Arc<Pass>) -> Result<()> {
-        let Some(staging) = &self.shape.staging else { return Ok(()) };
+        let Some(staging) = &self.shape.staging else {
+            return Ok(());
+        };
         let rows = self
             .lookups
             .find("looking for the staging table", pass, Find::new(staging))
             .await?;
-        let present = rows.iter().any(|row| row.try_get::<_, String>(1).is_ok_and(|name| name == staging.name()));
+        let present = rows.iter().any(|row| {
+            row.try_get::<_, String>(1)
+                .is_ok_and(|name| name == staging.name())
+        });
         self.staging.present.store(present, Ordering::Relaxed);
         *self.staging.checked.lock() = Instant::now();
         Ok(())
@@ -292,7 +341,11 @@ impl Drop for PostgresIndex {
 }
 
 /// A result's rows, or what is wrong with them.
-fn read<T>(what: &str, rows: &[Row], each: impl Fn(&Row) -> std::result::Result<T, PgError>) -> Result<Vec<T>> {
+fn read<T>(
+    what: &str,
+    rows: &[Row],
+    each: impl Fn(&Row) -> std::result::Result<T, PgError>,
+) -> Result<Vec<T>> {
     rows.iter()
         .map(|row| each(row).map_err(|e| error::statement(what, &e)))
         .collect()
@@ -307,8 +360,17 @@ impl Index for PostgresIndex {
         for row in records {
             check_key(&row.key)?;
             check_text("blob ID", &row.record.blob_id)?;
-            check_text("patch ID", row.record.patch_id.as_deref().unwrap_or_default())?;
-            if !shape.has_patch_id && row.record.patch_id.as_deref().is_some_and(|p| !p.is_empty()) {
+            check_text(
+                "patch ID",
+                row.record.patch_id.as_deref().unwrap_or_default(),
+            )?;
+            if !shape.has_patch_id
+                && row
+                    .record
+                    .patch_id
+                    .as_deref()
+                    .is_some_and(|p| !p.is_empty())
+            {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
                     format!("index in Postgres: table {} has no column patch_id; blocks in quilts cannot be indexed there", shape.table),
@@ -348,10 +410,20 @@ impl Index for PostgresIndex {
             let result = self
                 .inner
                 .pool
-                .run(WHAT, again.clone(), Repeat::Harmless, Some(total), move |client| match work(client) {
-                    Err(e) if staged && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(false),
-                    other => other.map(|()| true),
-                })
+                .run(
+                    WHAT,
+                    again.clone(),
+                    Repeat::Harmless,
+                    Some(total),
+                    move |client| match work(client) {
+                        Err(e)
+                            if staged && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) =>
+                        {
+                            Ok(false)
+                        }
+                        other => other.map(|()| true),
+                    },
+                )
                 .await?;
             if result {
                 return Ok(());
@@ -367,7 +439,13 @@ impl Index for PostgresIndex {
         let pass = self.enter()?;
         let sql = |staged| text(&self.inner.sql.get[usize::from(staged)]);
         let rows = self
-            .with_staging(&self.inner.lookups, WHAT, &pass, sql, [Param::Text(key.into())])
+            .with_staging(
+                &self.inner.lookups,
+                WHAT,
+                &pass,
+                sql,
+                [Param::Text(key.into())],
+            )
             .await?;
         let records = read(WHAT, &rows, rows::record)?;
         Ok(records.into_iter().max_by_key(|r| r.staged))
@@ -384,7 +462,13 @@ impl Index for PostgresIndex {
         }
         let sql = |staged| text(&self.inner.sql.get_many[usize::from(staged)]);
         let rows = self
-            .with_staging(&self.inner.lookups, WHAT, &pass, sql, [Param::Texts(keys.to_vec())])
+            .with_staging(
+                &self.inner.lookups,
+                WHAT,
+                &pass,
+                sql,
+                [Param::Texts(keys.to_vec())],
+            )
             .await?;
         let mut found: HashMap<String, Record> = HashMap::with_capacity(rows.len());
         for row in read(WHAT, &rows, rows::key_record)? {
@@ -421,7 +505,8 @@ impl Index for PostgresIndex {
     }
 
     async fn delete(&self, key: &str) -> Result<Usage> {
-        self.delete_many(std::slice::from_ref(&key.to_owned())).await
+        self.delete_many(std::slice::from_ref(&key.to_owned()))
+            .await
     }
 
     async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
@@ -441,11 +526,19 @@ impl Index for PostgresIndex {
             text(&inner.sql.delete[usize::from(staged)][usize::from(no_wait)])
         };
         let params: Arc<[Param]> = [Param::Texts(keys)].into();
-        let rows = match self.with_staging(&inner.deletes, WHAT, &pass, sql, params.clone()).await {
+        let rows = match self
+            .with_staging(&inner.deletes, WHAT, &pass, sql, params.clone())
+            .await
+        {
             // An engine without the setting (or without set_config in a statement that writes).
-            Err(e) if inner.no_wait.load(Ordering::Relaxed) && !e.is_retryable() && e.kind() == ErrorKind::Index => {
+            Err(e)
+                if inner.no_wait.load(Ordering::Relaxed)
+                    && !e.is_retryable()
+                    && e.kind() == ErrorKind::Index =>
+            {
                 inner.no_wait.store(false, Ordering::Relaxed);
-                self.with_staging(&inner.deletes, WHAT, &pass, sql, params).await?
+                self.with_staging(&inner.deletes, WHAT, &pass, sql, params)
+                    .await?
             }
             other => other?,
         };
@@ -474,7 +567,9 @@ impl Index for PostgresIndex {
         }
         params.push(Param::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
         let sql = |staged| Arc::from(self.inner.sql.list(&range, staged));
-        let rows = self.with_staging(&self.inner.lookups, WHAT, &pass, sql, params).await?;
+        let rows = self
+            .with_staging(&self.inner.lookups, WHAT, &pass, sql, params)
+            .await?;
         let mut items = read(WHAT, &rows, |row| {
             let staged: bool = row.try_get(0)?;
             let item = ListItem {
@@ -485,14 +580,21 @@ impl Index for PostgresIndex {
             Ok((!staged, item))
         })?;
         // Staged rows come first among equal keys and win.
-        items.sort_by(|(a_indexed, a), (b_indexed, b)| (&a.key, a_indexed).cmp(&(&b.key, b_indexed)));
+        items.sort_by(|(a_indexed, a), (b_indexed, b)| {
+            (&a.key, a_indexed).cmp(&(&b.key, b_indexed))
+        });
         let mut items: Vec<ListItem> = items.into_iter().map(|(_, item)| item).collect();
         items.dedup_by(|later, earlier| later.key == earlier.key);
         items.truncate(limit);
         Ok(items)
     }
 
-    async fn due_for_renewal(&self, before: SystemTime, after: Option<&RenewItem>, limit: usize) -> Result<Vec<RenewItem>> {
+    async fn due_for_renewal(
+        &self,
+        before: SystemTime,
+        after: Option<&RenewItem>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
         const WHAT: &str = "listing blobs due for renewal";
         let pass = self.enter()?;
         let sql = self.inner.sql.due[usize::from(after.is_some())].clone();
@@ -502,18 +604,25 @@ impl Index for PostgresIndex {
         let rows = self
             .inner
             .pool
-            .run(WHAT, pass, Repeat::Harmless, None, move |client| match &after {
-                None => client.query_typed(&sql, &[(&before, Type::TIMESTAMPTZ), (&limit, Type::INT8)]),
-                Some((expires_at, blob_id)) => client.query_typed(
-                    &sql,
-                    &[
-                        (&before, Type::TIMESTAMPTZ),
-                        (&limit, Type::INT8),
-                        (expires_at, Type::TIMESTAMPTZ),
-                        (blob_id, Type::TEXT),
-                    ],
-                ),
-            })
+            .run(
+                WHAT,
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| match &after {
+                    None => client
+                        .query_typed(&sql, &[(&before, Type::TIMESTAMPTZ), (&limit, Type::INT8)]),
+                    Some((expires_at, blob_id)) => client.query_typed(
+                        &sql,
+                        &[
+                            (&before, Type::TIMESTAMPTZ),
+                            (&limit, Type::INT8),
+                            (expires_at, Type::TIMESTAMPTZ),
+                            (blob_id, Type::TEXT),
+                        ],
+                    ),
+                },
+            )
             .await?;
         read(WHAT, &rows, |row| {
             Ok(RenewItem {
@@ -547,19 +656,33 @@ impl Index for PostgresIndex {
         let (end_epoch, expires_at) = (renewal.end_epoch, renewal.expires_at.map(rows::storable));
         self.inner
             .pool
-            .run("noting a renewal", pass, Repeat::Harmless, None, move |client| {
-                client.execute_typed(
-                    &inner.sql.update_blob,
-                    &[(&blob_id, Type::TEXT), (&end_epoch, Type::INT8), (&expires_at, Type::TIMESTAMPTZ)],
-                )
-            })
+            .run(
+                "noting a renewal",
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| {
+                    client.execute_typed(
+                        &inner.sql.update_blob,
+                        &[
+                            (&blob_id, Type::TEXT),
+                            (&end_epoch, Type::INT8),
+                            (&expires_at, Type::TIMESTAMPTZ),
+                        ],
+                    )
+                },
+            )
             .await
     }
 
     async fn usage(&self) -> Result<Usage> {
         const WHAT: &str = "reading the running total";
         let pass = self.enter()?;
-        let rows = self.inner.lookups.query(WHAT, pass, text(&self.inner.sql.usage), Arc::new([])).await?;
+        let rows = self
+            .inner
+            .lookups
+            .query(WHAT, pass, text(&self.inner.sql.usage), Arc::new([]))
+            .await?;
         let usage = read(WHAT, &rows, |row| {
             Ok(Usage {
                 blocks: row.try_get(0)?,
@@ -577,9 +700,18 @@ impl Index for PostgresIndex {
         let inner = self.inner.clone();
         self.inner
             .pool
-            .run("adding to the running total", pass, Repeat::Never, None, move |client| {
-                client.execute_typed(&inner.sql.add_usage, &[(&delta.blocks, Type::INT8), (&delta.bytes, Type::INT8)])
-            })
+            .run(
+                "adding to the running total",
+                pass,
+                Repeat::Never,
+                None,
+                move |client| {
+                    client.execute_typed(
+                        &inner.sql.add_usage,
+                        &[(&delta.blocks, Type::INT8), (&delta.bytes, Type::INT8)],
+                    )
+                },
+            )
             .await?;
         Ok(())
     }
@@ -593,12 +725,22 @@ impl Index for PostgresIndex {
         let rows = self
             .inner
             .pool
-            .run("taking a lease", pass, Repeat::Harmless, None, move |client| {
-                client.query_typed(
-                    &inner.sql.try_lease,
-                    &[(&name, Type::TEXT), (&owner, Type::TEXT), (&ttl, Type::FLOAT8)],
-                )
-            })
+            .run(
+                "taking a lease",
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| {
+                    client.query_typed(
+                        &inner.sql.try_lease,
+                        &[
+                            (&name, Type::TEXT),
+                            (&owner, Type::TEXT),
+                            (&ttl, Type::FLOAT8),
+                        ],
+                    )
+                },
+            )
             .await?;
         Ok(!rows.is_empty())
     }
@@ -610,9 +752,18 @@ impl Index for PostgresIndex {
         let (inner, name, owner) = (self.inner.clone(), name.to_owned(), owner.to_owned());
         self.inner
             .pool
-            .run("giving a lease back", pass, Repeat::Harmless, None, move |client| {
-                client.execute_typed(&inner.sql.release_lease, &[(&name, Type::TEXT), (&owner, Type::TEXT)])
-            })
+            .run(
+                "giving a lease back",
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| {
+                    client.execute_typed(
+                        &inner.sql.release_lease,
+                        &[(&name, Type::TEXT), (&owner, Type::TEXT)],
+                    )
+                },
+            )
             .await?;
         Ok(())
     }
@@ -620,7 +771,8 @@ impl Index for PostgresIndex {
     async fn close(&self) -> Result<()> {
         self.gate.shut();
         // Statements end by themselves or by their timeout; a hung server must not hold up closing.
-        let limit = self.inner.statement_timeout + self.inner.connector.timeout() + Duration::from_secs(5);
+        let limit =
+            self.inner.statement_timeout + self.inner.connector.timeout() + Duration::from_secs(5);
         self.gate.emptied(limit).await;
         self.inner.lookups.close().await;
         self.inner.deletes.close().await;
@@ -633,7 +785,12 @@ impl Index for PostgresIndex {
 
 /// Upserts pages: a single one as one statement (one round trip, its own transaction), several in
 /// one transaction.
-fn write_pages(client: &mut postgres::Client, inner: &Inner, pages: &[Columns], limit: Duration) -> std::result::Result<(), PgError> {
+fn write_pages(
+    client: &mut postgres::Client,
+    inner: &Inner,
+    pages: &[Columns],
+    limit: Duration,
+) -> std::result::Result<(), PgError> {
     let staged = inner.staging.present.load(Ordering::Relaxed);
     if let [page] = pages {
         let (params, count) = page_params(page, inner.shape.has_patch_id);
@@ -641,7 +798,10 @@ fn write_pages(client: &mut postgres::Client, inner: &Inner, pages: &[Columns], 
         return Ok(());
     }
     let mut tx = client.transaction()?;
-    tx.batch_execute(&format!("SET LOCAL statement_timeout = {}", limit.as_millis().clamp(1, i32::MAX as u128)))?;
+    tx.batch_execute(&format!(
+        "SET LOCAL statement_timeout = {}",
+        limit.as_millis().clamp(1, i32::MAX as u128)
+    ))?;
     for page in pages {
         let (params, count) = page_params(page, inner.shape.has_patch_id);
         tx.execute_typed(&inner.sql.upsert[0], &params[..count])?;

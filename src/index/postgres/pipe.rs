@@ -91,7 +91,11 @@ impl Pipe {
     }
 
     fn living(&self) -> Option<Arc<Conn>> {
-        self.current.lock().as_ref().filter(|c| !c.client.is_closed()).cloned()
+        self.current
+            .lock()
+            .as_ref()
+            .filter(|c| !c.client.is_closed())
+            .cloned()
     }
 
     async fn connection(&self) -> Result<Arc<Conn>> {
@@ -118,20 +122,41 @@ impl Pipe {
 
     /// Runs one statement. It must be harmless to run twice: it is repeated once after a lost
     /// connection, and whenever a cancel request for a neighbour hit it.
-    pub async fn query(&self, what: &str, pass: Arc<Pass>, sql: Arc<str>, params: Arc<[Param]>) -> Result<Vec<Row>> {
+    pub async fn query(
+        &self,
+        what: &str,
+        pass: Arc<Pass>,
+        sql: Arc<str>,
+        params: Arc<[Param]>,
+    ) -> Result<Vec<Row>> {
         self.query_raw(what, pass, sql, params)
             .await?
             .map_err(|e| error::statement(what, &e))
     }
 
     /// As [`Pipe::query`], with the server's own error for the caller to look at.
-    pub async fn query_raw(&self, what: &str, pass: Arc<Pass>, sql: Arc<str>, params: Arc<[Param]>) -> Result<Answer> {
+    pub async fn query_raw(
+        &self,
+        what: &str,
+        pass: Arc<Pass>,
+        sql: Arc<str>,
+        params: Arc<[Param]>,
+    ) -> Result<Answer> {
         let started = Instant::now();
         let (mut reconnects, mut strays, mut again) = (0, 0, 0);
         loop {
             let conn = self.connection().await?;
-            let left = self.limit.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
-            let statement = Statement::new(conn.clone(), sql.clone(), params.clone(), pass.clone(), self);
+            let left = self
+                .limit
+                .saturating_sub(started.elapsed())
+                .max(Duration::from_millis(1));
+            let statement = Statement::new(
+                conn.clone(),
+                sql.clone(),
+                params.clone(),
+                pass.clone(),
+                self,
+            );
             let error = match tokio::time::timeout(left, statement).await {
                 Err(_) => return Err(error::timed_out(what, self.limit)),
                 Ok(Ok(rows)) => {
@@ -145,7 +170,11 @@ impl Pipe {
                     reconnects += 1;
                     self.discard(&conn);
                 }
-                Retry::Cancelled if strays < MAX_STRAY_CANCELS && started.elapsed() < self.limit => strays += 1,
+                Retry::Cancelled
+                    if strays < MAX_STRAY_CANCELS && started.elapsed() < self.limit =>
+                {
+                    strays += 1
+                }
                 Retry::Again if again < 5 && started.elapsed() < self.limit => {
                     again += 1;
                     tokio::time::sleep(super::pool::pause(again)).await;
@@ -166,11 +195,18 @@ impl Pipe {
 
     /// Closes the connection and waits until it is closed (not for ever).
     pub async fn close(&self) {
-        let Some(conn) = self.current.lock().take() else { return };
-        let Some(mut driver) = conn.driver.lock().take() else { return };
+        let Some(conn) = self.current.lock().take() else {
+            return;
+        };
+        let Some(mut driver) = conn.driver.lock().take() else {
+            return;
+        };
         // The last client sends the farewell; the driver ends when the socket is closed.
         drop(conn);
-        if tokio::time::timeout(Duration::from_secs(2), &mut driver).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(2), &mut driver)
+            .await
+            .is_err()
+        {
             driver.abort();
             let _ = driver.await;
         }
@@ -188,7 +224,13 @@ struct Statement {
 }
 
 impl Statement {
-    fn new(conn: Arc<Conn>, sql: Arc<str>, params: Arc<[Param]>, pass: Arc<Pass>, pipe: &Pipe) -> Statement {
+    fn new(
+        conn: Arc<Conn>,
+        sql: Arc<str>,
+        params: Arc<[Param]>,
+        pass: Arc<Pass>,
+        pipe: &Pipe,
+    ) -> Statement {
         let on = conn.clone();
         let running = async move {
             let typed: Vec<_> = params.iter().map(Param::typed).collect();
@@ -223,11 +265,17 @@ impl Future for Statement {
 
 impl Drop for Statement {
     fn drop(&mut self) {
-        let Some(mut running) = self.running.take().filter(|_| self.sent) else { return };
-        let (conn, connector, pass) = (self.conn.clone(), self.connector.clone(), self.pass.clone());
+        let Some(mut running) = self.running.take().filter(|_| self.sent) else {
+            return;
+        };
+        let (conn, connector, pass) =
+            (self.conn.clone(), self.connector.clone(), self.pass.clone());
         self.runtime.spawn(async move {
             let _pass = pass;
-            if tokio::time::timeout(CANCEL_AFTER, &mut running).await.is_ok() {
+            if tokio::time::timeout(CANCEL_AFTER, &mut running)
+                .await
+                .is_ok()
+            {
                 return;
             }
             // Hits whatever runs on the connection now: if that is a neighbour's statement, the
@@ -250,9 +298,15 @@ pub(super) fn closed() -> Error {
 
 impl Pipe {
     /// Runs [`super::schema::FIND`].
-    pub async fn find(&self, what: &str, pass: Arc<Pass>, find: super::schema::Find) -> Result<Vec<Row>> {
+    pub async fn find(
+        &self,
+        what: &str,
+        pass: Arc<Pass>,
+        find: super::schema::Find,
+    ) -> Result<Vec<Row>> {
         let (names, schemas) = find.into_parts();
         let params = [Param::Texts(names), Param::MaybeTexts(schemas)].into();
-        self.query(what, pass, super::schema::FIND.into(), params).await
+        self.query(what, pass, super::schema::FIND.into(), params)
+            .await
     }
 }

@@ -84,7 +84,14 @@ impl Pool {
 
     /// Runs `work` on a connection, within `limit` (the statement timeout by default) once it is
     /// connected. A dropped future cancels the running statement.
-    pub async fn run<T, F>(&self, what: &'static str, pass: Arc<Pass>, repeat: Repeat, limit: Option<Duration>, work: F) -> Result<T>
+    pub async fn run<T, F>(
+        &self,
+        what: &'static str,
+        pass: Arc<Pass>,
+        repeat: Repeat,
+        limit: Option<Duration>,
+        work: F,
+    ) -> Result<T>
     where
         T: Send + 'static,
         F: FnMut(&mut postgres::Client) -> std::result::Result<T, PgError> + Send + 'static,
@@ -112,14 +119,18 @@ impl Pool {
         let mut task = self.runtime.spawn_blocking(move || {
             let _held = (permit, pass);
             let mut place = places.get().map_err(|e| {
-                Error::retryable(ErrorKind::Index, format!("index in Postgres: {what}: the pool gave no connection: {e}"))
+                Error::retryable(
+                    ErrorKind::Index,
+                    format!("index in Postgres: {what}: the pool gave no connection: {e}"),
+                )
             })?;
             let result = run.work(&connector, &mut place, what, repeat, limit, work);
             drop(place);
             drop(places);
             result
         });
-        let mut deadline = tokio::time::Instant::now() + self.connector.timeout() + Duration::from_secs(1);
+        let mut deadline =
+            tokio::time::Instant::now() + self.connector.timeout() + Duration::from_secs(1);
         loop {
             tokio::select! {
                 done = &mut task => {
@@ -169,7 +180,15 @@ enum Cancel {
 }
 
 impl Run {
-    fn work<T, F>(&self, connector: &Connector, place: &mut Place, what: &str, repeat: Repeat, limit: Duration, mut work: F) -> Result<T>
+    fn work<T, F>(
+        &self,
+        connector: &Connector,
+        place: &mut Place,
+        what: &str,
+        repeat: Repeat,
+        limit: Duration,
+        mut work: F,
+    ) -> Result<T>
     where
         F: FnMut(&mut postgres::Client) -> std::result::Result<T, PgError>,
     {
@@ -192,7 +211,10 @@ impl Run {
                 let mut token = self.token.lock();
                 if matches!(*token, Some(Cancel::Cancelled)) {
                     place.client = Some(client);
-                    return Err(Error::retryable(ErrorKind::Index, format!("{what} was abandoned")));
+                    return Err(Error::retryable(
+                        ErrorKind::Index,
+                        format!("{what} was abandoned"),
+                    ));
                 }
                 *token = Some(Cancel::Armed(client.cancel_token()));
             }
@@ -223,7 +245,9 @@ impl Run {
                 place.client = Some(client);
             }
             match verdict {
-                Retry::Reconnect if reconnects == 0 && repeat == Repeat::Harmless => reconnects += 1,
+                Retry::Reconnect if reconnects == 0 && repeat == Repeat::Harmless => {
+                    reconnects += 1
+                }
                 Retry::Again if again < MAX_AGAIN && begun.elapsed() < limit => {
                     again += 1;
                     std::thread::sleep(pause(again));
@@ -239,7 +263,8 @@ impl Run {
         drop(token);
         if let Some(Cancel::Armed(token)) = armed {
             let this = self.clone();
-            self.runtime.spawn_blocking(move || token.cancel_query(this.connector.tls()));
+            self.runtime
+                .spawn_blocking(move || token.cancel_query(this.connector.tls()));
         }
     }
 }

@@ -34,7 +34,10 @@ pub(super) fn key_record(row: &Row) -> Result<KeyRecord, PgError> {
 pub(super) fn storable(time: SystemTime) -> SystemTime {
     const LAST: Duration = Duration::from_secs(253_402_300_799);
     const FIRST: Duration = Duration::from_secs(62_135_596_800);
-    let (first, last) = (SystemTime::UNIX_EPOCH - FIRST, SystemTime::UNIX_EPOCH + LAST);
+    let (first, last) = (
+        SystemTime::UNIX_EPOCH - FIRST,
+        SystemTime::UNIX_EPOCH + LAST,
+    );
     time.clamp(first, last)
 }
 
@@ -56,7 +59,8 @@ impl Columns {
         let record = &row.record;
         self.keys.push(row.key.clone());
         self.blob_ids.push(record.blob_id.clone());
-        self.patch_ids.push(record.patch_id.clone().unwrap_or_default());
+        self.patch_ids
+            .push(record.patch_id.clone().unwrap_or_default());
         self.offsets.push(record.offset);
         self.sizes.push(record.size);
         self.deletable.push(record.deletable);

@@ -71,13 +71,19 @@ impl Find {
     }
 
     pub fn params(&self) -> [(&(dyn ToSql + Sync), Type); 2] {
-        [(&self.names, Type::TEXT_ARRAY), (&self.schemas, Type::TEXT_ARRAY)]
+        [
+            (&self.names, Type::TEXT_ARRAY),
+            (&self.schemas, Type::TEXT_ARRAY),
+        ]
     }
 }
 
 /// Reads the version rows. Fails with "undefined table" where there is none yet.
 pub(super) fn read_meta(table: &TableName) -> String {
-    format!("SELECT name, value FROM {}", table.companion("_meta").quoted())
+    format!(
+        "SELECT name, value FROM {}",
+        table.companion("_meta").quoted()
+    )
 }
 
 struct Column {
@@ -99,10 +105,14 @@ impl Found {
     /// The exact name where there is such a table, else the lower-case one if that exists (the Go
     /// plugin used names unquoted, so Postgres folded them), else the exact name, to be created.
     pub fn new(wanted: &TableName, rows: &[Row]) -> std::result::Result<Result<Found>, PgError> {
-        let mut tables: BTreeMap<(String, String), (String, BTreeMap<String, Column>)> = BTreeMap::new();
+        let mut tables: BTreeMap<(String, String), (String, BTreeMap<String, Column>)> =
+            BTreeMap::new();
         for row in rows {
-            let (schema, name, relkind): (String, String, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            let table = tables.entry((schema, name)).or_insert_with(|| (relkind, BTreeMap::new()));
+            let (schema, name, relkind): (String, String, String) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            let table = tables
+                .entry((schema, name))
+                .or_insert_with(|| (relkind, BTreeMap::new()));
             if let Some(column) = row.try_get::<_, Option<String>>(3)? {
                 table.1.insert(
                     column,
@@ -117,7 +127,9 @@ impl Found {
         let find = |table: &TableName| {
             tables
                 .keys()
-                .find(|(schema, name)| name == table.name() && table.schema().is_none_or(|s| s == schema))
+                .find(|(schema, name)| {
+                    name == table.name() && table.schema().is_none_or(|s| s == schema)
+                })
                 .cloned()
         };
         let folded = wanted.folded();
@@ -150,13 +162,19 @@ impl Found {
         let plain = match self.columns.get("key") {
             // A new table collates "C".
             None => true,
-            Some(key) => cockroach || matches!(key.collation.as_deref(), Some("C" | "POSIX" | "ucs_basic")),
+            Some(key) => {
+                cockroach || matches!(key.collation.as_deref(), Some("C" | "POSIX" | "ucs_basic"))
+            }
         };
         Shape {
             table: self.table.clone(),
             staging: self.table.go_staging(),
             staging_exists: self.staging_exists,
-            order: if plain { ByteOrder::Plain } else { ByteOrder::Pattern },
+            order: if plain {
+                ByteOrder::Plain
+            } else {
+                ByteOrder::Pattern
+            },
             has_patch_id: has("patch_id"),
             has_object_id: has("object_id"),
             has_encoded_size: has("encoded_size"),
@@ -177,14 +195,23 @@ impl Found {
             match (self.columns.get(*name), definition) {
                 (Some(column), _) if kinds.contains(&column.kind.as_str()) => {}
                 (Some(column), _) => {
-                    return Err(bad(format!("column {name} is of type {}, expected {}", column.kind, kinds[0])))
+                    return Err(bad(format!(
+                        "column {name} is of type {}, expected {}",
+                        column.kind, kinds[0]
+                    )))
                 }
                 (None, Some(definition)) => missing.push(*definition),
-                (None, None) => return Err(bad(format!("column {name} ({}) is missing", kinds[0]))),
+                (None, None) => {
+                    return Err(bad(format!("column {name} ({}) is missing", kinds[0])))
+                }
             }
         }
         let known = |name: &str| COLUMNS.iter().any(|(n, ..)| *n == name);
-        if let Some((name, _)) = self.columns.iter().find(|(n, c)| c.must_be_given && !known(n)) {
+        if let Some((name, _)) = self
+            .columns
+            .iter()
+            .find(|(n, c)| c.must_be_given && !known(n))
+        {
             return Err(bad(format!("column {name} is unknown and has no default")));
         }
         Ok(missing)
@@ -195,13 +222,37 @@ impl Found {
 const COLUMNS: &[(&str, &[&str], Option<&str>)] = &[
     ("key", &["text", "character varying"], None),
     ("blob_id", &["text", "character varying"], None),
-    ("blob_offset", &["bigint"], Some("blob_offset BIGINT NOT NULL DEFAULT 0")),
+    (
+        "blob_offset",
+        &["bigint"],
+        Some("blob_offset BIGINT NOT NULL DEFAULT 0"),
+    ),
     ("size", &["bigint"], None),
-    ("deletable", &["boolean"], Some("deletable BOOLEAN NOT NULL DEFAULT FALSE")),
-    ("end_epoch", &["bigint"], Some("end_epoch BIGINT NOT NULL DEFAULT 0")),
-    ("expires_at", &["timestamp with time zone"], Some("expires_at TIMESTAMPTZ")),
-    ("created_at", &["timestamp with time zone"], Some("created_at TIMESTAMPTZ NOT NULL DEFAULT now()")),
-    ("updated_at", &["timestamp with time zone"], Some("updated_at TIMESTAMPTZ NOT NULL DEFAULT now()")),
+    (
+        "deletable",
+        &["boolean"],
+        Some("deletable BOOLEAN NOT NULL DEFAULT FALSE"),
+    ),
+    (
+        "end_epoch",
+        &["bigint"],
+        Some("end_epoch BIGINT NOT NULL DEFAULT 0"),
+    ),
+    (
+        "expires_at",
+        &["timestamp with time zone"],
+        Some("expires_at TIMESTAMPTZ"),
+    ),
+    (
+        "created_at",
+        &["timestamp with time zone"],
+        Some("created_at TIMESTAMPTZ NOT NULL DEFAULT now()"),
+    ),
+    (
+        "updated_at",
+        &["timestamp with time zone"],
+        Some("updated_at TIMESTAMPTZ NOT NULL DEFAULT now()"),
+    ),
 ];
 
 /// What the version rows say.
@@ -219,7 +270,12 @@ pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Resu
     for row in rows {
         values.insert(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
     }
-    let number = |name: &str| values.get(name).and_then(|v| v.parse::<i64>().ok()).unwrap_or(0);
+    let number = |name: &str| {
+        values
+            .get(name)
+            .and_then(|v| v.parse::<i64>().ok())
+            .unwrap_or(0)
+    };
     if number("min_version") > VERSION {
         return Ok(Err(Error::new(
             ErrorKind::Config,
@@ -255,7 +311,10 @@ fn plan(found: &Found, indexes: &[String], cockroach: bool) -> Result<Vec<String
     if found.exists {
         let missing = found.check()?;
         if !missing.is_empty() {
-            let add: Vec<_> = missing.iter().map(|d| format!("ADD COLUMN IF NOT EXISTS {d}")).collect();
+            let add: Vec<_> = missing
+                .iter()
+                .map(|d| format!("ADD COLUMN IF NOT EXISTS {d}"))
+                .collect();
             plan.push(format!("ALTER TABLE {quoted} {}", add.join(", ")));
         }
     } else {
@@ -271,13 +330,17 @@ fn plan(found: &Found, indexes: &[String], cockroach: bool) -> Result<Vec<String
     for column in ["blob_id", "expires_at"] {
         let name = table.with_suffix(&format!("_{column}_idx"));
         if !indexes.contains(&name) {
-            plan.push(format!("CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({column})"));
+            plan.push(format!(
+                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({column})"
+            ));
         }
     }
     if found.exists && found.shape(cockroach).order == ByteOrder::Pattern {
         let name = table.with_suffix("_key_prefix_idx");
         if !indexes.contains(&name) {
-            plan.push(format!("CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"));
+            plan.push(format!(
+                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"
+            ));
         }
     }
     for (suffix, columns) in [
@@ -326,7 +389,10 @@ pub(super) fn migrate(
     let mut tx = client.transaction()?;
     // Counting and indexing a large table of the Go plugin takes as long as it takes.
     tx.batch_execute("SET LOCAL statement_timeout = 0")?;
-    tx.query_typed("SELECT pg_advisory_xact_lock($1)", &[(&lock_key(wanted), Type::INT8)])?;
+    tx.query_typed(
+        "SELECT pg_advisory_xact_lock($1)",
+        &[(&lock_key(wanted), Type::INT8)],
+    )?;
     let find = Find::new(wanted);
     let found = match Found::new(wanted, &tx.query_typed(FIND, &find.params())?)? {
         Ok(found) => found,
@@ -350,7 +416,9 @@ pub(super) fn migrate(
     };
     for statement in &statements {
         if let Err(e) = tx.batch_execute(statement) {
-            let Some(db) = e.as_db_error() else { return Err(e) };
+            let Some(db) = e.as_db_error() else {
+                return Err(e);
+            };
             let right = *db.code() == tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE;
             let schema = *db.code() == tokio_postgres::error::SqlState::INVALID_SCHEMA_NAME;
             if !right && !schema {
@@ -358,7 +426,10 @@ pub(super) fn migrate(
             }
             let mut script = String::new();
             if schema {
-                script.push_str(&format!("CREATE SCHEMA IF NOT EXISTS \"{}\"; ", found.table.schema().unwrap_or("public")));
+                script.push_str(&format!(
+                    "CREATE SCHEMA IF NOT EXISTS \"{}\"; ",
+                    found.table.schema().unwrap_or("public")
+                ));
             }
             script.push_str(&statements.join("; "));
             return Ok(Err(Error::new(

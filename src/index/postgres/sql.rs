@@ -9,7 +9,8 @@ use super::schema::Shape;
 use crate::index::keys::KeyRange;
 
 /// Columns of a lookup, in the order [`super::rows::record`] reads them (after `staged`).
-const STAGED_COLUMNS: &str = "'' AS blob_id, '' AS patch_id, 0::bigint AS blob_offset, size, FALSE AS deletable, \
+const STAGED_COLUMNS: &str =
+    "'' AS blob_id, '' AS patch_id, 0::bigint AS blob_offset, size, FALSE AS deletable, \
      0::bigint AS end_epoch, NULL::timestamptz AS expires_at";
 
 /// Makes a deletion's commit not wait for the disk, for this transaction alone: a deletion lost in
@@ -58,16 +59,30 @@ pub(super) struct Sql {
 impl Sql {
     pub fn new(shape: &Shape) -> Sql {
         let table = shape.table.quoted();
-        let staging = shape.staging.as_ref().map(|s| s.quoted()).unwrap_or_default();
+        let staging = shape
+            .staging
+            .as_ref()
+            .map(|s| s.quoted())
+            .unwrap_or_default();
         let leases = shape.table.companion("_leases").quoted();
         let usage = shape.table.companion("_usage").quoted();
-        let patch = if shape.has_patch_id { "patch_id" } else { "'' AS patch_id" };
-        let columns = format!("blob_id, {patch}, blob_offset, size, deletable, end_epoch, expires_at");
+        let patch = if shape.has_patch_id {
+            "patch_id"
+        } else {
+            "'' AS patch_id"
+        };
+        let columns =
+            format!("blob_id, {patch}, blob_offset, size, deletable, end_epoch, expires_at");
 
         let get = format!("SELECT FALSE AS staged, {columns} FROM {table} WHERE key = $1");
-        let get_many = format!("SELECT FALSE AS staged, {columns}, key FROM {table} WHERE key = ANY($1)");
+        let get_many =
+            format!("SELECT FALSE AS staged, {columns}, key FROM {table} WHERE key = ANY($1)");
         let delete = |staged: bool, no_wait: bool| {
-            let no_wait = if no_wait { format!(", {NO_WAIT}") } else { String::new() };
+            let no_wait = if no_wait {
+                format!(", {NO_WAIT}")
+            } else {
+                String::new()
+            };
             let (more, rows) = if staged {
                 (
                     format!(", s AS (DELETE FROM {staging} WHERE key = ANY($1) RETURNING key, size)"),
@@ -84,7 +99,8 @@ impl Sql {
         };
 
         // What a Go node would read must not survive an overwrite: the patch of the old blob, its object.
-        let mut names = "key, blob_id, blob_offset, size, deletable, end_epoch, expires_at".to_owned();
+        let mut names =
+            "key, blob_id, blob_offset, size, deletable, end_epoch, expires_at".to_owned();
         let mut types = "$1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[], $7::timestamptz[]".to_owned();
         if shape.has_patch_id {
             names.push_str(", patch_id");
@@ -190,7 +206,10 @@ impl Sql {
         let index = part(&self.table, "FALSE AS staged, key, size, expires_at");
         if staged {
             // The caller merges the two: the first n of each hold the first n of both.
-            let staging = part(&self.staging, "TRUE AS staged, key, size, NULL::timestamptz AS expires_at");
+            let staging = part(
+                &self.staging,
+                "TRUE AS staged, key, size, NULL::timestamptz AS expires_at",
+            );
             format!("({staging}) UNION ALL ({index})")
         } else {
             index

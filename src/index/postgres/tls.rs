@@ -9,7 +9,9 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, CryptoProvi
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::url::{RootCert, Spec, SslMode};
@@ -31,7 +33,10 @@ pub(super) fn connector(spec: &Spec) -> Result<MakeRustlsConnect> {
             let key = PrivateKeyDer::from_pem_file(key)
                 .map_err(|e| bad_file("sslkey", key, &e.to_string()))?;
             builder.with_client_auth_cert(chain, key).map_err(|e| {
-                Error::new(ErrorKind::Config, format!("postgresURL: sslcert and sslkey do not work together: {e}"))
+                Error::new(
+                    ErrorKind::Config,
+                    format!("postgresURL: sslcert and sslkey do not work together: {e}"),
+                )
             })?
         }
     };
@@ -49,7 +54,10 @@ fn read_certificates(param: &str, path: &Path) -> Result<Vec<CertificateDer<'sta
 }
 
 fn bad_file(param: &str, path: &Path, why: &str) -> Error {
-    Error::new(ErrorKind::Config, format!("postgresURL: {param} {}: {why}", path.display()))
+    Error::new(
+        ErrorKind::Config,
+        format!("postgresURL: {param} {}: {why}", path.display()),
+    )
 }
 
 /// What is checked of the server's certificate.
@@ -103,7 +111,11 @@ impl Verifier {
                 let mut store = RootCertStore::empty();
                 let (added, _) = store.add_parsable_certificates(certs.iter().cloned());
                 if added == 0 {
-                    return Err(bad_file("sslrootcert", &path, "holds no usable certificate"));
+                    return Err(bad_file(
+                        "sslrootcert",
+                        &path,
+                        "holds no usable certificate",
+                    ));
                 }
                 (Arc::new(store), certs)
             }
@@ -112,7 +124,11 @@ impl Verifier {
             .build()
             .map_err(|e| Error::new(ErrorKind::Config, format!("postgresURL: sslrootcert: {e}")))?;
         Ok(Verifier {
-            check: Check::Chain { webpki, pinned, host },
+            check: Check::Chain {
+                webpki,
+                pinned,
+                host,
+            },
             provider,
         })
     }
@@ -127,7 +143,12 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        let Check::Chain { webpki, pinned, host } = &self.check else {
+        let Check::Chain {
+            webpki,
+            pinned,
+            host,
+        } = &self.check
+        else {
             return Ok(ServerCertVerified::assertion());
         };
         if pinned.iter().any(|p| p == end_entity) {
@@ -136,7 +157,8 @@ impl ServerCertVerifier for Verifier {
             }
             return Ok(ServerCertVerified::assertion());
         }
-        match webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        match webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        {
             // The name is checked last: the chain was good.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -151,7 +173,12 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -160,10 +187,17 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio_postgres::config::{ChannelBinding, LoadBalanceHosts, SslNegotiation, TargetSessionAttrs};
+use tokio_postgres::config::{
+    ChannelBinding, LoadBalanceHosts, SslNegotiation, TargetSessionAttrs,
+};
 use tokio_postgres::Config;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -75,7 +77,9 @@ pub(super) fn parse(url: &str) -> Result<Spec> {
     } else if url.contains('=') {
         split_keywords(url)?
     } else {
-        return Err(bad("is no Postgres URL (postgres://user@host:port/database)"));
+        return Err(bad(
+            "is no Postgres URL (postgres://user@host:port/database)",
+        ));
     };
     build(params)
 }
@@ -124,7 +128,11 @@ fn split_url(rest: &str) -> Result<Params> {
     if let Some(path) = path.filter(|p| !p.is_empty()) {
         params.insert("dbname".into(), decode("the database name", path)?);
     }
-    for pair in query.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
+    for pair in query
+        .unwrap_or_default()
+        .split('&')
+        .filter(|p| !p.is_empty())
+    {
         let (name, value) = pair
             .split_once('=')
             .ok_or_else(|| bad("a parameter after ? has no value (name=value)"))?;
@@ -166,7 +174,11 @@ fn decode(what: &str, text: &str) -> Result<String> {
         let hex = |b: Option<u8>| b.and_then(|b| (b as char).to_digit(16));
         match (hex(rest.next()), hex(rest.next())) {
             (Some(high), Some(low)) => bytes.push((high * 16 + low) as u8),
-            _ => return Err(bad(format!("{what} has a % that two hex digits do not follow (write % as %25)"))),
+            _ => {
+                return Err(bad(format!(
+                    "{what} has a % that two hex digits do not follow (write % as %25)"
+                )))
+            }
         }
     }
     if bytes.contains(&0) {
@@ -196,7 +208,9 @@ fn split_keywords(text: &str) -> Result<Params> {
         let quoted = chars.next_if_eq(&'\'').is_some();
         loop {
             match chars.peek().copied() {
-                None if quoted => return Err(bad(format!("keyword {name:?} lacks its closing quote"))),
+                None if quoted => {
+                    return Err(bad(format!("keyword {name:?} lacks its closing quote")))
+                }
                 None => break,
                 Some('\'') if quoted => {
                     chars.next();
@@ -256,8 +270,16 @@ fn build(mut params: Params) -> Result<Spec> {
         Some(v) => number(name, &v).map(|n| if n == 0 { default } else { n }),
         None => Ok(default),
     };
-    base.keepalives_idle(Duration::from_secs(seconds("keepalives_idle", take("keepalives_idle"), 15)?));
-    base.keepalives_interval(Duration::from_secs(seconds("keepalives_interval", take("keepalives_interval"), 5)?));
+    base.keepalives_idle(Duration::from_secs(seconds(
+        "keepalives_idle",
+        take("keepalives_idle"),
+        15,
+    )?));
+    base.keepalives_interval(Duration::from_secs(seconds(
+        "keepalives_interval",
+        take("keepalives_interval"),
+        5,
+    )?));
     base.keepalives_retries(
         u32::try_from(seconds("keepalives_count", take("keepalives_count"), 3)?)
             .map_err(|_| bad("keepalives_count is too large"))?,
@@ -280,7 +302,9 @@ fn build(mut params: Params) -> Result<Spec> {
         Some("verify-ca") => SslMode::VerifyCa,
         Some("verify-full") => SslMode::VerifyFull,
         Some(_) => {
-            return Err(bad("sslmode must be disable, allow, prefer, require, verify-ca or verify-full"))
+            return Err(bad(
+                "sslmode must be disable, allow, prefer, require, verify-ca or verify-full",
+            ))
         }
     };
     let ssl_client = match (take("sslcert"), take("sslkey")) {
@@ -291,8 +315,15 @@ fn build(mut params: Params) -> Result<Spec> {
     };
     match take("sslnegotiation").as_deref() {
         None | Some("postgres") => {}
-        Some("direct") if matches!(ssl_mode, SslMode::Disable | SslMode::Allow | SslMode::Prefer) => {
-            return Err(bad("sslnegotiation=direct needs sslmode=require or stricter"));
+        Some("direct")
+            if matches!(
+                ssl_mode,
+                SslMode::Disable | SslMode::Allow | SslMode::Prefer
+            ) =>
+        {
+            return Err(bad(
+                "sslnegotiation=direct needs sslmode=require or stricter",
+            ));
         }
         Some("direct") => {
             base.ssl_negotiation(SslNegotiation::Direct);
@@ -347,7 +378,12 @@ fn build(mut params: Params) -> Result<Spec> {
     if let Some(name) = params.keys().next() {
         return Err(bad(format!("parameter {name:?} is not known (a special character in the password must be percent-encoded)")));
     }
-    let targets = targets(&base, hosts.as_deref(), addresses.as_deref(), ports.as_deref())?;
+    let targets = targets(
+        &base,
+        hosts.as_deref(),
+        addresses.as_deref(),
+        ports.as_deref(),
+    )?;
     Ok(Spec {
         targets,
         ssl_mode,
@@ -359,7 +395,12 @@ fn build(mut params: Params) -> Result<Spec> {
     })
 }
 
-fn targets(base: &Config, hosts: Option<&str>, addresses: Option<&str>, ports: Option<&str>) -> Result<Vec<Target>> {
+fn targets(
+    base: &Config,
+    hosts: Option<&str>,
+    addresses: Option<&str>,
+    ports: Option<&str>,
+) -> Result<Vec<Target>> {
     let list = |text: Option<&str>| -> Vec<String> {
         text.map(|t| t.split(',').map(|s| s.trim().to_owned()).collect())
             .unwrap_or_default()
@@ -374,7 +415,11 @@ fn targets(base: &Config, hosts: Option<&str>, addresses: Option<&str>, ports: O
     }
     let mut targets = Vec::with_capacity(count);
     for i in 0..count {
-        let port = match ports.get(i).or(if ports.len() == 1 { ports.first() } else { None }) {
+        let port = match ports.get(i).or(if ports.len() == 1 {
+            ports.first()
+        } else {
+            None
+        }) {
             Some(port) if !port.is_empty() => port
                 .parse::<u16>()
                 .ok()
@@ -382,9 +427,15 @@ fn targets(base: &Config, hosts: Option<&str>, addresses: Option<&str>, ports: O
                 .ok_or_else(|| bad("a port is not a number from 1 to 65535"))?,
             _ => 5432,
         };
-        let host = hosts.get(i).map(String::as_str).filter(|h| !h.is_empty()).unwrap_or(
-            if addresses.is_empty() { "localhost" } else { "" },
-        );
+        let host = hosts
+            .get(i)
+            .map(String::as_str)
+            .filter(|h| !h.is_empty())
+            .unwrap_or(if addresses.is_empty() {
+                "localhost"
+            } else {
+                ""
+            });
         let mut config = base.clone();
         config.port(port);
         let unix = host.starts_with('/');
@@ -398,12 +449,23 @@ fn targets(base: &Config, hosts: Option<&str>, addresses: Option<&str>, ports: O
             if !host.is_empty() {
                 config.host(host);
             }
-            format!("{}:{port}", if host.is_empty() { &addresses[i] } else { host })
+            format!(
+                "{}:{port}",
+                if host.is_empty() { &addresses[i] } else { host }
+            )
         };
         if let Some(address) = addresses.get(i).filter(|a| !a.is_empty() && !unix) {
-            config.hostaddr(address.parse().map_err(|_| bad("hostaddr is not an IP address"))?);
+            config.hostaddr(
+                address
+                    .parse()
+                    .map_err(|_| bad("hostaddr is not an IP address"))?,
+            );
         }
-        targets.push(Target { label, config, unix });
+        targets.push(Target {
+            label,
+            config,
+            unix,
+        });
     }
     Ok(targets)
 }
@@ -421,36 +483,69 @@ mod tests {
     use tokio_postgres::config::Host;
 
     fn labels(url: &str) -> Vec<String> {
-        parse(url).unwrap().targets.into_iter().map(|t| t.label).collect()
+        parse(url)
+            .unwrap()
+            .targets
+            .into_iter()
+            .map(|t| t.label)
+            .collect()
     }
 
     fn error(url: &str) -> String {
-        let Err(error) = parse(url) else { panic!("{url} was accepted") };
+        let Err(error) = parse(url) else {
+            panic!("{url} was accepted")
+        };
         assert_eq!(error.kind(), ErrorKind::Config);
         error.to_string()
     }
 
     #[test]
     fn urls() {
-        let spec = parse("postgres://us%40er:p%3Aw%2F@db.example:6543/my%20db?sslmode=disable&connect_timeout=3").unwrap();
-        assert_eq!((spec.user.as_str(), spec.dbname.as_str()), ("us@er", "my db"));
+        let spec = parse(
+            "postgres://us%40er:p%3Aw%2F@db.example:6543/my%20db?sslmode=disable&connect_timeout=3",
+        )
+        .unwrap();
+        assert_eq!(
+            (spec.user.as_str(), spec.dbname.as_str()),
+            ("us@er", "my db")
+        );
         assert_eq!(spec.targets[0].config.get_password(), Some(&b"p:w/"[..]));
-        assert_eq!(spec.targets[0].config.get_application_name(), Some("walrusds"));
+        assert_eq!(
+            spec.targets[0].config.get_application_name(),
+            Some("walrusds")
+        );
         assert_eq!(spec.ssl_mode, SslMode::Disable);
         assert_eq!(spec.connect_timeout, Some(Duration::from_secs(3)));
-        assert_eq!(labels("postgresql://u@a,b:1,[::1]:2/d"), ["a:5432", "b:1", "[::1]:2"]);
-        assert_eq!(labels("postgres://u@/d?host=/run/pg&port=7"), ["/run/pg/.s.PGSQL.7"]);
-        assert_eq!(labels("postgres://u@%2Frun%2Fpg:7/d"), ["/run/pg/.s.PGSQL.7"]);
+        assert_eq!(
+            labels("postgresql://u@a,b:1,[::1]:2/d"),
+            ["a:5432", "b:1", "[::1]:2"]
+        );
+        assert_eq!(
+            labels("postgres://u@/d?host=/run/pg&port=7"),
+            ["/run/pg/.s.PGSQL.7"]
+        );
+        assert_eq!(
+            labels("postgres://u@%2Frun%2Fpg:7/d"),
+            ["/run/pg/.s.PGSQL.7"]
+        );
         assert_eq!(labels("host=h port=5 user=u password='a b\\'c'"), ["h:5"]);
         assert_eq!(labels("postgres://u@/d"), ["localhost:5432"]);
         assert_eq!(labels("postgres://u@h/d?hostaddr=127.0.0.1"), ["h:5432"]);
         let spec = parse("postgres://u@%2Frun%2Fpg/d").unwrap();
         assert!(spec.targets[0].unix);
-        assert!(matches!(spec.targets[0].config.get_hosts(), [Host::Unix(_)]));
+        assert!(matches!(
+            spec.targets[0].config.get_hosts(),
+            [Host::Unix(_)]
+        ));
         // A password with an @ in it, written plainly: the last @ separates.
         let spec = parse("postgres://u:a@b@h/d").unwrap();
         assert_eq!(spec.targets[0].config.get_password(), Some(&b"a@b"[..]));
-        assert_eq!(parse("postgres://u@h/d?sslrootcert=system").unwrap().ssl_mode, SslMode::VerifyFull);
+        assert_eq!(
+            parse("postgres://u@h/d?sslrootcert=system")
+                .unwrap()
+                .ssl_mode,
+            SslMode::VerifyFull
+        );
     }
 
     #[test]
@@ -465,10 +560,16 @@ mod tests {
             ("postgres://u:hunter2@::1/d", "IPv6"),
             ("postgres://u:hunter2@h/d?sslmode=maybe", "sslmode"),
             ("postgres://u:hunter2@h/d?frobnicate=1", "\"frobnicate\""),
-            ("postgres://u:hunter2@h/d?connect_timeout=x", "connect_timeout"),
+            (
+                "postgres://u:hunter2@h/d?connect_timeout=x",
+                "connect_timeout",
+            ),
             ("postgres://u:hunter2@h/d?sslcert=x", "sslkey"),
             ("postgres://u:hunter2@h/d?gssencmode=require", "gssencmode"),
-            ("postgres://u:hunter2@h/d?target_session_attrs=x", "target_session_attrs"),
+            (
+                "postgres://u:hunter2@h/d?target_session_attrs=x",
+                "target_session_attrs",
+            ),
             ("postgres://u:hunter2@a,b:1,c/d?port=1,2", "port"),
             ("user=u password='hunter2", "closing quote"),
             ("postgres://u:hunter2@h/d#x", "fragment"),

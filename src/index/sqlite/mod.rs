@@ -79,7 +79,8 @@ impl SqliteIndex {
         let table = parse_table(&options.table)?;
         let opened = tokio::task::spawn_blocking(move || {
             let sql = Arc::new(Sql::new(&table));
-            let connection = schema::open(&options.path, &options.table, &sql, options.busy_timeout)?;
+            let connection =
+                schema::open(&options.path, &options.table, &sql, options.busy_timeout)?;
             let writer = Writer::start(connection)?;
             let readers = r2d2::Pool::builder()
                 .max_size(READERS)
@@ -96,9 +97,12 @@ impl SqliteIndex {
                 busy_timeout: options.busy_timeout,
             })
         });
-        let inner = opened
-            .await
-            .unwrap_or_else(|e| Err(Error::new(ErrorKind::Internal, format!("opening the index: {e}"))))?;
+        let inner = opened.await.unwrap_or_else(|e| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("opening the index: {e}"),
+            ))
+        })?;
         Ok(SqliteIndex {
             gate: Arc::new(Gate::default()),
             inner: Arc::new(inner),
@@ -115,9 +119,16 @@ impl SqliteIndex {
         let inner = self.inner.clone();
         let task = tokio::task::spawn_blocking(move || {
             let _pass = pass;
-            let readers = inner.readers.lock().clone().ok_or_else(|| Error::closed("the index"))?;
+            let readers = inner
+                .readers
+                .lock()
+                .clone()
+                .ok_or_else(|| Error::closed("the index"))?;
             let connection = readers.get().map_err(|e| {
-                Error::retryable(ErrorKind::Index, format!("index in SQLite: {what}: no connection: {e}"))
+                Error::retryable(
+                    ErrorKind::Index,
+                    format!("index in SQLite: {what}: no connection: {e}"),
+                )
             })?;
             let wait = |limit| connection.busy_timeout(limit).map_err(|e| failed(what, &e));
             wait(inner.busy_timeout)?;
@@ -125,8 +136,12 @@ impl SqliteIndex {
             wait(Duration::ZERO)?;
             result
         });
-        task.await
-            .unwrap_or_else(|e| Err(Error::new(ErrorKind::Internal, format!("index in SQLite: {what}: {e}"))))
+        task.await.unwrap_or_else(|e| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("index in SQLite: {what}: {e}"),
+            ))
+        })
     }
 
     /// A read of a few rows by key, on this thread if a connection is at hand. In WAL mode a reader
@@ -147,7 +162,8 @@ impl SqliteIndex {
         if let Some(result) = on_this_thread(attempt) {
             return result;
         }
-        self.read(what, pass, move |connection, sql| work(connection, sql)).await
+        self.read(what, pass, move |connection, sql| work(connection, sql))
+            .await
     }
 
     async fn write<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
@@ -156,7 +172,10 @@ impl SqliteIndex {
         F: FnOnce(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
     {
         let sql = self.inner.sql.clone();
-        self.inner.writer.run(what, pass, move |connection| work(connection, &sql)).await
+        self.inner
+            .writer
+            .run(what, pass, move |connection| work(connection, &sql))
+            .await
     }
 }
 
@@ -180,9 +199,10 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 fn failed(what: &str, error: &rusqlite::Error) -> Error {
     let message = format!("index in SQLite: {what}: {error}");
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            Error::retryable(ErrorKind::Index, format!("{message} (another process keeps the file of indexPath locked)"))
-        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::retryable(
+            ErrorKind::Index,
+            format!("{message} (another process keeps the file of indexPath locked)"),
+        ),
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory) => {
             Error::retryable(ErrorKind::Index, message)
         }
@@ -190,9 +210,15 @@ fn failed(what: &str, error: &rusqlite::Error) -> Error {
             ErrorKind::Corrupt,
             format!("{message} (the file of indexPath is damaged or no SQLite database)"),
         ),
-        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen | ErrorCode::AuthorizationForStatementDenied) => {
-            Error::new(ErrorKind::Config, format!("{message} (the file of indexPath or its directory may not be written)"))
-        }
+        Some(
+            ErrorCode::ReadOnly
+            | ErrorCode::PermissionDenied
+            | ErrorCode::CannotOpen
+            | ErrorCode::AuthorizationForStatementDenied,
+        ) => Error::new(
+            ErrorKind::Config,
+            format!("{message} (the file of indexPath or its directory may not be written)"),
+        ),
         _ => Error::new(ErrorKind::Index, message),
     }
 }
@@ -202,7 +228,9 @@ fn to_micros(time: SystemTime) -> i64 {
     match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
         // Rounded down, as the fraction of a later time is.
-        Err(before) => i64::try_from(before.duration().as_nanos().div_ceil(1000)).map_or(i64::MIN, |m| -m),
+        Err(before) => {
+            i64::try_from(before.duration().as_nanos().div_ceil(1000)).map_or(i64::MIN, |m| -m)
+        }
     }
 }
 
@@ -230,7 +258,10 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
 }
 
 fn get_one(connection: &Connection, sql: &Sql, key: &str) -> rusqlite::Result<Option<Record>> {
-    connection.prepare_cached(&sql.get)?.query_row([key], record).optional()
+    connection
+        .prepare_cached(&sql.get)?
+        .query_row([key], record)
+        .optional()
 }
 
 #[async_trait]
@@ -240,7 +271,12 @@ impl Index for SqliteIndex {
         for row in records {
             check_key(&row.key)?;
             check_text("blob ID", &row.record.blob_id)?;
-            if row.record.patch_id.as_deref().is_some_and(|p| !p.is_empty()) {
+            if row
+                .record
+                .patch_id
+                .as_deref()
+                .is_some_and(|p| !p.is_empty())
+            {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
                     "index in SQLite: blocks in quilts (rows with a patch ID) cannot be indexed",
@@ -282,8 +318,10 @@ impl Index for SqliteIndex {
         check_key(key)?;
         let pass = self.gate.enter()?;
         let key = key.to_owned();
-        self.quick("looking a key up", pass, move |connection, sql| get_one(connection, sql, &key))
-            .await
+        self.quick("looking a key up", pass, move |connection, sql| {
+            get_one(connection, sql, &key)
+        })
+        .await
     }
 
     async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
@@ -297,7 +335,10 @@ impl Index for SqliteIndex {
         let work = move |connection: &Connection, sql: &Sql| {
             // One snapshot: a put_many of another caller is seen whole or not at all.
             let snapshot = connection.unchecked_transaction()?;
-            let records = keys.iter().map(|key| get_one(connection, sql, key)).collect();
+            let records = keys
+                .iter()
+                .map(|key| get_one(connection, sql, key))
+                .collect();
             snapshot.finish()?;
             records
         };
@@ -315,7 +356,8 @@ impl Index for SqliteIndex {
     }
 
     async fn delete(&self, key: &str) -> Result<Usage> {
-        self.delete_many(std::slice::from_ref(&key.to_owned())).await
+        self.delete_many(std::slice::from_ref(&key.to_owned()))
+            .await
     }
 
     async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
@@ -331,7 +373,10 @@ impl Index for SqliteIndex {
             let mut delete = connection.prepare_cached(&sql.delete)?;
             let mut removed = Usage::default();
             for key in &keys {
-                if let Some(size) = delete.query_row([key], |row| row.get::<_, i64>(0)).optional()? {
+                if let Some(size) = delete
+                    .query_row([key], |row| row.get::<_, i64>(0))
+                    .optional()?
+                {
                     removed.blocks += 1;
                     removed.bytes = removed.bytes.saturating_add(size);
                 }
@@ -370,24 +415,36 @@ impl Index for SqliteIndex {
         .await
     }
 
-    async fn due_for_renewal(&self, before: SystemTime, after: Option<&RenewItem>, limit: usize) -> Result<Vec<RenewItem>> {
+    async fn due_for_renewal(
+        &self,
+        before: SystemTime,
+        after: Option<&RenewItem>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
         let pass = self.gate.enter()?;
         let after = after.map(|item| (to_micros(item.expires_at), item.blob_id.clone()));
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.read("listing blobs due for renewal", pass, move |connection, sql| {
-            // Before every row: the smallest time and the empty blob ID.
-            let (time, blob_id) = after.as_ref().map_or((None, ""), |(t, b)| (Some(*t), b.as_str()));
-            let mut due = connection.prepare_cached(&sql.due)?;
-            let rows = due.query_map(params![to_micros(before), time, blob_id, limit], |row| {
-                Ok(RenewItem {
-                    blob_id: row.get(0)?,
-                    expires_at: from_micros(row.get(1)?),
-                    end_epoch: row.get(2)?,
-                    deletable: row.get(3)?,
-                })
-            })?;
-            rows.collect()
-        })
+        self.read(
+            "listing blobs due for renewal",
+            pass,
+            move |connection, sql| {
+                // Before every row: the smallest time and the empty blob ID.
+                let (time, blob_id) = after
+                    .as_ref()
+                    .map_or((None, ""), |(t, b)| (Some(*t), b.as_str()));
+                let mut due = connection.prepare_cached(&sql.due)?;
+                let rows =
+                    due.query_map(params![to_micros(before), time, blob_id, limit], |row| {
+                        Ok(RenewItem {
+                            blob_id: row.get(0)?,
+                            expires_at: from_micros(row.get(1)?),
+                            end_epoch: row.get(2)?,
+                            deletable: row.get(3)?,
+                        })
+                    })?;
+                rows.collect()
+            },
+        )
         .await
     }
 
@@ -395,16 +452,20 @@ impl Index for SqliteIndex {
         let pass = self.gate.enter()?;
         check_text("blob ID", blob_id)?;
         let blob_id = blob_id.to_owned();
-        self.read("listing the rows of a blob", pass, move |connection, sql| {
-            let mut rows_of_blob = connection.prepare_cached(&sql.rows_of_blob)?;
-            let rows = rows_of_blob.query_map([blob_id], |row| {
-                Ok(KeyRecord {
-                    key: row.get(6)?,
-                    record: record(row)?,
-                })
-            })?;
-            rows.collect()
-        })
+        self.read(
+            "listing the rows of a blob",
+            pass,
+            move |connection, sql| {
+                let mut rows_of_blob = connection.prepare_cached(&sql.rows_of_blob)?;
+                let rows = rows_of_blob.query_map([blob_id], |row| {
+                    Ok(KeyRecord {
+                        key: row.get(6)?,
+                        record: record(row)?,
+                    })
+                })?;
+                rows.collect()
+            },
+        )
         .await
     }
 
@@ -413,12 +474,14 @@ impl Index for SqliteIndex {
         check_text("blob ID", blob_id)?;
         let (blob_id, renewal) = (blob_id.to_owned(), renewal.clone());
         self.write("noting a renewal", pass, move |connection, sql| {
-            let changed = connection.prepare_cached(&sql.update_blob)?.execute(params![
-                blob_id,
-                renewal.end_epoch,
-                renewal.expires_at.map(to_micros),
-                to_micros(SystemTime::now()),
-            ])?;
+            let changed = connection
+                .prepare_cached(&sql.update_blob)?
+                .execute(params![
+                    blob_id,
+                    renewal.end_epoch,
+                    renewal.expires_at.map(to_micros),
+                    to_micros(SystemTime::now()),
+                ])?;
             Ok(changed as u64)
         })
         .await
@@ -443,12 +506,16 @@ impl Index for SqliteIndex {
         if delta == Usage::default() {
             return Ok(());
         }
-        self.write("adding to the running total", pass, move |connection, sql| {
-            connection
-                .prepare_cached(&sql.add_usage)?
-                .execute(params![delta.blocks, delta.bytes])?;
-            Ok(())
-        })
+        self.write(
+            "adding to the running total",
+            pass,
+            move |connection, sql| {
+                connection
+                    .prepare_cached(&sql.add_usage)?
+                    .execute(params![delta.blocks, delta.bytes])?;
+                Ok(())
+            },
+        )
         .await
     }
 
@@ -484,7 +551,10 @@ impl Index for SqliteIndex {
 
     async fn close(&self) -> Result<()> {
         self.gate.shut();
-        let limit = self.inner.busy_timeout.saturating_add(Duration::from_secs(30));
+        let limit = self
+            .inner
+            .busy_timeout
+            .saturating_add(Duration::from_secs(30));
         self.gate.emptied(limit).await;
         let inner = self.inner.clone();
         let closed = tokio::task::spawn_blocking(move || {

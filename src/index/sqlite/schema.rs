@@ -38,7 +38,12 @@ impl Sql {
     pub fn new(table: &TableName) -> Sql {
         // A schema is a part of the name here: an SQLite file has none.
         let quoted = |suffix: &str| format!("\"{table}{suffix}\"");
-        let (main, meta, leases, usage) = (quoted(""), quoted("_meta"), quoted("_leases"), quoted("_usage"));
+        let (main, meta, leases, usage) = (
+            quoted(""),
+            quoted("_meta"),
+            quoted("_leases"),
+            quoted("_usage"),
+        );
         let columns = "blob_id, blob_offset, size, deletable, end_epoch, expires_at";
         Sql {
             get: format!("SELECT {columns} FROM {main} WHERE key = ?1"),
@@ -109,7 +114,10 @@ impl Sql {
         } else {
             format!("WHERE {} ", conditions.join(" AND "))
         };
-        format!("SELECT key, size, expires_at FROM {} {condition}ORDER BY key LIMIT ?", self.table)
+        format!(
+            "SELECT key, size, expires_at FROM {} {condition}ORDER BY key LIMIT ?",
+            self.table
+        )
     }
 }
 
@@ -143,7 +151,12 @@ impl r2d2::ManageConnection for Readers {
 }
 
 /// Opens the write connection, after checking that the file is ours, and creates what is missing.
-pub(super) fn open(path: &Path, table: &str, sql: &Sql, busy_timeout: Duration) -> Result<Connection> {
+pub(super) fn open(
+    path: &Path,
+    table: &str,
+    sql: &Sql,
+    busy_timeout: Duration,
+) -> Result<Connection> {
     let bad = |what: String| {
         Error::new(
             ErrorKind::Config,
@@ -166,11 +179,14 @@ pub(super) fn open(path: &Path, table: &str, sql: &Sql, busy_timeout: Duration) 
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(bad(format!("cannot be used: {e}"))),
     }
-    let explain = |e: rusqlite::Error| failed("opening", &e).context(format!("indexPath {}", path.display()));
+    let explain =
+        |e: rusqlite::Error| failed("opening", &e).context(format!("indexPath {}", path.display()));
 
     let connection = Connection::open_with_flags(
         path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
     .map_err(explain)?;
     connection.busy_timeout(busy_timeout).map_err(explain)?;
@@ -190,8 +206,12 @@ pub(super) fn open(path: &Path, table: &str, sql: &Sql, busy_timeout: Duration) 
         )));
     }
     // An acknowledged row survives a power cut: the log is synced at each commit.
-    connection.pragma_update(None, "synchronous", "FULL").map_err(explain)?;
-    connection.pragma_update(None, "cache_size", -16384).map_err(explain)?; // KiB
+    connection
+        .pragma_update(None, "synchronous", "FULL")
+        .map_err(explain)?;
+    connection
+        .pragma_update(None, "cache_size", -16384)
+        .map_err(explain)?; // KiB
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
 
     let version = read_version(&connection, sql).map_err(explain)?;
@@ -223,7 +243,9 @@ fn wal(connection: &Connection, limit: Duration) -> rusqlite::Result<String> {
     let started = Instant::now();
     loop {
         match connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
-            Err(e) if is_busy(&e) && started.elapsed() < limit => std::thread::sleep(Duration::from_millis(5)),
+            Err(e) if is_busy(&e) && started.elapsed() < limit => {
+                std::thread::sleep(Duration::from_millis(5))
+            }
             done => return done,
         }
     }
@@ -231,11 +253,17 @@ fn wal(connection: &Connection, limit: Duration) -> rusqlite::Result<String> {
 
 fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i64>> {
     let known: Option<i64> = connection
-        .query_row("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE", [&sql.meta], |row| row.get(0))
+        .query_row(
+            "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
+            [&sql.meta],
+            |row| row.get(0),
+        )
         .optional()?;
     if known.is_none() {
         return Ok(None);
     }
-    let value: Option<String> = connection.query_row(&sql.version, [], |row| row.get(0)).optional()?;
+    let value: Option<String> = connection
+        .query_row(&sql.version, [], |row| row.get(0))
+        .optional()?;
     Ok(Some(value.and_then(|v| v.parse().ok()).unwrap_or(0)))
 }

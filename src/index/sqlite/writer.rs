@@ -30,13 +30,18 @@ impl Writer {
             .spawn(move || {
                 while let Ok(first) = jobs.recv() {
                     let more = jobs.try_iter().take(TOGETHER - 1);
-                    let batch = std::iter::once(first).chain(more).filter(|job| !job.abandoned()).collect();
+                    let batch = std::iter::once(first)
+                        .chain(more)
+                        .filter(|job| !job.abandoned())
+                        .collect();
                     commit(&connection, batch);
                 }
                 // The last connection to the file moves the log into it.
                 let _ = connection.close();
             })
-            .map_err(|e| Error::retryable(ErrorKind::Index, format!("no thread for the index: {e}")))?;
+            .map_err(|e| {
+                Error::retryable(ErrorKind::Index, format!("no thread for the index: {e}"))
+            })?;
         Ok(Writer {
             queue: Mutex::new(Some(queue)),
             thread: Mutex::new(Some(thread)),
@@ -63,7 +68,9 @@ impl Writer {
             let queue = queue.as_ref().ok_or_else(|| Error::closed("the index"))?;
             queue.send(job).map_err(|_| Error::closed("the index"))?;
         }
-        answer.await.unwrap_or_else(|_| Err(Error::closed("the index")))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Error::closed("the index")))
     }
 
     /// Finishes what is queued and closes the connection; blocks until then.
@@ -105,7 +112,9 @@ where
     }
 
     fn run(&mut self, connection: &Connection) -> Result<()> {
-        let Some(work) = self.work.take() else { return Ok(()) };
+        let Some(work) = self.work.take() else {
+            return Ok(());
+        };
         // A panic must cost this call alone, not the thread that everyone's writes depend on.
         match catch_unwind(AssertUnwindSafe(|| work(connection))) {
             Ok(Ok(value)) => {
@@ -113,12 +122,21 @@ where
                 Ok(())
             }
             Ok(Err(e)) => Err(failed(self.what, &e)),
-            Err(_) => Err(Error::new(ErrorKind::Internal, format!("panic while {}", self.what))),
+            Err(_) => Err(Error::new(
+                ErrorKind::Internal,
+                format!("panic while {}", self.what),
+            )),
         }
     }
 
     fn finish(self: Box<Self>, outcome: Result<()>) {
-        let Call { value, reply, what, _pass, .. } = *self;
+        let Call {
+            value,
+            reply,
+            what,
+            _pass,
+            ..
+        } = *self;
         let outcome = outcome.and_then(|()| {
             value.ok_or_else(|| Error::new(ErrorKind::Internal, format!("no result while {what}")))
         });
@@ -158,7 +176,12 @@ fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>) {
         };
         // Some failures (a full disk) roll the whole transaction back.
         if connection.is_autocommit() {
-            broken = Some(outcome.clone().err().unwrap_or_else(|| Error::new(ErrorKind::Internal, "transaction ended early")));
+            broken = Some(
+                outcome
+                    .clone()
+                    .err()
+                    .unwrap_or_else(|| Error::new(ErrorKind::Internal, "transaction ended early")),
+            );
         } else if let Err(e) = connection.execute_batch(end) {
             broken = Some(fail(&e));
         }
