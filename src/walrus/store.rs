@@ -84,12 +84,10 @@ impl Inner {
                     return Ok(result);
                 }
                 Err(failure) => {
-                    match failure.class {
-                        Class::TooLarge | Class::Token => {}
-                        _ => self.publishers.failed(index),
-                    }
-                    if failure.class == Class::Throttled {
-                        self.stats.throttled.fetch_add(1, Relaxed);
+                    self.note(&self.publishers, index, failure.class);
+                    // A publisher that refuses one upload will hardly take the next.
+                    if failure.class == Class::Refused {
+                        self.publishers.failed(index);
                     }
                     rotation.failed(index, failure);
                 }

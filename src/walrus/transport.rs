@@ -346,7 +346,7 @@ impl ErrorAnswer {
     pub(super) fn class(&self) -> Class {
         match (self.status.as_u16(), self.reason.as_deref()) {
             (429, Some("TOKEN_ALREADY_USED")) | (504, Some("EXPIRED_SIGNATURE")) => Class::Token,
-            (429, _) => Class::Throttled,
+            (429 | 503, _) => Class::Throttled,
             (408 | 425, _) | (500..=599, _) => Class::Transient,
             _ => Class::Refused,
         }
