@@ -817,6 +817,30 @@ mod secrets {
         panic!("the command outlived the call");
     }
 
+    #[tokio::test]
+    async fn not_even_a_piece_of_a_long_token() {
+        let token = format!("tok-secret{}", "x".repeat(3000));
+        for (status, cut) in [
+            ("500 X", 0),
+            ("500 X", 1500),
+            ("500 X", 2900),
+            ("200 OK", 0),
+        ] {
+            let publisher = Hostile::start(move |seen| {
+                let said = answer(status, &[], seen.header("authorization").unwrap());
+                Act::SayAndClose(said[..said.len() - cut].to_vec())
+            })
+            .await;
+            let client = client(ClientConfig {
+                auth: Auth::Command(format!("echo {token}")),
+                ..writer(&[&publisher])
+            });
+            let error = client.store(blob(10), OPTIONS).await.unwrap_err();
+            assert!(!error.message().contains("tok-"), "{cut}: {error}");
+            assert!(error.message().contains("[redacted]"), "{cut}: {error}");
+        }
+    }
+
     /// Every header echoed: what a debugging proxy does.
     fn echo(seen: &Seen, status: &str) -> Vec<u8> {
         answer(status, &[], format!("bad request: {:?}", seen.headers))
@@ -1098,6 +1122,19 @@ mod reading {
                 "{shown}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_whole_blob_needs_a_length() {
+        let endless =
+            Hostile::start(|_| Act::SayAndClose(b"HTTP/1.0 200 OK\r\n\r\nabc".into())).await;
+        let client = client(reader(&[&endless]));
+        let error = client.read(ID).await.unwrap_err();
+        assert!(error.message().contains("without a length"), "{error}");
+        // A range has one of its own.
+        assert_eq!(client.read_range(ID, 1, 2).await.unwrap(), b"bc"[..]);
+        let error = client.read_range(ID, 1, 3).await.unwrap_err();
+        assert!(error.message().contains("only 3 bytes"), "{error}");
     }
 
     #[tokio::test]

@@ -287,6 +287,11 @@ impl Inner {
         let fetched = match (status, want) {
             (206, Want::Range(_, _, len)) => exactly(&mut reader, len).await,
             (_, Want::Range(_, offset, len)) => self.slice(&mut reader, offset, len).await,
+            // Without a length, a broken connection would look like the end.
+            _ if !reader.is_delimited() => {
+                let text = format!("HTTP {status}: answer without a length");
+                Err(Failure::new(Class::Wrong, text))
+            }
             _ => reader
                 .collect(self.max_blob_bytes)
                 .await
