@@ -41,7 +41,6 @@ cp "$origin/go.mod" "$origin/go.sum" "$dir/"
 chmod u+w "$dir"/go.*
 args=(-modfile="$dir/go.mod" -mod=mod -buildvcs=false -trimpath)
 if [[ -z $plain ]]; then
-  cgo_env
   GOTOOLCHAIN=local "$GO" mod edit -require="$SHIM@v0.0.0" -replace="$SHIM@v0.0.0=$ROOT/go-shim" "$dir/go.mod"
   # Kubo's sources stay as they are: its own generator runs on a copy of the list, and the result
   # replaces preload.go for this build only.
