@@ -1,11 +1,30 @@
 //! walrusds keeps the blocks of an IPFS node on Walrus, a decentralised blob store reached over
 //! HTTP, with an index key → (blob, offset, size) in Postgres or SQLite.
+//!
+//! [`WalrusDatastore`] is the whole; [`Client`] speaks to Walrus and [`Index`] is where blocks are
+//! found. C programs (and Kubo, through cgo) use the same engine by `include/walrusds.h`.
 #![deny(unsafe_code, missing_docs)]
 
+pub mod clock;
+pub mod config;
+pub mod datastore;
 pub mod error;
+#[allow(missing_docs)]
+pub mod ffi;
 pub mod index;
+mod lifetime;
+mod locks;
+pub mod log;
+pub mod metrics;
+mod multihash;
+mod pack;
+pub mod query;
+mod tls;
 pub mod walrus;
 
+pub use config::Config;
+pub use datastore::{Op, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
 pub use index::{Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
-pub use walrus::{BlobStore, Body, StoreOptions, StoreResult};
+pub use query::{Entry, Query, QueryOptions};
+pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, StoreOptions, StoreResult};

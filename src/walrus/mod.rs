@@ -1,11 +1,39 @@
 //! Walrus over HTTP: publishers take blobs, aggregators give them back.
 //!
-//! [`BlobStore`] is the seam that tests replace; [`Client`] is the real one.
+//! [`BlobStore`] is the seam that tests replace; [`Client`] is the real one. What the client does
+//! for a caller: it fails over between endpoints and remembers which ones failed, retries what may
+//! pass with jittered backoff, checks every length, range and answer it is given, bounds every
+//! body, keeps whole blobs in a cache, and gets a publisher token afresh for each attempt.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`client`] | configuration, counters, the [`Client`] itself |
+//! | `store` | the PUT and what counts as a successful answer |
+//! | `read` | the GETs: whole blobs, ranges, quilt members; when "not found" is final |
+//! | `retry` | what is retried, how often, after which wait |
+//! | `endpoints` | base URLs, health memory, learnt size limits |
+//! | `transport` | one HTTP exchange: time limits, bounded bodies, error excerpts |
+//! | `cache` | whole blobs in memory, bounded by bytes |
+//! | [`auth`] | where publisher tokens come from |
+//! | [`cost`] | what a blob of some length costs on the network |
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::Result;
+
+pub mod auth;
+mod cache;
+pub mod client;
+pub mod cost;
+mod endpoints;
+mod read;
+mod retry;
+mod store;
+mod transport;
+
+pub use auth::Auth;
+pub use client::{Client, ClientConfig, Stats};
 
 /// Judges bytes that came from an aggregator: `Err(reason)` makes the reader drop them, count the
 /// failure against that aggregator and ask another.
@@ -40,6 +68,18 @@ impl Body {
     /// The pieces, in order.
     pub fn chunks(&self) -> &[Bytes] {
         &self.chunks
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(chunk: Vec<u8>) -> Self {
+        Body::from(Bytes::from(chunk))
+    }
+}
+
+impl From<&'static [u8]> for Body {
+    fn from(chunk: &'static [u8]) -> Self {
+        Body::from(Bytes::from_static(chunk))
     }
 }
 
@@ -108,5 +148,16 @@ pub trait BlobStore: Send + Sync + 'static {
     /// The largest body worth sending, as far as refusals have taught (bytes).
     fn size_limit(&self) -> u64 {
         u64::MAX
+    }
+
+    /// How often publishers have asked for less so far (429 and 503 answers to stores): uploads
+    /// running at once follow it.
+    fn throttled(&self) -> u64 {
+        0
+    }
+
+    /// Counters for the metrics snapshot.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
     }
 }

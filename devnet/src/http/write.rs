@@ -1,0 +1,174 @@
+//! The publisher: everything that is stored.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, Response};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use serde::de::{Deserializer, Error as _};
+use serde::Deserialize;
+
+use super::body::{self, LimitOverride};
+use super::error::{self, ApiError};
+use super::Endpoint;
+use crate::blob_id::BlobId;
+use crate::network::{PutError, PutRequest, PutResult, MAX_EPOCHS};
+use crate::object_id::ObjectId;
+
+/// The query of both PUTs. As in the original, the flattened last field swallows a destination
+/// it cannot parse, and an unknown name is an error.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PutQuery {
+    #[serde(default)]
+    #[allow(dead_code)] // there is only one encoding
+    encoding_type: Option<Encoding>,
+    #[serde(default = "one")]
+    pub epochs: u32,
+    #[serde(default)]
+    permanent: bool,
+    #[serde(default)]
+    deletable: bool,
+    #[serde(default)]
+    force: bool,
+    #[serde(default)]
+    reuse_resources: bool,
+    #[serde(default)]
+    #[allow(dead_code)] // there is only one version
+    quilt_version: Option<String>,
+    #[serde(flatten)]
+    destination: Option<Destination>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[derive(Debug, Deserialize)]
+enum Encoding {
+    RS2,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Destination {
+    SendObjectTo(ObjectId),
+    #[serde(deserialize_with = "bool_from_text")]
+    Share(bool),
+}
+
+fn bool_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(D::Error::custom)
+}
+
+impl PutQuery {
+    pub fn send_object_to(&self) -> Option<ObjectId> {
+        match self.destination {
+            Some(Destination::SendObjectTo(address)) => Some(address),
+            _ => None,
+        }
+    }
+
+    pub fn request(&self, attributes: Vec<(String, String)>) -> Result<PutRequest, ApiError> {
+        if self.permanent && self.deletable {
+            return Err(ApiError::invalid(
+                "INVALID_BLOB_PERSISTENCE",
+                "a blob cannot be both permanent and deletable",
+            ));
+        }
+        Ok(PutRequest {
+            epochs: self.epochs,
+            permanent: self.permanent,
+            force: self.force,
+            reuse_resources: self.reuse_resources,
+            owner: self.send_object_to(),
+            share: matches!(self.destination, Some(Destination::Share(true))),
+            attributes,
+        })
+    }
+}
+
+pub(crate) async fn put_blob(
+    State(endpoint): State<Arc<Endpoint>>,
+    Query(query): Query<PutQuery>,
+    limit: Option<axum::Extension<LimitOverride>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Response<Body>> {
+    let _ = &headers;
+    let limit = limit.map_or(endpoint.options().max_body, |limit| limit.0 .0);
+    let data = body::collect(body, limit).await?;
+    endpoint.stats().received(data.len() as u64);
+    let request = query
+        .request(Vec::new())
+        .map_err(IntoResponse::into_response)?;
+    let (_, result) = endpoint
+        .store(data, request)
+        .await
+        .map_err(IntoResponse::into_response)?;
+    if let PutResult::MarkedInvalid { .. } = result {
+        return Err(ApiError::internal("the blob is marked as invalid").into_response());
+    }
+    Ok(json(&result))
+}
+
+pub(crate) fn json(value: &impl serde::Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(body) => error::with_type(axum::http::StatusCode::OK, "application/json", body),
+        Err(why) => ApiError::internal(why.to_string()).into_response(),
+    }
+}
+
+impl Endpoint {
+    /// Encodes, checks, waits as long as the upload is set to take, and stores.
+    pub(crate) async fn store(
+        self: &Arc<Self>,
+        data: Bytes,
+        request: PutRequest,
+    ) -> Result<(BlobId, PutResult), ApiError> {
+        let id = if self.network().id_is_quick(data.len()) {
+            self.network().id_of(&data)
+        } else {
+            let (this, data) = (Arc::clone(self), data.clone());
+            blocking(move || this.network().id_of(&data)).await?
+        };
+        let id = id.map_err(|why| ApiError::internal(why.to_string()))?;
+        let latency = self.options().latency_put;
+        if let Some(result) = self.network().check(&id, &request).map_err(put_error)? {
+            return Ok((id, result));
+        }
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        let result = if self.network().on_disk() {
+            let this = Arc::clone(self);
+            blocking(move || this.network().store(id, data, &request)).await?
+        } else {
+            self.network().store(id, data, &request)
+        };
+        Ok((id, result.map_err(put_error)?))
+    }
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|why| ApiError::internal(why.to_string()))
+}
+
+fn put_error(why: PutError) -> ApiError {
+    match why {
+        PutError::TooLarge => ApiError::internal("the data is too large to be encoded/decoded"),
+        PutError::Epochs(epochs) => ApiError::internal(format!(
+            "the transaction failed: {epochs} epochs ahead is not between 1 and {MAX_EPOCHS}"
+        )),
+        PutError::Forbidden => ApiError::forbidden_blob(),
+        PutError::Io(why) => ApiError::internal(format!("storing the content: {why}")),
+    }
+}

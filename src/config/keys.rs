@@ -1,0 +1,144 @@
+//! The one description of every configuration key. The parser, the C ABI's `walrusds_config_keys`
+//! (and through it the init profile's environment variables) and the README's table all follow it;
+//! `tests/docs.rs` compares the README with it.
+
+/// What a key's value must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyType {
+    /// A JSON string.
+    Text,
+    /// `true` or `false`.
+    Flag,
+    /// A whole number in `min..=max` (a zero fraction such as `16.0` is whole).
+    Whole {
+        /// Smallest value.
+        min: i64,
+        /// Largest value.
+        max: i64,
+    },
+}
+
+/// One configuration key.
+#[derive(Debug, Clone, Copy)]
+pub struct KeySpec {
+    /// Name in the JSON object.
+    pub name: &'static str,
+    /// What its value must be.
+    pub ty: KeyType,
+    /// Default as it stands in the README's table; empty if there is none.
+    pub default: &'static str,
+    /// Whether its value may hold a secret and is therefore never printed.
+    pub secret: bool,
+    /// What it does, for people.
+    pub doc: &'static str,
+}
+
+/// Largest blob that Walrus takes at 1,000 shards: 334 * 667 * 65,534 bytes.
+pub const MAX_BLOB_BYTES: i64 = 14_599_533_452;
+
+const MAX_SECONDS: i64 = 100 * 366 * 86_400;
+
+const fn whole(min: i64, max: i64) -> KeyType {
+    KeyType::Whole { min, max }
+}
+
+const fn key(name: &'static str, ty: KeyType, default: &'static str, doc: &'static str) -> KeySpec {
+    KeySpec {
+        name,
+        ty,
+        default,
+        secret: false,
+        doc,
+    }
+}
+
+const fn secret(name: &'static str, ty: KeyType, doc: &'static str) -> KeySpec {
+    KeySpec {
+        name,
+        ty,
+        default: "",
+        secret: true,
+        doc,
+    }
+}
+
+/// Every key that is known.
+#[rustfmt::skip]
+pub const KEYS: &[KeySpec] = &[
+    key("publisherURL", KeyType::Text, "", "required; base URLs of Walrus publishers, comma-separated for failover"),
+    key("aggregatorURL", KeyType::Text, "", "required; base URLs of Walrus aggregators, comma-separated for failover"),
+    secret("postgresURL", KeyType::Text, "shared index: libpq URL (multi-host, `sslmode` incl. `verify-full`, `sslrootcert`, unix socket); this or `indexPath`"),
+    key("indexPath", KeyType::Text, "", "embedded index (SQLite file) for a single node, relative to the repo unless absolute; this or `postgresURL`"),
+    key("table", KeyType::Text, "walrus_index", "index table: an identifier, optionally `schema.table`"),
+    key("epochs", whole(1, 53), "1", "storage epochs bought per blob (an epoch is 14 days on Mainnet, 1 day on Testnet)"),
+    key("deletable", KeyType::Flag, "false", "`false` stores permanent blobs, `true` blobs that the owner of the publisher's wallet may delete"),
+    key("workers", whole(1, 10_000), "100", "ceiling of parallel uploads; actual concurrency adapts to 429/503"),
+    key("maxOpenConns", whole(1, 10_000), "32", "Postgres connections, at most"),
+    key("packTargetSizeBytes", whole(1, MAX_BLOB_BYTES), "67108864", "ceiling of a pack in bytes, never a floor"),
+    key("blobCacheBytes", KeyType::Whole { min: i64::MIN, max: i64::MAX }, "268435456", "memory for whole blobs read (bytes); one entry takes a quarter at most; negative disables"),
+    key("requestTimeoutSeconds", whole(1, 86_400), "60", "per HTTP attempt, without progress (seconds)"),
+    key("maxRetries", whole(0, 100), "3", "retries per request after the first attempt, exponential backoff with jitter"),
+    key("epochDurationSeconds", whole(0, MAX_SECONDS), "0", "length of a storage epoch (seconds; Mainnet 1209600, Testnet 86400); 0 = unknown, renewal off"),
+    key("renewIntervalSeconds", whole(0, MAX_SECONDS), "0", "how often to look for blobs to renew (seconds); 0 = renewal off"),
+    key("renewLeadSeconds", whole(0, MAX_SECONDS), "one epoch", "renew blobs that end within this time (seconds)"),
+    key("journalPath", KeyType::Text, "", "local write journal; not supported yet"),
+    key("journalMaxBytes", whole(1, i64::MAX), "4294967296", "size of the journal at which writers wait (bytes); used with `journalPath`"),
+    key("packIdleFlushSeconds", whole(1, MAX_SECONDS), "30", "flush the journal after this time without writes (seconds); used with `journalPath`"),
+    key("packMaxAgeSeconds", whole(1, MAX_SECONDS), "300", "flush a journalled block after this time at most (seconds); used with `journalPath`"),
+    key("drainTimeoutSeconds", whole(0, MAX_SECONDS), "30", "how long close waits for the journal to empty (seconds); used with `journalPath`"),
+    key("cachePath", KeyType::Text, "", "read cache on local disk; not supported yet"),
+    key("cacheBytes", whole(1, i64::MAX), "10737418240", "size of the disk cache (bytes); used with `cachePath`"),
+    key("packFormat", KeyType::Text, "concat", "how blocks lie in a blob: `concat`; `car` and `quilt` are not supported yet for writing"),
+    key("verifyReads", KeyType::Flag, "true", "check each block against the multihash in its key"),
+    key("authTokenCommand", KeyType::Text, "", "shell command that prints a fresh publisher token (JWT), run for every attempt"),
+    key("authTokenFile", KeyType::Text, "", "file with the publisher token, read for every attempt; relative to the repo unless absolute"),
+    key("nShards", whole(1, 65_535), "1000", "shards of the network, for cost accounting only"),
+    key("disableFlush", KeyType::Flag, "false", "this node never renews what is stored (retrieval nodes)"),
+    key("disableQuilt", KeyType::Flag, "false", "accepted for the Go plugin's configs; no effect (packs are `concat`)"),
+    key("packFlushIntervalSeconds", whole(1, MAX_SECONDS), "5", "accepted for the Go plugin's configs; no effect"),
+];
+
+/// The known key nearest to `name` by edit distance.
+pub(super) fn nearest(name: &str) -> &'static str {
+    KEYS.iter()
+        .map(|k| k.name)
+        .min_by_key(|known| edit_distance(&name.to_lowercase(), &known.to_lowercase()))
+        .unwrap_or_default()
+}
+
+/// Levenshtein distance. Names are short, so the plain two-row form does.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_key_forgives_case_and_typos() {
+        assert_eq!(nearest("publisherUrl"), "publisherURL");
+        assert_eq!(nearest("epoch"), "epochs");
+        assert_eq!(nearest("packTargetSize"), "packTargetSizeBytes");
+        assert_eq!(nearest("postgressURL"), "postgresURL");
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = KEYS.iter().map(|k| k.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), KEYS.len());
+    }
+}

@@ -1,0 +1,470 @@
+//! Configuration: the JSON object under `Datastore.Spec` in Kubo's config, checked key by key.
+//!
+//! Every complaint names the key, what was found and what is expected; a value that may hold a
+//! secret is never shown.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use url::Url;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::walrus::{Auth, ClientConfig};
+
+mod keys;
+
+pub use keys::{KeySpec, KeyType, KEYS, MAX_BLOB_BYTES};
+
+/// Which index a node uses.
+#[derive(Clone, PartialEq, Eq)]
+pub enum IndexConfig {
+    /// Shared index; holds the libpq URL, which may hold a password.
+    Postgres(String),
+    /// Embedded index in this file.
+    Sqlite(PathBuf),
+}
+
+impl fmt::Debug for IndexConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IndexConfig::Postgres(_) => f.write_str("Postgres(***)"),
+            IndexConfig::Sqlite(path) => f.debug_tuple("Sqlite").field(path).finish(),
+        }
+    }
+}
+
+/// A checked configuration. See [`KEYS`] for what each key means.
+///
+/// ```
+/// use walrusds::Config;
+///
+/// let config = Config::from_json(
+///     r#"{"publisherURL": "http://127.0.0.1:31415", "aggregatorURL": "http://127.0.0.1:31415",
+///         "indexPath": "index.sqlite", "epochs": 5}"#,
+/// )?;
+/// assert_eq!(config.epochs, 5);
+/// assert_eq!(config.table, "walrus_index");
+///
+/// let err = Config::from_json(r#"{"publisherURl": "http://p"}"#).unwrap_err();
+/// assert!(err.message().contains("did you mean \"publisherURL\""));
+/// # Ok::<(), walrusds::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Base URLs of publishers, as given (trimmed).
+    pub publishers: Vec<String>,
+    /// Base URLs of aggregators, as given (trimmed).
+    pub aggregators: Vec<String>,
+    /// The index to use.
+    pub index: IndexConfig,
+    /// Index table.
+    pub table: String,
+    /// Epochs bought per blob.
+    pub epochs: u32,
+    /// Whether blobs are stored as deletable.
+    pub deletable: bool,
+    /// Ceiling of parallel uploads.
+    pub workers: usize,
+    /// Ceiling of Postgres connections.
+    pub max_open_conns: u32,
+    /// Ceiling of a pack (bytes).
+    pub pack_target_size_bytes: u64,
+    /// Memory for whole blobs (bytes); negative disables.
+    pub blob_cache_bytes: i64,
+    /// Time without progress after which an HTTP attempt is given up.
+    pub request_timeout: Duration,
+    /// Retries after the first attempt.
+    pub max_retries: u32,
+    /// Length of a storage epoch; zero = unknown.
+    pub epoch_duration: Duration,
+    /// How often to look for blobs to renew; zero = never.
+    pub renew_interval: Duration,
+    /// Renew blobs that end within this time.
+    pub renew_lead: Duration,
+    /// Check each block against its key's multihash.
+    pub verify_reads: bool,
+    /// Where the publisher's token comes from.
+    pub auth: Auth,
+    /// Shards of the network, for cost accounting.
+    pub n_shards: u32,
+    /// Whether this node leaves renewal to others.
+    pub disable_flush: bool,
+}
+
+impl Config {
+    /// Reads and checks a configuration. Relative paths stay relative; see [`Config::resolve`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] naming the key, what was found and what is expected;
+    /// [`ErrorKind::Unsupported`] for keys of later versions.
+    pub fn from_json(json: &str) -> Result<Self> {
+        let value: Value = serde_json::from_str(json)
+            .map_err(|e| bad(format!("configuration is not valid JSON: {e}")))?;
+        match value {
+            Value::Object(map) => Self::from_map(&map),
+            other => Err(bad(format!(
+                "configuration is {}, expected a JSON object",
+                describe(&other)
+            ))),
+        }
+    }
+
+    fn from_map(map: &Map<String, Value>) -> Result<Self> {
+        let fields = Fields(map);
+        fields.refuse_unknown()?;
+        let publishers = fields.urls("publisherURL")?;
+        let aggregators = fields.urls("aggregatorURL")?;
+        let index = fields.index()?;
+        let table = match fields.text("table")? {
+            Some(table) => {
+                check_table(table)?;
+                table.to_owned()
+            }
+            None => "walrus_index".to_owned(),
+        };
+        fields.refuse_unsupported()?;
+        let epoch_duration = fields.seconds("epochDurationSeconds", 0)?;
+        let renew_interval = fields.seconds("renewIntervalSeconds", 0)?;
+        if !renew_interval.is_zero() && epoch_duration.is_zero() {
+            return Err(bad(
+                "renewIntervalSeconds is set but epochDurationSeconds is not: renewal needs the \
+                 length of an epoch (Mainnet 1209600, Testnet 86400)",
+            ));
+        }
+        for key in KEYS {
+            // Keys without an effect yet are checked all the same.
+            match key.ty {
+                KeyType::Text => drop(fields.text(key.name)?),
+                KeyType::Flag => drop(fields.flag(key.name, false)?),
+                KeyType::Whole { .. } => drop(fields.whole(key.name)?),
+            }
+        }
+        let blob_cache_bytes = fields.whole("blobCacheBytes")?.unwrap_or(256 << 20);
+        if blob_cache_bytes == 0 {
+            return Err(bad(
+                "blobCacheBytes is 0, expected a positive number of bytes, or a negative one to \
+                 disable the cache",
+            ));
+        }
+        Ok(Config {
+            publishers,
+            aggregators,
+            index,
+            table,
+            epochs: fields.number("epochs", 1)?,
+            deletable: fields.flag("deletable", false)?,
+            workers: fields.number("workers", 100)?,
+            max_open_conns: fields.number("maxOpenConns", 32)?,
+            pack_target_size_bytes: fields.number("packTargetSizeBytes", 64 << 20)?,
+            blob_cache_bytes,
+            request_timeout: fields.seconds("requestTimeoutSeconds", 60)?,
+            max_retries: fields.number("maxRetries", 3)?,
+            epoch_duration,
+            renew_interval,
+            renew_lead: match fields.seconds("renewLeadSeconds", 0)? {
+                lead if lead.is_zero() => epoch_duration,
+                lead => lead,
+            },
+            verify_reads: fields.flag("verifyReads", true)?,
+            auth: fields.token_source()?,
+            n_shards: fields.number("nShards", 1000)?,
+            disable_flush: fields.flag("disableFlush", false)?,
+        })
+    }
+
+    /// Makes every relative path relative to `repo`.
+    #[must_use]
+    pub fn resolve(mut self, repo: &Path) -> Self {
+        if let IndexConfig::Sqlite(path) = &mut self.index {
+            *path = repo.join(&*path);
+        }
+        if let Auth::File(path) = &mut self.auth {
+            *path = repo.join(&*path);
+        }
+        self
+    }
+
+    /// The part that the Walrus client needs.
+    pub fn client(&self) -> ClientConfig {
+        let defaults = ClientConfig::default();
+        ClientConfig {
+            publishers: self.publishers.clone(),
+            aggregators: self.aggregators.clone(),
+            request_timeout: self.request_timeout,
+            max_retries: self.max_retries,
+            blob_cache_bytes: self.blob_cache_bytes,
+            // A pack that could be stored must be readable.
+            max_blob_bytes: self.pack_target_size_bytes.max(defaults.max_blob_bytes),
+            auth: self.auth.clone(),
+            ..defaults
+        }
+    }
+
+    /// What identifies the data for Kubo (`DiskSpec`): exactly `aggregatorURL`, `publisherURL` and
+    /// `table`. Another key here would orphan every existing repo; a secret never belongs here.
+    pub fn disk_spec(&self) -> Value {
+        serde_json::json!({
+            "aggregatorURL": self.aggregators.join(","),
+            "publisherURL": self.publishers.join(","),
+            "table": self.table,
+        })
+    }
+}
+
+fn bad(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Config, message)
+}
+
+/// A value as it may be shown in an error: its type, and the value if it is short.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(b) => format!("the boolean {b}"),
+        Value::Number(n) => format!("the number {n}"),
+        Value::String(s) => format!("the string {:?}", shorten(s)),
+        Value::Array(_) => "an array".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn shorten(s: &str) -> String {
+    const SHOWN: usize = 80;
+    if s.chars().count() <= SHOWN {
+        s.to_owned()
+    } else {
+        s.chars().take(SHOWN).chain(['…']).collect()
+    }
+}
+
+/// The table's name as `index::table` wants it, with this key's name in front of the complaint.
+fn check_table(table: &str) -> Result<()> {
+    crate::index::table::parse_table(table).map(drop)
+}
+
+struct Fields<'a>(&'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    fn refuse_unknown(&self) -> Result<()> {
+        for (name, value) in self.0 {
+            if name == "type" {
+                // Kubo hands the whole spec over, its own key included.
+                if value != "walrusds" {
+                    return Err(bad(format!(
+                        "type is {}, expected \"walrusds\"",
+                        describe(value)
+                    )));
+                }
+            } else if !KEYS.iter().any(|k| k.name == name) {
+                return Err(bad(format!(
+                    "unknown key {:?}; did you mean {:?}?",
+                    shorten(name),
+                    keys::nearest(name)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_unsupported(&self) -> Result<()> {
+        for name in ["journalPath", "cachePath"] {
+            if self.text(name)?.is_some() {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("{name} is not supported yet: leave it out"),
+                ));
+            }
+        }
+        match self.text("packFormat")? {
+            None | Some("concat") => Ok(()),
+            Some(format @ ("car" | "quilt")) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "packFormat \"{format}\" is not supported yet: leave it out, or \"concat\""
+                ),
+            )),
+            Some(other) => Err(bad(format!(
+                "packFormat is {:?}, expected \"concat\", \"car\" or \"quilt\"",
+                shorten(other)
+            ))),
+        }
+    }
+
+    fn spec(name: &str) -> &'static KeySpec {
+        // Every name in this file is in the table: the tests read every field.
+        KEYS.iter()
+            .find(|k| k.name == name)
+            .unwrap_or_else(|| unreachable!("configuration key {name} is not described"))
+    }
+
+    fn wrong_type(name: &str, value: &Value, expected: &str) -> Error {
+        let found = if Self::spec(name).secret {
+            type_name(value).to_owned()
+        } else {
+            describe(value)
+        };
+        bad(format!("{name} is {found}, expected {expected}"))
+    }
+
+    /// A string; absent and empty are the same, as in the Go plugin.
+    fn text(&self, name: &str) -> Result<Option<&'a str>> {
+        match self.0.get(name) {
+            None => Ok(None),
+            Some(Value::String(s)) if s.trim().is_empty() => Ok(None),
+            Some(Value::String(s)) if s.contains('\0') => {
+                Err(bad(format!("{name} holds a NUL character")))
+            }
+            Some(Value::String(s)) => Ok(Some(s)),
+            Some(other) => Err(Self::wrong_type(name, other, "a string")),
+        }
+    }
+
+    fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        match self.0.get(name) {
+            None => Ok(default),
+            Some(Value::Bool(b)) => Ok(*b),
+            Some(other) => Err(Self::wrong_type(name, other, "true or false")),
+        }
+    }
+
+    fn whole(&self, name: &str) -> Result<Option<i64>> {
+        let KeyType::Whole { min, max } = Self::spec(name).ty else {
+            unreachable!("configuration key {name} is not a number");
+        };
+        let expected = match (min, max) {
+            (i64::MIN, _) => "a whole number".to_owned(),
+            (_, i64::MAX) => format!("a whole number of at least {min}"),
+            _ => format!("a whole number from {min} to {max}"),
+        };
+        let Some(value) = self.0.get(name) else {
+            return Ok(None);
+        };
+        let Value::Number(number) = value else {
+            return Err(Self::wrong_type(name, value, &expected));
+        };
+        match whole_number(number) {
+            Some(n) if (min..=max).contains(&n) => Ok(Some(n)),
+            _ => Err(Self::wrong_type(name, value, &expected)),
+        }
+    }
+
+    fn number<T: TryFrom<i64>>(&self, name: &str, default: T) -> Result<T> {
+        match self.whole(name)? {
+            None => Ok(default),
+            Some(n) => T::try_from(n).map_err(|_| bad(format!("{name} is {n}: too large here"))),
+        }
+    }
+
+    fn seconds(&self, name: &str, default: u64) -> Result<Duration> {
+        self.number(name, default).map(Duration::from_secs)
+    }
+
+    fn urls(&self, name: &str) -> Result<Vec<String>> {
+        let required = || {
+            bad(format!(
+                "{name} is required: set it to the base URL of a Walrus {}, e.g. \
+                 http://127.0.0.1:31415 (several: comma-separated)",
+                name.trim_end_matches("URL")
+            ))
+        };
+        let urls: Vec<String> = self
+            .text(name)?
+            .ok_or_else(required)?
+            .split(',')
+            .map(str::trim)
+            .filter(|u| !u.is_empty())
+            .map(str::to_owned)
+            .collect();
+        if urls.is_empty() {
+            return Err(required());
+        }
+        for url in &urls {
+            check_url(name, url)?;
+        }
+        Ok(urls)
+    }
+
+    fn index(&self) -> Result<IndexConfig> {
+        match (self.text("postgresURL")?, self.text("indexPath")?) {
+            (Some(url), None) => Ok(IndexConfig::Postgres(url.to_owned())),
+            (None, Some(path)) => Ok(IndexConfig::Sqlite(PathBuf::from(path))),
+            (None, None) => Err(bad(
+                "neither postgresURL nor indexPath is set: set postgresURL (an index in Postgres \
+                 that several nodes may share) or indexPath (an embedded SQLite file for one node)",
+            )),
+            (Some(_), Some(_)) => Err(bad(
+                "both postgresURL and indexPath are set: set postgresURL (an index in Postgres \
+                 that several nodes may share) or indexPath (an embedded SQLite file for one \
+                 node), not both",
+            )),
+        }
+    }
+
+    fn token_source(&self) -> Result<Auth> {
+        match (self.text("authTokenCommand")?, self.text("authTokenFile")?) {
+            (None, None) => Ok(Auth::None),
+            (Some(command), None) => Ok(Auth::Command(command.to_owned())),
+            (None, Some(path)) => Ok(Auth::File(PathBuf::from(path))),
+            (Some(_), Some(_)) => Err(bad(
+                "both authTokenCommand and authTokenFile are set: set one of them",
+            )),
+        }
+    }
+}
+
+/// The number as an integer, if it is one (`16`, `16.0`, `1e3`).
+fn whole_number(number: &serde_json::Number) -> Option<i64> {
+    if let Some(n) = number.as_i64() {
+        return Some(n);
+    }
+    // Whole numbers written with a fraction or exponent: exact in f64 up to 2^53.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let f = number.as_f64()?;
+    (f.fract() == 0.0 && f.abs() <= EXACT).then_some(f as i64)
+}
+
+/// Accepts `http(s)://host[:port][/path]`. User info is refused because these URLs are written to
+/// Kubo's `datastore_spec`, a query or fragment because paths are appended.
+fn check_url(name: &str, url: &str) -> Result<()> {
+    let expected = "expected a base URL such as https://host:port";
+    if url.contains('@') {
+        // Not shown: it may hold a password.
+        return Err(bad(format!(
+            "{name} holds a URL with user info (\"…@…\"): not allowed, since this URL is written to \
+             the repo's datastore_spec; use authTokenCommand or authTokenFile for credentials"
+        )));
+    }
+    let shown = shorten(url);
+    let parsed =
+        Url::parse(url).map_err(|e| bad(format!("{name} holds {shown:?}: {e}; {expected}")))?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(bad(format!(
+            "{name} holds {shown:?}: scheme {:?} is not supported; {expected}",
+            parsed.scheme()
+        )));
+    }
+    if parsed.host_str().unwrap_or_default().is_empty() {
+        return Err(bad(format!("{name} holds {shown:?}: no host; {expected}")));
+    }
+    if parsed.query().is_some() || parsed.fragment().is_some() {
+        return Err(bad(format!(
+            "{name} holds {shown:?}: a query or fragment is not allowed; {expected}"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+use super::*;
+
+const MINIMAL: &str = r#""publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i.db""#;
+
+fn parse(extra: &str) -> Result<Config> {
+    let comma = if extra.is_empty() { "" } else { "," };
+    Config::from_json(&format!("{{{MINIMAL}{comma}{extra}}}"))
+}
+
+#[track_caller]
+fn refused(json: &str, parts: &[&str]) -> Error {
+    let err = Config::from_json(json).expect_err(json);
+    for part in parts {
+        assert!(err.message().contains(part), "{json}: {err} lacks {part:?}");
+    }
+    err
+}
+
+#[track_caller]
+fn refused_extra(extra: &str, parts: &[&str]) {
+    refused(&format!("{{{MINIMAL},{extra}}}"), parts);
+}
+
+#[test]
+fn defaults_are_those_of_the_table() {
+    let c = parse("").unwrap();
+    let json = serde_json::json!({
+        "table": c.table, "epochs": c.epochs, "deletable": c.deletable, "workers": c.workers,
+        "maxOpenConns": c.max_open_conns, "packTargetSizeBytes": c.pack_target_size_bytes,
+        "blobCacheBytes": c.blob_cache_bytes, "requestTimeoutSeconds": c.request_timeout.as_secs(),
+        "maxRetries": c.max_retries, "epochDurationSeconds": c.epoch_duration.as_secs(),
+        "renewIntervalSeconds": c.renew_interval.as_secs(), "verifyReads": c.verify_reads,
+        "nShards": c.n_shards, "disableFlush": c.disable_flush,
+    });
+    for (name, value) in json.as_object().unwrap() {
+        let shown = value.to_string();
+        assert_eq!(
+            shown.trim_matches('"'),
+            Fields::spec(name).default,
+            "default of {name}"
+        );
+    }
+}
+
+#[test]
+fn every_key_is_read_in_its_own_type() {
+    for key in KEYS {
+        let wrong = match key.ty {
+            KeyType::Text => "[]",
+            KeyType::Flag => "\"true\"",
+            KeyType::Whole { .. } => "\"5\"",
+        };
+        let mut map: Map<String, Value> = serde_json::from_str(&format!("{{{MINIMAL}}}")).unwrap();
+        map.insert(key.name.into(), serde_json::from_str(wrong).unwrap());
+        let err = Config::from_map(&map).expect_err(key.name);
+        assert!(err.message().contains(key.name), "{err}");
+        assert!(err.message().contains("expected"), "{err}");
+    }
+}
+
+#[test]
+fn required_keys() {
+    refused("{}", &["publisherURL is required"]);
+    refused(r#"{"publisherURL":""}"#, &["publisherURL is required"]);
+    refused(r#"{"publisherURL":" , "}"#, &["publisherURL is required"]);
+    refused(
+        r#"{"publisherURL":"http://p"}"#,
+        &["aggregatorURL is required"],
+    );
+    refused(
+        r#"{"publisherURL":"http://p","aggregatorURL":"http://a"}"#,
+        &["neither postgresURL nor indexPath"],
+    );
+    refused(
+        r#"{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"x","postgresURL":"postgres://u:secret@h/d"}"#,
+        &["both postgresURL and indexPath"],
+    );
+}
+
+#[test]
+fn numbers() {
+    assert_eq!(parse(r#""workers":16.0"#).unwrap().workers, 16);
+    assert_eq!(parse(r#""maxRetries":0"#).unwrap().max_retries, 0);
+    assert_eq!(
+        parse(r#""blobCacheBytes":-1"#).unwrap().blob_cache_bytes,
+        -1
+    );
+    refused_extra(r#""epochs":0"#, &["epochs is the number 0", "from 1 to 53"]);
+    refused_extra(r#""epochs":54"#, &["54", "from 1 to 53"]);
+    refused_extra(r#""epochs":1.5"#, &["epochs", "1.5", "whole number"]);
+    refused_extra(r#""epochs":-1"#, &["epochs", "-1"]);
+    refused_extra(r#""epochs":1e400"#, &["epochs", "e+400", "from 1 to 53"]);
+    refused_extra(
+        r#""workers":99999999999999999999999"#,
+        &["workers", "99999999999999999999999"],
+    );
+    refused_extra(r#""epochs":"NaN""#, &["epochs", "NaN"]);
+    refused_extra(r#""epochs":null"#, &["epochs is null"]);
+    refused_extra(r#""blobCacheBytes":0"#, &["blobCacheBytes is 0"]);
+    refused("{\"epochs\":NaN}", &["not valid JSON"]);
+    refused("[]", &["an array", "expected a JSON object"]);
+}
+
+#[test]
+fn urls() {
+    let c = Config::from_json(
+        r#"{"publisherURL":"http://a/, http://b","aggregatorURL":" https://x:1/p/ ,,","indexPath":"i","table":""}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        c.disk_spec().to_string(),
+        r#"{"aggregatorURL":"https://x:1/p/","publisherURL":"http://a/,http://b","table":"walrus_index"}"#
+    );
+    for (url, parts) in [
+        ("localhost:31415", &["localhost", "not supported"][..]),
+        ("ftp://h", &["ftp"]),
+        ("h/p", &["publisherURL", "h/p"]),
+        ("http://", &["publisherURL", "empty host"]),
+        ("http://h?x=1", &["query"]),
+        ("http://user:hunter2@h", &["user info", "authTokenCommand"]),
+    ] {
+        let json =
+            format!(r#"{{"publisherURL":"{url}","aggregatorURL":"http://a","indexPath":"i"}}"#);
+        let err = refused(&json, parts);
+        assert!(!err.message().contains("hunter2"), "{err}");
+    }
+}
+
+#[test]
+fn tables() {
+    for good in ["walrus_index", "Blocks", "my_schema.blocks", "_x1"] {
+        assert_eq!(parse(&format!(r#""table":"{good}""#)).unwrap().table, good);
+    }
+    for evil in ["x; DROP TABLE y", "a.b.c", "1x", "a-b", "x\\\"y", "a.", "é"] {
+        refused_extra(&format!(r#""table":"{evil}""#), &["table"]);
+    }
+    let long = "x".repeat(64);
+    refused_extra(&format!(r#""table":"{long}""#), &["table", "63"]);
+}
+
+#[test]
+fn unknown_and_future_keys() {
+    refused_extra(r#""publisherUrl":"x""#, &["unknown key", "publisherURL"]);
+    refused_extra(r#""type":"flatfs""#, &["type", "walrusds"]);
+    parse(r#""type":"walrusds""#).unwrap();
+    for (extra, key) in [
+        (r#""journalPath":"j""#, "journalPath"),
+        (r#""cachePath":"c""#, "cachePath"),
+        (r#""packFormat":"car""#, "packFormat"),
+        (r#""packFormat":"quilt""#, "packFormat"),
+    ] {
+        let err = parse(extra).unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Unsupported);
+        assert!(err.message().contains(key), "{err}");
+    }
+    refused_extra(r#""packFormat":"zip""#, &["packFormat", "zip", "concat"]);
+    refused_extra(
+        r#""authTokenCommand":"x","authTokenFile":"y""#,
+        &["authTokenCommand", "authTokenFile"],
+    );
+}
+
+#[test]
+fn a_go_plugin_config_works_unchanged() {
+    let c = Config::from_json(
+        r#"{"type":"walrusds","publisherURL":"http://p","aggregatorURL":"http://a",
+        "postgresURL":"postgres://u:pw@h/d?sslmode=disable","table":"","epochs":5,"nShards":1000,
+        "deletable":false,"disableQuilt":true,"disableFlush":false,"workers":16,"maxOpenConns":32,
+        "requestTimeoutSeconds":60,"maxRetries":3,"packTargetSizeBytes":268435456,
+        "packMaxAgeSeconds":300,"packIdleFlushSeconds":30,"packFlushIntervalSeconds":5,
+        "blobCacheBytes":1073741824,"epochDurationSeconds":86400,"renewIntervalSeconds":3600,
+        "renewLeadSeconds":86400}"#,
+    )
+    .unwrap();
+    assert_eq!(c.renew_lead, Duration::from_secs(86_400));
+    assert!(!format!("{c:?}").contains("pw"), "{c:?}");
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    for value in [r#"{"pw":"hunter2"}"#, r#"["hunter2"]"#] {
+        let err = refused_secret(value);
+        assert!(!err.message().contains("hunter2"), "{err}");
+    }
+    fn refused_secret(value: &str) -> Error {
+        Config::from_json(&format!(
+            r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","postgresURL":{value}}}"#
+        ))
+        .unwrap_err()
+    }
+}
+
+#[test]
+fn paths_are_relative_to_the_repo() {
+    let c = parse(r#""authTokenFile":"/abs/token""#)
+        .unwrap()
+        .resolve(Path::new("/repo"));
+    assert_eq!(c.index, IndexConfig::Sqlite("/repo/i.db".into()));
+    assert_eq!(c.auth, Auth::File("/abs/token".into()));
+}
+
+#[test]
+fn renewal_needs_the_epoch_length() {
+    refused_extra(r#""renewIntervalSeconds":60"#, &["epochDurationSeconds"]);
+    let c = parse(r#""renewIntervalSeconds":60,"epochDurationSeconds":100"#).unwrap();
+    assert_eq!(c.renew_lead, Duration::from_secs(100));
+}

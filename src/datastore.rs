@@ -1,0 +1,579 @@
+//! The datastore: keys and blocks, kept on Walrus and found through the index.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::{Clock, EpochClock, SystemClock};
+use crate::config::{Config, IndexConfig};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::postgres::{PostgresIndex, PostgresOptions};
+use crate::index::sqlite::{SqliteIndex, SqliteOptions};
+use crate::index::{Index, Record, Usage, MAX_KEY_BYTES};
+use crate::lifetime::{self, RenewalParts};
+use crate::locks::KeyLocks;
+use crate::log::{Line, Log};
+use crate::metrics::Metrics;
+use crate::multihash::{self, Match};
+use crate::pack::{NewBlock, Packer, PackerParts};
+use crate::query::{Query, QueryOptions};
+use crate::walrus::{BlobStore, Client, StoreOptions};
+
+/// How often the running totals are written to the index, if they changed.
+const USAGE_FLUSH: Duration = Duration::from_secs(5);
+
+/// One operation of a batch.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Stores a value under a key.
+    Put(String, Bytes),
+    /// Removes a key; an unknown key is fine.
+    Delete(String),
+}
+
+impl Op {
+    fn key(&self) -> &str {
+        match self {
+            Op::Put(key, _) | Op::Delete(key) => key,
+        }
+    }
+}
+
+/// A datastore on Walrus.
+///
+/// Every method may be called from any task, concurrently. Dropping a returned future gives the
+/// call up: its HTTP request is dropped, and a block that was not indexed yet will not be.
+/// Puts and deletes of one key run one after another.
+///
+/// ```
+/// use walrusds::{Config, WalrusDatastore};
+///
+/// # let runtime = tokio::runtime::Runtime::new()?;
+/// # let net = walrus_devnet::Devnet::start_blocking(walrus_devnet::Options {
+/// #     cheap_ids: true, ..Default::default() })?;
+/// # let repo = tempfile::tempdir()?;
+/// # let url = net.url();
+/// let config = Config::from_json(&format!(
+///     r#"{{"publisherURL": "{url}", "aggregatorURL": "{url}", "indexPath": "index.sqlite"}}"#
+/// ))?;
+/// # runtime.block_on(async {
+/// let store = WalrusDatastore::open(config, repo.path()).await?;
+/// store.put("/greeting", b"hello"[..].into()).await?;
+/// assert_eq!(store.get("/greeting").await?.as_deref(), Some(&b"hello"[..]));
+/// assert_eq!(store.get("/nothing").await?, None);
+/// store.close().await?;
+/// # Ok::<(), walrusds::Error>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct WalrusDatastore {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) index: Arc<dyn Index>,
+    pub(crate) store: Arc<dyn BlobStore>,
+    pub(crate) verify_reads: bool,
+    pub(crate) metrics: Arc<Metrics>,
+    log: Arc<Log>,
+    clock: Arc<dyn Clock>,
+    /// Rows that end sooner than this do not count as stored.
+    fresh_for: Duration,
+    locks: KeyLocks,
+    packer: Packer,
+    calls: TaskTracker,
+    stop: CancellationToken,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl WalrusDatastore {
+    /// Opens a datastore: connects to the index (creating or upgrading its tables if needed). The
+    /// publisher and aggregators are not contacted. Relative paths in `config` are taken from
+    /// `repo`. Must be called within a tokio runtime, which the datastore uses until closed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for what the operator must change, [`ErrorKind::Index`] when the
+    /// index cannot be reached or used.
+    pub async fn open(config: Config, repo: &Path) -> Result<Self> {
+        let config = config.resolve(repo);
+        let index: Arc<dyn Index> = match &config.index {
+            IndexConfig::Postgres(url) => Arc::new(
+                PostgresIndex::open(PostgresOptions {
+                    url: url.clone(),
+                    table: config.table.clone(),
+                    max_open_conns: config.max_open_conns,
+                    ..PostgresOptions::default()
+                })
+                .await?,
+            ),
+            IndexConfig::Sqlite(path) => Arc::new(
+                SqliteIndex::open(SqliteOptions {
+                    path: path.clone(),
+                    table: config.table.clone(),
+                    ..SqliteOptions::default()
+                })
+                .await?,
+            ),
+        };
+        let store = Arc::new(Client::new(config.client())?);
+        Ok(Self::with_parts(
+            &config,
+            index,
+            store,
+            Arc::new(SystemClock),
+        ))
+    }
+
+    /// Puts a datastore together from parts: for tests, and for embedders with an index or store
+    /// of their own.
+    pub fn with_parts(
+        config: &Config,
+        index: Arc<dyn Index>,
+        store: Arc<dyn BlobStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let metrics = Arc::new(Metrics::default());
+        let log = Arc::new(Log::default());
+        let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
+        let options = StoreOptions {
+            epochs: config.epochs,
+            deletable: config.deletable,
+        };
+        let stop = CancellationToken::new();
+        let packer = Packer::start(PackerParts {
+            store: Arc::clone(&store),
+            index: Arc::clone(&index),
+            clock: Arc::clone(&clock),
+            epoch_clock: Arc::clone(&epoch_clock),
+            metrics: Arc::clone(&metrics),
+            log: Arc::clone(&log),
+            options,
+            target_bytes: config.pack_target_size_bytes,
+            workers: config.workers,
+        });
+        let renewing = !config.renew_interval.is_zero() && !config.disable_flush;
+        let mut workers = vec![tokio::spawn(flush_usage(
+            Arc::clone(&index),
+            Arc::clone(&metrics),
+            stop.clone(),
+        ))];
+        if renewing {
+            workers.push(tokio::spawn(lifetime::renew(
+                RenewalParts {
+                    index: Arc::clone(&index),
+                    store: Arc::clone(&store),
+                    clock: Arc::clone(&clock),
+                    epoch_clock,
+                    metrics: Arc::clone(&metrics),
+                    log: Arc::clone(&log),
+                    options,
+                    interval: config.renew_interval,
+                    lead: config.renew_lead,
+                    epoch: config.epoch_duration,
+                },
+                stop.clone(),
+            )));
+        }
+        WalrusDatastore {
+            shared: Arc::new(Shared {
+                index,
+                store,
+                verify_reads: config.verify_reads,
+                metrics,
+                log,
+                clock,
+                // With epochs of 1 every row is due at once: only what has lapsed is stored anew.
+                fresh_for: if renewing {
+                    Duration::ZERO
+                } else {
+                    config.renew_lead.min(config.epoch_duration / 2)
+                },
+                locks: KeyLocks::default(),
+                packer,
+                calls: TaskTracker::new(),
+                stop,
+                workers: Mutex::new(workers),
+            }),
+        }
+    }
+
+    /// Registers a call, so that close waits for it.
+    fn enter(&self) -> Result<TaskTrackerToken> {
+        let token = self.shared.calls.token();
+        if self.shared.calls.is_closed() {
+            return Err(Error::closed("datastore"));
+        }
+        Ok(token)
+    }
+
+    /// Stores `value` under `key`. Returns once it is on Walrus and indexed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a key no index takes; [`ErrorKind::Walrus`],
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::Index`].
+    pub async fn put(&self, key: &str, value: Bytes) -> Result<()> {
+        self.commit(vec![Op::Put(key.to_owned(), value)]).await
+    }
+
+    /// Applies operations; the last one on a key wins. Blocks that are stored already are not
+    /// uploaded again. Not atomic: after an error some operations may have taken effect, and the
+    /// same batch may be committed again.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub async fn commit(&self, ops: Vec<Op>) -> Result<()> {
+        let _call = self.enter()?;
+        let shared = &self.shared;
+        for op in &ops {
+            if let Op::Put(key, _) = op {
+                check_key(key)?;
+            }
+        }
+        let (puts, deletes) = last_wins(ops);
+        Metrics::add(&shared.metrics.commits, 1);
+        Metrics::add(&shared.metrics.blocks_put, puts.len() as u64);
+        let bytes: usize = puts.iter().map(|(_, v)| v.len()).sum();
+        Metrics::add(&shared.metrics.bytes_put, bytes as u64);
+
+        let locked = puts
+            .iter()
+            .map(|(k, _)| k.clone())
+            .chain(deletes.iter().cloned())
+            .collect();
+        let guard = Arc::new(shared.locks.lock(locked).await);
+        let blocks = shared.not_stored_yet(puts).await?;
+        if !blocks.is_empty() {
+            let waiting = shared.packer.submit(blocks, Arc::clone(&guard))?;
+            waiting.wait().await?;
+        }
+        if !deletes.is_empty() {
+            shared.delete(deletes).await?;
+        }
+        Ok(())
+    }
+
+    /// The value of `key`; `None` if the key is unknown.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BlobNotFound`] and [`ErrorKind::Corrupt`] name key and blob: the key is known,
+    /// but no aggregator gave its bytes, or all gave wrong ones.
+    pub async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        let _call = self.enter()?;
+        self.shared.get(key).await
+    }
+
+    /// Whether `key` is known. Asks the index alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`].
+    pub async fn has(&self, key: &str) -> Result<bool> {
+        Ok(self.get_size(key).await?.is_some())
+    }
+
+    /// The size of the value of `key` (bytes); `None` if the key is unknown. Asks the index alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`]; [`ErrorKind::Corrupt`] if the index holds nonsense.
+    pub async fn get_size(&self, key: &str) -> Result<Option<u64>> {
+        let _call = self.enter()?;
+        Metrics::add(&self.shared.metrics.lookups, 1);
+        match self.shared.lookup(key).await? {
+            None => Ok(None),
+            Some(record) => {
+                let range = record.range().map_err(|e| e.context(key))?;
+                Ok(Some(range.end - range.start))
+            }
+        }
+    }
+
+    /// Removes `key`; an unknown key is fine. Gone for every node on return.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`].
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        self.commit(vec![Op::Delete(key.to_owned())]).await
+    }
+
+    /// Lists keys (and values) in key order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub fn query(&self, options: QueryOptions) -> Result<Query> {
+        let call = self.enter()?;
+        Ok(Query::new(Arc::clone(&self.shared), call, options))
+    }
+
+    /// Returns when everything acknowledged so far survives a power cut of this machine. Without
+    /// a journal that is so already: puts return only once stored on Walrus and indexed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub async fn sync(&self, _prefix: &str) -> Result<()> {
+        self.enter().map(drop)
+    }
+
+    /// What is stored under the index, in O(1): a running total.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`].
+    pub async fn disk_usage(&self) -> Result<Usage> {
+        let _call = self.enter()?;
+        let stored = self.shared.index.usage().await?;
+        let pending = self.shared.metrics.pending_usage();
+        Ok(Usage {
+            blocks: (stored.blocks + pending.blocks).max(0),
+            bytes: (stored.bytes + pending.bytes).max(0),
+        })
+    }
+
+    /// Counters since open, by name.
+    pub fn metrics(&self) -> Vec<(&'static str, u64)> {
+        let shared = &self.shared;
+        let mut all = shared.metrics.snapshot();
+        let (running, limit) = shared.packer.uploads();
+        all.push(("uploads_running", running as u64));
+        all.push(("uploads_limit", limit as u64));
+        all.extend(shared.store.counters());
+        all
+    }
+
+    /// Takes the oldest log line out.
+    pub fn next_log_line(&self) -> Option<Line> {
+        self.shared.log.pop()
+    }
+
+    /// Refuses new calls, waits for those in flight, stops the workers and closes the index.
+    /// Closing again is fine.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`] if the index could not be closed in order; everything acknowledged is
+    /// stored all the same.
+    pub async fn close(&self) -> Result<()> {
+        let shared = &self.shared;
+        shared.calls.close();
+        shared.calls.wait().await;
+        shared.stop.cancel();
+        shared.packer.close().await;
+        let workers = std::mem::take(&mut *shared.workers.lock());
+        for worker in workers {
+            let _ = worker.await;
+        }
+        shared.index.close().await
+    }
+}
+
+impl Drop for WalrusDatastore {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+impl Shared {
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        let mut failed: Option<(Record, Error)> = None;
+        loop {
+            let Some(record) = self.lookup(key).await? else {
+                return Ok(None);
+            };
+            if let Some((before, error)) = failed {
+                // The row may have moved to another blob meanwhile; if it has not, that is it.
+                if before == record {
+                    return Err(error);
+                }
+                failed = None;
+            }
+            match self.read(key, &record).await {
+                Ok(Some(value)) => {
+                    Metrics::add(&self.metrics.gets, 1);
+                    Metrics::add(&self.metrics.get_bytes, value.len() as u64);
+                    return Ok(Some(value));
+                }
+                // Staged by a Go node and promoted since: the row says where.
+                Ok(None) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt) => {
+                    failed = Some((record, e));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// A key that no index takes is a key that is not there.
+    async fn lookup(&self, key: &str) -> Result<Option<Record>> {
+        if check_key(key).is_err() {
+            return Ok(None);
+        }
+        self.index.get(key).await
+    }
+
+    /// The bytes a row points at, checked. `None` if they were staged and no longer are.
+    async fn read(&self, key: &str, record: &Record) -> Result<Option<Bytes>> {
+        let check = |bytes: &[u8]| self.check_block(key, record, bytes);
+        if record.staged {
+            let value = self.index.staged_value(key).await?;
+            if let Some(reason) = value.as_ref().and_then(|v| check(v).err()) {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("staged block {key}: {reason}"),
+                ));
+            }
+            return Ok(value);
+        }
+        let range = record.range().map_err(|e| e.context(key))?;
+        let len = range.end - range.start;
+        let value = if len == 0 {
+            check(&[])
+                .map(|()| Bytes::new())
+                .map_err(|reason| Error::new(ErrorKind::Corrupt, reason))
+        } else if let Some(patch) = &record.patch_id {
+            self.store.read_patch(patch, &check).await
+        } else {
+            self.store
+                .read_range(&record.blob_id, range.start, len, &check)
+                .await
+        };
+        value.map(Some).map_err(|e| {
+            e.context(format_args!(
+                "reading {key} (blob {}, offset {}, {len} bytes)",
+                record.blob_id, range.start
+            ))
+        })
+    }
+
+    fn check_block(
+        &self,
+        key: &str,
+        record: &Record,
+        bytes: &[u8],
+    ) -> std::result::Result<(), String> {
+        if !record.staged && bytes.len() as i64 != record.size {
+            return Err(format!(
+                "got {} bytes, the index says {}",
+                bytes.len(),
+                record.size
+            ));
+        }
+        if self.verify_reads && multihash::check(key, bytes) == Match::No {
+            return Err("the bytes do not hash to the multihash in the key".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The blocks of a batch that must be uploaded, with what they replace.
+    async fn not_stored_yet(&self, puts: Vec<(String, Bytes)>) -> Result<Vec<NewBlock>> {
+        if puts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys: Vec<String> = puts.iter().map(|(k, _)| k.clone()).collect();
+        let known = self.index.get_many(&keys).await?;
+        let fresh_until = self.clock.now() + self.fresh_for;
+        let mut blocks = Vec::with_capacity(puts.len());
+        for ((key, value), known) in puts.into_iter().zip(known) {
+            if let Some(record) = &known {
+                let fresh = record.expires_at.is_none_or(|t| t > fresh_until);
+                // Only a key that names its content can be known to hold this value already.
+                if fresh
+                    && record.size == value.len() as i64
+                    && multihash::check(&key, &value) == Match::Yes
+                {
+                    Metrics::add(&self.metrics.blocks_known, 1);
+                    continue;
+                }
+            }
+            blocks.push(NewBlock {
+                key,
+                value,
+                replaces: known.map(|record| Usage {
+                    blocks: 1,
+                    bytes: record.size,
+                }),
+            });
+        }
+        Ok(blocks)
+    }
+
+    async fn delete(&self, mut keys: Vec<String>) -> Result<()> {
+        // What cannot be stored is not there.
+        keys.retain(|key| check_key(key).is_ok());
+        let removed = match keys.as_slice() {
+            [] => return Ok(()),
+            [key] => self.index.delete(key).await?,
+            keys => self.index.delete_many(keys).await?,
+        };
+        Metrics::add(&self.metrics.deletes, keys.len() as u64);
+        self.metrics.usage_delta(Usage {
+            blocks: -removed.blocks,
+            bytes: -removed.bytes,
+        });
+        Ok(())
+    }
+}
+
+/// Writes the running totals every now and then, and once more at the end.
+async fn flush_usage(index: Arc<dyn Index>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    loop {
+        let stopping = tokio::select! {
+            () = stop.cancelled() => true,
+            () = tokio::time::sleep(USAGE_FLUSH) => false,
+        };
+        let delta = metrics.take_usage();
+        if delta != Usage::default() && index.add_usage(delta).await.is_err() {
+            metrics.usage_delta(delta);
+        }
+        if stopping {
+            return;
+        }
+    }
+}
+
+/// Refuses keys that the index cannot hold exactly.
+fn check_key(key: &str) -> Result<()> {
+    let bad = |what: String| Err(Error::new(ErrorKind::InvalidArgument, what));
+    if key.is_empty() {
+        return bad("key is empty".to_owned());
+    }
+    if key.len() > MAX_KEY_BYTES {
+        return bad(format!(
+            "key of {} bytes is too long: an index holds keys of up to {MAX_KEY_BYTES} bytes",
+            key.len()
+        ));
+    }
+    if key.contains('\0') {
+        return bad(format!(
+            "key {key:?} holds a NUL byte, which no index can store"
+        ));
+    }
+    Ok(())
+}
+
+/// The last operation on each key, in the order of first mention.
+fn last_wins(ops: Vec<Op>) -> (Vec<(String, Bytes)>, Vec<String>) {
+    let mut position: HashMap<String, usize> = HashMap::with_capacity(ops.len());
+    let mut last: Vec<Op> = Vec::with_capacity(ops.len());
+    for op in ops {
+        match position.get(op.key()) {
+            Some(&at) => last[at] = op,
+            None => {
+                position.insert(op.key().to_owned(), last.len());
+                last.push(op);
+            }
+        }
+    }
+    let mut puts = Vec::new();
+    let mut deletes = Vec::new();
+    for op in last {
+        match op {
+            Op::Put(key, value) => puts.push((key, value)),
+            Op::Delete(key) => deletes.push(key),
+        }
+    }
+    (puts, deletes)
+}

@@ -1,0 +1,86 @@
+//! Bytes that cross the ABI: borrowed slices in, owned buffers out.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes owned by the caller, to be given back with `walrusds_buf_free`. All zero when empty.
+#[repr(C)]
+#[derive(Debug)]
+pub struct walrusds_buf {
+    /// First byte; NULL when `len` is 0. Read-only.
+    pub data: *const u8,
+    /// Length in bytes.
+    pub len: usize,
+    /// Private to the library.
+    pub owner: *mut c_void,
+}
+
+impl walrusds_buf {
+    pub(super) const EMPTY: walrusds_buf = walrusds_buf {
+        data: ptr::null(),
+        len: 0,
+        owner: ptr::null_mut(),
+    };
+
+    pub(super) fn new(bytes: Bytes) -> Self {
+        if bytes.is_empty() {
+            return Self::EMPTY;
+        }
+        // Boxing moves the handle, not the bytes.
+        let owner = Box::new(bytes);
+        walrusds_buf {
+            data: owner.as_ptr(),
+            len: owner.len(),
+            owner: Box::into_raw(owner).cast(),
+        }
+    }
+
+    /// Frees the bytes and leaves an empty buffer.
+    pub(super) fn free(&mut self) {
+        let owner = std::mem::replace(self, Self::EMPTY).owner.cast::<Bytes>();
+        if !owner.is_null() {
+            // SAFETY: `owner` came from `Box::into_raw` in `new`, and the caller hands the
+            // buffer back once: it is empty from now on.
+            drop(unsafe { Box::from_raw(owner) });
+        }
+    }
+}
+
+/// The slice an argument pair stands for; `(NULL, 0)` is empty.
+///
+/// # Safety
+/// `data` must be readable for `len` bytes during `'a`, unless it is NULL.
+pub(super) unsafe fn slice<'a>(name: &str, data: *const u8, len: usize) -> Result<&'a [u8]> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    if data.is_null() {
+        return Err(invalid(format!("{name} is NULL but its length is {len}")));
+    }
+    if len > isize::MAX as usize {
+        return Err(invalid(format!("{name} has an impossible length of {len}")));
+    }
+    // SAFETY: not NULL, and readable for `len` bytes by contract.
+    Ok(unsafe { std::slice::from_raw_parts(data, len) })
+}
+
+/// Zeroes an output argument, so that a caller who ignores the code frees nothing.
+///
+/// # Safety
+/// `out` must be writable for a `T`, unless it is NULL.
+pub(super) unsafe fn clear<T>(name: &str, out: *mut T, empty: T) -> Result<()> {
+    if out.is_null() {
+        return Err(invalid(format!("{name} is NULL")));
+    }
+    // SAFETY: not NULL, and writable by contract. What was there is the caller's to have freed.
+    unsafe { out.write(empty) };
+    Ok(())
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidArgument, message)
+}

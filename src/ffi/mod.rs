@@ -1,0 +1,714 @@
+//! The C ABI. `include/walrusds.h` is generated from this module; `docs/abi.md` states the rules.
+//!
+//! The only module with `unsafe` code. Entry points check their arguments, run the engine's
+//! future to its end on the calling thread and hand the outcome over; nothing else.
+#![allow(unsafe_code, non_camel_case_types)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+// Every entry point has the same contract, stated once in docs/abi.md and in the header's head:
+// pointers are valid for the call as their types say, or NULL where that is allowed.
+#![allow(clippy::missing_safety_doc)]
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, KeyType, KEYS};
+use crate::datastore::{Op, WalrusDatastore};
+use crate::error::{Error, ErrorKind, Result};
+use crate::query::{Query, QueryOptions};
+
+mod buf;
+mod entry;
+mod handle;
+mod page;
+mod runtime;
+
+use buf::{clear, invalid, slice};
+use entry::entry;
+use handle::Registry;
+use runtime::{runtime, wait, CANCELS};
+
+pub use buf::walrusds_buf;
+pub use entry::{walrusds_error, WALRUSDS_OK};
+pub use page::{walrusds_entry, walrusds_page};
+pub use runtime::walrusds_call;
+
+/// Version of this interface. It changes when anything in this header changes meaning or layout;
+/// additions do not change it. Compare with `walrusds_abi_version()` before any other call.
+pub const WALRUSDS_ABI_VERSION: u32 = 1;
+
+/// An argument that the call cannot work with: empty key, NULL, unknown handle.
+pub const WALRUSDS_INVALID_ARGUMENT: i32 = 1;
+/// A configuration key is missing, unknown, of the wrong type or out of range.
+pub const WALRUSDS_CONFIG: i32 = 2;
+/// The handle was closed.
+pub const WALRUSDS_CLOSED: i32 = 3;
+/// The call's cancel token was cancelled.
+pub const WALRUSDS_CANCELED: i32 = 4;
+/// The call's deadline passed.
+pub const WALRUSDS_DEADLINE_EXCEEDED: i32 = 5;
+/// The index (Postgres or SQLite) failed.
+pub const WALRUSDS_INDEX: i32 = 6;
+/// Publisher or aggregator failed, after the retries.
+pub const WALRUSDS_WALRUS: i32 = 7;
+/// The key is known, but its blob was found on no aggregator.
+pub const WALRUSDS_BLOB_NOT_FOUND: i32 = 8;
+/// Bytes or index rows that contradict themselves.
+pub const WALRUSDS_CORRUPT: i32 = 9;
+/// No publisher takes a body of this size.
+pub const WALRUSDS_TOO_LARGE: i32 = 10;
+/// Known, but not supported by this version.
+pub const WALRUSDS_UNSUPPORTED: i32 = 11;
+/// Another process or node holds what was asked for.
+pub const WALRUSDS_LOCKED: i32 = 12;
+/// A defect of the library.
+pub const WALRUSDS_INTERNAL: i32 = 13;
+/// A panic was caught.
+pub const WALRUSDS_PANIC: i32 = 14;
+
+// The codes are the kinds' own numbers; the header needs them as literals.
+const _: () = {
+    assert!(WALRUSDS_INVALID_ARGUMENT == ErrorKind::InvalidArgument as i32);
+    assert!(WALRUSDS_CONFIG == ErrorKind::Config as i32);
+    assert!(WALRUSDS_CLOSED == ErrorKind::Closed as i32);
+    assert!(WALRUSDS_CANCELED == ErrorKind::Canceled as i32);
+    assert!(WALRUSDS_DEADLINE_EXCEEDED == ErrorKind::DeadlineExceeded as i32);
+    assert!(WALRUSDS_INDEX == ErrorKind::Index as i32);
+    assert!(WALRUSDS_WALRUS == ErrorKind::Walrus as i32);
+    assert!(WALRUSDS_BLOB_NOT_FOUND == ErrorKind::BlobNotFound as i32);
+    assert!(WALRUSDS_CORRUPT == ErrorKind::Corrupt as i32);
+    assert!(WALRUSDS_TOO_LARGE == ErrorKind::TooLarge as i32);
+    assert!(WALRUSDS_UNSUPPORTED == ErrorKind::Unsupported as i32);
+    assert!(WALRUSDS_LOCKED == ErrorKind::Locked as i32);
+    assert!(WALRUSDS_INTERNAL == ErrorKind::Internal as i32);
+    assert!(WALRUSDS_PANIC == ErrorKind::Panic as i32);
+};
+
+/// An open datastore; 0 is never one.
+pub type walrusds_handle = u64;
+/// A running query; 0 is never one.
+pub type walrusds_query = u64;
+/// A cancel token; 0 is never one.
+pub type walrusds_cancel_token = u64;
+
+/// Operation of a batch: store `value` under `key`.
+pub const WALRUSDS_OP_PUT: u32 = 1;
+/// Operation of a batch: remove `key` (an unknown key is fine); `value` is ignored.
+pub const WALRUSDS_OP_DELETE: u32 = 2;
+
+/// One operation of a batch. Borrowed for the call.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct walrusds_op {
+    /// `WALRUSDS_OP_PUT` or `WALRUSDS_OP_DELETE`.
+    pub kind: u32,
+    /// Key, UTF-8.
+    pub key: *const u8,
+    /// Bytes of the key.
+    pub key_len: usize,
+    /// Value.
+    pub value: *const u8,
+    /// Bytes of the value.
+    pub value_len: usize,
+}
+
+/// What a query lists. Borrowed for the call.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct walrusds_query_options {
+    /// Only keys strictly below this path; empty or "/" = all.
+    pub prefix: *const u8,
+    /// Bytes of the prefix.
+    pub prefix_len: usize,
+    /// Leave the values out (no aggregator is asked).
+    pub keys_only: bool,
+    /// Entries to skip.
+    pub offset: u64,
+    /// Entries at most; 0 = no limit.
+    pub limit: u64,
+}
+
+struct Instance {
+    store: WalrusDatastore,
+    /// Its running queries; `None` once it is closing.
+    queries: Mutex<Option<HashSet<walrusds_query>>>,
+}
+
+struct RunningQuery {
+    owner: Arc<Instance>,
+    query: tokio::sync::Mutex<Query>,
+}
+
+static INSTANCES: Registry<Instance> = Registry::new("datastore", 1);
+static QUERIES: Registry<RunningQuery> = Registry::new("query", 2);
+
+fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str> {
+    std::str::from_utf8(bytes).map_err(|e| {
+        invalid(format!(
+            "{name} is not valid UTF-8 from byte {} on",
+            e.valid_up_to()
+        ))
+    })
+}
+
+unsafe fn config_from(data: *const u8, len: usize) -> Result<Config> {
+    // SAFETY: readable by contract.
+    let json = unsafe { slice("config", data, len) }?;
+    Config::from_json(utf8("config", json)?)
+}
+
+/// The version of the interface that this library implements.
+#[no_mangle]
+pub extern "C" fn walrusds_abi_version() -> u32 {
+    WALRUSDS_ABI_VERSION
+}
+
+/// Checks a whole configuration (a JSON object) without opening anything, and gives what
+/// identifies the data: a JSON object with exactly the keys aggregatorURL, publisherURL, table.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_disk_spec(
+    config: *const u8,
+    config_len: usize,
+    out: *mut walrusds_buf,
+    err: *mut walrusds_error,
+) -> i32 {
+    // SAFETY: the caller's contract (see the module's head), here and in every entry point below.
+    unsafe {
+        entry(err, || {
+            clear("out", out, walrusds_buf::EMPTY)?;
+            let spec = config_from(config, config_len)?.disk_spec();
+            out.write(walrusds_buf::new(spec.to_string().into()));
+            Ok(())
+        })
+    }
+}
+
+/// Describes every configuration key: a JSON array of objects with `key`, `type` ("string",
+/// "boolean" or "integer"), `default` (text; empty = none), `secret` and `doc`.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_config_keys(
+    out: *mut walrusds_buf,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("out", out, walrusds_buf::EMPTY)?;
+            let keys: Vec<_> = KEYS
+                .iter()
+                .map(|key| {
+                    let ty = match key.ty {
+                        KeyType::Text => "string",
+                        KeyType::Flag => "boolean",
+                        KeyType::Whole { .. } => "integer",
+                    };
+                    serde_json::json!({
+                        "key": key.name, "type": ty, "default": key.default,
+                        "secret": key.secret, "doc": key.doc,
+                    })
+                })
+                .collect();
+            let json = serde_json::Value::from(keys).to_string();
+            out.write(walrusds_buf::new(json.into()));
+            Ok(())
+        })
+    }
+}
+
+/// Opens a datastore: checks the configuration and connects to the index. Relative paths in the
+/// configuration are taken from `repo_path`. Close the handle with `walrusds_close`.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_open(
+    config: *const u8,
+    config_len: usize,
+    repo_path: *const u8,
+    repo_path_len: usize,
+    call: *const walrusds_call,
+    out: *mut walrusds_handle,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("out", out, 0)?;
+            let config = config_from(config, config_len)?;
+            let repo = slice("repo_path", repo_path, repo_path_len)?;
+            let repo = path_from(repo);
+            // On the runtime's own threads, because a thread started meanwhile (the connection
+            // pool has some) inherits the signal mask of the thread that starts it.
+            let task = runtime()?.spawn(async move { WalrusDatastore::open(config, &repo).await });
+            let abort = AbortOnDrop(task.abort_handle());
+            let store = wait(call, async {
+                task.await.unwrap_or_else(|e| {
+                    Err(Error::new(ErrorKind::Panic, format!("open failed: {e}")))
+                })
+            })?;
+            drop(abort);
+            out.write(INSTANCES.insert(Instance {
+                store,
+                queries: Mutex::new(Some(HashSet::new())),
+            }));
+            Ok(())
+        })
+    }
+}
+
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn path_from(bytes: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(bytes)).to_owned()
+}
+
+/// Closes a datastore: new calls get `WALRUSDS_CLOSED`, calls in flight are waited for, running
+/// queries end. The handle is invalid afterwards, whatever the code; closing it again gives
+/// `WALRUSDS_CLOSED`.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walrusds_error) -> i32 {
+    unsafe {
+        entry(err, || {
+            let instance = INSTANCES.remove(handle)?;
+            let queries = instance.queries.lock().take();
+            for query in queries.unwrap_or_default() {
+                // Closed by its owner at the same moment: fine.
+                let _ = QUERIES.remove(query);
+            }
+            runtime()?.block_on(instance.store.close())
+        })
+    }
+}
+
+/// Stores `value` under `key` (UTF-8, 1 to 2,048 bytes, no NUL). Returns once it is on Walrus and
+/// indexed.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_put(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    key: *const u8,
+    key_len: usize,
+    value: *const u8,
+    value_len: usize,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let instance = INSTANCES.get(handle)?;
+            let key = utf8("key", slice("key", key, key_len)?)?;
+            let value = Bytes::copy_from_slice(slice("value", value, value_len)?);
+            wait(call, instance.store.put(key, value))
+        })
+    }
+}
+
+/// Reads the value of `key` into `out` (free it with `walrusds_buf_free`). An unknown key is no
+/// error: `found` is false.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_get(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    key: *const u8,
+    key_len: usize,
+    out: *mut walrusds_buf,
+    found: *mut bool,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("out", out, walrusds_buf::EMPTY)?;
+            clear("found", found, false)?;
+            let instance = INSTANCES.get(handle)?;
+            let Some(key) = storable(slice("key", key, key_len)?) else {
+                return Ok(());
+            };
+            if let Some(value) = wait(call, instance.store.get(key))? {
+                out.write(walrusds_buf::new(value));
+                found.write(true);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A key that is not UTF-8 cannot be stored, so it is never there.
+fn storable(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key).ok()
+}
+
+/// Whether `key` is known. Asks the index alone.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_has(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    key: *const u8,
+    key_len: usize,
+    found: *mut bool,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("found", found, false)?;
+            let instance = INSTANCES.get(handle)?;
+            if let Some(key) = storable(slice("key", key, key_len)?) {
+                found.write(wait(call, instance.store.has(key))?);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The size in bytes of the value of `key`. Asks the index alone.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_get_size(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    key: *const u8,
+    key_len: usize,
+    size: *mut u64,
+    found: *mut bool,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("size", size, 0)?;
+            clear("found", found, false)?;
+            let instance = INSTANCES.get(handle)?;
+            let Some(key) = storable(slice("key", key, key_len)?) else {
+                return Ok(());
+            };
+            if let Some(bytes) = wait(call, instance.store.get_size(key))? {
+                size.write(bytes);
+                found.write(true);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Removes `key`; an unknown key is fine.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_delete(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    key: *const u8,
+    key_len: usize,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let instance = INSTANCES.get(handle)?;
+            match storable(slice("key", key, key_len)?) {
+                Some(key) => wait(call, instance.store.delete(key)),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+/// Applies a whole batch; the last operation on a key wins. Not atomic: after an error some
+/// operations may have taken effect, and the same batch may be committed again.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_batch_commit(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    ops: *const walrusds_op,
+    ops_len: usize,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let instance = INSTANCES.get(handle)?;
+            if ops_len == 0 {
+                return Ok(());
+            }
+            if ops.is_null() {
+                return Err(invalid(format!("ops is NULL but there are {ops_len}")));
+            }
+            let ops = std::slice::from_raw_parts(ops, ops_len);
+            let ops = ops
+                .iter()
+                .enumerate()
+                .filter_map(|(i, op)| {
+                    op_from(op)
+                        .map_err(|e| e.context(format_args!("operation {i}")))
+                        .transpose()
+                })
+                .collect::<Result<Vec<Op>>>()?;
+            wait(call, instance.store.commit(ops))
+        })
+    }
+}
+
+/// One operation, copied; `None` if it has no effect.
+unsafe fn op_from(op: &walrusds_op) -> Result<Option<Op>> {
+    // SAFETY: readable by contract.
+    let key = unsafe { slice("key", op.key, op.key_len) }?;
+    match op.kind {
+        WALRUSDS_OP_PUT => {
+            // SAFETY: readable by contract.
+            let value = unsafe { slice("value", op.value, op.value_len) }?;
+            let key = utf8("key", key)?.to_owned();
+            Ok(Some(Op::Put(key, Bytes::copy_from_slice(value))))
+        }
+        WALRUSDS_OP_DELETE => Ok(storable(key).map(|key| Op::Delete(key.to_owned()))),
+        other => Err(invalid(format!(
+            "kind is {other}, expected {WALRUSDS_OP_PUT} (put) or {WALRUSDS_OP_DELETE} (delete)"
+        ))),
+    }
+}
+
+/// Starts a listing in key order. No lock is held while it runs: keys may be put and deleted
+/// meanwhile. End it with `walrusds_query_close`.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_query_open(
+    handle: walrusds_handle,
+    _call: *const walrusds_call,
+    options: *const walrusds_query_options,
+    out: *mut walrusds_query,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("out", out, 0)?;
+            let instance = INSTANCES.get(handle)?;
+            let options = options.as_ref().ok_or_else(|| invalid("options is NULL"))?;
+            let prefix = slice("prefix", options.prefix, options.prefix_len)?;
+            let query = instance.store.query(QueryOptions {
+                prefix: utf8("prefix", prefix)?.to_owned(),
+                keys_only: options.keys_only,
+                offset: options.offset,
+                limit: (options.limit > 0).then_some(options.limit),
+            })?;
+            let mut queries = instance.queries.lock();
+            let Some(queries) = queries.as_mut() else {
+                return Err(Error::closed("datastore"));
+            };
+            let handle = QUERIES.insert(RunningQuery {
+                owner: Arc::clone(&instance),
+                query: tokio::sync::Mutex::new(query),
+            });
+            queries.insert(handle);
+            out.write(handle);
+            Ok(())
+        })
+    }
+}
+
+/// The next entries, in memory of the library's until `walrusds_page_free`; none = the end. A
+/// value that cannot be read is its entry's own error. Calls on one query run one after another.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_query_next(
+    query: walrusds_query,
+    call: *const walrusds_call,
+    out: *mut walrusds_page,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("out", out, walrusds_page::EMPTY)?;
+            let running = QUERIES.get(query)?;
+            let entries = wait(call, async { running.query.lock().await.next_page().await })?;
+            out.write(walrusds_page::new(entries));
+            Ok(())
+        })
+    }
+}
+
+/// Ends a query. The handle is invalid afterwards; closing it again gives `WALRUSDS_CLOSED`.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_query_close(
+    query: walrusds_query,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let running = QUERIES.remove(query)?;
+            if let Some(queries) = running.owner.queries.lock().as_mut() {
+                queries.remove(&query);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Gives a page back and leaves an empty one. NULL and empty pages are fine.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_page_free(page: *mut walrusds_page) {
+    unsafe {
+        entry(std::ptr::null_mut(), || {
+            if let Some(page) = page.as_mut() {
+                page.free();
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Returns when everything acknowledged before survives a power cut of this machine.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_sync(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    prefix: *const u8,
+    prefix_len: usize,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let instance = INSTANCES.get(handle)?;
+            let prefix = slice("prefix", prefix, prefix_len)?;
+            let prefix = String::from_utf8_lossy(prefix);
+            wait(call, instance.store.sync(&prefix))
+        })
+    }
+}
+
+/// Bytes of all blocks stored under the index, before Walrus' encoding: a running total.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_disk_usage(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    bytes: *mut u64,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("bytes", bytes, 0)?;
+            let instance = INSTANCES.get(handle)?;
+            let usage = wait(call, instance.store.disk_usage())?;
+            bytes.write(u64::try_from(usage.bytes).unwrap_or(0));
+            Ok(())
+        })
+    }
+}
+
+/// Counters since open: a JSON object, name to number.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_metrics(
+    handle: walrusds_handle,
+    out: *mut walrusds_buf,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("out", out, walrusds_buf::EMPTY)?;
+            let instance = INSTANCES.get(handle)?;
+            let counters = instance.store.metrics();
+            let json: serde_json::Map<String, serde_json::Value> = counters
+                .into_iter()
+                .map(|(name, n)| (name.to_owned(), n.into()))
+                .collect();
+            out.write(walrusds_buf::new(
+                serde_json::Value::from(json).to_string().into(),
+            ));
+            Ok(())
+        })
+    }
+}
+
+/// Takes the oldest log line out; never waits. A JSON object with `time_ms` (Unix, milliseconds),
+/// `level` ("error", "warn", "info") and `message`. `found` is false when there is none.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_log_next(
+    handle: walrusds_handle,
+    out: *mut walrusds_buf,
+    found: *mut bool,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("out", out, walrusds_buf::EMPTY)?;
+            clear("found", found, false)?;
+            let instance = INSTANCES.get(handle)?;
+            if let Some(line) = instance.store.next_log_line() {
+                let since = line.time.duration_since(SystemTime::UNIX_EPOCH);
+                let time_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(0);
+                let json = serde_json::json!({
+                    "time_ms": time_ms, "level": line.level.as_str(), "message": line.message,
+                });
+                out.write(walrusds_buf::new(json.to_string().into()));
+                found.write(true);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Makes a cancel token. Free it with `walrusds_cancel_free` once no call uses it any more.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_cancel_new(
+    out: *mut walrusds_cancel_token,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            clear("out", out, 0)?;
+            out.write(CANCELS.insert(CancellationToken::new()));
+            Ok(())
+        })
+    }
+}
+
+/// Cancels every call that uses the token, now and later. May be called from any thread, and again.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_cancel(
+    token: walrusds_cancel_token,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            CANCELS.get(token)?.cancel();
+            Ok(())
+        })
+    }
+}
+
+/// Frees a cancel token; calls that still use it go on, and can no longer be cancelled.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_cancel_free(
+    token: walrusds_cancel_token,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe { entry(err, || CANCELS.remove(token).map(drop)) }
+}
+
+/// Gives a buffer back and leaves an empty one. NULL and empty buffers are fine.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_buf_free(buf: *mut walrusds_buf) {
+    unsafe {
+        entry(std::ptr::null_mut(), || {
+            if let Some(buf) = buf.as_mut() {
+                buf.free();
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Frees an error's message and leaves no error. NULL is fine.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_error_free(error: *mut walrusds_error) {
+    unsafe {
+        entry(std::ptr::null_mut(), || {
+            if let Some(error) = error.as_mut() {
+                error.message.free();
+                *error = walrusds_error::NONE;
+            }
+            Ok(())
+        });
+    }
+}

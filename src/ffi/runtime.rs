@@ -1,0 +1,101 @@
+//! One process-wide tokio runtime, and how a C call waits on it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use once_cell::sync::OnceCell;
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+
+use super::handle::Registry;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Cancel tokens the caller holds.
+pub(super) static CANCELS: Registry<CancellationToken> = Registry::new("cancel token", 3);
+
+/// How long a call may wait. Zero fields mean: no token, no deadline.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct walrusds_call {
+    /// From `walrusds_cancel_new`; 0 = none. One token may serve several calls.
+    pub cancel: u64,
+    /// Milliseconds from now after which the call gives up; 0 = never.
+    pub timeout_ms: u64,
+}
+
+/// The runtime, started by the first open and kept for the life of the process: its threads may
+/// run code of this library at any time, so it is never unloaded.
+pub(super) fn runtime() -> Result<&'static Runtime> {
+    static RUNTIME: OnceCell<Runtime> = OnceCell::new();
+    RUNTIME.get_or_try_init(|| {
+        Builder::new_multi_thread()
+            .enable_all()
+            .thread_name("walrusds")
+            // Statements on the index; more callers wait their turn.
+            .max_blocking_threads(128)
+            .on_thread_start(block_sigpipe)
+            .build()
+            .map_err(|e| Error::new(ErrorKind::Internal, format!("cannot start threads: {e}")))
+    })
+}
+
+/// A write to a closed peer must be an error, not the end of the host: on a thread that is not
+/// Go's, Go's SIGPIPE handler re-raises the default action. Threads started from this one inherit
+/// the mask.
+fn block_sigpipe() {
+    // SAFETY: `set` is initialised by sigemptyset before it is read, and only this thread's mask
+    // is changed.
+    unsafe {
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Runs `work` to its end, or until the call is cancelled or late; then `work` is dropped.
+///
+/// # Safety
+/// `call` must be readable, unless it is NULL.
+pub(super) unsafe fn wait<T>(
+    call: *const walrusds_call,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    // SAFETY: readable by contract; NULL stands for the default.
+    let call = unsafe { call.as_ref() }.copied().unwrap_or_default();
+    let runtime = runtime()?;
+    if call.cancel == 0 && call.timeout_ms == 0 {
+        return runtime.block_on(work);
+    }
+    let token = match call.cancel {
+        0 => None,
+        handle => Some(CANCELS.get(handle)?),
+    };
+    let canceled = || Error::new(ErrorKind::Canceled, "the call was cancelled");
+    if token.as_ref().is_some_and(|t| t.is_cancelled()) {
+        return Err(canceled());
+    }
+    runtime.block_on(async {
+        let stop = async {
+            match &token {
+                Some(token) => token.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        let late = async {
+            match call.timeout_ms {
+                0 => std::future::pending().await,
+                ms => tokio::time::sleep(Duration::from_millis(ms)).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = stop => Err(canceled()),
+            () = late => Err(Error::retryable(
+                ErrorKind::DeadlineExceeded,
+                format!("the call did not finish within {} ms", call.timeout_ms),
+            )),
+        }
+    })
+}

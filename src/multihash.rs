@@ -1,0 +1,185 @@
+//! The multihash in a datastore key, and whether a block matches it.
+//!
+//! Kubo's blockstore keys are `/` + base32 (RFC 4648, upper case, no padding) of the block's
+//! multihash: varint hash code, varint digest length, digest
+//! (<https://github.com/multiformats/multihash>, codes from the multicodec table).
+
+use sha2::{Digest, Sha256, Sha512};
+use sha3::{Keccak256, Keccak512, Sha3_224, Sha3_256, Sha3_384, Sha3_512};
+
+/// Shortest digest that counts as one: what IPFS accepts in a CID. Shorter ones are more likely
+/// keys that happen to look like a multihash.
+const MIN_DIGEST: usize = 20;
+
+const IDENTITY: u64 = 0x00;
+const SHA2_256: u64 = 0x12;
+const SHA2_512: u64 = 0x13;
+const SHA3_512: u64 = 0x14;
+const SHA3_384: u64 = 0x15;
+const SHA3_256: u64 = 0x16;
+const SHA3_224: u64 = 0x17;
+const KECCAK_256: u64 = 0x1b;
+const KECCAK_512: u64 = 0x1d;
+const BLAKE3: u64 = 0x1e;
+const DBL_SHA2_256: u64 = 0x56;
+/// `blake2b-8` is this + 1 … `blake2b-512` is this + 64.
+const BLAKE2B: u64 = 0xb200;
+/// `blake2s-8` is this + 1 … `blake2s-256` is this + 32.
+const BLAKE2S: u64 = 0xb240;
+
+/// Whether `value` is the content that `key` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Match {
+    /// The key holds a multihash and the value hashes to it.
+    Yes,
+    /// The key holds a multihash and the value does not hash to it.
+    No,
+    /// The key holds no multihash that can be checked.
+    Unknown,
+}
+
+/// Checks `value` against the multihash in the last component of `key`.
+pub fn check(key: &str, value: &[u8]) -> Match {
+    let Some(multihash) = decode_key(key) else {
+        return Match::Unknown;
+    };
+    let Some((code, rest)) = varint(&multihash) else {
+        return Match::Unknown;
+    };
+    let Some((len, digest)) = varint(rest) else {
+        return Match::Unknown;
+    };
+    if len != digest.len() as u64 {
+        return Match::Unknown;
+    }
+    if code != IDENTITY && digest.len() < MIN_DIGEST {
+        return Match::Unknown;
+    }
+    match digest_matches(code, digest, value) {
+        None => Match::Unknown,
+        Some(true) => Match::Yes,
+        Some(false) => Match::No,
+    }
+}
+
+/// Whether `digest` is a (possibly truncated) digest of `value`; `None` for an unknown code.
+fn digest_matches(code: u64, digest: &[u8], value: &[u8]) -> Option<bool> {
+    let prefix = |full: &[u8]| full.get(..digest.len()) == Some(digest);
+    Some(match code {
+        // Unlike a hash, an identity digest holds the value itself and may be of any length, so a
+        // short key can look like one by accident: only equality tells anything.
+        IDENTITY if digest == value => true,
+        SHA2_256 => prefix(&Sha256::digest(value)),
+        SHA2_512 => prefix(&Sha512::digest(value)),
+        DBL_SHA2_256 => prefix(&Sha256::digest(Sha256::digest(value))),
+        SHA3_224 => prefix(&Sha3_224::digest(value)),
+        SHA3_256 => prefix(&Sha3_256::digest(value)),
+        SHA3_384 => prefix(&Sha3_384::digest(value)),
+        SHA3_512 => prefix(&Sha3_512::digest(value)),
+        KECCAK_256 => prefix(&Keccak256::digest(value)),
+        KECCAK_512 => prefix(&Keccak512::digest(value)),
+        BLAKE3 => {
+            let mut full = vec![0; digest.len()];
+            blake3::Hasher::new()
+                .update(value)
+                .finalize_xof()
+                .fill(&mut full);
+            full == digest
+        }
+        // The length is a parameter of BLAKE2, so the code gives it and truncation is not meant.
+        _ if (BLAKE2B + MIN_DIGEST as u64..=BLAKE2B + 64).contains(&code) => {
+            let len = (code - BLAKE2B) as usize;
+            let full = blake2b_simd::Params::new().hash_length(len).hash(value);
+            full.as_bytes() == digest
+        }
+        _ if (BLAKE2S + MIN_DIGEST as u64..=BLAKE2S + 32).contains(&code) => {
+            let len = (code - BLAKE2S) as usize;
+            let full = blake2s_simd::Params::new().hash_length(len).hash(value);
+            full.as_bytes() == digest
+        }
+        _ => return None,
+    })
+}
+
+fn decode_key(key: &str) -> Option<Vec<u8>> {
+    let text = key.rsplit('/').next().filter(|t| !t.is_empty())?;
+    data_encoding::BASE32_NOPAD.decode(text.as_bytes()).ok()
+}
+
+/// An unsigned LEB128 number of at most nine bytes, and what follows it.
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0u64;
+    for (i, byte) in bytes.iter().take(9).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * i);
+        if byte & 0x80 == 0 {
+            return Some((value, &bytes[i + 1..]));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(code: &[u8], digest: &[u8]) -> String {
+        let mut multihash = code.to_vec();
+        multihash.push(digest.len() as u8);
+        multihash.extend_from_slice(digest);
+        format!("/{}", data_encoding::BASE32_NOPAD.encode(&multihash))
+    }
+
+    fn hex(s: &str) -> Vec<u8> {
+        data_encoding::HEXLOWER.decode(s.as_bytes()).unwrap()
+    }
+
+    /// Digests of "abc" from the standards' own examples (FIPS 180-4, FIPS 202, RFC 7693, BLAKE3).
+    #[test]
+    fn known_digests() {
+        let abc: &[(&[u8], &str)] = &[
+            (&[0x12], "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+            (&[0x13], "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f"),
+            (&[0x16], "3a985da74fe225b2045c172d6bd390bd855f086e3e9d525b46bfe24511431532"),
+            (&[0x1b], "4e03657aea45a94fc7d47ba826c8d667c0d1e6e33a64a036ec44f58fa12d6c45"),
+            (&[0x1e], "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"),
+            (&[0xc0, 0xe4, 0x02], "ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d17d87c5392aab792dc252d5de4533cc9518d38aa8dbf1925ab92386edd4009923"),
+            (&[0xe0, 0xe4, 0x02], "508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982"),
+        ];
+        for (code, digest) in abc {
+            let key = key(code, &hex(digest));
+            assert_eq!(check(&key, b"abc"), Match::Yes, "{key}");
+            assert_eq!(check(&key, b"abd"), Match::No, "{key}");
+            assert_eq!(check(&format!("/blocks{key}"), b"abc"), Match::Yes);
+        }
+    }
+
+    #[test]
+    fn truncated_digests_are_compared_by_prefix() {
+        let full = Sha512::digest(b"abc");
+        assert_eq!(check(&key(&[0x13], &full[..32]), b"abc"), Match::Yes);
+        assert_eq!(check(&key(&[0x13], &full[..32]), b"x"), Match::No);
+        assert_eq!(check(&key(&[0x13], &full[..8]), b"abc"), Match::Unknown);
+        // Longer than the hash gives: cannot match.
+        assert_eq!(check(&key(&[0x12], &full[..40]), b"abc"), Match::No);
+    }
+
+    #[test]
+    fn other_keys_are_unknown() {
+        for key in ["", "/", "/foo", "/AAAA", "/a/b", "/CIQ", "/é", "/A1"] {
+            assert_eq!(check(key, b"value"), Match::Unknown, "{key}");
+        }
+        assert_eq!(check(&key(&[0x00], b"value"), b"value"), Match::Yes);
+        assert_eq!(check(&key(&[0x00], b"value"), b"other"), Match::Unknown);
+    }
+
+    #[test]
+    fn the_empty_block_of_unixfs() {
+        // CID QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn: the empty directory, bytes 0a020801.
+        let key = key(&[0x12], &Sha256::digest([0x0a, 0x02, 0x08, 0x01]));
+        assert_eq!(
+            key,
+            "/CIQFTFEEHEDF6KLBT32BFAGLXEZL4UWFNWM4LFTLMXQBCERZ6CMLX3Y"
+        );
+        assert_eq!(check(&key, &[0x0a, 0x02, 0x08, 0x01]), Match::Yes);
+    }
+}

@@ -1,0 +1,130 @@
+//! How many uploads may run at once: additive increase while the publisher keeps up,
+//! multiplicative decrease when it answers 429 or 503.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// What a stock publisher takes at once (eight sub-wallets); the start value.
+const START: f64 = 8.0;
+/// Cut to this share on overload (what JuiceFS and others settled on), at most once a second:
+/// the answers of one burst are one signal.
+const DECREASE: f64 = 0.7;
+const DECREASE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The limit, shared by the gatherer and its uploads.
+#[derive(Debug, Clone)]
+pub(crate) struct UploadLimit(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    ceiling: f64,
+    state: Mutex<State>,
+    freed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    limit: f64,
+    running: usize,
+    last_decrease: Option<Instant>,
+}
+
+/// The right to run one upload; dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<Shared>);
+
+impl UploadLimit {
+    pub(crate) fn new(ceiling: usize) -> Self {
+        let ceiling = ceiling.max(1) as f64;
+        UploadLimit(Arc::new(Shared {
+            ceiling,
+            state: Mutex::new(State {
+                limit: START.min(ceiling),
+                running: 0,
+                last_decrease: None,
+            }),
+            freed: Notify::new(),
+        }))
+    }
+
+    /// Waits for a free place. Only the gatherer calls this, so one waiter is woken at a time.
+    pub(crate) async fn acquire(&self) -> Permit {
+        loop {
+            {
+                let mut state = self.0.state.lock();
+                if state.running < state.limit as usize {
+                    state.running += 1;
+                    return Permit(Arc::clone(&self.0));
+                }
+            }
+            self.0.freed.notified().await;
+        }
+    }
+
+    /// Uploads running now, and the present limit.
+    pub(crate) fn snapshot(&self) -> (usize, usize) {
+        let state = self.0.state.lock();
+        (state.running, state.limit as usize)
+    }
+}
+
+impl Permit {
+    /// Notes how the upload went; `throttled` if the publisher asked for less meanwhile.
+    pub(crate) fn report(&self, throttled: bool) {
+        let mut state = self.0.state.lock();
+        if throttled {
+            let now = Instant::now();
+            if state
+                .last_decrease
+                .is_none_or(|t| now - t >= DECREASE_PAUSE)
+            {
+                state.limit = (state.limit * DECREASE).max(1.0);
+                state.last_decrease = Some(now);
+            }
+        } else if state.running + 1 >= state.limit as usize {
+            // One more after each full round that was really in use.
+            state.limit = (state.limit + 1.0 / state.limit).min(self.0.ceiling);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.state.lock().running -= 1;
+        self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn falls_fast_and_recovers_slowly_within_the_ceiling() {
+        let limit = UploadLimit::new(10);
+        assert_eq!(limit.snapshot(), (0, 8));
+        let permit = limit.acquire().await;
+        permit.report(true);
+        permit.report(true);
+        assert_eq!(limit.snapshot(), (1, 5), "one burst counts once");
+        let mut held = vec![permit];
+        for _ in 0..4 {
+            held.push(limit.acquire().await);
+        }
+        let blocked = tokio::time::timeout(Duration::from_millis(10), limit.acquire()).await;
+        assert!(blocked.is_err());
+        for _ in 0..200 {
+            held[0].report(false);
+        }
+        while held.len() < 10 {
+            held.push(limit.acquire().await);
+            for _ in 0..20 {
+                held[0].report(false);
+            }
+        }
+        assert_eq!(limit.snapshot(), (10, 10));
+    }
+}

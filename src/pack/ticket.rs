@@ -1,0 +1,90 @@
+//! What a writer waits on while its blocks travel in one or several packs.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The packs' end of a write call.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    remaining: AtomicUsize,
+    outcome: Mutex<Outcome>,
+    given_up: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Outcome {
+    error: Option<Error>,
+    done: Option<oneshot::Sender<Result<()>>>,
+}
+
+/// The caller's end: waits for all blocks, or gives up when dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    done: oneshot::Receiver<Result<()>>,
+    given_up: CancellationToken,
+}
+
+impl Ticket {
+    pub(super) fn new(blocks: usize) -> (Arc<Self>, Waiting) {
+        let (tx, rx) = oneshot::channel();
+        let given_up = CancellationToken::new();
+        let ticket = Ticket {
+            remaining: AtomicUsize::new(blocks),
+            outcome: Mutex::new(Outcome {
+                error: None,
+                done: Some(tx),
+            }),
+            given_up: given_up.clone(),
+        };
+        (Arc::new(ticket), Waiting { done: rx, given_up })
+    }
+
+    /// Whether the caller no longer waits: its blocks must not become visible.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.is_cancelled()
+    }
+
+    pub(super) async fn given_up(&self) {
+        self.given_up.cancelled().await;
+    }
+
+    /// Notes that one block is done; the first error is the call's.
+    pub(super) fn finish_one(&self, result: std::result::Result<(), &Error>) {
+        if let Err(e) = result {
+            self.outcome.lock().error.get_or_insert_with(|| e.clone());
+        }
+        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let mut outcome = self.outcome.lock();
+            let result = outcome.error.take().map_or(Ok(()), Err);
+            if let Some(done) = outcome.done.take() {
+                let _ = done.send(result);
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// Returns once every block is on Walrus and indexed, or one of them failed and the others
+    /// are settled.
+    pub(crate) async fn wait(mut self) -> Result<()> {
+        match (&mut self.done).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::new(
+                ErrorKind::Internal,
+                "a pack was dropped without an outcome",
+            )),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.given_up.cancel();
+    }
+}

@@ -1,0 +1,181 @@
+//! Where a publisher's bearer token comes from.
+//!
+//! A publisher with JWT switched on uses a token up (its `jti`) as soon as it passes, *before* the
+//! upload: after a 429, a 5xx or a timeout the same token is refused. So a token is obtained afresh
+//! for every attempt and never kept.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::transport::one_line;
+
+/// How long the command may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest token taken (bytes); stock HTTP servers refuse header lines beyond 8 to 16 KiB anyway.
+const MAX_TOKEN: usize = 16 << 10;
+
+/// Source of the `Authorization: Bearer` token that uploads carry. `Debug` shows neither the command
+/// (it may hold a secret) nor a token.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub enum Auth {
+    /// Uploads carry no token.
+    #[default]
+    None,
+    /// A shell command (`sh -c`) that prints a fresh token; run once per attempt, killed after 30 s
+    /// or when the call is cancelled.
+    Command(String),
+    /// A file that holds the token; read once per attempt.
+    File(PathBuf),
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Auth::None => f.write_str("None"),
+            Auth::Command(_) => f.write_str("Command(..)"),
+            Auth::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+impl Auth {
+    /// A token for one attempt; `None` if no token is configured. `Err` is a reason without secrets.
+    pub(super) async fn token(&self) -> Result<Option<String>, String> {
+        match self {
+            Auth::None => Ok(None),
+            Auth::Command(command) => {
+                match tokio::time::timeout(COMMAND_TIMEOUT, run(command)).await {
+                    Ok(token) => token.map(Some),
+                    Err(_) => Err(format!(
+                        "authTokenCommand: no token within {} s",
+                        COMMAND_TIMEOUT.as_secs()
+                    )),
+                }
+            }
+            Auth::File(path) => {
+                let shown = path.display();
+                let file = tokio::fs::File::open(path)
+                    .await
+                    .map_err(|e| format!("authTokenFile {shown}: {e}"))?;
+                let text = bounded(file)
+                    .await
+                    .map_err(|e| format!("authTokenFile {shown}: {e}"))?;
+                clean(&text)
+                    .map(Some)
+                    .map_err(|e| format!("authTokenFile {shown}: {e}"))
+            }
+        }
+    }
+}
+
+async fn run(command: &str) -> Result<String, String> {
+    let mut child = tokio::process::Command::new("sh")
+        .arg("-c")
+        .arg(command)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| format!("authTokenCommand: cannot start sh: {e}"))?;
+    let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err("authTokenCommand: no pipes to sh".into());
+    };
+    let (out, err) = tokio::join!(bounded(out), bounded(err));
+    let status = child
+        .wait()
+        .await
+        .map_err(|e| format!("authTokenCommand: {e}"))?;
+    let out = out.map_err(|e| format!("authTokenCommand: reading its output: {e}"))?;
+    if !status.success() {
+        let mut said = String::from_utf8_lossy(&err.unwrap_or_default()).into_owned();
+        // A command that echoes its token on both streams must not put it into a log.
+        for word in String::from_utf8_lossy(&out).split_whitespace() {
+            said = said.replace(word, "[redacted]");
+        }
+        let said = one_line(&said, 200);
+        let colon = if said.is_empty() { "" } else { ": " };
+        return Err(format!("authTokenCommand: {status}{colon}{said}"));
+    }
+    clean(&out).map_err(|e| format!("authTokenCommand: {e}"))
+}
+
+/// Reads to the end, but keeps (and fails beyond) [`MAX_TOKEN`] bytes.
+async fn bounded(mut from: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    (&mut from)
+        .take(MAX_TOKEN as u64 + 1)
+        .read_to_end(&mut text)
+        .await?;
+    // The rest is read and dropped, so that a chatty command does not die of a closed pipe.
+    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+    Ok(text)
+}
+
+fn clean(text: &[u8]) -> Result<String, String> {
+    if text.len() > MAX_TOKEN {
+        return Err(format!("the token is longer than {MAX_TOKEN} bytes"));
+    }
+    let text = std::str::from_utf8(text)
+        .map_err(|_| "the token is not text".to_string())?
+        .trim();
+    if text.is_empty() {
+        return Err("the token is empty".into());
+    }
+    if !text.bytes().all(|b| (0x21..0x7f).contains(&b)) {
+        return Err("the token holds blanks, control or non-ASCII characters".into());
+    }
+    Ok(text.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(text: &str) -> Auth {
+        Auth::Command(text.into())
+    }
+
+    #[tokio::test]
+    async fn command_output_is_trimmed() {
+        let token = command("printf ' abc.def \\n\\n'").token().await;
+        assert_eq!(token, Ok(Some("abc.def".into())));
+        assert_eq!(Auth::None.token().await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn failures_name_the_key_and_never_the_token() {
+        for (text, part) in [
+            ("true", "empty"),
+            ("printf 'a\\001b'", "control"),
+            ("printf 'a\\nb'", "control"),
+            ("printf '\\377\\376'", "not text"),
+            (
+                "echo s3cret; echo wrong s3cret key >&2; exit 3",
+                "wrong [redacted] key",
+            ),
+            ("head -c 100000 /dev/zero | tr '\\0' a", "longer"),
+        ] {
+            let error = command(text).token().await.unwrap_err();
+            assert!(error.starts_with("authTokenCommand: "), "{error}");
+            assert!(error.contains(part), "{text}: {error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+        let missing = Auth::File("/nonexistent/token".into());
+        let error = missing.token().await.unwrap_err();
+        assert!(
+            error.starts_with("authTokenFile /nonexistent/token: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn debug_hides_the_command() {
+        assert!(!format!("{:?}", command("mint --key s3cret")).contains("s3cret"));
+    }
+}

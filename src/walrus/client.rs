@@ -1,0 +1,375 @@
+//! The client: configuration, counters, and the public calls.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
+
+use super::auth::Auth;
+use super::cache::BlobCache;
+use super::endpoints::{redact_url, Endpoints};
+use super::read::Want;
+use super::retry::{Policy, Rotation};
+use super::store::decode_blob_id;
+use super::{BlobStore, Body, Check, StoreOptions, StoreResult};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How many blobs stored by this client are remembered (for the meaning of a 404).
+const CERTIFIED_REMEMBERED: usize = 65_536;
+
+/// Idle connections are dropped before servers and proxies usually do it: an upload that goes out on
+/// a connection which the other side is just closing fails.
+const POOL_IDLE: Duration = Duration::from_secs(20);
+
+/// No limit may be longer; keeps sums of time points in range.
+const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+
+/// Configuration of a [`Client`]. `Debug` shows no user info of URLs and no token source's secrets.
+#[derive(Clone)]
+pub struct ClientConfig {
+    /// Base URLs of publishers (`http://` or `https://`, user info becomes basic authentication).
+    /// Without one the client only reads.
+    pub publishers: Vec<String>,
+    /// Base URLs of aggregators, the preferred one first. Without one the client only stores.
+    pub aggregators: Vec<String>,
+    /// How long an attempt may stand still (not how long it may take: see the `transport` module).
+    /// Default 60 s.
+    pub request_timeout: Duration,
+    /// How long connecting may take, TLS included. Default 10 s.
+    pub connect_timeout: Duration,
+    /// How often a request asks endpoints again, over all endpoints together (asking the next
+    /// endpoint for the first time is not counted). 0 is allowed. Default 3.
+    pub max_retries: u32,
+    /// Memory for whole blobs and quilt members (bytes), a quarter of it per entry at most; zero or
+    /// less disables the cache. Default 256 MiB.
+    pub blob_cache_bytes: i64,
+    /// Longest whole blob or range that is read into memory (bytes). Default 1 GiB; the network
+    /// takes up to [`max_blob_size`](super::cost::max_blob_size), which nobody wants in memory.
+    pub max_blob_bytes: u64,
+    /// Source of the publisher's bearer token. It wins over user info in a publisher's URL.
+    pub auth: Auth,
+    /// Longest wait before the first round of retries; doubles each round. Default 500 ms.
+    pub backoff_base: Duration,
+    /// Longest wait before any round of retries. Default 15 s.
+    pub backoff_max: Duration,
+    /// Longest `Retry-After` that is obeyed. Default 30 s.
+    pub retry_after_max: Duration,
+    /// Waits between rounds of reading a blob that this client stored and that no aggregator knows
+    /// yet. Default 0.5, 1, 2, 4, 8 s.
+    pub not_found_backoff: Vec<Duration>,
+    /// Half-life of an endpoint's bad record. Default 10 s.
+    pub cool_down: Duration,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        ClientConfig {
+            publishers: Vec::new(),
+            aggregators: Vec::new(),
+            request_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            max_retries: 3,
+            blob_cache_bytes: 256 << 20,
+            max_blob_bytes: 1 << 30,
+            auth: Auth::None,
+            backoff_base: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(15),
+            retry_after_max: Duration::from_secs(30),
+            not_found_backoff: [500, 1000, 2000, 4000, 8000]
+                .map(Duration::from_millis)
+                .into(),
+            cool_down: Duration::from_secs(10),
+        }
+    }
+}
+
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let redacted = |urls: &[String]| -> Vec<_> { urls.iter().map(|u| redact_url(u)).collect() };
+        f.debug_struct("ClientConfig")
+            .field("publishers", &redacted(&self.publishers))
+            .field("aggregators", &redacted(&self.aggregators))
+            .field("request_timeout", &self.request_timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("max_retries", &self.max_retries)
+            .field("blob_cache_bytes", &self.blob_cache_bytes)
+            .field("max_blob_bytes", &self.max_blob_bytes)
+            .field("auth", &self.auth)
+            .field("backoff_base", &self.backoff_base)
+            .field("backoff_max", &self.backoff_max)
+            .field("retry_after_max", &self.retry_after_max)
+            .field("not_found_backoff", &self.not_found_backoff)
+            .field("cool_down", &self.cool_down)
+            .finish()
+    }
+}
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a [`Client`] did since it was made.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        #[derive(Default)]
+        pub(super) struct Counters {
+            $(pub(super) $name: AtomicU64,)*
+        }
+
+        impl Counters {
+            fn snapshot(&self) -> Stats {
+                Stats { $($name: self.$name.load(Relaxed),)* }
+            }
+        }
+    };
+}
+
+stats! {
+    /// Blobs stored.
+    puts,
+    /// Bytes of the blobs stored.
+    put_bytes,
+    /// Stores that failed after all attempts.
+    put_failures,
+    /// Reads that an aggregator answered well.
+    gets,
+    /// Bytes of blobs received from aggregators, failed attempts included.
+    get_bytes,
+    /// Attempts at an endpoint that the request had asked before.
+    retries,
+    /// Attempts at another endpoint after one failed.
+    failovers,
+    /// 429 answers.
+    throttled,
+    /// 404 answers.
+    not_found,
+    /// Answers whose bytes failed the caller's check.
+    corrupt,
+    /// Reads served from memory.
+    cache_hits,
+    /// Reads not served from memory although the cache is on.
+    cache_misses,
+    /// Paid for new blobs (FROST).
+    cost_frost,
+    /// Encoded size of new blobs on the network (bytes).
+    encoded_bytes,
+}
+
+pub(super) struct Inner {
+    pub(super) http: reqwest::Client,
+    pub(super) publishers: Endpoints,
+    pub(super) aggregators: Endpoints,
+    pub(super) policy: Policy,
+    pub(super) request_timeout: Duration,
+    pub(super) max_blob_bytes: u64,
+    pub(super) not_found_backoff: Vec<Duration>,
+    pub(super) auth: Auth,
+    pub(super) cache: BlobCache,
+    pub(super) certified: Mutex<LruCache<[u8; 32], ()>>,
+    pub(super) stats: Counters,
+}
+
+impl Inner {
+    pub(super) fn count(&self, rotation: &Rotation<'_>) {
+        self.stats.retries.fetch_add(rotation.retries, Relaxed);
+        self.stats.failovers.fetch_add(rotation.failovers, Relaxed);
+    }
+
+    pub(super) fn remember_certified(&self, blob_id: &str) {
+        if let Some(key) = decode_blob_id(blob_id) {
+            self.certified.lock().put(key, ());
+        }
+    }
+}
+
+/// Stores blobs at publishers and reads them from aggregators. Cheap to clone; clones share
+/// connections, cache and what was learnt about the endpoints. Calls need a tokio runtime with I/O
+/// and time.
+///
+/// ```
+/// use walrusds::{Client, ClientConfig, ErrorKind};
+///
+/// let client = Client::new(ClientConfig {
+///     publishers: vec!["http://127.0.0.1:31416".into()],
+///     aggregators: vec!["http://127.0.0.1:31415".into()],
+///     ..ClientConfig::default()
+/// })?;
+/// assert_eq!(client.stats().puts, 0);
+///
+/// let wrong = ClientConfig {
+///     aggregators: vec!["ftp://user:secret@host".into()],
+///     ..ClientConfig::default()
+/// };
+/// let error = Client::new(wrong).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Config);
+/// assert!(error.message().starts_with("aggregatorURL: "));
+/// assert!(!error.message().contains("secret"));
+/// # Ok::<(), walrusds::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |endpoints: &Endpoints| -> Vec<_> {
+            let all = (0..endpoints.len()).map(|i| endpoints.get(i).shown().to_string());
+            all.collect()
+        };
+        f.debug_struct("Client")
+            .field("publishers", &shown(&self.inner.publishers))
+            .field("aggregators", &shown(&self.inner.aggregators))
+            .finish_non_exhaustive()
+    }
+}
+
+fn unchecked(_: &[u8]) -> std::result::Result<(), String> {
+    Ok(())
+}
+
+impl Client {
+    /// Makes a client; connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`], naming the key of the Kubo spec that a field stands for
+    /// (`publisherURL`, `aggregatorURL`, `requestTimeoutSeconds`).
+    pub fn new(config: ClientConfig) -> Result<Client> {
+        let wrong = |text: &str| Err(Error::new(ErrorKind::Config, text));
+        if config.publishers.is_empty() && config.aggregators.is_empty() {
+            return wrong("publisherURL, aggregatorURL: at least one URL is needed");
+        }
+        if config.request_timeout.is_zero() || config.connect_timeout.is_zero() {
+            return wrong("requestTimeoutSeconds: the time limit must be positive");
+        }
+        let cool_down = config.cool_down.min(LONGEST);
+        let publishers = Endpoints::parse("publisherURL", &config.publishers, true, cool_down)?;
+        let aggregators = Endpoints::parse("aggregatorURL", &config.aggregators, false, cool_down)?;
+        if let Auth::Command(command) = &config.auth {
+            if command.trim().is_empty() {
+                return wrong("authTokenCommand: the command is empty");
+            }
+        }
+        let capped = |time: Duration| time.min(LONGEST);
+        let certified = NonZeroUsize::new(CERTIFIED_REMEMBERED).unwrap_or(NonZeroUsize::MIN);
+        Ok(Client {
+            inner: Arc::new(Inner {
+                http: http_client(capped(config.connect_timeout))?,
+                publishers,
+                aggregators,
+                policy: Policy {
+                    max_retries: config.max_retries,
+                    backoff_base: capped(config.backoff_base),
+                    backoff_max: capped(config.backoff_max),
+                    retry_after_max: capped(config.retry_after_max),
+                },
+                request_timeout: capped(config.request_timeout),
+                max_blob_bytes: config.max_blob_bytes,
+                not_found_backoff: config
+                    .not_found_backoff
+                    .iter()
+                    .copied()
+                    .map(capped)
+                    .collect(),
+                auth: config.auth,
+                cache: BlobCache::new(config.blob_cache_bytes),
+                certified: Mutex::new(LruCache::new(certified)),
+                stats: Counters::default(),
+            }),
+        })
+    }
+
+    /// Stores a blob and returns once it is certified; see [`BlobStore::store`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] if no publisher takes a body of this size, [`ErrorKind::Walrus`] if
+    /// storing failed otherwise.
+    pub async fn store(&self, body: impl Into<Body>, options: StoreOptions) -> Result<StoreResult> {
+        self.inner.store(&body.into(), options).await
+    }
+
+    /// Reads a whole blob. The bytes are as the aggregator sent them: compare a hash if you have one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BlobNotFound`], or [`ErrorKind::Walrus`] if reading failed otherwise.
+    pub async fn read(&self, blob_id: &str) -> Result<Bytes> {
+        self.inner.fetch(Want::Blob(blob_id), &unchecked).await
+    }
+
+    /// Reads exactly `len` bytes from `offset` on (bytes), never fewer.
+    ///
+    /// # Errors
+    /// As [`read`](Client::read); a range beyond the end of the blob is [`ErrorKind::Walrus`].
+    pub async fn read_range(&self, blob_id: &str, offset: u64, len: u64) -> Result<Bytes> {
+        BlobStore::read_range(self, blob_id, offset, len, &unchecked).await
+    }
+
+    /// What this client did so far.
+    pub fn stats(&self) -> Stats {
+        self.inner.stats.snapshot()
+    }
+}
+
+#[async_trait]
+impl BlobStore for Client {
+    async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
+        self.inner.store(&body, options).await
+    }
+
+    async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.inner.fetch(Want::Blob(blob_id), check).await
+    }
+
+    async fn read_range(
+        &self,
+        blob_id: &str,
+        offset: u64,
+        len: u64,
+        check: Check<'_>,
+    ) -> Result<Bytes> {
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        self.inner
+            .fetch(Want::Range(blob_id, offset, len), check)
+            .await
+    }
+
+    async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.inner.fetch(Want::Patch(patch_id), check).await
+    }
+
+    fn size_limit(&self) -> u64 {
+        self.inner.publishers.size_limit()
+    }
+}
+
+fn http_client(connect_timeout: Duration) -> Result<reqwest::Client> {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    reqwest::Client::builder()
+        .tls_backend_preconfigured((*crate::tls::client_config()).clone())
+        .user_agent(concat!("walrusds/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .http1_only()
+        .connect_timeout(connect_timeout)
+        .pool_idle_timeout(POOL_IDLE)
+        .tcp_keepalive(Duration::from_secs(60))
+        // Both are done here, where the rules are known: which request may follow, what is retried.
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .build()
+        .map_err(|error| {
+            let text = format!("cannot set up HTTP: {}", super::transport::describe(error));
+            Error::new(ErrorKind::Internal, text)
+        })
+}

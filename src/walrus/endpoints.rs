@@ -1,0 +1,462 @@
+//! Publishers and aggregators: their base URLs, how they did lately, which body sizes they take.
+//!
+//! **Order.** A request asks healthy endpoints first, then the others, the least bad first; if all
+//! are down they are still asked. Among healthy ones, aggregators are *sticky*: the first one
+//! configured is used while it is well (its caches are warm, and operators list the nearest first).
+//! Publishers take turns (*round robin*), because a stock publisher sheds load beyond 8 uploads at a
+//! time.
+//!
+//! **Health.** Each failure that is the endpoint's own (no connection, time limit, 429, 5xx, wrong
+//! bytes) adds 1 to its penalty, which halves every `cool_down` and drops to a quarter with each
+//! success. Below one half the endpoint counts as healthy. So a single failure is forgotten after
+//! one `cool_down`, a series of failures after a few.
+//!
+//! **Size limits.** No endpoint tells the largest body it takes: 10 MiB on a stock publisher, 1 MiB
+//! behind a stock nginx, anything elsewhere. A refusal of N bytes teaches a cap: 10 MiB if N was
+//! above that, else N/2, but never below the largest body it has taken. What was learnt is
+//! forgotten after an hour (ten minutes if it was only guessed from a broken connection), because
+//! operators raise limits and weak networks recover.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
+use parking_lot::Mutex;
+use reqwest::header::HeaderValue;
+use tokio::time::Instant;
+use url::Url;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a stock publisher takes (bytes).
+const STOCK_LIMIT: u64 = 10 << 20;
+
+/// How long a 413 is remembered.
+const CERTAIN_FOR: Duration = Duration::from_secs(3600);
+
+/// How long a limit is remembered that was guessed from a broken connection.
+const GUESSED_FOR: Duration = Duration::from_secs(600);
+
+const HEALTHY_BELOW: f64 = 0.5;
+const WORST_PENALTY: f64 = 32.0;
+
+/// One publisher or aggregator.
+pub(super) struct Endpoint {
+    /// Base URL without user info and trailing slash.
+    base: String,
+    /// `Authorization: Basic …` of the user info, if there was some.
+    basic: Option<HeaderValue>,
+    /// What must never be shown.
+    secrets: Vec<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    penalty: f64,
+    penalty_at: Option<Instant>,
+    accepted: u64,
+    refused: Option<Refusal>,
+}
+
+#[derive(Clone, Copy)]
+struct Refusal {
+    len: u64,
+    cap: u64,
+    certain: bool,
+    until: Instant,
+}
+
+impl Endpoint {
+    /// Parses the base URL `text` of configuration key `key`.
+    pub(super) fn parse(key: &str, text: &str) -> Result<Self> {
+        let text = text.trim();
+        let wrong = |why: &str| {
+            let shown = redact_url(text);
+            Error::new(ErrorKind::Config, format!("{key}: {why}: {shown:?}"))
+        };
+        let mut url = Url::parse(text)
+            .map_err(|e| wrong(&format!("not an http:// or https:// URL ({e})")))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong("the URL must begin with http:// or https://"));
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err(wrong("the URL names no host"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong("a base URL takes no ?query and no #fragment"));
+        }
+        let mut secrets = Vec::new();
+        let mut basic = None;
+        if !url.username().is_empty() || url.password().is_some() {
+            let user = percent_decode(url.username());
+            let password = percent_decode(url.password().unwrap_or(""));
+            let pair = STANDARD.encode(format!("{user}:{password}"));
+            let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
+                .map_err(|_| wrong("user info that makes no header"))?;
+            value.set_sensitive(true);
+            basic = Some(value);
+            secrets.extend([
+                pair,
+                url.password().unwrap_or("").to_string(),
+                password,
+                url.username().to_string(),
+                user,
+            ]);
+            secrets.retain(|s| !s.is_empty());
+            secrets.sort_by_key(|s| std::cmp::Reverse(s.len()));
+            let cleared = url.set_username("").and_then(|()| url.set_password(None));
+            cleared.map_err(|()| wrong("user info that cannot be taken apart"))?;
+        }
+        Ok(Endpoint {
+            base: url.as_str().trim_end_matches('/').to_string(),
+            basic,
+            secrets,
+            state: Mutex::default(),
+        })
+    }
+
+    /// The base URL for people: no user info.
+    pub(super) fn shown(&self) -> &str {
+        &self.base
+    }
+
+    /// `path_and_query` (with its leading slash) under this endpoint.
+    pub(super) fn url(&self, path_and_query: &str) -> String {
+        format!("{}{path_and_query}", self.base)
+    }
+
+    /// `Authorization` header made of the URL's user info.
+    pub(super) fn basic(&self) -> Option<&HeaderValue> {
+        self.basic.as_ref()
+    }
+
+    /// `text` with every secret of this endpoint (and `token`) blotted out: servers and proxies like
+    /// to quote requests in their error pages.
+    pub(super) fn redact(&self, text: &str, token: Option<&str>) -> String {
+        let mut text = text.to_string();
+        for secret in token
+            .into_iter()
+            .chain(self.secrets.iter().map(String::as_str))
+        {
+            text = text.replace(secret, "[redacted]");
+        }
+        text
+    }
+
+    fn penalty(&self, now: Instant, half_life: Duration) -> f64 {
+        let state = self.state.lock();
+        decayed(&state, now, half_life)
+    }
+
+    fn change_penalty(&self, half_life: Duration, change: impl FnOnce(f64) -> f64) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        state.penalty = change(decayed(&state, now, half_life)).min(WORST_PENALTY);
+        state.penalty_at = Some(now);
+    }
+
+    /// Notes that a body of `len` bytes was taken.
+    pub(super) fn accepted(&self, len: u64) {
+        let mut state = self.state.lock();
+        state.accepted = state.accepted.max(len);
+        let accepted = state.accepted;
+        match &mut state.refused {
+            Some(refusal) if len >= refusal.len => state.refused = None,
+            Some(refusal) => refusal.cap = refusal.cap.max(accepted),
+            None => {}
+        }
+    }
+
+    /// Notes that a body of `len` bytes was refused for its size (`certain`: with a 413).
+    pub(super) fn refused(&self, len: u64, certain: bool) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        // What it took before the refusal says nothing if it was just as long.
+        if state.accepted >= len {
+            state.accepted = 0;
+        }
+        if state.refused.is_some_and(|r| r.until > now && r.len < len) {
+            return;
+        }
+        let guess = if len > STOCK_LIMIT {
+            STOCK_LIMIT
+        } else {
+            len / 2
+        };
+        state.refused = Some(Refusal {
+            len,
+            cap: guess.max(state.accepted),
+            certain,
+            until: now + if certain { CERTAIN_FOR } else { GUESSED_FOR },
+        });
+    }
+
+    /// The learnt cap (bytes).
+    fn cap(&self, now: Instant) -> u64 {
+        let refused = self.state.lock().refused;
+        refused
+            .filter(|r| r.until > now)
+            .map_or(u64::MAX, |r| r.cap)
+    }
+
+    /// Whether this publisher is known to answer 413 to `len` bytes.
+    pub(super) fn surely_refuses(&self, len: u64) -> bool {
+        let refused = self.state.lock().refused;
+        refused.is_some_and(|r| r.certain && r.until > Instant::now() && len >= r.len)
+    }
+}
+
+fn decayed(state: &State, now: Instant, half_life: Duration) -> f64 {
+    let Some(at) = state.penalty_at else {
+        return 0.0;
+    };
+    let age = now.saturating_duration_since(at).as_secs_f64();
+    let half_life = half_life.as_secs_f64();
+    if half_life <= 0.0 {
+        return 0.0;
+    }
+    state.penalty * (-age / half_life).exp2()
+}
+
+/// All endpoints of one kind.
+pub(super) struct Endpoints {
+    list: Vec<Endpoint>,
+    turn: Option<AtomicUsize>,
+    cool_down: Duration,
+}
+
+impl Endpoints {
+    /// `round_robin`: healthy endpoints take turns; otherwise the first healthy one is used.
+    pub(super) fn parse(
+        key: &str,
+        texts: &[String],
+        round_robin: bool,
+        cool_down: Duration,
+    ) -> Result<Self> {
+        let list = texts.iter().map(|text| Endpoint::parse(key, text));
+        Ok(Endpoints {
+            list: list.collect::<Result<_>>()?,
+            turn: round_robin.then(AtomicUsize::default),
+            cool_down,
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(super) fn get(&self, index: usize) -> &Endpoint {
+        &self.list[index]
+    }
+
+    /// The order in which one request asks.
+    pub(super) fn order(&self) -> Vec<usize> {
+        let now = Instant::now();
+        let mut order: Vec<_> = self
+            .list
+            .iter()
+            .map(|endpoint| {
+                let penalty = endpoint.penalty(now, self.cool_down);
+                if penalty < HEALTHY_BELOW {
+                    0.0
+                } else {
+                    penalty
+                }
+            })
+            .enumerate()
+            .collect();
+        if let (Some(turn), false) = (&self.turn, order.is_empty()) {
+            let turn = turn.fetch_add(1, Ordering::Relaxed);
+            let n = order.len();
+            order.rotate_left(turn % n);
+        }
+        order.sort_by(|a, b| a.1.total_cmp(&b.1));
+        order.into_iter().map(|(index, _)| index).collect()
+    }
+
+    pub(super) fn succeeded(&self, index: usize) {
+        self.list[index].change_penalty(self.cool_down, |penalty| penalty / 4.0);
+    }
+
+    pub(super) fn failed(&self, index: usize) {
+        self.list[index].change_penalty(self.cool_down, |penalty| penalty + 1.0);
+    }
+
+    /// The largest body worth sending: the largest cap among the healthy endpoints (among all, if
+    /// none is healthy).
+    pub(super) fn size_limit(&self) -> u64 {
+        let now = Instant::now();
+        let healthy = |e: &&Endpoint| e.penalty(now, self.cool_down) < HEALTHY_BELOW;
+        let caps = self.list.iter().filter(healthy).map(|e| e.cap(now)).max();
+        caps.or_else(|| self.list.iter().map(|e| e.cap(now)).max())
+            .unwrap_or(u64::MAX)
+    }
+}
+
+/// A URL (well-formed or not) without its user info.
+pub(super) fn redact_url(text: &str) -> String {
+    let start = text.find("://").map_or(0, |at| at + 3);
+    let end = text[start..]
+        .find(['/', '?', '#'])
+        .map_or(text.len(), |at| start + at);
+    // A password with an unescaped slash reaches beyond `end`; look for the last @ then.
+    let at = match text[start..end].rfind('@') {
+        Some(at) => Some(at),
+        None => text[start..].rfind('@'),
+    };
+    match at {
+        Some(at) => format!("{}[redacted]{}", &text[..start], &text[start + at..]),
+        None => text.to_string(),
+    }
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let hex = tail.get(..2).and_then(|h| std::str::from_utf8(h).ok());
+        match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
+            Some(byte) if *first == b'%' => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn endpoints(n: usize, round_robin: bool) -> Endpoints {
+        let urls: Vec<_> = (0..n).map(|i| format!("http://h{i}/")).collect();
+        Endpoints::parse("k", &urls, round_robin, Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn base_urls() {
+        for (text, base) in [
+            ("http://a", "http://a"),
+            (
+                " https://A.example:8080/x/y// ",
+                "https://a.example:8080/x/y",
+            ),
+            ("http://user:p%40ss@h/", "http://h"),
+            ("http://[::1]:3/", "http://[::1]:3"),
+        ] {
+            assert_eq!(Endpoint::parse("k", text).unwrap().shown(), base);
+        }
+        for text in [
+            "",
+            "a.example",
+            "localhost:31415",
+            "ftp://a",
+            "http://",
+            "http://u:hunter2@",
+            "http://u:hunter2@h:99999",
+            "http://u:hunter2@h/?q",
+            "http://u:hun/hunter2@h#f",
+            "u:hunter2@h",
+            "postgres://u:hunter2@h",
+        ] {
+            let error = Endpoint::parse("aggregatorURL", text).err().expect(text);
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.message().starts_with("aggregatorURL: "), "{error}");
+            assert!(!error.message().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn user_info_becomes_a_header_and_is_blotted_out() {
+        let endpoint = Endpoint::parse("k", "http://us%65r:p%40ss@h/").unwrap();
+        let pair = STANDARD.encode("user:p@ss");
+        assert_eq!(*endpoint.basic().unwrap(), format!("Basic {pair}"));
+        let echoed = format!("you sent Basic {pair}, user=user, p@ss or p%40ss, tok");
+        let shown = endpoint.redact(&echoed, Some("tok"));
+        for secret in [&pair, "p@ss", "p%40ss", "tok", "user:"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn health_is_remembered_and_fades() {
+        let sticky = endpoints(3, false);
+        assert_eq!(sticky.order(), [0, 1, 2]);
+        sticky.failed(0);
+        assert_eq!(sticky.order(), [1, 2, 0]);
+        sticky.failed(1);
+        sticky.failed(1);
+        assert_eq!(sticky.order(), [2, 0, 1]);
+        sticky.failed(2);
+        sticky.failed(2);
+        sticky.failed(2);
+        assert_eq!(sticky.order(), [0, 1, 2], "all down: least bad first");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert_eq!(sticky.order(), [0, 1, 2]);
+        sticky.succeeded(1);
+        assert_eq!(sticky.order(), [0, 1, 2]);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(sticky.order(), [0, 1, 2], "forgotten");
+    }
+
+    #[test]
+    fn healthy_publishers_take_turns() {
+        let turns = endpoints(3, true);
+        assert_eq!(turns.order(), [0, 1, 2]);
+        assert_eq!(turns.order(), [1, 2, 0]);
+        turns.failed(2);
+        assert_eq!(turns.order(), [0, 1, 2]);
+        assert_eq!(turns.order(), [0, 1, 2]);
+        assert_eq!(turns.order(), [1, 0, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn learnt_limits() {
+        let one = endpoints(1, true);
+        let publisher = one.get(0);
+        assert_eq!(one.size_limit(), u64::MAX);
+        publisher.refused(64 * MIB, true);
+        assert_eq!(one.size_limit(), 10 * MIB);
+        assert!(publisher.surely_refuses(64 * MIB));
+        assert!(!publisher.surely_refuses(64 * MIB - 1));
+        publisher.refused(10 * MIB, true);
+        assert_eq!(one.size_limit(), 5 * MIB);
+        publisher.accepted(7 * MIB);
+        assert_eq!(one.size_limit(), 7 * MIB);
+        publisher.refused(80 * MIB, true);
+        assert_eq!(
+            one.size_limit(),
+            7 * MIB,
+            "a larger refusal teaches nothing"
+        );
+        publisher.refused(8 * MIB, false);
+        assert_eq!(one.size_limit(), 7 * MIB);
+        publisher.accepted(9 * MIB);
+        assert_eq!(one.size_limit(), u64::MAX, "it takes what it refused");
+        publisher.refused(2 * MIB, false);
+        assert!(!publisher.surely_refuses(2 * MIB));
+        assert_eq!(one.size_limit(), MIB);
+        tokio::time::advance(GUESSED_FOR).await;
+        assert_eq!(one.size_limit(), u64::MAX);
+    }
+
+    #[test]
+    fn the_most_generous_healthy_publisher_counts() {
+        let two = endpoints(2, true);
+        two.get(0).refused(64 * MIB, true);
+        assert_eq!(two.size_limit(), u64::MAX);
+        two.failed(1);
+        assert_eq!(two.size_limit(), 10 * MIB);
+        two.failed(0);
+        assert_eq!(two.size_limit(), u64::MAX);
+    }
+}

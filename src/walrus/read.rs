@@ -1,0 +1,498 @@
+//! Reading blobs, ranges of them and quilt members.
+//!
+//! Aggregators are not trusted: status, length, `Content-Range` and encoding of each answer are
+//! checked here, and the bytes by the caller's check. An answer that fails is never returned,
+//! shortened or cached; the next aggregator is asked.
+//!
+//! **Ranges.** `Range: bytes=A-B`, both ends given: aggregators accept no other form and do not
+//! clamp (beyond the end is 416). A 206 must be exactly the range. Aggregators before 1.38, and
+//! caches, answer 200 with the whole blob: that is sliced; it is kept in the cache if it fits (a
+//! quarter of the budget), else only the wanted part is kept in memory and the connection dropped
+//! behind it. So memory is bounded by the larger of the range and the cache's entry cap, and a whole
+//! read by `max_blob_bytes`.
+//!
+//! **404.** The network is consistent, but caches in front of aggregators keep a 404 from before the
+//! blob was certified. So a 404 is
+//!
+//! - *transient* for a blob that this client stored: all aggregators are asked again after 0.5, 1, 2,
+//!   4 and 8 s (`not_found_backoff`; these repeats do not count against `max_retries`);
+//! - *final* for others after two aggregators said so, or the only one that answers did so twice.
+//!
+//! A repeat carries a legal query that means the default (`?skip_consistency_check=false` and the
+//! like), so that a cache takes it for another resource; the aggregator would answer 400 to an
+//! invented parameter. A 404 with an empty body or an HTML page is not Walrus' answer for a missing
+//! blob, but a wrong base URL or a proxy's: it proves nothing.
+//!
+//! 403 BLOB_TOO_LARGE (that aggregator's limit for whole reads) and 451 (its operator's block list)
+//! are that aggregator's business: the next one is asked.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, LOCATION, RANGE};
+use reqwest::Response;
+use url::Url;
+
+use super::client::Inner;
+use super::endpoints::Endpoint;
+use super::retry::{Class, Failure, Rotation};
+use super::store::decode_blob_id;
+use super::transport::{is_encoded, one_line, send_failure, BodyReader, ErrorAnswer, Progress};
+use super::Check;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Redirects followed per attempt.
+const MAX_REDIRECTS: usize = 5;
+
+/// Queries that change a cache's key and nothing else, one per repeat.
+const CACHE_BUSTERS: [&str; 5] = [
+    "",
+    "?skip_consistency_check=false",
+    "?strict_consistency_check=false",
+    "?skip_consistency_check=false&strict_consistency_check=false",
+    "?strict_consistency_check=false&skip_consistency_check=false",
+];
+
+/// What is to be read.
+#[derive(Clone, Copy)]
+pub(super) enum Want<'a> {
+    Blob(&'a str),
+    Range(&'a str, u64, u64),
+    Patch(&'a str),
+}
+
+/// A good answer.
+struct Fetched {
+    /// What was asked for.
+    bytes: Bytes,
+    /// The whole blob or patch, if it came and is worth keeping.
+    whole: Option<Bytes>,
+}
+
+impl Fetched {
+    fn whole(bytes: Bytes) -> Self {
+        let whole = Some(bytes.clone());
+        Fetched { bytes, whole }
+    }
+}
+
+impl<'a> Want<'a> {
+    fn id(self) -> &'a str {
+        match self {
+            Want::Blob(id) | Want::Range(id, ..) | Want::Patch(id) => id,
+        }
+    }
+
+    fn path(self) -> String {
+        match self {
+            Want::Blob(id) | Want::Range(id, ..) => format!("/v1/blobs/{id}"),
+            Want::Patch(id) => format!("/v1/blobs/by-quilt-patch-id/{id}"),
+        }
+    }
+
+    fn describe(self) -> String {
+        match self {
+            Want::Blob(id) => format!("reading blob {id}"),
+            Want::Range(id, offset, len) => {
+                format!("reading bytes {offset}-{} of blob {id}", offset + len - 1)
+            }
+            Want::Patch(id) => format!("reading quilt patch {id}"),
+        }
+    }
+
+    /// The blob's 32 bytes, to look up whether this client stored it.
+    fn blob_key(self) -> Option<[u8; 32]> {
+        match self {
+            Want::Blob(id) | Want::Range(id, ..) => decode_blob_id(id),
+            // A patch ID is the quilt's blob ID and five more bytes.
+            Want::Patch(id) => URL_SAFE_NO_PAD.decode(id).ok()?.get(..32)?.try_into().ok(),
+        }
+    }
+
+    fn validate(self, max: u64) -> Result<()> {
+        let wrong = |text: String| Err(Error::new(ErrorKind::InvalidArgument, text));
+        let id = self.id();
+        match self {
+            Want::Patch(_) => {
+                let url_safe = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+                if id.is_empty() || id.len() > 128 || !id.bytes().all(url_safe) {
+                    let shown = one_line(id, 60);
+                    return wrong(format!("{shown:?} is no quilt patch ID (base64url)"));
+                }
+            }
+            _ if decode_blob_id(id).is_none() => {
+                let shown = one_line(id, 60);
+                return wrong(format!(
+                    "{shown:?} is no blob ID (43 characters of base64url)"
+                ));
+            }
+            Want::Range(_, offset, len) if offset.checked_add(len).is_none() || len > max => {
+                return wrong(format!(
+                    "reading {len} bytes at {offset} of blob {id}: at most {max} bytes at a time"
+                ));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What a whole blob holds of it; a copy if that is little, so that it does not keep the whole
+    /// in memory.
+    fn cut_from(self, whole: &Bytes) -> Option<Bytes> {
+        let Want::Range(_, offset, len) = self else {
+            return Some(whole.clone());
+        };
+        let start = usize::try_from(offset).ok()?;
+        let end = usize::try_from(offset.checked_add(len)?).ok()?;
+        let part = whole.get(start..end)?;
+        Some(if part.len() == whole.len() {
+            whole.clone()
+        } else {
+            Bytes::copy_from_slice(part)
+        })
+    }
+}
+
+impl Inner {
+    pub(super) async fn fetch(&self, want: Want<'_>, check: Check<'_>) -> Result<Bytes> {
+        want.validate(self.max_blob_bytes)?;
+        if let Some(bytes) = self.cached(want, check) {
+            return Ok(bytes);
+        }
+        if self.aggregators.len() == 0 {
+            let text = "aggregatorURL: no aggregator is configured, so nothing can be read";
+            return Err(Error::new(ErrorKind::Config, text));
+        }
+        let mut rotation = Rotation::new(&self.aggregators, &self.policy);
+        let fetched = self.fetch_anywhere(want, check, &mut rotation).await;
+        self.count(&rotation);
+        let fetched = fetched?;
+        self.stats.gets.fetch_add(1, Relaxed);
+        if let Some(whole) = fetched.whole {
+            self.cache.insert(want.id(), whole);
+        }
+        Ok(fetched.bytes)
+    }
+
+    fn cached(&self, want: Want<'_>, check: Check<'_>) -> Option<Bytes> {
+        if !self.cache.enabled() {
+            return None;
+        }
+        let bytes = self.cache.get(want.id()).and_then(|whole| {
+            let part = want.cut_from(&whole).filter(|part| check(part).is_ok());
+            if part.is_none() {
+                self.cache.evict(want.id());
+            }
+            part
+        });
+        let counter = match bytes {
+            Some(_) => &self.stats.cache_hits,
+            None => &self.stats.cache_misses,
+        };
+        counter.fetch_add(1, Relaxed);
+        bytes
+    }
+
+    async fn fetch_anywhere(
+        &self,
+        want: Want<'_>,
+        check: Check<'_>,
+        rotation: &mut Rotation<'_>,
+    ) -> Result<Fetched> {
+        let own = want
+            .blob_key()
+            .is_some_and(|key| self.certified.lock().contains(&key));
+        let mut repeat = 0;
+        loop {
+            while let Some((index, aggregator)) = rotation.next().await {
+                let failure = match self.get(aggregator, want, repeat).await {
+                    Ok(fetched) => match check(&fetched.bytes) {
+                        Ok(()) => {
+                            self.aggregators.succeeded(index);
+                            return Ok(fetched);
+                        }
+                        Err(reason) => Failure::new(Class::Corrupt, one_line(&reason, 400)),
+                    },
+                    Err(failure) => failure,
+                };
+                match failure.class {
+                    Class::NotFound => {
+                        self.stats.not_found.fetch_add(1, Relaxed);
+                        self.aggregators.succeeded(index);
+                    }
+                    Class::Corrupt => {
+                        self.stats.corrupt.fetch_add(1, Relaxed);
+                        self.aggregators.failed(index);
+                    }
+                    Class::Throttled => {
+                        self.stats.throttled.fetch_add(1, Relaxed);
+                        self.aggregators.failed(index);
+                    }
+                    Class::Refused => {}
+                    _ => self.aggregators.failed(index),
+                }
+                rotation.failed(index, failure);
+                if !own && rotation.count(Class::NotFound) >= 2 {
+                    break;
+                }
+            }
+            let missing = rotation.count(Class::NotFound);
+            let wait = match (own, missing) {
+                (_, 0) => None,
+                (true, _) => self.not_found_backoff.get(repeat).copied(),
+                (false, 1) if repeat == 0 => Some(Default::default()),
+                (false, _) => None,
+            };
+            let Some(wait) = wait else {
+                break;
+            };
+            tokio::time::sleep(wait).await;
+            repeat += 1;
+            rotation.readmit(Class::NotFound);
+        }
+        let what = want.describe();
+        let (corrupt, missing) = (
+            rotation.count(Class::Corrupt),
+            rotation.count(Class::NotFound),
+        );
+        Err(if corrupt > 0 {
+            rotation.error(ErrorKind::Corrupt, what)
+        } else if missing > 0 && own {
+            let error = rotation.error(ErrorKind::BlobNotFound, what);
+            let text = format!("{error} (this node stored it: an aggregator may lag behind)");
+            Error::retryable(ErrorKind::BlobNotFound, text)
+        } else if missing > 0 {
+            rotation.error(ErrorKind::BlobNotFound, what)
+        } else {
+            rotation.error(ErrorKind::Walrus, what)
+        })
+    }
+
+    /// One attempt.
+    async fn get(
+        &self,
+        aggregator: &Endpoint,
+        want: Want<'_>,
+        repeat: usize,
+    ) -> std::result::Result<Fetched, Failure> {
+        let buster = CACHE_BUSTERS[repeat % CACHE_BUSTERS.len()];
+        let url = aggregator.url(&format!("{}{buster}", want.path()));
+        let response = self.send_get(aggregator, &url, want).await?;
+        let status = response.status().as_u16();
+        match (status, want) {
+            (206, Want::Range(..)) | (200, _) => {}
+            _ => {
+                let answer = ErrorAnswer::read(response, aggregator, None).await;
+                return Err(judge(answer, want, buster));
+            }
+        }
+        if is_encoded(response.headers()) {
+            let text = format!("HTTP {status}: sent a compressed body unasked");
+            return Err(Failure::new(Class::Refused, text));
+        }
+        let mut reader = match (status, want) {
+            (206, Want::Range(_, offset, len)) => {
+                check_content_range(&response, offset, len)?;
+                BodyReader::new(response, self.request_timeout)
+            }
+            _ => BodyReader::new(response, self.request_timeout),
+        };
+        let fetched = match (status, want) {
+            (206, Want::Range(_, _, len)) => exactly(&mut reader, len).await,
+            (_, Want::Range(_, offset, len)) => self.slice(&mut reader, offset, len).await,
+            _ => reader
+                .collect(self.max_blob_bytes)
+                .await
+                .map(Fetched::whole),
+        };
+        self.stats.get_bytes.fetch_add(reader.received(), Relaxed);
+        fetched
+    }
+
+    /// Sends a GET and follows redirects: user info goes to its own origin only.
+    async fn send_get(
+        &self,
+        aggregator: &Endpoint,
+        url: &str,
+        want: Want<'_>,
+    ) -> std::result::Result<Response, Failure> {
+        let refused = |text: String| Failure::new(Class::Refused, text);
+        let mut url = Url::parse(url).map_err(|e| refused(format!("URL: {e}")))?;
+        let origin = url.origin();
+        let mut visited = Vec::new();
+        loop {
+            let mut request = self.http.get(url.clone());
+            let mut expected = 0;
+            if let Want::Range(_, offset, len) = want {
+                request = request.header(RANGE, format!("bytes={offset}-{}", offset + len - 1));
+                expected = len;
+            }
+            if let Some(basic) = aggregator.basic().filter(|_| url.origin() == origin) {
+                request = request.header(AUTHORIZATION, basic.clone());
+            }
+            let progress = Progress::download(self.request_timeout, expected);
+            let response = progress
+                .limit(request.send())
+                .await?
+                .map_err(|error| send_failure(error, &progress))?;
+            let status = response.status().as_u16();
+            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            let location = response
+                .headers()
+                .get(LOCATION)
+                .and_then(|l| l.to_str().ok());
+            let next = location.and_then(|l| url.join(l).ok());
+            let Some(mut next) = next.filter(|n| matches!(n.scheme(), "http" | "https")) else {
+                return Err(refused(format!("HTTP {status} without a usable Location")));
+            };
+            // The HTTP library would turn them into an Authorization header.
+            let _ = next.set_username("");
+            let _ = next.set_password(None);
+            visited.push(url);
+            let host = next.host_str().unwrap_or("").to_string();
+            if visited.contains(&next) {
+                return Err(refused(format!("redirect loop (HTTP {status} to {host})")));
+            }
+            if visited.len() > MAX_REDIRECTS {
+                let text = format!("more than {MAX_REDIRECTS} redirects (the last one to {host})");
+                return Err(refused(text));
+            }
+            url = next;
+        }
+    }
+
+    /// Takes a range out of a 200, which is the whole blob.
+    async fn slice(
+        &self,
+        reader: &mut BodyReader,
+        offset: u64,
+        len: u64,
+    ) -> std::result::Result<Fetched, Failure> {
+        let end = offset + len;
+        let short = |whole: u64| {
+            let text = format!("HTTP 200: the blob has only {whole} bytes");
+            Failure::new(Class::Refused, text)
+        };
+        if let Some(announced) = reader.announced() {
+            if announced < end {
+                return Err(short(announced));
+            }
+            if announced <= self.cache.entry_cap() {
+                let whole = reader.collect(announced).await?;
+                let part = Want::Range("", offset, len).cut_from(&whole);
+                return Ok(Fetched {
+                    bytes: part.ok_or_else(|| short(whole.len() as u64))?,
+                    whole: Some(whole),
+                });
+            }
+        }
+        let mut part = BytesMut::new();
+        while let Some(piece) = reader.next().await? {
+            let start = reader.received() - piece.len() as u64;
+            let from = offset.saturating_sub(start).min(piece.len() as u64) as usize;
+            let to = end.saturating_sub(start).min(piece.len() as u64) as usize;
+            part.extend_from_slice(&piece[from..to]);
+            if reader.received() >= end {
+                let bytes = part.freeze();
+                return Ok(Fetched { bytes, whole: None });
+            }
+        }
+        Err(short(reader.received()))
+    }
+}
+
+/// The body of a 206.
+async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Fetched, Failure> {
+    let wrong = |got: &dyn std::fmt::Display| {
+        let text = format!("HTTP 206: {got} bytes instead of {len}");
+        Failure::new(Class::Refused, text)
+    };
+    if let Some(announced) = reader.announced().filter(|&announced| announced != len) {
+        return Err(wrong(&announced));
+    }
+    let bytes = reader.collect(len).await?;
+    if bytes.len() as u64 != len {
+        return Err(wrong(&bytes.len()));
+    }
+    Ok(Fetched { bytes, whole: None })
+}
+
+fn check_content_range(
+    response: &Response,
+    offset: u64,
+    len: u64,
+) -> std::result::Result<(), Failure> {
+    let header = response.headers().get(CONTENT_RANGE);
+    let text = header.and_then(|h| h.to_str().ok()).unwrap_or("");
+    let last = offset + len - 1;
+    match parse_content_range(text) {
+        Some((first, end, total))
+            if first == offset && end == last && total.is_none_or(|total| total > last) =>
+        {
+            Ok(())
+        }
+        _ => {
+            let shown = one_line(text, 60);
+            let text = format!("HTTP 206 for bytes {offset}-{last} with Content-Range {shown:?}");
+            Err(Failure::new(Class::Refused, text))
+        }
+    }
+}
+
+/// `bytes FIRST-LAST/TOTAL`; the total may be `*`.
+fn parse_content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+    let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.trim().split_once('-')?;
+    let total = match total.trim() {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    Some((first.parse().ok()?, last.parse().ok()?, total))
+}
+
+fn judge(mut answer: ErrorAnswer, want: Want<'_>, buster: &str) -> Failure {
+    let class = match answer.status.as_u16() {
+        404 if answer.empty => {
+            answer.text += ": empty answer, so there is no such path (wrong base URL, or an \
+                            aggregator too old for this request)";
+            Class::Refused
+        }
+        404 if answer.html => Class::Refused,
+        404 => Class::NotFound,
+        // An aggregator that does not know the cache buster; it said 404 without it.
+        400 if !buster.is_empty() => Class::NotFound,
+        416 => {
+            if let Want::Range(_, offset, len) = want {
+                answer.text += &format!(" (asked for bytes {offset}-{})", offset + len - 1);
+            }
+            Class::Refused
+        }
+        _ => answer.class(),
+    };
+    answer.failure(class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        for (text, want) in [
+            ("bytes 0-9/10", Some((0, 9, Some(10)))),
+            (" bytes 5-6/* ", Some((5, 6, None))),
+            ("bytes 5-6", None),
+            ("bytes */10", None),
+            ("bits 0-9/10", None),
+            ("bytes -1-9/10", None),
+            ("bytes 0-99999999999999999999/1", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_content_range(text), want, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! One HTTP exchange: time limits that follow progress, bounded bodies, error excerpts.
+//!
+//! **Time limits.** `request_timeout` limits a *standstill*, not a whole transfer, so that a slow
+//! link can finish a large pack. An attempt fails when
+//!
+//! - no connection stands after `connect_timeout`;
+//! - no piece (64 KiB) of the request body could be handed on for `request_timeout`, or the average
+//!   since the start is below 16 KiB/s (after a grace of `request_timeout`);
+//! - after the whole request was handed on, no answer begins within `request_timeout` plus an
+//!   allowance for the server's work: for a store 1 s per 128 KiB (a publisher encodes, registers,
+//!   and spreads the slivers before it answers; 10 MiB get 140 s by default), for a range read 1 s
+//!   per MiB;
+//! - no byte of the answer comes for `request_timeout`, or the average is below 16 KiB/s (after the
+//!   same grace): a server that drips bytes does not hold a reader for ever.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use reqwest::header::{HeaderMap, CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER};
+use reqwest::{Response, StatusCode};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::endpoints::{redact_url, Endpoint};
+use super::retry::{parse_retry_after, Class, Failure};
+
+/// Size of the pieces in which a body is handed on (bytes).
+pub(super) const PIECE: usize = 64 << 10;
+
+/// Slowest average transfer that is put up with (bytes per second).
+const MIN_RATE: u64 = 16 << 10;
+
+/// Publisher's work: bytes per second of allowance.
+const STORE_RATE: u64 = 128 << 10;
+
+/// Aggregator's work: bytes per second of allowance.
+const READ_RATE: u64 = 1 << 20;
+
+/// How much of an error answer is read (bytes).
+const ERROR_BODY: u64 = 16 << 10;
+
+/// How long reading an error answer may take.
+const ERROR_BODY_TIME: Duration = Duration::from_secs(2);
+
+/// Longest excerpt of a foreign text in an error message (characters).
+const EXCERPT: usize = 200;
+
+fn at_rate(bytes: u64, rate: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / rate as f64)
+}
+
+/// How far the sending of a request has come; shared by the body stream and the time limit.
+pub(super) struct Progress {
+    timeout: Duration,
+    len: u64,
+    allowance: Duration,
+    started: Instant,
+    sent: Mutex<(u64, Instant)>,
+}
+
+impl Progress {
+    /// An upload of `len` bytes.
+    pub(super) fn upload(timeout: Duration, len: u64) -> Arc<Self> {
+        Progress::new(timeout, len, at_rate(len, STORE_RATE))
+    }
+
+    /// A read of `len` bytes (0 = not known).
+    pub(super) fn download(timeout: Duration, len: u64) -> Arc<Self> {
+        Progress::new(timeout, 0, at_rate(len, READ_RATE))
+    }
+
+    fn new(timeout: Duration, len: u64, allowance: Duration) -> Arc<Self> {
+        let now = Instant::now();
+        Arc::new(Progress {
+            timeout,
+            len,
+            allowance,
+            started: now,
+            sent: Mutex::new((0, now)),
+        })
+    }
+
+    /// A piece of `len` bytes was handed on.
+    pub(super) fn sent(&self, len: usize) {
+        let mut sent = self.sent.lock();
+        sent.0 += len as u64;
+        sent.1 = Instant::now();
+    }
+
+    /// Whether the whole body was handed on (the kernel may still be sending it).
+    pub(super) fn all_sent(&self) -> bool {
+        self.sent.lock().0 >= self.len
+    }
+
+    /// Waits for `answer`, but not longer than the rules allow.
+    pub(super) async fn limit<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            failure = self.expired() => Err(failure),
+        }
+    }
+
+    async fn expired(&self) -> Failure {
+        loop {
+            let (sent, last) = *self.sent.lock();
+            let sending = sent < self.len;
+            let limit = if sending {
+                let stalled = last + self.timeout;
+                let slow = self.started + self.timeout + at_rate(sent, MIN_RATE);
+                stalled.min(slow)
+            } else {
+                last + self.timeout + self.allowance
+            };
+            if Instant::now() >= limit {
+                let waited = self.started.elapsed().as_secs_f64();
+                let what = if sending {
+                    format!("sent only {sent} of {} bytes in {waited:.1} s", self.len)
+                } else {
+                    format!("no answer within {waited:.1} s")
+                };
+                return Failure::new(Class::Transient, format!("timed out: {what}"));
+            }
+            tokio::time::sleep_until(limit).await;
+        }
+    }
+}
+
+/// Reads the body of an answer piece by piece, under the time limits.
+pub(super) struct BodyReader {
+    response: Response,
+    timeout: Duration,
+    started: Instant,
+    received: u64,
+}
+
+impl BodyReader {
+    pub(super) fn new(response: Response, timeout: Duration) -> Self {
+        BodyReader {
+            response,
+            timeout,
+            started: Instant::now(),
+            received: 0,
+        }
+    }
+
+    /// `Content-Length`, if there is a well-formed one.
+    pub(super) fn announced(&self) -> Option<u64> {
+        let value = self.response.headers().get(CONTENT_LENGTH)?;
+        value.to_str().ok()?.trim().parse().ok()
+    }
+
+    /// Bytes received so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The next piece; `None` at the end, which is an error if it comes before the announced one.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        let slow = self.started + self.timeout + at_rate(self.received, MIN_RATE);
+        let limit = slow.min(Instant::now() + self.timeout);
+        match tokio::time::timeout_at(limit, self.response.chunk()).await {
+            Ok(Ok(Some(piece))) => {
+                self.received += piece.len() as u64;
+                Ok(Some(piece))
+            }
+            Ok(Ok(None)) => match self.announced() {
+                Some(announced) if announced != self.received => Err(self.cut("the body ended")),
+                _ => Ok(None),
+            },
+            Ok(Err(error)) => Err(self.cut(&describe(error))),
+            Err(_) => Err(self.cut("timed out")),
+        }
+    }
+
+    fn cut(&self, why: &str) -> Failure {
+        let of = self
+            .announced()
+            .map_or(String::new(), |n| format!(" of {n}"));
+        let received = self.received;
+        Failure::new(
+            Class::Transient,
+            format!("answer cut after {received}{of} bytes: {why}"),
+        )
+    }
+
+    /// The whole body, if it is not longer than `max` bytes.
+    pub(super) async fn collect(&mut self, max: u64) -> Result<Bytes, Failure> {
+        let too_long = |len: &dyn std::fmt::Display| {
+            let text = format!("answer of {len} bytes, more than the {max} allowed");
+            Failure::new(Class::Refused, text)
+        };
+        let announced = self.announced().unwrap_or(0);
+        if announced > max {
+            return Err(too_long(&announced));
+        }
+        let Some(first) = self.next().await? else {
+            return Ok(Bytes::new());
+        };
+        if first.len() as u64 == announced && announced > 0 {
+            self.next().await?;
+            return Ok(first);
+        }
+        // A lie in Content-Length reserves address space at most, and not much of it.
+        let mut body = BytesMut::with_capacity(announced.min(256 << 20) as usize);
+        let mut piece = Some(first);
+        while let Some(bytes) = piece {
+            if self.received > max {
+                return Err(too_long(&format_args!("{} or more", self.received)));
+            }
+            body.extend_from_slice(&bytes);
+            piece = self.next().await?;
+        }
+        Ok(body.freeze())
+    }
+}
+
+/// The failure behind an error of the HTTP library before an answer began.
+pub(super) fn send_failure(error: reqwest::Error, progress: &Progress) -> Failure {
+    let broken = !error.is_connect() && broke_while_sending(&error, progress);
+    let class = if broken {
+        Class::BrokenSend
+    } else {
+        Class::Transient
+    };
+    Failure::new(class, describe(error))
+}
+
+fn broke_while_sending(error: &reqwest::Error, progress: &Progress) -> bool {
+    if progress.len == 0 {
+        return false;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+            if matches!(
+                error.kind(),
+                BrokenPipe | ConnectionAborted | ConnectionReset
+            ) {
+                return true;
+            }
+        }
+        source = error.source();
+    }
+    // Closed in good order without an answer: a limit only if the body was still on its way.
+    !progress.all_sent()
+}
+
+/// An error of the HTTP library with its causes, without the URL.
+pub(super) fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            let _ = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    one_line(&redact_words(&text), 2 * EXCERPT)
+}
+
+/// Blots out user info in whatever looks like a URL (a proxy's, for instance).
+fn redact_words(text: &str) -> String {
+    let word = |word: &str| match word.contains("://") {
+        true => redact_url(word),
+        false => word.to_string(),
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// An error answer, as far as the rules care.
+pub(super) struct ErrorAnswer {
+    pub(super) status: StatusCode,
+    /// `reason` of the JSON envelope (`BLOB_NOT_FOUND`, …).
+    pub(super) reason: Option<String>,
+    /// Everything worth showing, secrets blotted out.
+    pub(super) text: String,
+    /// The body was HTML (so not Walrus' own).
+    pub(super) html: bool,
+    /// The body was empty.
+    pub(super) empty: bool,
+    /// The body, for rules that look for words in it.
+    pub(super) body: String,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl ErrorAnswer {
+    /// Reads what there is of an error answer. The server may cut it (it often closes at once after
+    /// refusing a body): then the status has to do.
+    pub(super) async fn read(response: Response, endpoint: &Endpoint, token: Option<&str>) -> Self {
+        let status = response.status();
+        let retry_after = retry_after(response.headers());
+        let mut reader = BodyReader::new(response, ERROR_BODY_TIME);
+        let mut body = BytesMut::new();
+        let read_some = async {
+            while let Ok(Some(piece)) = reader.next().await {
+                body.extend_from_slice(&piece);
+                if body.len() as u64 >= ERROR_BODY {
+                    break;
+                }
+            }
+        };
+        let complete = tokio::time::timeout(ERROR_BODY_TIME, read_some)
+            .await
+            .is_ok();
+        let empty = complete && reader.announced().unwrap_or(0) == 0 && body.is_empty();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        let (reason, excerpt) = explain(&body);
+        let mut text = format!("HTTP {}", status.as_u16());
+        if let Some(reason) = &reason {
+            let _ = write!(text, " {reason}");
+        } else if let (true, Some(words)) = (excerpt.is_empty(), status.canonical_reason()) {
+            let _ = write!(text, " {words}");
+        }
+        if !excerpt.is_empty() {
+            let _ = write!(text, ": {excerpt}");
+        }
+        ErrorAnswer {
+            status,
+            reason,
+            text: endpoint.redact(&text, token),
+            html: is_html(&body),
+            empty,
+            body,
+            retry_after,
+        }
+    }
+
+    pub(super) fn failure(self, class: Class) -> Failure {
+        Failure {
+            class,
+            reason: self.text,
+            retry_after: self.retry_after,
+        }
+    }
+
+    /// The class of statuses that mean the same on every path; `Refused` for the rest.
+    pub(super) fn class(&self) -> Class {
+        match (self.status.as_u16(), self.reason.as_deref()) {
+            (429, Some("TOKEN_ALREADY_USED")) | (504, Some("EXPIRED_SIGNATURE")) => Class::Token,
+            (429, _) => Class::Throttled,
+            (408 | 425, _) | (500..=599, _) => Class::Transient,
+            _ => Class::Refused,
+        }
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    parse_retry_after(value, SystemTime::now())
+}
+
+/// Whether the body came as it is (nothing can be checked on transformed bytes).
+pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+fn is_html(body: &str) -> bool {
+    body.trim_start_matches('\u{feff}')
+        .trim_start()
+        .starts_with('<')
+}
+
+/// Walrus' reason and a line for people, from the body of an answer: the JSON envelope's message, an
+/// HTML page's title, or the beginning of a text.
+pub(super) fn explain(body: &str) -> (Option<String>, String) {
+    if let Ok(Value::Object(answer)) = serde_json::from_str::<Value>(body) {
+        if let Some(error) = answer.get("error") {
+            let reason = error["details"]
+                .as_array()
+                .and_then(|details| details.iter().find_map(|d| d["reason"].as_str()))
+                .map(|reason| one_line(reason, 60));
+            // "message" in the envelope; "errorMsg" in the store result of the same name.
+            let message = ["message", "errorMsg"].map(|k| error[k].as_str());
+            let message = message.into_iter().flatten().next();
+            let message = message.or(error.as_str()).unwrap_or("");
+            return (reason, one_line(message, EXCERPT));
+        }
+    }
+    if is_html(body) {
+        let lower = body.to_ascii_lowercase();
+        let title = lower.find("<title").and_then(|at| {
+            let start = at + lower[at..].find('>')? + 1;
+            let end = start + lower[start..].find("</title")?;
+            body.get(start..end)
+        });
+        let title = one_line(title.unwrap_or("no title"), EXCERPT);
+        return (None, format!("HTML page ({title})"));
+    }
+    (None, one_line(body, EXCERPT))
+}
+
+/// `text` as one line of at most `max` characters, without control characters.
+pub(super) fn one_line(text: &str, max: usize) -> String {
+    let mut line = String::new();
+    let mut count = 0;
+    for word in text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty())
+    {
+        if !line.is_empty() {
+            line.push(' ');
+            count += 1;
+        }
+        for c in word.chars() {
+            if count == max {
+                line.push('…');
+                return line;
+            }
+            line.push(c);
+            count += 1;
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn explanations() {
+        let envelope = r#"{"error":{"status":"NOT_FOUND","code":404,"message":"no\n such blob",
+            "details":[{"@type":"ErrorInfo","reason":"BLOB_NOT_FOUND","domain":"d"}]}}"#;
+        for (body, reason, line) in [
+            (envelope, Some("BLOB_NOT_FOUND"), "no such blob"),
+            (r#"{"error":{"errorMsg":"x"}}"#, None, "x"),
+            (r#"{"error":"plain"}"#, None, "plain"),
+            (r#"{"error":null}"#, None, ""),
+            (r#"{"other":1}"#, None, r#"{"other":1}"#),
+            (
+                "<html><TITLE a=b>502\r\nBad</Title>",
+                None,
+                "HTML page (502 Bad)",
+            ),
+            (" <html><title>open", None, "HTML page (no title)"),
+            ("", None, ""),
+            ("a\x1b[31m\0b", None, "a [31m b"),
+        ] {
+            let got = explain(body);
+            assert_eq!(got, (reason.map(String::from), line.to_string()), "{body}");
+        }
+        assert_eq!(one_line(&"é".repeat(300), 3), "ééé…");
+        assert_eq!(one_line("a b", 2), "a …");
+    }
+}
