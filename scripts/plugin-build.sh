@@ -6,6 +6,7 @@
 # (libwalrusds.so, expected in ../lib beside the plugin's directory). Prints the path of the plugin.
 #
 # Environment: KUBO_SRC, KUBO_GO, MODE (see set-target.sh), LIB_DIR.
+# shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 dynamic=
