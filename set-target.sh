@@ -18,13 +18,15 @@
 #   ipfs        what `go version -m` says about it: version, mode, Go release, build tags
 #
 # Environment: KUBO_SRC (the checkout that ipfs was built from, if it is not a published version),
-# KUBO_GO (Go toolchain, e.g. go1.22.7 or local), MODE, OUT (where to write).
+# KUBO_GO (Go toolchain, e.g. go1.22.7 or local), KUBO_CGO_LDFLAGS (the CGO_LDFLAGS that ipfs was built
+# with, as some distributions set it; known by itself unless built with -trimpath), MODE, OUT (where to
+# write).
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 
 target=${1:-}
 [[ -n $target ]] || { sed -n '2,/^source/{/^source/!s/^# \{0,1\}//p;}' "$0"; exit 2; }
 
-toolchain='' tags='' trim=-trimpath mode=${MODE:-} src=${KUBO_SRC:-} version='' bin=''
+toolchain='' tags='' ldflags=${KUBO_CGO_LDFLAGS:-} trim=-trimpath mode=${MODE:-} src=${KUBO_SRC:-} version='' bin=''
 
 if [[ -d $target ]]; then
   [[ -f $target/go.mod ]] && grep -q "^module $KUBO\$" "$target/go.mod" || die "$target is not a checkout of Kubo"
@@ -38,6 +40,7 @@ elif [[ -f $target ]]; then
   [[ -n $toolchain ]] || die "$bin was built with an unreleased Go ($(head -1 <<<"$info" | sed 's/.*: //')): no plugin can be built for it"
   tags=$(sed -n 's/^\tbuild\t-tags=//p' <<<"$info")
   grep -q $'^\tbuild\t-trimpath=true' <<<"$info" || trim=
+  [[ -n $ldflags ]] || ldflags=$(sed -n 's/^\tbuild\tCGO_LDFLAGS=//p' <<<"$info")
   ! grep -q $'^\tbuild\t-race=true' <<<"$info" || die "$bin was built with -race: no plugin is built for that"
   line=$(awk -F'\t' -v p="$KUBO" '($2 == "mod" || $2 == "dep") && $3 == p { print; getline next_line; if (next_line ~ /^\t=>\t/) print "replaced"; exit }' <<<"$info")
   [[ -n $line ]] || die "$bin is not Kubo"
@@ -96,6 +99,7 @@ fi
   printf 'TOOLCHAIN=%q\n' "$toolchain"
   printf 'TAGS=%q\n' "$tags"
   printf 'TRIM=%q\n' "$trim"
+  printf 'CGO_LDFLAGS_OF_IPFS=%q\n' "$ldflags"
 } >"$out/target.env"
 say "target: Kubo $name, mode $mode, Go ${toolchain}${tags:+, tags $tags}"
 printf '%s\n' "$out"

@@ -2,5 +2,7 @@
 
 package walrusds
 
-// #cgo LDFLAGS: -L${SRCDIR}/../target/release -lwalrusds -Wl,-rpath,$ORIGIN/../lib
+// The build scripts point build/lib at the directory that holds the library.
+
+// #cgo LDFLAGS: -L${SRCDIR}/../build/lib -L${SRCDIR}/../target/release -lwalrusds -Wl,-rpath,$ORIGIN/../lib
 import "C"

@@ -10,8 +10,10 @@ GO=${GO:-go}
 KUBO=github.com/ipfs/kubo
 SHIM=github.com/walrusds/walrusds/go-shim
 
-# The surroundings must not leak into the builds: a plugin only loads into an ipfs built alike.
+# The surroundings must not leak into the builds: a plugin only loads into an ipfs built alike. That
+# includes the linker flags of cgo, which Go writes into every package that uses C.
 export GOFLAGS='' GOWORK=off CGO_ENABLED=1
+unset CGO_CFLAGS CGO_CPPFLAGS CGO_CXXFLAGS CGO_LDFLAGS
 
 say() { printf '%s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -89,24 +91,17 @@ shim_hash() {
 # library is linked anew, and test results of an old one do not count.)
 lib_ready() {
   local file="$LIB_DIR/$1" hash header="$ROOT/go-shim/walrusds_lib_hash.h" line
-  [[ -f $file ]] || die "$file is missing: run 'make build' first"
+  [[ -f $file && -f $ROOT/include/walrusds.h ]] || die "$file or include/walrusds.h is missing: run 'make build' first"
+  # link_*.go look here first. A flag that names LIB_DIR would have to be given to cgo as a whole.
+  if [[ $(readlink "$ROOT/build/lib" || true) != "$LIB_DIR" ]]; then
+    mkdir -p "$ROOT/build" && ln -sfn "$LIB_DIR" "$ROOT/build/lib"
+  fi
   hash=$(sha256sum "$file" | cut -c1-16)
   line="#define WALRUSDS_LIB_HASH \"$hash\""
   if [[ ! -f $header || $(<"$header") != "$line" ]]; then
     printf '%s\n' "$line" >"$header.$$" && mv "$header.$$" "$header"
   fi
   printf '%s\n' "$hash"
-}
-
-# cgo_env: lets cgo find the library when it is not in the usual place. CGO_LDFLAGS and CGO_CFLAGS
-# would also rebuild every other C package, so they stay empty in the usual case.
-cgo_env() {
-  if [[ $LIB_DIR != "$ROOT/target/release" ]]; then
-    export CGO_LDFLAGS="-L$LIB_DIR ${CGO_LDFLAGS:-}"
-  fi
-  if [[ ! -f $ROOT/include/walrusds.h && -z ${CGO_CFLAGS:-} ]]; then
-    die "include/walrusds.h is missing: run 'make build' first"
-  fi
 }
 
 # fresh STAMP OUTPUT TEXT: OUTPUT was made from exactly TEXT already.

@@ -6,6 +6,7 @@
 # build/kubo-vX.Y.Z-plain/ipfs. Nothing is done when nothing has changed. Prints the path.
 #
 # Environment: KUBO_GO (Go toolchain), LIB_DIR, LDFLAGS (more linker flags), OUTPUT (copy it there too).
+# shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 plain=
@@ -16,7 +17,7 @@ if [[ -d $target ]]; then
   name=$(basename "$(realpath "$target")") origin=$(realpath "$target") commit=
   [[ -f $origin/go.mod ]] && grep -q "^module $KUBO\$" "$origin/go.mod" || die "$target is not a checkout of Kubo"
   commit=$(git -C "$origin" rev-parse --short HEAD 2>/dev/null || true)
-  identity="$origin $commit $(cd "$origin" && find . -name '*.go' -newer go.mod | sort | xargs -r sha256sum | sha256sum | cut -c1-16)"
+  identity="checkout $(date +%s%N)" # it may have changed; Go finds out quickly
 else
   name=${target} origin=$(kubo_source "$target") commit= identity=$target
 fi
@@ -41,7 +42,6 @@ cp "$origin/go.mod" "$origin/go.sum" "$dir/"
 chmod u+w "$dir"/go.*
 args=(-modfile="$dir/go.mod" -mod=mod -buildvcs=false -trimpath)
 if [[ -z $plain ]]; then
-  cgo_env
   GOTOOLCHAIN=local "$GO" mod edit -require="$SHIM@v0.0.0" -replace="$SHIM@v0.0.0=$ROOT/go-shim" "$dir/go.mod"
   # Kubo's sources stay as they are: its own generator runs on a copy of the list, and the result
   # replaces preload.go for this build only.

@@ -6,6 +6,7 @@
 # (libwalrusds.so, expected in ../lib beside the plugin's directory). Prints the path of the plugin.
 #
 # Environment: KUBO_SRC, KUBO_GO, MODE (see set-target.sh), LIB_DIR.
+# shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 dynamic=
@@ -22,19 +23,19 @@ if [[ -n $dynamic ]]; then
 fi
 dir=$BUILD/plugin-${out##*/target-}${dynamic:+-dynamic}
 so=$dir/walrusds.so
-stamp="v2 $(lib_ready $lib) $(shim_hash) $(sha256sum <"$out/go.mod") $TOOLCHAIN $TAGS $TRIM"
+stamp="v2 $(lib_ready $lib) $(shim_hash) $(sha256sum <"$out/go.mod") $TOOLCHAIN $TAGS $TRIM $CGO_LDFLAGS_OF_IPFS"
 if fresh "$dir/.stamp" "$so" "$stamp"; then
   say "$so is up to date"
   printf '%s\n' "$so"
   exit
 fi
-cgo_env
 mkdir -p "$dir"
 rm -f "$dir/.stamp" "$so" # Go would take an old file for up to date although the library changed
 say "building the plugin (minutes the first time for each Kubo version)"
 (
   cd "$CD_DIR"
   # Symbols are left out: they only make the file larger, and loading does not compare them.
+  [[ -z $CGO_LDFLAGS_OF_IPFS ]] || export CGO_LDFLAGS=$CGO_LDFLAGS_OF_IPFS
   GOTOOLCHAIN=$TOOLCHAIN "$GO" build -modfile="$out/go.mod" -mod=mod -buildvcs=false ${TRIM:+"$TRIM"} \
     ${TAGS:+-tags="$TAGS"} -ldflags "-s -w" -buildmode=plugin -o "$so" "$MAIN"
 )

@@ -9,6 +9,7 @@
 #
 # Environment: IPFS (the ipfs program; default: the one in PATH), IPFS_PATH, and those of
 # plugin-build.sh.
+# shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 dynamic='' so='' target=''

@@ -1,0 +1,79 @@
+# walrusds: `make` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The Kubo version to build or to build for. Left out, `make install` asks the ipfs program itself.
+IPFS_VERSION ?=
+# The version that is taken where one is needed and none is given.
+KUBO_DEFAULT := v0.43.0
+CARGO ?= cargo
+GO ?= go
+export GO CARGO
+
+kubo_version := $(or $(IPFS_VERSION),$(KUBO_DEFAULT))
+
+##@ Building
+
+.PHONY: build
+build: ## the engine (library, header) and the local Walrus
+	$(CARGO) build --release --locked --workspace
+
+.PHONY: kubo
+kubo: build ## ipfs with walrusds built in: build/kubo-<version>/ipfs  [IPFS_VERSION=vX.Y.Z | /path/to/kubo]
+	@scripts/kubo-build.sh $(kubo_version)
+
+.PHONY: kubo-plain
+kubo-plain: ## an ordinary ipfs, to try the external plugin with  [IPFS_VERSION=...]
+	@scripts/kubo-build.sh --plain $(kubo_version)
+
+.PHONY: plugin
+plugin: build ## the external plugin  [IPFS_VERSION=vX.Y.Z | /path/to/kubo | /path/to/ipfs]
+	@scripts/plugin-build.sh $(kubo_version)
+
+##@ Installing
+
+.PHONY: install
+install: build ## the plugin into $IPFS_PATH/plugins, tried first  [IPFS=/path/to/ipfs] [IPFS_VERSION=...]
+	@scripts/plugin-install.sh $(IPFS_VERSION)
+
+.PHONY: install-dynamic
+install-dynamic: build ## the same with the engine as a library of its own, in $IPFS_PATH/lib
+	@scripts/plugin-install.sh --dynamic $(IPFS_VERSION)
+
+##@ Trying
+
+.PHONY: demo
+demo: ## a node on a local Walrus, from init to garbage collection
+	@scripts/demo.sh
+
+##@ Developing
+
+.PHONY: test
+test: ## all tests
+	@scripts/test.sh
+
+.PHONY: check
+check: ## formatting, lints, and that the committed header is the generated one
+	@scripts/check.sh
+
+.PHONY: bench
+bench: ## the benchmarks
+	@scripts/bench.sh
+
+.PHONY: deps
+deps: ## what the build needs: looks, and installs what is missing where it can
+	@scripts/deps.sh
+
+.PHONY: clean
+clean: ## remove everything that was built
+	rm -rf build go-shim/walrusds_lib_hash.h
+	$(CARGO) clean
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nIPFS_VERSION defaults to %s. Details: the first lines of set-target.sh and scripts/*.sh.\n' $(KUBO_DEFAULT)
