@@ -25,6 +25,7 @@ mod object_id;
 mod quilt;
 mod server;
 mod stats;
+mod text;
 
 use std::fmt;
 use std::io;

@@ -7,7 +7,6 @@ use std::str::FromStr;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
-use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::blob_id::{BlobId, Geometry};
@@ -82,9 +81,7 @@ impl Serialize for PatchId {
 
 impl<'de> Deserialize<'de> for PatchId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        crate::text::parse(deserializer)
     }
 }
 

@@ -7,7 +7,6 @@ use axum::extract::{Query, State};
 use axum::http::Response;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use serde::de::{Deserializer, Error as _};
 use serde::Deserialize;
 
 use super::auth::Claims;
@@ -56,14 +55,8 @@ enum Encoding {
 #[serde(rename_all = "snake_case")]
 enum Destination {
     SendObjectTo(ObjectId),
-    #[serde(deserialize_with = "bool_from_text")]
+    #[serde(deserialize_with = "crate::text::parse")]
     Share(bool),
-}
-
-fn bool_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    String::deserialize(deserializer)?
-        .parse()
-        .map_err(D::Error::custom)
 }
 
 impl PutQuery {
