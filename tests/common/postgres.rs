@@ -179,6 +179,8 @@ impl Postgres {
              for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 {server} 2>/dev/null || break; sleep 0.2; done; rm -rf '{dir}'",
             me = std::process::id(),
         );
+        // Outlives this process on purpose.
+        #[allow(clippy::zombie_processes)]
         Command::new("setsid")
             .args(["sh", "-c", &script])
             .stdin(Stdio::null())
