@@ -1,0 +1,80 @@
+//! scripts/plugin-install.sh: installs only what that ipfs can load. (That it does install is part of
+//! every test with an external plugin.)
+
+use kubo_tests::{from_script, root, run, Ipfs, Node, LIMIT};
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn install_refuses_what_would_not_load() {
+    let (old, new) = (Ipfs::external_30(), Ipfs::external_43());
+    let preloaded = Ipfs::preloaded();
+    let plugin_43 = from_script("WALRUSDS_TEST_PLUGIN_43");
+    let plugin_30 = from_script("WALRUSDS_TEST_PLUGIN_30");
+    let shell = Ipfs {
+        program: "/bin/sh".into(),
+        plugin: None,
+    };
+    let tool = Ipfs {
+        program: from_script("WALRUSDS_TEST_CONFIGURE"),
+        plugin: None,
+    };
+    let bare = |ipfs: &Ipfs| {
+        Node::without_repo(&Ipfs {
+            plugin: None,
+            ..ipfs.clone()
+        })
+    };
+    for (ipfs, plugin, reason) in [
+        (&old, plugin_43.as_path(), "go1.22"),
+        (&new, plugin_30.as_path(), "go1.22"),
+        (&preloaded, plugin_43.as_path(), "built in already"),
+        (&shell, plugin_43.as_path(), "not a Go program"),
+        (&tool, plugin_43.as_path(), "ipfs"),
+        (&new, Path::new("/nonexistent.so"), "no such plugin"),
+    ] {
+        let node = bare(ipfs);
+        let what = format!("{} with {}", ipfs.program.display(), plugin.display());
+        let said = node.install(plugin).expect_failure(&what);
+        assert!(said.contains(reason), "{what}: {said}");
+        assert!(
+            !node.repo().exists(),
+            "{what}: something was installed: {said}"
+        );
+    }
+}
+
+#[test]
+fn install_finds_out_what_an_ipfs_needs() {
+    // Without --so the plugin is built for the program; here it is built already.
+    let ipfs = Ipfs::external_43();
+    let node = Node::without_repo(&Ipfs {
+        plugin: None,
+        ..ipfs.clone()
+    });
+    let mut command = Command::new(root().join("scripts/plugin-install.sh"));
+    command
+        .env("IPFS", &ipfs.program)
+        .env("IPFS_PATH", node.repo());
+    let said = run(command, b"", LIMIT)
+        .expect_ok("plugin-install.sh")
+        .said();
+    assert!(
+        said.contains("installed") && said.contains("up to date"),
+        "{said}"
+    );
+    let installed = std::fs::read(node.repo().join("plugins/walrusds.so")).unwrap();
+    assert!(installed == std::fs::read(ipfs.plugin.unwrap()).unwrap());
+    assert!(node.ok(["version"]).contains("0.43.0"));
+
+    // Over a running installation, with another version of the program: the old plugin stays.
+    let mut command = Command::new(root().join("scripts/plugin-install.sh"));
+    command
+        .arg("--so")
+        .arg(from_script("WALRUSDS_TEST_PLUGIN_30"))
+        .env("IPFS", &ipfs.program)
+        .env("IPFS_PATH", node.repo());
+    run(command, b"", LIMIT).expect_failure("the wrong plugin");
+    assert!(installed == std::fs::read(node.repo().join("plugins/walrusds.so")).unwrap());
+    assert!(node.ok(["version"]).contains("0.43.0"));
+}

@@ -1,0 +1,9 @@
+//! Tests of real Kubo nodes. One binary, so that they share one Postgres server.
+
+mod config;
+mod container;
+mod daemon;
+mod failures;
+mod install;
+mod shared;
+mod tour;
