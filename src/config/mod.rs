@@ -398,7 +398,10 @@ impl<'a> Fields<'a> {
 
     fn index(&self) -> Result<IndexConfig> {
         match (self.text("postgresURL")?, self.text("indexPath")?) {
-            (Some(url), None) => Ok(IndexConfig::Postgres(url.to_owned())),
+            (Some(url), None) => {
+                crate::index::postgres::check_url(url)?;
+                Ok(IndexConfig::Postgres(url.to_owned()))
+            }
             (None, Some(path)) => Ok(IndexConfig::Sqlite(PathBuf::from(path))),
             (None, None) => Err(bad(
                 "neither postgresURL nor indexPath is set: set postgresURL (an index in Postgres \

@@ -178,8 +178,14 @@ fn a_go_plugin_config_works_unchanged() {
 
 #[test]
 fn secrets_are_not_shown() {
-    for value in [r#"{"pw":"hunter2"}"#, r#"["hunter2"]"#] {
+    for value in [
+        r#"{"pw":"hunter2"}"#,
+        r#"["hunter2"]"#,
+        r#""mysql://u:hunter2@h/d""#,
+        r#""hunter2""#,
+    ] {
         let err = refused_secret(value);
+        assert!(err.message().contains("postgresURL"), "{err}");
         assert!(!err.message().contains("hunter2"), "{err}");
     }
     fn refused_secret(value: &str) -> Error {

@@ -120,6 +120,14 @@ fn text(sql: &str) -> Arc<str> {
     Arc::from(sql)
 }
 
+/// Whether `url` can be used at all; nothing is looked up or opened.
+///
+/// # Errors
+/// [`ErrorKind::Config`], without the URL: it may hold a password.
+pub(crate) fn check_url(url: &str) -> Result<()> {
+    url::parse(url).map(drop)
+}
+
 impl PostgresIndex {
     /// Connects, checks the table in one round trip and, only where it is missing or of an older
     /// version, creates or extends it (under a lock; any number of nodes may start at once).
