@@ -25,6 +25,76 @@
 #define WALRUSDS_ABI_VERSION 1
 
 /*
+ An argument that the call cannot work with: empty key, NULL, unknown handle.
+ */
+#define WALRUSDS_INVALID_ARGUMENT 1
+
+/*
+ A configuration key is missing, unknown, of the wrong type or out of range.
+ */
+#define WALRUSDS_CONFIG 2
+
+/*
+ The handle was closed.
+ */
+#define WALRUSDS_CLOSED 3
+
+/*
+ The call's cancel token was cancelled.
+ */
+#define WALRUSDS_CANCELED 4
+
+/*
+ The call's deadline passed.
+ */
+#define WALRUSDS_DEADLINE_EXCEEDED 5
+
+/*
+ The index (Postgres or SQLite) failed.
+ */
+#define WALRUSDS_INDEX 6
+
+/*
+ Publisher or aggregator failed, after the retries.
+ */
+#define WALRUSDS_WALRUS 7
+
+/*
+ The key is known, but its blob was found on no aggregator.
+ */
+#define WALRUSDS_BLOB_NOT_FOUND 8
+
+/*
+ Bytes or index rows that contradict themselves.
+ */
+#define WALRUSDS_CORRUPT 9
+
+/*
+ No publisher takes a body of this size.
+ */
+#define WALRUSDS_TOO_LARGE 10
+
+/*
+ Known, but not supported by this version.
+ */
+#define WALRUSDS_UNSUPPORTED 11
+
+/*
+ Another process or node holds what was asked for.
+ */
+#define WALRUSDS_LOCKED 12
+
+/*
+ A defect of the library.
+ */
+#define WALRUSDS_INTERNAL 13
+
+/*
+ A panic was caught.
+ */
+#define WALRUSDS_PANIC 14
+
+/*
  Operation of a batch: store `value` under `key`.
  */
 #define WALRUSDS_OP_PUT 1

@@ -107,21 +107,14 @@ impl WalrusDatastore {
         let index: Arc<dyn Index> = match &config.index {
             IndexConfig::Postgres(url) => Arc::new(
                 PostgresIndex::open(PostgresOptions {
-                    url: url.clone(),
-                    table: config.table.clone(),
                     max_open_conns: config.max_open_conns,
-                    ..PostgresOptions::default()
+                    ..PostgresOptions::new(url, &config.table)
                 })
                 .await?,
             ),
-            IndexConfig::Sqlite(path) => Arc::new(
-                SqliteIndex::open(SqliteOptions {
-                    path: path.clone(),
-                    table: config.table.clone(),
-                    ..SqliteOptions::default()
-                })
-                .await?,
-            ),
+            IndexConfig::Sqlite(path) => {
+                Arc::new(SqliteIndex::open(SqliteOptions::new(path, &config.table)).await?)
+            }
         };
         let store = Arc::new(Client::new(config.client())?);
         Ok(Self::with_parts(

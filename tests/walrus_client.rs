@@ -4,7 +4,6 @@
 #[allow(dead_code)]
 mod hostile;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -56,7 +55,10 @@ fn client(config: ClientConfig) -> Client {
 }
 
 fn blob(len: usize) -> Vec<u8> {
-    (0..len).map(|i| ((7 * i + 3) % 256) as u8).collect()
+    let period: Vec<u8> = (0..256).map(|i| ((7 * i + 3) % 256) as u8).collect();
+    let mut blob = period.repeat(len / 256 + 1);
+    blob.truncate(len);
+    blob
 }
 
 /// A port on which nobody listens.
@@ -136,6 +138,777 @@ mod storing {
         }
         assert_eq!(publisher.seen()[2].connection, 0);
     }
+
+    fn is_walrus(error: &walrusds::Error, parts: &[&str]) {
+        assert_eq!(error.kind(), ErrorKind::Walrus, "{error}");
+        for part in parts {
+            assert!(error.message().contains(part), "{part:?} in {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_200_that_is_no_success_is_retried() {
+        let table: Vec<Vec<u8>> = vec![
+            answer(
+                "200 OK",
+                &[],
+                r#"{"error":{"blobId":null,"errorMsg":"no coins"}}"#,
+            ),
+            answer("200 OK", &[], r#"{"markedInvalid":{"blobId":"x"}}"#),
+            answer(
+                "200 OK",
+                &["content-type: text/html"],
+                "<html><title>Welcome</title>",
+            ),
+            answer("200 OK", &[], ""),
+            answer("200 OK", &[], "\0\u{1}garbage"),
+            answer(
+                "200 OK",
+                &[],
+                r#"{"newlyCreated":{"blobObject":{"blobId":"short"}}}"#,
+            ),
+            answer("200 OK", &[], vec![b' '; (1 << 20) + 1]),
+            answer("201 Created", &[], r#"{"newlyCreated":{}}"#),
+            b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n{\"newlyCreated\":".to_vec(),
+            b"\x16\x03\x01 what is this\r\n\r\n".to_vec(),
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"new".to_vec(),
+        ];
+        for bad in table {
+            let shown = String::from_utf8_lossy(&bad[..bad.len().min(100)]).into_owned();
+            let publisher = Hostile::start(move |seen| match seen.number {
+                0 => Act::SayAndClose(bad.clone()),
+                _ => Act::Say(newly_created(ID)),
+            })
+            .await;
+            let client = client(writer(&[&publisher]));
+            let stored = client.store(blob(100_000), OPTIONS).await.expect(&shown);
+            assert_eq!(stored.blob_id, ID);
+            assert_eq!(publisher.count(), 2, "{shown}");
+            assert!(publisher.seen()[1].body == blob(100_000), "{shown}");
+            assert_eq!(client.stats().retries, 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn max_retries_zero_is_one_attempt() {
+        let text = envelope("503 Service Unavailable", "BLOB_UNAVAILABLE", "try\\nlater");
+        let publisher = Hostile::always(text).await;
+        let client = client(ClientConfig {
+            max_retries: 0,
+            ..writer(&[&publisher])
+        });
+        let error = client.store(blob(10), OPTIONS).await.unwrap_err();
+        is_walrus(
+            &error,
+            &[
+                "storing 10 bytes",
+                &publisher.url(),
+                "1 attempt)",
+                "503 BLOB_UNAVAILABLE: try later",
+            ],
+        );
+        assert!(error.is_retryable());
+        assert_eq!(publisher.count(), 1);
+        assert_eq!(client.stats().put_failures, 1);
+    }
+
+    #[tokio::test]
+    async fn retries_are_counted_over_all_publishers_and_rotate() {
+        let bad = answer(
+            "502 Bad Gateway",
+            &[],
+            "<html><head><title>502 Bad\nGateway</title>",
+        );
+        let (a, b) = (
+            Hostile::always(bad.clone()).await,
+            Hostile::always(bad).await,
+        );
+        let client = client(writer(&[&a, &b]));
+        let error = client.store(blob(10), OPTIONS).await.unwrap_err();
+        is_walrus(
+            &error,
+            &[&a.url(), &b.url(), "HTTP 502: HTML page (502 Bad Gateway)"],
+        );
+        assert_eq!(a.count() + b.count(), 2 + 3);
+        assert!(a.count().abs_diff(b.count()) == 1);
+        assert_eq!((client.stats().retries, client.stats().failovers), (3, 1));
+    }
+
+    #[tokio::test]
+    async fn a_4xx_goes_to_the_next_publisher_once_and_never_back() {
+        for status in [
+            "400 Bad Request",
+            "401 Unauthorized",
+            "403 Forbidden",
+            "451 Legal",
+            "418 T",
+        ] {
+            let bad = Hostile::always(answer(status, &[], "no way")).await;
+            let good = Hostile::always(newly_created(ID)).await;
+            let both = client(writer(&[&bad, &good]));
+            assert!(both.store(blob(10), OPTIONS).await.is_ok(), "{status}");
+            assert_eq!((bad.count(), good.count()), (1, 1));
+
+            let alone = client(writer(&[&bad]));
+            let error = alone.store(blob(10), OPTIONS).await.unwrap_err();
+            is_walrus(&error, &[&status[..3], "no way"]);
+            assert!(!error.is_retryable());
+            assert_eq!(bad.count(), 2, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn uploads_are_not_redirected() {
+        let target = Hostile::always(newly_created(ID)).await;
+        for status in [
+            "301 Moved",
+            "302 Found",
+            "303 See Other",
+            "307 Temporary",
+            "308 Permanent",
+        ] {
+            let location = format!(
+                "location: http://u:hunter2@localhost:{}/x?key=1",
+                target.port()
+            );
+            let publisher = Hostile::always(answer(status, &[&location], "")).await;
+            let client = client(writer(&[&publisher]));
+            let error = client.store(blob(10), OPTIONS).await.unwrap_err();
+            is_walrus(&error, &[&status[..3], "localhost"]);
+            assert!(!error.message().contains("hunter2"));
+            assert_eq!(publisher.count(), 1);
+        }
+        assert_eq!(target.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn retry_after_is_obeyed_and_capped() {
+        let date = std::time::SystemTime::now() + Duration::from_secs(3600);
+        for value in ["3600".to_string(), httpdate::fmt_http_date(date)] {
+            let header = format!("retry-after: {value}");
+            let publisher = Hostile::start(move |seen| match seen.number {
+                0 => Act::Say(answer("429 Too Many", &[&header], "the publisher is busy")),
+                _ => Act::Say(newly_created(ID)),
+            })
+            .await;
+            let client = client(writer(&[&publisher]));
+            let start = Instant::now();
+            client.store(blob(10), OPTIONS).await.unwrap();
+            let took = start.elapsed();
+            assert!(took >= ms(300) && took < ms(2000), "{value}: {took:?}");
+            assert_eq!(client.stats().throttled, 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn retry_after_of_one_publisher_does_not_hold_up_the_other() {
+        let busy = answer("429 Too Many", &["retry-after: 3600"], "");
+        let busy = Hostile::always(busy).await;
+        let other = Hostile::start(|seen| match seen.number {
+            0 => Act::Say(answer("500 Internal", &[], "")),
+            _ => Act::Say(newly_created(ID)),
+        })
+        .await;
+        let client = client(writer(&[&busy, &other]));
+        let start = Instant::now();
+        client.store(blob(10), OPTIONS).await.unwrap();
+        assert!(start.elapsed() < ms(250), "{:?}", start.elapsed());
+        assert_eq!((busy.count(), other.count()), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn a_429_storm_passes() {
+        let publisher = Hostile::start(|seen| match seen.number {
+            0..=9 => Act::Say(answer("429 Too Many", &[], "the publisher is busy")),
+            _ => Act::Say(newly_created(ID)),
+        })
+        .await;
+        let client = client(ClientConfig {
+            max_retries: 10,
+            ..writer(&[&publisher])
+        });
+        let stores = (0..10).map(|n| client.store(blob(n), OPTIONS));
+        for stored in futures_util::future::join_all(stores).await {
+            stored.unwrap();
+        }
+        assert_eq!(client.stats().throttled, 10);
+    }
+
+    #[tokio::test]
+    async fn an_old_publisher_is_asked_without_permanent() {
+        let unknown =
+            "Failed to deserialize query string: unknown field `permanent`, expected one of \
+                       `encoding_type`, `epochs`, `deletable`";
+        let script = move |deletable: bool| {
+            move |seen: &Seen| {
+                let said = match seen.target.contains("permanent") {
+                    true => answer("400 Bad Request", &[], unknown),
+                    false => newly_created(ID),
+                };
+                let said = String::from_utf8(said).unwrap();
+                // The same length, or Content-Length would be wrong.
+                let to = format!(
+                    "\"deletable\":{}",
+                    if deletable { "true " } else { "false" }
+                );
+                Act::Say(said.replace("\"deletable\":false", &to).into_bytes())
+            }
+        };
+        let old = Hostile::start(script(false)).await;
+        let config = ClientConfig {
+            max_retries: 0,
+            ..writer(&[&old])
+        };
+        client(config).store(blob(10), OPTIONS).await.unwrap();
+        let targets: Vec<_> = old.seen().into_iter().map(|s| s.target).collect();
+        assert_eq!(
+            targets,
+            ["/v1/blobs?epochs=5&permanent=true", "/v1/blobs?epochs=5"]
+        );
+
+        let strange = Hostile::start(script(true)).await;
+        let error = client(writer(&[&strange]))
+            .store(blob(10), OPTIONS)
+            .await
+            .unwrap_err();
+        is_walrus(&error, &["stored a deletable blob"]);
+
+        let unknown = unknown.replace("field `permanent`", "field `deletable`");
+        let older = Hostile::always(answer("400 Bad Request", &[], unknown)).await;
+        let options = StoreOptions {
+            deletable: true,
+            ..OPTIONS
+        };
+        let error = client(writer(&[&older]))
+            .store(blob(10), options)
+            .await
+            .unwrap_err();
+        is_walrus(&error, &["400", "unknown field `deletable`"]);
+        assert_eq!(older.count(), 1);
+    }
+
+    #[tokio::test]
+    async fn no_epochs_is_a_mistake_of_the_caller() {
+        let publisher = Hostile::always(newly_created(ID)).await;
+        let options = StoreOptions {
+            epochs: 0,
+            ..OPTIONS
+        };
+        let error = client(writer(&[&publisher]))
+            .store(blob(1), options)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert_eq!(publisher.count(), 0);
+    }
+}
+
+mod body_limits {
+    use super::*;
+
+    fn too_large() -> Vec<u8> {
+        let text = "Failed to buffer the request body: length limit exceeded";
+        answer("413 Payload Too Large", &["content-type: text/plain"], text)
+    }
+
+    #[tokio::test]
+    async fn a_413_teaches_the_limit() {
+        let publisher = Hostile::start(|seen| {
+            let len: usize = seen.header("content-length").unwrap().parse().unwrap();
+            Act::Say(if len > 6 * MIB {
+                too_large()
+            } else {
+                newly_created(ID)
+            })
+        })
+        .await;
+        let client = client(writer(&[&publisher]));
+        assert_eq!(client.size_limit(), u64::MAX);
+        let error = client.store(blob(12 * MIB), OPTIONS).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        assert!(error.message().contains("413"), "{error}");
+        assert_eq!(publisher.count(), 1, "413 is final");
+        assert_eq!(client.size_limit(), 10 * MIB as u64);
+        // Known by now: not sent again.
+        let error = client.store(blob(13 * MIB), OPTIONS).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        assert_eq!(publisher.count(), 1);
+        let error = client.store(blob(10 * MIB), OPTIONS).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        assert_eq!(client.size_limit(), 5 * MIB as u64);
+        client.store(blob(6 * MIB), OPTIONS).await.unwrap();
+        assert_eq!(client.size_limit(), 6 * MIB as u64);
+    }
+
+    #[tokio::test]
+    async fn an_early_413_is_recognised_while_still_sending() {
+        for round in 0..20 {
+            let publisher = Hostile::start(|_| Act::SayEarly(too_large())).await;
+            let client = client(ClientConfig {
+                max_retries: 0,
+                ..writer(&[&publisher])
+            });
+            let error = client.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+            assert!(error.message().contains("413"), "round {round}: {error}");
+            assert_eq!(client.size_limit(), 10 * MIB as u64);
+        }
+    }
+
+    #[tokio::test]
+    async fn another_publisher_may_take_it() {
+        let small = Hostile::start(|_| Act::SayEarly(too_large())).await;
+        let large = Hostile::always(newly_created(ID)).await;
+        let client = client(writer(&[&small, &large]));
+        for _ in 0..4 {
+            client.store(blob(12 * MIB), OPTIONS).await.unwrap();
+        }
+        assert_eq!((small.count(), large.count()), (1, 4));
+        assert_eq!(client.size_limit(), u64::MAX);
+    }
+
+    #[tokio::test]
+    async fn resets_while_sending_count_after_the_retries() {
+        let publisher = Hostile::start(|_| Act::ResetAfter(MIB)).await;
+        let limited = client(writer(&[&publisher]));
+        let error = limited.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        assert!(error.is_retryable());
+        assert_eq!(publisher.count(), 4);
+        assert_eq!(limited.size_limit(), 10 * MIB as u64);
+        // Not certain, so a caller that insists is heard.
+        limited.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
+        assert_eq!(publisher.count(), 8);
+
+        let publisher = Hostile::start(|_| Act::ResetAfter(MIB / 2)).await;
+        let short = client(writer(&[&publisher]));
+        let error = short.store(blob(MIB), OPTIONS).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Walrus, "{error}");
+        assert_eq!(short.size_limit(), u64::MAX);
+    }
+
+    #[tokio::test]
+    async fn a_reset_that_passes_is_just_retried() {
+        let publisher = Hostile::start(|seen| match seen.number {
+            0 => Act::ResetAfter(MIB),
+            1 => Act::Close,
+            _ => Act::Say(newly_created(ID)),
+        })
+        .await;
+        let client = client(writer(&[&publisher]));
+        client.store(blob(8 * MIB), OPTIONS).await.unwrap();
+        assert_eq!(client.size_limit(), u64::MAX);
+    }
+}
+
+mod time_limits {
+    use super::*;
+
+    fn impatient(config: ClientConfig) -> Client {
+        client(ClientConfig {
+            request_timeout: ms(300),
+            max_retries: 0,
+            ..config
+        })
+    }
+
+    #[tokio::test]
+    async fn a_hung_server() {
+        let hung = Hostile::start(|_| Act::Hang).await;
+        let config = ClientConfig {
+            publishers: vec![hung.url()],
+            ..reader(&[&hung])
+        };
+        let client = impatient(config);
+        for error in [
+            client.store(blob(1000), OPTIONS).await.unwrap_err(),
+            client.read(ID).await.unwrap_err(),
+            client.read_range(ID, 0, 10).await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Walrus);
+            assert!(
+                error.message().contains("timed out: no answer within 0.3"),
+                "{error}"
+            );
+            assert!(error.is_retryable());
+        }
+        for _ in 0..100 {
+            if hung.open() == 0 {
+                return;
+            }
+            tokio::time::sleep(ms(10)).await;
+        }
+        panic!("timed out requests keep their connections");
+    }
+
+    #[tokio::test]
+    async fn a_dripping_body() {
+        let dripping = Hostile::start(|_| {
+            let text = answer("200 OK", &[], blob(1000));
+            Act::Drip(text, ms(10))
+        })
+        .await;
+        let client = impatient(reader(&[&dripping]));
+        let start = Instant::now();
+        let error = client.read_range(ID, 0, 1000).await.unwrap_err();
+        assert!(error.message().contains("cut after"), "{error}");
+        assert!(error.message().contains("timed out"), "{error}");
+        assert!(start.elapsed() < ms(1500), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_slow_link_can_finish_a_large_body() {
+        let slow = Hostile::start(|_| Act::ReadSlowly(MIB, ms(50), newly_created(ID))).await;
+        let client = impatient(writer(&[&slow]));
+        let start = Instant::now();
+        client.store(blob(16 * MIB), OPTIONS).await.unwrap();
+        assert!(start.elapsed() > ms(600), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stops_reading() {
+        let stuck =
+            Hostile::start(|_| Act::ReadSlowly(1, Duration::from_secs(600), newly_created(ID)))
+                .await;
+        let client = impatient(writer(&[&stuck]));
+        let error = client.store(blob(32 * MIB), OPTIONS).await.unwrap_err();
+        assert!(error.message().contains("timed out: sent only"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Walrus);
+    }
+
+    #[tokio::test]
+    async fn dropping_the_future_closes_the_connection() {
+        let hung = Hostile::start(|_| Act::Hang).await;
+        let client = client(ClientConfig {
+            publishers: vec![hung.url()],
+            ..reader(&[&hung])
+        });
+        let gone = || async {
+            for _ in 0..200 {
+                if hung.open() == 0 {
+                    return;
+                }
+                tokio::time::sleep(ms(5)).await;
+            }
+            panic!("the connection is still open");
+        };
+        let store = client.store(blob(MIB), OPTIONS);
+        assert!(tokio::time::timeout(ms(100), store).await.is_err());
+        assert_eq!(hung.count(), 1);
+        gone().await;
+        let read = client.read_range(ID, 0, 10);
+        assert!(tokio::time::timeout(ms(100), read).await.is_err());
+        assert_eq!(hung.count(), 2);
+        gone().await;
+    }
+}
+
+mod unreachable {
+    use super::*;
+
+    async fn errors(url: String) -> [walrusds::Error; 2] {
+        let client = client(ClientConfig {
+            publishers: vec![url.clone()],
+            aggregators: vec![url],
+            max_retries: 1,
+            ..quick()
+        });
+        [
+            client.store(blob(10), OPTIONS).await.unwrap_err(),
+            client.read(ID).await.unwrap_err(),
+        ]
+    }
+
+    #[tokio::test]
+    async fn refused_port() {
+        let url = format!("http://127.0.0.1:{}", closed_port().await);
+        for error in errors(url.clone()).await {
+            assert_eq!(error.kind(), ErrorKind::Walrus);
+            let text = error.message();
+            assert!(
+                text.contains("refused") && text.contains("2 attempts"),
+                "{text}"
+            );
+            assert!(text.contains(&url), "{text}");
+            assert!(error.is_retryable());
+        }
+    }
+
+    #[tokio::test]
+    async fn dns_failure() {
+        for error in errors("http://nowhere.invalid".into()).await {
+            let text = error.message();
+            assert!(
+                text.contains("http://nowhere.invalid (2 attempts)"),
+                "{text}"
+            );
+            assert!(error.is_retryable(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn tls_to_a_plain_port() {
+        let plain = Hostile::always(newly_created(ID)).await;
+        for error in errors(format!("https://127.0.0.1:{}", plain.port())).await {
+            assert_eq!(error.kind(), ErrorKind::Walrus);
+            let text = error.message().to_ascii_lowercase();
+            assert!(
+                text.contains("tls") || text.contains("corrupt message"),
+                "{text}"
+            );
+        }
+        assert_eq!(plain.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_next_endpoint_takes_over_and_stays_preferred() {
+        let dead = format!("http://127.0.0.1:{}", closed_port().await);
+        let data = blob(500);
+        let good = Hostile::start({
+            let data = data.clone();
+            move |seen| Act::Say(serve_blob(seen, &data))
+        })
+        .await;
+        let client = client(ClientConfig {
+            aggregators: vec![dead, good.url()],
+            max_retries: 0,
+            ..quick()
+        });
+        for n in 1..=5u64 {
+            assert_eq!(client.read_range(ID, n, 5).await.unwrap().len(), 5);
+        }
+        assert_eq!(client.stats().failovers, 1, "remembered");
+    }
+
+    #[tokio::test]
+    async fn one_sided_clients() {
+        let server = Hostile::always(newly_created(ID)).await;
+        let error = client(writer(&[&server])).read(ID).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.message().contains("aggregatorURL"), "{error}");
+        let error = client(reader(&[&server]))
+            .store(blob(1), OPTIONS)
+            .await
+            .unwrap_err();
+        assert!(error.message().contains("publisherURL"), "{error}");
+        let error = Client::new(ClientConfig::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+    }
+}
+
+mod secrets {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fresh_token_for_every_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        let counter = dir.path().join("n");
+        let command = format!(
+            "echo x >> {0}; printf 'tok-%s\\n' $(wc -l < {0})",
+            counter.display()
+        );
+        let publisher = Hostile::start(|seen| {
+            Act::Say(match seen.number {
+                0 => envelope("429 Too Many", "TOKEN_ALREADY_USED", "used"),
+                1 => envelope("504 Gateway Timeout", "EXPIRED_SIGNATURE", "expired"),
+                2 => answer("500 Internal Server Error", &[], ""),
+                _ => newly_created(ID),
+            })
+        })
+        .await;
+        let client = client(ClientConfig {
+            auth: Auth::Command(command),
+            ..writer(&[&publisher])
+        });
+        client.store(blob(10), OPTIONS).await.unwrap();
+        let tokens: Vec<_> = publisher
+            .seen()
+            .iter()
+            .map(|seen| seen.header("authorization").unwrap().to_string())
+            .collect();
+        assert_eq!(
+            tokens,
+            [
+                "Bearer tok-1",
+                "Bearer tok-2",
+                "Bearer tok-3",
+                "Bearer tok-4"
+            ]
+        );
+        assert_eq!(client.stats().throttled, 0, "a used token is no overload");
+    }
+
+    #[tokio::test]
+    async fn a_token_file_is_read_for_every_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        std::fs::write(&file, "first\n").unwrap();
+        let publisher = Hostile::start({
+            let file = file.clone();
+            move |seen| {
+                std::fs::write(&file, " second \n").unwrap();
+                Act::Say(match seen.number {
+                    0 => answer("500 Internal", &[], ""),
+                    _ => newly_created(ID),
+                })
+            }
+        })
+        .await;
+        let client = client(ClientConfig {
+            auth: Auth::File(file),
+            aggregators: vec![publisher.url()],
+            ..writer(&[&publisher])
+        });
+        client.store(blob(10), OPTIONS).await.unwrap();
+        let _ = client.read(ID).await;
+        let seen = publisher.seen();
+        assert_eq!(seen[0].header("authorization"), Some("Bearer first"));
+        assert_eq!(seen[1].header("authorization"), Some("Bearer second"));
+        assert_eq!(
+            seen[2].header("authorization"),
+            None,
+            "reads carry no token"
+        );
+    }
+
+    #[tokio::test]
+    async fn without_a_token_nothing_is_sent() {
+        let publisher = Hostile::always(newly_created(ID)).await;
+        let client = client(ClientConfig {
+            auth: Auth::Command("echo no key >&2; exit 7".into()),
+            max_retries: 1,
+            ..writer(&[&publisher])
+        });
+        let error = client.store(blob(10), OPTIONS).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Walrus);
+        let text = error.message();
+        assert!(
+            text.contains("authTokenCommand") && text.contains("no key"),
+            "{text}"
+        );
+        assert!(text.contains('7') && text.contains("2 attempts"), "{text}");
+        assert_eq!(publisher.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn cancelling_kills_the_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let publisher = Hostile::always(newly_created(ID)).await;
+        let client = client(ClientConfig {
+            auth: Auth::Command(format!("echo $$ > {}; exec sleep 60", pid.display())),
+            ..writer(&[&publisher])
+        });
+        let start = Instant::now();
+        let store = client.store(blob(10), OPTIONS);
+        assert!(tokio::time::timeout(ms(500), store).await.is_err());
+        assert!(start.elapsed() < ms(2000));
+        let pid = std::fs::read_to_string(&pid).unwrap();
+        let alive = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.is_ok_and(|stat| !stat.contains(") Z"))
+        };
+        for _ in 0..200 {
+            if !alive() {
+                return;
+            }
+            tokio::time::sleep(ms(10)).await;
+        }
+        panic!("the command outlived the call");
+    }
+
+    #[tokio::test]
+    async fn not_even_a_piece_of_a_long_token() {
+        let token = format!("tok-secret{}", "x".repeat(3000));
+        for (status, cut) in [
+            ("500 X", 0),
+            ("500 X", 1500),
+            ("500 X", 2900),
+            ("200 OK", 0),
+        ] {
+            let publisher = Hostile::start(move |seen| {
+                let said = answer(status, &[], seen.header("authorization").unwrap());
+                Act::SayAndClose(said[..said.len() - cut].to_vec())
+            })
+            .await;
+            let client = client(ClientConfig {
+                auth: Auth::Command(format!("echo {token}")),
+                ..writer(&[&publisher])
+            });
+            let error = client.store(blob(10), OPTIONS).await.unwrap_err();
+            assert!(!error.message().contains("tok-"), "{cut}: {error}");
+            assert!(error.message().contains("[redacted]"), "{cut}: {error}");
+        }
+    }
+
+    /// Every header echoed: what a debugging proxy does.
+    fn echo(seen: &Seen, status: &str) -> Vec<u8> {
+        answer(status, &[], format!("bad request: {:?}", seen.headers))
+    }
+
+    #[tokio::test]
+    async fn no_secret_in_errors_and_debug_output() {
+        let secrets = [
+            "hunter2",
+            "hunt%65r2",
+            "alice",
+            "YWxpY2U6aHVudGVyMg",
+            "tok-secret",
+        ];
+        let clean = |text: &str| {
+            for secret in secrets {
+                assert!(!text.contains(secret), "{secret} in {text}");
+            }
+        };
+        for status in [
+            "400 Bad",
+            "401 No",
+            "404 Not Found",
+            "413 Large",
+            "500 Err",
+            "200 OK",
+        ] {
+            let server = Hostile::start(move |seen| Act::Say(echo(seen, status))).await;
+            let url = format!("http://alice:hunt%65r2@127.0.0.1:{}", server.port());
+            for auth in [Auth::None, Auth::Command("echo tok-secret".into())] {
+                let token = auth != Auth::None;
+                let config = ClientConfig {
+                    publishers: vec![url.clone()],
+                    aggregators: vec![url.clone()],
+                    auth,
+                    ..quick()
+                };
+                clean(&format!("{config:?}"));
+                let client = client(config);
+                clean(&format!("{client:?}"));
+                clean(client.store(blob(10), OPTIONS).await.unwrap_err().message());
+                let seen = server.seen().pop().unwrap();
+                let sent = seen.header("authorization").unwrap();
+                assert_eq!(sent.starts_with("Bearer"), token, "{sent}");
+                if !status.starts_with('2') {
+                    clean(client.read(ID).await.unwrap_err().message());
+                    let seen = server.seen().pop().unwrap();
+                    assert_eq!(
+                        seen.header("authorization"),
+                        Some("Basic YWxpY2U6aHVudGVyMg==")
+                    );
+                }
+            }
+        }
+        for url in [
+            format!("http://alice:hunter2@127.0.0.1:{}", closed_port().await),
+            "http://alice:hunter2@nowhere.invalid".to_string(),
+            format!("https://alice:hunter2@127.0.0.1:{}", closed_port().await),
+        ] {
+            let client = client(ClientConfig {
+                publishers: vec![url.clone()],
+                aggregators: vec![url],
+                ..quick()
+            });
+            clean(client.store(blob(10), OPTIONS).await.unwrap_err().message());
+            clean(client.read(ID).await.unwrap_err().message());
+        }
+    }
 }
 
 mod reading {
@@ -172,5 +945,641 @@ mod reading {
         let stats = client.stats();
         assert_eq!((stats.gets, stats.get_bytes), (3, 2090));
         assert_eq!((stats.cache_hits, stats.cache_misses), (2, 3));
+    }
+
+    async fn serving(data: &[u8]) -> Hostile {
+        let data = data.to_vec();
+        Hostile::start(move |seen| Act::Say(serve_blob(seen, &data))).await
+    }
+
+    #[tokio::test]
+    async fn a_200_to_a_range_request_is_sliced_and_kept() {
+        let data = blob(1000);
+        let old = Hostile::always(answer("200 OK", &[], &data)).await;
+        let client = client(reader(&[&old]));
+        assert_eq!(
+            client.read_range(ID, 100, 50).await.unwrap(),
+            data[100..150]
+        );
+        assert_eq!(client.read_range(ID, 0, 1000).await.unwrap(), data);
+        assert_eq!(client.read(ID).await.unwrap(), data);
+        assert_eq!(old.count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_200_that_does_not_fit_the_cache_is_read_as_far_as_needed() {
+        let data = blob(8 * MIB);
+        let announced = Hostile::always(answer("200 OK", &[], &data)).await;
+        let mut chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+        for chunk in data.chunks(100_000) {
+            chunked.extend(format!("{:x}\r\n", chunk.len()).bytes());
+            chunked.extend(chunk);
+            chunked.extend(b"\r\n");
+        }
+        chunked.extend(b"0\r\n\r\n");
+        let chunked = Hostile::always(chunked).await;
+        for old in [announced, chunked] {
+            let client = client(ClientConfig {
+                blob_cache_bytes: 4 * MIB as i64,
+                ..reader(&[&old])
+            });
+            for offset in [0, MIB / 2, MIB] {
+                let part = client.read_range(ID, offset as u64, 70_000).await.unwrap();
+                assert!(part == data[offset..offset + 70_000]);
+            }
+            assert_eq!(old.count(), 3);
+            let got = client.stats().get_bytes as usize;
+            assert!(got < 5 * MIB, "the rest was not read: {got}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_200_that_is_too_short_is_never_clamped_nor_cached() {
+        let data = blob(300);
+        for whole in [50usize, 0, 299] {
+            let short = Hostile::always(answer("200 OK", &[], &data[..whole])).await;
+            let good = serving(&data).await;
+            let both = client(reader(&[&short, &good]));
+            assert_eq!(both.read_range(ID, 0, 300).await.unwrap(), data);
+            assert_eq!(both.read_range(ID, 1, 299).await.unwrap(), data[1..]);
+            assert_eq!(good.count(), 2, "nothing was cached");
+            assert_eq!(short.count(), 1, "it comes last from now on");
+
+            let alone = client(reader(&[&short]));
+            let error = alone.read_range(ID, 0, 300).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Walrus);
+            assert!(
+                error.message().contains(&format!("only {whole} bytes")),
+                "{error}"
+            );
+            assert!(error.message().contains(ID), "{error}");
+            alone.read_range(ID, 0, 300).await.unwrap_err();
+        }
+        let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        let short = Hostile::always(chunked.into()).await;
+        let error = client(reader(&[&short]))
+            .read_range(ID, 0, 4)
+            .await
+            .unwrap_err();
+        assert!(error.message().contains("only 3 bytes"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn wrong_206_answers() {
+        let data = blob(1000);
+        let part = |range: &str, body: &[u8]| {
+            answer(
+                "206 Partial Content",
+                &[&format!("content-range: {range}")],
+                body,
+            )
+        };
+        for (bad, says) in [
+            (part("bytes 10-18/1000", &data[10..19]), "10-18"),
+            (part("bytes 11-20/1000", &data[11..21]), "11-20"),
+            (part("bytes 10-19/15", &data[10..20]), "/15"),
+            (part("bytes 10-19/1000", &data[10..19]), "9 bytes"),
+            (part("bytes 10-19/1000", &data[10..21]), "11 bytes"),
+            (part("bytes 0-999/1000", &data), "0-999"),
+            (part("10-19", &data[10..20]), "Content-Range"),
+            (answer("206 Partial Content", &[], &data[10..20]), "Content-Range"),
+            (
+                b"HTTP/1.1 206 X\r\ntransfer-encoding: chunked\r\ncontent-range: bytes 10-19/20\r\n\
+                  \r\n5\r\n12345\r\n0\r\n\r\n"
+                    .to_vec(),
+                "5 bytes",
+            ),
+            (
+                b"HTTP/1.1 206 X\r\ntransfer-encoding: chunked\r\ncontent-range: bytes 10-19/20\r\n\
+                  \r\nb\r\n12345678901\r\n0\r\n\r\n"
+                    .to_vec(),
+                "11",
+            ),
+            (
+                answer(
+                    "206 Partial Content",
+                    &["content-range: bytes 10-19/1000", "content-encoding: gzip"],
+                    &data[10..20],
+                ),
+                "compressed",
+            ),
+        ] {
+            let bad = Hostile::always(bad).await;
+            let good = serving(&data).await;
+            let both = client(reader(&[&bad, &good]));
+            assert_eq!(both.read_range(ID, 10, 10).await.unwrap(), data[10..20], "{says}");
+            let error = client(reader(&[&bad])).read_range(ID, 10, 10).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Walrus, "{error}");
+            assert!(error.message().contains(says), "{says}: {error}");
+        }
+        let star = Hostile::always(part("bytes 10-19/*", &data[10..20])).await;
+        client(reader(&[&star]))
+            .read_range(ID, 10, 10)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_416_names_the_range_and_is_not_retried() {
+        let data = blob(100);
+        let (a, b) = (serving(&data).await, serving(&data).await);
+        let client = client(reader(&[&a, &b]));
+        let error = client.read_range(ID, 90, 20).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Walrus);
+        for part in ["416 INVALID_BYTE_RANGE", "bytes 90-109", ID] {
+            assert!(error.message().contains(part), "{error}");
+        }
+        assert_eq!((a.count(), b.count()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn cut_bodies_are_retried() {
+        let data = blob(100_000);
+        let cut: Vec<Vec<u8>> = vec![
+            answer("200 OK", &[], &data)[..50_000].to_vec(),
+            b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n".to_vec(),
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabcde\r\n".to_vec(),
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".to_vec(),
+            b"HTTP/1.1 2".to_vec(),
+            b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n".to_vec(),
+            Vec::new(),
+        ];
+        for cut in cut {
+            let shown = String::from_utf8_lossy(&cut[..cut.len().min(80)]).into_owned();
+            let aggregator = Hostile::start({
+                let data = data.clone();
+                move |seen| match seen.number % 2 {
+                    0 => Act::SayAndClose(cut.clone()),
+                    _ => Act::Say(serve_blob(seen, &data)),
+                }
+            })
+            .await;
+            let client = client(reader(&[&aggregator]));
+            assert!(client.read(ID).await.expect(&shown) == data, "{shown}");
+            assert_eq!(client.stats().retries, 1, "{shown}");
+            assert!(
+                client.read_patch(PATCH, &check_ok).await.unwrap() == data,
+                "{shown}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_whole_blob_needs_a_length() {
+        let endless =
+            Hostile::start(|_| Act::SayAndClose(b"HTTP/1.0 200 OK\r\n\r\nabc".into())).await;
+        let client = client(reader(&[&endless]));
+        let error = client.read(ID).await.unwrap_err();
+        assert!(error.message().contains("without a length"), "{error}");
+        // A range has one of its own.
+        assert_eq!(client.read_range(ID, 1, 2).await.unwrap(), b"bc"[..]);
+        let error = client.read_range(ID, 1, 3).await.unwrap_err();
+        assert!(error.message().contains("only 3 bytes"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn bodies_are_bounded() {
+        let data = blob(2000);
+        let announced = serving(&data).await;
+        let endless = Hostile::start(|_| {
+            let mut text = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+            for _ in 0..1000 {
+                text.extend(b"400\r\n");
+                text.extend([b'x'; 1024]);
+                text.extend(b"\r\n");
+            }
+            Act::Say(text)
+        })
+        .await;
+        let liar = "HTTP/1.1 200 OK\r\ncontent-length: 1000000000000000000\r\n\r\nxx";
+        let liar = Hostile::always(liar.into()).await;
+        for aggregator in [announced, endless, liar] {
+            let client = client(ClientConfig {
+                max_blob_bytes: 1999,
+                ..reader(&[&aggregator])
+            });
+            let error = client.read(ID).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Walrus);
+            assert!(error.message().contains("1999 allowed"), "{error}");
+            assert_eq!(aggregator.count(), 1, "not retried");
+        }
+    }
+
+    /// Answers with one byte of the head replaced, or cut somewhere: a range read gives the right
+    /// bytes or an error. (No line end is put in: that would end the head early and move the body,
+    /// which only the caller's check can notice.)
+    #[tokio::test]
+    async fn damaged_answers_never_give_wrong_bytes() {
+        const LEN: usize = 300;
+        let seed = 7u64;
+        let random = move |n: usize, salt: usize, below: usize| {
+            let mut hash = std::hash::DefaultHasher::new();
+            std::hash::Hash::hash(&(seed, n, salt), &mut hash);
+            (std::hash::Hasher::finish(&hash) % below as u64) as usize
+        };
+        let data = blob(LEN);
+        let damaging = Hostile::start({
+            let data = data.clone();
+            move |seen| {
+                let n = seen.number;
+                let mut said = match random(n, 0, 3) {
+                    0 => answer("200 OK", &[], &data),
+                    _ => serve_blob(seen, &data),
+                };
+                let head = said.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+                match random(n, 1, 3) {
+                    0 => said.truncate(random(n, 2, said.len())),
+                    1 => said[random(n, 2, head)] = b"0123456789 :-/*\rx"[random(n, 3, 17)],
+                    _ => said[random(n, 2, head)] = 11 + random(n, 3, 245) as u8,
+                }
+                Act::SayAndClose(said)
+            }
+        })
+        .await;
+        let client = client(ClientConfig {
+            max_retries: 0,
+            blob_cache_bytes: -1,
+            ..reader(&[&damaging])
+        });
+        let mut good = 0;
+        for n in 0..1500 {
+            let offset = random(n, 4, LEN);
+            let len = 1 + random(n, 5, LEN - offset);
+            if let Ok(bytes) = client.read_range(ID, offset as u64, len as u64).await {
+                good += 1;
+                assert_eq!(bytes, data[offset..offset + len], "seed {seed}, read {n}");
+            }
+        }
+        assert!(good > 0 && damaging.count() > 300, "{good}");
+    }
+
+    #[tokio::test]
+    async fn corrupt_bytes_go_to_the_next_aggregator() {
+        let data = blob(1000);
+        let mut flipped = data.clone();
+        flipped[500] ^= 1;
+        let expected = data.clone();
+        let check = move |bytes: &[u8]| match bytes == &expected[..] || bytes == &expected[400..600]
+        {
+            true => Ok(()),
+            false => Err("hash mismatch".to_string()),
+        };
+        let (bad, good) = (serving(&flipped).await, serving(&data).await);
+        let both = client(reader(&[&bad, &good]));
+        let part = BlobStore::read_range(&both, ID, 400, 200, &check)
+            .await
+            .unwrap();
+        assert_eq!(part, data[400..600]);
+        assert_eq!(both.stats().corrupt, 1);
+        let whole = BlobStore::read(&both, ID, &check).await.unwrap();
+        assert_eq!(whole, data);
+
+        let other = serving(&flipped).await;
+        let none = client(reader(&[&bad, &other]));
+        for error in [
+            BlobStore::read(&none, ID, &check).await.unwrap_err(),
+            BlobStore::read_range(&none, ID, 400, 200, &check)
+                .await
+                .unwrap_err(),
+            none.read_patch(PATCH, &check).await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.message().contains(&ID[..42]), "{error}");
+            assert!(error.message().contains("hash mismatch"), "{error}");
+            assert!(!error.is_retryable());
+        }
+        assert_eq!(other.count(), 3, "once per read");
+    }
+
+    #[tokio::test]
+    async fn a_cached_blob_that_fails_the_check_is_fetched_anew() {
+        let data = blob(1000);
+        let changing = Hostile::start({
+            let data = data.clone();
+            move |seen| {
+                let data = if seen.number == 0 {
+                    vec![0; 1000]
+                } else {
+                    data.clone()
+                };
+                Act::Say(answer("200 OK", &[], &data))
+            }
+        })
+        .await;
+        let client = client(reader(&[&changing]));
+        assert_eq!(client.read(ID).await.unwrap(), vec![0; 1000]);
+        let expected = data.clone();
+        let check = move |bytes: &[u8]| match bytes == &expected[10..20] {
+            true => Ok(()),
+            false => Err("no".to_string()),
+        };
+        let part = BlobStore::read_range(&client, ID, 10, 10, &check)
+            .await
+            .unwrap();
+        assert_eq!(part, data[10..20]);
+        assert_eq!(
+            client.read(ID).await.unwrap(),
+            data,
+            "the new whole was kept"
+        );
+        assert_eq!(changing.count(), 2);
+    }
+
+    #[tokio::test]
+    async fn no_cache_if_negative_and_no_large_entries() {
+        let data = blob(1000);
+        for budget in [-1, 0, 3999] {
+            let aggregator = serving(&data).await;
+            let client = client(ClientConfig {
+                blob_cache_bytes: budget,
+                ..reader(&[&aggregator])
+            });
+            client.read(ID).await.unwrap();
+            client.read(ID).await.unwrap();
+            assert_eq!(aggregator.count(), 2, "{budget}");
+        }
+    }
+
+    #[tokio::test]
+    async fn malformed_ids_are_not_asked_for() {
+        let aggregator = serving(b"x").await;
+        let client = client(reader(&[&aggregator]));
+        for id in [
+            "",
+            "../../etc",
+            &ID[1..],
+            &format!("{ID}="),
+            "a?b",
+            "a\r\nb: c",
+        ] {
+            let error = client.read(id).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{id:?}");
+            let error = client.read_range(id, 0, 1).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{id:?}");
+        }
+        for id in ["", "../x", "a?b", "a b"] {
+            let error = client.read_patch(id, &check_ok).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{id:?}");
+        }
+        for (offset, len) in [(u64::MAX, 1), (1, u64::MAX), (0, u64::MAX)] {
+            let error = client.read_range(ID, offset, len).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        }
+        assert_eq!(aggregator.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn statuses_that_are_one_aggregators_own() {
+        let data = blob(10);
+        for (bad, says) in [
+            (
+                envelope("403 Forbidden", "BLOB_TOO_LARGE", "too large"),
+                "403 BLOB_TOO_LARGE",
+            ),
+            (
+                envelope("451 Legal", "FORBIDDEN_BLOB", "blocked"),
+                "451 FORBIDDEN_BLOB",
+            ),
+            (answer("401 Unauthorized", &[], "who"), "401: who"),
+            (
+                answer("400 Bad Request", &[], "Invalid URL"),
+                "400: Invalid URL",
+            ),
+            (
+                answer("405 Method Not Allowed", &[], ""),
+                "405 Method Not Allowed",
+            ),
+            (answer("304 Not Modified", &[], ""), "304"),
+            (answer("204 No Content", &[], ""), "204"),
+        ] {
+            let (bad, good) = (Hostile::always(bad).await, serving(&data).await);
+            assert_eq!(client(reader(&[&bad, &good])).read(ID).await.unwrap(), data);
+            let error = client(reader(&[&bad])).read(ID).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Walrus);
+            assert!(error.message().contains(says), "{says}: {error}");
+            assert_eq!(bad.count(), 2, "{says}: not retried");
+        }
+        let flaky = Hostile::start({
+            let data = data.clone();
+            move |seen| match seen.number {
+                0 => Act::Say(envelope("503 X", "BLOB_UNAVAILABLE", "epoch change")),
+                1 => Act::Say(envelope("500 X", "SLIVER_RETRIEVAL_FAILED", "x")),
+                2 => Act::Say(answer("502 X", &[], "<html>")),
+                _ => Act::Say(serve_blob(seen, &data)),
+            }
+        })
+        .await;
+        assert_eq!(client(reader(&[&flaky])).read(ID).await.unwrap(), data);
+    }
+
+    #[tokio::test]
+    async fn redirects() {
+        let data = blob(1000);
+        let target = serving(&data).await;
+        let to = format!("location: {}/v1/blobs/{ID}", target.url());
+        let from = Hostile::always(answer("302 Found", &[&to], "")).await;
+        let url = from.url().replace("http://", "http://user:pass@");
+        let followed = client(ClientConfig {
+            aggregators: vec![url],
+            ..quick()
+        });
+        let part = followed.read_range(ID, 10, 10).await.unwrap();
+        assert_eq!(part, data[10..20]);
+        assert_eq!(target.seen()[0].header("range"), Some("bytes=10-19"));
+        assert!(from.seen()[0].header("authorization").is_some());
+        assert_eq!(
+            target.seen()[0].header("authorization"),
+            None,
+            "another origin"
+        );
+
+        for (location, says, count) in [
+            ("", "redirect loop", 1),
+            ("location: /a?secret=1", "redirect loop", 2),
+            ("location: ftp://x/", "without a usable Location", 1),
+        ] {
+            let bad = Hostile::start(move |seen| {
+                let same = format!("location: {}", seen.target);
+                let location = if location.is_empty() { &same } else { location };
+                Act::Say(answer("301 Moved", &[location], ""))
+            })
+            .await;
+            let error = client(reader(&[&bad])).read(ID).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Walrus);
+            assert!(error.message().contains(says), "{error}");
+            assert_eq!(bad.count(), count);
+        }
+        let endless = Hostile::start(|seen| {
+            let next = format!("location: /{}", seen.number);
+            Act::Say(answer("307 X", &[&next], ""))
+        })
+        .await;
+        let error = client(reader(&[&endless])).read(ID).await.unwrap_err();
+        assert!(error.message().contains("more than 5 redirects"), "{error}");
+        assert_eq!(endless.count(), 6);
+    }
+}
+
+mod not_found {
+    use super::*;
+
+    fn missing() -> Vec<u8> {
+        envelope("404 Not Found", "BLOB_NOT_FOUND", "no such blob")
+    }
+
+    fn is_missing(error: &walrusds::Error) {
+        assert_eq!(error.kind(), ErrorKind::BlobNotFound, "{error}");
+        assert!(error.message().contains(ID), "{error}");
+        assert!(error.message().contains("BLOB_NOT_FOUND"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn final_after_two_aggregators() {
+        let aggregators = [
+            Hostile::always(missing()).await,
+            Hostile::always(missing()).await,
+            Hostile::always(missing()).await,
+        ];
+        let [a, b, c] = &aggregators;
+        let client = client(reader(&[a, b, c]));
+        let error = client.read_range(ID, 0, 10).await.unwrap_err();
+        is_missing(&error);
+        assert!(!error.is_retryable());
+        assert_eq!([a.count(), b.count(), c.count()], [1, 1, 0]);
+        assert_eq!(client.stats().not_found, 2);
+    }
+
+    #[tokio::test]
+    async fn a_spurious_404_does_not_hide_the_blob() {
+        let data = blob(100);
+        let (a, b) = (
+            Hostile::always(missing()).await,
+            Hostile::always(answer("200 OK", &[], &data)).await,
+        );
+        assert_eq!(client(reader(&[&a, &b])).read(ID).await.unwrap(), data);
+    }
+
+    #[tokio::test]
+    async fn the_only_aggregator_is_asked_twice_past_its_cache() {
+        let only = Hostile::always(missing()).await;
+        let error = client(reader(&[&only])).read(ID).await.unwrap_err();
+        is_missing(&error);
+        let targets: Vec<_> = only.seen().into_iter().map(|s| s.target).collect();
+        let plain = format!("/v1/blobs/{ID}");
+        assert_eq!(
+            targets,
+            [
+                plain.clone(),
+                format!("{plain}?skip_consistency_check=false")
+            ]
+        );
+
+        let data = blob(10);
+        let cached = Hostile::start({
+            let data = data.clone();
+            move |seen| match seen.target.contains('?') {
+                false => Act::Say(missing()),
+                true => Act::Say(answer("200 OK", &[], &data)),
+            }
+        })
+        .await;
+        assert_eq!(client(reader(&[&cached])).read(ID).await.unwrap(), data);
+
+        // An aggregator before 1.36 does not know the parameter.
+        let old = Hostile::start(|seen| match seen.target.contains('?') {
+            false => Act::Say(missing()),
+            true => Act::Say(answer("400 Bad Request", &[], "unknown field")),
+        })
+        .await;
+        let error = client(reader(&[&old])).read(ID).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BlobNotFound, "{error}");
+    }
+
+    #[tokio::test]
+    async fn one_says_404_and_the_other_is_down() {
+        let only = Hostile::always(missing()).await;
+        let client = client(ClientConfig {
+            aggregators: vec![
+                format!("http://127.0.0.1:{}", closed_port().await),
+                only.url(),
+            ],
+            ..quick()
+        });
+        let error = client.read(ID).await.unwrap_err();
+        is_missing(&error);
+        assert!(error.is_retryable(), "the other one may have it");
+        assert!(error.message().contains("refused"), "{error}");
+        assert_eq!(only.count(), 2);
+    }
+
+    #[tokio::test]
+    async fn own_blobs_get_time() {
+        let data = blob(100);
+        let publisher = Hostile::always(newly_created(ID)).await;
+        let first = Hostile::start({
+            let data = data.clone();
+            move |seen| match seen.number {
+                0..=3 => Act::Say(missing()),
+                _ => Act::Say(serve_blob(seen, &data)),
+            }
+        })
+        .await;
+        let never = Hostile::always(missing()).await;
+        let client = client(ClientConfig {
+            publishers: vec![publisher.url()],
+            max_retries: 0,
+            not_found_backoff: vec![ms(20); 4],
+            ..reader(&[&first, &never])
+        });
+        client.store(blob(100), OPTIONS).await.unwrap();
+        assert_eq!(first.count() + never.count(), 0, "nothing is probed");
+        let start = Instant::now();
+        assert_eq!(client.read_range(ID, 0, 100).await.unwrap(), data);
+        assert!(start.elapsed() >= ms(80));
+        assert_eq!((first.count(), never.count()), (5, 4));
+        let targets: Vec<_> = never.seen().into_iter().map(|s| s.target).collect();
+        let unique: std::collections::HashSet<_> = targets.iter().collect();
+        assert_eq!(unique.len(), 4, "each past the cache: {targets:?}");
+
+        // Quilt members count as the quilt; another blob is not our own.
+        let before = never.count();
+        assert!(client.read_patch(PATCH, &check_ok).await.is_ok());
+        let error = client.read(OTHER).await;
+        assert!(error.is_ok() && never.count() == before);
+    }
+
+    #[tokio::test]
+    async fn own_blobs_do_not_get_for_ever() {
+        let publisher = Hostile::always(newly_created(ID)).await;
+        let never = Hostile::always(missing()).await;
+        let client = client(ClientConfig {
+            publishers: vec![publisher.url()],
+            ..reader(&[&never])
+        });
+        client.store(blob(100), OPTIONS).await.unwrap();
+        let error = client.read(ID).await.unwrap_err();
+        is_missing(&error);
+        assert!(error.is_retryable());
+        assert_eq!(never.count(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_404_that_is_not_walrus_proves_nothing() {
+        for (text, says) in [
+            (answer("404 Not Found", &[], ""), "wrong base URL"),
+            (
+                answer("404 Not Found", &[], "<html><title>404</title>"),
+                "HTML page (404)",
+            ),
+        ] {
+            let (a, b) = (
+                Hostile::always(text.clone()).await,
+                Hostile::always(text).await,
+            );
+            let error = client(reader(&[&a, &b])).read(ID).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Walrus, "{error}");
+            assert!(error.message().contains(says), "{error}");
+            assert_eq!((a.count(), b.count()), (1, 1));
+        }
     }
 }

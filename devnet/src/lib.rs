@@ -22,8 +22,10 @@ mod faults;
 mod http;
 mod network;
 mod object_id;
+mod quilt;
 mod server;
 mod stats;
+mod text;
 
 use std::fmt;
 use std::io;
@@ -41,7 +43,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use blob_id::{cheap_blob_id, BlobId, BlobIdParseError, Geometry, TooLarge};
-pub use faults::Op;
+pub use faults::{FaultAction, FaultMatch, FaultPlan, FaultReport, FaultRule, Loss, Op};
+pub use jsonwebtoken::Algorithm as JwtAlgorithm;
 pub use network::{BlobInfo, Prices, Registration};
 pub use object_id::{ObjectId, ObjectIdParseError};
 pub use stats::Stats;
@@ -72,6 +75,31 @@ impl std::str::FromStr for Role {
             "daemon" => Ok(Role::Daemon),
             _ => Err(format!("{text:?} is none of publisher, aggregator, daemon")),
         }
+    }
+}
+
+/// What the publisher demands of a bearer token. As in the original, setting none of the fields
+/// demands nothing.
+#[derive(Clone, Default)]
+pub struct Jwt {
+    /// The decoding key: the secret itself, or a public key in DER. Without one the signature is
+    /// not checked.
+    pub secret: Option<Vec<u8>>,
+    /// The algorithm. Default: HS256.
+    pub algorithm: JwtAlgorithm,
+    /// If not 0, `exp` must be exactly so many seconds after `iat`.
+    pub expiring_sec: u64,
+    /// The upload must be what the claims say.
+    pub verify_upload: bool,
+}
+
+impl fmt::Debug for Jwt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jwt")
+            .field("algorithm", &self.algorithm)
+            .field("expiring_sec", &self.expiring_sec)
+            .field("verify_upload", &self.verify_upload)
+            .finish_non_exhaustive()
     }
 }
 
@@ -116,6 +144,8 @@ pub struct Options {
     /// The publisher has a single wallet that keeps what it registers, so that
     /// `reuse_resources=true` finds something to reuse.
     pub single_wallet: bool,
+    /// Demand a JWT for every PUT. Default: no.
+    pub jwt: Option<Jwt>,
     /// How long requests in flight may take to finish after a stop.
     pub grace: Duration,
 }
@@ -141,6 +171,7 @@ impl Default for Options {
             aggregator_concurrency: 256,
             aggregator_buffer: 320,
             single_wallet: false,
+            jwt: None,
             grace: Duration::from_millis(200),
         }
     }
@@ -195,6 +226,9 @@ impl Devnet {
             network: Network::open(setup, disk, records)?,
             options,
             counters: Default::default(),
+            faults: Default::default(),
+            cached: Default::default(),
+            tokens: Default::default(),
         });
         let net = Devnet {
             shared,
@@ -220,7 +254,7 @@ impl Devnet {
     fn serve(&self, listener: TcpListener, role: Role) -> usize {
         let (stop, stopped) = watch::channel(false);
         let mut endpoints = self.endpoints.lock();
-        let router = http::router(Arc::clone(&self.shared), role);
+        let router = http::router(Arc::clone(&self.shared), role, endpoints.len());
         let grace = self.shared.options.grace;
         let task = self
             .runtime
@@ -311,10 +345,65 @@ impl Devnet {
         }
     }
 
-    /// Forgets all blobs and counts and starts again at the first epoch.
+    /// Drops all blobs that no registration keeps alive; returns how many.
+    pub fn collect_expired(&self) -> usize {
+        written(self.shared.network.collect_expired())
+    }
+
+    /// Sets the attributes of a Blob object. `false`: there is no such object.
+    pub fn set_attributes(&self, object: &ObjectId, attributes: Vec<(String, String)>) -> bool {
+        written(self.shared.network.set_attributes(object, attributes))
+    }
+
+    /// Replaces all fault rules.
+    pub fn set_faults(&self, plan: impl Into<FaultPlan>) {
+        self.shared.faults.replace(plan.into());
+        self.shared.cached.clear();
+    }
+
+    /// Adds fault rules to those in force.
+    pub fn add_faults(&self, plan: impl Into<FaultPlan>) {
+        self.shared.faults.add(plan.into());
+    }
+
+    /// Removes all fault rules.
+    pub fn clear_faults(&self) {
+        self.set_faults(FaultPlan::default());
+    }
+
+    /// The fault rules in force, and how often each fired.
+    #[must_use]
+    pub fn faults(&self) -> Vec<FaultReport> {
+        self.shared.faults.report()
+    }
+
+    /// Forgets all blobs, counts, faults and used tokens and starts again at the first epoch.
     pub fn reset(&self) {
-        written(self.shared.network.reset());
-        self.shared.counters.reset();
+        written(self.shared.reset());
+    }
+
+    /// Opens one more endpoint onto the same network, e.g. a second aggregator; returns its
+    /// number (the first endpoint is 0) and base URL.
+    ///
+    /// # Errors
+    ///
+    /// The address cannot be bound.
+    pub fn add_endpoint(&self, role: Role, listen: SocketAddr) -> io::Result<(usize, String)> {
+        let listener = std::net::TcpListener::bind(listen)?;
+        listener.set_nonblocking(true)?;
+        let _inside = self.runtime.enter();
+        let listener = TcpListener::from_std(listener)?;
+        let url = format!("http://{}", listener.local_addr()?);
+        Ok((self.serve(listener, role), url))
+    }
+
+    /// Stops an endpoint at once: its connections are closed, new ones are refused.
+    pub fn stop_endpoint(&self, number: usize) {
+        if let Some(endpoint) = self.endpoints.lock().get_mut(number) {
+            if let Some(task) = endpoint.task.take() {
+                task.abort();
+            }
+        }
     }
 
     /// Stops listening and waits for requests in flight, for at most [`Options::grace`].

@@ -121,15 +121,6 @@ pub(crate) enum PutResult {
         proof: Proof,
         end_epoch: u32,
     },
-    MarkedInvalid {
-        blob_id: BlobId,
-        event: EventId,
-    },
-    Error {
-        blob_id: Option<BlobId>,
-        failure_phase: String,
-        error_msg: String,
-    },
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -736,25 +727,33 @@ impl Network {
         state.other_objects.contains(id).then_some(Object::Other)
     }
 
+    fn describe(&self, id: &BlobId, blob: &Blob, now: u32) -> BlobInfo {
+        let geometry = self.setup.geometry;
+        BlobInfo {
+            blob_id: *id,
+            size: blob.size,
+            encoded_size: geometry.encoded_length(blob.size).unwrap_or(u64::MAX),
+            units: geometry.units(blob.size).unwrap_or(u64::MAX),
+            end_epoch: blob.end_epoch(),
+            live: blob.end_epoch() > now,
+            deletable: blob.registrations.iter().all(|r| r.deletable),
+            registrations: blob.registrations.clone(),
+        }
+    }
+
+    pub fn info(&self, id: &BlobId) -> Option<BlobInfo> {
+        let state = self.state.lock();
+        let now = self.epoch_at(state.anchor);
+        let blob = state.blobs.get(id)?;
+        Some(self.describe(id, blob, now))
+    }
+
     pub fn list(&self) -> Vec<BlobInfo> {
         let state = self.state.lock();
         let now = self.epoch_at(state.anchor);
-        let mut list: Vec<BlobInfo> = state
-            .blobs
-            .iter()
-            .map(|(id, blob)| {
-                let geometry = self.setup.geometry;
-                BlobInfo {
-                    blob_id: *id,
-                    size: blob.size,
-                    encoded_size: geometry.encoded_length(blob.size).unwrap_or(u64::MAX),
-                    units: geometry.units(blob.size).unwrap_or(u64::MAX),
-                    end_epoch: blob.end_epoch(),
-                    live: blob.end_epoch() > now,
-                    deletable: blob.registrations.iter().all(|r| r.deletable),
-                    registrations: blob.registrations.clone(),
-                }
-            })
+        let blobs = state.blobs.iter();
+        let mut list: Vec<BlobInfo> = blobs
+            .map(|(id, blob)| self.describe(id, blob, now))
             .collect();
         list.sort_by_key(|info| info.blob_id);
         list

@@ -11,8 +11,11 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 
+mod gate;
+mod keys;
 pub mod postgres;
 pub mod sqlite;
+pub mod table;
 
 /// Longest key an index takes, in bytes. Postgres refuses a B-tree entry beyond 2,704 bytes
 /// (a third of a page), and a table of the Go plugin has two such indexes on the key.

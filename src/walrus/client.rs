@@ -1,4 +1,26 @@
 //! The client: configuration, counters, and the public calls.
+//!
+//! # What is retried
+//!
+//! One call walks over the endpoints of its kind. Asking an endpoint for the first time is free;
+//! asking one again is a retry, at most [`ClientConfig::max_retries`] per call over all endpoints
+//! together. So a call makes at most `endpoints + max_retries` attempts, and with one endpoint and
+//! `max_retries` 0 exactly one. Retries go round the endpoints; before each round there is a wait
+//! between 0 and `backoff_base · 2^round` (at most `backoff_max`), or what `Retry-After` says.
+//!
+//! | what happened | then |
+//! |---|---|
+//! | no connection, DNS or TLS failure, time limit, cut answer | retried |
+//! | 408, 425, 429, 5xx | retried |
+//! | 200 to a store without exactly one of `newlyCreated`, `alreadyCertified` | retried |
+//! | a used-up or expired token | retried with a fresh one |
+//! | 404 to a read | other aggregators first; repeated for blobs this client stored |
+//! | 413 | the other publishers are asked; the limit is remembered |
+//! | other 4xx, 3xx to a store | the other endpoints are asked, this one never again |
+//! | wrong length or range, bytes that fail the check | the other aggregators are asked |
+//!
+//! Publishers that are well take turns; of the aggregators the first one that is well is used. An
+//! endpoint that failed comes last for a while ([`ClientConfig::cool_down`]).
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -16,7 +38,7 @@ use super::auth::Auth;
 use super::cache::BlobCache;
 use super::endpoints::{redact_url, Endpoints};
 use super::read::Want;
-use super::retry::{Policy, Rotation};
+use super::retry::{Class, Policy, Rotation};
 use super::store::decode_blob_id;
 use super::{BlobStore, Body, Check, StoreOptions, StoreResult};
 use crate::error::{Error, ErrorKind, Result};
@@ -39,8 +61,10 @@ pub struct ClientConfig {
     pub publishers: Vec<String>,
     /// Base URLs of aggregators, the preferred one first. Without one the client only stores.
     pub aggregators: Vec<String>,
-    /// How long an attempt may stand still (not how long it may take: see the `transport` module).
-    /// Default 60 s.
+    /// How long an attempt may stand still: no piece of a body sent or received, no answer begun.
+    /// Not how long it may take, so that a slow link can finish a large blob; but it must keep an
+    /// average of 16 KiB/s after that time, and a publisher gets another second per 128 KiB to
+    /// encode and certify what it received. Default 60 s.
     pub request_timeout: Duration,
     /// How long connecting may take, TLS included. Default 10 s.
     pub connect_timeout: Duration,
@@ -125,6 +149,11 @@ macro_rules! stats {
         }
 
         impl Counters {
+            /// Every counter under its name in the metrics snapshot.
+            fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((concat!("walrus_", stringify!($name)), self.$name.load(Relaxed)),)*]
+            }
+
             fn snapshot(&self) -> Stats {
                 Stats { $($name: self.$name.load(Relaxed),)* }
             }
@@ -147,7 +176,7 @@ stats! {
     retries,
     /// Attempts at another endpoint after one failed.
     failovers,
-    /// 429 answers.
+    /// 429 and 503 answers: the caller should ask for less at a time.
     throttled,
     /// 404 answers.
     not_found,
@@ -181,6 +210,24 @@ impl Inner {
     pub(super) fn count(&self, rotation: &Rotation<'_>) {
         self.stats.retries.fetch_add(rotation.retries, Relaxed);
         self.stats.failovers.fetch_add(rotation.failovers, Relaxed);
+    }
+
+    /// Counts a failed attempt, and remembers it if it speaks against the endpoint.
+    pub(super) fn note(&self, endpoints: &Endpoints, index: usize, class: Class) {
+        let counter = match class {
+            Class::Throttled => Some(&self.stats.throttled),
+            Class::NotFound => Some(&self.stats.not_found),
+            Class::Corrupt => Some(&self.stats.corrupt),
+            _ => None,
+        };
+        if let Some(counter) = counter {
+            counter.fetch_add(1, Relaxed);
+        }
+        if class.is_bad_sign() {
+            endpoints.failed(index);
+        } else if class == Class::NotFound {
+            endpoints.succeeded(index);
+        }
     }
 
     pub(super) fn remember_certified(&self, blob_id: &str) {
@@ -349,6 +396,14 @@ impl BlobStore for Client {
 
     fn size_limit(&self) -> u64 {
         self.inner.publishers.size_limit()
+    }
+
+    fn throttled(&self) -> u64 {
+        self.inner.stats.throttled.load(Relaxed)
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.inner.stats.named()
     }
 }
 

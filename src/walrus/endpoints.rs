@@ -133,14 +133,27 @@ impl Endpoint {
     }
 
     /// `text` with every secret of this endpoint (and `token`) blotted out: servers and proxies like
-    /// to quote requests in their error pages.
+    /// to quote requests in their error pages. A text that was cut off within a secret loses that
+    /// piece too.
     pub(super) fn redact(&self, text: &str, token: Option<&str>) -> String {
+        const BLOT: &str = "[redacted]";
+        let secrets = || {
+            token
+                .into_iter()
+                .chain(self.secrets.iter().map(String::as_str))
+        };
         let mut text = text.to_string();
-        for secret in token
-            .into_iter()
-            .chain(self.secrets.iter().map(String::as_str))
-        {
-            text = text.replace(secret, "[redacted]");
+        for secret in secrets() {
+            text = text.replace(secret, BLOT);
+        }
+        for secret in secrets() {
+            let cut = (3..secret.len())
+                .rev()
+                .find(|&len| secret.get(..len).is_some_and(|piece| text.ends_with(piece)));
+            if let Some(len) = cut {
+                text.truncate(text.len() - len);
+                text.push_str(BLOT);
+            }
         }
         text
     }
@@ -385,6 +398,10 @@ mod tests {
         for secret in [&pair, "p@ss", "p%40ss", "tok", "user:"] {
             assert!(!shown.contains(secret), "{shown}");
         }
+        assert_eq!(
+            endpoint.redact("it was Bearer tok", Some("token")),
+            "it was Bearer [redacted]"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -217,22 +217,7 @@ impl Inner {
                     },
                     Err(failure) => failure,
                 };
-                match failure.class {
-                    Class::NotFound => {
-                        self.stats.not_found.fetch_add(1, Relaxed);
-                        self.aggregators.succeeded(index);
-                    }
-                    Class::Corrupt => {
-                        self.stats.corrupt.fetch_add(1, Relaxed);
-                        self.aggregators.failed(index);
-                    }
-                    Class::Throttled => {
-                        self.stats.throttled.fetch_add(1, Relaxed);
-                        self.aggregators.failed(index);
-                    }
-                    Class::Refused => {}
-                    _ => self.aggregators.failed(index),
-                }
+                self.note(&self.aggregators, index, failure.class);
                 rotation.failed(index, failure);
                 if !own && rotation.count(Class::NotFound) >= 2 {
                     break;
@@ -290,7 +275,7 @@ impl Inner {
         }
         if is_encoded(response.headers()) {
             let text = format!("HTTP {status}: sent a compressed body unasked");
-            return Err(Failure::new(Class::Refused, text));
+            return Err(Failure::new(Class::Wrong, text));
         }
         let mut reader = match (status, want) {
             (206, Want::Range(_, offset, len)) => {
@@ -302,6 +287,11 @@ impl Inner {
         let fetched = match (status, want) {
             (206, Want::Range(_, _, len)) => exactly(&mut reader, len).await,
             (_, Want::Range(_, offset, len)) => self.slice(&mut reader, offset, len).await,
+            // Without a length, a broken connection would look like the end.
+            _ if !reader.is_delimited() => {
+                let text = format!("HTTP {status}: answer without a length");
+                Err(Failure::new(Class::Wrong, text))
+            }
             _ => reader
                 .collect(self.max_blob_bytes)
                 .await
@@ -318,8 +308,8 @@ impl Inner {
         url: &str,
         want: Want<'_>,
     ) -> std::result::Result<Response, Failure> {
-        let refused = |text: String| Failure::new(Class::Refused, text);
-        let mut url = Url::parse(url).map_err(|e| refused(format!("URL: {e}")))?;
+        let wrong = |text: String| Failure::new(Class::Wrong, text);
+        let mut url = Url::parse(url).map_err(|e| wrong(format!("URL: {e}")))?;
         let origin = url.origin();
         let mut visited = Vec::new();
         loop {
@@ -347,7 +337,7 @@ impl Inner {
                 .and_then(|l| l.to_str().ok());
             let next = location.and_then(|l| url.join(l).ok());
             let Some(mut next) = next.filter(|n| matches!(n.scheme(), "http" | "https")) else {
-                return Err(refused(format!("HTTP {status} without a usable Location")));
+                return Err(wrong(format!("HTTP {status} without a usable Location")));
             };
             // The HTTP library would turn them into an Authorization header.
             let _ = next.set_username("");
@@ -355,11 +345,11 @@ impl Inner {
             visited.push(url);
             let host = next.host_str().unwrap_or("").to_string();
             if visited.contains(&next) {
-                return Err(refused(format!("redirect loop (HTTP {status} to {host})")));
+                return Err(wrong(format!("redirect loop (HTTP {status} to {host})")));
             }
             if visited.len() > MAX_REDIRECTS {
                 let text = format!("more than {MAX_REDIRECTS} redirects (the last one to {host})");
-                return Err(refused(text));
+                return Err(wrong(text));
             }
             url = next;
         }
@@ -375,7 +365,7 @@ impl Inner {
         let end = offset + len;
         let short = |whole: u64| {
             let text = format!("HTTP 200: the blob has only {whole} bytes");
-            Failure::new(Class::Refused, text)
+            Failure::new(Class::Wrong, text)
         };
         if let Some(announced) = reader.announced() {
             if announced < end {
@@ -409,12 +399,15 @@ impl Inner {
 async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Fetched, Failure> {
     let wrong = |got: &dyn std::fmt::Display| {
         let text = format!("HTTP 206: {got} bytes instead of {len}");
-        Failure::new(Class::Refused, text)
+        Failure::new(Class::Wrong, text)
     };
     if let Some(announced) = reader.announced().filter(|&announced| announced != len) {
         return Err(wrong(&announced));
     }
-    let bytes = reader.collect(len).await?;
+    let bytes = match reader.collect(len).await {
+        Err(failure) if failure.class == Class::Refused => return Err(wrong(&reader.received())),
+        collected => collected?,
+    };
     if bytes.len() as u64 != len {
         return Err(wrong(&bytes.len()));
     }
@@ -438,7 +431,7 @@ fn check_content_range(
         _ => {
             let shown = one_line(text, 60);
             let text = format!("HTTP 206 for bytes {offset}-{last} with Content-Range {shown:?}");
-            Err(Failure::new(Class::Refused, text))
+            Err(Failure::new(Class::Wrong, text))
         }
     }
 }
@@ -459,9 +452,9 @@ fn judge(mut answer: ErrorAnswer, want: Want<'_>, buster: &str) -> Failure {
         404 if answer.empty => {
             answer.text += ": empty answer, so there is no such path (wrong base URL, or an \
                             aggregator too old for this request)";
-            Class::Refused
+            Class::Wrong
         }
-        404 if answer.html => Class::Refused,
+        404 if answer.html => Class::Wrong,
         404 => Class::NotFound,
         // An aggregator that does not know the cache buster; it said 404 without it.
         400 if !buster.is_empty() => Class::NotFound,

@@ -66,7 +66,7 @@ impl Policy {
 pub(super) enum Class {
     /// May pass when asked again.
     Transient,
-    /// 429: may pass when asked again, later.
+    /// 429, 503: may pass when asked again, later.
     Throttled,
     /// No token was to be had, or it was used up or had expired: passes with a fresh one.
     Token,
@@ -76,7 +76,9 @@ pub(super) enum Class {
     Refused,
     /// The aggregator knows no such blob.
     NotFound,
-    /// The aggregator sent wrong bytes.
+    /// The endpoint sent an answer that cannot be right (length, range, redirect loop).
+    Wrong,
+    /// The aggregator sent bytes that fail the caller's check.
     Corrupt,
     /// 413.
     TooLarge,
@@ -89,6 +91,15 @@ impl Class {
             self,
             Class::Transient | Class::Throttled | Class::Token | Class::BrokenSend
         )
+    }
+
+    /// Whether it speaks against the endpoint, whatever is asked of it next.
+    pub(super) fn is_bad_sign(self) -> bool {
+        match self {
+            Class::Transient | Class::Throttled | Class::BrokenSend => true,
+            Class::Wrong | Class::Corrupt => true,
+            Class::Token | Class::Refused | Class::NotFound | Class::TooLarge => false,
+        }
     }
 }
 

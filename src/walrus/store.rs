@@ -84,12 +84,10 @@ impl Inner {
                     return Ok(result);
                 }
                 Err(failure) => {
-                    match failure.class {
-                        Class::TooLarge | Class::Token => {}
-                        _ => self.publishers.failed(index),
-                    }
-                    if failure.class == Class::Throttled {
-                        self.stats.throttled.fetch_add(1, Relaxed);
+                    self.note(&self.publishers, index, failure.class);
+                    // A publisher that refuses one upload will hardly take the next.
+                    if failure.class == Class::Refused {
+                        self.publishers.failed(index);
                     }
                     rotation.failed(index, failure);
                 }
@@ -203,14 +201,18 @@ impl Inner {
                 })
             }
         };
-        let answer = parse_answer(&text).map_err(|reason| {
-            let reason = format!("HTTP 200 without a stored blob: {reason}");
-            Failure::new(
-                Class::Transient,
-                publisher.redact(&reason, token.as_deref()),
-            )
-        })?;
-        Ok(Ok(answer))
+        if let Ok(answer) = parse_answer(&text) {
+            return Ok(Ok(answer));
+        }
+        // Once more for the reason, with secrets blotted out before anything is cut from it.
+        let text = publisher.redact(&String::from_utf8_lossy(&text), token.as_deref());
+        let reason = parse_answer(text.as_bytes())
+            .err()
+            .unwrap_or_else(|| "garbled".into());
+        Err(Failure::new(
+            Class::Transient,
+            format!("HTTP 200 without a stored blob: {reason}"),
+        ))
     }
 }
 

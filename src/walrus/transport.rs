@@ -7,9 +7,9 @@
 //! - no piece (64 KiB) of the request body could be handed on for `request_timeout`, or the average
 //!   since the start is below 16 KiB/s (after a grace of `request_timeout`);
 //! - after the whole request was handed on, no answer begins within `request_timeout` plus an
-//!   allowance for the server's work: for a store 1 s per 128 KiB (a publisher encodes, registers,
-//!   and spreads the slivers before it answers; 10 MiB get 140 s by default), for a range read 1 s
-//!   per MiB;
+//!   allowance: for a store 1 s per 128 KiB (what the kernel has taken but not sent yet must still
+//!   go out, then a publisher encodes, registers, and spreads the slivers before it answers; 10 MiB
+//!   get 140 s by default), for a range read 1 s per MiB;
 //! - no byte of the answer comes for `request_timeout`, or the average is below 16 KiB/s (after the
 //!   same grace): a server that drips bytes does not hold a reader for ever.
 
@@ -21,7 +21,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use reqwest::header::{HeaderMap, CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER};
+use reqwest::header::{
+    HeaderMap, CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER, TRANSFER_ENCODING,
+};
 use reqwest::{Response, StatusCode};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -41,8 +43,9 @@ const STORE_RATE: u64 = 128 << 10;
 /// Aggregator's work: bytes per second of allowance.
 const READ_RATE: u64 = 1 << 20;
 
-/// How much of an error answer is read (bytes).
-const ERROR_BODY: u64 = 16 << 10;
+/// How much of an error answer is read (bytes). More than the longest token, so that one quoted at
+/// the beginning is complete and can be blotted out.
+const ERROR_BODY: u64 = 64 << 10;
 
 /// How long reading an error answer may take.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(2);
@@ -153,6 +156,12 @@ impl BodyReader {
     pub(super) fn announced(&self) -> Option<u64> {
         let value = self.response.headers().get(CONTENT_LENGTH)?;
         value.to_str().ok()?.trim().parse().ok()
+    }
+
+    /// Whether the end of the body can be told from a broken connection.
+    pub(super) fn is_delimited(&self) -> bool {
+        let headers = self.response.headers();
+        headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING)
     }
 
     /// Bytes received so far.
@@ -312,7 +321,8 @@ impl ErrorAnswer {
             .await
             .is_ok();
         let empty = complete && reader.announced().unwrap_or(0) == 0 && body.is_empty();
-        let body = String::from_utf8_lossy(&body).into_owned();
+        // Before anything is cut from it: half a secret would not be recognised.
+        let body = endpoint.redact(&String::from_utf8_lossy(&body), token);
         let (reason, excerpt) = explain(&body);
         let mut text = format!("HTTP {}", status.as_u16());
         if let Some(reason) = &reason {
@@ -326,7 +336,7 @@ impl ErrorAnswer {
         ErrorAnswer {
             status,
             reason,
-            text: endpoint.redact(&text, token),
+            text,
             html: is_html(&body),
             empty,
             body,
@@ -346,7 +356,7 @@ impl ErrorAnswer {
     pub(super) fn class(&self) -> Class {
         match (self.status.as_u16(), self.reason.as_deref()) {
             (429, Some("TOKEN_ALREADY_USED")) | (504, Some("EXPIRED_SIGNATURE")) => Class::Token,
-            (429, _) => Class::Throttled,
+            (429 | 503, _) => Class::Throttled,
             (408 | 425, _) | (500..=599, _) => Class::Transient,
             _ => Class::Refused,
         }

@@ -55,7 +55,7 @@ pub enum Act {
     SayEarly(Vec<u8>),
     /// Reads the body and never answers.
     Hang,
-    /// Reads the body and writes this one byte at a time with a pause.
+    /// Reads the body and writes this answer, its body one byte at a time with a pause.
     Drip(Vec<u8>, Duration),
     /// Reads the body at this many bytes per pause, then writes.
     ReadSlowly(usize, Duration, Vec<u8>),
@@ -159,6 +159,12 @@ async fn serve(
             if stream.read_buf(&mut buffer).await? == 0 {
                 return Ok(());
             }
+            // Somebody speaks TLS: answered as stock servers do.
+            if buffer[0] == 0x16 {
+                let answer = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
+                stream.write_all(answer).await?;
+                return stream.shutdown().await;
+            }
         };
         let head = String::from_utf8_lossy(&buffer[..head_end]).into_owned();
         buffer.drain(..head_end);
@@ -213,8 +219,10 @@ async fn serve(
                 return Ok(());
             }
             Act::Drip(answer, pause) => {
-                for byte in answer {
-                    stream.write_all(&[byte]).await?;
+                let body = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+                stream.write_all(&answer[..body]).await?;
+                for byte in &answer[body..] {
+                    stream.write_all(&[*byte]).await?;
                     tokio::time::sleep(pause).await;
                 }
             }

@@ -1,7 +1,11 @@
 //! The HTTP interface: routes, limits and counting.
 
+mod admin;
+mod auth;
 mod body;
 mod error;
+mod fault;
+mod quilts;
 mod read;
 mod write;
 
@@ -10,16 +14,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{header, Method, Response};
 use axum::middleware::{from_fn_with_state, Next};
+use axum::response::Html;
 use axum::routing::{get, put, MethodRouter};
 use axum::Router;
 use http_body::Body as _;
 use tokio::sync::Semaphore;
 use tower_http::cors::{Any, CorsLayer};
 
-use crate::faults::Op;
+use crate::faults::{Faults, Op};
 use crate::network::Network;
 use crate::stats::{Counters, Stats};
 use crate::{Options, Role};
@@ -29,6 +34,9 @@ pub(crate) struct Shared {
     pub network: Network,
     pub options: Options,
     pub counters: Counters,
+    pub faults: Faults,
+    pub cached: fault::CachedNotFound,
+    pub tokens: auth::UsedTokens,
 }
 
 impl Shared {
@@ -42,12 +50,24 @@ impl Shared {
         (stats.stored_blobs, stats.stored_bytes) = self.network.totals();
         stats
     }
+
+    /// Forgets everything but the configuration.
+    pub fn reset(&self) -> std::io::Result<()> {
+        self.network.reset()?;
+        self.counters.reset();
+        self.faults.replace(Default::default());
+        self.cached.clear();
+        self.tokens.clear();
+        Ok(())
+    }
 }
 
 /// One listening address with its role.
 pub(crate) struct Endpoint {
     shared: Arc<Shared>,
     role: Role,
+    /// Its number; the first is 0.
+    index: usize,
 }
 
 impl Endpoint {
@@ -116,8 +136,12 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
     next.run(request).await
 }
 
-pub(crate) fn router(shared: Arc<Shared>, role: Role) -> Router {
-    let endpoint = Arc::new(Endpoint { shared, role });
+pub(crate) fn router(shared: Arc<Shared>, role: Role, index: usize) -> Router {
+    let endpoint = Arc::new(Endpoint {
+        shared,
+        role,
+        index,
+    });
     let options = endpoint.options();
     let reads = |route: MethodRouter<Arc<Endpoint>>| {
         let gate = Gate::new(
@@ -133,10 +157,15 @@ pub(crate) fn router(shared: Arc<Shared>, role: Role) -> Router {
             options.publisher_concurrency,
             options.publisher_buffer,
         );
-        route.layer(from_fn_with_state(gate, pass))
+        route
+            .layer(from_fn_with_state(Arc::clone(&endpoint), auth::authorize))
+            .layer(from_fn_with_state(gate, pass))
     };
 
-    let mut router = Router::new().route("/status", get(|| async { "OK" }));
+    let mut router = Router::new()
+        .route("/status", get(|| async { "OK" }))
+        .route("/v1/api", get(api_page))
+        .merge(admin::router());
     if role != Role::Publisher {
         router = router
             .route("/v1/blobs/{blob_id}", reads(get(read::blob)))
@@ -155,10 +184,23 @@ pub(crate) fn router(shared: Arc<Shared>, role: Role) -> Router {
             .route(
                 "/v1alpha/blobs/concat",
                 reads(get(read::concat_get).post(read::concat_post)),
-            );
+            )
+            .route(
+                "/v1/blobs/by-quilt-patch-id/{quilt_patch_id}",
+                reads(get(quilts::by_patch_id)),
+            )
+            .route(
+                "/v1/blobs/by-quilt-id/{quilt_id}/{identifier}",
+                reads(get(quilts::by_identifier)),
+            )
+            .route("/v1/quilts/{quilt_id}/patches", reads(get(quilts::patches)));
     }
     if role != Role::Aggregator {
-        router = router.route("/v1/blobs", writes(put(write::put_blob)));
+        let max = options.max_quilt_body;
+        let max = DefaultBodyLimit::max(usize::try_from(max).unwrap_or(usize::MAX));
+        router = router
+            .route("/v1/blobs", writes(put(write::put_blob)))
+            .route("/v1/quilts", writes(put(quilts::put).layer(max)));
     }
     router
         .layer(from_fn_with_state(Arc::clone(&endpoint), observe))
@@ -184,12 +226,20 @@ async fn observe(
     let op = classify(&request);
     let head = request.method() == Method::HEAD;
     let _in_flight = endpoint.stats().begin(op);
-    let response = next.run(request).await;
+    let response = if endpoint.shared.faults.any() {
+        fault::run(&endpoint, op, request, next).await
+    } else {
+        next.run(request).await
+    };
     let bytes = response.body().size_hint().exact().unwrap_or(0);
     endpoint
         .stats()
         .answered(response.status().as_u16(), bytes, head);
     response
+}
+
+async fn api_page() -> Html<&'static str> {
+    Html("<!DOCTYPE html><title>Walrus devnet</title><p>The interface is described in the README.")
 }
 
 fn classify(request: &Request) -> Op {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, Response};
+use axum::http::Response;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use serde::de::{Deserializer, Error as _};
 use serde::Deserialize;
 
+use super::auth::Claims;
 use super::body::{self, LimitOverride};
 use super::error::{self, ApiError};
 use super::Endpoint;
@@ -55,14 +55,8 @@ enum Encoding {
 #[serde(rename_all = "snake_case")]
 enum Destination {
     SendObjectTo(ObjectId),
-    #[serde(deserialize_with = "bool_from_text")]
+    #[serde(deserialize_with = "crate::text::parse")]
     Share(bool),
-}
-
-fn bool_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    String::deserialize(deserializer)?
-        .parse()
-        .map_err(D::Error::custom)
 }
 
 impl PutQuery {
@@ -96,13 +90,17 @@ pub(crate) async fn put_blob(
     State(endpoint): State<Arc<Endpoint>>,
     Query(query): Query<PutQuery>,
     limit: Option<axum::Extension<LimitOverride>>,
-    headers: HeaderMap,
+    claims: Option<axum::Extension<Claims>>,
     body: Body,
 ) -> Result<Response<Body>, Response<Body>> {
-    let _ = &headers;
     let limit = limit.map_or(endpoint.options().max_body, |limit| limit.0 .0);
     let data = body::collect(body, limit).await?;
     endpoint.stats().received(data.len() as u64);
+    if let Some(claims) = &claims {
+        claims
+            .check_size(data.len() as u64)
+            .map_err(IntoResponse::into_response)?;
+    }
     let request = query
         .request(Vec::new())
         .map_err(IntoResponse::into_response)?;
@@ -110,9 +108,6 @@ pub(crate) async fn put_blob(
         .store(data, request)
         .await
         .map_err(IntoResponse::into_response)?;
-    if let PutResult::MarkedInvalid { .. } = result {
-        return Err(ApiError::internal("the blob is marked as invalid").into_response());
-    }
     Ok(json(&result))
 }
 

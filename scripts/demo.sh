@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# Usage: scripts/demo.sh        (make demo, make demo POSTGRES=1)
+#
+# Shows walrusds at work, on this machine alone: builds it, starts a local Walrus and a real Kubo node
+# with walrusds built in, adds this source tree and a large file, restarts the node, reads everything
+# back and compares, unpins, collects garbage, and says what was stored and what it would cost.
+#
+# Environment: POSTGRES=1 (index in a Postgres that is started here, instead of an embedded one),
+# DEMO_MIB (size of the large file, default 256), IPFS_VERSION, KEEP=1 (leave the directory behind).
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/postgres.sh
+source "$ROOT/scripts/postgres.sh"
+
+mib=${DEMO_MIB:-256}
+version=${IPFS_VERSION:-v0.43.0}
+step() { printf '\n== %s\n' "$*"; }
+now() { date +%s%N; }
+since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f s", (b - a) / 1e9 }'; }
+
+step "what is needed"
+"$ROOT/scripts/deps.sh"
+
+step "building (minutes the first time)"
+(cd "$ROOT" && "${CARGO:-cargo}" build --release --locked --workspace)
+IPFS=$("$ROOT/scripts/kubo-build.sh" "$version")
+devnet=$LIB_DIR/walrus-devnet
+
+work=$(mktemp -d)
+chmod 755 "$work" # the server of Postgres is another user
+export IPFS_PATH=$work/repo
+daemon='' net=''
+clean_up() {
+  [[ -z $daemon ]] || { kill "$daemon" 2>/dev/null || true; wait "$daemon" 2>/dev/null || true; }
+  [[ -z $net ]] || { kill "$net" 2>/dev/null || true; wait "$net" 2>/dev/null || true; }
+  stop_postgres
+  if [[ -n ${KEEP:-} ]]; then say "left behind: $work"; else rm -rf "$work"; fi
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+step "a local Walrus: publisher and aggregator in one program"
+"$devnet" --listen 127.0.0.1:0 --data "$work/walrus" --max-body 128MiB >"$work/devnet.out" 2>"$work/devnet.err" &
+net=$!
+for _ in $(seq 100); do
+  walrus=$(sed -n 's/^listening on //p' "$work/devnet.out")
+  [[ -z $walrus ]] || break
+  kill -0 "$net" 2>/dev/null || die "the local Walrus does not start: $(cat "$work/devnet.err")"
+  sleep 0.1
+done
+echo "$walrus, 1000 shards, true blob IDs"
+
+step "a Kubo node with walrusds built in"
+export WALRUSDS_PUBLISHER_URL=$walrus WALRUSDS_AGGREGATOR_URL=$walrus
+if [[ -n ${POSTGRES:-} ]]; then
+  start_postgres "$work/postgres"
+  export WALRUSDS_POSTGRES_URL=$PG_URL
+  index="PostgreSQL on ${PG_URL#*@}"
+else
+  export WALRUSDS_INDEX_PATH=walrusds-index.sqlite
+  index="SQLite, $IPFS_PATH/walrusds-index.sqlite"
+fi
+"$IPFS" version
+"$IPFS" init --profile=test,walrusds >/dev/null
+for name in PUBLISHER_URL AGGREGATOR_URL POSTGRES_URL INDEX_PATH; do unset "WALRUSDS_$name"; done
+echo "index: $index"
+
+start_node() {
+  "$IPFS" daemon >"$work/daemon.log" 2>&1 &
+  daemon=$!
+  local i
+  for i in $(seq 300); do
+    ! grep -q 'Daemon is ready' "$work/daemon.log" || return 0
+    kill -0 "$daemon" 2>/dev/null || die "the node does not start: $(tail -5 "$work/daemon.log")"
+    sleep 0.1
+  done
+  die "the node is not ready after 30 s: $(tail -5 "$work/daemon.log")"
+}
+stop_node() {
+  "$IPFS" shutdown
+  wait "$daemon" || true
+  daemon=''
+}
+# admin FIELD: a number from the local Walrus' statistics.
+admin() { curl -fsS "$walrus/admin/stats" | tr ',{}' '\n' | sed -n "s/^ *\"$1\": *//p" | head -1; }
+
+start_node
+
+step "adding this source tree and a file of $mib MiB"
+mkdir "$work/in" "$work/out"
+(cd "$ROOT" && git ls-files -z 2>/dev/null | tar --null -T - -cf - 2>/dev/null || tar --exclude=./target --exclude=./build --exclude=./.git -cf - .) | tar -xf - -C "$work/in"
+files=$(find "$work/in" -type f | wc -l)
+head -c "$((mib << 20))" /dev/urandom >"$work/large"
+t=$(now)
+tree=$("$IPFS" add -r -Q --cid-version=1 "$work/in")
+tree_time=$(since "$t")
+tree_blobs=$(admin stored_blobs)
+echo "tree:  $tree  ($files files, $tree_time)"
+t=$(now)
+large=$("$IPFS" add -Q --cid-version=1 "$work/large")
+large_time=$(since "$t")
+large_blobs=$(($(admin stored_blobs) - tree_blobs))
+echo "large: $large  ($mib MiB, $large_time)"
+
+step "restarting the node"
+stop_node
+start_node
+echo "up again"
+
+step "reading everything back"
+t=$(now)
+"$IPFS" cat "$large" | cmp - "$work/large" || die "the large file came back different"
+read_time=$(since "$t")
+"$IPFS" get -o "$work/out/tree" "$tree" >/dev/null 2>&1 || die "the tree could not be read"
+diff -r "$work/in" "$work/out/tree" || die "the tree came back different"
+echo "identical, byte for byte ($mib MiB in $read_time)"
+
+# `ipfs repo stat` counts what the index holds.
+stat_of() { "$IPFS" repo stat | awk -v n="$1:" '$1 == n { print $2 }'; }
+blocks=$(stat_of NumObjects) bytes=$(stat_of RepoSize)
+blobs=$(admin stored_blobs) units=$(admin billed_units) stored=$(admin stored_bytes)
+
+step "unpinning the large file and collecting garbage"
+"$IPFS" pin rm "$large" >/dev/null
+t=$(now)
+removed=$("$IPFS" repo gc -q | wc -l)
+left=$(stat_of NumObjects)
+echo "$removed blocks removed in $(since "$t"), $left left"
+! timeout 20 "$IPFS" --offline cat "$large" >/dev/null 2>&1 || die "the large file is still there"
+"$IPFS" get -o "$work/out/again" "$tree" >/dev/null 2>&1 && diff -r "$work/in" "$work/out/again" || die "the tree was damaged"
+echo "the tree is still whole"
+stop_node
+
+step "what was stored"
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { if (b) printf "%.1f", a / b; else print "-" }'; }
+row() { printf '  %-28s %s\n' "$1" "$2"; }
+row "files" "$((files + 1))"
+row "blocks" "$blocks"
+row "bytes in repo" "$bytes"
+row "blobs on Walrus" "$blobs ($tree_blobs for the tree, $large_blobs for the large file)"
+row "blocks per blob" "$(ratio "$blocks" "$blobs")"
+row "bytes in blobs" "$stored"
+row "billed units (MiB encoded)" "$units"
+row "one blob per block would be" "$((blocks * 63)) units"
+row "add the tree / the large file" "$tree_time / $large_time"
+row "read the large file" "$read_time"
+row "index" "$index"
+if [[ -n ${POSTGRES:-} ]] && command -v psql >/dev/null; then
+  row "rows, distinct blobs left" "$(psql -AtX "$PG_URL" -c 'SELECT count(*), count(DISTINCT blob_id) FROM walrus_index' | tr '|' ' ')"
+fi
+echo
+echo "(Kubo hands small files over one after another, so each is a blob of its own as long as there is"
+echo " no write journal; blocks of large files, and of several adds at once, share blobs.)"

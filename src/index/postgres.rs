@@ -1,1 +1,0 @@
-//! The shared index in Postgres.

@@ -1,0 +1,200 @@
+//! Postgres errors → [`Error`], said so that an operator knows what to do.
+
+use std::error::Error as _;
+
+use tokio_postgres::error::SqlState;
+
+use crate::error::{Error, ErrorKind};
+
+/// The error type of both `postgres` and `tokio-postgres`.
+pub(super) type PgError = tokio_postgres::Error;
+
+/// What a failed statement means for trying it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// The connection is gone: once more on a new one.
+    Reconnect,
+    /// The transaction lost against another one: once more as it is.
+    Again,
+    /// The statement was cancelled (perhaps meant for its neighbour on the connection).
+    Cancelled,
+    /// No.
+    No,
+}
+
+pub(super) fn retry(error: &PgError) -> Retry {
+    let Some(code) = error.code() else {
+        return if is_network(error) {
+            Retry::Reconnect
+        } else {
+            Retry::No
+        };
+    };
+    match code {
+        c if *c == SqlState::QUERY_CANCELED => Retry::Cancelled,
+        c if *c == SqlState::T_R_SERIALIZATION_FAILURE || *c == SqlState::T_R_DEADLOCK_DETECTED => {
+            Retry::Again
+        }
+        c if *c == SqlState::ADMIN_SHUTDOWN
+            || *c == SqlState::CRASH_SHUTDOWN
+            || *c == SqlState::CANNOT_CONNECT_NOW
+            || *c == SqlState::IDLE_SESSION_TIMEOUT
+            || *c == SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+            || *c == SqlState::READ_ONLY_SQL_TRANSACTION // after a failover, the new primary may answer
+            || c.code().starts_with("08") =>
+        {
+            Retry::Reconnect
+        }
+        _ => Retry::No,
+    }
+}
+
+fn is_network(error: &PgError) -> bool {
+    error.is_closed() || io_source(error).is_some()
+}
+
+fn io_source(error: &PgError) -> Option<&std::io::Error> {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            return Some(io);
+        }
+        source = cause.source();
+    }
+    None
+}
+
+/// Whether the server refused the kind of connection (encrypted or not) or the login.
+pub(super) fn refused_login(error: &PgError) -> bool {
+    error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+}
+
+/// The message with its causes.
+pub(super) fn full(error: &PgError) -> String {
+    if let Some(db) = error.as_db_error() {
+        return format!("{} ({})", db.message(), db.code().code());
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Why no connection to `label` came about.
+pub(super) fn connecting(label: &str, user: &str, dbname: &str, error: &PgError) -> Error {
+    let text = full(error);
+    if let Some(db) = error.as_db_error() {
+        let code = db.code();
+        if *code == SqlState::INVALID_PASSWORD {
+            return config(format!("{label}: wrong password for user {user:?}: {text}"));
+        }
+        if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
+            return config(format!("{label}: login of user {user:?} refused: {text}"));
+        }
+        if *code == SqlState::INVALID_CATALOG_NAME {
+            return config(format!("{label}: there is no database {dbname:?}: {text}"));
+        }
+        return statement("connecting", error).context(label);
+    }
+    let lower = text.to_lowercase();
+    if lower.contains("password missing") {
+        return config(format!(
+            "{label}: the server asks user {user:?} for a password and none is given"
+        ));
+    }
+    if let Some(io) = io_source(error) {
+        use std::io::ErrorKind as Io;
+        let tls = io
+            .get_ref()
+            .is_some_and(|inner| inner.is::<rustls::Error>());
+        if !tls {
+            return match io.kind() {
+                Io::ConnectionRefused => retryable(format!(
+                    "{label}: connection refused (is the server running?)"
+                )),
+                Io::NotFound => retryable(format!(
+                    "{label}: there is no such socket (is the server running?)"
+                )),
+                Io::TimedOut => {
+                    retryable(format!("{label}: no connection within the time allowed"))
+                }
+                Io::PermissionDenied if !lower.contains("database") => {
+                    config(format!("{label}: {text}"))
+                }
+                _ => retryable(format!("{label}: {text}")),
+            };
+        }
+    }
+    if lower.contains("tls") || lower.contains("certificate") {
+        return config(format!("{label}: TLS failed: {text}"));
+    }
+    if lower.contains("invalid configuration") || lower.contains("authentication") {
+        return config(format!("{label}: {text}"));
+    }
+    retryable(format!("{label}: {text}"))
+}
+
+/// Why a statement failed.
+pub(super) fn statement(what: &str, error: &PgError) -> Error {
+    let text = full(error);
+    let Some(db) = error.as_db_error() else {
+        return if is_network(error) {
+            retryable(format!("{what}: the connection broke: {text}"))
+        } else {
+            Error::new(
+                ErrorKind::Index,
+                format!("index in Postgres: {what}: {text}"),
+            )
+        };
+    };
+    let code = db.code();
+    let class = code.code().get(..2).unwrap_or_default();
+    if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        return config(format!("{what}: the role lacks a right: {text}"));
+    }
+    if *code == SqlState::INVALID_PASSWORD || *code == SqlState::INVALID_CATALOG_NAME {
+        return config(format!("{what}: {text}"));
+    }
+    if *code == SqlState::INVALID_COLUMN_REFERENCE {
+        return config(format!(
+            "{what}: the table has no primary key or unique index on key: {text}"
+        ));
+    }
+    if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
+        return retryable(format!(
+            "{what}: the server is read-only (a standby? target_session_attrs=read-write finds the primary): {text}"
+        ));
+    }
+    if retry(error) != Retry::No
+        || class == "53"
+        || class == "57"
+        || *code == SqlState::LOCK_NOT_AVAILABLE
+    {
+        return retryable(format!("{what}: {text}"));
+    }
+    Error::new(
+        ErrorKind::Index,
+        format!("index in Postgres: {what}: {text}"),
+    )
+}
+
+pub(super) fn timed_out(what: &str, limit: std::time::Duration) -> Error {
+    retryable(format!(
+        "{what}: no answer within {} s (timeout); the statement was cancelled",
+        limit.as_secs_f32()
+    ))
+}
+
+fn config(message: String) -> Error {
+    Error::new(ErrorKind::Config, format!("index in Postgres: {message}"))
+}
+
+fn retryable(message: String) -> Error {
+    Error::retryable(ErrorKind::Index, format!("index in Postgres: {message}"))
+}

@@ -1,0 +1,829 @@
+//! The shared index: a table in Postgres (or an engine that speaks its language).
+//!
+//! Short statements (lookups, deletes) go over pipelined connections ([`pipe`]); everything else
+//! over a pool of blocking ones ([`pool`]). Both open connections when they are first needed.
+
+mod connect;
+mod error;
+mod pipe;
+mod pool;
+mod rows;
+mod schema;
+mod sql;
+mod tls;
+mod url;
+
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::Row;
+
+use self::connect::Connector;
+use self::error::PgError;
+use self::pipe::{Param, Pipe};
+use self::pool::{Pool, Repeat};
+use self::rows::Columns;
+use self::schema::{Find, Found, Meta, Shape};
+use self::sql::Sql;
+use super::gate::{Gate, Pass};
+use super::keys::{check_key, check_text, KeyRange};
+use super::table::{parse_table, TableName};
+use super::{Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Rows of one bulk statement: large enough that the round trip does not matter, small enough that
+/// a statement stays far below its timeout and below 10 MB.
+const PAGE: usize = 5_000;
+/// How often a node looks whether a Go node has appeared next to it (its staging table).
+const STAGING_RECHECK: Duration = Duration::from_secs(60);
+/// Setting up the tables of a large index of the Go plugin means counting and indexing it.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(3600);
+
+/// How to open a [`PostgresIndex`].
+#[derive(Clone)]
+pub struct PostgresOptions {
+    /// libpq URL or `keyword=value` string. Secret.
+    pub url: String,
+    /// Table, optionally with a schema ([`parse_table`]). Quoted as given; if there is only a table
+    /// with the lower-case name (made by the Go plugin, which did not quote), that one is used.
+    pub table: String,
+    /// Connections to open at most. One is the pipelined one for lookups, one (from 3 on) that for
+    /// deletes, the rest the pool; at least two are used.
+    pub max_open_conns: u32,
+    /// For one connection, all hosts of the URL together. `connect_timeout` in the URL wins.
+    pub connect_timeout: Duration,
+    /// For one statement; it is cancelled on the server then.
+    pub statement_timeout: Duration,
+}
+
+impl PostgresOptions {
+    /// Options with the defaults (32 connections, 10 s, 30 s).
+    pub fn new(url: impl Into<String>, table: impl Into<String>) -> Self {
+        PostgresOptions {
+            url: url.into(),
+            table: table.into(),
+            max_open_conns: 32,
+            connect_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl std::fmt::Debug for PostgresOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresOptions")
+            .field("url", &"(secret)")
+            .field("table", &self.table)
+            .field("max_open_conns", &self.max_open_conns)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("statement_timeout", &self.statement_timeout)
+            .finish()
+    }
+}
+
+/// The index in Postgres. Must be opened and used on a multi-thread tokio runtime.
+pub struct PostgresIndex {
+    gate: Arc<Gate>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    connector: Arc<Connector>,
+    lookups: Arc<Pipe>,
+    /// Deletes wait for row locks: on the lookups' connection they would hold up reads.
+    deletes: Arc<Pipe>,
+    pool: Pool,
+    shape: Shape,
+    sql: Sql,
+    statement_timeout: Duration,
+    staging: Staging,
+    /// Whether the engine lets one transaction's commit not wait for the disk.
+    no_wait: AtomicBool,
+}
+
+/// Whether the Go plugin's staging table exists, as last seen.
+struct Staging {
+    present: AtomicBool,
+    checked: Mutex<Instant>,
+}
+
+/// A lookup's SQL as the pipe wants it.
+fn text(sql: &str) -> Arc<str> {
+    Arc::from(sql)
+}
+
+impl PostgresIndex {
+    /// Connects, checks the table in one round trip and, only where it is missing or of an older
+    /// version, creates or extends it (under a lock; any number of nodes may start at once).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for what an operator must change (URL, password, rights, a table that
+    /// is something else), [`ErrorKind::Index`] (retryable) while the server cannot be reached.
+    pub async fn open(options: PostgresOptions) -> Result<PostgresIndex> {
+        let wanted = parse_table(&options.table)?;
+        let connector = Arc::new(Connector::new(&options.url, options.connect_timeout)?);
+        let limit = options.statement_timeout;
+        let lookups = Pipe::new(connector.clone(), limit);
+        let own_deletes = options.max_open_conns >= 3;
+        let deletes = if own_deletes {
+            Pipe::new(connector.clone(), limit)
+        } else {
+            lookups.clone()
+        };
+        let size = options
+            .max_open_conns
+            .saturating_sub(if own_deletes { 2 } else { 1 })
+            .max(1);
+        let pool = Pool::new(connector.clone(), size, limit);
+        let gate = Arc::new(Gate::default());
+        let pass = Arc::new(gate.enter()?);
+
+        let opened = Self::prepare(&wanted, &lookups, &pool, &pass).await;
+        drop(pass);
+        let shape = match opened {
+            Ok(shape) => shape,
+            Err(e) => {
+                lookups.close().await;
+                return Err(e);
+            }
+        };
+        let inner = Inner {
+            sql: Sql::new(&shape),
+            staging: Staging {
+                present: AtomicBool::new(shape.staging_exists),
+                checked: Mutex::new(Instant::now()),
+            },
+            connector,
+            lookups,
+            deletes,
+            pool,
+            shape,
+            statement_timeout: limit,
+            no_wait: AtomicBool::new(true),
+        };
+        Ok(PostgresIndex {
+            gate,
+            inner: Arc::new(inner),
+        })
+    }
+
+    async fn prepare(
+        wanted: &TableName,
+        lookups: &Pipe,
+        pool: &Pool,
+        pass: &Arc<Pass>,
+    ) -> Result<Shape> {
+        for migrated in [false, true] {
+            let (found, current, cockroach) = Self::inspect(wanted, lookups, pass).await?;
+            if current && schema::check_current(&found)? {
+                return Ok(found.shape(cockroach));
+            }
+            if migrated {
+                break;
+            }
+            let wanted = wanted.clone();
+            pool.run(
+                "setting up the tables",
+                pass.clone(),
+                Repeat::Harmless,
+                Some(MIGRATION_LIMIT),
+                move |client| {
+                    for _ in 0..10 {
+                        match schema::migrate(client, &wanted, cockroach) {
+                            Err(e) if schema::collided(&e) => std::thread::sleep(pool::pause(3)),
+                            done => return done,
+                        }
+                    }
+                    schema::migrate(client, &wanted, cockroach)
+                },
+            )
+            .await??;
+        }
+        Err(Error::retryable(
+            ErrorKind::Index,
+            format!("index in Postgres: the tables of {wanted} were changed while they were set up; try again"),
+        ))
+    }
+
+    /// One round trip: the columns, the version rows and the kind of engine, pipelined.
+    async fn inspect(
+        wanted: &TableName,
+        lookups: &Pipe,
+        pass: &Arc<Pass>,
+    ) -> Result<(Found, bool, bool)> {
+        let what = "checking the tables";
+        let meta_of = |table: &TableName| {
+            let sql = schema::read_meta(table);
+            async move {
+                lookups
+                    .query_raw(what, pass.clone(), text(&sql), Arc::new([]))
+                    .await
+            }
+        };
+        let (rows, meta, version) = tokio::try_join!(
+            lookups.find(what, pass.clone(), Find::new(wanted)),
+            meta_of(wanted),
+            lookups.query(what, pass.clone(), text("SELECT version()"), Arc::new([])),
+        )?;
+        let found = Found::new(wanted, &rows).map_err(|e| error::statement(what, &e))??;
+        let meta = if found.table == *wanted {
+            meta
+        } else {
+            meta_of(&found.table).await?
+        };
+        let current = match meta {
+            Ok(rows) => {
+                schema::judge(&found.table, &rows).map_err(|e| error::statement(what, &e))??
+                    == Meta::Current
+            }
+            Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => false,
+            // A schema that does not exist is said so by the migration.
+            Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => false,
+            Err(e) => return Err(error::statement(what, &e)),
+        };
+        let version: String = version
+            .first()
+            .and_then(|row| row.try_get(0).ok())
+            .unwrap_or_default();
+        Ok((found, current, version.contains("CockroachDB")))
+    }
+
+    fn enter(&self) -> Result<Arc<Pass>> {
+        self.gate.enter().map(Arc::new)
+    }
+
+    /// Runs a statement that has a form with and one without the staging table.
+    async fn with_staging<F>(
+        &self,
+        pipe: &Pipe,
+        what: &str,
+        pass: &Arc<Pass>,
+        sql: F,
+        params: impl Into<Arc<[Param]>>,
+    ) -> Result<Vec<Row>>
+    where
+        F: Fn(bool) -> Arc<str> + Send,
+    {
+        self.recheck_staging(pass);
+        let params = params.into();
+        for last in [false, true] {
+            let staged = self.inner.staging.present.load(Ordering::Relaxed);
+            match pipe
+                .query_raw(what, pass.clone(), sql(staged), params.clone())
+                .await?
+            {
+                Ok(rows) => return Ok(rows),
+                Err(e) if staged && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+                    self.inner.look_for_staging(pass.clone()).await?;
+                }
+                Err(e) => return Err(error::statement(what, &e)),
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Internal,
+            "staging table checked in vain",
+        ))
+    }
+
+    /// Looks for the staging table in the background, if the last look is old.
+    fn recheck_staging(&self, pass: &Arc<Pass>) {
+        if self.inner.shape.staging.is_none() {
+            return;
+        }
+        {
+            let Some(mut checked) = self.inner.staging.checked.try_lock() else {
+                return;
+            };
+            if checked.elapsed() < STAGING_RECHECK {
+                return;
+            }
+            *checked = Instant::now();
+        }
+        let (inner, pass) = (self.inner.clone(), pass.clone());
+        tokio::spawn(async move {
+            // A failure shows in the callers' own statements.
+            let _ = inner.look_for_staging(pass).await;
+        });
+    }
+}
+
+impl Inner {
+    async fn look_for_staging(&self, pass: Arc<Pass>) -> Result<()> {
+        let Some(staging) = &self.shape.staging else {
+            return Ok(());
+        };
+        let rows = self
+            .lookups
+            .find("looking for the staging table", pass, Find::new(staging))
+            .await?;
+        let present = rows.iter().any(|row| {
+            row.try_get::<_, String>(1)
+                .is_ok_and(|name| name == staging.name())
+        });
+        self.staging.present.store(present, Ordering::Relaxed);
+        *self.staging.checked.lock() = Instant::now();
+        Ok(())
+    }
+}
+
+impl Drop for PostgresIndex {
+    fn drop(&mut self) {
+        self.gate.shut();
+    }
+}
+
+/// A result's rows, or what is wrong with them.
+fn read<T>(
+    what: &str,
+    rows: &[Row],
+    each: impl Fn(&Row) -> std::result::Result<T, PgError>,
+) -> Result<Vec<T>> {
+    rows.iter()
+        .map(|row| each(row).map_err(|e| error::statement(what, &e)))
+        .collect()
+}
+
+#[async_trait]
+impl Index for PostgresIndex {
+    async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
+        const WHAT: &str = "writing rows";
+        let pass = self.enter()?;
+        let shape = &self.inner.shape;
+        for row in records {
+            check_key(&row.key)?;
+            check_text("blob ID", &row.record.blob_id)?;
+            check_text(
+                "patch ID",
+                row.record.patch_id.as_deref().unwrap_or_default(),
+            )?;
+            if !shape.has_patch_id
+                && row
+                    .record
+                    .patch_id
+                    .as_deref()
+                    .is_some_and(|p| !p.is_empty())
+            {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("index in Postgres: table {} has no column patch_id; blocks in quilts cannot be indexed there", shape.table),
+                ));
+            }
+        }
+        // In key order, so that two writers of the same keys lock them in the same order.
+        let mut order: Vec<&KeyRecord> = records.iter().collect();
+        order.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        if let Some(twice) = order.windows(2).find(|w| w[0].key == w[1].key) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("key {:?} appears twice in one put_many", twice[0].key),
+            ));
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        let pages: Vec<Columns> = order
+            .chunks(PAGE)
+            .map(|page| {
+                let mut columns = Columns::default();
+                page.iter().for_each(|row| columns.push(row));
+                columns
+            })
+            .collect();
+        self.recheck_staging(&pass);
+        let (inner, limit) = (self.inner.clone(), self.inner.statement_timeout);
+        // Many pages are many statements.
+        let total = limit.saturating_mul(u32::try_from(pages.len()).unwrap_or(u32::MAX));
+        let again = pass.clone();
+        let write = move |client: &mut postgres::Client| write_pages(client, &inner, &pages, limit);
+        let write = Arc::new(write);
+        for last in [false, true] {
+            let staged = self.inner.staging.present.load(Ordering::Relaxed);
+            let work = write.clone();
+            let result = self
+                .inner
+                .pool
+                .run(
+                    WHAT,
+                    again.clone(),
+                    Repeat::Harmless,
+                    Some(total),
+                    move |client| match work(client) {
+                        Err(e)
+                            if staged && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) =>
+                        {
+                            Ok(false)
+                        }
+                        other => other.map(|()| true),
+                    },
+                )
+                .await?;
+            if result {
+                return Ok(());
+            }
+            self.inner.look_for_staging(pass.clone()).await?;
+        }
+        Ok(())
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>> {
+        const WHAT: &str = "looking a key up";
+        check_key(key)?;
+        let pass = self.enter()?;
+        let sql = |staged| text(&self.inner.sql.get[usize::from(staged)]);
+        let rows = self
+            .with_staging(
+                &self.inner.lookups,
+                WHAT,
+                &pass,
+                sql,
+                [Param::Text(key.into())],
+            )
+            .await?;
+        let records = read(WHAT, &rows, rows::record)?;
+        Ok(records.into_iter().max_by_key(|r| r.staged))
+    }
+
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        const WHAT: &str = "looking keys up";
+        for key in keys {
+            check_key(key)?;
+        }
+        let pass = self.enter()?;
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = |staged| text(&self.inner.sql.get_many[usize::from(staged)]);
+        let rows = self
+            .with_staging(
+                &self.inner.lookups,
+                WHAT,
+                &pass,
+                sql,
+                [Param::Texts(keys.to_vec())],
+            )
+            .await?;
+        let mut found: HashMap<String, Record> = HashMap::with_capacity(rows.len());
+        for row in read(WHAT, &rows, rows::key_record)? {
+            if row.record.staged || !found.contains_key(&row.key) {
+                found.insert(row.key, row.record);
+            }
+        }
+        Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+    }
+
+    async fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
+        const WHAT: &str = "reading a staged block";
+        check_key(key)?;
+        let pass = self.enter()?;
+        if !self.inner.staging.present.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let sql = text(&self.inner.sql.staged_value);
+        let rows = match self
+            .inner
+            .lookups
+            .query_raw(WHAT, pass.clone(), sql, Arc::new([Param::Text(key.into())]))
+            .await?
+        {
+            Ok(rows) => rows,
+            Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+                self.inner.look_for_staging(pass).await?;
+                return Ok(None);
+            }
+            Err(e) => return Err(error::statement(WHAT, &e)),
+        };
+        let values = read(WHAT, &rows, |row| row.try_get::<_, Vec<u8>>(0))?;
+        Ok(values.into_iter().next().map(Bytes::from))
+    }
+
+    async fn delete(&self, key: &str) -> Result<Usage> {
+        self.delete_many(std::slice::from_ref(&key.to_owned()))
+            .await
+    }
+
+    async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
+        const WHAT: &str = "deleting rows";
+        for key in keys {
+            check_key(key)?;
+        }
+        let pass = self.enter()?;
+        if keys.is_empty() {
+            return Ok(Usage::default());
+        }
+        let mut keys = keys.to_vec();
+        keys.sort_unstable(); // as put_many: one order of locking
+        let inner = &self.inner;
+        let sql = |staged: bool| {
+            let no_wait = inner.no_wait.load(Ordering::Relaxed);
+            text(&inner.sql.delete[usize::from(staged)][usize::from(no_wait)])
+        };
+        let params: Arc<[Param]> = [Param::Texts(keys)].into();
+        let rows = match self
+            .with_staging(&inner.deletes, WHAT, &pass, sql, params.clone())
+            .await
+        {
+            // An engine without the setting (or without set_config in a statement that writes).
+            Err(e)
+                if inner.no_wait.load(Ordering::Relaxed)
+                    && !e.is_retryable()
+                    && e.kind() == ErrorKind::Index =>
+            {
+                inner.no_wait.store(false, Ordering::Relaxed);
+                self.with_staging(&inner.deletes, WHAT, &pass, sql, params)
+                    .await?
+            }
+            other => other?,
+        };
+        let usage = read(WHAT, &rows, |row| {
+            Ok(Usage {
+                blocks: row.try_get(0)?,
+                bytes: row.try_get(1)?,
+            })
+        })?;
+        Ok(usage.into_iter().next().unwrap_or_default())
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>> {
+        const WHAT: &str = "listing keys";
+        let pass = self.enter()?;
+        let range = KeyRange::new(prefix, after)?;
+        if limit == 0 || range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut params = Vec::new();
+        if let Bound::Included(key) | Bound::Excluded(key) = &range.lower {
+            params.push(Param::Text(key.as_str().into()));
+        }
+        if let Some(upper) = &range.upper {
+            params.push(Param::Text(upper.as_str().into()));
+        }
+        params.push(Param::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
+        let sql = |staged| Arc::from(self.inner.sql.list(&range, staged));
+        let rows = self
+            .with_staging(&self.inner.lookups, WHAT, &pass, sql, params)
+            .await?;
+        let mut items = read(WHAT, &rows, |row| {
+            let staged: bool = row.try_get(0)?;
+            let item = ListItem {
+                key: row.try_get(1)?,
+                size: row.try_get(2)?,
+                expires_at: row.try_get(3)?,
+            };
+            Ok((!staged, item))
+        })?;
+        // Staged rows come first among equal keys and win.
+        items.sort_by(|(a_indexed, a), (b_indexed, b)| {
+            (&a.key, a_indexed).cmp(&(&b.key, b_indexed))
+        });
+        let mut items: Vec<ListItem> = items.into_iter().map(|(_, item)| item).collect();
+        items.dedup_by(|later, earlier| later.key == earlier.key);
+        items.truncate(limit);
+        Ok(items)
+    }
+
+    async fn due_for_renewal(
+        &self,
+        before: SystemTime,
+        after: Option<&RenewItem>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        const WHAT: &str = "listing blobs due for renewal";
+        let pass = self.enter()?;
+        let sql = self.inner.sql.due[usize::from(after.is_some())].clone();
+        let before = rows::storable(before);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let after = after.map(|item| (rows::storable(item.expires_at), item.blob_id.clone()));
+        let rows = self
+            .inner
+            .pool
+            .run(
+                WHAT,
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| match &after {
+                    None => client
+                        .query_typed(&sql, &[(&before, Type::TIMESTAMPTZ), (&limit, Type::INT8)]),
+                    Some((expires_at, blob_id)) => client.query_typed(
+                        &sql,
+                        &[
+                            (&before, Type::TIMESTAMPTZ),
+                            (&limit, Type::INT8),
+                            (expires_at, Type::TIMESTAMPTZ),
+                            (blob_id, Type::TEXT),
+                        ],
+                    ),
+                },
+            )
+            .await?;
+        read(WHAT, &rows, |row| {
+            Ok(RenewItem {
+                blob_id: row.try_get(0)?,
+                expires_at: row.try_get(1)?,
+                end_epoch: row.try_get(2)?,
+                deletable: row.try_get(3)?,
+            })
+        })
+    }
+
+    async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
+        const WHAT: &str = "listing the rows of a blob";
+        let pass = self.enter()?;
+        check_text("blob ID", blob_id)?;
+        let (inner, blob_id) = (self.inner.clone(), blob_id.to_owned());
+        let rows = self
+            .inner
+            .pool
+            .run(WHAT, pass, Repeat::Harmless, None, move |client| {
+                client.query_typed(&inner.sql.rows_of_blob, &[(&blob_id, Type::TEXT)])
+            })
+            .await?;
+        read(WHAT, &rows, rows::key_record)
+    }
+
+    async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
+        let pass = self.enter()?;
+        check_text("blob ID", blob_id)?;
+        let (inner, blob_id) = (self.inner.clone(), blob_id.to_owned());
+        let (end_epoch, expires_at) = (renewal.end_epoch, renewal.expires_at.map(rows::storable));
+        self.inner
+            .pool
+            .run(
+                "noting a renewal",
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| {
+                    client.execute_typed(
+                        &inner.sql.update_blob,
+                        &[
+                            (&blob_id, Type::TEXT),
+                            (&end_epoch, Type::INT8),
+                            (&expires_at, Type::TIMESTAMPTZ),
+                        ],
+                    )
+                },
+            )
+            .await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        const WHAT: &str = "reading the running total";
+        let pass = self.enter()?;
+        let rows = self
+            .inner
+            .lookups
+            .query(WHAT, pass, text(&self.inner.sql.usage), Arc::new([]))
+            .await?;
+        let usage = read(WHAT, &rows, |row| {
+            Ok(Usage {
+                blocks: row.try_get(0)?,
+                bytes: row.try_get(1)?,
+            })
+        })?;
+        Ok(usage.into_iter().next().unwrap_or_default())
+    }
+
+    async fn add_usage(&self, delta: Usage) -> Result<()> {
+        let pass = self.enter()?;
+        if delta == Usage::default() {
+            return Ok(());
+        }
+        let inner = self.inner.clone();
+        self.inner
+            .pool
+            .run(
+                "adding to the running total",
+                pass,
+                Repeat::Never,
+                None,
+                move |client| {
+                    client.execute_typed(
+                        &inner.sql.add_usage,
+                        &[(&delta.blocks, Type::INT8), (&delta.bytes, Type::INT8)],
+                    )
+                },
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
+        let pass = self.enter()?;
+        check_text("name of the lease", name)?;
+        check_text("owner of the lease", owner)?;
+        let (inner, name, owner) = (self.inner.clone(), name.to_owned(), owner.to_owned());
+        let ttl = ttl.as_secs_f64().min(3_155_760_000.0);
+        let rows = self
+            .inner
+            .pool
+            .run(
+                "taking a lease",
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| {
+                    client.query_typed(
+                        &inner.sql.try_lease,
+                        &[
+                            (&name, Type::TEXT),
+                            (&owner, Type::TEXT),
+                            (&ttl, Type::FLOAT8),
+                        ],
+                    )
+                },
+            )
+            .await?;
+        Ok(!rows.is_empty())
+    }
+
+    async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
+        let pass = self.enter()?;
+        check_text("name of the lease", name)?;
+        check_text("owner of the lease", owner)?;
+        let (inner, name, owner) = (self.inner.clone(), name.to_owned(), owner.to_owned());
+        self.inner
+            .pool
+            .run(
+                "giving a lease back",
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| {
+                    client.execute_typed(
+                        &inner.sql.release_lease,
+                        &[(&name, Type::TEXT), (&owner, Type::TEXT)],
+                    )
+                },
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.gate.shut();
+        // Statements end by themselves or by their timeout; a hung server must not hold up closing.
+        let limit =
+            self.inner.statement_timeout + self.inner.connector.timeout() + Duration::from_secs(5);
+        self.gate.emptied(limit).await;
+        self.inner.lookups.close().await;
+        self.inner.deletes.close().await;
+        let inner = self.inner.clone();
+        let closed = tokio::task::spawn_blocking(move || inner.pool.close());
+        let _ = tokio::time::timeout(Duration::from_secs(5), closed).await;
+        Ok(())
+    }
+}
+
+/// Upserts pages: a single one as one statement (one round trip, its own transaction), several in
+/// one transaction.
+fn write_pages(
+    client: &mut postgres::Client,
+    inner: &Inner,
+    pages: &[Columns],
+    limit: Duration,
+) -> std::result::Result<(), PgError> {
+    let staged = inner.staging.present.load(Ordering::Relaxed);
+    if let [page] = pages {
+        let (params, count) = page_params(page, inner.shape.has_patch_id);
+        client.execute_typed(&inner.sql.upsert[usize::from(staged)], &params[..count])?;
+        return Ok(());
+    }
+    let mut tx = client.transaction()?;
+    tx.batch_execute(&format!(
+        "SET LOCAL statement_timeout = {}",
+        limit.as_millis().clamp(1, i32::MAX as u128)
+    ))?;
+    for page in pages {
+        let (params, count) = page_params(page, inner.shape.has_patch_id);
+        tx.execute_typed(&inner.sql.upsert[0], &params[..count])?;
+        if staged {
+            tx.execute_typed(&inner.sql.delete_staged, &params[..1])?;
+        }
+    }
+    tx.commit()
+}
+
+type PageParams<'a> = [(&'a (dyn tokio_postgres::types::ToSql + Sync), Type); 8];
+
+fn page_params(page: &Columns, with_patch: bool) -> (PageParams<'_>, usize) {
+    let params: PageParams<'_> = [
+        (&page.keys, Type::TEXT_ARRAY),
+        (&page.blob_ids, Type::TEXT_ARRAY),
+        (&page.offsets, Type::INT8_ARRAY),
+        (&page.sizes, Type::INT8_ARRAY),
+        (&page.deletable, Type::BOOL_ARRAY),
+        (&page.end_epochs, Type::INT8_ARRAY),
+        (&page.expires_at, Type::TIMESTAMPTZ_ARRAY),
+        (&page.patch_ids, Type::TEXT_ARRAY),
+    ];
+    (params, if with_patch { 8 } else { 7 })
+}

@@ -1,0 +1,463 @@
+//! The table: found (in whatever age the Go plugin left it), checked in one round trip, and created
+//! or extended once, under a lock.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::Row;
+
+use super::error::PgError;
+use super::sql::{clamped_sum, ByteOrder};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::table::TableName;
+
+/// Version of the schema this library writes.
+const VERSION: i64 = 1;
+/// Oldest library version (in the same numbers) that can work with what this one writes.
+const MIN_VERSION: i64 = 1;
+
+/// What an opened table looks like.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    /// The table as it is really called.
+    pub table: TableName,
+    /// The Go plugin's staging table, whether it exists (see `staging_exists`) or may appear later.
+    pub staging: Option<TableName>,
+    pub staging_exists: bool,
+    pub order: ByteOrder,
+    pub has_patch_id: bool,
+    pub has_object_id: bool,
+    pub has_encoded_size: bool,
+    pub has_cost: bool,
+}
+
+/// Finds the tables a name could mean, with their columns: one row per column (or one per table
+/// without columns). `$1`: names, `$2`: schema or NULL for the search path.
+pub(super) const FIND: &str = "\
+    SELECT n.nspname::text, c.relname::text, c.relkind::text, a.attname::text, \
+           pg_catalog.format_type(a.atttypid, NULL)::text, co.collname::text, \
+           COALESCE(a.attnotnull AND NOT a.atthasdef AND a.attidentity::text = '', FALSE) \
+    FROM pg_catalog.pg_class c \
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+    LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation \
+    WHERE c.relname = ANY(($1::text[])::name[]) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') \
+      AND ($2::text[] IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ANY(($2::text[])::name[]))";
+
+/// Parameters of [`FIND`].
+pub(super) struct Find {
+    names: Vec<String>,
+    schemas: Option<Vec<String>>,
+}
+
+impl Find {
+    pub fn new(wanted: &TableName) -> Find {
+        let mut names = Vec::new();
+        let mut schemas = Vec::new();
+        for table in [wanted, &wanted.folded()] {
+            names.push(table.name().to_owned());
+            names.extend(table.go_staging().map(|t| t.name().to_owned()));
+            schemas.extend(table.schema().map(str::to_owned));
+        }
+        Find {
+            names,
+            schemas: (!schemas.is_empty()).then_some(schemas),
+        }
+    }
+
+    pub fn into_parts(self) -> (Vec<String>, Option<Vec<String>>) {
+        (self.names, self.schemas)
+    }
+
+    pub fn params(&self) -> [(&(dyn ToSql + Sync), Type); 2] {
+        [
+            (&self.names, Type::TEXT_ARRAY),
+            (&self.schemas, Type::TEXT_ARRAY),
+        ]
+    }
+}
+
+/// Reads the version rows. Fails with "undefined table" where there is none yet.
+pub(super) fn read_meta(table: &TableName) -> String {
+    format!(
+        "SELECT name, value FROM {}",
+        table.companion("_meta").quoted()
+    )
+}
+
+struct Column {
+    kind: String,
+    collation: Option<String>,
+    must_be_given: bool,
+}
+
+/// What [`FIND`] found of the table that is meant.
+pub(super) struct Found {
+    /// The real name.
+    pub table: TableName,
+    exists: bool,
+    columns: BTreeMap<String, Column>,
+    staging_exists: bool,
+}
+
+impl Found {
+    /// The exact name where there is such a table, else the lower-case one if that exists (the Go
+    /// plugin used names unquoted, so Postgres folded them), else the exact name, to be created.
+    pub fn new(wanted: &TableName, rows: &[Row]) -> std::result::Result<Result<Found>, PgError> {
+        let mut tables: BTreeMap<(String, String), (String, BTreeMap<String, Column>)> =
+            BTreeMap::new();
+        for row in rows {
+            let (schema, name, relkind): (String, String, String) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            let table = tables
+                .entry((schema, name))
+                .or_insert_with(|| (relkind, BTreeMap::new()));
+            if let Some(column) = row.try_get::<_, Option<String>>(3)? {
+                table.1.insert(
+                    column,
+                    Column {
+                        kind: row.try_get::<_, Option<String>>(4)?.unwrap_or_default(),
+                        collation: row.try_get(5)?,
+                        must_be_given: row.try_get(6)?,
+                    },
+                );
+            }
+        }
+        let find = |table: &TableName| {
+            tables
+                .keys()
+                .find(|(schema, name)| {
+                    name == table.name() && table.schema().is_none_or(|s| s == schema)
+                })
+                .cloned()
+        };
+        let folded = wanted.folded();
+        let (table, key) = match (find(wanted), find(&folded)) {
+            (Some(key), _) => (wanted.clone(), Some(key)),
+            (None, Some(key)) => (folded, Some(key)),
+            (None, None) => (wanted.clone(), None),
+        };
+        let staging_exists = table.go_staging().is_some_and(|s| find(&s).is_some());
+        let (relkind, columns) = key.and_then(|key| tables.remove(&key)).unwrap_or_default();
+        let found = Found {
+            exists: !relkind.is_empty(),
+            table,
+            columns,
+            staging_exists,
+        };
+        Ok(if matches!(relkind.as_str(), "" | "r" | "p") {
+            Ok(found)
+        } else {
+            Err(Error::new(
+                ErrorKind::Config,
+                format!("index in Postgres: {} exists but is no table (a view?); choose another name with \"table\"", found.table),
+            ))
+        })
+    }
+
+    /// The table as it will be used. `cockroach`: text compares as bytes whatever the collation.
+    pub fn shape(&self, cockroach: bool) -> Shape {
+        let has = |name: &str| self.columns.contains_key(name);
+        let plain = match self.columns.get("key") {
+            // A new table collates "C".
+            None => true,
+            Some(key) => {
+                cockroach || matches!(key.collation.as_deref(), Some("C" | "POSIX" | "ucs_basic"))
+            }
+        };
+        Shape {
+            table: self.table.clone(),
+            staging: self.table.go_staging(),
+            staging_exists: self.staging_exists,
+            order: if plain {
+                ByteOrder::Plain
+            } else {
+                ByteOrder::Pattern
+            },
+            has_patch_id: has("patch_id"),
+            has_object_id: has("object_id"),
+            has_encoded_size: has("encoded_size"),
+            has_cost: has("cost"),
+        }
+    }
+
+    /// Refuses a table that is something else; otherwise the columns to be added.
+    fn check(&self) -> Result<Vec<&'static str>> {
+        let bad = |what: String| {
+            Error::new(
+                ErrorKind::Config,
+                format!("index in Postgres: table {} is not an index of walrusds: {what}; choose another name with \"table\"", self.table),
+            )
+        };
+        let mut missing = Vec::new();
+        for (name, kinds, definition) in COLUMNS {
+            match (self.columns.get(*name), definition) {
+                (Some(column), _) if kinds.contains(&column.kind.as_str()) => {}
+                (Some(column), _) => {
+                    return Err(bad(format!(
+                        "column {name} is of type {}, expected {}",
+                        column.kind, kinds[0]
+                    )))
+                }
+                (None, Some(definition)) => missing.push(*definition),
+                (None, None) => {
+                    return Err(bad(format!("column {name} ({}) is missing", kinds[0])))
+                }
+            }
+        }
+        let known = |name: &str| COLUMNS.iter().any(|(n, ..)| *n == name);
+        if let Some((name, _)) = self
+            .columns
+            .iter()
+            .find(|(n, c)| c.must_be_given && !known(n))
+        {
+            return Err(bad(format!("column {name} is unknown and has no default")));
+        }
+        Ok(missing)
+    }
+}
+
+/// Name, accepted types, and the definition if it can be added to an older table.
+const COLUMNS: &[(&str, &[&str], Option<&str>)] = &[
+    ("key", &["text", "character varying"], None),
+    ("blob_id", &["text", "character varying"], None),
+    (
+        "blob_offset",
+        &["bigint"],
+        Some("blob_offset BIGINT NOT NULL DEFAULT 0"),
+    ),
+    ("size", &["bigint"], None),
+    (
+        "deletable",
+        &["boolean"],
+        Some("deletable BOOLEAN NOT NULL DEFAULT FALSE"),
+    ),
+    (
+        "end_epoch",
+        &["bigint"],
+        Some("end_epoch BIGINT NOT NULL DEFAULT 0"),
+    ),
+    (
+        "expires_at",
+        &["timestamp with time zone"],
+        Some("expires_at TIMESTAMPTZ"),
+    ),
+    (
+        "created_at",
+        &["timestamp with time zone"],
+        Some("created_at TIMESTAMPTZ NOT NULL DEFAULT now()"),
+    ),
+    (
+        "updated_at",
+        &["timestamp with time zone"],
+        Some("updated_at TIMESTAMPTZ NOT NULL DEFAULT now()"),
+    ),
+];
+
+/// What the version rows say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meta {
+    /// The schema is as this library needs it.
+    Current,
+    /// Never seen by walrusds, or by an older one.
+    Outdated,
+}
+
+/// Judges the version rows.
+pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Result<Meta>, PgError> {
+    let mut values = BTreeMap::new();
+    for row in rows {
+        values.insert(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+    }
+    let number = |name: &str| {
+        values
+            .get(name)
+            .and_then(|v| v.parse::<i64>().ok())
+            .unwrap_or(0)
+    };
+    if number("min_version") > VERSION {
+        return Ok(Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "index in Postgres: table {table} has schema version {}, which this walrusds (version {VERSION}) cannot work with; install a newer one",
+                number("schema_version")
+            ),
+        )));
+    }
+    Ok(Ok(if number("schema_version") >= VERSION {
+        Meta::Current
+    } else {
+        Meta::Outdated
+    }))
+}
+
+/// Checks columns for a normal open: nothing may be missing if the version says current.
+pub(super) fn check_current(found: &Found) -> Result<bool> {
+    Ok(found.exists && found.check()?.is_empty())
+}
+
+/// The key of the advisory lock for one table.
+fn lock_key(table: &TableName) -> i64 {
+    let digest = Sha256::digest(format!("walrusds schema {table}").as_bytes());
+    i64::from_be_bytes(std::array::from_fn(|i| digest[i]))
+}
+
+/// The statements that bring the tables up to date. All of them may be run again.
+fn plan(found: &Found, indexes: &[String], cockroach: bool) -> Result<Vec<String>> {
+    let table = &found.table;
+    let quoted = table.quoted();
+    let mut plan = Vec::new();
+    if found.exists {
+        let missing = found.check()?;
+        if !missing.is_empty() {
+            let add: Vec<_> = missing
+                .iter()
+                .map(|d| format!("ADD COLUMN IF NOT EXISTS {d}"))
+                .collect();
+            plan.push(format!("ALTER TABLE {quoted} {}", add.join(", ")));
+        }
+    } else {
+        // CockroachDB compares bytes by itself and collated keys cost it an extra encoding.
+        let collate = if cockroach { "" } else { " COLLATE \"C\"" };
+        plan.push(format!(
+            "CREATE TABLE IF NOT EXISTS {quoted} (key TEXT{collate} PRIMARY KEY, blob_id TEXT NOT NULL, \
+             blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL, deletable BOOLEAN NOT NULL DEFAULT FALSE, \
+             end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
+             created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())"
+        ));
+    }
+    for column in ["blob_id", "expires_at"] {
+        let name = table.with_suffix(&format!("_{column}_idx"));
+        if !indexes.contains(&name) {
+            plan.push(format!(
+                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({column})"
+            ));
+        }
+    }
+    if found.exists && found.shape(cockroach).order == ByteOrder::Pattern {
+        let name = table.with_suffix("_key_prefix_idx");
+        if !indexes.contains(&name) {
+            plan.push(format!(
+                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"
+            ));
+        }
+    }
+    for (suffix, columns) in [
+        ("_meta", "name TEXT PRIMARY KEY, value TEXT NOT NULL"),
+        ("_leases", "name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires_at TIMESTAMPTZ NOT NULL"),
+        ("_usage", "name TEXT PRIMARY KEY, blocks BIGINT NOT NULL DEFAULT 0, bytes BIGINT NOT NULL DEFAULT 0"),
+    ] {
+        plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", table.companion(suffix).quoted()));
+    }
+    plan.push(count_usage(found));
+    let meta = table.companion("_meta").quoted();
+    for (name, value) in [("schema_version", VERSION), ("min_version", MIN_VERSION)] {
+        plan.push(format!(
+            "INSERT INTO {meta} (name, value) VALUES ('{name}', '{value}') \
+             ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"
+        ));
+    }
+    Ok(plan)
+}
+
+/// Starts the running total with a count of what is there: a key counts once.
+fn count_usage(found: &Found) -> String {
+    let usage = found.table.companion("_usage").quoted();
+    let table = found.table.quoted();
+    let staged = match (&found.table.go_staging(), found.staging_exists) {
+        (Some(staging), true) => format!(
+            " UNION ALL SELECT s.size FROM {} AS s WHERE NOT EXISTS (SELECT 1 FROM {table} AS t WHERE t.key = s.key)",
+            staging.quoted()
+        ),
+        _ => String::new(),
+    };
+    format!(
+        "INSERT INTO {usage} (name, blocks, bytes) SELECT 'total', count(*), {} FROM (SELECT size FROM {table}{staged}) AS r \
+         ON CONFLICT (name) DO NOTHING",
+        clamped_sum("size")
+    )
+}
+
+/// Brings the schema up to date, in one transaction under an advisory lock, so that any number of
+/// nodes may start for the first time at the same moment.
+pub(super) fn migrate(
+    client: &mut postgres::Client,
+    wanted: &TableName,
+    cockroach: bool,
+) -> std::result::Result<Result<()>, PgError> {
+    let mut tx = client.transaction()?;
+    // Counting and indexing a large table of the Go plugin takes as long as it takes.
+    tx.batch_execute("SET LOCAL statement_timeout = 0")?;
+    tx.query_typed(
+        "SELECT pg_advisory_xact_lock($1)",
+        &[(&lock_key(wanted), Type::INT8)],
+    )?;
+    let find = Find::new(wanted);
+    let found = match Found::new(wanted, &tx.query_typed(FIND, &find.params())?)? {
+        Ok(found) => found,
+        Err(e) => return Ok(Err(e)),
+    };
+    let indexes = tx
+        .query_typed(
+            "SELECT i.relname::text FROM pg_catalog.pg_index x \
+             JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid JOIN pg_catalog.pg_class c ON c.oid = x.indrelid \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relname = ($1::text)::name AND x.indisvalid \
+               AND ($2::text IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ($2::text)::name)",
+            &[(&found.table.name(), Type::TEXT), (&found.table.schema(), Type::TEXT)],
+        )?
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<std::result::Result<Vec<String>, _>>()?;
+    let statements = match plan(&found, &indexes, cockroach) {
+        Ok(statements) => statements,
+        Err(e) => return Ok(Err(e)),
+    };
+    for statement in &statements {
+        if let Err(e) = tx.batch_execute(statement) {
+            let Some(db) = e.as_db_error() else {
+                return Err(e);
+            };
+            let right = *db.code() == tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE;
+            let schema = *db.code() == tokio_postgres::error::SqlState::INVALID_SCHEMA_NAME;
+            if !right && !schema {
+                return Err(e);
+            }
+            let mut script = String::new();
+            if schema {
+                script.push_str(&format!(
+                    "CREATE SCHEMA IF NOT EXISTS \"{}\"; ",
+                    found.table.schema().unwrap_or("public")
+                ));
+            }
+            script.push_str(&statements.join("; "));
+            return Ok(Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "index in Postgres: the tables of {} cannot be set up: {}. Have a role with the rights run this once, and grant \
+                     SELECT, INSERT, UPDATE, DELETE on the tables to this one: {script};",
+                    found.table,
+                    super::error::full(&e),
+                ),
+            )));
+        }
+    }
+    tx.commit()?;
+    Ok(Ok(()))
+}
+
+/// Whether another try of the migration may succeed: someone else (a Go node takes no lock) created
+/// or changed the same thing at the same moment.
+pub(super) fn collided(error: &PgError) -> bool {
+    use tokio_postgres::error::SqlState;
+    error.code().is_some_and(|code| {
+        *code == SqlState::UNIQUE_VIOLATION
+            || *code == SqlState::DUPLICATE_TABLE
+            || *code == SqlState::DUPLICATE_COLUMN
+            || *code == SqlState::DUPLICATE_OBJECT
+            || *code == SqlState::INTERNAL_ERROR // "tuple concurrently updated"
+            || *code == SqlState::T_R_DEADLOCK_DETECTED
+            || *code == SqlState::T_R_SERIALIZATION_FAILURE
+    })
+}

@@ -1,0 +1,225 @@
+//! The statements, written once per opened table. Values are always parameters; names are quoted.
+//!
+//! Every statement is also accepted by Citus, YugabyteDB and CockroachDB: no `now()` in
+//! `DO UPDATE SET` (Citus), no sequences, no temporary tables, keys by equality or range.
+
+use std::ops::Bound;
+
+use super::schema::Shape;
+use crate::index::keys::KeyRange;
+
+/// Columns of a lookup, in the order [`super::rows::record`] reads them (after `staged`).
+const STAGED_COLUMNS: &str =
+    "'' AS blob_id, '' AS patch_id, 0::bigint AS blob_offset, size, FALSE AS deletable, \
+     0::bigint AS end_epoch, NULL::timestamptz AS expires_at";
+
+/// Makes a deletion's commit not wait for the disk, for this transaction alone: a deletion lost in
+/// a crash is harmless (the block is collected next time).
+const NO_WAIT: &str = "set_config('synchronous_commit', 'off', true)";
+
+/// How rows of a table are brought into byte order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ByteOrder {
+    /// The column collates "C" (our tables), or the engine compares bytes anyway (CockroachDB).
+    Plain,
+    /// Any collation, through `text_pattern_ops` operators and the Go plugin's index for them.
+    Pattern,
+}
+
+impl ByteOrder {
+    fn ops(self) -> (&'static str, &'static str, &'static str, &'static str) {
+        match self {
+            ByteOrder::Plain => (">", ">=", "<", ""),
+            ByteOrder::Pattern => ("~>~", "~>=~", "~<~", " USING ~<~"),
+        }
+    }
+}
+
+/// The statements for one table, with (`[1]`) and without (`[0]`) the Go plugin's staging table.
+pub(super) struct Sql {
+    pub get: [String; 2],
+    pub get_many: [String; 2],
+    pub staged_value: String,
+    /// `[staging][no_wait]`
+    pub delete: [[String; 2]; 2],
+    pub upsert: [String; 2],
+    pub delete_staged: String,
+    pub due: [String; 2],
+    pub rows_of_blob: String,
+    pub update_blob: String,
+    pub usage: String,
+    pub add_usage: String,
+    pub try_lease: String,
+    pub release_lease: String,
+    table: String,
+    staging: String,
+    order: ByteOrder,
+}
+
+impl Sql {
+    pub fn new(shape: &Shape) -> Sql {
+        let table = shape.table.quoted();
+        let staging = shape
+            .staging
+            .as_ref()
+            .map(|s| s.quoted())
+            .unwrap_or_default();
+        let leases = shape.table.companion("_leases").quoted();
+        let usage = shape.table.companion("_usage").quoted();
+        let patch = if shape.has_patch_id {
+            "patch_id"
+        } else {
+            "'' AS patch_id"
+        };
+        let columns =
+            format!("blob_id, {patch}, blob_offset, size, deletable, end_epoch, expires_at");
+
+        let get = format!("SELECT FALSE AS staged, {columns} FROM {table} WHERE key = $1");
+        let get_many =
+            format!("SELECT FALSE AS staged, {columns}, key FROM {table} WHERE key = ANY($1)");
+        let delete = |staged: bool, no_wait: bool| {
+            let no_wait = if no_wait {
+                format!(", {NO_WAIT}")
+            } else {
+                String::new()
+            };
+            let (more, rows) = if staged {
+                (
+                    format!(", s AS (DELETE FROM {staging} WHERE key = ANY($1) RETURNING key, size)"),
+                    "(SELECT size FROM d UNION ALL SELECT size FROM s WHERE NOT EXISTS (SELECT 1 FROM d WHERE d.key = s.key)) AS r",
+                )
+            } else {
+                (String::new(), "d")
+            };
+            format!(
+                "WITH d AS (DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size){more} \
+                 SELECT count(*), {sum}{no_wait} FROM {rows}",
+                sum = clamped_sum("size"),
+            )
+        };
+
+        // What a Go node would read must not survive an overwrite: the patch of the old blob, its object.
+        let mut names =
+            "key, blob_id, blob_offset, size, deletable, end_epoch, expires_at".to_owned();
+        let mut types = "$1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[], $7::timestamptz[]".to_owned();
+        if shape.has_patch_id {
+            names.push_str(", patch_id");
+            types.push_str(", $8::text[]");
+        }
+        let mut set = String::new();
+        for name in names.split(", ").skip(1) {
+            set.push_str(&format!("{name} = EXCLUDED.{name}, "));
+        }
+        for (present, name, value) in [
+            (shape.has_object_id, "object_id", "''"),
+            (shape.has_encoded_size, "encoded_size", "0"),
+            (shape.has_cost, "cost", "0"),
+        ] {
+            if present {
+                set.push_str(&format!("{name} = {value}, "));
+            }
+        }
+        let upsert = format!(
+            "INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
+             ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at"
+        );
+        let upsert_staged =
+            format!("WITH s AS (DELETE FROM {staging} WHERE key = ANY($1)) {upsert}");
+
+        let due = |after: bool| {
+            let blob_id = "blob_id COLLATE \"C\"";
+            format!(
+                "SELECT blob_id, min(expires_at), min(end_epoch), bool_or(deletable) FROM {table} \
+                 WHERE expires_at < $1 GROUP BY blob_id {} ORDER BY min(expires_at), {blob_id} LIMIT $2",
+                if after {
+                    format!("HAVING min(expires_at) > $3 OR (min(expires_at) = $3 AND {blob_id} > $4)")
+                } else {
+                    String::new()
+                },
+            )
+        };
+        let (.., using) = shape.order.ops();
+        Sql {
+            get: [
+                get.clone(),
+                format!("SELECT TRUE AS staged, {STAGED_COLUMNS} FROM {staging} WHERE key = $1 UNION ALL {get}"),
+            ],
+            get_many: [
+                get_many.clone(),
+                format!("SELECT TRUE AS staged, {STAGED_COLUMNS}, key FROM {staging} WHERE key = ANY($1) UNION ALL {get_many}"),
+            ],
+            staged_value: format!("SELECT value FROM {staging} WHERE key = $1"),
+            delete: [
+                [delete(false, false), delete(false, true)],
+                [delete(true, false), delete(true, true)],
+            ],
+            upsert: [upsert, upsert_staged],
+            delete_staged: format!("DELETE FROM {staging} WHERE key = ANY($1)"),
+            due: [due(false), due(true)],
+            rows_of_blob: format!(
+                "SELECT FALSE AS staged, {columns}, key FROM {table} WHERE blob_id = $1 ORDER BY key{using}"
+            ),
+            update_blob: format!(
+                "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
+                 expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
+            ),
+            usage: format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'"),
+            add_usage: format!(
+                "INSERT INTO {usage} AS u (name, blocks, bytes) VALUES ('total', $1, $2) \
+                 ON CONFLICT (name) DO UPDATE SET blocks = u.blocks + EXCLUDED.blocks, bytes = u.bytes + EXCLUDED.bytes"
+            ),
+            try_lease: format!(
+                "INSERT INTO {leases} AS l (name, owner, expires_at) VALUES ($1, $2, now() + $3 * interval '1 second') \
+                 ON CONFLICT (name) DO UPDATE SET owner = EXCLUDED.owner, expires_at = EXCLUDED.expires_at \
+                 WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() RETURNING owner"
+            ),
+            release_lease: format!("DELETE FROM {leases} WHERE name = $1 AND owner = $2"),
+            table,
+            staging,
+            order: shape.order,
+        }
+    }
+
+    /// One page of a listing; the bounds are parameters in the order lower, upper (those that
+    /// there are), the limit is last.
+    pub fn list(&self, range: &KeyRange, staged: bool) -> String {
+        let (gt, ge, lt, using) = self.order.ops();
+        let (mut conditions, mut next) = (Vec::new(), 1);
+        match range.lower {
+            Bound::Unbounded => {}
+            Bound::Included(_) => conditions.push(format!("key {ge} $1")),
+            Bound::Excluded(_) => conditions.push(format!("key {gt} $1")),
+        }
+        next += conditions.len();
+        if range.upper.is_some() {
+            conditions.push(format!("key {lt} ${next}"));
+            next += 1;
+        }
+        let condition = if conditions.is_empty() {
+            String::new()
+        } else {
+            format!("WHERE {} ", conditions.join(" AND "))
+        };
+        let part = |from: &str, columns: &str| {
+            format!("SELECT {columns} FROM {from} {condition}ORDER BY key{using} LIMIT ${next}")
+        };
+        let index = part(&self.table, "FALSE AS staged, key, size, expires_at");
+        if staged {
+            // The caller merges the two: the first n of each hold the first n of both.
+            let staging = part(
+                &self.staging,
+                "TRUE AS staged, key, size, NULL::timestamptz AS expires_at",
+            );
+            format!("({staging}) UNION ALL ({index})")
+        } else {
+            index
+        }
+    }
+}
+
+/// `sum(column)` as a bigint that saturates instead of failing on nonsense in the table.
+pub(super) fn clamped_sum(column: &str) -> String {
+    format!(
+        "LEAST(GREATEST(COALESCE(sum({column}), 0), -9223372036854775808), 9223372036854775807)::bigint"
+    )
+}

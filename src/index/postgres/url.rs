@@ -1,0 +1,582 @@
+//! Postgres URLs as libpq reads them (also `keyword=value` strings, which the Go plugin accepted).
+//!
+//! Messages name the part that is wrong and never repeat a value that could hold a secret.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio_postgres::config::{
+    ChannelBinding, LoadBalanceHosts, SslNegotiation, TargetSessionAttrs,
+};
+use tokio_postgres::Config;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// libpq's `sslmode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SslMode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// libpq's `sslrootcert`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RootCert {
+    /// The roots of the system.
+    System,
+    /// A PEM file.
+    File(PathBuf),
+}
+
+/// One server of the URL.
+#[derive(Clone)]
+pub(super) struct Target {
+    /// `host:port` or the socket's path, for messages.
+    pub label: String,
+    /// Everything tokio-postgres needs, with this one host.
+    pub config: Config,
+    /// A Unix socket: never TLS.
+    pub unix: bool,
+}
+
+/// A parsed URL. No `Debug`: it holds the password.
+#[derive(Clone)]
+pub(super) struct Spec {
+    pub targets: Vec<Target>,
+    pub ssl_mode: SslMode,
+    pub ssl_root_cert: Option<RootCert>,
+    /// Certificate chain and key files of the client.
+    pub ssl_client: Option<(PathBuf, PathBuf)>,
+    pub connect_timeout: Option<Duration>,
+    pub user: String,
+    pub dbname: String,
+}
+
+fn bad(what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Config, format!("postgresURL: {what}"))
+}
+
+/// Parameters in the order of precedence: a later one replaces an earlier one.
+type Params = BTreeMap<String, String>;
+
+/// Parses the URL; nothing is looked up or opened.
+pub(super) fn parse(url: &str) -> Result<Spec> {
+    let url = url.trim();
+    let params = if let Some(rest) = url
+        .strip_prefix("postgres://")
+        .or_else(|| url.strip_prefix("postgresql://"))
+    {
+        split_url(rest)?
+    } else if url.contains("://") {
+        return Err(bad("the scheme must be postgres:// or postgresql://"));
+    } else if url.contains('=') {
+        split_keywords(url)?
+    } else {
+        return Err(bad(
+            "is no Postgres URL (postgres://user@host:port/database)",
+        ));
+    };
+    build(params)
+}
+
+fn split_url(rest: &str) -> Result<Params> {
+    let mut params = Params::new();
+    if rest.contains('#') {
+        return Err(bad("a # (fragment) has no meaning here; write it as %23"));
+    }
+    let (rest, query) = match rest.split_once('?') {
+        Some((rest, query)) => (rest, Some(query)),
+        None => (rest, None),
+    };
+    let (authority, path) = match rest.split_once('/') {
+        Some((authority, path)) => (authority, Some(path)),
+        None => (rest, None),
+    };
+    let hosts = match authority.rsplit_once('@') {
+        Some((userinfo, hosts)) => {
+            let (user, password) = match userinfo.split_once(':') {
+                Some((user, password)) => (user, Some(password)),
+                None => (userinfo, None),
+            };
+            if !user.is_empty() {
+                params.insert("user".into(), decode("the user name", user)?);
+            }
+            if let Some(password) = password {
+                params.insert("password".into(), decode("the password", password)?);
+            }
+            hosts
+        }
+        None => authority,
+    };
+    if !hosts.is_empty() {
+        let (mut names, mut ports) = (Vec::new(), Vec::new());
+        for item in hosts.split(',') {
+            let (name, port) = split_host_port(item)?;
+            names.push(decode("the host", name)?);
+            ports.push(port.unwrap_or_default().to_owned());
+        }
+        params.insert("host".into(), names.join(","));
+        if ports.iter().any(|p| !p.is_empty()) {
+            params.insert("port".into(), ports.join(","));
+        }
+    }
+    if let Some(path) = path.filter(|p| !p.is_empty()) {
+        params.insert("dbname".into(), decode("the database name", path)?);
+    }
+    for pair in query
+        .unwrap_or_default()
+        .split('&')
+        .filter(|p| !p.is_empty())
+    {
+        let (name, value) = pair
+            .split_once('=')
+            .ok_or_else(|| bad("a parameter after ? has no value (name=value)"))?;
+        let name = decode("the name of a parameter", name)?;
+        let value = decode(&format!("parameter {name:?}"), value)?;
+        params.insert(name, value);
+    }
+    Ok(params)
+}
+
+fn split_host_port(item: &str) -> Result<(&str, Option<&str>)> {
+    if let Some(rest) = item.strip_prefix('[') {
+        let (host, rest) = rest
+            .split_once(']')
+            .ok_or_else(|| bad("an IPv6 host lacks its closing ]"))?;
+        return match rest.strip_prefix(':') {
+            Some(port) => Ok((host, Some(port))),
+            None if rest.is_empty() => Ok((host, None)),
+            None => Err(bad("something other than a port follows an IPv6 host")),
+        };
+    }
+    match item.rsplit_once(':') {
+        Some((host, _)) if host.contains(':') => {
+            Err(bad("an IPv6 host must be in brackets ([::1]:5432)"))
+        }
+        Some((host, port)) => Ok((host, Some(port))),
+        None => Ok((item, None)),
+    }
+}
+
+fn decode(what: &str, text: &str) -> Result<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let hex = |b: Option<u8>| b.and_then(|b| (b as char).to_digit(16));
+        match (hex(rest.next()), hex(rest.next())) {
+            (Some(high), Some(low)) => bytes.push((high * 16 + low) as u8),
+            _ => {
+                return Err(bad(format!(
+                    "{what} has a % that two hex digits do not follow (write % as %25)"
+                )))
+            }
+        }
+    }
+    if bytes.contains(&0) {
+        return Err(bad(format!("{what} contains a NUL byte")));
+    }
+    String::from_utf8(bytes).map_err(|_| bad(format!("{what} is not UTF-8")))
+}
+
+fn split_keywords(text: &str) -> Result<Params> {
+    let mut params = Params::new();
+    let mut chars = text.chars().peekable();
+    loop {
+        while chars.next_if(|c| c.is_whitespace()).is_some() {}
+        if chars.peek().is_none() {
+            return Ok(params);
+        }
+        let mut name = String::new();
+        while let Some(c) = chars.next_if(|c| *c != '=' && !c.is_whitespace()) {
+            name.push(c);
+        }
+        while chars.next_if(|c| c.is_whitespace()).is_some() {}
+        if chars.next() != Some('=') {
+            return Err(bad("a keyword lacks its = (keyword=value)"));
+        }
+        while chars.next_if(|c| c.is_whitespace()).is_some() {}
+        let mut value = String::new();
+        let quoted = chars.next_if_eq(&'\'').is_some();
+        loop {
+            match chars.peek().copied() {
+                None if quoted => {
+                    return Err(bad(format!("keyword {name:?} lacks its closing quote")))
+                }
+                None => break,
+                Some('\'') if quoted => {
+                    chars.next();
+                    break;
+                }
+                Some(c) if !quoted && c.is_whitespace() => break,
+                Some('\\') => {
+                    chars.next();
+                    value.extend(chars.next());
+                }
+                Some(c) => {
+                    chars.next();
+                    value.push(c);
+                }
+            }
+        }
+        params.insert(name, value);
+    }
+}
+
+fn build(mut params: Params) -> Result<Spec> {
+    let env = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let mut take = |name: &str| params.remove(name).filter(|v| !v.is_empty());
+
+    let mut base = Config::new();
+    let user = take("user")
+        .or_else(|| env("PGUSER"))
+        .or_else(|| env("USER"))
+        .or_else(|| env("LOGNAME"))
+        .ok_or_else(|| bad("names no user"))?;
+    base.user(&user);
+    if let Some(password) = take("password").or_else(|| env("PGPASSWORD")) {
+        base.password(password);
+    }
+    let dbname = take("dbname").unwrap_or_else(|| user.clone());
+    base.dbname(&dbname);
+    let fallback = take("fallback_application_name");
+    base.application_name(
+        take("application_name")
+            .or(fallback)
+            .unwrap_or_else(|| "walrusds".into()),
+    );
+    if let Some(options) = take("options") {
+        base.options(options);
+    }
+
+    let connect_timeout = take("connect_timeout")
+        .map(|v| number("connect_timeout", &v))
+        .transpose()?
+        .filter(|seconds| *seconds > 0)
+        .map(Duration::from_secs);
+    if let Some(v) = take("keepalives") {
+        base.keepalives(number("keepalives", &v)? != 0);
+    }
+    // A server that vanished without a word is noticed within half a minute.
+    let seconds = |name, value: Option<String>, default| match value {
+        Some(v) => number(name, &v).map(|n| if n == 0 { default } else { n }),
+        None => Ok(default),
+    };
+    base.keepalives_idle(Duration::from_secs(seconds(
+        "keepalives_idle",
+        take("keepalives_idle"),
+        15,
+    )?));
+    base.keepalives_interval(Duration::from_secs(seconds(
+        "keepalives_interval",
+        take("keepalives_interval"),
+        5,
+    )?));
+    base.keepalives_retries(
+        u32::try_from(seconds("keepalives_count", take("keepalives_count"), 3)?)
+            .map_err(|_| bad("keepalives_count is too large"))?,
+    );
+    base.tcp_user_timeout(match take("tcp_user_timeout") {
+        Some(v) => Duration::from_millis(number("tcp_user_timeout", &v)?),
+        None => Duration::from_secs(30),
+    });
+
+    let ssl_root_cert = take("sslrootcert").map(|v| match v.as_str() {
+        "system" => RootCert::System,
+        _ => RootCert::File(v.into()),
+    });
+    let ssl_mode = match take("sslmode").or_else(|| env("PGSSLMODE")).as_deref() {
+        None if ssl_root_cert == Some(RootCert::System) => SslMode::VerifyFull,
+        None | Some("prefer") => SslMode::Prefer,
+        Some("disable") => SslMode::Disable,
+        Some("allow") => SslMode::Allow,
+        Some("require") => SslMode::Require,
+        Some("verify-ca") => SslMode::VerifyCa,
+        Some("verify-full") => SslMode::VerifyFull,
+        Some(_) => {
+            return Err(bad(
+                "sslmode must be disable, allow, prefer, require, verify-ca or verify-full",
+            ))
+        }
+    };
+    let ssl_client = match (take("sslcert"), take("sslkey")) {
+        (Some(cert), Some(key)) => Some((cert.into(), key.into())),
+        (None, None) => None,
+        (Some(_), None) => return Err(bad("sslcert is given without sslkey")),
+        (None, Some(_)) => return Err(bad("sslkey is given without sslcert")),
+    };
+    match take("sslnegotiation").as_deref() {
+        None | Some("postgres") => {}
+        Some("direct")
+            if matches!(
+                ssl_mode,
+                SslMode::Disable | SslMode::Allow | SslMode::Prefer
+            ) =>
+        {
+            return Err(bad(
+                "sslnegotiation=direct needs sslmode=require or stricter",
+            ));
+        }
+        Some("direct") => {
+            base.ssl_negotiation(SslNegotiation::Direct);
+        }
+        Some(_) => return Err(bad("sslnegotiation must be postgres or direct")),
+    }
+    match take("channel_binding").as_deref() {
+        None | Some("prefer") => {}
+        Some("disable") => {
+            base.channel_binding(ChannelBinding::Disable);
+        }
+        Some("require") => {
+            base.channel_binding(ChannelBinding::Require);
+        }
+        Some(_) => return Err(bad("channel_binding must be disable, prefer or require")),
+    }
+    match take("target_session_attrs").as_deref() {
+        None | Some("any" | "prefer-standby") => {}
+        Some("read-write" | "primary") => {
+            base.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        Some("read-only" | "standby") => {
+            base.target_session_attrs(TargetSessionAttrs::ReadOnly);
+        }
+        Some(_) => {
+            return Err(bad(
+                "target_session_attrs must be any, read-write, read-only, primary, standby or prefer-standby",
+            ))
+        }
+    }
+    match take("load_balance_hosts").as_deref() {
+        None | Some("disable") => {}
+        Some("random") => {
+            base.load_balance_hosts(LoadBalanceHosts::Random);
+        }
+        Some(_) => return Err(bad("load_balance_hosts must be disable or random")),
+    }
+    // Accepted where they ask for what is so anyway.
+    for (name, allowed) in [
+        ("gssencmode", &["disable", "prefer"][..]),
+        ("client_encoding", &["auto", "UTF8", "utf8", "UTF-8"][..]),
+        ("binary_parameters", &["yes", "no"][..]), // lib/pq
+        ("sslsni", &["1"][..]),
+        ("sslcompression", &["0"][..]),
+    ] {
+        if take(name).is_some_and(|v| !allowed.contains(&v.as_str())) {
+            return Err(bad(format!("{name} must be {}", allowed.join(" or "))));
+        }
+    }
+
+    let (hosts, addresses, ports) = (take("host"), take("hostaddr"), take("port"));
+    if let Some(name) = params.keys().next() {
+        return Err(bad(format!("parameter {name:?} is not known (a special character in the password must be percent-encoded)")));
+    }
+    let targets = targets(
+        &base,
+        hosts.as_deref(),
+        addresses.as_deref(),
+        ports.as_deref(),
+    )?;
+    Ok(Spec {
+        targets,
+        ssl_mode,
+        ssl_root_cert,
+        ssl_client,
+        connect_timeout,
+        user,
+        dbname,
+    })
+}
+
+fn targets(
+    base: &Config,
+    hosts: Option<&str>,
+    addresses: Option<&str>,
+    ports: Option<&str>,
+) -> Result<Vec<Target>> {
+    let list = |text: Option<&str>| -> Vec<String> {
+        text.map(|t| t.split(',').map(|s| s.trim().to_owned()).collect())
+            .unwrap_or_default()
+    };
+    let (hosts, addresses, ports) = (list(hosts), list(addresses), list(ports));
+    if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+        return Err(bad("host and hostaddr name different numbers of servers"));
+    }
+    let count = hosts.len().max(addresses.len()).max(1);
+    if ports.len() > 1 && ports.len() != count {
+        return Err(bad("port names another number of servers than host"));
+    }
+    let mut targets = Vec::with_capacity(count);
+    for i in 0..count {
+        let port = match ports.get(i).or(if ports.len() == 1 {
+            ports.first()
+        } else {
+            None
+        }) {
+            Some(port) if !port.is_empty() => port
+                .parse::<u16>()
+                .ok()
+                .filter(|p| *p != 0)
+                .ok_or_else(|| bad("a port is not a number from 1 to 65535"))?,
+            _ => 5432,
+        };
+        let host = hosts
+            .get(i)
+            .map(String::as_str)
+            .filter(|h| !h.is_empty())
+            .unwrap_or(if addresses.is_empty() {
+                "localhost"
+            } else {
+                ""
+            });
+        let mut config = base.clone();
+        config.port(port);
+        let unix = host.starts_with('/');
+        let label = if unix {
+            config.host_path(host);
+            format!("{host}/.s.PGSQL.{port}")
+        } else if host.contains(':') {
+            config.host(host);
+            format!("[{host}]:{port}")
+        } else {
+            if !host.is_empty() {
+                config.host(host);
+            }
+            format!(
+                "{}:{port}",
+                if host.is_empty() { &addresses[i] } else { host }
+            )
+        };
+        if let Some(address) = addresses.get(i).filter(|a| !a.is_empty() && !unix) {
+            config.hostaddr(
+                address
+                    .parse()
+                    .map_err(|_| bad("hostaddr is not an IP address"))?,
+            );
+        }
+        targets.push(Target {
+            label,
+            config,
+            unix,
+        });
+    }
+    Ok(targets)
+}
+
+fn number(name: &str, value: &str) -> Result<u64> {
+    value
+        .trim()
+        .parse()
+        .map_err(|_| bad(format!("{name} must be a whole number, not negative")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_postgres::config::Host;
+
+    fn labels(url: &str) -> Vec<String> {
+        parse(url)
+            .unwrap()
+            .targets
+            .into_iter()
+            .map(|t| t.label)
+            .collect()
+    }
+
+    fn error(url: &str) -> String {
+        let Err(error) = parse(url) else {
+            panic!("{url} was accepted")
+        };
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.to_string()
+    }
+
+    #[test]
+    fn urls() {
+        let spec = parse(
+            "postgres://us%40er:p%3Aw%2F@db.example:6543/my%20db?sslmode=disable&connect_timeout=3",
+        )
+        .unwrap();
+        assert_eq!(
+            (spec.user.as_str(), spec.dbname.as_str()),
+            ("us@er", "my db")
+        );
+        assert_eq!(spec.targets[0].config.get_password(), Some(&b"p:w/"[..]));
+        assert_eq!(
+            spec.targets[0].config.get_application_name(),
+            Some("walrusds")
+        );
+        assert_eq!(spec.ssl_mode, SslMode::Disable);
+        assert_eq!(spec.connect_timeout, Some(Duration::from_secs(3)));
+        assert_eq!(
+            labels("postgresql://u@a,b:1,[::1]:2/d"),
+            ["a:5432", "b:1", "[::1]:2"]
+        );
+        assert_eq!(
+            labels("postgres://u@/d?host=/run/pg&port=7"),
+            ["/run/pg/.s.PGSQL.7"]
+        );
+        assert_eq!(
+            labels("postgres://u@%2Frun%2Fpg:7/d"),
+            ["/run/pg/.s.PGSQL.7"]
+        );
+        assert_eq!(labels("host=h port=5 user=u password='a b\\'c'"), ["h:5"]);
+        assert_eq!(labels("postgres://u@/d"), ["localhost:5432"]);
+        assert_eq!(labels("postgres://u@h/d?hostaddr=127.0.0.1"), ["h:5432"]);
+        let spec = parse("postgres://u@%2Frun%2Fpg/d").unwrap();
+        assert!(spec.targets[0].unix);
+        assert!(matches!(
+            spec.targets[0].config.get_hosts(),
+            [Host::Unix(_)]
+        ));
+        // A password with an @ in it, written plainly: the last @ separates.
+        let spec = parse("postgres://u:a@b@h/d").unwrap();
+        assert_eq!(spec.targets[0].config.get_password(), Some(&b"a@b"[..]));
+        assert_eq!(
+            parse("postgres://u@h/d?sslrootcert=system")
+                .unwrap()
+                .ssl_mode,
+            SslMode::VerifyFull
+        );
+    }
+
+    #[test]
+    fn errors_name_the_part_and_no_secret() {
+        for (url, part) in [
+            ("mysql://u:hunter2@h/d", "scheme"),
+            ("hunter2", "no Postgres URL"),
+            ("postgres://u:hunter2%zz@h/d", "the password"),
+            ("postgres://u:hunter2@h:0/d", "port"),
+            ("postgres://u:hunter2@h:hunter2/d", "port"),
+            ("postgres://u:hunter2@[::1/d", "IPv6"),
+            ("postgres://u:hunter2@::1/d", "IPv6"),
+            ("postgres://u:hunter2@h/d?sslmode=maybe", "sslmode"),
+            ("postgres://u:hunter2@h/d?frobnicate=1", "\"frobnicate\""),
+            (
+                "postgres://u:hunter2@h/d?connect_timeout=x",
+                "connect_timeout",
+            ),
+            ("postgres://u:hunter2@h/d?sslcert=x", "sslkey"),
+            ("postgres://u:hunter2@h/d?gssencmode=require", "gssencmode"),
+            (
+                "postgres://u:hunter2@h/d?target_session_attrs=x",
+                "target_session_attrs",
+            ),
+            ("postgres://u:hunter2@a,b:1,c/d?port=1,2", "port"),
+            ("user=u password='hunter2", "closing quote"),
+            ("postgres://u:hunter2@h/d#x", "fragment"),
+        ] {
+            let message = error(url);
+            assert!(message.contains(part), "{url}: {message}");
+            assert!(!message.contains("hunter2"), "{url}: {message}");
+        }
+    }
+}

@@ -1,0 +1,575 @@
+//! The embedded index: one SQLite file, for a single node.
+//!
+//! Reads go over a few connections, point lookups on the caller's own thread (they take
+//! microseconds); writes queue for one connection ([`writer`]), where those that wait together
+//! share a transaction and its fsync. Other processes may read and write the file meanwhile.
+
+mod schema;
+mod writer;
+
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use self::schema::{Readers, Sql};
+use self::writer::Writer;
+use super::gate::{Gate, Pass};
+use super::keys::{check_key, check_text, KeyRange};
+use super::table::parse_table;
+use super::{Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Read connections; a point lookup holds one for microseconds.
+const READERS: u32 = 4;
+/// Keys looked up on the caller's thread; more go to a blocking thread.
+const FEW: usize = 32;
+/// Statements kept prepared per connection.
+const STATEMENTS: usize = 32;
+
+/// How to open a [`SqliteIndex`].
+#[derive(Debug, Clone)]
+pub struct SqliteOptions {
+    /// The file (`indexPath`); created with its parent directories if missing.
+    pub path: PathBuf,
+    /// Table ([`parse_table`]); several may share a file.
+    pub table: String,
+    /// How long to wait for another process that writes to the file.
+    pub busy_timeout: Duration,
+}
+
+impl SqliteOptions {
+    /// Options with the default timeout (10 s).
+    pub fn new(path: impl Into<PathBuf>, table: impl Into<String>) -> Self {
+        SqliteOptions {
+            path: path.into(),
+            table: table.into(),
+            busy_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The index in an SQLite file.
+pub struct SqliteIndex {
+    gate: Arc<Gate>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    readers: Mutex<Option<r2d2::Pool<Readers>>>,
+    writer: Writer,
+    sql: Arc<Sql>,
+    busy_timeout: Duration,
+}
+
+impl SqliteIndex {
+    /// Opens or creates the file. Blocking work runs on tokio's blocking threads.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] naming `indexPath` where the file cannot be used (a directory, no
+    /// permission, another application's, a newer version's), [`ErrorKind::Corrupt`] where it is
+    /// damaged.
+    pub async fn open(options: SqliteOptions) -> Result<SqliteIndex> {
+        let table = parse_table(&options.table)?;
+        let opened = tokio::task::spawn_blocking(move || {
+            let sql = Arc::new(Sql::new(&table));
+            let connection =
+                schema::open(&options.path, &options.table, &sql, options.busy_timeout)?;
+            let writer = Writer::start(connection)?;
+            let readers = r2d2::Pool::builder()
+                .max_size(READERS)
+                .min_idle(Some(0))
+                .test_on_check_out(false)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .connection_timeout(options.busy_timeout.max(Duration::from_secs(1)))
+                .build_unchecked(Readers(options.path));
+            Ok(Inner {
+                readers: Mutex::new(Some(readers)),
+                writer,
+                sql,
+                busy_timeout: options.busy_timeout,
+            })
+        });
+        let inner = opened.await.unwrap_or_else(|e| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("opening the index: {e}"),
+            ))
+        })?;
+        Ok(SqliteIndex {
+            gate: Arc::new(Gate::default()),
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// A read that may take a while, on a blocking thread. It is not interrupted when the caller
+    /// goes away: every statement is bounded by a limit or one blob.
+    async fn read<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let inner = self.inner.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let _pass = pass;
+            let readers = inner
+                .readers
+                .lock()
+                .clone()
+                .ok_or_else(|| Error::closed("the index"))?;
+            let connection = readers.get().map_err(|e| {
+                Error::retryable(
+                    ErrorKind::Index,
+                    format!("index in SQLite: {what}: no connection: {e}"),
+                )
+            })?;
+            let wait = |limit| connection.busy_timeout(limit).map_err(|e| failed(what, &e));
+            wait(inner.busy_timeout)?;
+            let result = work(&connection, &inner.sql).map_err(|e| failed(what, &e));
+            wait(Duration::ZERO)?;
+            result
+        });
+        task.await.unwrap_or_else(|e| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("index in SQLite: {what}: {e}"),
+            ))
+        })
+    }
+
+    /// A read of a few rows by key, on this thread if a connection is at hand. In WAL mode a reader
+    /// waits for no writer; should the file be locked all the same, a blocking thread does the waiting.
+    async fn quick<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let attempt = || {
+            let readers = self.inner.readers.lock().clone()?;
+            let connection = readers.try_get()?;
+            match work(&connection, &self.inner.sql) {
+                Err(e) if is_busy(&e) => None,
+                other => Some(other.map_err(|e| failed(what, &e))),
+            }
+        };
+        if let Some(result) = on_this_thread(attempt) {
+            return result;
+        }
+        self.read(what, pass, move |connection, sql| work(connection, sql))
+            .await
+    }
+
+    async fn write<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let sql = self.inner.sql.clone();
+        self.inner
+            .writer
+            .run(what, pass, move |connection| work(connection, &sql))
+            .await
+    }
+}
+
+/// Runs something short that may touch the disk, so that the runtime can put another thread in
+/// this one's place if it takes longer than expected.
+fn on_this_thread<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|h| h.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}
+
+/// An SQLite error, said so that an operator knows what to do.
+fn failed(what: &str, error: &rusqlite::Error) -> Error {
+    let message = format!("index in SQLite: {what}: {error}");
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::retryable(
+            ErrorKind::Index,
+            format!("{message} (another process keeps the file of indexPath locked)"),
+        ),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory) => {
+            Error::retryable(ErrorKind::Index, message)
+        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Error::new(
+            ErrorKind::Corrupt,
+            format!("{message} (the file of indexPath is damaged or no SQLite database)"),
+        ),
+        Some(
+            ErrorCode::ReadOnly
+            | ErrorCode::PermissionDenied
+            | ErrorCode::CannotOpen
+            | ErrorCode::AuthorizationForStatementDenied,
+        ) => Error::new(
+            ErrorKind::Config,
+            format!("{message} (the file of indexPath or its directory may not be written)"),
+        ),
+        _ => Error::new(ErrorKind::Index, message),
+    }
+}
+
+/// Microseconds since 1970, saturating.
+fn to_micros(time: SystemTime) -> i64 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
+        // Rounded down, as the fraction of a later time is.
+        Err(before) => {
+            i64::try_from(before.duration().as_nanos().div_ceil(1000)).map_or(i64::MIN, |m| -m)
+        }
+    }
+}
+
+fn from_micros(micros: i64) -> SystemTime {
+    let distance = Duration::from_micros(micros.unsigned_abs());
+    if micros < 0 {
+        SystemTime::UNIX_EPOCH - distance
+    } else {
+        SystemTime::UNIX_EPOCH + distance
+    }
+}
+
+/// Reads `blob_id, blob_offset, size, deletable, end_epoch, expires_at`.
+fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    Ok(Record {
+        blob_id: row.get(0)?,
+        patch_id: None,
+        offset: row.get(1)?,
+        size: row.get(2)?,
+        deletable: row.get(3)?,
+        end_epoch: row.get(4)?,
+        expires_at: row.get::<_, Option<i64>>(5)?.map(from_micros),
+        staged: false,
+    })
+}
+
+fn get_one(connection: &Connection, sql: &Sql, key: &str) -> rusqlite::Result<Option<Record>> {
+    connection
+        .prepare_cached(&sql.get)?
+        .query_row([key], record)
+        .optional()
+}
+
+#[async_trait]
+impl Index for SqliteIndex {
+    async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
+        let pass = self.gate.enter()?;
+        for row in records {
+            check_key(&row.key)?;
+            check_text("blob ID", &row.record.blob_id)?;
+            if row
+                .record
+                .patch_id
+                .as_deref()
+                .is_some_and(|p| !p.is_empty())
+            {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "index in SQLite: blocks in quilts (rows with a patch ID) cannot be indexed",
+                ));
+            }
+        }
+        let mut rows = records.to_vec();
+        rows.sort_unstable_by(|a, b| a.key.cmp(&b.key)); // neighbours share pages
+        if let Some(twice) = rows.windows(2).find(|w| w[0].key == w[1].key) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("key {:?} appears twice in one put_many", twice[0].key),
+            ));
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.write("writing rows", pass, move |connection, sql| {
+            let now = to_micros(SystemTime::now());
+            let mut upsert = connection.prepare_cached(&sql.upsert)?;
+            for KeyRecord { key, record } in &rows {
+                upsert.execute(params![
+                    key,
+                    record.blob_id,
+                    record.offset,
+                    record.size,
+                    record.deletable,
+                    record.end_epoch,
+                    record.expires_at.map(to_micros),
+                    now,
+                ])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>> {
+        check_key(key)?;
+        let pass = self.gate.enter()?;
+        let key = key.to_owned();
+        self.quick("looking a key up", pass, move |connection, sql| {
+            get_one(connection, sql, &key)
+        })
+        .await
+    }
+
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        const WHAT: &str = "looking keys up";
+        for key in keys {
+            check_key(key)?;
+        }
+        let pass = self.gate.enter()?;
+        let few = keys.len() <= FEW;
+        let keys = keys.to_vec();
+        let work = move |connection: &Connection, sql: &Sql| {
+            // One snapshot: a put_many of another caller is seen whole or not at all.
+            let snapshot = connection.unchecked_transaction()?;
+            let records = keys
+                .iter()
+                .map(|key| get_one(connection, sql, key))
+                .collect();
+            snapshot.finish()?;
+            records
+        };
+        if few {
+            self.quick(WHAT, pass, work).await
+        } else {
+            self.read(WHAT, pass, work).await
+        }
+    }
+
+    async fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
+        check_key(key)?;
+        let _pass = self.gate.enter()?;
+        Ok(None) // only Go nodes stage, and only in Postgres
+    }
+
+    async fn delete(&self, key: &str) -> Result<Usage> {
+        self.delete_many(std::slice::from_ref(&key.to_owned()))
+            .await
+    }
+
+    async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
+        for key in keys {
+            check_key(key)?;
+        }
+        let pass = self.gate.enter()?;
+        if keys.is_empty() {
+            return Ok(Usage::default());
+        }
+        let keys = keys.to_vec();
+        self.write("deleting rows", pass, move |connection, sql| {
+            let mut delete = connection.prepare_cached(&sql.delete)?;
+            let mut removed = Usage::default();
+            for key in &keys {
+                if let Some(size) = delete
+                    .query_row([key], |row| row.get::<_, i64>(0))
+                    .optional()?
+                {
+                    removed.blocks += 1;
+                    removed.bytes = removed.bytes.saturating_add(size);
+                }
+            }
+            Ok(removed)
+        })
+        .await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>> {
+        let pass = self.gate.enter()?;
+        let range = KeyRange::new(prefix, after)?;
+        if limit == 0 || range.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.read("listing keys", pass, move |connection, sql| {
+            let mut bounds: Vec<&dyn rusqlite::ToSql> = Vec::new();
+            if let Bound::Included(key) | Bound::Excluded(key) = &range.lower {
+                bounds.push(key);
+            }
+            if let Some(upper) = &range.upper {
+                bounds.push(upper);
+            }
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            bounds.push(&limit);
+            let mut list = connection.prepare_cached(&sql.list(&range))?;
+            let rows = list.query_map(&bounds[..], |row| {
+                Ok(ListItem {
+                    key: row.get(0)?,
+                    size: row.get(1)?,
+                    expires_at: row.get::<_, Option<i64>>(2)?.map(from_micros),
+                })
+            })?;
+            rows.collect()
+        })
+        .await
+    }
+
+    async fn due_for_renewal(
+        &self,
+        before: SystemTime,
+        after: Option<&RenewItem>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        let pass = self.gate.enter()?;
+        let after = after.map(|item| (to_micros(item.expires_at), item.blob_id.clone()));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(
+            "listing blobs due for renewal",
+            pass,
+            move |connection, sql| {
+                // Before every row: the smallest time and the empty blob ID.
+                let (time, blob_id) = after
+                    .as_ref()
+                    .map_or((None, ""), |(t, b)| (Some(*t), b.as_str()));
+                let mut due = connection.prepare_cached(&sql.due)?;
+                let rows =
+                    due.query_map(params![to_micros(before), time, blob_id, limit], |row| {
+                        Ok(RenewItem {
+                            blob_id: row.get(0)?,
+                            expires_at: from_micros(row.get(1)?),
+                            end_epoch: row.get(2)?,
+                            deletable: row.get(3)?,
+                        })
+                    })?;
+                rows.collect()
+            },
+        )
+        .await
+    }
+
+    async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
+        let pass = self.gate.enter()?;
+        check_text("blob ID", blob_id)?;
+        let blob_id = blob_id.to_owned();
+        self.read(
+            "listing the rows of a blob",
+            pass,
+            move |connection, sql| {
+                let mut rows_of_blob = connection.prepare_cached(&sql.rows_of_blob)?;
+                let rows = rows_of_blob.query_map([blob_id], |row| {
+                    Ok(KeyRecord {
+                        key: row.get(6)?,
+                        record: record(row)?,
+                    })
+                })?;
+                rows.collect()
+            },
+        )
+        .await
+    }
+
+    async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
+        let pass = self.gate.enter()?;
+        check_text("blob ID", blob_id)?;
+        let (blob_id, renewal) = (blob_id.to_owned(), renewal.clone());
+        self.write("noting a renewal", pass, move |connection, sql| {
+            let changed = connection
+                .prepare_cached(&sql.update_blob)?
+                .execute(params![
+                    blob_id,
+                    renewal.end_epoch,
+                    renewal.expires_at.map(to_micros),
+                    to_micros(SystemTime::now()),
+                ])?;
+            Ok(changed as u64)
+        })
+        .await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        let pass = self.gate.enter()?;
+        self.quick("reading the running total", pass, |connection, sql| {
+            let usage = connection.prepare_cached(&sql.usage)?.query_row([], |row| {
+                Ok(Usage {
+                    blocks: row.get(0)?,
+                    bytes: row.get(1)?,
+                })
+            });
+            Ok(usage.optional()?.unwrap_or_default())
+        })
+        .await
+    }
+
+    async fn add_usage(&self, delta: Usage) -> Result<()> {
+        let pass = self.gate.enter()?;
+        if delta == Usage::default() {
+            return Ok(());
+        }
+        self.write(
+            "adding to the running total",
+            pass,
+            move |connection, sql| {
+                connection
+                    .prepare_cached(&sql.add_usage)?
+                    .execute(params![delta.blocks, delta.bytes])?;
+                Ok(())
+            },
+        )
+        .await
+    }
+
+    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
+        let pass = self.gate.enter()?;
+        check_text("name of the lease", name)?;
+        check_text("owner of the lease", owner)?;
+        let (name, owner) = (name.to_owned(), owner.to_owned());
+        self.write("taking a lease", pass, move |connection, sql| {
+            let now = to_micros(SystemTime::now());
+            let until = now.saturating_add(i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX));
+            let taken = connection
+                .prepare_cached(&sql.try_lease)?
+                .execute(params![name, owner, until, now])?;
+            Ok(taken > 0)
+        })
+        .await
+    }
+
+    async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
+        let pass = self.gate.enter()?;
+        check_text("name of the lease", name)?;
+        check_text("owner of the lease", owner)?;
+        let (name, owner) = (name.to_owned(), owner.to_owned());
+        self.write("giving a lease back", pass, move |connection, sql| {
+            connection
+                .prepare_cached(&sql.release_lease)?
+                .execute(params![name, owner])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.gate.shut();
+        let limit = self
+            .inner
+            .busy_timeout
+            .saturating_add(Duration::from_secs(30));
+        self.gate.emptied(limit).await;
+        let inner = self.inner.clone();
+        let closed = tokio::task::spawn_blocking(move || {
+            drop(inner.readers.lock().take());
+            // Last, so that it empties the write-ahead log into the file.
+            inner.writer.stop();
+        });
+        closed
+            .await
+            .map_err(|e| Error::new(ErrorKind::Internal, format!("closing the index: {e}")))
+    }
+}
+
+impl Drop for SqliteIndex {
+    fn drop(&mut self) {
+        self.gate.shut();
+    }
+}

@@ -1,0 +1,269 @@
+//! The file: opened, checked, created; and the statements on it.
+
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use super::{failed, is_busy, STATEMENTS};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::keys::KeyRange;
+use crate::index::table::TableName;
+
+/// Marks a file as ours ("wds1"; SQLite's `application_id`).
+const APPLICATION_ID: i32 = 0x7764_7331;
+/// Version of the tables.
+const VERSION: i64 = 1;
+
+/// The statements for one table.
+pub(super) struct Sql {
+    pub get: String,
+    pub upsert: String,
+    pub delete: String,
+    pub due: String,
+    pub rows_of_blob: String,
+    pub update_blob: String,
+    pub usage: String,
+    pub add_usage: String,
+    pub try_lease: String,
+    pub release_lease: String,
+    create: String,
+    version: String,
+    meta: String,
+    table: String,
+}
+
+impl Sql {
+    pub fn new(table: &TableName) -> Sql {
+        // A schema is a part of the name here: an SQLite file has none.
+        let quoted = |suffix: &str| format!("\"{table}{suffix}\"");
+        let (main, meta, leases, usage) = (
+            quoted(""),
+            quoted("_meta"),
+            quoted("_leases"),
+            quoted("_usage"),
+        );
+        let columns = "blob_id, blob_offset, size, deletable, end_epoch, expires_at";
+        Sql {
+            get: format!("SELECT {columns} FROM {main} WHERE key = ?1"),
+            upsert: format!(
+                "INSERT INTO {main} (key, {columns}, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8) \
+                 ON CONFLICT (key) DO UPDATE SET blob_id = excluded.blob_id, blob_offset = excluded.blob_offset, \
+                 size = excluded.size, deletable = excluded.deletable, end_epoch = excluded.end_epoch, \
+                 expires_at = excluded.expires_at, updated_at = excluded.updated_at"
+            ),
+            delete: format!("DELETE FROM {main} WHERE key = ?1 RETURNING size"),
+            due: format!(
+                "SELECT blob_id, min(expires_at), min(end_epoch), max(deletable) FROM {main} WHERE expires_at < ?1 \
+                 GROUP BY blob_id HAVING ?2 IS NULL OR (min(expires_at), blob_id) > (?2, ?3) \
+                 ORDER BY min(expires_at), blob_id LIMIT ?4"
+            ),
+            rows_of_blob: format!("SELECT {columns}, key FROM {main} WHERE blob_id = ?1 ORDER BY key"),
+            update_blob: format!(
+                "UPDATE {main} SET end_epoch = max(end_epoch, ?2), \
+                 expires_at = max(coalesce(expires_at, ?3), coalesce(?3, expires_at)), updated_at = ?4 WHERE blob_id = ?1"
+            ),
+            usage: format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'"),
+            add_usage: format!(
+                "INSERT INTO {usage} (name, blocks, bytes) VALUES ('total', ?1, ?2) \
+                 ON CONFLICT (name) DO UPDATE SET blocks = blocks + excluded.blocks, bytes = bytes + excluded.bytes"
+            ),
+            try_lease: format!(
+                "INSERT INTO {leases} AS l (name, owner, expires_at) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at \
+                 WHERE l.owner = excluded.owner OR l.expires_at <= ?4"
+            ),
+            release_lease: format!("DELETE FROM {leases} WHERE name = ?1 AND owner = ?2"),
+            create: format!(
+                "CREATE TABLE IF NOT EXISTS {main} (key TEXT NOT NULL PRIMARY KEY, blob_id TEXT NOT NULL, \
+                 blob_offset INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL, deletable INTEGER NOT NULL DEFAULT 0, \
+                 end_epoch INTEGER NOT NULL DEFAULT 0, expires_at INTEGER, \
+                 created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL) WITHOUT ROWID; \
+                 CREATE INDEX IF NOT EXISTS {blob_idx} ON {main} (blob_id); \
+                 CREATE INDEX IF NOT EXISTS {expires_idx} ON {main} (expires_at) WHERE expires_at IS NOT NULL; \
+                 CREATE TABLE IF NOT EXISTS {leases} (name TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, expires_at INTEGER NOT NULL) WITHOUT ROWID; \
+                 CREATE TABLE IF NOT EXISTS {usage} (name TEXT NOT NULL PRIMARY KEY, blocks INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID; \
+                 INSERT INTO {usage} (name, blocks, bytes) VALUES ('total', 0, 0) ON CONFLICT (name) DO NOTHING; \
+                 CREATE TABLE IF NOT EXISTS {meta} (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID; \
+                 INSERT INTO {meta} (name, value) VALUES ('schema_version', '{VERSION}') \
+                 ON CONFLICT (name) DO UPDATE SET value = excluded.value; \
+                 PRAGMA application_id = {APPLICATION_ID};",
+                blob_idx = quoted("_blob_id_idx"),
+                expires_idx = quoted("_expires_at_idx"),
+            ),
+            version: format!("SELECT value FROM {meta} WHERE name = 'schema_version'"),
+            meta: format!("{table}_meta"),
+            table: main,
+        }
+    }
+
+    /// One page of a listing; parameters are lower, upper (those that there are) and the limit.
+    pub fn list(&self, range: &KeyRange) -> String {
+        let mut conditions = Vec::new();
+        match range.lower {
+            Bound::Unbounded => {}
+            Bound::Included(_) => conditions.push("key >= ?"),
+            Bound::Excluded(_) => conditions.push("key > ?"),
+        }
+        if range.upper.is_some() {
+            conditions.push("key < ?");
+        }
+        let condition = if conditions.is_empty() {
+            String::new()
+        } else {
+            format!("WHERE {} ", conditions.join(" AND "))
+        };
+        format!(
+            "SELECT key, size, expires_at FROM {} {condition}ORDER BY key LIMIT ?",
+            self.table
+        )
+    }
+}
+
+/// Opens read connections.
+pub(super) struct Readers(pub PathBuf);
+
+impl r2d2::ManageConnection for Readers {
+    type Connection = Connection;
+    type Error = rusqlite::Error;
+
+    fn connect(&self) -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(
+            &self.0,
+            // Not read-only: a reader may be the one to recover the log of a killed process.
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
+        connection.busy_timeout(Duration::ZERO)?;
+        connection.pragma_update(None, "query_only", true)?;
+        connection.pragma_update(None, "cache_size", -8192)?; // KiB
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        Ok(connection)
+    }
+
+    fn is_valid(&self, _: &mut Connection) -> rusqlite::Result<()> {
+        Ok(())
+    }
+
+    fn has_broken(&self, _: &mut Connection) -> bool {
+        false
+    }
+}
+
+/// Opens the write connection, after checking that the file is ours, and creates what is missing.
+pub(super) fn open(
+    path: &Path,
+    table: &str,
+    sql: &Sql,
+    busy_timeout: Duration,
+) -> Result<Connection> {
+    let bad = |what: String| {
+        Error::new(
+            ErrorKind::Config,
+            format!("indexPath {}: {what}", path.display()),
+        )
+    };
+    if path.as_os_str().is_empty() {
+        return Err(Error::new(ErrorKind::Config, "indexPath is empty"));
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent)
+        .map_err(|e| bad(format!("its directory cannot be created: {e}")))?;
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Err(bad("is a directory; a file is expected".into())),
+        Ok(meta) if !meta.is_file() => return Err(bad("is no regular file".into())),
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(bad(format!("cannot be used: {e}"))),
+    }
+    let explain =
+        |e: rusqlite::Error| failed("opening", &e).context(format!("indexPath {}", path.display()));
+
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(explain)?;
+    connection.busy_timeout(busy_timeout).map_err(explain)?;
+    let application: i32 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(explain)?;
+    let objects: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(explain)?;
+    if application != APPLICATION_ID && (application != 0 || objects > 0) {
+        return Err(bad("is the database of another application".into()));
+    }
+    let mode = wal(&connection, busy_timeout).map_err(explain)?;
+    if !mode.eq_ignore_ascii_case("wal") {
+        return Err(bad(format!(
+            "its file system does not support a write-ahead log (journal mode is {mode}); put it on a local disk"
+        )));
+    }
+    // An acknowledged row survives a power cut: the log is synced at each commit.
+    connection
+        .pragma_update(None, "synchronous", "FULL")
+        .map_err(explain)?;
+    connection
+        .pragma_update(None, "cache_size", -16384)
+        .map_err(explain)?; // KiB
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+
+    let version = read_version(&connection, sql).map_err(explain)?;
+    match version {
+        Some(VERSION) => {}
+        Some(newer) if newer > VERSION => {
+            return Err(bad(format!(
+                "table {table} has schema version {newer}, this walrusds knows {VERSION}; install a newer one"
+            )))
+        }
+        _ => {
+            let batch = format!("BEGIN IMMEDIATE; {} COMMIT;", sql.create);
+            connection.execute_batch(&batch).map_err(explain)?;
+            // The new file's name must survive a power cut as well.
+            std::fs::File::open(parent)
+                .and_then(|dir| dir.sync_all())
+                .map_err(|e| bad(format!("its directory cannot be synced: {e}")))?;
+        }
+    }
+    // Shows columns that are missing or a damaged table now rather than at the first lookup.
+    for statement in [&sql.get, &sql.upsert] {
+        connection.prepare(statement).map_err(explain)?;
+    }
+    Ok(connection)
+}
+
+/// Switching the journal mode does not wait for other processes by itself.
+fn wal(connection: &Connection, limit: Duration) -> rusqlite::Result<String> {
+    let started = Instant::now();
+    loop {
+        match connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
+            Err(e) if is_busy(&e) && started.elapsed() < limit => {
+                std::thread::sleep(Duration::from_millis(5))
+            }
+            done => return done,
+        }
+    }
+}
+
+fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i64>> {
+    let known: Option<i64> = connection
+        .query_row(
+            "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
+            [&sql.meta],
+            |row| row.get(0),
+        )
+        .optional()?;
+    if known.is_none() {
+        return Ok(None);
+    }
+    let value: Option<String> = connection
+        .query_row(&sql.version, [], |row| row.get(0))
+        .optional()?;
+    Ok(Some(value.and_then(|v| v.parse().ok()).unwrap_or(0)))
+}

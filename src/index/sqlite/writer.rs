@@ -1,0 +1,205 @@
+//! The one connection that writes, on a thread of its own. Calls that queue while a commit is being
+//! synced share the next transaction, so that many small writes cost few fsyncs.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::failed;
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::gate::Pass;
+
+/// Calls that share a transaction at most; bounds how long the first of them waits.
+const TOGETHER: usize = 256;
+
+/// See the module.
+pub(super) struct Writer {
+    queue: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    pub fn start(connection: Connection) -> Result<Writer> {
+        let (queue, jobs) = mpsc::channel::<Box<dyn Job>>();
+        let thread = std::thread::Builder::new()
+            .name("walrusds-sqlite".into())
+            .spawn(move || {
+                while let Ok(first) = jobs.recv() {
+                    let more = jobs.try_iter().take(TOGETHER - 1);
+                    let batch = std::iter::once(first)
+                        .chain(more)
+                        .filter(|job| !job.abandoned())
+                        .collect();
+                    commit(&connection, batch);
+                }
+                // The last connection to the file moves the log into it.
+                let _ = connection.close();
+            })
+            .map_err(|e| {
+                Error::retryable(ErrorKind::Index, format!("no thread for the index: {e}"))
+            })?;
+        Ok(Writer {
+            queue: Mutex::new(Some(queue)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Runs `work` in a transaction and returns when it is on disk. A call whose future was dropped
+    /// before its turn is left out.
+    pub async fn run<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = Box::new(Call {
+            what,
+            work: Some(work),
+            value: None,
+            reply,
+            _pass: pass,
+        });
+        {
+            let queue = self.queue.lock();
+            let queue = queue.as_ref().ok_or_else(|| Error::closed("the index"))?;
+            queue.send(job).map_err(|_| Error::closed("the index"))?;
+        }
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Error::closed("the index")))
+    }
+
+    /// Finishes what is queued and closes the connection; blocks until then.
+    pub fn stop(&self) {
+        drop(self.queue.lock().take());
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A queued call.
+trait Job: Send {
+    fn what(&self) -> &'static str;
+    fn abandoned(&self) -> bool;
+    fn run(&mut self, connection: &Connection) -> Result<()>;
+    fn finish(self: Box<Self>, outcome: Result<()>);
+}
+
+struct Call<T, F> {
+    what: &'static str,
+    work: Option<F>,
+    value: Option<T>,
+    reply: oneshot::Sender<Result<T>>,
+    _pass: Pass,
+}
+
+impl<T, F> Job for Call<T, F>
+where
+    T: Send,
+    F: FnOnce(&Connection) -> rusqlite::Result<T> + Send,
+{
+    fn what(&self) -> &'static str {
+        self.what
+    }
+
+    fn abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    fn run(&mut self, connection: &Connection) -> Result<()> {
+        let Some(work) = self.work.take() else {
+            return Ok(());
+        };
+        // A panic must cost this call alone, not the thread that everyone's writes depend on.
+        match catch_unwind(AssertUnwindSafe(|| work(connection))) {
+            Ok(Ok(value)) => {
+                self.value = Some(value);
+                Ok(())
+            }
+            Ok(Err(e)) => Err(failed(self.what, &e)),
+            Err(_) => Err(Error::new(
+                ErrorKind::Internal,
+                format!("panic while {}", self.what),
+            )),
+        }
+    }
+
+    fn finish(self: Box<Self>, outcome: Result<()>) {
+        let Call {
+            value,
+            reply,
+            what,
+            _pass,
+            ..
+        } = *self;
+        let outcome = outcome.and_then(|()| {
+            value.ok_or_else(|| Error::new(ErrorKind::Internal, format!("no result while {what}")))
+        });
+        // The gate first: whoever gets the answer may close at once.
+        drop(_pass);
+        let _ = reply.send(outcome);
+    }
+}
+
+/// Runs jobs in one transaction, each within a savepoint, so that one's failure is its own.
+fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>) {
+    if jobs.is_empty() {
+        return;
+    }
+    let what = jobs[0].what();
+    let mut done: Vec<(Box<dyn Job>, Result<()>)> = Vec::with_capacity(jobs.len());
+    let fail = |e: &rusqlite::Error| failed(what, e);
+    if let Err(e) = connection.execute_batch("BEGIN IMMEDIATE") {
+        for job in jobs {
+            job.finish(Err(fail(&e)));
+        }
+        return;
+    }
+    let mut broken: Option<Error> = None;
+    for mut job in jobs {
+        if let Some(e) = &broken {
+            done.push((job, Err(e.clone())));
+            continue;
+        }
+        let outcome = connection
+            .execute_batch("SAVEPOINT call")
+            .map_err(|e| fail(&e))
+            .and_then(|()| job.run(connection));
+        let end = match &outcome {
+            Ok(()) => "RELEASE call",
+            Err(_) => "ROLLBACK TO call; RELEASE call",
+        };
+        // Some failures (a full disk) roll the whole transaction back.
+        if connection.is_autocommit() {
+            broken = Some(
+                outcome
+                    .clone()
+                    .err()
+                    .unwrap_or_else(|| Error::new(ErrorKind::Internal, "transaction ended early")),
+            );
+        } else if let Err(e) = connection.execute_batch(end) {
+            broken = Some(fail(&e));
+        }
+        done.push((job, outcome));
+    }
+    if broken.is_none() {
+        if let Err(e) = connection.execute_batch("COMMIT") {
+            broken = Some(fail(&e));
+        }
+    }
+    if broken.is_some() && !connection.is_autocommit() {
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    for (job, outcome) in done {
+        let outcome = match (&broken, outcome) {
+            (Some(e), Ok(())) => Err(e.clone()),
+            (_, outcome) => outcome,
+        };
+        job.finish(outcome);
+    }
+}

@@ -1,0 +1,174 @@
+//! Names of tables: validated once, quoted always.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Postgres cuts longer identifiers off silently; two long names could become one.
+const MAX_IDENTIFIER_BYTES: usize = 63;
+
+/// A validated table name with an optional schema, in the case it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TableName {
+    schema: Option<String>,
+    name: String,
+}
+
+/// Validates `[schema.]table`, each part `[A-Za-z_][A-Za-z0-9_]*` of at most 63 bytes.
+///
+/// # Errors
+/// [`ErrorKind::Config`] naming the key `table`, the part and what is wrong with it.
+pub fn parse_table(text: &str) -> Result<TableName> {
+    let mut parts = text.split('.');
+    let (first, second) = (parts.next().unwrap_or_default(), parts.next());
+    if parts.next().is_some() {
+        return Err(bad(text, "has more than one dot; expected [schema.]table"));
+    }
+    let (schema, name) = match second {
+        Some(name) => (Some(check_part(text, first)?), check_part(text, name)?),
+        None => (None, check_part(text, first)?),
+    };
+    Ok(TableName { schema, name })
+}
+
+fn check_part(whole: &str, part: &str) -> Result<String> {
+    let mut chars = part.chars();
+    let head = chars.next();
+    if !head.is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+    {
+        return Err(bad(
+            whole,
+            "is not an identifier; expected letters, digits and _ (not a digit first), optionally \
+             after a schema and a dot",
+        ));
+    }
+    if part.len() > MAX_IDENTIFIER_BYTES {
+        return Err(bad(
+            whole,
+            &format!(
+                "has a part of {} bytes; at most {MAX_IDENTIFIER_BYTES} are allowed",
+                part.len()
+            ),
+        ));
+    }
+    Ok(part.to_owned())
+}
+
+fn bad(text: &str, what: &str) -> Error {
+    let shown: String = text.chars().take(100).collect();
+    Error::new(ErrorKind::Config, format!("table {shown:?} {what}"))
+}
+
+impl TableName {
+    /// The schema, if one was given.
+    pub fn schema(&self) -> Option<&str> {
+        self.schema.as_deref()
+    }
+
+    /// The name without schema.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The name as SQL, quoted (so that no keyword and no case folding gets in the way).
+    pub fn quoted(&self) -> String {
+        match &self.schema {
+            Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
+            None => format!("\"{}\"", self.name),
+        }
+    }
+
+    /// What an unquoted use of this name means to Postgres: lower case.
+    pub(crate) fn folded(&self) -> TableName {
+        TableName {
+            schema: self.schema.as_ref().map(|s| s.to_ascii_lowercase()),
+            name: self.name.to_ascii_lowercase(),
+        }
+    }
+
+    /// The table `<table><suffix>` in the same schema. A name that would be too long is shortened
+    /// with a hash of the whole, so that two long tables never share a companion.
+    pub(crate) fn companion(&self, suffix: &str) -> TableName {
+        TableName {
+            schema: self.schema.clone(),
+            name: self.with_suffix(suffix),
+        }
+    }
+
+    /// The identifier `<table><suffix>`, shortened like [`TableName::companion`].
+    pub(crate) fn with_suffix(&self, suffix: &str) -> String {
+        if self.name.len() + suffix.len() <= MAX_IDENTIFIER_BYTES {
+            return format!("{}{suffix}", self.name);
+        }
+        let digest = Sha256::digest(self.name.as_bytes());
+        let hash: String = digest.iter().take(5).map(|b| format!("{b:02x}")).collect();
+        let keep = MAX_IDENTIFIER_BYTES - suffix.len() - hash.len() - 1;
+        format!("{}_{hash}{suffix}", &self.name[..keep])
+    }
+
+    /// The Go plugin's staging table; `None` where its name would be too long to exist.
+    pub(crate) fn go_staging(&self) -> Option<TableName> {
+        const SUFFIX: &str = "_staging";
+        (self.name.len() + SUFFIX.len() <= MAX_IDENTIFIER_BYTES).then(|| self.companion(SUFFIX))
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.schema {
+            Some(schema) => write!(f, "{schema}.{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_identifiers_and_a_schema() {
+        assert_eq!(
+            parse_table("walrus_index").unwrap().quoted(),
+            "\"walrus_index\""
+        );
+        assert_eq!(parse_table("_a1").unwrap().quoted(), "\"_a1\"");
+        assert_eq!(parse_table("S.Tab").unwrap().quoted(), "\"S\".\"Tab\"");
+        assert_eq!(
+            parse_table("S.Tab").unwrap().folded().quoted(),
+            "\"s\".\"tab\""
+        );
+        assert_eq!(parse_table("S.Tab").unwrap().to_string(), "S.Tab");
+        assert!(parse_table(&"a".repeat(63)).is_ok());
+    }
+
+    #[test]
+    fn refuses_everything_else() {
+        for bad in [
+            "", ".", "a.", ".a", "a.b.c", "1a", "a-b", "a b", "a\"b", "ä", "a;drop", "a\0",
+        ] {
+            let error = parse_table(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config, "{bad:?}");
+            assert!(error.message().starts_with("table "), "{error}");
+        }
+        let error = parse_table(&"a".repeat(64)).unwrap_err();
+        assert!(error.message().contains("64 bytes"), "{error}");
+    }
+
+    #[test]
+    fn long_names_get_distinct_companions() {
+        let a = parse_table(&format!("{}a", "x".repeat(62))).unwrap();
+        let b = parse_table(&format!("{}b", "x".repeat(62))).unwrap();
+        let (ca, cb) = (a.companion("_leases"), b.companion("_leases"));
+        assert_ne!(ca, cb);
+        assert_eq!(ca.name().len(), 63);
+        assert!(ca.name().ends_with("_leases"));
+        assert!(a.go_staging().is_none());
+        let short = parse_table("t").unwrap();
+        assert_eq!(short.companion("_meta").name(), "t_meta");
+        assert_eq!(short.go_staging().unwrap().name(), "t_staging");
+    }
+}

@@ -1,0 +1,344 @@
+//! An index and a blob store in memory, with switches for faults: the other side of the seams.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use walrusds::clock::Clock;
+use walrusds::walrus::Check;
+use walrusds::{
+    BlobStore, Body, Error, ErrorKind, Index, KeyRecord, ListItem, Record, RenewItem, Renewal,
+    Result, StoreOptions, StoreResult, Usage,
+};
+
+/// An index in a map.
+#[derive(Default)]
+pub struct MemIndex {
+    pub rows: Mutex<BTreeMap<String, Record>>,
+    pub staged: Mutex<HashMap<String, Bytes>>,
+    pub usage: Mutex<Usage>,
+    pub lease: Mutex<Option<String>>,
+    pub fail_puts: AtomicBool,
+    pub put_calls: AtomicUsize,
+    pub list_calls: AtomicUsize,
+}
+
+#[async_trait]
+impl Index for MemIndex {
+    async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
+        self.put_calls.fetch_add(1, SeqCst);
+        if self.fail_puts.load(SeqCst) {
+            return Err(Error::retryable(ErrorKind::Index, "index is down"));
+        }
+        let mut rows = self.rows.lock();
+        for r in records {
+            rows.insert(r.key.clone(), r.record.clone());
+            self.staged.lock().remove(&r.key);
+        }
+        Ok(())
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>> {
+        if let Some(value) = self.staged.lock().get(key) {
+            return Ok(Some(Record {
+                size: value.len() as i64,
+                staged: true,
+                ..Record::default()
+            }));
+        }
+        Ok(self.rows.lock().get(key).cloned())
+    }
+
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        let mut out = Vec::new();
+        for key in keys {
+            out.push(self.get(key).await?);
+        }
+        Ok(out)
+    }
+
+    async fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
+        Ok(self.staged.lock().get(key).cloned())
+    }
+
+    async fn delete(&self, key: &str) -> Result<Usage> {
+        self.delete_many(&[key.to_owned()]).await
+    }
+
+    async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
+        let mut removed = Usage::default();
+        for key in keys {
+            if let Some(record) = self.rows.lock().remove(key) {
+                removed.blocks += 1;
+                removed.bytes += record.size;
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>> {
+        self.list_calls.fetch_add(1, SeqCst);
+        let rows = self.rows.lock();
+        Ok(rows
+            .iter()
+            .filter(|(k, _)| k.starts_with(prefix) && after.is_none_or(|a| k.as_str() > a))
+            .take(limit)
+            .map(|(k, r)| ListItem {
+                key: k.clone(),
+                size: r.size,
+                expires_at: r.expires_at,
+            })
+            .collect())
+    }
+
+    async fn due_for_renewal(
+        &self,
+        before: SystemTime,
+        after: Option<&RenewItem>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        let mut blobs: BTreeMap<String, RenewItem> = BTreeMap::new();
+        for r in self.rows.lock().values() {
+            let Some(expires_at) = r.expires_at.filter(|t| *t < before) else {
+                continue;
+            };
+            blobs.entry(r.blob_id.clone()).or_insert(RenewItem {
+                blob_id: r.blob_id.clone(),
+                expires_at,
+                end_epoch: r.end_epoch,
+                deletable: r.deletable,
+            });
+        }
+        let mut due: Vec<_> = blobs.into_values().collect();
+        let order = |i: &RenewItem| (i.expires_at, i.blob_id.clone());
+        due.sort_by_key(order);
+        due.retain(|i| after.is_none_or(|a| order(i) > order(a)));
+        due.truncate(limit);
+        Ok(due)
+    }
+
+    async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
+        let rows = self.rows.lock();
+        Ok(rows
+            .iter()
+            .filter(|(_, r)| r.blob_id == blob_id)
+            .map(|(k, r)| KeyRecord {
+                key: k.clone(),
+                record: r.clone(),
+            })
+            .collect())
+    }
+
+    async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
+        let mut n = 0;
+        for r in self.rows.lock().values_mut() {
+            if r.blob_id == blob_id {
+                r.end_epoch = r.end_epoch.max(renewal.end_epoch);
+                r.expires_at = r.expires_at.max(renewal.expires_at);
+                n += 1;
+            }
+        }
+        Ok(n)
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        Ok(*self.usage.lock())
+    }
+
+    async fn add_usage(&self, delta: Usage) -> Result<()> {
+        let mut usage = self.usage.lock();
+        usage.blocks += delta.blocks;
+        usage.bytes += delta.bytes;
+        Ok(())
+    }
+
+    async fn try_lease(&self, _name: &str, owner: &str, _ttl: Duration) -> Result<bool> {
+        let mut lease = self.lease.lock();
+        Ok(lease.get_or_insert_with(|| owner.to_owned()) == owner)
+    }
+
+    async fn release_lease(&self, _name: &str, owner: &str) -> Result<()> {
+        let mut lease = self.lease.lock();
+        if lease.as_deref() == Some(owner) {
+            *lease = None;
+        }
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A blob store in a map. Blob IDs name the content, as on Walrus.
+pub struct MemStore {
+    pub blobs: Mutex<HashMap<String, Bytes>>,
+    /// Bodies beyond this are refused.
+    pub max_body: AtomicU64,
+    /// Time an upload takes (milliseconds).
+    pub put_ms: AtomicU64,
+    pub fail_puts: AtomicBool,
+    pub puts: AtomicUsize,
+    pub puts_running: AtomicUsize,
+    pub puts_peak: AtomicUsize,
+    pub epoch: AtomicU64,
+}
+
+impl Default for MemStore {
+    fn default() -> Self {
+        MemStore {
+            blobs: Mutex::default(),
+            max_body: AtomicU64::new(u64::MAX),
+            put_ms: AtomicU64::new(0),
+            fail_puts: AtomicBool::new(false),
+            puts: AtomicUsize::new(0),
+            puts_running: AtomicUsize::new(0),
+            puts_peak: AtomicUsize::new(0),
+            epoch: AtomicU64::new(1),
+        }
+    }
+}
+
+struct Running<'a>(&'a AtomicUsize);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl MemStore {
+    fn find(&self, blob_id: &str) -> Result<Bytes> {
+        self.blobs
+            .lock()
+            .get(blob_id)
+            .cloned()
+            .ok_or_else(|| Error::new(ErrorKind::BlobNotFound, format!("blob {blob_id} not found")))
+    }
+}
+
+fn checked(bytes: Bytes, check: Check<'_>) -> Result<Bytes> {
+    check(&bytes).map_err(|reason| Error::new(ErrorKind::Corrupt, reason))?;
+    Ok(bytes)
+}
+
+#[async_trait]
+impl BlobStore for MemStore {
+    async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
+        self.puts.fetch_add(1, SeqCst);
+        let running = self.puts_running.fetch_add(1, SeqCst) + 1;
+        let _running = Running(&self.puts_running);
+        self.puts_peak.fetch_max(running, SeqCst);
+        if body.len() > self.max_body.load(SeqCst) {
+            return Err(Error::new(ErrorKind::TooLarge, "413"));
+        }
+        tokio::time::sleep(Duration::from_millis(self.put_ms.load(SeqCst))).await;
+        if self.fail_puts.load(SeqCst) {
+            return Err(Error::retryable(ErrorKind::Walrus, "publisher is down"));
+        }
+        let bytes = Bytes::from(body.chunks().concat());
+        let blob_id = blake3_id(&bytes);
+        self.blobs.lock().insert(blob_id.clone(), bytes);
+        let epoch = self.epoch.load(SeqCst);
+        Ok(StoreResult {
+            blob_id,
+            object_id: None,
+            start_epoch: Some(epoch),
+            end_epoch: epoch + u64::from(options.epochs),
+            encoded_size: None,
+            cost: 1,
+            newly_created: true,
+        })
+    }
+
+    async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
+        checked(self.find(blob_id)?, check)
+    }
+
+    async fn read_range(&self, id: &str, offset: u64, len: u64, check: Check<'_>) -> Result<Bytes> {
+        let blob = self.find(id)?;
+        let range = offset as usize..(offset + len) as usize;
+        if range.end > blob.len() {
+            return Err(Error::new(ErrorKind::Corrupt, "range beyond the blob"));
+        }
+        checked(blob.slice(range), check)
+    }
+
+    async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes> {
+        checked(self.find(patch_id)?, check)
+    }
+}
+
+fn blake3_id(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex()[..43].to_owned()
+}
+
+/// A clock that stands still until moved.
+pub struct ManualClock(Mutex<SystemTime>);
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        ManualClock(Mutex::new(
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000),
+        ))
+    }
+}
+
+impl ManualClock {
+    pub fn advance(&self, by: Duration) {
+        *self.0.lock() += by;
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock()
+    }
+}
+
+/// The Kubo key of a block: `/` + base32 of its sha2-256 multihash.
+pub fn key_of(block: &[u8]) -> String {
+    use sha2::Digest;
+    let mut multihash = vec![0x12, 0x20];
+    multihash.extend_from_slice(&sha2::Sha256::digest(block));
+    format!("/{}", data_encoding::BASE32_NOPAD.encode(&multihash))
+}
+
+/// Deterministic bytes that do not compress.
+pub fn noise(seed: u64, len: usize) -> Bytes {
+    let mut out = vec![0; len];
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut out);
+    out.into()
+}
+
+/// Index and store, to be looked into while a datastore uses them.
+#[derive(Clone, Default)]
+pub struct Parts {
+    pub index: Arc<MemIndex>,
+    pub store: Arc<MemStore>,
+    pub clock: Arc<ManualClock>,
+}
+
+impl Parts {
+    /// A datastore on these parts; `extra` is JSON members, each followed by a comma.
+    pub fn open(&self, extra: &str) -> walrusds::WalrusDatastore {
+        let config = walrusds::Config::from_json(&format!(
+            r#"{{{extra}"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}}"#
+        ))
+        .expect("test configuration");
+        let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&self.clock);
+        walrusds::WalrusDatastore::with_parts(
+            &config,
+            Arc::<MemIndex>::clone(&self.index),
+            Arc::<MemStore>::clone(&self.store),
+            clock,
+        )
+    }
+}

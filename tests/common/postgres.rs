@@ -1,0 +1,382 @@
+//! A private Postgres for tests: own data directory, own port, own socket; stopped when the test
+//! binary ends, however it ends.
+
+#![allow(dead_code)] // each test binary uses its own part of this
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Superuser of every test server (no password over the socket and for `trust` hosts).
+pub const USER: &str = "postgres";
+
+/// A running server.
+pub struct Postgres {
+    dir: tempfile::TempDir,
+    bin: PathBuf,
+    port: u16,
+    server: Option<Child>,
+}
+
+impl Postgres {
+    /// The server of this test binary, started at first use and stopped with the process.
+    pub fn shared() -> &'static Postgres {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let postgres = Postgres::start();
+            postgres.stop_with_process();
+            postgres
+        })
+    }
+
+    /// Starts another server, for tests that restart or break it.
+    pub fn start() -> Postgres {
+        Postgres::start_with(&[])
+    }
+
+    /// As [`Postgres::start`], with more lines for `postgresql.conf`.
+    pub fn start_with(settings: &[&str]) -> Postgres {
+        let bin = find_bin();
+        let dir = tempfile::Builder::new()
+            .prefix("wds-pg-")
+            .tempdir()
+            .expect("temporary directory for Postgres");
+        if is_root() {
+            // The server refuses to run as root.
+            run(Command::new("chown")
+                .arg(format!("{USER}:"))
+                .arg(dir.path()));
+        }
+        let mut postgres = Postgres {
+            port: free_port(),
+            dir,
+            bin,
+            server: None,
+        };
+        let data = postgres.data();
+        run(as_server_user(&postgres.bin.join("initdb"))
+            .args([
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+                "--no-instructions",
+                "-U",
+                USER,
+                "-D",
+            ])
+            .arg(&data));
+        let mut conf = format!(
+            "\nlisten_addresses='127.0.0.1'\nunix_socket_directories='{}'\nfsync=off\nfull_page_writes=off\n\
+             shared_buffers=32MB\nmax_connections=200\nautovacuum=off\nlog_min_messages=fatal\n",
+            postgres.socket_dir().display()
+        );
+        for line in settings {
+            conf.push_str(line);
+            conf.push('\n');
+        }
+        postgres.append("postgresql.conf", &conf);
+        postgres.up();
+        postgres
+    }
+
+    /// Starts the server if it is down, and waits until it answers.
+    pub fn up(&mut self) {
+        assert!(self.server.is_none(), "Postgres is already running");
+        for attempt in 0.. {
+            let log = std::fs::File::create(self.dir.path().join("log")).expect("log file");
+            let child = as_server_user(&self.bin.join("postgres"))
+                .arg("-D")
+                .arg(self.data())
+                .arg("-p")
+                .arg(self.port.to_string())
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().expect("log file"))
+                .stderr(log)
+                .spawn()
+                .expect("starting postgres");
+            self.server = Some(child);
+            if self.wait_ready() {
+                return;
+            }
+            self.down_now();
+            // Someone else took the port between looking and binding.
+            assert!(attempt < 3, "Postgres did not start:\n{}", self.log());
+            self.port = free_port();
+        }
+    }
+
+    fn wait_ready(&mut self) -> bool {
+        let until = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < until {
+            if let Some(Ok(Some(_))) = self.server.as_mut().map(Child::try_wait) {
+                return false;
+            }
+            let url = self.url("postgres");
+            if blocking(move || postgres::Client::connect(&url, postgres::NoTls).is_ok()) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        false
+    }
+
+    /// Stops the server at once (connections break).
+    pub fn down(&mut self) {
+        self.signal("-INT"); // "fast shutdown"
+        self.reap(Duration::from_secs(20));
+    }
+
+    fn down_now(&mut self) {
+        self.signal("-QUIT"); // "immediate shutdown"
+        self.reap(Duration::from_secs(10));
+    }
+
+    /// Stops and starts.
+    pub fn restart(&mut self) {
+        self.down();
+        self.up();
+    }
+
+    /// Sends a signal to the postmaster (not to its children).
+    pub fn signal(&self, signal: &str) {
+        if let Some(child) = &self.server {
+            let _ = Command::new("kill")
+                .arg(signal)
+                .arg(self.pid(child).to_string())
+                .status();
+        }
+    }
+
+    /// The postmaster's own pid (the child may be `setpriv`, which becomes the server by exec).
+    fn pid(&self, child: &Child) -> u32 {
+        child.id()
+    }
+
+    fn reap(&mut self, limit: Duration) {
+        let Some(mut child) = self.server.take() else {
+            return;
+        };
+        let until = Instant::now() + limit;
+        while Instant::now() < until {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    /// A static is never dropped: a watcher process stops the server when this process is gone.
+    fn stop_with_process(&self) {
+        let Some(child) = &self.server else { return };
+        let (server, dir) = (self.pid(child), self.dir.path().display().to_string());
+        let script = format!(
+            "while kill -0 {me} 2>/dev/null; do sleep 0.2; done; kill -QUIT {server} 2>/dev/null; \
+             for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 {server} 2>/dev/null || break; sleep 0.2; done; rm -rf '{dir}'",
+            me = std::process::id(),
+        );
+        // Outlives this process on purpose.
+        #[allow(clippy::zombie_processes)]
+        Command::new("setsid")
+            .args(["sh", "-c", &script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starting the watcher of Postgres");
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Directory of the Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// TCP port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What the server printed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// TCP URL of a database, as superuser.
+    pub fn url(&self, database: &str) -> String {
+        self.url_as(USER, database)
+    }
+
+    /// TCP URL of a database for another role (`user` or `user:password`).
+    pub fn url_as(&self, user: &str, database: &str) -> String {
+        format!(
+            "postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable",
+            self.port
+        )
+    }
+
+    /// URL over the Unix socket.
+    pub fn socket_url(&self, database: &str) -> String {
+        let dir = self.socket_dir().display().to_string().replace('/', "%2F");
+        format!("postgres://{USER}@{dir}:{}/{database}", self.port)
+    }
+
+    /// Creates an empty database with a name of its own; returns the name.
+    pub fn database(&self) -> String {
+        self.database_with("")
+    }
+
+    /// As [`Postgres::database`], with options of `CREATE DATABASE`.
+    pub fn database_with(&self, options: &str) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "t{}_{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        self.execute("postgres", &format!("CREATE DATABASE {name} {options}"));
+        name
+    }
+
+    /// A connection as superuser.
+    pub fn client(&self, database: &str) -> postgres::Client {
+        postgres::Client::connect(&self.url(database), postgres::NoTls)
+            .expect("connecting to the test server")
+    }
+
+    /// Runs SQL as superuser. Not from async code (use [`blocking`]).
+    pub fn execute(&self, database: &str, sql: &str) {
+        let (url, sql) = (self.url(database), sql.to_owned());
+        blocking(move || {
+            let mut client = postgres::Client::connect(&url, postgres::NoTls)
+                .expect("connecting to the test server");
+            client
+                .batch_execute(&sql)
+                .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        });
+    }
+
+    /// First column of the first row of a query, as text.
+    pub fn scalar(&self, database: &str, sql: &str) -> String {
+        let (url, sql) = (self.url(database), sql.to_owned());
+        blocking(move || {
+            let mut client = postgres::Client::connect(&url, postgres::NoTls)
+                .expect("connecting to the test server");
+            let rows = client
+                .simple_query(&sql)
+                .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+            rows.iter()
+                .find_map(|m| match m {
+                    postgres::SimpleQueryMessage::Row(row) => {
+                        Some(row.get(0).unwrap_or("NULL").to_owned())
+                    }
+                    _ => None,
+                })
+                .unwrap_or_default()
+        })
+    }
+
+    /// Puts a file into the data directory, readable by the server alone.
+    pub fn write(&self, name: &str, content: &[u8]) {
+        let path = self.data().join(name);
+        std::fs::write(&path, content).expect("writing into the data directory");
+        if is_root() {
+            run(Command::new("chown").arg(format!("{USER}:")).arg(&path));
+        }
+        run(Command::new("chmod").arg("600").arg(&path));
+    }
+
+    fn append(&self, name: &str, text: &str) {
+        let path = self.data().join(name);
+        let old = std::fs::read_to_string(&path).expect("reading the server's configuration");
+        self.write(name, format!("{old}{text}").as_bytes());
+    }
+
+    /// Replaces `pg_hba.conf` and makes the server read it.
+    pub fn set_hba(&self, rules: &str) {
+        self.write("pg_hba.conf", rules.as_bytes());
+        self.signal("-HUP");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.down_now();
+    }
+}
+
+/// Runs blocking database code from async code as well.
+pub fn blocking<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+fn is_root() -> bool {
+    let out = Command::new("id").arg("-u").output().expect("running id");
+    String::from_utf8_lossy(&out.stdout).trim() == "0"
+}
+
+/// A command that runs as the user `postgres` if this process is root. By `exec`, so that its pid
+/// is the server's.
+fn as_server_user(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            &format!("--reuid={USER}"),
+            &format!("--regid={USER}"),
+            "--init-groups",
+            "--",
+        ])
+        .arg(program);
+    command
+}
+
+fn find_bin() -> PathBuf {
+    let complete = |dir: &Path| ["initdb", "postgres"].iter().all(|p| dir.join(p).is_file());
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .collect();
+    dirs.sort();
+    dirs.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    dirs.into_iter()
+        .rev()
+        .find(|dir| complete(dir))
+        .expect("these tests need a Postgres server: install the package postgresql (initdb and postgres must be on the PATH or in /usr/lib/postgresql/*/bin)")
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("a free port")
+        .port()
+}
+
+fn run(command: &mut Command) {
+    let out = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        out.status.success(),
+        "{command:?} failed: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+}

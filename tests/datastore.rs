@@ -1,0 +1,607 @@
+//! The datastore on an index and a store in memory: what a caller may rely on.
+
+mod common;
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use common::mem::{key_of, noise, Parts};
+use walrusds::{ErrorKind, Op, QueryOptions, Record, Usage};
+
+fn put(key: &str, value: &[u8]) -> Op {
+    Op::Put(key.to_owned(), Bytes::copy_from_slice(value))
+}
+
+fn delete(key: &str) -> Op {
+    Op::Delete(key.to_owned())
+}
+
+fn blocks(n: u64, len: usize) -> Vec<Op> {
+    (0..n)
+        .map(|seed| {
+            let value = noise(seed, len);
+            Op::Put(key_of(&value), value)
+        })
+        .collect()
+}
+
+async fn all_keys(ds: &walrusds::WalrusDatastore, options: QueryOptions) -> Vec<String> {
+    let mut query = ds.query(options).unwrap();
+    let mut keys = Vec::new();
+    loop {
+        let page = query.next_page().await.unwrap();
+        if page.is_empty() {
+            return keys;
+        }
+        keys.extend(page.into_iter().map(|e| e.key));
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_one_pack_and_its_blocks_are_slices_of_it() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    let ops = blocks(16, 1000);
+    ds.commit(ops.clone()).await.unwrap();
+    assert_eq!(parts.store.puts.load(SeqCst), 1);
+    let ids: HashSet<String> = parts
+        .index
+        .rows
+        .lock()
+        .values()
+        .map(|r| r.blob_id.clone())
+        .collect();
+    assert_eq!(ids.len(), 1);
+    for op in &ops {
+        let Op::Put(key, value) = op else {
+            unreachable!()
+        };
+        assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(value));
+        assert_eq!(ds.get_size(key).await.unwrap(), Some(1000));
+    }
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn packs_keep_under_their_ceiling() {
+    let parts = Parts::default();
+    let ds = parts.open(r#""packTargetSizeBytes":4000,"#);
+    let mut ops = blocks(10, 1000);
+    ops.push(Op::Put("/big".into(), noise(99, 9000)));
+    ds.commit(ops).await.unwrap();
+    let mut sizes: Vec<usize> = parts.store.blobs.lock().values().map(Bytes::len).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [2000, 4000, 4000, 9000]);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn concurrent_puts_share_packs() {
+    let parts = Parts::default();
+    parts.store.put_ms.store(50, SeqCst);
+    let ds = Arc::new(parts.open(""));
+    let mut tasks = tokio::task::JoinSet::new();
+    for seed in 0..200 {
+        let ds = Arc::clone(&ds);
+        tasks.spawn(async move {
+            let value = noise(seed, 100);
+            ds.put(&key_of(&value), value).await.unwrap();
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(parts.index.rows.lock().len(), 200);
+    let packs = parts.store.puts.load(SeqCst);
+    assert!(packs <= 10, "{packs} packs for 200 concurrent puts");
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_stored_is_not_uploaded_again() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    let ops = blocks(8, 500);
+    ds.commit(ops.clone()).await.unwrap();
+    ds.commit(ops.clone()).await.unwrap();
+    let Op::Put(key, value) = &ops[0] else {
+        unreachable!()
+    };
+    ds.put(key, value.clone()).await.unwrap();
+    assert_eq!(parts.store.puts.load(SeqCst), 1);
+    // Twice in one batch is stored once.
+    let twice = [blocks(1, 700), blocks(1, 700)].concat();
+    ds.commit(twice).await.unwrap();
+    assert_eq!(
+        parts
+            .store
+            .blobs
+            .lock()
+            .values()
+            .map(Bytes::len)
+            .sum::<usize>(),
+        4000 + 700
+    );
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_that_do_not_name_their_content_are_overwritten() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    for value in [&b"one"[..], b"two", b"six", b""] {
+        ds.put("/k", Bytes::copy_from_slice(value)).await.unwrap();
+        assert_eq!(ds.get("/k").await.unwrap().unwrap(), value);
+        assert!(ds.has("/k").await.unwrap());
+    }
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_operation_on_a_key_wins() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    ds.put("/c", Bytes::from_static(b"c")).await.unwrap();
+    ds.commit(vec![
+        put("/a", b"1"),
+        put("/a", b"2"),
+        put("/b", b"1"),
+        delete("/b"),
+        delete("/c"),
+        put("/c", b"3"),
+        delete("/never"),
+    ])
+    .await
+    .unwrap();
+    assert_eq!(ds.get("/a").await.unwrap().unwrap(), &b"2"[..]);
+    assert_eq!(ds.get("/b").await.unwrap(), None);
+    assert_eq!(ds.get("/c").await.unwrap().unwrap(), &b"3"[..]);
+    assert_eq!(
+        ds.disk_usage().await.unwrap(),
+        Usage {
+            blocks: 2,
+            bytes: 2
+        }
+    );
+    ds.close().await.unwrap();
+    assert_eq!(
+        *parts.index.usage.lock(),
+        Usage {
+            blocks: 2,
+            bytes: 2
+        }
+    );
+}
+
+#[tokio::test]
+async fn odd_keys_are_refused_on_put_and_absent_otherwise() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    for (key, what) in [
+        (String::new(), "empty"),
+        ("/a\0b".into(), "NUL"),
+        ("/".repeat(64 << 10), "too long"),
+    ] {
+        let err = ds.put(&key, Bytes::new()).await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::InvalidArgument);
+        assert!(err.message().contains(what), "{err}");
+        assert!(!ds.has(&key).await.unwrap());
+        assert_eq!(ds.get(&key).await.unwrap(), None);
+        ds.delete(&key).await.unwrap();
+    }
+    for key in ["/", "/a%b_c\\'\"", "/é/\u{10ffff}", "x"] {
+        ds.put(key, Bytes::from(key.to_owned())).await.unwrap();
+        assert_eq!(ds.get(key).await.unwrap().unwrap(), key.as_bytes());
+    }
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pack_that_is_too_large_is_split_and_nothing_is_lost() {
+    let parts = Parts::default();
+    parts.store.max_body.store(2500, SeqCst);
+    let ds = parts.open("");
+    let ops = blocks(20, 1000);
+    ds.commit(ops.clone()).await.unwrap();
+    for op in &ops {
+        let Op::Put(key, value) = op else {
+            unreachable!()
+        };
+        assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(value));
+    }
+    let err = ds.put("/huge", noise(1, 3000)).await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::TooLarge);
+    assert!(!ds.has("/huge").await.unwrap());
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn failures_leave_no_row_and_the_batch_can_be_retried() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    let ops = blocks(4, 100);
+    parts.store.fail_puts.store(true, SeqCst);
+    let err = ds.commit(ops.clone()).await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Walrus);
+    assert!(err.is_retryable());
+    assert!(parts.index.rows.lock().is_empty());
+    parts.store.fail_puts.store(false, SeqCst);
+    parts.index.fail_puts.store(true, SeqCst);
+    assert_eq!(
+        ds.commit(ops.clone()).await.unwrap_err().kind(),
+        ErrorKind::Index
+    );
+    assert!(ds
+        .next_log_line()
+        .unwrap()
+        .message
+        .contains("could not be indexed"));
+    parts.index.fail_puts.store(false, SeqCst);
+    ds.commit(ops).await.unwrap();
+    assert_eq!(parts.index.rows.lock().len(), 4);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_put_that_was_given_up_stays_invisible_and_stops_sending() {
+    let parts = Parts::default();
+    parts.store.put_ms.store(200, SeqCst);
+    let ds = parts.open("");
+    let late = tokio::time::timeout(
+        Duration::from_millis(50),
+        ds.put("/k", Bytes::from_static(b"old")),
+    );
+    assert!(late.await.is_err());
+    // The next put of the key waits for nothing but itself, and wins.
+    ds.put("/k", Bytes::from_static(b"new")).await.unwrap();
+    assert_eq!(ds.get("/k").await.unwrap().unwrap(), &b"new"[..]);
+    ds.close().await.unwrap();
+    assert_eq!(
+        parts.store.blobs.lock().len(),
+        1,
+        "the abandoned upload was stopped"
+    );
+}
+
+#[tokio::test]
+async fn one_callers_departure_does_not_disturb_the_others() {
+    let parts = Parts::default();
+    parts.store.put_ms.store(100, SeqCst);
+    let ds = parts.open("");
+    let stays = ds.commit(vec![put("/stays", b"1"), put("/too", b"2")]);
+    let leaves = tokio::time::timeout(
+        Duration::from_millis(50),
+        ds.put("/leaves", Bytes::from_static(b"3")),
+    );
+    let (stays, leaves) = tokio::join!(stays, leaves);
+    stays.unwrap();
+    assert!(leaves.is_err());
+    assert_eq!(parts.store.puts.load(SeqCst), 1, "they shared a pack");
+    assert!(!ds.has("/leaves").await.unwrap());
+    assert_eq!(ds.get("/stays").await.unwrap().unwrap(), &b"1"[..]);
+    assert_eq!(ds.get("/too").await.unwrap().unwrap(), &b"2"[..]);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_delete_after_a_put_in_flight_wins() {
+    let parts = Parts::default();
+    parts.store.put_ms.store(50, SeqCst);
+    let ds = parts.open("");
+    let putting = ds.put("/k", Bytes::from_static(b"v"));
+    let deleting = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        ds.delete("/k").await
+    };
+    let (p, d) = tokio::join!(putting, deleting);
+    p.unwrap();
+    d.unwrap();
+    assert!(!ds.has("/k").await.unwrap());
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_never_returned() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    let value = noise(1, 1000);
+    let key = key_of(&value);
+    ds.put(&key, value).await.unwrap();
+    let blob = parts.index.rows.lock()[&key].blob_id.clone();
+    parts
+        .store
+        .blobs
+        .lock()
+        .insert(blob.clone(), noise(2, 1000));
+    let err = ds.get(&key).await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Corrupt);
+    assert!(
+        err.message().contains(&key) && err.message().contains(&blob),
+        "{err}"
+    );
+    parts.store.blobs.lock().remove(&blob);
+    let err = ds.get(&key).await.unwrap_err();
+    assert_eq!(
+        err.kind(),
+        ErrorKind::BlobNotFound,
+        "not «unknown key»: the index knows it"
+    );
+    ds.close().await.unwrap();
+
+    parts.store.blobs.lock().insert(blob, noise(2, 1000));
+    let trusting = parts.open(r#""verifyReads":false,"#);
+    assert_eq!(trusting.get(&key).await.unwrap().unwrap(), noise(2, 1000));
+    trusting.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn rows_with_nonsense_are_errors() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    for (offset, size) in [(-1, 5), (0, -5), (i64::MAX, i64::MAX)] {
+        let record = Record {
+            blob_id: "b".into(),
+            offset,
+            size,
+            ..Record::default()
+        };
+        parts.index.rows.lock().insert("/k".into(), record);
+        let err = ds.get("/k").await.unwrap_err();
+        assert!(
+            matches!(err.kind(), ErrorKind::Corrupt | ErrorKind::BlobNotFound),
+            "{err}"
+        );
+    }
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn blocks_staged_by_a_go_node_are_read_and_replaced() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    parts
+        .index
+        .staged
+        .lock()
+        .insert("/s".into(), Bytes::from_static(b"staged"));
+    assert_eq!(ds.get("/s").await.unwrap().unwrap(), &b"staged"[..]);
+    assert_eq!(ds.get_size("/s").await.unwrap(), Some(6));
+    ds.put("/s", Bytes::from_static(b"newer")).await.unwrap();
+    assert_eq!(ds.get("/s").await.unwrap().unwrap(), &b"newer"[..]);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn queries_page_skip_and_limit() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    let n = 5000;
+    ds.commit((0..n).map(|i| put(&format!("/p/{i:05}"), b"x")).collect())
+        .await
+        .unwrap();
+    ds.commit(vec![
+        put("/p", b"self"),
+        put("/pq", b"sibling"),
+        put("/q/1", b"other"),
+    ])
+    .await
+    .unwrap();
+    let below = |prefix: &str| QueryOptions {
+        prefix: prefix.into(),
+        keys_only: true,
+        ..QueryOptions::default()
+    };
+    assert_eq!(all_keys(&ds, below("")).await.len(), n + 3);
+    let keys = all_keys(&ds, below("/p")).await;
+    assert_eq!(keys.len(), n);
+    assert!(keys.is_sorted());
+    let some = all_keys(
+        &ds,
+        QueryOptions {
+            offset: 4000,
+            limit: Some(7),
+            ..below("/p/")
+        },
+    )
+    .await;
+    assert_eq!(
+        some,
+        (4000..4007)
+            .map(|i| format!("/p/{i:05}"))
+            .collect::<Vec<_>>()
+    );
+    assert!(all_keys(
+        &ds,
+        QueryOptions {
+            offset: 9999,
+            ..below("/p")
+        }
+    )
+    .await
+    .is_empty());
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_query_reads_values_and_survives_a_lost_one_and_deletes() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    for i in 0..200 {
+        ds.put(&format!("/{i:03}"), Bytes::from(format!("value {i}")))
+            .await
+            .unwrap();
+    }
+    let lost = parts.index.rows.lock()["/150"].blob_id.clone();
+    parts.store.blobs.lock().remove(&lost);
+    let mut query = ds.query(QueryOptions::default()).unwrap();
+    let (mut good, mut bad) = (0, 0);
+    loop {
+        let page = query.next_page().await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        for entry in page {
+            match entry.value.unwrap() {
+                Ok(value) => {
+                    assert_eq!(
+                        value,
+                        format!("value {}", entry.key[1..].parse::<u32>().unwrap())
+                    );
+                    assert_eq!(entry.size, value.len() as u64);
+                    good += 1;
+                }
+                Err(e) => {
+                    assert_eq!(e.kind(), ErrorKind::BlobNotFound);
+                    assert_eq!(entry.key, "/150");
+                    bad += 1;
+                }
+            }
+            // Kubo's garbage collection deletes while it lists.
+            ds.delete(&entry.key).await.unwrap();
+        }
+    }
+    assert_eq!((good, bad), (199, 1));
+    assert!(parts.index.rows.lock().is_empty());
+    drop(query);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn close_waits_for_calls_in_flight_and_refuses_later_ones() {
+    let parts = Parts::default();
+    parts.store.put_ms.store(100, SeqCst);
+    let ds = Arc::new(parts.open(""));
+    let putting = tokio::spawn({
+        let ds = Arc::clone(&ds);
+        async move { ds.put("/k", Bytes::from_static(b"v")).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    ds.close().await.unwrap();
+    putting.await.unwrap().unwrap();
+    assert!(parts.index.rows.lock().contains_key("/k"));
+    assert_eq!(ds.get("/k").await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        ds.put("/k", Bytes::new()).await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    assert_eq!(ds.sync("/").await.unwrap_err().kind(), ErrorKind::Closed);
+    assert!(ds.query(QueryOptions::default()).is_err());
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn uploads_run_in_parallel_up_to_the_limit() {
+    let parts = Parts::default();
+    parts.store.put_ms.store(30, SeqCst);
+    let ds = parts.open(r#""packTargetSizeBytes":100,"workers":5,"#);
+    ds.commit(blocks(30, 100)).await.unwrap();
+    assert_eq!(parts.store.puts.load(SeqCst), 30);
+    assert_eq!(parts.store.puts_peak.load(SeqCst), 5);
+    ds.close().await.unwrap();
+}
+
+const RENEWING: &str = r#""epochs":3,"epochDurationSeconds":1000,"renewIntervalSeconds":1,"#;
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..200 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("timed out: {what}");
+}
+
+#[tokio::test]
+async fn blobs_are_renewed_before_they_lapse_and_once() {
+    let parts = Parts::default();
+    let ds = parts.open(RENEWING);
+    let other_node = parts.open(RENEWING);
+    ds.commit(blocks(5, 100)).await.unwrap();
+    let first: SystemTime = parts
+        .index
+        .rows
+        .lock()
+        .values()
+        .next()
+        .unwrap()
+        .expires_at
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(parts.store.puts.load(SeqCst), 1, "not due yet");
+    parts.store.epoch.store(3, SeqCst);
+    parts.clock.advance(Duration::from_secs(1500));
+    until("renewal", || {
+        parts
+            .index
+            .rows
+            .lock()
+            .values()
+            .all(|r| r.end_epoch == 6 && r.expires_at.unwrap() > first)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(
+        parts.store.puts.load(SeqCst),
+        2,
+        "renewed once, by one node"
+    );
+    ds.close().await.unwrap();
+    other_node.close().await.unwrap();
+    assert!(
+        parts.index.lease.lock().is_none(),
+        "the lease was given back"
+    );
+}
+
+#[tokio::test]
+async fn a_blob_that_reads_wrong_is_not_renewed_nor_paid() {
+    let parts = Parts::default();
+    let ds = parts.open(RENEWING);
+    ds.commit(blocks(3, 100)).await.unwrap();
+    let blob = parts
+        .index
+        .rows
+        .lock()
+        .values()
+        .next()
+        .unwrap()
+        .blob_id
+        .clone();
+    parts
+        .store
+        .blobs
+        .lock()
+        .insert(blob.clone(), noise(77, 300));
+    parts.clock.advance(Duration::from_secs(5000));
+    let mut line = None;
+    until("a complaint", || {
+        line = ds.next_log_line();
+        line.is_some()
+    })
+    .await;
+    let message = line.unwrap().message;
+    assert!(
+        message.contains(&blob) && message.contains("does not hash"),
+        "{message}"
+    );
+    assert_eq!(parts.store.puts.load(SeqCst), 1);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_block_about_to_lapse_is_stored_anew() {
+    let parts = Parts::default();
+    let ds = parts.open(r#""epochs":3,"epochDurationSeconds":1000,"#);
+    let ops = blocks(1, 100);
+    ds.commit(ops.clone()).await.unwrap();
+    ds.commit(ops.clone()).await.unwrap();
+    assert_eq!(parts.store.puts.load(SeqCst), 1);
+    parts.clock.advance(Duration::from_secs(1800));
+    ds.commit(ops).await.unwrap();
+    assert_eq!(parts.store.puts.load(SeqCst), 2);
+    ds.close().await.unwrap();
+}

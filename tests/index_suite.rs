@@ -1,0 +1,76 @@
+//! One suite for every index: the functions of `shared` run against Postgres (a new table, tables
+//! of the Go plugin in two collations) and SQLite. What only one of them has is in
+//! `index_suite/postgres.rs` and `index_suite/sqlite.rs`.
+
+mod common;
+#[path = "index_suite/postgres.rs"]
+mod on_postgres;
+#[path = "index_suite/sqlite.rs"]
+mod on_sqlite;
+#[path = "index_suite/shared.rs"]
+mod shared;
+
+use std::sync::Arc;
+
+use walrusds::Index;
+
+/// Two handles on the same empty index, as two nodes would have.
+pub struct Env {
+    pub a: Arc<dyn Index>,
+    pub b: Arc<dyn Index>,
+    /// Whether rows may carry a patch ID.
+    pub quilts: bool,
+    /// Keeps temporary files.
+    pub _keep: Option<tempfile::TempDir>,
+}
+
+macro_rules! suite {
+    ($($name:ident),+ $(,)?) => {
+        mod postgres_new {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::shared::$name(super::on_postgres::env_new().await).await;
+            })+
+        }
+        mod postgres_go_table {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::shared::$name(super::on_postgres::env_go("").await).await;
+            })+
+        }
+        mod postgres_go_table_icu_database {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::shared::$name(super::on_postgres::env_go(super::on_postgres::ICU).await).await;
+            })+
+        }
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::shared::$name(super::on_sqlite::env().await).await;
+            })+
+        }
+    };
+}
+
+suite!(
+    put_get_and_overwrite,
+    get_many_keeps_order,
+    deletes_count,
+    keys_that_are_refused,
+    odd_keys_are_exact,
+    prefixes_are_exact,
+    listing_is_in_byte_order,
+    listing_pages_while_writing,
+    bulk_put_and_paging,
+    put_many_is_all_or_nothing,
+    extremes_survive,
+    renewal_order_and_pages,
+    renewal_never_goes_back,
+    rows_of_a_blob,
+    running_total,
+    leases,
+    quilt_members,
+    concurrent_use,
+    closing,
+);

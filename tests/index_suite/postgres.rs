@@ -1,0 +1,1514 @@
+//! What only the shared index has.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
+use walrusds::{Error, ErrorKind, Index, Record, Usage};
+
+use crate::common::postgres::Postgres;
+use crate::shared::{keys, row, time};
+use crate::Env;
+
+/// A database whose default collation is not byte order (as `en_US.UTF-8` is not).
+pub const ICU: &str = "TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'";
+
+/// The Go plugin's newest tables.
+pub const GO_NEWEST: &str = "
+    CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT NOT NULL, object_id TEXT NOT NULL DEFAULT '',
+        patch_id TEXT NOT NULL DEFAULT '', blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL,
+        encoded_size BIGINT NOT NULL DEFAULT 0, cost BIGINT NOT NULL DEFAULT 0, deletable BOOLEAN NOT NULL DEFAULT FALSE,
+        end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+        updated_at TIMESTAMPTZ NOT NULL DEFAULT now());
+    CREATE INDEX walrus_index_key_prefix_idx ON walrus_index (key text_pattern_ops);
+    CREATE INDEX walrus_index_expires_at_idx ON walrus_index (expires_at);
+    CREATE INDEX walrus_index_blob_id_idx ON walrus_index (blob_id);
+    CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, size BIGINT NOT NULL,
+        created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ);
+    CREATE INDEX walrus_index_staging_created_idx ON walrus_index_staging (created_at);";
+
+pub async fn open(url: &str) -> PostgresIndex {
+    PostgresIndex::open(options(url)).await.unwrap()
+}
+
+pub fn options(url: &str) -> PostgresOptions {
+    let mut options = PostgresOptions::new(url, "walrus_index");
+    options.max_open_conns = 6; // many tests share the server
+    options
+}
+
+async fn env(db: &str, quilts: bool) -> Env {
+    let url = Postgres::shared().url(db);
+    Env {
+        a: Arc::new(open(&url).await),
+        b: Arc::new(open(&url).await),
+        quilts,
+        _keep: None,
+    }
+}
+
+pub async fn env_new() -> Env {
+    let db = Postgres::shared().database();
+    env(&db, false).await
+}
+
+pub async fn env_go(database: &str) -> Env {
+    let pg = Postgres::shared();
+    let db = pg.database_with(database);
+    pg.execute(&db, GO_NEWEST);
+    env(&db, true).await
+}
+
+const KEY: &str = "/CIQKEY";
+
+async fn refused(options: PostgresOptions) -> Error {
+    match PostgresIndex::open(options).await {
+        Ok(_) => panic!("an error was expected"),
+        Err(e) => e,
+    }
+}
+
+fn count(db: &str, sql: &str) -> i64 {
+    Postgres::shared().scalar(db, sql).parse().unwrap()
+}
+
+/// Waits (briefly) for something that happens in another process.
+async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    for _ in 0..100 {
+        if check() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not within 5 s: {what}");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Opening
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_is_as_documented() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    open(&pg.url(&db)).await.close().await.unwrap();
+    let columns = pg.scalar(
+        &db,
+        "SELECT string_agg(attname || ' ' || format_type(atttypid, NULL) || CASE WHEN attnotnull THEN ' not null' ELSE '' END, ', ' ORDER BY attnum) \
+         FROM pg_attribute WHERE attrelid = 'walrus_index'::regclass AND attnum > 0",
+    );
+    assert_eq!(
+        columns,
+        "key text not null, blob_id text not null, blob_offset bigint not null, size bigint not null, \
+         deletable boolean not null, end_epoch bigint not null, expires_at timestamp with time zone, \
+         created_at timestamp with time zone not null, updated_at timestamp with time zone not null"
+    );
+    let collation = "SELECT collation_name FROM information_schema.columns WHERE table_name = 'walrus_index' AND column_name = 'key'";
+    assert_eq!(pg.scalar(&db, collation), "C");
+    let indexes = "SELECT string_agg(indexname, ' ' ORDER BY indexname) FROM pg_indexes WHERE tablename = 'walrus_index'";
+    assert_eq!(
+        pg.scalar(&db, indexes),
+        "walrus_index_blob_id_idx walrus_index_expires_at_idx walrus_index_pkey"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_open_is_fast_and_frugal() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let url = pg.url(&db);
+    open(&url).await.close().await.unwrap();
+    let connections = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walrusds' AND datname = current_database()";
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let started = Instant::now();
+        let index = open(&url).await;
+        times.push(started.elapsed());
+        assert_eq!(count(&db, connections), 1);
+        index.close().await.unwrap();
+        index.close().await.unwrap();
+    }
+    eventually("every connection is closed", || {
+        count(&db, connections) == 0
+    })
+    .await;
+    // With the connect; a debug build on a busy machine.
+    assert!(
+        times.iter().min().unwrap() < &Duration::from_millis(100),
+        "{times:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_leave_nothing_behind_in_the_session() {
+    // What a transaction pooler would break: named statements, SET outside a transaction, LISTEN,
+    // temporary tables, session advisory locks.
+    let pg = Postgres::start_with(&[
+        "log_statement='all'",
+        "log_min_messages=warning",
+        "log_destination='stderr'",
+    ]);
+    let db = pg.database();
+    pg.execute(&db, GO_NEWEST);
+    let index = open(&pg.url(&db)).await;
+    let rows: Vec<_> = (0..12_000)
+        .map(|i| row(&format!("/k{i}"), "b", 0, 1))
+        .collect();
+    index.put_many(&rows).await.unwrap();
+    index.put(&rows[0]).await.unwrap();
+    for _ in 0..3 {
+        index.get("/k1").await.unwrap();
+        index.get_many(&["/k1".into(), "/x".into()]).await.unwrap();
+        index.list("/k", Some("/k5"), 10).await.unwrap();
+        index.delete("/k1").await.unwrap();
+    }
+    index.due_for_renewal(time(1), None, 5).await.unwrap();
+    index
+        .try_lease("l", "o", Duration::from_secs(1))
+        .await
+        .unwrap();
+    index
+        .add_usage(Usage {
+            blocks: 1,
+            bytes: 1,
+        })
+        .await
+        .unwrap();
+    index.close().await.unwrap();
+    let log = pg.log();
+    let executed: Vec<&str> = log.lines().filter(|l| l.contains("execute ")).collect();
+    assert!(executed.len() > 10, "{log}");
+    for line in executed {
+        assert!(line.contains("execute <unnamed>"), "{line}");
+    }
+    for line in log.lines().filter(|l| l.contains("statement: ")) {
+        let statement = line.split("statement: ").nth(1).unwrap().trim_start();
+        let harmless = [
+            "SET LOCAL",
+            "CREATE",
+            "ALTER",
+            "INSERT",
+            "SELECT",
+            "START TRANSACTION",
+            "BEGIN",
+            "COMMIT",
+            "ROLLBACK",
+        ];
+        assert!(
+            statement.is_empty() || harmless.iter().any(|h| statement.starts_with(h)),
+            "{line}"
+        );
+        assert!(
+            !statement.contains("pg_advisory_lock") && !statement.contains("TEMP"),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn eight_nodes_start_for_the_first_time_at_once() {
+    let pg = Postgres::shared();
+    for setup in ["", GO_TABLES[0]] {
+        let db = pg.database();
+        if !setup.is_empty() {
+            pg.execute(&db, setup);
+        }
+        let opens: Vec<_> = (0..8)
+            .map(|_| {
+                let url = pg.url(&db);
+                tokio::spawn(async move { PostgresIndex::open(options(&url)).await })
+            })
+            .collect();
+        for opened in opens {
+            let index = opened.await.unwrap().unwrap();
+            index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+            index.close().await.unwrap();
+        }
+        assert_eq!(count(&db, "SELECT count(*) FROM walrus_index_usage"), 1);
+    }
+}
+
+/// Tables of the Go plugin by age, as its migrations left them; the last is its newest, new.
+const GO_TABLES: &[&str] = &[
+    // 0.0.x: no offset.
+    "CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT NOT NULL, size BIGINT NOT NULL,
+        deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ,
+        created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now());
+     CREATE INDEX walrus_index_key_prefix_idx ON walrus_index (key text_pattern_ops);
+     CREATE INDEX walrus_index_expires_at_idx ON walrus_index (expires_at);",
+    // 0.1.0: the offset at the end of a migrated table.
+    "ALTER TABLE walrus_index ADD COLUMN IF NOT EXISTS blob_offset BIGINT NOT NULL DEFAULT 0;",
+    // Quilts, then extend, then billing.
+    "ALTER TABLE walrus_index ADD COLUMN IF NOT EXISTS patch_id TEXT NOT NULL DEFAULT '';",
+    "ALTER TABLE walrus_index ADD COLUMN IF NOT EXISTS object_id TEXT NOT NULL DEFAULT '';
+     CREATE INDEX IF NOT EXISTS walrus_index_blob_id_idx ON walrus_index (blob_id);",
+    "ALTER TABLE walrus_index ADD COLUMN IF NOT EXISTS encoded_size BIGINT NOT NULL DEFAULT 0;
+     ALTER TABLE walrus_index ADD COLUMN IF NOT EXISTS cost BIGINT NOT NULL DEFAULT 0;",
+    "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, size BIGINT NOT NULL,
+        created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ);",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_the_go_plugin_of_every_age() {
+    let pg = Postgres::shared();
+    for age in 1..=GO_TABLES.len() {
+        for database in ["", ICU] {
+            let db = pg.database_with(database);
+            for statements in &GO_TABLES[..age] {
+                pg.execute(&db, statements);
+            }
+            pg.execute(&db, "INSERT INTO walrus_index (key, blob_id, size, deletable, end_epoch, expires_at) \
+                 VALUES ('/old', 'blob', 7, TRUE, 9, '2030-01-01Z'), ('/b', 'blob', 3, FALSE, 0, NULL)");
+            let index = open(&pg.url(&db)).await;
+            let old = index.get("/old").await.unwrap().unwrap();
+            let expected = Record {
+                blob_id: "blob".into(),
+                size: 7,
+                deletable: true,
+                end_epoch: 9,
+                expires_at: Some(time(1_893_456_000)),
+                ..Record::default()
+            };
+            assert_eq!(old, expected, "age {age}");
+            assert_eq!(
+                index.usage().await.unwrap(),
+                Usage {
+                    blocks: 2,
+                    bytes: 10
+                }
+            );
+            index.put(&row("/new", "pack", 100, 50)).await.unwrap();
+            assert_eq!(index.get("/new").await.unwrap().unwrap().offset, 100);
+            assert_eq!(keys(&index, "/").await, ["/b", "/new", "/old"]);
+            index.close().await.unwrap();
+            // A Go node still writes what it always wrote.
+            pg.execute(
+                &db,
+                "INSERT INTO walrus_index (key, blob_id, size) VALUES ('/go', 'blob', 1)",
+            );
+            let again = open(&pg.url(&db)).await;
+            assert_eq!(again.get("/go").await.unwrap().unwrap().offset, 0);
+            again.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_of_the_go_plugin_are_reset_by_an_overwrite() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(&db, GO_NEWEST);
+    pg.execute(&db, "INSERT INTO walrus_index (key, blob_id, object_id, patch_id, size, encoded_size, cost, updated_at) \
+         VALUES ('/q', 'quilt', '0xobject', 'patch', 5, 66000000, 42, '2020-01-01Z')");
+    let index = open(&pg.url(&db)).await;
+    let member = index.get("/q").await.unwrap().unwrap();
+    assert_eq!(member.patch_id.as_deref(), Some("patch"));
+    index.put(&row("/q", "pack", 9, 5)).await.unwrap();
+    assert_eq!(index.get("/q").await.unwrap().unwrap().patch_id, None);
+    let left = "SELECT count(*) FROM walrus_index WHERE object_id = '' AND patch_id = '' AND encoded_size = 0 AND cost = 0 \
+        AND blob_offset = 9 AND updated_at > now() - interval '1 minute'";
+    assert_eq!(count(&db, left), 1);
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upper_case_names_find_the_folded_table() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    // As the Go plugin sent it: unquoted.
+    pg.execute(&db, &GO_NEWEST.replace("walrus_index", "Walrus_Index"));
+    pg.execute(
+        &db,
+        "INSERT INTO walrus_index (key, blob_id, size) VALUES ('/k', 'b', 5); \
+        INSERT INTO walrus_index_staging (key, value, size) VALUES ('/s', 'xyz', 3)",
+    );
+    let mut mixed = options(&pg.url(&db));
+    mixed.table = "Walrus_Index".into();
+    for _ in 0..2 {
+        let index = PostgresIndex::open(mixed.clone()).await.unwrap();
+        assert_eq!(keys(&index, "").await, ["/k", "/s"]);
+        assert!(index.get("/s").await.unwrap().unwrap().staged);
+        index.close().await.unwrap();
+    }
+    // An exact one wins; and where there is neither, the exact one is made.
+    pg.execute(&db, "CREATE TABLE \"Walrus_Index\" (key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, size BIGINT NOT NULL)");
+    let index = PostgresIndex::open(mixed.clone()).await.unwrap();
+    assert_eq!(keys(&index, "").await, [""; 0]);
+    index.close().await.unwrap();
+    mixed.table = "Brand_New".into();
+    PostgresIndex::open(mixed)
+        .await
+        .unwrap()
+        .close()
+        .await
+        .unwrap();
+    assert_eq!(count(&db, "SELECT count(*) FROM \"Brand_New\""), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_and_long_names() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let mut with = options(&pg.url(&db));
+    with.table = "blocks.index".into();
+    let error = refused(with.clone()).await;
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(
+        error
+            .message()
+            .contains("CREATE SCHEMA IF NOT EXISTS \"blocks\""),
+        "{error}"
+    );
+    pg.execute(&db, "CREATE SCHEMA blocks");
+    let index = PostgresIndex::open(with.clone()).await.unwrap();
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    index.close().await.unwrap();
+    assert_eq!(count(&db, "SELECT count(*) FROM blocks.index"), 1);
+    let long = |end: char| format!("{}{end}", "t".repeat(62));
+    for end in ['a', 'b'] {
+        with.table = long(end);
+        let index = PostgresIndex::open(with.clone()).await.unwrap();
+        index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+        index
+            .add_usage(Usage {
+                blocks: 1,
+                bytes: 1,
+            })
+            .await
+            .unwrap();
+        assert_eq!(
+            index.usage().await.unwrap().blocks,
+            1,
+            "not shared with the other long name"
+        );
+        assert_eq!(index.get(KEY).await.unwrap().unwrap().staged, false);
+        index.delete(KEY).await.unwrap();
+        index.close().await.unwrap();
+        PostgresIndex::open(with.clone())
+            .await
+            .unwrap()
+            .close()
+            .await
+            .unwrap();
+    }
+    with.table = format!("{}c", long('c'));
+    assert!(refused(with).await.message().contains("64 bytes"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_something_else() {
+    let pg = Postgres::shared();
+    for (setup, says) in [
+        ("CREATE TABLE walrus_index (id INT)", "column key (text) is missing"),
+        ("CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT)", "column size (bigint) is missing"),
+        ("CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT, size INT)", "column size is of type integer, expected bigint"),
+        ("CREATE TABLE walrus_index (key BYTEA PRIMARY KEY, blob_id TEXT, size BIGINT)", "column key is of type bytea, expected text"),
+        ("CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT, size BIGINT, owner TEXT NOT NULL)", "column owner is unknown and has no default"),
+        ("CREATE VIEW walrus_index AS SELECT 1 AS key", "no table"),
+        (
+            "CREATE TABLE walrus_index_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL); \
+             INSERT INTO walrus_index_meta VALUES ('schema_version', '9'), ('min_version', '8')",
+            "schema version 9",
+        ),
+    ] {
+        let db = pg.database();
+        pg.execute(&db, setup);
+        let error = refused(options(&pg.url(&db))).await;
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.message().contains(says) && error.message().contains("walrus_index"), "{error}");
+        assert!(!error.is_retryable());
+    }
+    // A newer, still compatible schema is no obstacle (rolling upgrade).
+    let db = pg.database();
+    open(&pg.url(&db)).await.close().await.unwrap();
+    pg.execute(&db, "UPDATE walrus_index_meta SET value = '7' WHERE name = 'schema_version'; ALTER TABLE walrus_index ADD COLUMN novel TEXT");
+    open(&pg.url(&db)).await.close().await.unwrap();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Rights and connections
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_without_create_right() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let role = format!("reader_{db}");
+    pg.execute(
+        &db,
+        &format!("REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE ROLE {role} LOGIN"),
+    );
+    let own = options(&pg.url_as(&role, &db));
+    let error = refused(own.clone()).await;
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(
+        error
+            .message()
+            .contains("permission denied for schema public"),
+        "{error}"
+    );
+    // The message holds what to run, complete.
+    let script = error
+        .message()
+        .split("to this one: ")
+        .nth(1)
+        .unwrap()
+        .to_owned();
+    pg.execute(&db, &script);
+    let error = refused(own.clone()).await;
+    assert!(
+        error
+            .message()
+            .contains("permission denied for table walrus_index_meta"),
+        "{error}"
+    );
+    pg.execute(
+        &db,
+        &format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"),
+    );
+    let index = PostgresIndex::open(own.clone()).await.unwrap();
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    index
+        .put_many(
+            &(0..6000)
+                .map(|i| row(&format!("/{i}"), "b", 0, 1))
+                .collect::<Vec<_>>(),
+        )
+        .await
+        .unwrap();
+    assert!(index
+        .try_lease("l", "o", Duration::from_secs(1))
+        .await
+        .unwrap());
+    index.delete(KEY).await.unwrap();
+    // Rights taken away later are named where they are missed.
+    pg.execute(
+        &db,
+        &format!("REVOKE INSERT, DELETE ON walrus_index FROM {role}"),
+    );
+    for error in [
+        index.put(&row(KEY, "b", 0, 1)).await.unwrap_err(),
+        index.delete(KEY).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(
+            error
+                .message()
+                .contains("permission denied for table walrus_index"),
+            "{error}"
+        );
+    }
+    index.close().await.unwrap();
+
+    // An old table that this role may not extend.
+    let db = pg.database();
+    pg.execute(&db, GO_TABLES[0]);
+    pg.execute(
+        &db,
+        &format!("GRANT ALL ON SCHEMA public TO {role}; GRANT ALL ON walrus_index TO {role}"),
+    );
+    let error = refused(options(&pg.url_as(&role, &db))).await;
+    assert!(
+        error
+            .message()
+            .contains("must be owner of table walrus_index"),
+        "{error}"
+    );
+    assert!(
+        error
+            .message()
+            .contains("ADD COLUMN IF NOT EXISTS blob_offset BIGINT NOT NULL DEFAULT 0"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_the_connection_is_said() {
+    let pg = Postgres::start();
+    pg.execute(
+        "postgres",
+        "CREATE ROLE alice LOGIN PASSWORD 'right'; CREATE ROLE barred LOGIN",
+    );
+    pg.set_hba("host all alice 127.0.0.1/32 scram-sha-256\nhost all barred 127.0.0.1/32 reject\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n");
+    let port = pg.port();
+    let host = format!("127.0.0.1:{port}");
+    let closed_port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_port = silent.local_addr().unwrap().port();
+    let cases: Vec<(String, ErrorKind, bool, Vec<String>)> = vec![
+        (
+            format!("postgres://alice:hunter2@{host}/postgres?sslmode=disable"),
+            ErrorKind::Config,
+            false,
+            vec![host.clone(), "wrong password".into(), "alice".into()],
+        ),
+        (
+            format!("postgres://alice@{host}/postgres?sslmode=disable"),
+            ErrorKind::Config,
+            false,
+            vec![host.clone(), "password".into(), "alice".into()],
+        ),
+        (
+            format!("postgres://barred:hunter2@{host}/postgres?sslmode=disable"),
+            ErrorKind::Config,
+            false,
+            vec![host.clone(), "barred".into(), "pg_hba".into()],
+        ),
+        (
+            format!("postgres://postgres:hunter2@{host}/nodb?sslmode=disable"),
+            ErrorKind::Config,
+            false,
+            vec![host.clone(), "nodb".into(), "does not exist".into()],
+        ),
+        (
+            format!("postgres://u:hunter2@127.0.0.1:{closed_port}/d"),
+            ErrorKind::Index,
+            true,
+            vec![
+                format!("127.0.0.1:{closed_port}"),
+                "connection refused".into(),
+            ],
+        ),
+        (
+            format!("postgres://u:hunter2@127.0.0.1:{silent_port}/d"),
+            ErrorKind::Index,
+            true,
+            vec![format!("127.0.0.1:{silent_port}"), "timeout".into()],
+        ),
+        (
+            "postgres://u:hunter2@no-such-host.invalid/d".into(),
+            ErrorKind::Index,
+            true,
+            vec!["no-such-host.invalid:5432".into()],
+        ),
+        (
+            "postgres://u:hunter2@%2Fnonexistent/d".into(),
+            ErrorKind::Index,
+            true,
+            vec!["/nonexistent/.s.PGSQL.5432".into()],
+        ),
+        (
+            format!("postgres://postgres:hunter2@{host}/postgres?sslmode=require"),
+            ErrorKind::Config,
+            false,
+            vec![host.clone(), "TLS".into()],
+        ),
+        (
+            format!(
+                "postgres://postgres:hunter2@127.0.0.1:{closed_port},{host}/nodb?sslmode=disable"
+            ),
+            ErrorKind::Index,
+            true,
+            vec!["connection refused".into(), "nodb".into()],
+        ),
+        (
+            format!("postgres://u:hunter2@{host}/d?sslrootcert=/nonexistent.pem&sslmode=verify-ca"),
+            ErrorKind::Config,
+            false,
+            vec!["sslrootcert".into(), "/nonexistent.pem".into()],
+        ),
+    ];
+    for (url, kind, retryable, parts) in cases {
+        let mut options = options(&url);
+        options.connect_timeout = Duration::from_secs(2);
+        let started = Instant::now();
+        let error = refused(options.clone()).await;
+        assert!(
+            started.elapsed() < Duration::from_secs(3),
+            "{url}: {:?}",
+            started.elapsed()
+        );
+        assert_eq!(
+            (error.kind(), error.is_retryable()),
+            (kind, retryable),
+            "{url}: {error}"
+        );
+        for part in parts {
+            assert!(error.message().contains(&part), "{url}: {error}");
+        }
+        assert!(!error.message().contains("hunter2"), "{error}");
+        assert!(!format!("{options:?}").contains("hunter2"));
+    }
+    // The same through the pool, whose connections are opened in another way.
+    pg.execute("postgres", "CREATE DATABASE hers OWNER alice");
+    let index = open(&format!(
+        "postgres://alice:right@{host}/hers?sslmode=disable"
+    ))
+    .await;
+    pg.execute("postgres", "ALTER ROLE alice PASSWORD 'changed'");
+    assert_eq!(
+        index.get(KEY).await.unwrap(),
+        None,
+        "the open connection goes on"
+    );
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    pg.execute(
+        "postgres",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'alice'",
+    );
+    for error in [
+        index.put(&row(KEY, "b", 0, 1)).await.unwrap_err(),
+        index.get(KEY).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(
+            error.message().contains("wrong password") && !error.message().contains("right"),
+            "{error}"
+        );
+    }
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_hosts_and_sockets() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let dead = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    for url in [
+        pg.socket_url(&db),
+        format!("postgres://postgres@/{db}?host={}&port={}", pg.socket_dir().display(), pg.port()),
+        format!("postgres://postgres@127.0.0.1:{dead},127.0.0.1:{}/{db}?target_session_attrs=read-write", pg.port()),
+        format!("host=127.0.0.1 port={} user=postgres dbname={db} sslmode=disable", pg.port()),
+        format!("postgres://postgres@localhost:{}/{db}?hostaddr=127.0.0.1&sslmode=allow", pg.port()),
+    ] {
+        let index = open(&url).await;
+        index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+        assert!(index.get(KEY).await.unwrap().is_some());
+        index.close().await.unwrap();
+    }
+    pg.execute(
+        &db,
+        &format!("ALTER DATABASE {db} SET default_transaction_read_only = on"),
+    );
+    let error = refused(options(&format!(
+        "{}&target_session_attrs=read-write",
+        pg.url(&db)
+    )))
+    .await;
+    assert!(error.message().contains("does not allow writes"), "{error}");
+    let index = open(&pg.url(&db)).await;
+    let error = index.put(&row(KEY, "b", 0, 1)).await.unwrap_err();
+    assert!(
+        error.is_retryable() && error.message().contains("read-only"),
+        "{error}"
+    );
+    assert!(index.get(KEY).await.unwrap().is_some());
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_server_is_found_again() {
+    let mut pg = Postgres::start();
+    let db = pg.database();
+    let index = Arc::new(open(&pg.url(&db)).await);
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    index.delete("/x").await.unwrap();
+    for _ in 0..2 {
+        pg.restart();
+        assert!(index.get(KEY).await.unwrap().is_some());
+        index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+        index.delete("/x").await.unwrap();
+        index
+            .add_usage(Usage {
+                blocks: 1,
+                bytes: 1,
+            })
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        index.usage().await.unwrap().blocks,
+        2,
+        "added exactly once each"
+    );
+    pg.down();
+    let started = Instant::now();
+    for error in [
+        index.get(KEY).await.unwrap_err(),
+        index.put(&row(KEY, "b", 0, 1)).await.unwrap_err(),
+        index.delete(KEY).await.unwrap_err(),
+        index
+            .add_usage(Usage {
+                blocks: 1,
+                bytes: 1,
+            })
+            .await
+            .unwrap_err(),
+    ] {
+        assert!(
+            error.is_retryable() && error.message().contains("refused"),
+            "{error}"
+        );
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
+    pg.up();
+    assert!(index.get(KEY).await.unwrap().is_some());
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    pg.down();
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_backends_are_replaced() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let index = Arc::new(open(&pg.url(&db)).await);
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    index.delete("/x").await.unwrap();
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    assert!(count(&db, kill) >= 3);
+    assert!(index.get(KEY).await.unwrap().is_some());
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    index.delete("/x").await.unwrap();
+    // And under load, again and again: no call fails.
+    let tasks: Vec<_> = (0..8)
+        .map(|t| {
+            let index = index.clone();
+            tokio::spawn(async move {
+                for i in 0..150 {
+                    assert!(index.get(KEY).await.unwrap().is_some());
+                    if i % 10 == 0 {
+                        index
+                            .put(&row(&format!("/{t}/{i}"), "b", 0, 1))
+                            .await
+                            .unwrap();
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            })
+        })
+        .collect();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        count(&db, kill);
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    index.close().await.unwrap();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Time
+
+fn blocked(db: &str) -> i64 {
+    count(db, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND application_name = 'walrusds'")
+}
+
+/// Holds a lock on the table until dropped.
+struct Locked(
+    std::sync::mpsc::Sender<()>,
+    Option<std::thread::JoinHandle<()>>,
+);
+
+impl Locked {
+    fn new(db: &str, sql: &str) -> Locked {
+        Locked::at(Postgres::shared().url(db), sql)
+    }
+
+    fn at(url: String, sql: &str) -> Locked {
+        let sql = sql.to_owned();
+        let (release, released) = std::sync::mpsc::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let mut client = postgres::Client::connect(&url, postgres::NoTls).unwrap();
+            client.batch_execute(&format!("BEGIN; {sql}")).unwrap();
+            ready.send(()).unwrap();
+            let _ = released.recv();
+            client.batch_execute("ROLLBACK").unwrap();
+        });
+        is_ready.recv().unwrap();
+        Locked(release, Some(thread))
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+        if let Some(thread) = self.1.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_takes_too_long_is_cancelled() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let mut short = options(&pg.url(&db));
+    short.statement_timeout = Duration::from_millis(700);
+    let index = PostgresIndex::open(short).await.unwrap();
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    let lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
+    let many: Vec<_> = (0..11_000)
+        .map(|i| row(&format!("/{i}"), "b", 0, 1))
+        .collect();
+    let new_row = row(KEY, "b", 0, 1);
+    let started = Instant::now();
+    let (get, put, put_many, delete, list) = tokio::join!(
+        index.get(KEY),
+        index.put(&new_row),
+        index.put_many(&many),
+        index.delete(KEY),
+        index.list("/", None, 5),
+    );
+    for error in [
+        get.unwrap_err(),
+        put.unwrap_err(),
+        put_many.unwrap_err(),
+        delete.unwrap_err(),
+        list.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Index);
+        assert!(
+            error.is_retryable() && error.message().contains("timeout"),
+            "{error}"
+        );
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        started.elapsed()
+    );
+    eventually("nothing waits any more", || blocked(&db) == 0).await;
+    drop(lock);
+    assert!(index.get(KEY).await.unwrap().is_some());
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_future_cancels_its_statement() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let index = Arc::new(open(&pg.url(&db)).await);
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    let _lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
+    for call in 0..4 {
+        let index = index.clone();
+        let task = tokio::spawn(async move {
+            match call {
+                0 => drop(index.get(KEY).await),
+                1 => drop(index.put(&row(KEY, "b", 0, 1)).await),
+                2 => drop(index.delete(KEY).await),
+                _ => drop(index.rows_of_blob("b").await),
+            }
+        });
+        eventually("the statement waits", || blocked(&db) == 1).await;
+        let started = Instant::now();
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        assert!(started.elapsed() < Duration::from_millis(100));
+        eventually("the statement is cancelled", || blocked(&db) == 0).await;
+    }
+    drop(_lock);
+    assert!(index.get(KEY).await.unwrap().is_some());
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_does_not_fail_its_neighbours() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let index = Arc::new(open(&pg.url(&db)).await);
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    let lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
+    // All on one connection; half of them give up.
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let index = index.clone();
+            tokio::spawn(async move { index.get(KEY).await })
+        })
+        .collect();
+    eventually("they wait", || blocked(&db) == 1).await;
+    for call in calls.iter().step_by(2) {
+        call.abort();
+    }
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    drop(lock);
+    for (i, call) in calls.into_iter().enumerate() {
+        match call.await {
+            Err(e) => assert!(i % 2 == 0 && e.is_cancelled()),
+            Ok(record) => assert!(record.unwrap().is_some()),
+        }
+    }
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_that_waits_holds_up_no_read() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let index = Arc::new(open(&pg.url(&db)).await);
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    let lock = Locked::new(&db, "SELECT * FROM walrus_index FOR UPDATE");
+    let deleting = {
+        let index = index.clone();
+        tokio::spawn(async move { index.delete(KEY).await })
+    };
+    eventually("the delete waits", || blocked(&db) == 1).await;
+    let started = Instant::now();
+    assert!(index.get(KEY).await.unwrap().is_some());
+    assert!(started.elapsed() < Duration::from_secs(1));
+    drop(lock);
+    assert_eq!(deleting.await.unwrap().unwrap().blocks, 1);
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_server_does_not_hang_the_node() {
+    // A proxy that can stop forwarding: the socket stays open and nothing comes.
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let proxy = Proxy::start(pg.port());
+    let mut through = options(&format!(
+        "postgres://postgres@127.0.0.1:{}/{db}?sslmode=disable",
+        proxy.port
+    ));
+    through.statement_timeout = Duration::from_millis(500);
+    through.connect_timeout = Duration::from_secs(1);
+    let index = PostgresIndex::open(through).await.unwrap();
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    proxy.hang(true);
+    let started = Instant::now();
+    let new_row = row(KEY, "b", 0, 1);
+    let (get, put) = tokio::join!(index.get(KEY), index.put(&new_row));
+    assert!(get.unwrap_err().is_retryable());
+    assert!(put.unwrap_err().is_retryable());
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    proxy.hang(false);
+    eventually("lookups work again", || proxy.accepted() > 0).await;
+    for _ in 0..100 {
+        if index.get(KEY).await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(index.get(KEY).await.unwrap().is_some());
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    let started = Instant::now();
+    index.close().await.unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+/// Forwards TCP connections to a port.
+struct Proxy {
+    port: u16,
+    hung: tokio::sync::watch::Sender<bool>,
+    accepted: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Proxy {
+    fn start(to: u16) -> Proxy {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let (hung, is_hung) = tokio::sync::watch::channel(false);
+        let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counter = accepted.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let mut is_hung = is_hung.clone();
+                tokio::spawn(async move {
+                    let server = tokio::net::TcpStream::connect(("127.0.0.1", to))
+                        .await
+                        .unwrap();
+                    let (mut from_client, mut to_client) = client.into_split();
+                    let (mut from_server, mut to_server) = server.into_split();
+                    let mut other = is_hung.clone();
+                    tokio::join!(
+                        forward(&mut from_client, &mut to_server, &mut is_hung),
+                        forward(&mut from_server, &mut to_client, &mut other),
+                    );
+                });
+            }
+        });
+        Proxy {
+            port,
+            hung,
+            accepted,
+        }
+    }
+
+    fn hang(&self, hung: bool) {
+        self.hung.send_replace(hung);
+    }
+
+    fn accepted(&self) -> usize {
+        self.accepted.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+async fn forward(
+    from: &mut tokio::net::tcp::OwnedReadHalf,
+    to: &mut tokio::net::tcp::OwnedWriteHalf,
+    hung: &mut tokio::sync::watch::Receiver<bool>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok(n) = from.read(&mut buffer).await else {
+            break;
+        };
+        if hung.wait_for(|h| !*h).await.is_err() {
+            break;
+        }
+        if n == 0 || to.write_all(&buffer[..n]).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Beside Go nodes
+
+fn stage(db: &str, key: &str, value: &str) {
+    Postgres::shared().execute(
+        db,
+        &format!(
+            "INSERT INTO walrus_index_staging (key, value, size) VALUES ('{key}', '{value}', length('{value}')) \
+             ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value, size = EXCLUDED.size"
+        ),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_staged_by_a_go_node() {
+    let pg = Postgres::shared();
+    for database in ["", ICU] {
+        let db = pg.database_with(database);
+        pg.execute(&db, GO_NEWEST);
+        pg.execute(&db, "INSERT INTO walrus_index (key, blob_id, size) VALUES ('/both', 'blob', 100), ('/indexed', 'blob', 10)");
+        stage(&db, "/both", "newer");
+        stage(&db, "/only", "xyz");
+        let index = open(&pg.url(&db)).await;
+        assert_eq!(
+            index.usage().await.unwrap(),
+            Usage {
+                blocks: 3,
+                bytes: 113
+            },
+            "a key counts once"
+        );
+
+        let staged = |size| Record {
+            size,
+            staged: true,
+            ..Record::default()
+        };
+        assert_eq!(index.get("/only").await.unwrap(), Some(staged(3)));
+        assert_eq!(
+            index.get("/both").await.unwrap(),
+            Some(staged(5)),
+            "what is staged is newer"
+        );
+        let found = index
+            .get_many(&["/indexed", "/both", "/none", "/only"].map(String::from))
+            .await
+            .unwrap();
+        assert!(!found[0].as_ref().unwrap().staged && found[2].is_none());
+        assert_eq!(
+            (found[1].clone(), found[3].clone()),
+            (Some(staged(5)), Some(staged(3)))
+        );
+        assert_eq!(
+            index.staged_value("/both").await.unwrap().unwrap().as_ref(),
+            b"newer"
+        );
+        assert_eq!(index.staged_value("/indexed").await.unwrap(), None);
+
+        let listed = index.list("/", None, 10).await.unwrap();
+        let sizes: Vec<_> = listed.iter().map(|i| (i.key.as_str(), i.size)).collect();
+        assert_eq!(
+            sizes,
+            [("/both", 5), ("/indexed", 10), ("/only", 3)],
+            "no key twice"
+        );
+        for (after, next) in [
+            (None, "/both"),
+            (Some("/both"), "/indexed"),
+            (Some("/indexed"), "/only"),
+        ] {
+            assert_eq!(index.list("/", after, 1).await.unwrap()[0].key, next);
+        }
+
+        // The Go node's flusher promotes a block.
+        pg.execute(
+            &db,
+            "BEGIN; DELETE FROM walrus_index_staging WHERE key = '/only'; \
+             INSERT INTO walrus_index (key, blob_id, size) VALUES ('/only', 'packed', 3); COMMIT",
+        );
+        assert_eq!(index.staged_value("/only").await.unwrap(), None);
+        assert_eq!(index.get("/only").await.unwrap().unwrap().blob_id, "packed");
+
+        // A put replaces what is staged, in one page or in many.
+        index.put(&row("/both", "mine", 0, 5)).await.unwrap();
+        assert_eq!(index.get("/both").await.unwrap().unwrap().blob_id, "mine");
+        stage(&db, "/k00007", "stale");
+        let many: Vec<_> = (0..11_000)
+            .map(|i| row(&format!("/k{i:05}"), "mine", 0, 1))
+            .collect();
+        index.put_many(&many).await.unwrap();
+        assert_eq!(index.get("/k00007").await.unwrap().unwrap().blob_id, "mine");
+        assert_eq!(count(&db, "SELECT count(*) FROM walrus_index_staging"), 0);
+
+        // A delete takes both, and counts a key once.
+        stage(&db, "/both", "again");
+        stage(&db, "/fresh", "1234");
+        let removed = index
+            .delete_many(&["/both", "/fresh", "/indexed"].map(String::from))
+            .await
+            .unwrap();
+        assert_eq!(
+            removed,
+            Usage {
+                blocks: 3,
+                bytes: 5 + 4 + 10
+            }
+        );
+        assert_eq!(index.get("/both").await.unwrap(), None);
+        assert_eq!(count(&db, "SELECT count(*) FROM walrus_index_staging"), 0);
+
+        // The table goes away (the last Go node was retired): noticed at once.
+        pg.execute(&db, "DROP TABLE walrus_index_staging");
+        assert!(index.get("/only").await.unwrap().is_some());
+        index.put(&row("/after", "mine", 0, 5)).await.unwrap();
+        assert_eq!(index.delete("/after").await.unwrap().blocks, 1);
+        assert_eq!(index.staged_value("/only").await.unwrap(), None);
+        index.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_may_be_the_one_to_notice_that_staging_is_gone() {
+    let pg = Postgres::shared();
+    for call in 0..4 {
+        let db = pg.database();
+        pg.execute(&db, GO_NEWEST);
+        let index = open(&pg.url(&db)).await;
+        pg.execute(&db, "DROP TABLE walrus_index_staging");
+        match call {
+            0 => drop(index.staged_value(KEY).await.unwrap()),
+            1 => index.put(&row(KEY, "b", 0, 1)).await.unwrap(),
+            2 => index
+                .put_many(
+                    &(0..6000)
+                        .map(|i| row(&format!("/{i}"), "b", 0, 1))
+                        .collect::<Vec<_>>(),
+                )
+                .await
+                .unwrap(),
+            _ => drop(index.delete(KEY).await.unwrap()),
+        }
+        index.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes over a minute"]
+async fn a_go_node_that_joins_later_is_noticed() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let index = open(&pg.url(&db)).await;
+    pg.execute(&db, GO_TABLES[5]);
+    stage(&db, KEY, "xyz");
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let _ = index.get(KEY).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(index.get(KEY).await.unwrap().unwrap().staged);
+    index.close().await.unwrap();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Plans and durability
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_are_index_scans() {
+    let pg = Postgres::shared();
+    // Our table by its primary key; the Go plugin's, in two collations, by its own prefix index.
+    for (setup, database, index_name) in [
+        ("", "", "walrus_index_pkey"),
+        (GO_NEWEST, "", "walrus_index_key_prefix_idx"),
+        (GO_NEWEST, ICU, "walrus_index_key_prefix_idx"),
+        (GO_TABLES[0], ICU, "walrus_index_key_prefix_idx"),
+    ] {
+        let db = pg.database_with(database);
+        if !setup.is_empty() {
+            pg.execute(&db, setup);
+        }
+        let index = open(&pg.url(&db)).await;
+        let rows: Vec<_> = (0..20_000)
+            .map(|i| row(&format!("/blocks/k{i:06}"), "b", 0, 1))
+            .collect();
+        index.put_many(&rows).await.unwrap();
+        pg.execute(&db, "VACUUM ANALYZE walrus_index");
+        let numbers = |what: &str| count(&db, what);
+        let read = format!(
+            "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = '{index_name}'"
+        );
+        let full = "SELECT coalesce(seq_tup_read, 0) FROM pg_stat_user_tables WHERE relname = 'walrus_index'";
+        // Counters are written when a connection has been idle for a while or ends.
+        index.close().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let (read_before, full_before) = (numbers(&read), numbers(full));
+        let index = open(&pg.url(&db)).await;
+        for (prefix, after) in [
+            ("/blocks", Some("/blocks/k010000")),
+            ("", Some("/blocks/k010000")),
+            ("/blocks/k015", None),
+            ("", None),
+        ] {
+            assert_eq!(index.list(prefix, after, 20).await.unwrap().len(), 20);
+        }
+        index.close().await.unwrap();
+        eventually("the counters are written", || numbers(&read) > read_before).await;
+        let (read_after, full_after) = (numbers(&read), numbers(full));
+        assert_eq!(
+            full_after, full_before,
+            "{index_name}: the table was read from end to end"
+        );
+        assert!(
+            read_after - read_before < 400,
+            "{index_name}: {} entries for 80 rows",
+            read_after - read_before
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_does_not_wait_for_the_disk_and_a_put_does() {
+    let pg = Postgres::start_with(&[
+        "fsync=on",
+        "wal_writer_delay=10s",
+        "wal_writer_flush_after=1GB",
+    ]);
+    let db = pg.database();
+    for setup in ["", GO_NEWEST] {
+        pg.execute(&db, setup);
+        let index = open(&pg.url(&db)).await;
+        let unflushed = || {
+            pg.scalar(
+                &db,
+                "SELECT pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn()",
+            ) == "t"
+        };
+        index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+        assert!(!unflushed(), "an acknowledged row is on disk");
+        assert_eq!(index.delete(KEY).await.unwrap().blocks, 1);
+        assert!(unflushed(), "a delete's commit was synced");
+        index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+        assert!(!unflushed(), "the setting did not outlive the delete");
+        index.close().await.unwrap();
+        pg.execute(
+            &db,
+            "DROP TABLE walrus_index, walrus_index_meta, walrus_index_usage, walrus_index_leases",
+        );
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// TLS
+
+fn openssl(dir: &std::path::Path, args: &str) {
+    let out = std::process::Command::new("openssl")
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .expect("these tests need the openssl command");
+    assert!(
+        out.status.success(),
+        "openssl {args}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_as_libpq_means_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    let ec = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+    // A CA, a server certificate for localhost, a self-signed one (as most make it), a client's.
+    openssl(
+        dir.path(),
+        &format!("req -x509 {ec} -keyout ca.key -out ca.crt -subj /CN=ca"),
+    );
+    openssl(
+        dir.path(),
+        &format!("req -x509 {ec} -keyout other.key -out other.crt -subj /CN=other"),
+    );
+    openssl(dir.path(), &format!("req -x509 {ec} -keyout self.key -out self.crt -subj /CN=localhost -addext subjectAltName=DNS:localhost"));
+    for (name, subject, san) in [
+        ("server", "/CN=localhost", "DNS:localhost"),
+        ("client", "/CN=tina", "DNS:tina"),
+    ] {
+        std::fs::write(
+            dir.path().join("ext"),
+            format!("subjectAltName={san}\nbasicConstraints=CA:FALSE\n"),
+        )
+        .unwrap();
+        openssl(
+            dir.path(),
+            &format!("req -new {ec} -keyout {name}.key -out {name}.csr -subj {subject}")
+                .replace(" -days 2", ""),
+        );
+        openssl(dir.path(), &format!("x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out {name}.crt -extfile ext"));
+    }
+
+    let mut pg = Postgres::start();
+    pg.execute("postgres", "CREATE ROLE tina LOGIN");
+    pg.execute("postgres", "CREATE DATABASE db OWNER tina");
+    let trust = "local all all trust\nhostssl db tina 127.0.0.1/32 cert\nhostnossl plain all 127.0.0.1/32 trust\nhostssl all postgres 127.0.0.1/32 trust\nhostnossl postgres postgres 127.0.0.1/32 trust\n";
+    for (cert, key) in [("server.crt", "server.key"), ("self.crt", "self.key")] {
+        pg.write("server.crt", &read(cert));
+        pg.write("server.key", &read(key));
+        pg.write("root.crt", &read("ca.crt"));
+        pg.execute("postgres", "ALTER SYSTEM SET ssl = on");
+        pg.execute("postgres", "ALTER SYSTEM SET ssl_ca_file = 'root.crt'");
+        pg.set_hba(trust);
+        pg.restart();
+        let root = if cert == "self.crt" {
+            at("self.crt")
+        } else {
+            at("ca.crt")
+        };
+        let wrong = at("other.crt");
+        let url = |host: &str, rest: &str| {
+            format!(
+                "postgres://postgres@{host}:{}/db?hostaddr=127.0.0.1&{rest}",
+                pg.port()
+            )
+        };
+        for (host, rest, refusal) in [
+            ("localhost", "sslmode=require".to_owned(), None),
+            ("elsewhere", "sslmode=require".into(), None),
+            ("localhost", "sslmode=prefer".into(), None),
+            ("localhost", String::new(), None),
+            ("localhost", "sslmode=allow".into(), None), // refused in plain, then encrypted
+            ("localhost", "sslmode=disable".into(), Some("pg_hba")),
+            (
+                "localhost",
+                format!("sslmode=verify-ca&sslrootcert={root}"),
+                None,
+            ),
+            (
+                "elsewhere",
+                format!("sslmode=verify-ca&sslrootcert={root}"),
+                None,
+            ),
+            (
+                "localhost",
+                format!("sslmode=verify-full&sslrootcert={root}"),
+                None,
+            ),
+            (
+                "elsewhere",
+                format!("sslmode=verify-full&sslrootcert={root}"),
+                Some("elsewhere"),
+            ),
+            (
+                "localhost",
+                format!("sslmode=verify-full&sslrootcert={wrong}"),
+                Some("certificate"),
+            ),
+            (
+                "localhost",
+                format!("sslmode=verify-ca&sslrootcert={wrong}"),
+                Some("certificate"),
+            ),
+            (
+                "localhost",
+                format!("sslmode=require&sslrootcert={wrong}"),
+                Some("certificate"),
+            ), // as verify-ca
+            (
+                "localhost",
+                "sslmode=verify-full&sslrootcert=system".into(),
+                Some("certificate"),
+            ),
+            (
+                "localhost",
+                "sslrootcert=system".into(),
+                Some("certificate"),
+            ),
+        ] {
+            let url = url(host, &rest);
+            match (PostgresIndex::open(options(&url)).await, refusal) {
+                (Ok(index), None) => {
+                    index.put(&row(KEY, "b", 0, 1)).await.unwrap(); // through the pool, too
+                    let encrypted = pg.scalar("postgres", "SELECT count(*) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) WHERE a.application_name = 'walrusds' AND s.ssl");
+                    assert_eq!(encrypted, "2", "{url}");
+                    index.close().await.unwrap();
+                }
+                (Err(error), Some(part)) => {
+                    assert_eq!(error.kind(), ErrorKind::Config, "{url}: {error}");
+                    assert!(error.message().contains(part), "{url}: {error}");
+                }
+                (Ok(_), Some(_)) => panic!("{url} was accepted"),
+                (Err(error), None) => panic!("{url}: {error}"),
+            }
+        }
+        // Client certificates.
+        let client = format!(
+            "sslmode=require&sslcert={}&sslkey={}",
+            at("client.crt"),
+            at("client.key")
+        );
+        let as_tina = url("localhost", &client).replace("postgres@", "tina@");
+        if cert == "server.crt" {
+            let error = refused(options(
+                &url("localhost", "sslmode=require").replace("postgres@", "tina@"),
+            ))
+            .await;
+            assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+            let error = PostgresIndex::open(options(&as_tina)).await.err();
+            assert!(
+                error.is_none_or(|e| e.message().contains("permission denied")),
+                "logged in"
+            );
+        }
+        // A cancel request goes over TLS as well.
+        let mut short = options(&url(
+            "localhost",
+            &format!("sslmode=verify-full&sslrootcert={root}"),
+        ));
+        short.statement_timeout = Duration::from_millis(300);
+        let index = PostgresIndex::open(short).await.unwrap();
+        let lock = Locked::at(
+            pg.socket_url("db"),
+            "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE",
+        );
+        let new_row = row(KEY, "b", 0, 1);
+        let (get, put) = tokio::join!(index.get(KEY), index.put(&new_row));
+        assert!(get.is_err() && put.is_err());
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        eventually("cancelled over TLS", || {
+            pg.scalar("postgres", waiting) == "0"
+        })
+        .await;
+        drop(lock);
+        assert!(index.get(KEY).await.unwrap().is_some());
+        index.close().await.unwrap();
+    }
+}

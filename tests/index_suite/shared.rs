@@ -1,0 +1,894 @@
+//! What every index does.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use walrusds::index::MAX_KEY_BYTES;
+use walrusds::{Error, ErrorKind, Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+
+use crate::Env;
+
+pub fn time(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+pub fn row(key: &str, blob_id: &str, offset: i64, size: i64) -> KeyRecord {
+    KeyRecord {
+        key: key.to_owned(),
+        record: Record {
+            blob_id: blob_id.to_owned(),
+            offset,
+            size,
+            ..Record::default()
+        },
+    }
+}
+
+fn due(key: &str, blob_id: &str, expires: u64, end_epoch: i64, deletable: bool) -> KeyRecord {
+    let mut row = row(key, blob_id, 0, 1);
+    row.record.expires_at = Some(time(expires));
+    row.record.end_epoch = end_epoch;
+    row.record.deletable = deletable;
+    row
+}
+
+pub async fn keys(index: &dyn Index, prefix: &str) -> Vec<String> {
+    let (mut all, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = index.list(prefix, after.as_deref(), 1000).await.unwrap();
+        let end = page.len() < 1000;
+        all.extend(page.into_iter().map(|item| item.key));
+        if end {
+            return all;
+        }
+        after = all.last().cloned();
+    }
+}
+
+fn kind<T>(result: Result<T, Error>) -> ErrorKind {
+    match result {
+        Ok(_) => panic!("an error was expected"),
+        Err(e) => e.kind(),
+    }
+}
+
+pub async fn put_get_and_overwrite(env: Env) {
+    let record = Record {
+        blob_id: "Q0_blob".into(),
+        patch_id: None,
+        offset: 4096,
+        size: 262_144,
+        deletable: true,
+        end_epoch: 77,
+        expires_at: Some(time(1_900_000_000) + Duration::from_micros(123_456)),
+        staged: false,
+    };
+    let key = "/CIQFTFEEHEDF6KLBT32BFAGLXEZL4UWFNWM4LFTLMXQBCERZ6CMLX3Y";
+    assert_eq!(env.a.get(key).await.unwrap(), None);
+    let row = KeyRecord {
+        key: key.into(),
+        record,
+    };
+    env.a.put(&row).await.unwrap();
+    assert_eq!(env.a.get(key).await.unwrap().as_ref(), Some(&row.record));
+    assert_eq!(
+        env.b.get(key).await.unwrap().as_ref(),
+        Some(&row.record),
+        "seen by another node at once"
+    );
+
+    let mut newer = row.clone();
+    newer.record = Record {
+        blob_id: "other".into(),
+        size: 0,
+        ..Record::default()
+    };
+    env.b.put_many(std::slice::from_ref(&newer)).await.unwrap();
+    assert_eq!(
+        env.a.get(key).await.unwrap(),
+        Some(newer.record),
+        "every column is replaced"
+    );
+    assert_eq!(env.a.staged_value(key).await.unwrap(), None);
+    env.a.put_many(&[]).await.unwrap();
+}
+
+pub async fn get_many_keeps_order(env: Env) {
+    let rows: Vec<_> = (0..100)
+        .map(|i| row(&format!("/k{i}"), "b", i, i))
+        .collect();
+    env.a.put_many(&rows).await.unwrap();
+    assert_eq!(env.a.get_many(&[]).await.unwrap(), vec![]);
+    for count in [1, 3, 100] {
+        let mut wanted: Vec<String> = (0..count).rev().map(|i| format!("/k{i}")).collect();
+        wanted.insert(1, "/missing".into());
+        wanted.push(wanted[0].clone()); // twice
+        let found = env.b.get_many(&wanted).await.unwrap();
+        assert_eq!(found.len(), wanted.len());
+        for (key, record) in wanted.iter().zip(&found) {
+            match key.strip_prefix("/k") {
+                Some(i) => assert_eq!(record.as_ref().unwrap().offset.to_string(), i),
+                None => assert!(record.is_none()),
+            }
+        }
+    }
+}
+
+pub async fn deletes_count(env: Env) {
+    let rows: Vec<_> = (1..=5)
+        .map(|i| row(&format!("/k{i}"), "b", 0, i * 10))
+        .collect();
+    env.a.put_many(&rows).await.unwrap();
+    assert_eq!(
+        env.b.delete("/k1").await.unwrap(),
+        Usage {
+            blocks: 1,
+            bytes: 10
+        }
+    );
+    assert_eq!(
+        env.a.get("/k1").await.unwrap(),
+        None,
+        "gone for every node on return"
+    );
+    assert_eq!(
+        env.a.delete("/k1").await.unwrap(),
+        Usage::default(),
+        "idempotent"
+    );
+    let keys: Vec<String> = ["/k2", "/none", "/k3", "/k2"].map(String::from).into();
+    assert_eq!(
+        env.a.delete_many(&keys).await.unwrap(),
+        Usage {
+            blocks: 2,
+            bytes: 50
+        }
+    );
+    assert_eq!(env.a.delete_many(&[]).await.unwrap(), Usage::default());
+    assert_eq!(self::keys(&*env.a, "").await, ["/k4", "/k5"]);
+    // A later put wins over an earlier delete.
+    env.a.put(&rows[0]).await.unwrap();
+    assert!(env.b.get("/k1").await.unwrap().is_some());
+}
+
+pub async fn keys_that_are_refused(env: Env) {
+    let long = "/".repeat(MAX_KEY_BYTES + 1);
+    for bad in ["", "/a\0b", "\0", long.as_str()] {
+        let bad_keys = ["/good".to_owned(), bad.to_owned()];
+        assert_eq!(
+            kind(env.a.put(&row(bad, "b", 0, 1)).await),
+            ErrorKind::InvalidArgument
+        );
+        assert_eq!(
+            kind(
+                env.a
+                    .put_many(&[row("/good", "b", 0, 1), row(bad, "b", 0, 1)])
+                    .await
+            ),
+            ErrorKind::InvalidArgument
+        );
+        assert_eq!(kind(env.a.get(bad).await), ErrorKind::InvalidArgument);
+        assert_eq!(
+            kind(env.a.get_many(&bad_keys).await),
+            ErrorKind::InvalidArgument
+        );
+        assert_eq!(
+            kind(env.a.staged_value(bad).await),
+            ErrorKind::InvalidArgument
+        );
+        assert_eq!(kind(env.a.delete(bad).await), ErrorKind::InvalidArgument);
+        assert_eq!(
+            kind(env.a.delete_many(&bad_keys).await),
+            ErrorKind::InvalidArgument
+        );
+    }
+    let message = env.a.get(&long).await.unwrap_err().to_string();
+    assert!(
+        message.contains(&MAX_KEY_BYTES.to_string()) && message.contains("2049"),
+        "{message}"
+    );
+    assert_eq!(
+        kind(env.a.list("/a\0", None, 1).await),
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        kind(env.a.list("/a", Some("/a\0"), 1).await),
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        kind(env.a.put(&row("/k", "b\0", 0, 1)).await),
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        kind(env.a.try_lease("a\0", "o", Duration::from_secs(1)).await),
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        kind(
+            env.a
+                .put_many(&[row("/t", "b", 0, 1), row("/t", "c", 0, 1)])
+                .await
+        ),
+        ErrorKind::InvalidArgument
+    );
+    assert!(
+        keys(&*env.a, "").await.is_empty(),
+        "nothing of a refused call is stored"
+    );
+}
+
+pub fn odd_keys() -> Vec<String> {
+    let mut keys: Vec<String> = [
+        "a",
+        "/",
+        "//",
+        "/a",
+        "/A",
+        "/a/b",
+        "/a//b",
+        "/a_c",
+        "/abc",
+        "/axc",
+        "/a%",
+        "/a%b",
+        "/a\\",
+        "/a\\b",
+        "/a'b",
+        "/a\"b",
+        "/a;--",
+        "/a$1",
+        "/a{b}",
+        "/a b",
+        "/a\tb",
+        "/a\nb",
+        " /a",
+        "/a ",
+        "/ä",
+        "/a\u{308}",
+        "/é",
+        "/ß",
+        "/ss",
+        "/中文",
+        "/\u{1F600}",
+        "/\u{7f}",
+        "/\u{80}",
+        "/\u{D7FF}",
+        "/\u{E000}",
+        "/\u{FFFF}",
+        "/\u{10FFFF}",
+        "/\u{10FFFF}x",
+        "\u{10FFFF}",
+        "/\u{202e}x",
+        "/-a",
+        "/a-b",
+        "/ab",
+        "/aB",
+        "/B",
+        "/_",
+        "/~",
+        "/NULL",
+        "/\u{feff}a",
+    ]
+    .map(String::from)
+    .into();
+    // Hard to compress, so that the limit of a B-tree entry would show.
+    let mut state = 7u64;
+    let noise: String = (0..MAX_KEY_BYTES)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'!' + ((state >> 33) % 94) as u8)
+        })
+        .collect();
+    keys.push(noise);
+    keys
+}
+
+pub async fn odd_keys_are_exact(env: Env) {
+    let all = odd_keys();
+    let rows: Vec<_> = all
+        .iter()
+        .enumerate()
+        .map(|(i, key)| row(key, "b", i as i64, 1))
+        .collect();
+    env.a.put_many(&rows).await.unwrap();
+    for (i, key) in all.iter().enumerate() {
+        let record = env
+            .b
+            .get(key)
+            .await
+            .unwrap()
+            .unwrap_or_else(|| panic!("{key:?} is missing"));
+        assert_eq!(record.offset, i as i64, "{key:?}");
+    }
+    let found = env.a.get_many(&all).await.unwrap();
+    assert!(found
+        .iter()
+        .enumerate()
+        .all(|(i, r)| r.as_ref().unwrap().offset == i as i64));
+    for key in &all {
+        assert_eq!(env.a.delete(key).await.unwrap().blocks, 1, "{key:?}");
+    }
+    assert!(keys(&*env.a, "").await.is_empty());
+}
+
+pub async fn prefixes_are_exact(env: Env) {
+    let all = odd_keys();
+    let rows: Vec<_> = all.iter().map(|key| row(key, "b", 0, 1)).collect();
+    env.a.put_many(&rows).await.unwrap();
+    let mut prefixes: Vec<String> = vec![
+        String::new(),
+        "/a%b".into(),
+        "/nothing".into(),
+        "\u{10FFFF}\u{10FFFF}".into(),
+    ];
+    for key in &all {
+        prefixes.extend(
+            key.char_indices()
+                .skip(1)
+                .take(4)
+                .map(|(i, _)| key[..i].to_owned()),
+        );
+        prefixes.push(key.clone());
+    }
+    for prefix in prefixes {
+        let mut expected: Vec<&str> = all
+            .iter()
+            .map(String::as_str)
+            .filter(|k| k.starts_with(&prefix))
+            .collect();
+        expected.sort_unstable();
+        assert_eq!(keys(&*env.a, &prefix).await, expected, "prefix {prefix:?}");
+    }
+}
+
+pub async fn listing_is_in_byte_order(env: Env) {
+    let all = odd_keys();
+    let rows: Vec<_> = all
+        .iter()
+        .map(|key| row(key, "b", 0, key.len() as i64))
+        .collect();
+    env.a.put_many(&rows).await.unwrap();
+    let mut sorted = all.clone();
+    sorted.sort_unstable();
+    for page in [1usize, 2, 7, 1000] {
+        let (mut listed, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let items = env.b.list("", after.as_deref(), page).await.unwrap();
+            assert!(items.len() <= page);
+            let end = items.len() < page;
+            assert!(items.iter().all(|i| i.size == i.key.len() as i64));
+            listed.extend(items.into_iter().map(|i| i.key));
+            after = listed.last().cloned();
+            if end {
+                break;
+            }
+        }
+        assert_eq!(listed, sorted, "pages of {page}");
+    }
+    assert!(env.a.list("", None, 0).await.unwrap().is_empty());
+    // Positions before, within and after the prefix.
+    assert_eq!(env.a.list("/B", Some("/A"), 9).await.unwrap()[0].key, "/B");
+    assert!(env.a.list("/B", Some("/B"), 9).await.unwrap().is_empty());
+    assert!(env.a.list("/B", Some("/z"), 9).await.unwrap().is_empty());
+    assert_eq!(env.a.list("/a", Some(""), 1).await.unwrap()[0].key, "/a");
+    let mut with_expiry = row("/zz", "b", 0, 5);
+    with_expiry.record.expires_at = Some(time(5));
+    env.a.put(&with_expiry).await.unwrap();
+    let expected = ListItem {
+        key: "/zz".into(),
+        size: 5,
+        expires_at: Some(time(5)),
+    };
+    assert_eq!(env.a.list("/zz", None, 2).await.unwrap(), [expected]);
+}
+
+pub async fn listing_pages_while_writing(env: Env) {
+    let rows: Vec<_> = (0..2000)
+        .map(|i| row(&format!("/k{i:05}"), "b", 0, 1))
+        .collect();
+    env.a.put_many(&rows).await.unwrap();
+    let writer = tokio::spawn(async move {
+        for i in (0..2000).step_by(2) {
+            env.b.delete(&format!("/k{i:05}")).await.unwrap();
+            env.b
+                .put(&row(&format!("/new{i:05}"), "b", 0, 1))
+                .await
+                .unwrap();
+        }
+    });
+    let (mut seen, mut after) = (BTreeSet::new(), None::<String>);
+    loop {
+        let page = env.a.list("/k", after.as_deref(), 50).await.unwrap();
+        for item in &page {
+            assert!(seen.insert(item.key.clone()), "{} twice", item.key);
+        }
+        after = page.last().map(|i| i.key.clone());
+        if page.len() < 50 {
+            break;
+        }
+    }
+    writer.await.unwrap();
+    for i in (1..2000).step_by(2) {
+        assert!(
+            seen.contains(&format!("/k{i:05}")),
+            "an untouched key was skipped: {i}"
+        );
+    }
+}
+
+pub async fn bulk_put_and_paging(env: Env) {
+    let rows: Vec<_> = (0..12_345)
+        .rev()
+        .map(|i| row(&format!("/k{i:06}"), &format!("blob{}", i % 7), i, 1))
+        .collect();
+    env.a.put_many(&rows).await.unwrap();
+    env.a.put_many(&rows).await.unwrap(); // again: upsert
+    let listed = keys(&*env.b, "/k").await;
+    assert_eq!(listed.len(), rows.len());
+    assert!(listed.windows(2).all(|w| w[0] < w[1]));
+    let found = env.b.get_many(&listed).await.unwrap();
+    assert!(found
+        .iter()
+        .enumerate()
+        .all(|(i, r)| r.as_ref().unwrap().offset == i as i64));
+    let removed = env.b.delete_many(&listed[..5000]).await.unwrap();
+    assert_eq!(removed.blocks, 5000);
+    assert_eq!(keys(&*env.a, "").await.len(), rows.len() - 5000);
+}
+
+pub async fn put_many_is_all_or_nothing(env: Env) {
+    let rows: Vec<_> = (0..11_000)
+        .map(|i| row(&format!("/k{i:06}"), "b", 0, 1))
+        .collect();
+    let reader = {
+        let b = env.b.clone();
+        tokio::spawn(async move {
+            let ends = ["/k000000".to_owned(), "/k010999".to_owned()];
+            loop {
+                let found = b.get_many(&ends).await.unwrap();
+                assert_eq!(
+                    found[0].is_some(),
+                    found[1].is_some(),
+                    "half of a put_many was visible"
+                );
+                if found[0].is_some() {
+                    return;
+                }
+            }
+        })
+    };
+    env.a.put_many(&rows).await.unwrap();
+    reader.await.unwrap();
+}
+
+pub async fn extremes_survive(env: Env) {
+    let mut rows = vec![
+        row("/max", "b", i64::MAX, i64::MAX),
+        row("/min", "b", i64::MIN, i64::MIN),
+        row("/negative", "b", -1, 5),
+        row("/empty", "", 0, 0),
+    ];
+    rows[0].record.end_epoch = i64::MAX;
+    rows[1].record.end_epoch = i64::MIN;
+    rows[0].record.expires_at = Some(SystemTime::UNIX_EPOCH);
+    rows[2].record.expires_at = Some(SystemTime::UNIX_EPOCH - Duration::from_micros(1_500_000));
+    rows[3].record.expires_at = Some(time(253_402_300_799)); // end of year 9999
+    env.a.put_many(&rows).await.unwrap();
+    for row in &rows {
+        assert_eq!(
+            env.b.get(&row.key).await.unwrap().as_ref(),
+            Some(&row.record)
+        );
+    }
+    assert!(
+        env.a
+            .get("/negative")
+            .await
+            .unwrap()
+            .unwrap()
+            .range()
+            .is_err(),
+        "read, and refused where it is used"
+    );
+    assert_eq!(
+        env.a.get("/empty").await.unwrap().unwrap().range().unwrap(),
+        0..0
+    );
+    // Beyond what a database can hold: stored as far away as it can be, not refused.
+    let mut far = row("/far", "b", 0, 1);
+    far.record.expires_at =
+        Some(time(u32::MAX.into()) + Duration::from_secs(60 * 60 * 24 * 365 * 200_000));
+    env.a.put(&far).await.unwrap();
+    assert!(
+        env.a
+            .get("/far")
+            .await
+            .unwrap()
+            .unwrap()
+            .expires_at
+            .unwrap()
+            >= time(253_402_300_799)
+    );
+    let all: Vec<String> = ["/max", "/far"].map(String::from).into();
+    assert_eq!(
+        env.a.delete_many(&all).await.unwrap(),
+        Usage {
+            blocks: 2,
+            bytes: i64::MAX
+        },
+        "saturates"
+    );
+}
+
+pub async fn renewal_order_and_pages(env: Env) {
+    let mut rows = vec![
+        due("/a1", "blobA", 500, 9, false),
+        due("/a2", "blobA", 300, 7, true),
+        due("/b1", "blobB", 100, 3, false),
+        due("/late", "late", 5000, 99, false),
+        row("/never", "never", 0, 1),
+    ];
+    // The same time: by blob ID, in byte order.
+    for blob in ["Z", "a", "_", "-"] {
+        rows.push(due(&format!("/tie{blob}"), blob, 200, 5, false));
+    }
+    env.a.put_many(&rows).await.unwrap();
+    let item = |blob: &str, expires, end_epoch, deletable| RenewItem {
+        blob_id: blob.into(),
+        expires_at: time(expires),
+        end_epoch,
+        deletable,
+    };
+    let expected = [
+        item("blobB", 100, 3, false),
+        item("-", 200, 5, false),
+        item("Z", 200, 5, false),
+        item("_", 200, 5, false),
+        item("a", 200, 5, false),
+        item("blobA", 300, 7, true),
+    ];
+    assert_eq!(
+        env.b.due_for_renewal(time(1000), None, 100).await.unwrap(),
+        expected
+    );
+    for page in 1..=3 {
+        let (mut all, mut after) = (Vec::new(), None::<RenewItem>);
+        loop {
+            let items = env
+                .a
+                .due_for_renewal(time(1000), after.as_ref(), page)
+                .await
+                .unwrap();
+            if items.is_empty() {
+                break;
+            }
+            after = items.last().cloned();
+            all.extend(items);
+        }
+        assert_eq!(all, expected, "pages of {page}");
+    }
+    assert_eq!(
+        env.a.due_for_renewal(time(100), None, 10).await.unwrap(),
+        [],
+        "strictly before"
+    );
+    assert_eq!(
+        env.a.due_for_renewal(time(1000), None, 0).await.unwrap(),
+        []
+    );
+}
+
+pub async fn renewal_never_goes_back(env: Env) {
+    env.a
+        .put_many(&[
+            due("/1", "blob", 100, 5, false),
+            due("/2", "blob", 900, 50, false),
+            row("/3", "blob", 0, 1),
+            row("/4", "other", 0, 1),
+        ])
+        .await
+        .unwrap();
+    let renewal = Renewal {
+        end_epoch: 20,
+        expires_at: Some(time(500)),
+    };
+    assert_eq!(
+        env.b
+            .update_blob_after_renewal("blob", &renewal)
+            .await
+            .unwrap(),
+        3
+    );
+    let at = |key: &'static str| {
+        let a = env.a.clone();
+        async move {
+            let record = a.get(key).await.unwrap().unwrap();
+            (record.end_epoch, record.expires_at)
+        }
+    };
+    assert_eq!(at("/1").await, (20, Some(time(500))));
+    assert_eq!(at("/2").await, (50, Some(time(900))));
+    assert_eq!(at("/3").await, (20, Some(time(500))));
+    assert_eq!(at("/4").await, (0, None));
+    let unknown = Renewal {
+        end_epoch: 60,
+        expires_at: None,
+    };
+    assert_eq!(
+        env.a
+            .update_blob_after_renewal("blob", &unknown)
+            .await
+            .unwrap(),
+        3
+    );
+    assert_eq!(
+        at("/1").await,
+        (60, Some(time(500))),
+        "an unknown end takes nothing away"
+    );
+    assert_eq!(
+        env.a
+            .update_blob_after_renewal("no such blob", &renewal)
+            .await
+            .unwrap(),
+        0
+    );
+}
+
+pub async fn rows_of_a_blob(env: Env) {
+    let rows = [
+        row("/B", "blob", 2, 2),
+        row("/a", "blob", 3, 3),
+        row("/ä", "blob", 4, 4),
+        row("/x", "other", 0, 1),
+    ];
+    env.a.put_many(&rows).await.unwrap();
+    assert_eq!(
+        env.b.rows_of_blob("blob").await.unwrap(),
+        rows[..3],
+        "in byte order of the key"
+    );
+    assert_eq!(env.b.rows_of_blob("none").await.unwrap(), []);
+}
+
+pub async fn running_total(env: Env) {
+    assert_eq!(env.a.usage().await.unwrap(), Usage::default());
+    env.a
+        .add_usage(Usage {
+            blocks: 10,
+            bytes: 1000,
+        })
+        .await
+        .unwrap();
+    env.b
+        .add_usage(Usage {
+            blocks: -3,
+            bytes: -250,
+        })
+        .await
+        .unwrap();
+    env.b.add_usage(Usage::default()).await.unwrap();
+    assert_eq!(
+        env.a.usage().await.unwrap(),
+        Usage {
+            blocks: 7,
+            bytes: 750
+        }
+    );
+    let adds = (0..20).map(|i| {
+        let index = if i % 2 == 0 {
+            env.a.clone()
+        } else {
+            env.b.clone()
+        };
+        tokio::spawn(async move {
+            index
+                .add_usage(Usage {
+                    blocks: 1,
+                    bytes: 2,
+                })
+                .await
+                .unwrap()
+        })
+    });
+    for add in adds.collect::<Vec<_>>() {
+        add.await.unwrap();
+    }
+    assert_eq!(
+        env.b.usage().await.unwrap(),
+        Usage {
+            blocks: 27,
+            bytes: 790
+        }
+    );
+}
+
+pub async fn leases(env: Env) {
+    let long = Duration::from_secs(60);
+    assert!(env.a.try_lease("renew", "node-a", long).await.unwrap());
+    assert!(!env.b.try_lease("renew", "node-b", long).await.unwrap());
+    assert!(
+        env.a.try_lease("renew", "node-a", long).await.unwrap(),
+        "prolonged by its owner"
+    );
+    assert!(env.b.try_lease("other", "node-b", long).await.unwrap());
+    env.b.release_lease("renew", "node-b").await.unwrap(); // not its owner: nothing happens
+    assert!(!env.b.try_lease("renew", "node-b", long).await.unwrap());
+    env.a.release_lease("renew", "node-a").await.unwrap();
+    assert!(env
+        .b
+        .try_lease("renew", "node-b", Duration::from_millis(300))
+        .await
+        .unwrap());
+    assert!(!env.a.try_lease("renew", "node-a", long).await.unwrap());
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(
+        env.a
+            .try_lease("renew", "node-a", Duration::MAX)
+            .await
+            .unwrap(),
+        "an expired lease is free"
+    );
+    env.a
+        .release_lease("no such lease", "node-a")
+        .await
+        .unwrap();
+    // Many at once: one wins.
+    let tries = (0..16).map(|i| {
+        let index = if i % 2 == 0 {
+            env.a.clone()
+        } else {
+            env.b.clone()
+        };
+        tokio::spawn(async move {
+            index
+                .try_lease("rush", &format!("n{i}"), Duration::from_secs(60))
+                .await
+                .unwrap()
+        })
+    });
+    let mut won = 0;
+    for one in tries.collect::<Vec<_>>() {
+        won += usize::from(one.await.unwrap());
+    }
+    assert_eq!(won, 1);
+}
+
+pub async fn quilt_members(env: Env) {
+    let mut member = row("/q", "quilt", 0, 10);
+    member.record.patch_id = Some("patch".into());
+    let result = env.a.put(&member).await;
+    if !env.quilts {
+        assert_eq!(kind(result), ErrorKind::Unsupported);
+        return;
+    }
+    result.unwrap();
+    assert_eq!(env.b.get("/q").await.unwrap(), Some(member.record.clone()));
+    assert_eq!(env.b.rows_of_blob("quilt").await.unwrap(), [member]);
+    let plain = row("/q", "concat", 5, 10);
+    env.a.put(&plain).await.unwrap();
+    assert_eq!(
+        env.b.get("/q").await.unwrap(),
+        Some(plain.record),
+        "no patch ID is left behind"
+    );
+}
+
+pub async fn concurrent_use(env: Env) {
+    let mut tasks = Vec::new();
+    for task in 0..32 {
+        let index = if task % 2 == 0 {
+            env.a.clone()
+        } else {
+            env.b.clone()
+        };
+        tasks.push(tokio::spawn(async move {
+            for i in 0..20 {
+                let key = format!("/t{task}/{i}");
+                index.put(&row(&key, "b", i, 1)).await.unwrap();
+                assert_eq!(index.get(&key).await.unwrap().unwrap().offset, i);
+                // Rows that others write too, in another order.
+                let mut shared: Vec<_> = (0..10)
+                    .map(|n| row(&format!("/shared{n}"), "b", i, 1))
+                    .collect();
+                if task % 3 == 0 {
+                    shared.reverse();
+                }
+                index.put_many(&shared).await.unwrap();
+                if i % 5 == 0 {
+                    index
+                        .delete_many(&["/shared3".into(), "/shared1".into()])
+                        .await
+                        .unwrap();
+                }
+                if i % 2 == 0 {
+                    assert_eq!(index.delete(&key).await.unwrap().blocks, 1);
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(keys(&*env.a, "/t").await.len(), 32 * 10);
+}
+
+pub async fn closing(env: Env) {
+    env.a.put(&row("/k", "b", 0, 1)).await.unwrap();
+    let a = env.a.clone();
+    let running = tokio::spawn(async move {
+        let mut done = 0;
+        loop {
+            match a.put(&row("/running", "b", done, 1)).await {
+                Ok(()) => done += 1,
+                Err(e) => return (done, e),
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    env.a.close().await.unwrap();
+    let (done, error) = running.await.unwrap();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    env.a.close().await.unwrap();
+
+    let key = "/k".to_owned();
+    let keys = [key.clone()];
+    let record = row("/k", "b", 0, 1);
+    let renewal = Renewal {
+        end_epoch: 1,
+        expires_at: None,
+    };
+    let a = &env.a;
+    assert_eq!(kind(a.put(&record).await), ErrorKind::Closed);
+    assert_eq!(kind(a.put_many(&[record]).await), ErrorKind::Closed);
+    assert_eq!(kind(a.get(&key).await), ErrorKind::Closed);
+    assert_eq!(kind(a.get_many(&keys).await), ErrorKind::Closed);
+    assert_eq!(kind(a.staged_value(&key).await), ErrorKind::Closed);
+    assert_eq!(kind(a.delete(&key).await), ErrorKind::Closed);
+    assert_eq!(kind(a.delete_many(&keys).await), ErrorKind::Closed);
+    assert_eq!(kind(a.list("", None, 1).await), ErrorKind::Closed);
+    assert_eq!(
+        kind(a.due_for_renewal(time(1), None, 1).await),
+        ErrorKind::Closed
+    );
+    assert_eq!(kind(a.rows_of_blob("b").await), ErrorKind::Closed);
+    assert_eq!(
+        kind(a.update_blob_after_renewal("b", &renewal).await),
+        ErrorKind::Closed
+    );
+    assert_eq!(kind(a.usage().await), ErrorKind::Closed);
+    assert_eq!(
+        kind(
+            a.add_usage(Usage {
+                blocks: 1,
+                bytes: 1
+            })
+            .await
+        ),
+        ErrorKind::Closed
+    );
+    assert_eq!(
+        kind(a.try_lease("l", "o", Duration::from_secs(1)).await),
+        ErrorKind::Closed
+    );
+    assert_eq!(kind(a.release_lease("l", "o").await), ErrorKind::Closed);
+
+    assert!(
+        env.b.get("/k").await.unwrap().is_some(),
+        "the other node is not affected"
+    );
+    if done > 0 {
+        assert_eq!(
+            env.b.get("/running").await.unwrap().unwrap().offset,
+            done - 1,
+            "what was acknowledged is there"
+        );
+    }
+    let both = Arc::new(env.b);
+    let (one, two) = tokio::join!(both.close(), both.close());
+    one.unwrap();
+    two.unwrap();
+}
