@@ -96,9 +96,10 @@ func TestErrorsNameTheVariableAndNoSecret(t *testing.T) {
 		{"WALRUSDS_PUBLISHR_URL=x", []string{"WALRUSDS_PUBLISHR_URL", "WALRUSDS_PUBLISHER_URL"}},
 		{"WALRUSDS_TABLE=a-b", []string{"WALRUSDS_TABLE"}},
 		{"WALRUSDS_POSTGRES_URL_FILE=/does/not/exist", []string{"WALRUSDS_POSTGRES_URL_FILE", "no such file"}},
-		{"WALRUSDS_POSTGRES_URL=hunter2", []string{"WALRUSDS_POSTGRES_URL"}},
+		{"WALRUSDS_POSTGRES_URL=postgres://u:hunter2@h/db", []string{"WALRUSDS_POSTGRES_URL", "WALRUSDS_INDEX_PATH"}},
 	} {
-		v, err := Parse(append(urls, c.env))
+		env := append([]string{c.env, "WALRUSDS_INDEX_PATH=i.sqlite"}, urls...)
+		v, err := Parse(env)
 		if err == nil {
 			_, err = v.New()
 		}

@@ -9,13 +9,13 @@ import (
 )
 
 const config = `{
-  "Identity": {"PeerID": "12D3", "PrivKey": "CAES"},
+  "Identity": {"PeerID": "12D3", "PrivKey": "CA<&>ES"},
   "Addresses": {"Swarm": ["/ip4/0.0.0.0/tcp/4001"]},
   "Datastore": {
     "StorageMax": "10GB", "StorageGCWatermark": 90, "BloomFilterSize": 123456789012345678,
     "Spec": {"type": "mount", "mounts": [
       {"mountpoint": "/blocks", "type": "measure", "prefix": "walrusds.datastore", "child":
-        {"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a<b>", "postgresURL": "postgres://u:old@h/db", "epochs": 5}},
+        {"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "postgresURL": "postgres://u:old@h/db", "epochs": 5}},
       {"mountpoint": "/", "type": "levelds", "path": "datastore"}]}
   }
 }`
@@ -49,7 +49,7 @@ func TestSettingsAreReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := read(t, dir)
-	for _, want := range []string{`"postgres://u:new@h/db"`, `"epochs": 7`, `"CAES"`, `"http://a<b>"`, "123456789012345678", `"levelds"`, `"/blocks"`} {
+	for _, want := range []string{`"postgres://u:new@h/db"`, `"epochs": 7`, `"CA<&>ES"`, "123456789012345678", `"levelds"`, `"/blocks"`} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %s in\n%s", want, got)
 		}
