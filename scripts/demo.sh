@@ -92,7 +92,7 @@ mkdir "$work/in" "$work/out"
 files=$(find "$work/in" -type f | wc -l)
 head -c "$((mib << 20))" /dev/urandom >"$work/large"
 t=$(now)
-tree=$("$IPFS" add -r -Q --cid-version=1 "$work/in")
+tree=$("$IPFS" add -r -Q --hidden --cid-version=1 "$work/in")
 tree_time=$(since "$t")
 tree_blobs=$(admin stored_blobs)
 echo "tree:  $tree  ($files files, $tree_time)"

@@ -60,14 +60,15 @@ while read -r name; do clean+=(-u "$name"); done < <(compgen -e | grep '^WALRUSD
 rc=0
 said=$("${clean[@]}" IPFS_PATH="$trial/repo" GOTRACEBACK=none timeout 60 "$ipfs" init --profile=walrusds 2>&1) || rc=$?
 if ! grep -q 'WALRUSDS_PUBLISHER_URL' <<<"$said"; then
-  go_of() { ipfs_info "$1" | sed -n '1s/.*: //p'; }
+  go_of() { GOTOOLCHAIN=local "$GO" version "$1" 2>/dev/null | sed 's/.*: //'; }
+  # Another Go release shows in many ways, a crash among them.
+  if [[ -n $(go_of "$so") && $(go_of "$ipfs") != "$(go_of "$so")" ]]; then
+    refuse "$ipfs was built with $(go_of "$ipfs"), the plugin with $(go_of "$so"): both must be the same" "$said"
+  fi
   case $said in
     *"is duplicated in version"* | *"plugin already loaded"*)
       refuse "another copy of the plugin is loaded already: it is built into $ipfs, or lies in $repo/plugins under another name (the Go plugin has the same name; remove it)" "$said" ;;
     *"different version of package"* | *lastmoduleinit*)
-      if [[ $(go_of "$ipfs") != "$(go_of "$so")" ]]; then
-        refuse "$ipfs was built with $(go_of "$ipfs"), the plugin with $(go_of "$so"): both must be the same" "$said"
-      fi
       refuse "the plugin was built for another Kubo than $ipfs ($(ipfs_version "$ipfs")), or for one built in another way; leave out the version, so that it is taken from the program" "$said" ;;
     *"not built with cgo"*)
       refuse "$ipfs was built without cgo and cannot load any plugin" "$said" ;;

@@ -3,6 +3,8 @@
 //! `index_suite/postgres.rs` and `index_suite/sqlite.rs`.
 
 mod common;
+#[path = "index_suite/measure.rs"]
+mod measure;
 #[path = "index_suite/postgres.rs"]
 mod on_postgres;
 #[path = "index_suite/sqlite.rs"]

@@ -318,7 +318,7 @@ impl Network {
 
     /// Whether [`Network::id_of`] takes microseconds for content of this size.
     pub fn id_is_quick(&self, size: usize) -> bool {
-        self.setup.cheap_ids && size <= 64 << 10
+        self.setup.cheap_ids && size <= 1 << 20
     }
 
     /// The blob ID of this content. Blocks for as long as the encoding takes.

@@ -329,8 +329,8 @@ pub unsafe extern "C" fn walrusds_get(
 ) -> i32 {
     unsafe {
         entry(err, || {
-            clear("out", out, walrusds_buf::EMPTY)?;
-            clear("found", found, false)?;
+            let out_ok = clear("out", out, walrusds_buf::EMPTY);
+            clear("found", found, false).and(out_ok)?;
             let instance = INSTANCES.get(handle)?;
             let Some(key) = storable(slice("key", key, key_len)?) else {
                 return Ok(());
@@ -384,8 +384,8 @@ pub unsafe extern "C" fn walrusds_get_size(
 ) -> i32 {
     unsafe {
         entry(err, || {
-            clear("size", size, 0)?;
-            clear("found", found, false)?;
+            let size_ok = clear("size", size, 0);
+            clear("found", found, false).and(size_ok)?;
             let instance = INSTANCES.get(handle)?;
             let Some(key) = storable(slice("key", key, key_len)?) else {
                 return Ok(());
@@ -437,6 +437,9 @@ pub unsafe extern "C" fn walrusds_batch_commit(
             }
             if ops.is_null() {
                 return Err(invalid(format!("ops is NULL but there are {ops_len}")));
+            }
+            if ops_len > isize::MAX as usize / size_of::<walrusds_op>() {
+                return Err(invalid(format!("ops_len of {ops_len} is impossible")));
             }
             let ops = std::slice::from_raw_parts(ops, ops_len);
             let ops = ops
@@ -631,8 +634,8 @@ pub unsafe extern "C" fn walrusds_log_next(
 ) -> i32 {
     unsafe {
         entry(err, || {
-            clear("out", out, walrusds_buf::EMPTY)?;
-            clear("found", found, false)?;
+            let out_ok = clear("out", out, walrusds_buf::EMPTY);
+            clear("found", found, false).and(out_ok)?;
             let instance = INSTANCES.get(handle)?;
             if let Some(line) = instance.store.next_log_line() {
                 let since = line.time.duration_since(SystemTime::UNIX_EPOCH);

@@ -267,3 +267,64 @@ fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i
         .optional()?;
     Ok(Some(value.and_then(|v| v.parse().ok()).unwrap_or(0)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::table::parse_table;
+
+    #[test]
+    fn an_acknowledged_row_survives_a_power_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let sql = Sql::new(&parse_table("t").unwrap());
+        let connection = open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
+        let pragma = |name: &str| -> String {
+            connection
+                .query_row(
+                    &format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}"),
+                    [],
+                    |row| row.get(0),
+                )
+                .unwrap()
+        };
+        assert_eq!(
+            pragma("synchronous"),
+            "2",
+            "FULL: the log is synced at each commit"
+        );
+        assert_eq!(pragma("journal_mode"), "wal");
+    }
+
+    #[test]
+    fn lookups_and_pages_use_indexes() {
+        let dir = tempfile::tempdir().unwrap();
+        let sql = Sql::new(&parse_table("t").unwrap());
+        let connection = open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
+        let page = sql.list(&KeyRange::new("/a", Some("/b")).unwrap());
+        for statement in [
+            &sql.get,
+            &page,
+            &sql.delete,
+            &sql.rows_of_blob,
+            &sql.due,
+            &sql.update_blob,
+        ] {
+            let mut plan = connection
+                .prepare(&format!("EXPLAIN QUERY PLAN {statement}"))
+                .unwrap();
+            let count = plan.parameter_count();
+            let steps: Vec<String> = plan
+                .query_map(rusqlite::params_from_iter(vec!["1"; count]), |row| {
+                    row.get(3)
+                })
+                .unwrap()
+                .map(|step| step.unwrap())
+                .collect();
+            let plan = steps.join("; ");
+            assert!(
+                plan.contains("SEARCH") && !plan.contains("SCAN t"),
+                "{statement}: {plan}"
+            );
+        }
+    }
+}

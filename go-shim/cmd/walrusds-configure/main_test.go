@@ -1,0 +1,102 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const config = `{
+  "Identity": {"PeerID": "12D3", "PrivKey": "CA<&>ES"},
+  "Addresses": {"Swarm": ["/ip4/0.0.0.0/tcp/4001"]},
+  "Datastore": {
+    "StorageMax": "10GB", "StorageGCWatermark": 90, "BloomFilterSize": 123456789012345678,
+    "Spec": {"type": "mount", "mounts": [
+      {"mountpoint": "/blocks", "type": "measure", "prefix": "walrusds.datastore", "child":
+        {"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "postgresURL": "postgres://u:old@h/db", "epochs": 5}},
+      {"mountpoint": "/", "type": "levelds", "path": "datastore"}]}
+  }
+}`
+
+func repo(t *testing.T, text string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "config"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func read(t *testing.T, dir string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "config"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestSettingsAreReplaced(t *testing.T) {
+	dir := repo(t, config)
+	t.Setenv("WALRUSDS_POSTGRES_URL", "postgres://u:new@h/db")
+	t.Setenv("WALRUSDS_EPOCHS", "7")
+	if err := run(dir, true); err != nil || read(t, dir) != config {
+		t.Fatalf("-check: %v", err)
+	}
+	if err := run(dir, false); err != nil {
+		t.Fatal(err)
+	}
+	got := read(t, dir)
+	for _, want := range []string{`"postgres://u:new@h/db"`, `"epochs": 7`, `"CA<&>ES"`, "123456789012345678", `"levelds"`, `"/blocks"`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "old") || !json.Valid([]byte(got)) {
+		t.Error(got)
+	}
+	info, _ := os.Stat(filepath.Join(dir, "config"))
+	if info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v", info.Mode())
+	}
+	if err := run(dir, false); err != nil || read(t, dir) != got {
+		t.Errorf("a second run changed something: %v", err)
+	}
+}
+
+func TestSameIdentityInOtherWordsIsNoChangeOfData(t *testing.T) {
+	dir := repo(t, config)
+	t.Setenv("WALRUSDS_PUBLISHER_URL", " http://p ,")
+	t.Setenv("WALRUSDS_TABLE", "walrus_index")
+	if err := run(dir, false); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOtherDataIsRefused(t *testing.T) {
+	dir := repo(t, config)
+	t.Setenv("WALRUSDS_TABLE", "other")
+	t.Setenv("WALRUSDS_POSTGRES_URL", "postgres://u:hunter2@h/db")
+	err := run(dir, false)
+	if err == nil || !strings.Contains(err.Error(), `table is "walrus_index" in the repo and "other" in WALRUSDS_TABLE`) || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("%v", err)
+	}
+	if read(t, dir) != config {
+		t.Error("changed all the same")
+	}
+}
+
+func TestRepoWithoutWalrusds(t *testing.T) {
+	dir := repo(t, `{"Datastore": {"Spec": {"type": "levelds", "path": "d"}}}`)
+	if err := run(dir, false); err == nil || !strings.Contains(err.Error(), "no walrusds datastore") {
+		t.Errorf("%v", err)
+	}
+	if err := run(t.TempDir(), false); err == nil {
+		t.Error("no config, no error")
+	}
+	if err := run(repo(t, "{"), false); err == nil {
+		t.Error("broken config, no error")
+	}
+}
