@@ -52,7 +52,9 @@ for other in "$repo"/plugins/*; do
 done
 install -m755 "$so" "$trial/repo/plugins/walrusds.so"
 if [[ -n $dynamic ]]; then
-  install -m644 "$LIB_DIR/libwalrusds.so" "$trial/repo/lib/libwalrusds.so"
+  lib=$trial/repo/lib/libwalrusds.so
+  install -m644 "$LIB_DIR/libwalrusds.so" "$lib"
+  strip --strip-debug "$lib" 2>/dev/null || true # most of its size
 fi
 # Without any setting the profile must refuse, and with its own words: then the plugin is alive.
 clean=(env)
@@ -87,7 +89,7 @@ put() { # MODE FROM TO: never a half-written file under its final name
   mkdir -p "$(dirname "$3")"
   install -m"$1" "$2" "$3.new.$$" && mv -f "$3.new.$$" "$3"
 }
-if [[ -n $dynamic ]]; then put 644 "$LIB_DIR/libwalrusds.so" "$repo/lib/libwalrusds.so"; fi
+if [[ -n $dynamic ]]; then put 644 "$lib" "$repo/lib/libwalrusds.so"; fi
 # A temporary file in plugins/ would be loaded by an ipfs that starts right now, so it is made beside.
 mkdir -p "$repo/plugins"
 install -m755 "$so" "$repo/.walrusds.so.$$" && mv -f "$repo/.walrusds.so.$$" "$repo/plugins/walrusds.so"
