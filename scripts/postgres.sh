@@ -5,7 +5,7 @@
 # and PG_PID. Stop it with stop_postgres.
 start_postgres() {
   local dir=$1 bin as=()
-  bin=$(dirname "$(command -v initdb || find /usr/lib/postgresql -name initdb -path '*/bin/*' 2>/dev/null | sort -V | tail -1)")
+  bin=$(dirname "$(realpath "$(command -v initdb || find /usr/lib/postgresql -name initdb -path '*/bin/*' 2>/dev/null | sort -V | tail -1)")")
   [[ -x $bin/initdb ]] || die "no PostgreSQL server programs found: apt-get install postgresql"
   mkdir -p "$dir"
   if [[ $(id -u) -eq 0 ]]; then # the server refuses to run as root
@@ -20,12 +20,13 @@ start_postgres() {
     local i
     for i in $(seq 100); do
       kill -0 "$PG_PID" 2>/dev/null || break # the port was taken
-      if "$bin/pg_isready" -q -h 127.0.0.1 -p "$port" -U postgres; then
+      if grep -q 'ready to accept connections' "$dir/log"; then
         PG_URL="postgres://postgres@127.0.0.1:$port/postgres?sslmode=disable"
         return
       fi
       sleep 0.1
     done
+    stop_postgres
   done
   die "Postgres does not start: $(tail -3 "$dir/log")"
 }

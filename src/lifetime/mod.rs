@@ -40,6 +40,13 @@ pub(crate) struct RenewalParts {
     pub(crate) epoch: Duration,
 }
 
+impl RenewalParts {
+    /// No blob rests for longer: it must be looked at several times before its storage ends.
+    fn fraction_of_epoch(&self) -> Duration {
+        self.epoch / 8
+    }
+}
+
 /// A blob that must not be tried again for a while.
 struct Rest {
     until: Instant,
@@ -101,7 +108,7 @@ async fn round(
             let rest = match with_lease(parts, owner, renew_blob(parts, item)).await {
                 Ok(Outcome::Renewed) => None,
                 Ok(Outcome::NotYet) => Some(Rest {
-                    until: Instant::now() + (parts.epoch / 8).clamp(RETRY_FIRST, RETRY_MAX),
+                    until: Instant::now() + parts.fraction_of_epoch().min(RETRY_MAX),
                     failures: 0,
                 }),
                 Err(e) => {
@@ -113,7 +120,7 @@ async fn round(
                     let failures = resting.get(&item.blob_id).map_or(0, |r| r.failures);
                     let pause = RETRY_FIRST
                         .saturating_mul(1 << failures.min(10))
-                        .min(RETRY_MAX);
+                        .min(parts.fraction_of_epoch().min(RETRY_MAX));
                     Some(Rest {
                         until: Instant::now() + pause,
                         failures: failures + 1,

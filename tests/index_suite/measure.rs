@@ -112,7 +112,7 @@ async fn index(name: &str, index: Arc<dyn Index>) {
         let i = index.clone();
         run(&format!("{name}: delete"), callers, move |n| {
             let i = i.clone();
-            async move { drop(i.delete(&key(n)).await.unwrap()) }
+            async move { assert!(i.delete(&key(n)).await.unwrap().blocks < 2) }
         })
         .await;
     }

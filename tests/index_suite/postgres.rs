@@ -149,7 +149,12 @@ async fn statements_leave_nothing_behind_in_the_session() {
     ]);
     let db = pg.database();
     pg.execute(&db, GO_NEWEST);
-    let index = open(&pg.url(&db)).await;
+    let pooler = Proxy::start_as_pooler(pg.port());
+    let index = open(&format!(
+        "postgres://postgres@127.0.0.1:{}/{db}?sslmode=disable",
+        pooler.port
+    ))
+    .await;
     let rows: Vec<_> = (0..12_000)
         .map(|i| row(&format!("/k{i}"), "b", 0, 1))
         .collect();
@@ -175,11 +180,13 @@ async fn statements_leave_nothing_behind_in_the_session() {
         .unwrap();
     index.close().await.unwrap();
     let log = pg.log();
-    let executed: Vec<&str> = log.lines().filter(|l| l.contains("execute ")).collect();
-    assert!(executed.len() > 10, "{log}");
-    for line in executed {
-        assert!(line.contains("execute <unnamed>"), "{line}");
-    }
+    let executed = |log: &str, name: &str| {
+        log.lines()
+            .filter(|l| l.contains(&format!("execute {name}")))
+            .count()
+    };
+    assert!(executed(&log, "<unnamed>") > 10, "{log}");
+    assert_eq!(executed(&log, "s"), 0, "{log}");
     for line in log.lines().filter(|l| l.contains("statement: ")) {
         let statement = line.split("statement: ").nth(1).unwrap().trim_start();
         let harmless = [
@@ -380,7 +387,7 @@ async fn schemas_and_long_names() {
             1,
             "not shared with the other long name"
         );
-        assert_eq!(index.get(KEY).await.unwrap().unwrap().staged, false);
+        assert!(!index.get(KEY).await.unwrap().unwrap().staged);
         index.delete(KEY).await.unwrap();
         index.close().await.unwrap();
         PostgresIndex::open(with.clone())
@@ -1018,6 +1025,15 @@ struct Proxy {
 
 impl Proxy {
     fn start(to: u16) -> Proxy {
+        Proxy::start_with(to, false)
+    }
+
+    /// Tells clients another process ID than the server's, as every pooler does.
+    fn start_as_pooler(to: u16) -> Proxy {
+        Proxy::start_with(to, true)
+    }
+
+    fn start_with(to: u16, pooler: bool) -> Proxy {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -1037,8 +1053,8 @@ impl Proxy {
                     let (mut from_server, mut to_server) = server.into_split();
                     let mut other = is_hung.clone();
                     tokio::join!(
-                        forward(&mut from_client, &mut to_server, &mut is_hung),
-                        forward(&mut from_server, &mut to_client, &mut other),
+                        forward(&mut from_client, &mut to_server, &mut is_hung, false),
+                        forward(&mut from_server, &mut to_client, &mut other, pooler),
                     );
                 });
             }
@@ -1063,15 +1079,22 @@ async fn forward(
     from: &mut tokio::net::tcp::OwnedReadHalf,
     to: &mut tokio::net::tcp::OwnedWriteHalf,
     hung: &mut tokio::sync::watch::Receiver<bool>,
+    mut pooler: bool,
 ) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut buffer = vec![0; 65_536];
-    loop {
-        let Ok(n) = from.read(&mut buffer).await else {
-            break;
-        };
+    while let Ok(n) = from.read(&mut buffer).await {
         if hung.wait_for(|h| !*h).await.is_err() {
             break;
+        }
+        // BackendKeyData: type, length, process ID, secret.
+        if let Some(at) = buffer[..n]
+            .windows(5)
+            .position(|w| w == b"K\0\0\0\x0c")
+            .filter(|_| pooler)
+        {
+            buffer[at + 5] ^= 0x55;
+            pooler = false;
         }
         if n == 0 || to.write_all(&buffer[..n]).await.is_err() {
             break;

@@ -4,6 +4,7 @@
 //! over a pool of blocking ones ([`pool`]). Both open connections when they are first needed.
 
 mod connect;
+mod direct;
 mod error;
 mod pipe;
 mod pool;
@@ -28,7 +29,7 @@ use tokio_postgres::Row;
 
 use self::connect::Connector;
 use self::error::PgError;
-use self::pipe::{Param, Pipe};
+use self::pipe::{Param, Pipe, Query};
 use self::pool::{Pool, Repeat};
 use self::rows::Columns;
 use self::schema::{Find, Found, Meta, Shape};
@@ -113,11 +114,6 @@ struct Inner {
 struct Staging {
     present: AtomicBool,
     checked: Mutex<Instant>,
-}
-
-/// A lookup's SQL as the pipe wants it.
-fn text(sql: &str) -> Arc<str> {
-    Arc::from(sql)
 }
 
 /// Whether `url` can be used at all; nothing is looked up or opened.
@@ -232,14 +228,19 @@ impl PostgresIndex {
             let sql = schema::read_meta(table);
             async move {
                 lookups
-                    .query_raw(what, pass.clone(), text(&sql), Arc::new([]))
+                    .query_raw(what, pass.clone(), Query::once(sql), Arc::new([]))
                     .await
             }
         };
         let (rows, meta, version) = tokio::try_join!(
             lookups.find(what, pass.clone(), Find::new(wanted)),
             meta_of(wanted),
-            lookups.query(what, pass.clone(), text("SELECT version()"), Arc::new([])),
+            lookups.query(
+                what,
+                pass.clone(),
+                Query::once("SELECT version()"),
+                Arc::new([])
+            ),
         )?;
         let found = Found::new(wanted, &rows).map_err(|e| error::statement(what, &e))??;
         let meta = if found.table == *wanted {
@@ -278,7 +279,7 @@ impl PostgresIndex {
         params: impl Into<Arc<[Param]>>,
     ) -> Result<Vec<Row>>
     where
-        F: Fn(bool) -> Arc<str> + Send,
+        F: Fn(bool) -> Query + Send,
     {
         self.recheck_staging(pass);
         let params = params.into();
@@ -445,7 +446,7 @@ impl Index for PostgresIndex {
         const WHAT: &str = "looking a key up";
         check_key(key)?;
         let pass = self.enter()?;
-        let sql = |staged| text(&self.inner.sql.get[usize::from(staged)]);
+        let sql = |staged| self.inner.sql.get[usize::from(staged)].clone();
         let rows = self
             .with_staging(
                 &self.inner.lookups,
@@ -468,7 +469,7 @@ impl Index for PostgresIndex {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let sql = |staged| text(&self.inner.sql.get_many[usize::from(staged)]);
+        let sql = |staged| self.inner.sql.get_many[usize::from(staged)].clone();
         let rows = self
             .with_staging(
                 &self.inner.lookups,
@@ -494,7 +495,7 @@ impl Index for PostgresIndex {
         if !self.inner.staging.present.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let sql = text(&self.inner.sql.staged_value);
+        let sql = self.inner.sql.staged_value.clone();
         let rows = match self
             .inner
             .lookups
@@ -531,7 +532,7 @@ impl Index for PostgresIndex {
         let inner = &self.inner;
         let sql = |staged: bool| {
             let no_wait = inner.no_wait.load(Ordering::Relaxed);
-            text(&inner.sql.delete[usize::from(staged)][usize::from(no_wait)])
+            inner.sql.delete[usize::from(staged)][usize::from(no_wait)].clone()
         };
         let params: Arc<[Param]> = [Param::Texts(keys)].into();
         let rows = match self
@@ -574,7 +575,7 @@ impl Index for PostgresIndex {
             params.push(Param::Text(upper.as_str().into()));
         }
         params.push(Param::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
-        let sql = |staged| Arc::from(self.inner.sql.list(&range, staged));
+        let sql = |staged| Query::once(self.inner.sql.list(&range, staged));
         let rows = self
             .with_staging(&self.inner.lookups, WHAT, &pass, sql, params)
             .await?;
@@ -689,7 +690,7 @@ impl Index for PostgresIndex {
         let rows = self
             .inner
             .lookups
-            .query(WHAT, pass, text(&self.inner.sql.usage), Arc::new([]))
+            .query(WHAT, pass, self.inner.sql.usage.clone(), Arc::new([]))
             .await?;
         let usage = read(WHAT, &rows, |row| {
             Ok(Usage {

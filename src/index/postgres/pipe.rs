@@ -4,8 +4,11 @@
 //! Statements are unnamed and typed, so parse, bind and execute travel together and nothing stays
 //! behind on the server: behind a transaction pooler, a named statement prepared on one server
 //! connection would be missing on the next, or be another node's (tokio-postgres counts s0, s1, …
-//! in every process).
+//! in every process). Only where the connection is known to end at the server itself ([`direct`])
+//! are the few hot statements prepared: not having to be planned makes a lookup 2 to 5 times as
+//! cheap for the server.
 
+use std::collections::hash_map::{Entry, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +19,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::connect::Connector;
+use super::direct;
 use super::error::{self, PgError, Retry};
 use crate::error::{Error, Result};
 use crate::index::gate::Pass;
@@ -29,6 +34,8 @@ use crate::index::gate::Pass;
 const CANCEL_AFTER: Duration = Duration::from_millis(25);
 /// How long a cancelled statement may take to end before its connection is given up.
 const CANCEL_GRACE: Duration = Duration::from_secs(3);
+/// How long preparing a statement may take.
+const PREPARE_LIMIT: Duration = Duration::from_secs(1);
 /// Cancels meant for a neighbour that a statement endures.
 const MAX_STRAY_CANCELS: u32 = 20;
 
@@ -51,14 +58,93 @@ impl Param {
     }
 }
 
+/// The text of a statement.
+#[derive(Clone)]
+pub(super) struct Query {
+    sql: Arc<str>,
+    hot: bool,
+}
+
+impl Query {
+    /// A statement that is used again and again (and lives as long as the index).
+    pub fn hot(sql: String) -> Query {
+        Query {
+            sql: sql.into(),
+            hot: true,
+        }
+    }
+
+    /// A statement for now.
+    pub fn once(sql: impl Into<Arc<str>>) -> Query {
+        Query {
+            sql: sql.into(),
+            hot: false,
+        }
+    }
+
+    /// Hot texts are few and shared: their address identifies them.
+    fn id(&self) -> usize {
+        self.sql.as_ptr() as usize
+    }
+}
+
 struct Conn {
     client: Client,
     driver: Mutex<Option<JoinHandle<()>>>,
-    /// Set once the server has answered a statement.
-    proven: AtomicBool,
+    /// There is no pooler in between: statements may be prepared.
+    direct: AtomicBool,
+    /// Hot statements; `None` while one is being prepared, or if it could not be.
+    named: Mutex<HashMap<usize, Option<tokio_postgres::Statement>>>,
 }
 
 impl Conn {
+    /// The prepared form of a statement, if there is one already.
+    fn named(&self, query: &Query) -> Option<tokio_postgres::Statement> {
+        if !query.hot || !self.direct.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.named.lock().get(&query.id())?.clone()
+    }
+
+    /// Prepares a statement that has just worked, where allowed, beside the callers' statements.
+    fn prepare(self: &Arc<Self>, query: &Query, params: &[Param], pipe: &Pipe, pass: &Arc<Pass>) {
+        if !query.hot || !self.direct.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.named.lock().entry(query.id()) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(entry) => drop(entry.insert(None)),
+        }
+        let (conn, query, pass) = (self.clone(), query.clone(), pass.clone());
+        let types: Vec<Type> = params.iter().map(|p| p.typed().1).collect();
+        let connector = pipe.connector.clone();
+        pipe.runtime.spawn(async move {
+            let _pass = pass;
+            let prepared = conn.client.prepare_typed(&query.sql, &types);
+            tokio::pin!(prepared);
+            let prepared = match tokio::time::timeout(PREPARE_LIMIT, &mut prepared).await {
+                Ok(prepared) => prepared,
+                Err(_) => {
+                    // It waits for a lock on the table, and everyone behind it.
+                    let token = conn.client.cancel_token();
+                    let _ = tokio::time::timeout(CANCEL_GRACE, token.cancel_query(connector.tls()))
+                        .await;
+                    prepared.await
+                }
+            };
+            match prepared {
+                Ok(statement) => conn.named.lock().insert(query.id(), Some(statement)),
+                Err(_) => conn.named.lock().remove(&query.id()),
+            };
+        });
+    }
+
+    /// Uses no prepared statements any more.
+    fn forget_named(&self) {
+        self.direct.store(false, Ordering::Relaxed);
+        self.named.lock().clear();
+    }
+
     /// Gives the connection up: everything on it fails as "connection closed".
     fn abort(&self) {
         if let Some(driver) = &*self.driver.lock() {
@@ -114,7 +200,14 @@ impl Pipe {
         let conn = Arc::new(Conn {
             client,
             driver: Mutex::new(Some(driver)),
-            proven: AtomicBool::new(false),
+            direct: AtomicBool::new(false),
+            named: Mutex::new(HashMap::new()),
+        });
+        let probed = conn.clone();
+        self.runtime.spawn(async move {
+            if direct::is_direct(&probed.client).await {
+                probed.direct.store(true, Ordering::Relaxed);
+            }
         });
         *self.current.lock() = Some(conn.clone());
         Ok(conn)
@@ -126,10 +219,10 @@ impl Pipe {
         &self,
         what: &str,
         pass: Arc<Pass>,
-        sql: Arc<str>,
+        query: Query,
         params: Arc<[Param]>,
     ) -> Result<Vec<Row>> {
-        self.query_raw(what, pass, sql, params)
+        self.query_raw(what, pass, query, params)
             .await?
             .map_err(|e| error::statement(what, &e))
     }
@@ -139,7 +232,7 @@ impl Pipe {
         &self,
         what: &str,
         pass: Arc<Pass>,
-        sql: Arc<str>,
+        query: Query,
         params: Arc<[Param]>,
     ) -> Result<Answer> {
         let started = Instant::now();
@@ -150,9 +243,12 @@ impl Pipe {
                 .limit
                 .saturating_sub(started.elapsed())
                 .max(Duration::from_millis(1));
+            let named = conn.named(&query);
+            let was_named = named.is_some();
             let statement = Statement::new(
                 conn.clone(),
-                sql.clone(),
+                named,
+                query.clone(),
                 params.clone(),
                 pass.clone(),
                 self,
@@ -160,11 +256,17 @@ impl Pipe {
             let error = match tokio::time::timeout(left, statement).await {
                 Err(_) => return Err(error::timed_out(what, self.limit)),
                 Ok(Ok(rows)) => {
-                    conn.proven.store(true, Ordering::Relaxed);
+                    if !was_named {
+                        conn.prepare(&query, &params, self, &pass);
+                    }
                     return Ok(Ok(rows));
                 }
                 Ok(Err(e)) => e,
             };
+            if was_named && lost_statement(&error) {
+                conn.forget_named();
+                continue;
+            }
             match error::retry(&error) {
                 Retry::Reconnect if reconnects == 0 => {
                     reconnects += 1;
@@ -226,7 +328,8 @@ struct Statement {
 impl Statement {
     fn new(
         conn: Arc<Conn>,
-        sql: Arc<str>,
+        named: Option<tokio_postgres::Statement>,
+        query: Query,
         params: Arc<[Param]>,
         pass: Arc<Pass>,
         pipe: &Pipe,
@@ -234,7 +337,13 @@ impl Statement {
         let on = conn.clone();
         let running = async move {
             let typed: Vec<_> = params.iter().map(Param::typed).collect();
-            on.client.query_typed(&sql, &typed).await
+            match named {
+                Some(named) => {
+                    let untyped: Vec<_> = typed.iter().map(|(param, _)| *param).collect();
+                    on.client.query(&named, &untyped).await
+                }
+                None => on.client.query_typed(&query.sql, &typed).await,
+            }
         };
         Statement {
             running: Some(Box::pin(running)),
@@ -291,6 +400,16 @@ impl Drop for Statement {
     }
 }
 
+/// The server does not know a prepared statement any more, or it no longer fits the table.
+fn lost_statement(error: &PgError) -> bool {
+    error.code().is_some_and(|code| {
+        *code == SqlState::INVALID_SQL_STATEMENT_NAME
+            || *code == SqlState::DUPLICATE_PSTATEMENT
+            || *code == SqlState::PROTOCOL_VIOLATION
+            || *code == SqlState::FEATURE_NOT_SUPPORTED // "cached plan must not change result type"
+    })
+}
+
 /// A closed index refuses calls before they get here; this is for a call that lost the race.
 pub(super) fn closed() -> Error {
     Error::closed("the index")
@@ -306,7 +425,7 @@ impl Pipe {
     ) -> Result<Vec<Row>> {
         let (names, schemas) = find.into_parts();
         let params = [Param::Texts(names), Param::MaybeTexts(schemas)].into();
-        self.query(what, pass, super::schema::FIND.into(), params)
+        self.query(what, pass, Query::once(super::schema::FIND), params)
             .await
     }
 }

@@ -5,6 +5,7 @@
 
 use std::ops::Bound;
 
+use super::pipe::Query;
 use super::schema::Shape;
 use crate::index::keys::KeyRange;
 
@@ -37,17 +38,17 @@ impl ByteOrder {
 
 /// The statements for one table, with (`[1]`) and without (`[0]`) the Go plugin's staging table.
 pub(super) struct Sql {
-    pub get: [String; 2],
-    pub get_many: [String; 2],
-    pub staged_value: String,
+    pub get: [Query; 2],
+    pub get_many: [Query; 2],
+    pub staged_value: Query,
     /// `[staging][no_wait]`
-    pub delete: [[String; 2]; 2],
+    pub delete: [[Query; 2]; 2],
     pub upsert: [String; 2],
     pub delete_staged: String,
     pub due: [String; 2],
     pub rows_of_blob: String,
     pub update_blob: String,
-    pub usage: String,
+    pub usage: Query,
     pub add_usage: String,
     pub try_lease: String,
     pub release_lease: String,
@@ -91,11 +92,11 @@ impl Sql {
             } else {
                 (String::new(), "d")
             };
-            format!(
+            Query::hot(format!(
                 "WITH d AS (DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size){more} \
                  SELECT count(*), {sum}{no_wait} FROM {rows}",
                 sum = clamped_sum("size"),
-            )
+            ))
         };
 
         // What a Go node would read must not survive an overwrite: the patch of the old blob, its object.
@@ -141,14 +142,14 @@ impl Sql {
         let (.., using) = shape.order.ops();
         Sql {
             get: [
-                get.clone(),
-                format!("SELECT TRUE AS staged, {STAGED_COLUMNS} FROM {staging} WHERE key = $1 UNION ALL {get}"),
+                Query::hot(get.clone()),
+                Query::hot(format!("SELECT TRUE AS staged, {STAGED_COLUMNS} FROM {staging} WHERE key = $1 UNION ALL {get}")),
             ],
             get_many: [
-                get_many.clone(),
-                format!("SELECT TRUE AS staged, {STAGED_COLUMNS}, key FROM {staging} WHERE key = ANY($1) UNION ALL {get_many}"),
+                Query::hot(get_many.clone()),
+                Query::hot(format!("SELECT TRUE AS staged, {STAGED_COLUMNS}, key FROM {staging} WHERE key = ANY($1) UNION ALL {get_many}")),
             ],
-            staged_value: format!("SELECT value FROM {staging} WHERE key = $1"),
+            staged_value: Query::hot(format!("SELECT value FROM {staging} WHERE key = $1")),
             delete: [
                 [delete(false, false), delete(false, true)],
                 [delete(true, false), delete(true, true)],
@@ -163,7 +164,7 @@ impl Sql {
                 "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
             ),
-            usage: format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'"),
+            usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),
             add_usage: format!(
                 "INSERT INTO {usage} AS u (name, blocks, bytes) VALUES ('total', $1, $2) \
                  ON CONFLICT (name) DO UPDATE SET blocks = u.blocks + EXCLUDED.blocks, bytes = u.bytes + EXCLUDED.bytes"

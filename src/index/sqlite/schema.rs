@@ -54,9 +54,10 @@ impl Sql {
                  expires_at = excluded.expires_at, updated_at = excluded.updated_at"
             ),
             delete: format!("DELETE FROM {main} WHERE key = ?1 RETURNING size"),
+            // `+`: grouping must not tempt SQLite to walk all blobs instead of those that end soon.
             due: format!(
                 "SELECT blob_id, min(expires_at), min(end_epoch), max(deletable) FROM {main} WHERE expires_at < ?1 \
-                 GROUP BY blob_id HAVING ?2 IS NULL OR (min(expires_at), blob_id) > (?2, ?3) \
+                 GROUP BY +blob_id HAVING ?2 IS NULL OR (min(expires_at), blob_id) > (?2, ?3) \
                  ORDER BY min(expires_at), blob_id LIMIT ?4"
             ),
             rows_of_blob: format!("SELECT {columns}, key FROM {main} WHERE blob_id = ?1 ORDER BY key"),
