@@ -1535,3 +1535,27 @@ async fn tls_as_libpq_means_it() {
         index.close().await.unwrap();
     }
 }
+
+#[test]
+fn dropping_without_close_is_harmless() {
+    // With the runtime going down at the same moment.
+    let url = {
+        let pg = Postgres::shared();
+        pg.url(&pg.database())
+    };
+    for _ in 0..5 {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let index = runtime.block_on(async {
+            let index = open(&url).await;
+            index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+            drop(index.get(KEY).await.unwrap());
+            index
+        });
+        let task = runtime.spawn(async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            drop(index);
+        });
+        runtime.shutdown_timeout(Duration::from_millis(200));
+        drop(task);
+    }
+}

@@ -1,7 +1,7 @@
 //! The shared index: a table in Postgres (or an engine that speaks its language).
 //!
-//! Short statements (lookups, deletes) go over pipelined connections ([`pipe`]); everything else
-//! over a pool of blocking ones ([`pool`]). Both open connections when they are first needed.
+//! Short statements (lookups, deletes) go over pipelined connections (`pipe`); everything else
+//! over a pool of blocking ones (`pool`). Both open connections when they are first needed.
 
 mod connect;
 mod direct;
@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::Row;
 
 use self::connect::Connector;
@@ -51,7 +51,11 @@ const MIGRATION_LIMIT: Duration = Duration::from_secs(3600);
 /// How to open a [`PostgresIndex`].
 #[derive(Clone)]
 pub struct PostgresOptions {
-    /// libpq URL or `keyword=value` string. Secret.
+    /// libpq URL or `keyword=value` string: several hosts, Unix sockets (`?host=/dir`), `sslmode`
+    /// with libpq's meanings (`require` does not verify unless `sslrootcert` is given; without
+    /// `sslrootcert`, `verify-*` use `~/.postgresql/root.crt` if it exists, else the system's
+    /// roots), `sslcert`/`sslkey`, `connect_timeout`, `application_name` (default `walrusds`),
+    /// `target_session_attrs`. An unknown parameter is an error. Secret.
     pub url: String,
     /// Table, optionally with a schema ([`parse_table`]). Quoted as given; if there is only a table
     /// with the lower-case name (made by the Go plugin, which did not quote), that one is used.
@@ -567,18 +571,44 @@ impl Index for PostgresIndex {
         if limit == 0 || range.is_empty() {
             return Ok(Vec::new());
         }
-        let mut params = Vec::new();
+        let mut bounds = Vec::new();
         if let Bound::Included(key) | Bound::Excluded(key) = &range.lower {
-            params.push(Param::Text(key.as_str().into()));
+            bounds.push(key.clone());
         }
-        if let Some(upper) = &range.upper {
-            params.push(Param::Text(upper.as_str().into()));
+        bounds.extend(range.upper.clone());
+        let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.recheck_staging(&pass);
+        let mut rows = None;
+        // Not over the pipe: a page is large enough to hold lookups up.
+        for last in [false, true] {
+            let staged = self.inner.staging.present.load(Ordering::Relaxed);
+            let (sql, bounds) = (self.inner.sql.list(&range, staged), bounds.clone());
+            let work = move |client: &mut postgres::Client| {
+                let mut params: Vec<(&(dyn ToSql + Sync), Type)> = Vec::new();
+                params.extend(
+                    bounds
+                        .iter()
+                        .map(|b| (b as &(dyn ToSql + Sync), Type::TEXT)),
+                );
+                params.push((&limit_rows, Type::INT8));
+                match client.query_typed(&sql, &params) {
+                    Err(e) if staged && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+                        Ok(None)
+                    }
+                    other => other.map(Some),
+                }
+            };
+            rows = self
+                .inner
+                .pool
+                .run(WHAT, pass.clone(), Repeat::Harmless, None, work)
+                .await?;
+            if rows.is_some() {
+                break;
+            }
+            self.inner.look_for_staging(pass.clone()).await?;
         }
-        params.push(Param::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
-        let sql = |staged| Query::once(self.inner.sql.list(&range, staged));
-        let rows = self
-            .with_staging(&self.inner.lookups, WHAT, &pass, sql, params)
-            .await?;
+        let rows = rows.unwrap_or_default();
         let mut items = read(WHAT, &rows, |row| {
             let staged: bool = row.try_get(0)?;
             let item = ListItem {
@@ -821,7 +851,7 @@ fn write_pages(
     tx.commit()
 }
 
-type PageParams<'a> = [(&'a (dyn tokio_postgres::types::ToSql + Sync), Type); 8];
+type PageParams<'a> = [(&'a (dyn ToSql + Sync), Type); 8];
 
 fn page_params(page: &Columns, with_patch: bool) -> (PageParams<'_>, usize) {
     let params: PageParams<'_> = [

@@ -44,7 +44,6 @@ pub(super) enum Param {
     Text(String),
     Texts(Vec<String>),
     MaybeTexts(Option<Vec<String>>),
-    Int(i64),
 }
 
 impl Param {
@@ -53,7 +52,6 @@ impl Param {
             Param::Text(text) => (text, Type::TEXT),
             Param::Texts(texts) => (texts, Type::TEXT_ARRAY),
             Param::MaybeTexts(texts) => (texts, Type::TEXT_ARRAY),
-            Param::Int(int) => (int, Type::INT8),
         }
     }
 }

@@ -158,9 +158,12 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // A blocking client must not be dropped on an async thread.
+        // A blocking client must not be dropped on an async thread, and the runtime may be on its
+        // way out.
         if let Some(places) = self.places.lock().take() {
-            self.runtime.spawn_blocking(move || drop(places));
+            let _ = std::thread::Builder::new()
+                .name("walrusds-close".into())
+                .spawn(move || drop(places));
         }
     }
 }

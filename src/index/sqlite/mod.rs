@@ -1,7 +1,7 @@
 //! The embedded index: one SQLite file, for a single node.
 //!
 //! Reads go over a few connections, point lookups on the caller's own thread (they take
-//! microseconds); writes queue for one connection ([`writer`]), where those that wait together
+//! microseconds); writes queue for one connection (`writer`), where those that wait together
 //! share a transaction and its fsync. Other processes may read and write the file meanwhile.
 
 mod schema;
