@@ -29,4 +29,4 @@ export WALRUSDS_TEST_IPFS WALRUSDS_TEST_IPFS_PLAIN_43 WALRUSDS_TEST_PLUGIN_43 \
 
 at "tests"
 cd "$ROOT"
-exec "${CARGO:-cargo}" test --locked -p kubo-tests "$@"
+exec "${CARGO:-cargo}" test --locked -p kubo-tests --test nodes "$@"

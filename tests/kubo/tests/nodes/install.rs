@@ -35,7 +35,7 @@ fn install_refuses_what_would_not_load() {
     ] {
         let node = bare(ipfs);
         let what = format!("{} with {}", ipfs.program.display(), plugin.display());
-        let said = node.install(plugin).expect_failure(&what);
+        let said = node.install(plugin).expect_refusal(&what);
         assert!(said.contains(reason), "{what}: {said}");
         assert!(
             !node.repo().exists(),
@@ -74,7 +74,7 @@ fn install_finds_out_what_an_ipfs_needs() {
         .arg(from_script("WALRUSDS_TEST_PLUGIN_30"))
         .env("IPFS", &ipfs.program)
         .env("IPFS_PATH", node.repo());
-    run(command, b"", LIMIT).expect_failure("the wrong plugin");
+    run(command, b"", LIMIT).expect_refusal("the wrong plugin");
     assert!(installed == std::fs::read(node.repo().join("plugins/walrusds.so")).unwrap());
     assert!(node.ok(["version"]).contains("0.43.0"));
 }
