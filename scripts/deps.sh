@@ -30,6 +30,7 @@ look() {
   if command -v make >/dev/null; then ok make "$(make --version | sed -n '1s/.* //p')"; else packages+=(make); fi
   if command -v git >/dev/null; then ok git "$(git --version | awk '{ print $3 }')"; else packages+=(git); fi
   if command -v curl >/dev/null; then ok curl "$(curl --version | awk 'NR == 1 { print $2 }')"; else packages+=(curl); fi
+  if [[ $(uname -s) != Linux ]]; then :; elif command -v valgrind >/dev/null; then ok valgrind "$(valgrind --version | sed 's/^valgrind-//')"; else packages+=(valgrind); fi # tests of the C interface
   # The server's programs, for the tests; Debian keeps them out of PATH.
   local pg=''
   if command -v postgres >/dev/null && command -v initdb >/dev/null; then

@@ -28,8 +28,8 @@ impl walrusds_error {
     };
 }
 
-impl From<Error> for walrusds_error {
-    fn from(e: Error) -> Self {
+impl From<&Error> for walrusds_error {
+    fn from(e: &Error) -> Self {
         walrusds_error {
             code: e.kind() as i32,
             retryable: e.is_retryable(),
@@ -44,13 +44,14 @@ impl From<Error> for walrusds_error {
 /// # Safety
 /// `err` must be writable, unless it is NULL.
 pub(super) unsafe fn entry(err: *mut walrusds_error, body: impl FnOnce() -> Result<()>) -> i32 {
-    let fill = |e: walrusds_error| {
+    // Made only where there is a place for it: nobody would free it otherwise.
+    let fill = |e: &dyn Fn() -> walrusds_error| {
         if !err.is_null() {
             // SAFETY: not NULL, writable by contract; what was there is not read.
-            unsafe { err.write(e) };
+            unsafe { err.write(e()) };
         }
     };
-    fill(walrusds_error::NONE);
+    fill(&|| walrusds_error::NONE);
     let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         let what = payload
             .downcast_ref::<&str>()
@@ -66,7 +67,7 @@ pub(super) unsafe fn entry(err: *mut walrusds_error, body: impl FnOnce() -> Resu
         Ok(()) => WALRUSDS_OK,
         Err(e) => {
             let code = e.kind() as i32;
-            fill(e.into());
+            fill(&|| walrusds_error::from(&e));
             code
         }
     }

@@ -37,7 +37,7 @@ mod runtime;
 use buf::{clear, invalid, slice};
 use entry::entry;
 use handle::Registry;
-use runtime::{runtime, wait, CANCELS};
+use runtime::{block_on, runtime, wait, CANCELS};
 
 pub use buf::walrusds_buf;
 pub use entry::{walrusds_error, WALRUSDS_OK};
@@ -288,7 +288,7 @@ pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walru
                 // Closed by its owner at the same moment: fine.
                 let _ = QUERIES.remove(query);
             }
-            runtime()?.block_on(instance.store.close())
+            block_on(instance.store.close())
         })
     }
 }

@@ -1,6 +1,7 @@
 //! One process-wide tokio runtime, and how a C call waits on it.
 
 use std::future::Future;
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use once_cell::sync::OnceCell;
@@ -43,14 +44,67 @@ pub(super) fn runtime() -> Result<&'static Runtime> {
 /// Go's, Go's SIGPIPE handler re-raises the default action. Threads started from this one inherit
 /// the mask.
 fn block_sigpipe() {
-    // SAFETY: `set` is initialised by sigemptyset before it is read, and only this thread's mask
-    // is changed.
+    let set = sigpipe();
+    // SAFETY: `set` is initialised, and only this thread's mask is changed.
     unsafe {
-        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+fn sigpipe() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set.
+    unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE);
-        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        set.assume_init()
     }
+}
+
+/// The same for the thread of a caller, as long as it works for us: its own disposition may be the
+/// default one. Afterwards its mask is as it was, and a SIGPIPE of ours is gone.
+struct SigpipeBlocked {
+    set: libc::sigset_t,
+    by_us: bool,
+}
+
+impl SigpipeBlocked {
+    fn new() -> Self {
+        let set = sigpipe();
+        let mut before = set;
+        // SAFETY: both sets are initialised, and only this thread's mask is changed.
+        let by_us = unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before) == 0
+                && libc::sigismember(&before, libc::SIGPIPE) == 0
+        };
+        SigpipeBlocked { set, by_us }
+    }
+}
+
+impl Drop for SigpipeBlocked {
+    fn drop(&mut self) {
+        if !self.by_us {
+            return;
+        }
+        let mut pending = self.set;
+        let mut signal = 0;
+        // SAFETY: the sets are initialised; sigwait returns at once for a signal that is pending.
+        unsafe {
+            if libc::sigpending(&mut pending) == 0
+                && libc::sigismember(&pending, libc::SIGPIPE) == 1
+            {
+                libc::sigwait(&self.set, &mut signal);
+            }
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.set, std::ptr::null_mut());
+        }
+    }
+}
+
+/// Runs `work` to its end on the calling thread.
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = runtime()?;
+    let _blocked = SigpipeBlocked::new();
+    runtime.block_on(work)
 }
 
 /// Runs `work` to its end, or until the call is cancelled or late; then `work` is dropped.
@@ -63,9 +117,8 @@ pub(super) unsafe fn wait<T>(
 ) -> Result<T> {
     // SAFETY: readable by contract; NULL stands for the default.
     let call = unsafe { call.as_ref() }.copied().unwrap_or_default();
-    let runtime = runtime()?;
     if call.cancel == 0 && call.timeout_ms == 0 {
-        return runtime.block_on(work);
+        return block_on(work);
     }
     let token = match call.cancel {
         0 => None,
@@ -75,7 +128,7 @@ pub(super) unsafe fn wait<T>(
     if token.as_ref().is_some_and(|t| t.is_cancelled()) {
         return Err(canceled());
     }
-    runtime.block_on(async {
+    block_on(async {
         let stop = async {
             match &token {
                 Some(token) => token.cancelled().await,
