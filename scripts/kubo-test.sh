@@ -20,13 +20,16 @@ WALRUSDS_TEST_IPFS=$("$ROOT/scripts/kubo-build.sh" "$new")
 at "Kubo $new and $old as they are, and a plugin for each"
 WALRUSDS_TEST_IPFS_PLAIN_43=$("$ROOT/scripts/kubo-build.sh" --plain "$new")
 WALRUSDS_TEST_PLUGIN_43=$("$ROOT/scripts/plugin-build.sh" "$WALRUSDS_TEST_IPFS_PLAIN_43")
+WALRUSDS_TEST_PLUGIN_43_DYNAMIC=$("$ROOT/scripts/plugin-build.sh" --dynamic "$WALRUSDS_TEST_IPFS_PLAIN_43")
 WALRUSDS_TEST_IPFS_PLAIN_30=$("$ROOT/scripts/kubo-build.sh" --plain "$old")
 WALRUSDS_TEST_PLUGIN_30=$("$ROOT/scripts/plugin-build.sh" "$WALRUSDS_TEST_IPFS_PLAIN_30")
 at "walrusds-configure"
 WALRUSDS_TEST_CONFIGURE=$("$ROOT/scripts/configure-build.sh")
 export WALRUSDS_TEST_IPFS WALRUSDS_TEST_IPFS_PLAIN_43 WALRUSDS_TEST_PLUGIN_43 \
-  WALRUSDS_TEST_IPFS_PLAIN_30 WALRUSDS_TEST_PLUGIN_30 WALRUSDS_TEST_CONFIGURE
+  WALRUSDS_TEST_PLUGIN_43_DYNAMIC WALRUSDS_TEST_IPFS_PLAIN_30 WALRUSDS_TEST_PLUGIN_30 WALRUSDS_TEST_CONFIGURE
+export LIB_DIR # plugin-install.sh, as the tests call it, takes the library from there
 
 at "tests"
 cd "$ROOT"
-exec "${CARGO:-cargo}" test --locked -p kubo-tests --test nodes "$@"
+# With the features of the whole workspace, so that nothing is compiled a second time for these alone.
+exec "${CARGO:-cargo}" test --locked --workspace --test nodes "$@"

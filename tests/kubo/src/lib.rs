@@ -325,10 +325,16 @@ impl Node {
 
     /// `scripts/plugin-install.sh --so PLUGIN`.
     pub fn install(&self, plugin: &Path) -> Outcome {
+        self.install_with(["--so".as_ref(), plugin.as_os_str()])
+    }
+
+    /// `scripts/plugin-install.sh ARGS`. (It needs Go, and so the environment as it is.)
+    pub fn install_with<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Outcome {
         let mut command = Command::new(root().join("scripts/plugin-install.sh"));
         command
-            .arg("--so")
-            .arg(plugin)
+            .args(args)
+            // Cargo points it at a debug build of the library.
+            .env_remove("LD_LIBRARY_PATH")
             .env("IPFS", &self.program)
             .env("IPFS_PATH", self.repo());
         run(command, b"", LIMIT)

@@ -194,7 +194,16 @@ fn database_failures_are_named_and_keep_the_secret() {
     }
     own.down();
     check(&good, "connection refused");
+    // Kubo leaves the repo of an init that could not open its datastore. It is complete.
+    let fresh = Node::without_repo(&Ipfs::preloaded());
+    let said = fresh
+        .init(&world.settings)
+        .expect_failure("init without a database");
+    assert!(said.contains("connection refused"), "{said}");
     own.up();
+    let late = fresh.add(b"after the outage");
+    assert_eq!(fresh.ok(["cat", &late]), "after the outage");
+    fresh.verify();
     node.edit_spec(|child| child["postgresURL"] = json!(good));
     assert_eq!(node.ok(["cat", &cid]), "kept");
 }

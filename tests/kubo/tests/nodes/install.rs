@@ -1,9 +1,9 @@
 //! scripts/plugin-install.sh: installs only what that ipfs can load. (That it does install is part of
 //! every test with an external plugin.)
 
-use kubo_tests::{from_script, root, run, Ipfs, Node, LIMIT};
 use std::path::Path;
-use std::process::Command;
+
+use kubo_tests::{from_script, noise, Index, Ipfs, Node, World};
 
 #[test]
 fn install_refuses_what_would_not_load() {
@@ -52,11 +52,8 @@ fn install_finds_out_what_an_ipfs_needs() {
         plugin: None,
         ..ipfs.clone()
     });
-    let mut command = Command::new(root().join("scripts/plugin-install.sh"));
-    command
-        .env("IPFS", &ipfs.program)
-        .env("IPFS_PATH", node.repo());
-    let said = run(command, b"", LIMIT)
+    let said = node
+        .install_with([""; 0])
         .expect_ok("plugin-install.sh")
         .said();
     assert!(
@@ -67,14 +64,30 @@ fn install_finds_out_what_an_ipfs_needs() {
     assert!(installed == std::fs::read(ipfs.plugin.unwrap()).unwrap());
     assert!(node.ok(["version"]).contains("0.43.0"));
 
-    // Over a running installation, with another version of the program: the old plugin stays.
-    let mut command = Command::new(root().join("scripts/plugin-install.sh"));
-    command
-        .arg("--so")
-        .arg(from_script("WALRUSDS_TEST_PLUGIN_30"))
-        .env("IPFS", &ipfs.program)
-        .env("IPFS_PATH", node.repo());
-    run(command, b"", LIMIT).expect_refusal("the wrong plugin");
+    // Over a good installation the plugin of another version: the good one stays.
+    node.install(&from_script("WALRUSDS_TEST_PLUGIN_30"))
+        .expect_refusal("the wrong plugin");
     assert!(installed == std::fs::read(node.repo().join("plugins/walrusds.so")).unwrap());
     assert!(node.ok(["version"]).contains("0.43.0"));
+}
+
+#[test]
+fn install_with_the_engine_as_a_library_of_its_own() {
+    let world = World::new(Index::Sqlite);
+    let node = Node::without_repo(&Ipfs {
+        plugin: None,
+        ..Ipfs::external_43()
+    });
+    let plugin = from_script("WALRUSDS_TEST_PLUGIN_43_DYNAMIC");
+    node.install_with(["--dynamic".as_ref(), "--so".as_ref(), plugin.as_os_str()])
+        .expect_ok("plugin-install.sh --dynamic");
+    node.init(&world.settings).expect_ok("init");
+    let file = noise(1, 3 << 20);
+    let cid = node.add(&file);
+    node.assert_holds(&cid, &file);
+    node.verify();
+
+    std::fs::remove_file(node.repo().join("lib/libwalrusds.so")).unwrap();
+    let said = node.fails(["version"]);
+    assert!(said.contains("libwalrusds.so"), "{said}");
 }
