@@ -915,7 +915,7 @@ async fn a_dropped_future_cancels_its_statement() {
         let started = Instant::now();
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
-        assert!(started.elapsed() < Duration::from_millis(100));
+        assert!(started.elapsed() < Duration::from_secs(1));
         eventually("the statement is cancelled", || blocked(&db) == 0).await;
     }
     drop(_lock);
