@@ -284,9 +284,9 @@ pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walru
         entry(err, || {
             let instance = INSTANCES.remove(handle)?;
             let queries = instance.queries.lock().take();
-            for query in queries.unwrap_or_default() {
+            for query in queries.iter().flatten() {
                 // Closed by its owner at the same moment: fine.
-                let _ = QUERIES.remove(query);
+                let _ = QUERIES.remove(*query);
             }
             block_on(instance.store.close())
         })

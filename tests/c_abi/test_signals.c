@@ -9,16 +9,22 @@
 #include <unistd.h>
 
 static void no_handlers(void) {
-  /* A program that is started (and its end) is no exception. */
-  walrusds_handle handle =
-      open_at(config_for(net_url, net_url, ", \"authTokenCommand\": \"echo token\""), new_dir());
-  put_text(handle, "/k", new_value());
+  /* A program that is started (and its end) is no exception. The publisher does not know what to
+   * do with this token, but the program has run. */
+  const char *dir = new_dir();
+  const char *more = text(", \"maxRetries\": 0, \"authTokenCommand\": \"echo x | tee %s/ran\"", dir);
+  walrusds_handle handle = open_at(config_for(net_url, net_url, more), dir);
+  CALL(WALRUSDS_WALRUS, "token", walrusds_put(handle, NULL, S("/k"), S("v"), &err));
+  CHECK(access(text("%s/ran", dir), F_OK) == 0);
   close_ok(handle);
   for (int s = 1; s < 32; s++) {
     struct sigaction action;
     if (s == SIGKILL || s == SIGSTOP || sigaction(s, NULL, &action) != 0) continue;
-    CHECK(action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN || s == SIGSEGV ||
-          s == SIGBUS || s == SIGFPE || s == SIGILL); /* those are the sanitizers' */
+    /* The sanitizers have some of their own. Where there is no pidfd (Linux before 5.3, valgrind)
+     * the end of a program is noticed by SIGCHLD. */
+    if (s == SIGSEGV || s == SIGBUS || s == SIGFPE || s == SIGILL || (quick && s == SIGCHLD)) continue;
+    if (action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN)
+      failed(__FILE__, __LINE__, "there is a handler for signal %d", s);
   }
 }
 
