@@ -27,6 +27,10 @@ use crate::pack::{NewBlock, Packer, PackerParts};
 use crate::query::{Query, QueryOptions};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
+/// Longest value that is stored (bytes): what a reader will hold in memory at once. Blocks of IPFS
+/// have at most 2 MiB.
+pub const MAX_VALUE_BYTES: usize = 1 << 30;
+
 /// How often the running totals are written to the index, if they changed.
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
 
@@ -210,8 +214,9 @@ impl WalrusDatastore {
     /// Stores `value` under `key`. Returns once it is on Walrus and indexed.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for a key no index takes; [`ErrorKind::Walrus`],
-    /// [`ErrorKind::TooLarge`], [`ErrorKind::Index`].
+    /// [`ErrorKind::InvalidArgument`] for a key no index takes; [`ErrorKind::TooLarge`] for a value
+    /// beyond [`MAX_VALUE_BYTES`] or what the publishers take; [`ErrorKind::Walrus`],
+    /// [`ErrorKind::Index`].
     pub async fn put(&self, key: &str, value: Bytes) -> Result<()> {
         self.commit(vec![Op::Put(key.to_owned(), value)]).await
     }
@@ -226,8 +231,9 @@ impl WalrusDatastore {
         let _call = self.enter()?;
         let shared = &self.shared;
         for op in &ops {
-            if let Op::Put(key, _) = op {
+            if let Op::Put(key, value) = op {
                 check_key(key)?;
+                check_value(key, value.len())?;
             }
         }
         let (puts, deletes) = last_wins(ops);
@@ -353,8 +359,9 @@ impl WalrusDatastore {
         let shared = &self.shared;
         shared.calls.close();
         shared.calls.wait().await;
-        shared.stop.cancel();
+        // Uploads that nobody waits for any more end first: the totals are written after them.
         shared.packer.close().await;
+        shared.stop.cancel();
         let workers = std::mem::take(&mut *shared.workers.lock());
         for worker in workers {
             let _ = worker.await;
@@ -542,6 +549,16 @@ fn check_key(key: &str) -> Result<()> {
     if key.contains('\0') {
         return bad(format!(
             "key {key:?} holds a NUL byte, which no index can store"
+        ));
+    }
+    Ok(())
+}
+
+fn check_value(key: &str, len: usize) -> Result<()> {
+    if len > MAX_VALUE_BYTES {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("value of {len} bytes under {key} is too large: at most {MAX_VALUE_BYTES} bytes are stored under one key"),
         ));
     }
     Ok(())

@@ -51,8 +51,6 @@ counters! {
     packs_split,
     /// Packs given up.
     packs_failed,
-    /// Paid for those blobs (FROST; 1 WAL = 1e9 FROST).
-    cost_frost,
     /// Blobs renewed.
     renewals,
     /// Renewals that failed.

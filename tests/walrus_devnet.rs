@@ -350,3 +350,28 @@ async fn quilt_members_of_a_go_node_are_read_by_patch_id() {
     assert_eq!(ds.get(&key).await.unwrap(), Some(value));
     ds.close().await.unwrap();
 }
+
+/// A gibibyte under one key goes there and back; one byte more is refused before anything is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_value() {
+    let net = Devnet::start(Options {
+        cheap_ids: true,
+        max_body: 2 << 30,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let repo = Repo::new(&net);
+    let ds = repo.open().await;
+    let value = noise(5, (1 << 30) + 1);
+    let err = ds.put("/k", value.clone()).await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::TooLarge);
+    assert_eq!(net.stats().puts, 0);
+    let value = value.slice(1..);
+    ds.put("/k", value.clone()).await.unwrap();
+    assert!(
+        ds.get("/k").await.unwrap().unwrap() == value,
+        "came back different"
+    );
+    ds.close().await.unwrap();
+}

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use url::Url;
 
+use crate::datastore::MAX_VALUE_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::walrus::{Auth, ClientConfig};
 
@@ -188,17 +189,16 @@ impl Config {
 
     /// The part that the Walrus client needs.
     pub fn client(&self) -> ClientConfig {
-        let defaults = ClientConfig::default();
         ClientConfig {
             publishers: self.publishers.clone(),
             aggregators: self.aggregators.clone(),
             request_timeout: self.request_timeout,
             max_retries: self.max_retries,
             blob_cache_bytes: self.blob_cache_bytes,
-            // A pack that could be stored must be readable.
-            max_blob_bytes: self.pack_target_size_bytes.max(defaults.max_blob_bytes),
+            // What could be stored must be readable: a value, and a pack as a whole.
+            max_blob_bytes: self.pack_target_size_bytes.max(MAX_VALUE_BYTES as u64),
             auth: self.auth.clone(),
-            ..defaults
+            ..ClientConfig::default()
         }
     }
 

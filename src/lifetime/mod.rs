@@ -189,7 +189,6 @@ async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
             ),
         ));
     }
-    Metrics::add(&parts.metrics.cost_frost, stored.cost);
     let end_epoch = i64::try_from(stored.end_epoch).unwrap_or(i64::MAX);
     let expires_at = expiry(
         &parts.epoch_clock,

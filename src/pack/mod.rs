@@ -341,7 +341,6 @@ async fn store(shared: &Shared, pack: &[Pending]) -> Result<StoreResult> {
     Metrics::add(&metrics.packs_stored, 1);
     Metrics::add(&metrics.pack_bytes, len);
     Metrics::add(&metrics.blocks_packed, pack.len() as u64);
-    Metrics::add(&metrics.cost_frost, stored.cost);
     Ok(stored)
 }
 

@@ -242,24 +242,29 @@ impl Inner {
 /// and time.
 ///
 /// ```
-/// use walrusds::{Client, ClientConfig, ErrorKind};
+/// use walrusds::{Client, ClientConfig, ErrorKind, StoreOptions};
 ///
+/// # let runtime = tokio::runtime::Runtime::new()?;
+/// # let net = walrus_devnet::Devnet::start_blocking(walrus_devnet::Options {
+/// #     cheap_ids: true, ..Default::default() })?;
+/// # let url = net.url();
 /// let client = Client::new(ClientConfig {
-///     publishers: vec!["http://127.0.0.1:31416".into()],
-///     aggregators: vec!["http://127.0.0.1:31415".into()],
+///     publishers: vec![url.clone()],
+///     aggregators: vec![url],
 ///     ..ClientConfig::default()
 /// })?;
-/// assert_eq!(client.stats().puts, 0);
+/// # runtime.block_on(async {
+/// let options = StoreOptions { epochs: 5, deletable: false };
+/// let stored = client.store(&b"hello, world"[..], options).await?;
+/// assert_eq!(client.read(&stored.blob_id).await?, &b"hello, world"[..]);
+/// assert_eq!(client.read_range(&stored.blob_id, 7, 5).await?, &b"world"[..]);
 ///
-/// let wrong = ClientConfig {
-///     aggregators: vec!["ftp://user:secret@host".into()],
-///     ..ClientConfig::default()
-/// };
-/// let error = Client::new(wrong).unwrap_err();
-/// assert_eq!(error.kind(), ErrorKind::Config);
-/// assert!(error.message().starts_with("aggregatorURL: "));
-/// assert!(!error.message().contains("secret"));
+/// let nowhere = "A".repeat(43);
+/// let error = client.read(&nowhere).await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::BlobNotFound);
 /// # Ok::<(), walrusds::Error>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
 pub struct Client {
