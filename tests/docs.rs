@@ -230,5 +230,8 @@ fn helpers_read_markdown_as_github_does() {
     let expected = ["a-title-so-x", "same", "same-1"].map(String::from);
     assert_eq!(anchors(text), BTreeSet::from(expected));
     assert_eq!(links(text), ["b.md#c", "e"]);
-    assert_eq!(code("a `make x` b\n```sh\nmake y\n```"), ["make x", "make y"]);
+    assert_eq!(
+        code("a `make x` b\n```sh\nmake y\n```"),
+        ["make x", "make y"]
+    );
 }
