@@ -1,0 +1,237 @@
+//! The documents say what the code does: the README's table of keys is the parser's, every link
+//! between documents leads somewhere, and every counter and make target they name exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use walrusds::config::KEYS;
+use walrusds::metrics::Metrics;
+use walrusds::{BlobStore, Client, ClientConfig};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// README.md and its like, and everything in docs/.
+fn documents() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for dir in [root().to_owned(), root().join("docs")] {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|e| e == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    for name in [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/architecture.md",
+        "docs/benchmarks.md",
+        "docs/operations.md",
+    ] {
+        assert!(found.contains(&root().join(name)), "{name} is missing");
+    }
+    found
+}
+
+/// The lines outside of fenced code.
+fn prose(text: &str) -> impl Iterator<Item = &str> {
+    let mut fenced = false;
+    text.lines().filter(move |line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence
+    })
+}
+
+/// The line without its `code`.
+fn without_code(line: &str) -> String {
+    line.split('`').step_by(2).collect::<Vec<_>>().join("`")
+}
+
+/// What is between backquotes, and the lines of fenced code.
+fn code(text: &str) -> Vec<&str> {
+    let mut fenced = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if fenced {
+            found.push(line.trim());
+        } else {
+            found.extend(line.split('`').skip(1).step_by(2));
+        }
+    }
+    found
+}
+
+/// The names that GitHub gives to a document's headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+    let mut anchors = BTreeSet::new();
+    for line in prose(text) {
+        let title = line.trim_start_matches('#');
+        if title.len() == line.len() || !title.starts_with(' ') {
+            continue;
+        }
+        let slug: String = title
+            .trim()
+            .to_lowercase()
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+            .map(|c| if c == ' ' { '-' } else { c })
+            .collect();
+        let count = seen.entry(slug.clone()).or_default();
+        anchors.insert(match *count {
+            0 => slug,
+            n => format!("{slug}-{n}"),
+        });
+        *count += 1;
+    }
+    anchors
+}
+
+/// The targets of `[text](target)`.
+fn links(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in prose(text) {
+        let line = without_code(line);
+        for part in line.split("](").skip(1) {
+            found.push(part.split(')').next().unwrap_or_default().to_owned());
+        }
+    }
+    found
+}
+
+/// The rows of the table whose first heading is `first`, cell by cell.
+fn table(text: &str, first: &str) -> Vec<Vec<String>> {
+    let head = format!("| {first} |");
+    let rows: Vec<_> = text
+        .lines()
+        .skip_while(|line| !line.starts_with(&head))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| {
+            let cells = line.trim().trim_matches('|').split('|');
+            cells.map(|cell| cell.trim().to_owned()).collect()
+        })
+        .collect();
+    assert!(!rows.is_empty(), "no table that begins with {head}");
+    rows
+}
+
+#[test]
+fn the_readmes_table_is_what_the_parser_knows() {
+    let rows = table(&read(&root().join("README.md")), "key");
+    let expected: Vec<Vec<String>> = KEYS
+        .iter()
+        .map(|key| {
+            let default = match key.default {
+                "" => "–".to_owned(),
+                text if text.contains(' ') => text.to_owned(),
+                text => format!("`{text}`"),
+            };
+            vec![format!("`{}`", key.name), default, key.doc.to_owned()]
+        })
+        .collect();
+    for (row, want) in rows.iter().zip(&expected) {
+        assert_eq!(row, want);
+    }
+    assert_eq!(rows.len(), expected.len(), "number of keys");
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut broken = Vec::new();
+    for document in documents() {
+        for link in links(&read(&document)) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, anchor) = match link.split_once('#') {
+                Some((path, anchor)) => (path, Some(anchor)),
+                None => (link.as_str(), None),
+            };
+            let target = match path {
+                "" => document.clone(),
+                path => document.parent().unwrap().join(path),
+            };
+            let fine = match anchor {
+                _ if !target.exists() => false,
+                Some(anchor) => anchors(&read(&target)).contains(anchor),
+                None => true,
+            };
+            if !fine {
+                let shown = document.strip_prefix(root()).unwrap();
+                broken.push(format!("{}: {link}", shown.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn every_counter_is_described() {
+    let client = Client::new(ClientConfig {
+        publishers: vec!["http://127.0.0.1:1".into()],
+        ..ClientConfig::default()
+    })
+    .unwrap();
+    let described: BTreeSet<_> = table(&read(&root().join("docs/operations.md")), "counter")
+        .into_iter()
+        .map(|row| row[0].trim_matches('`').to_owned())
+        .collect();
+    // What `WalrusDatastore::metrics` adds itself.
+    let own = ["uploads_running", "uploads_limit"];
+    let counted: BTreeSet<_> = Metrics::default()
+        .snapshot()
+        .into_iter()
+        .chain(client.counters())
+        .map(|(name, _)| name.to_owned())
+        .chain(own.map(String::from))
+        .collect();
+    assert_eq!(described, counted);
+}
+
+#[test]
+fn make_targets_exist() {
+    let makefile = read(&root().join("Makefile"));
+    let targets: BTreeSet<_> = makefile
+        .lines()
+        .filter_map(|line| line.strip_prefix(".PHONY: "))
+        .collect();
+    for document in documents() {
+        let text = read(&document);
+        for code in code(&text) {
+            let Some(rest) = code.trim_start_matches("$ ").strip_prefix("make ") else {
+                continue;
+            };
+            let target = rest.split_whitespace().next().unwrap_or_default();
+            assert!(
+                targets.contains(target),
+                "{}: `{code}`: there is no such target",
+                document.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn helpers_read_markdown_as_github_does() {
+    let text = "# A title, *so* `x`!\n## Same\n```\n# no heading\n[no](link.md)\n```\n## Same\n[a](b.md#c) `[n](o)` [d](e)";
+    let expected = ["a-title-so-x", "same", "same-1"].map(String::from);
+    assert_eq!(anchors(text), BTreeSet::from(expected));
+    assert_eq!(links(text), ["b.md#c", "e"]);
+    assert_eq!(
+        code("a `make x` b\n```sh\nmake y\n```"),
+        ["make x", "make y"]
+    );
+}
