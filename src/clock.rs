@@ -52,10 +52,11 @@ impl EpochClock {
 
     /// The earliest moment at which `end_epoch` may begin, given that `current` is the epoch now.
     pub fn expires_at(&self, now: SystemTime, current: u64, end_epoch: u64) -> Option<SystemTime> {
+        let mut seen = self.seen.lock();
         if self.duration.is_zero() {
+            seen.epoch = seen.epoch.max(current);
             return None;
         }
-        let mut seen = self.seen.lock();
         if current > seen.epoch {
             // The boundary lies after the last moment at which an older epoch was seen, if that
             // was the one just before.
@@ -73,7 +74,13 @@ impl EpochClock {
         begun.checked_add(self.duration.checked_mul(epochs)?)
     }
 
-    /// The same for a blob that the network had already: its answer holds no current epoch, but
+    /// Whether a blob with this exclusive end epoch has certainly lapsed. Only what stores have told
+    /// counts, so "no" may mean "not known".
+    pub fn is_over(&self, end_epoch: u64) -> bool {
+        end_epoch > 0 && self.seen.lock().epoch >= end_epoch
+    }
+
+    /// As [`expires_at`](Self::expires_at) for a blob that the network had already: its answer holds no current epoch, but
     /// at least `epochs` were left.
     pub fn expires_at_least(&self, now: SystemTime, epochs: u32) -> Option<SystemTime> {
         if self.duration.is_zero() {
@@ -116,7 +123,11 @@ mod tests {
     #[test]
     fn without_a_duration_nothing_is_known() {
         let clock = EpochClock::new(Duration::ZERO);
+        assert!(!clock.is_over(7));
         assert_eq!(clock.expires_at(at(1000), 7, 8), None);
+        assert!(clock.is_over(7));
+        assert!(!clock.is_over(8));
+        assert!(!clock.is_over(0), "0 = unknown");
         assert_eq!(clock.expires_at_least(at(1000), 3), None);
     }
 

@@ -18,9 +18,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::postgres::{PostgresIndex, PostgresOptions};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
 use crate::index::{Index, Record, Usage, MAX_KEY_BYTES};
-use crate::lifetime::{self, RenewalParts};
+use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::locks::KeyLocks;
-use crate::log::{Line, Log};
+use crate::log::{Level, Line, Log};
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
 use crate::pack::{NewBlock, Packer, PackerParts};
@@ -89,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     log: Arc<Log>,
     clock: Arc<dyn Clock>,
+    epoch_clock: Arc<EpochClock>,
     /// Rows that end sooner than this do not count as stored.
     fresh_for: Duration,
     locks: KeyLocks,
@@ -163,12 +164,21 @@ impl WalrusDatastore {
             stop.clone(),
         ))];
         if renewing {
+            if config.epochs < MIN_RENEWAL_EPOCHS {
+                log.push(
+                    Level::Warn,
+                    format!(
+                        "epochs is {}: renewals buy {MIN_RENEWAL_EPOCHS}, since a blob of the present epoch alone cannot be renewed in time; 5 or more cost less",
+                        config.epochs
+                    ),
+                );
+            }
             workers.push(tokio::spawn(lifetime::renew(
                 RenewalParts {
                     index: Arc::clone(&index),
                     store: Arc::clone(&store),
                     clock: Arc::clone(&clock),
-                    epoch_clock,
+                    epoch_clock: Arc::clone(&epoch_clock),
                     metrics: Arc::clone(&metrics),
                     log: Arc::clone(&log),
                     options,
@@ -187,6 +197,7 @@ impl WalrusDatastore {
                 metrics,
                 log,
                 clock,
+                epoch_clock,
                 // With epochs of 1 every row is due at once: only what has lapsed is stored anew.
                 fresh_for: if renewing {
                     Duration::ZERO
@@ -478,7 +489,10 @@ impl Shared {
         let mut blocks = Vec::with_capacity(puts.len());
         for ((key, value), known) in puts.into_iter().zip(known) {
             if let Some(record) = &known {
-                let fresh = record.expires_at.is_none_or(|t| t > fresh_until);
+                let fresh = record.expires_at.is_none_or(|t| t > fresh_until)
+                    && !self
+                        .epoch_clock
+                        .is_over(u64::try_from(record.end_epoch).unwrap_or(0));
                 // Only a key that names its content can be known to hold this value already.
                 if fresh
                     && record.size == value.len() as i64

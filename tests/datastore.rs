@@ -605,3 +605,48 @@ async fn a_block_about_to_lapse_is_stored_anew() {
     assert_eq!(parts.store.puts.load(SeqCst), 2);
     ds.close().await.unwrap();
 }
+
+/// The default of one epoch with renewal on: a publisher takes no second store for the same epoch.
+#[tokio::test]
+async fn renewals_buy_two_epochs_at_least() {
+    let parts = Parts::default();
+    let ds = parts.open(r#""epochs":1,"epochDurationSeconds":1000,"renewIntervalSeconds":1,"#);
+    ds.commit(blocks(3, 100)).await.unwrap();
+    until("renewal", || {
+        parts.index.rows.lock().values().all(|r| r.end_epoch == 3)
+    })
+    .await;
+    let line = ds.next_log_line().unwrap();
+    assert!(line.message.contains("epochs is 1"), "{}", line.message);
+    ds.close().await.unwrap();
+}
+
+/// A store that bills every upload must not be asked at every look.
+#[tokio::test]
+async fn a_renewed_blob_rests_although_the_lead_is_long() {
+    let parts = Parts::default();
+    let ds = parts.open(
+        r#""epochs":2,"deletable":true,"epochDurationSeconds":1000,"renewIntervalSeconds":1,"renewLeadSeconds":5000,"#,
+    );
+    ds.commit(blocks(3, 100)).await.unwrap();
+    until("renewal", || parts.store.puts.load(SeqCst) == 2).await;
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    assert_eq!(parts.store.puts.load(SeqCst), 2, "paid again");
+    ds.close().await.unwrap();
+}
+
+/// Rows without an estimate (renewal off): a later store tells that their epoch is over.
+#[tokio::test]
+async fn a_block_whose_epoch_is_over_is_stored_anew() {
+    let parts = Parts::default();
+    let ds = parts.open(r#""epochs":2,"#);
+    let ops = blocks(1, 100);
+    ds.commit(ops.clone()).await.unwrap();
+    parts.store.epoch.store(3, SeqCst);
+    ds.put("/other", Bytes::from_static(b"tells the epoch"))
+        .await
+        .unwrap();
+    ds.commit(ops).await.unwrap();
+    assert_eq!(parts.store.puts.load(SeqCst), 3);
+    ds.close().await.unwrap();
+}

@@ -264,13 +264,14 @@ async fn renewal_keeps_a_blob_alive_across_epochs() {
     .await
     .unwrap();
     let repo = Repo::new(&net)
-        .with("epochs", 2)
+        .with("epochs", 1)
+        .with("blobCacheBytes", -1)
         .with("epochDurationSeconds", 2)
         .with("renewIntervalSeconds", 1);
     let ds = repo.open().await;
     let all = blocks(5, 1000);
     ds.commit(puts(&all)).await.unwrap();
-    // Six epochs of two seconds: three lifetimes of the blob.
+    // Six epochs of two seconds: six lifetimes of the blob as first stored.
     for _ in 0..6 {
         tokio::time::sleep(Duration::from_secs(2)).await;
         net.advance_epoch(1);

@@ -23,6 +23,10 @@ const LEASE: &str = "renewal";
 /// A node that dies holds the others up for this long.
 const LEASE_TTL: Duration = Duration::from_secs(300);
 const PAGE: usize = 256;
+/// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
+/// this epoch again (the publisher answers that it is stored already), and when the epoch is over
+/// the blob is gone.
+pub(crate) const MIN_RENEWAL_EPOCHS: u32 = 2;
 /// Pause after a failed renewal of a blob, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
@@ -41,6 +45,16 @@ pub(crate) struct RenewalParts {
 }
 
 impl RenewalParts {
+    /// A lead that is long for what was bought makes a blob due again at once. It rests until a
+    /// quarter of its time is left: a deletable blob would be paid for at every look otherwise.
+    fn rest_after_renewal(&self, expires_at: Option<SystemTime>) -> Option<Rest> {
+        let left = expires_at?.duration_since(self.clock.now()).ok()?;
+        (left <= self.lead).then(|| Rest {
+            until: Instant::now() + left.mul_f64(0.75),
+            failures: 0,
+        })
+    }
+
     /// No blob rests for longer: it must be looked at several times before its storage ends.
     fn fraction_of_epoch(&self) -> Duration {
         self.epoch / 8
@@ -106,7 +120,7 @@ async fn round(
                 return Ok(());
             }
             let rest = match with_lease(parts, owner, renew_blob(parts, item)).await {
-                Ok(Outcome::Renewed) => None,
+                Ok(Outcome::Renewed(expires_at)) => parts.rest_after_renewal(expires_at),
                 Ok(Outcome::NotYet) => Some(Rest {
                     until: Instant::now() + parts.fraction_of_epoch().min(RETRY_MAX),
                     failures: 0,
@@ -162,7 +176,8 @@ async fn with_lease<T>(
 }
 
 enum Outcome {
-    Renewed,
+    /// Storage was bought; it ends at this moment at the earliest.
+    Renewed(Option<SystemTime>),
     /// The network still holds the blob for as long as a renewal would buy.
     NotYet,
 }
@@ -170,13 +185,13 @@ enum Outcome {
 async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
     let rows = parts.index.rows_of_blob(&item.blob_id).await?;
     if rows.is_empty() {
-        return Ok(Outcome::Renewed);
+        return Ok(Outcome::Renewed(None));
     }
     let check = |bytes: &[u8]| check_rows(&rows, bytes);
     let bytes: Bytes = parts.store.read(&item.blob_id, &check).await?;
     let options = StoreOptions {
         deletable: item.deletable,
-        ..parts.options
+        epochs: parts.options.epochs.max(MIN_RENEWAL_EPOCHS),
     };
     let stored = parts.store.store(bytes.into(), options).await?;
     if stored.blob_id != item.blob_id {
@@ -194,11 +209,11 @@ async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
         &parts.epoch_clock,
         parts.clock.now(),
         &stored,
-        parts.options.epochs,
+        options.epochs,
     );
     let outcome = if stored.newly_created || end_epoch > item.end_epoch {
         Metrics::add(&parts.metrics.renewals, 1);
-        Outcome::Renewed
+        Outcome::Renewed(expires_at)
     } else {
         Outcome::NotYet
     };
