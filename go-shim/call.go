@@ -8,7 +8,8 @@ import (
 // How many calls of each class may be inside the engine at once, and so how many operating system
 // threads this datastore can occupy: 352 at the very most. Go's own limit is 10,000.
 //
-//   - lookups (Has, GetSize, Delete) are merged by the engine into one statement for all that wait;
+//   - lookups (Has, GetSize, Delete) wait for one round trip to the index; the engine pipelines them
+//     on one connection, so that more of them at once would gain nothing;
 //   - reads (Get) and writes (Put, Commit, Sync) wait for HTTP: as many as the engine's default
 //     number of parallel uploads (100), with room for those waiting on the index;
 //   - queries (opening, a page, DiskUsage) hold a database connection each while they run (32 by
