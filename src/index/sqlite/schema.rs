@@ -191,11 +191,12 @@ pub(super) fn open(
     )
     .map_err(explain)?;
     connection.busy_timeout(busy_timeout).map_err(explain)?;
-    let application: i32 = connection
-        .pragma_query_value(None, "application_id", |row| row.get(0))
-        .map_err(explain)?;
+    // In this order: another process may be creating the tables, and their mark, just now.
     let objects: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(explain)?;
+    let application: i32 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
         .map_err(explain)?;
     if application != APPLICATION_ID && (application != 0 || objects > 0) {
         return Err(bad("is the database of another application".into()));
