@@ -21,6 +21,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, KeyType, KEYS};
@@ -37,7 +38,7 @@ mod runtime;
 use buf::{clear, invalid, slice};
 use entry::entry;
 use handle::Registry;
-use runtime::{block_on, runtime, wait, CANCELS};
+use runtime::{block_on, wait, CANCELS};
 
 pub use buf::walrusds_buf;
 pub use entry::{walrusds_error, WALRUSDS_OK};
@@ -245,28 +246,22 @@ pub unsafe extern "C" fn walrusds_open(
             let repo = path_from(repo);
             // On the runtime's own threads, because a thread started meanwhile (the connection
             // pool has some) inherits the signal mask of the thread that starts it.
-            let task = runtime()?.spawn(async move { WalrusDatastore::open(config, &repo).await });
-            let abort = AbortOnDrop(task.abort_handle());
             let store = wait(call, async {
-                task.await.unwrap_or_else(|e| {
-                    Err(Error::new(ErrorKind::Panic, format!("open failed: {e}")))
-                })
+                let mut opening = JoinSet::new(); // aborts when dropped
+                opening.spawn(async move { WalrusDatastore::open(config, &repo).await });
+                let opened = opening
+                    .join_next()
+                    .await
+                    .transpose()
+                    .map_err(|e| Error::new(ErrorKind::Panic, format!("open failed: {e}")))?;
+                opened.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "open was lost")))
             })?;
-            drop(abort);
             out.write(INSTANCES.insert(Instance {
                 store,
                 queries: Mutex::new(Some(HashSet::new())),
             }));
             Ok(())
         })
-    }
-}
-
-struct AbortOnDrop(tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
