@@ -127,7 +127,7 @@ func TestErrorsNameTheVariableAndNoSecret(t *testing.T) {
 
 func TestUpdate(t *testing.T) {
 	old := map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "i.sqlite", "epochs": float64(3)}
-	v, err := Parse([]string{"WALRUSDS_POSTGRES_URL=postgres://h/db", "WALRUSDS_WORKERS=7"})
+	v, err := Parse([]string{"WALRUSDS_POSTGRES_URL=postgres://u@h/db", "WALRUSDS_WORKERS=7"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestUpdate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "postgresURL": "postgres://h/db", "epochs": float64(3), "workers": int64(7)}
+	want := map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "postgresURL": "postgres://u@h/db", "epochs": float64(3), "workers": int64(7)}
 	if !reflect.DeepEqual(spec, want) {
 		t.Errorf("%v", spec)
 	}
