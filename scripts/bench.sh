@@ -14,7 +14,7 @@ source "$ROOT/scripts/postgres.sh"
 
 mib=${BENCH_MIB:-1024} rounds=${BENCH_ROUNDS:-3}
 if [[ -n ${BENCH_SMOKE:-} ]]; then mib=32 rounds=1; fi
-(cd "$ROOT" && "${CARGO:-cargo}" build --release --locked --workspace --examples --quiet)
+(cd "$ROOT" && "${CARGO:-cargo}" build --release --locked --workspace --lib --bins --examples --quiet)
 IPFS=$("$ROOT/scripts/kubo-build.sh" "${IPFS_VERSION:-v0.43.0}")
 devnet=$LIB_DIR/walrus-devnet
 
