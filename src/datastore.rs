@@ -239,7 +239,7 @@ impl WalrusDatastore {
     /// # Errors
     /// As [`put`](Self::put).
     pub async fn commit(&self, ops: Vec<Op>) -> Result<()> {
-        let _call = self.enter()?;
+        let call = self.enter()?;
         let shared = &self.shared;
         for op in &ops {
             if let Op::Put(key, value) = op {
@@ -264,10 +264,22 @@ impl WalrusDatastore {
             let waiting = shared.packer.submit(blocks, Arc::clone(&guard))?;
             waiting.wait().await?;
         }
-        if !deletes.is_empty() {
-            shared.delete(deletes).await?;
+        if deletes.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // A statement that has begun may take effect although nobody waits for it any more: it runs
+        // to its end, and the keys stay locked until then, so that it cannot land after a later put.
+        let shared = Arc::clone(shared);
+        let deleting = tokio::spawn(async move {
+            let _until_done = (call, guard);
+            shared.delete(deletes).await
+        });
+        deleting.await.unwrap_or_else(|e| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("deleting failed: {e}"),
+            ))
+        })
     }
 
     /// The value of `key`; `None` if the key is unknown.

@@ -267,6 +267,43 @@ async fn a_put_that_was_given_up_stays_invisible_and_stops_sending() {
 }
 
 #[tokio::test]
+async fn a_put_that_was_given_up_while_indexed_lands_before_the_next() {
+    let parts = Parts::default();
+    parts.index.write_ms.store(300, SeqCst);
+    let ds = parts.open("");
+    let late = tokio::time::timeout(
+        Duration::from_millis(100),
+        ds.put("/k", Bytes::from_static(b"old")),
+    );
+    assert!(late.await.is_err());
+    assert_eq!(
+        parts.index.put_calls.load(SeqCst),
+        1,
+        "its row was being written"
+    );
+    parts.index.write_ms.store(0, SeqCst);
+    ds.put("/k", Bytes::from_static(b"new")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(ds.get("/k").await.unwrap().unwrap(), &b"new"[..]);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_delete_that_was_given_up_lands_before_the_next_put() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    ds.put("/k", Bytes::from_static(b"old")).await.unwrap();
+    parts.index.write_ms.store(300, SeqCst);
+    let late = tokio::time::timeout(Duration::from_millis(100), ds.delete("/k"));
+    assert!(late.await.is_err());
+    parts.index.write_ms.store(0, SeqCst);
+    ds.put("/k", Bytes::from_static(b"new")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(ds.get("/k").await.unwrap().unwrap(), &b"new"[..]);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn one_callers_departure_does_not_disturb_the_others() {
     let parts = Parts::default();
     parts.store.put_ms.store(100, SeqCst);

@@ -237,25 +237,15 @@ async fn gather(
 
 async fn upload(shared: Arc<Shared>, pack: Vec<Pending>, permit: Permit) {
     let throttled_before = shared.parts.store.throttled();
-    let tickets = tickets(&pack);
-    let abandoned = async {
-        for ticket in &tickets {
-            ticket.given_up().await;
-        }
-    };
-    tokio::select! {
-        () = store_and_index(&shared, Settling(pack)) => {}
-        // Everybody who waited has left: stop sending and paying.
-        () = abandoned => {}
-    }
+    store_and_index(&shared, Settling(pack)).await;
     permit.report(shared.parts.store.throttled() != throttled_before);
 }
 
-/// The calls that have blocks in this pack. A call's blocks lie next to each other.
-fn tickets(pack: &[Pending]) -> Vec<Arc<Ticket>> {
-    let mut tickets: Vec<Arc<Ticket>> = pack.iter().map(|p| Arc::clone(&p.ticket)).collect();
-    tickets.dedup_by(|a, b| Arc::ptr_eq(a, b));
-    tickets
+/// Returns once every caller with blocks in this pack has left.
+async fn abandoned(pack: &[Pending]) {
+    for pending in pack {
+        pending.ticket.given_up().await;
+    }
 }
 
 /// Blocks that get an outcome whatever happens, a panic or a dropped task included.
@@ -295,7 +285,14 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
         if part.0.is_empty() {
             continue;
         }
-        match store(shared, &part.0).await {
+        let stored = tokio::select! {
+            stored = store(shared, &part.0) => stored,
+            // Everybody who waited has left: stop sending and paying. Once the rows are being
+            // written it is too late for that: the keys stay locked until the outcome is known, or
+            // the write might land after a later one.
+            () = abandoned(&part.0) => continue,
+        };
+        match stored {
             Ok(stored) => {
                 let indexed = index(shared, &mut part, &stored).await;
                 part.settle(indexed.as_ref().map(|_| ()));

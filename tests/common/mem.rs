@@ -18,7 +18,9 @@ use walrusds::{
 /// An index in a map.
 #[derive(Default)]
 pub struct MemIndex {
-    pub rows: Mutex<BTreeMap<String, Record>>,
+    pub rows: Arc<Mutex<BTreeMap<String, Record>>>,
+    /// Time a write or delete takes (milliseconds). Like a database's, it goes on when nobody waits for it.
+    pub write_ms: AtomicU64,
     pub staged: Mutex<HashMap<String, Bytes>>,
     pub usage: Mutex<Usage>,
     pub lease: Mutex<Option<String>>,
@@ -34,11 +36,17 @@ impl Index for MemIndex {
         if self.fail_puts.load(SeqCst) {
             return Err(Error::retryable(ErrorKind::Index, "index is down"));
         }
-        let mut rows = self.rows.lock();
         for r in records {
-            rows.insert(r.key.clone(), r.record.clone());
             self.staged.lock().remove(&r.key);
         }
+        let delay = Duration::from_millis(self.write_ms.load(SeqCst));
+        let (rows, records) = (Arc::clone(&self.rows), records.to_vec());
+        let write = async move {
+            tokio::time::sleep(delay).await;
+            rows.lock()
+                .extend(records.into_iter().map(|r| (r.key, r.record)));
+        };
+        tokio::spawn(write).await.expect("write");
         Ok(())
     }
 
@@ -70,14 +78,20 @@ impl Index for MemIndex {
     }
 
     async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
-        let mut removed = Usage::default();
-        for key in keys {
-            if let Some(record) = self.rows.lock().remove(key) {
-                removed.blocks += 1;
-                removed.bytes += record.size;
+        let delay = Duration::from_millis(self.write_ms.load(SeqCst));
+        let (rows, keys) = (Arc::clone(&self.rows), keys.to_vec());
+        let delete = async move {
+            tokio::time::sleep(delay).await;
+            let mut removed = Usage::default();
+            for key in keys {
+                if let Some(record) = rows.lock().remove(&key) {
+                    removed.blocks += 1;
+                    removed.bytes += record.size;
+                }
             }
-        }
-        Ok(removed)
+            removed
+        };
+        Ok(tokio::spawn(delete).await.expect("delete"))
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>> {
