@@ -54,6 +54,10 @@ demo: ## a node on a local Walrus, from init to garbage collection
 test: ## all tests
 	@scripts/test.sh
 
+.PHONY: conformance
+conformance: build ## go-datastore's own suite and our tests of its contract  [CONFORMANCE_SHORT=1]
+	@scripts/conformance.sh
+
 .PHONY: check
 check: ## formatting, lints, and that the committed header is the generated one
 	@scripts/check.sh

@@ -26,7 +26,7 @@ header_is_current() {
 }
 gofmt_clean() {
   local files
-  files=$(gofmt -l go-shim)
+  files=$(gofmt -l go-shim tests/conformance)
   [[ -z $files ]] || { printf 'not formatted:\n%s\n' "$files"; return 1; }
 }
 scripts_parse() {
@@ -38,6 +38,7 @@ scripts_parse() {
 go_vet() {
   lib_ready libwalrusds.a >/dev/null
   (cd go-shim && "$GO" vet ./...)
+  (cd tests/conformance && "$GO" vet . && "$GO" vet -modfile=datastore_v0.9.mod .)
 }
 go_mod_is_lowest() {
   # The committed go.mod stands for the oldest Kubo we support; it is never raised.

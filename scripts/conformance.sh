@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Usage: scripts/conformance.sh [go test flags...]        (make conformance)
+#
+# The contract of a go-datastore, through the Go shim, on a local Walrus, on SQLite and on PostgreSQL:
+# go-datastore's own suite and the tests of tests/conformance, with the lowest and the newest
+# go-datastore that Kubo uses. Starts the local Walrus and a PostgreSQL of its own.
+#
+# Environment: CONFORMANCE_SHORT=1 (leaves out what takes minutes: tables of a million rows, the largest
+# sizes), CONFORMANCE_DATASTORE (v0.6 or v0.9: only that one), LIB_DIR.
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/postgres.sh
+source "$ROOT/scripts/postgres.sh"
+
+lib_ready libwalrusds.a >/dev/null
+devnet=$LIB_DIR/walrus-devnet
+[[ -x $devnet ]] || die "$devnet is missing: run 'make build' first"
+
+work=$(mktemp -d)
+chmod 755 "$work"
+net=''
+clean_up() {
+  if [[ -n $net ]]; then
+    kill "$net" 2>/dev/null || true
+    wait "$net" 2>/dev/null || true
+  fi
+  stop_postgres
+  rm -rf "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+"$devnet" --listen 127.0.0.1:0 --memory --cheap-ids --quiet --port-file "$work/port" >"$work/devnet" 2>&1 &
+net=$!
+for _ in $(seq 200); do
+  [[ ! -s $work/port ]] || break
+  kill -0 "$net" 2>/dev/null || break
+  sleep 0.05
+done
+[[ -s $work/port ]] || die "the local Walrus does not start: $(cat "$work/devnet")"
+start_postgres "$work/postgres"
+WALRUSDS_TEST_WALRUS_URL=http://127.0.0.1:$(<"$work/port")
+export WALRUSDS_TEST_WALRUS_URL WALRUSDS_TEST_POSTGRES_URL=$PG_URL
+
+flags=(-count=1 -timeout 60m)
+[[ -z ${CONFORMANCE_SHORT:-} ]] || flags+=(-short)
+
+# run DATASTORE FLAGS...: the tests with that version of go-datastore.
+run() {
+  local mod=() started=$SECONDS version
+  [[ $1 == v0.6 ]] || mod=(-modfile="datastore_$1.mod")
+  version=$("$GO" list "${mod[@]}" -m -f '{{.Version}}' github.com/ipfs/go-datastore)
+  "$GO" test "${mod[@]}" "${flags[@]}" "${@:2}" . || {
+    say "FAILED with go-datastore $version"
+    return 1
+  }
+  say "passed with go-datastore $version in $((SECONDS - started)) s"
+}
+
+cd "$ROOT/tests/conformance"
+versions=(${CONFORMANCE_DATASTORE:-v0.6 v0.9})
+if [[ $# -gt 0 ]]; then
+  for v in "${versions[@]}"; do run "$v" "$@"; done
+  exit
+fi
+
+say "go-datastore's own suite"
+suites=()
+for v in "${versions[@]}"; do # at once: they wait more than they work
+  run "$v" -run '^TestSuite$' &
+  suites+=($!)
+done
+failed=0
+for pid in "${suites[@]}"; do wait "$pid" || failed=1; done
+[[ $failed == 0 ]] || exit 1
+say "tests of our own"
+for v in "${versions[@]}"; do run "$v" -skip '^TestSuite$' -v; done
