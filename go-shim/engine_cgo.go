@@ -78,12 +78,15 @@ static wds_result wds_disk_usage(uint64_t h, uint64_t cancel, uint64_t timeout_m
 	r.rc = walrusds_disk_usage(h, &call, &r.n, &r.err);
 	return r;
 }
-static wds_result wds_query_open(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len, bool keys_only, uint64_t offset, uint64_t limit) {
+static wds_result wds_query_open(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len, const walrusds_key_condition *conditions, size_t conditions_len, bool descending, bool keys_only, uint64_t offset, uint64_t limit) {
 	WDS_BEGIN;
 	walrusds_query_options o;
 	memset(&o, 0, sizeof o);
 	o.prefix = prefix;
 	o.prefix_len = prefix_len;
+	o.conditions = conditions;
+	o.conditions_len = conditions_len;
+	o.descending = descending;
 	o.keys_only = keys_only;
 	o.offset = offset;
 	o.limit = limit;
@@ -156,8 +159,28 @@ func (o callOptions) c() (C.uint64_t, C.uint64_t) {
 
 type queryOptions struct {
 	prefix        string
+	conditions    []keyCondition
+	descending    bool
 	keysOnly      bool
 	offset, limit uint64
+}
+
+type conditionKind uint32
+
+const (
+	conditionEqual          conditionKind = C.WALRUSDS_KEY_EQUAL
+	conditionNotEqual       conditionKind = C.WALRUSDS_KEY_NOT_EQUAL
+	conditionLess           conditionKind = C.WALRUSDS_KEY_LESS
+	conditionLessOrEqual    conditionKind = C.WALRUSDS_KEY_LESS_OR_EQUAL
+	conditionGreater        conditionKind = C.WALRUSDS_KEY_GREATER
+	conditionGreaterOrEqual conditionKind = C.WALRUSDS_KEY_GREATER_OR_EQUAL
+	conditionStartsWith     conditionKind = C.WALRUSDS_KEY_STARTS_WITH
+)
+
+// keyCondition is one condition on the keys of a query.
+type keyCondition struct {
+	kind conditionKind
+	text string
 }
 
 // engine is an open handle. Handles are numbers that the engine checks, so that a call on a closed
@@ -371,8 +394,34 @@ func (e *engine) commit(o callOptions, ops []op) error {
 func (e *engine) queryOpen(o callOptions, q queryOptions) (queryID, error) {
 	cancel, timeout := o.c()
 	p, n := cstr(q.prefix)
-	r := C.wds_query_open(e.h, cancel, timeout, p, n, C.bool(q.keysOnly), C.uint64_t(q.offset), C.uint64_t(q.limit))
+	conditions, free := cconditions(q.conditions)
+	defer free()
+	r := C.wds_query_open(e.h, cancel, timeout, p, n, conditions, C.size_t(len(q.conditions)), C.bool(q.descending),
+		C.bool(q.keysOnly), C.uint64_t(q.offset), C.uint64_t(q.limit))
 	return queryID(r.n), result(&r)
+}
+
+// cconditions copies the conditions of a query into C memory, texts and all, in one piece.
+func cconditions(conditions []keyCondition) (*C.walrusds_key_condition, func()) {
+	if len(conditions) == 0 {
+		return nil, func() {}
+	}
+	size := uintptr(len(conditions)) * unsafe.Sizeof(C.walrusds_key_condition{})
+	total := size
+	for _, c := range conditions {
+		total += uintptr(len(c.text))
+	}
+	mem := C.calloc(1, C.size_t(total)) // never nil: cgo aborts when memory is out
+	out := unsafe.Slice((*C.walrusds_key_condition)(mem), len(conditions))
+	texts := unsafe.Slice((*byte)(mem), int(total))[size:]
+	for i, c := range conditions {
+		out[i].kind = C.uint32_t(c.kind)
+		if n := copy(texts, c.text); n > 0 {
+			out[i].text, out[i].text_len = (*C.uint8_t)(unsafe.Pointer(&texts[0])), C.size_t(n)
+			texts = texts[n:]
+		}
+	}
+	return (*C.walrusds_key_condition)(mem), func() { C.free(mem) }
 }
 
 // queryNext appends the next page to into, copied into Go memory, and frees it. No entries: the end.

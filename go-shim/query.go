@@ -3,8 +3,10 @@ package walrusds
 import (
 	"context"
 	"path"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	dsq "github.com/ipfs/go-datastore/query"
 )
@@ -13,23 +15,17 @@ import (
 // whole result, and what is not read is not fetched. It sees the keys as the index has them when a
 // page is read, so deleting while reading is fine (`ipfs repo gc` does).
 //
-// Keys come in ascending byte order. Prefix, Limit and Offset are the engine's work when there are
-// no filters and at most the order by key; otherwise go-datastore's own functions are applied here.
+// Prefix, the order by key (either way) and filters on keys (FilterKeyCompare, FilterKeyPrefix) are
+// the index's work, and so are Offset and Limit when nothing else is left to do. Other orders and
+// filters are go-datastore's own functions, applied here to what the index gives; another order than
+// by key has to read all of that first. Without an order keys come in ascending byte order.
+//
 // ctx governs the whole iteration. A value that cannot be read is a Result with an Error, and the
 // iteration goes on with the next; an error of the listing itself is the last Result.
 func (d *Datastore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error) {
-	rest := q // what is left to do on this side
-	rest.Prefix = ""
-	if len(rest.Orders) > 0 && isOrderByKey(rest.Orders[0]) {
-		rest.Orders = nil // keys are unique: further orders never matter
-	}
-	pushed := queryOptions{prefix: cleanPrefix(q.Prefix), keysOnly: q.KeysOnly}
-	if len(rest.Filters) == 0 && len(rest.Orders) == 0 {
-		pushed.offset, pushed.limit = positive(q.Offset), positive(q.Limit)
-		rest.Offset, rest.Limit = 0, 0
-	}
+	pushed, rest := split(q)
 	// A filter or order may look at values that the caller does not want to have.
-	strip := q.KeysOnly && needsValues(rest)
+	strip := q.KeysOnly && (len(rest.Filters) > 0 || len(rest.Orders) > 0)
 	if strip {
 		pushed.keysOnly = false
 	}
@@ -41,6 +37,10 @@ func (d *Datastore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error)
 		return nil, err
 	}
 	defer c.end()
+	if !storable(pushed.prefix) { // nothing can be below it
+		cancel()
+		return dsq.ResultsWithEntries(q, nil), nil
+	}
 	id, err := d.eng.queryOpen(c.opts, pushed)
 	if err != nil {
 		err = contextual(ctx, err)
@@ -49,10 +49,9 @@ func (d *Datastore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error)
 	}
 	it := &iterator{d: d, ctx: ctx, cancel: cancel, id: id, keysOnly: pushed.keysOnly, expirations: q.ReturnExpirations}
 	results := dsq.ResultsFromIterator(q, dsq.Iterator{Next: it.next, Close: it.close})
-	if len(rest.Filters) == 0 && len(rest.Orders) == 0 && rest.Offset <= 0 && rest.Limit <= 0 {
+	if len(rest.Filters) == 0 && len(rest.Orders) == 0 {
 		return results, nil
 	}
-	rest.Offset, rest.Limit = int(positive(rest.Offset)), int(positive(rest.Limit))
 	results = dsq.NaiveQueryApply(rest, results)
 	if strip {
 		inner := results
@@ -68,11 +67,64 @@ func (d *Datastore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error)
 	return results, nil
 }
 
-func positive(n int) uint64 {
-	if n < 0 {
-		return 0
+// split divides a query into what the engine does and what is left to do with its answer.
+func split(q dsq.Query) (pushed queryOptions, rest dsq.Query) {
+	pushed = queryOptions{prefix: cleanPrefix(q.Prefix), keysOnly: q.KeysOnly}
+	rest = q
+	rest.Prefix, rest.Filters = "", nil
+	if len(q.Orders) > 0 {
+		switch q.Orders[0].(type) { // keys are unique: further orders never matter
+		case dsq.OrderByKey, *dsq.OrderByKey:
+			rest.Orders = nil
+		case dsq.OrderByKeyDescending, *dsq.OrderByKeyDescending:
+			rest.Orders, pushed.descending = nil, true
+		}
 	}
-	return uint64(n)
+	for _, f := range q.Filters {
+		if c, ok := condition(f); ok {
+			pushed.conditions = append(pushed.conditions, c)
+		} else {
+			rest.Filters = append(rest.Filters, f)
+		}
+	}
+	offset, limit := max(q.Offset, 0), max(q.Limit, 0)
+	if len(rest.Filters) == 0 && len(rest.Orders) == 0 {
+		pushed.offset, pushed.limit = uint64(offset), uint64(limit)
+		offset, limit = 0, 0
+	}
+	rest.Offset, rest.Limit = offset, limit
+	return pushed, rest
+}
+
+// condition is a filter as the engine takes it, if it is one on keys. Texts that no key can hold are
+// compared here, where that is nothing special.
+func condition(f dsq.Filter) (keyCondition, bool) {
+	switch f := f.(type) {
+	case *dsq.FilterKeyCompare:
+		return condition(*f)
+	case *dsq.FilterKeyPrefix:
+		return condition(*f)
+	case dsq.FilterKeyPrefix:
+		return keyCondition{conditionStartsWith, f.Prefix}, storable(f.Prefix)
+	case dsq.FilterKeyCompare:
+		kind, ok := conditionOf[f.Op]
+		return keyCondition{kind, f.Key}, ok && storable(f.Key)
+	}
+	return keyCondition{}, false
+}
+
+var conditionOf = map[dsq.Op]conditionKind{
+	dsq.Equal:              conditionEqual,
+	dsq.NotEqual:           conditionNotEqual,
+	dsq.LessThan:           conditionLess,
+	dsq.LessThanOrEqual:    conditionLessOrEqual,
+	dsq.GreaterThan:        conditionGreater,
+	dsq.GreaterThanOrEqual: conditionGreaterOrEqual,
+}
+
+// storable tells whether a text may be a part of a key.
+func storable(text string) bool {
+	return utf8.ValidString(text) && strings.IndexByte(text, 0) < 0
 }
 
 // cleanPrefix brings a prefix into the form in which the engine wants it: "/" for everything, or
@@ -85,32 +137,6 @@ func cleanPrefix(prefix string) string {
 		prefix = "/" + prefix
 	}
 	return path.Clean(prefix)
-}
-
-func isOrderByKey(o dsq.Order) bool {
-	switch o.(type) {
-	case dsq.OrderByKey, *dsq.OrderByKey:
-		return true
-	}
-	return false
-}
-
-func needsValues(q dsq.Query) bool {
-	for _, f := range q.Filters {
-		switch f.(type) {
-		case dsq.FilterKeyCompare, *dsq.FilterKeyCompare, dsq.FilterKeyPrefix, *dsq.FilterKeyPrefix:
-		default:
-			return true
-		}
-	}
-	for _, o := range q.Orders {
-		switch o.(type) {
-		case dsq.OrderByKey, *dsq.OrderByKey, dsq.OrderByKeyDescending, *dsq.OrderByKeyDescending:
-		default:
-			return true
-		}
-	}
-	return false
 }
 
 // iterator walks over an engine query. Close may come from another goroutine than next.

@@ -22,7 +22,7 @@
  Version of this interface. It changes when anything in this header changes meaning or layout;
  additions do not change it. Compare with `walrusds_abi_version()` before any other call.
  */
-#define WALRUSDS_ABI_VERSION 1
+#define WALRUSDS_ABI_VERSION 2
 
 /*
  An argument that the call cannot work with: empty key, NULL, unknown handle.
@@ -103,6 +103,41 @@
  Operation of a batch: remove `key` (an unknown key is fine); `value` is ignored.
  */
 #define WALRUSDS_OP_DELETE 2
+
+/*
+ Condition on a key: it is `text`. Keys compare by their bytes.
+ */
+#define WALRUSDS_KEY_EQUAL 1
+
+/*
+ Condition on a key: it is not `text`.
+ */
+#define WALRUSDS_KEY_NOT_EQUAL 2
+
+/*
+ Condition on a key: it comes before `text`.
+ */
+#define WALRUSDS_KEY_LESS 3
+
+/*
+ Condition on a key: it comes before `text` or is it.
+ */
+#define WALRUSDS_KEY_LESS_OR_EQUAL 4
+
+/*
+ Condition on a key: it comes after `text`.
+ */
+#define WALRUSDS_KEY_GREATER 5
+
+/*
+ Condition on a key: it comes after `text` or is it.
+ */
+#define WALRUSDS_KEY_GREATER_OR_EQUAL 6
+
+/*
+ Condition on a key: it starts with `text`, byte by byte ("/a" matches "/ab").
+ */
+#define WALRUSDS_KEY_STARTS_WITH 7
 
 /*
  Success.
@@ -191,7 +226,25 @@ typedef struct {
 } walrusds_op;
 
 /*
- What a query lists. Borrowed for the call.
+ A condition on the keys that a query lists. Borrowed for the call.
+ */
+typedef struct {
+  /*
+   One of `WALRUSDS_KEY_EQUAL` to `WALRUSDS_KEY_STARTS_WITH`.
+   */
+  uint32_t kind;
+  /*
+   What keys are compared with, UTF-8 without NUL.
+   */
+  const uint8_t *text;
+  /*
+   Bytes of the text.
+   */
+  size_t text_len;
+} walrusds_key_condition;
+
+/*
+ What a query lists. Borrowed for the call. All zero: everything, with values, in ascending order.
  */
 typedef struct {
   /*
@@ -202,6 +255,18 @@ typedef struct {
    Bytes of the prefix.
    */
   size_t prefix_len;
+  /*
+   Only keys that fulfil all of these.
+   */
+  const walrusds_key_condition *conditions;
+  /*
+   Number of conditions.
+   */
+  size_t conditions_len;
+  /*
+   From the last key to the first.
+   */
+  bool descending;
   /*
    Leave the values out (no aggregator is asked).
    */
@@ -394,7 +459,7 @@ int32_t walrusds_batch_commit(walrusds_handle handle,
                               walrusds_error *err);
 
 /*
- Starts a listing in key order. No lock is held while it runs: keys may be put and deleted
+ Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
  meanwhile. End it with `walrusds_query_close`.
  */
 int32_t walrusds_query_open(walrusds_handle handle,

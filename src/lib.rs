@@ -25,6 +25,6 @@ pub mod walrus;
 pub use config::Config;
 pub use datastore::{Op, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
-pub use index::{Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
-pub use query::{Entry, Query, QueryOptions};
+pub use index::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, StoreOptions, StoreResult};

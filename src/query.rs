@@ -2,6 +2,7 @@
 //! so Kubo may delete while it lists (its garbage collection does).
 
 use std::collections::VecDeque;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,15 +13,36 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::datastore::Shared;
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::ListItem;
+use crate::index::{KeyRange, ListItem};
 
 /// The first page is small so that the first row comes soon, later ones are large.
 const FIRST_PAGE: usize = 64;
 const LATER_PAGES: usize = 2048;
+/// Rows skipped by one statement: what bounds its time.
+const SKIP: usize = 16_384;
 /// Values of a page are bounded in number and bytes, and read this many at a time.
 const VALUES_PER_PAGE: usize = 64;
 const VALUE_BYTES_PER_PAGE: i64 = 8 << 20;
 const PARALLEL_READS: usize = 16;
+
+/// A condition on a key. Keys compare by their bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyCondition {
+    /// Is this one.
+    Equal(String),
+    /// Is any but this one.
+    NotEqual(String),
+    /// Comes before this one.
+    Less(String),
+    /// Comes before this one or is it.
+    LessOrEqual(String),
+    /// Comes after this one.
+    Greater(String),
+    /// Comes after this one or is it.
+    GreaterOrEqual(String),
+    /// Starts with this text, in the sense of bytes: `/a` matches `/a` and `/ab`.
+    StartsWith(String),
+}
 
 /// What to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,12 +50,38 @@ pub struct QueryOptions {
     /// Only keys strictly below this one, in the sense of paths: `/a` lists `/a/b`, not `/a` nor
     /// `/ab`. Empty or `/` lists everything.
     pub prefix: String,
+    /// Only keys that fulfil all of these.
+    pub conditions: Vec<KeyCondition>,
+    /// From the last key to the first.
+    pub descending: bool,
     /// Leave values out: no aggregator is asked.
     pub keys_only: bool,
     /// Skip this many first.
     pub offset: u64,
     /// At most this many; `None` = all.
     pub limit: Option<u64>,
+}
+
+impl QueryOptions {
+    /// The keys to list, as the index is asked for them.
+    fn range(&self) -> KeyRange {
+        let mut range = KeyRange::prefix(&child_prefix(&self.prefix));
+        for condition in &self.conditions {
+            range = match condition.clone() {
+                KeyCondition::Equal(key) => range
+                    .from(Bound::Included(key.clone()))
+                    .to(Bound::Included(key)),
+                KeyCondition::NotEqual(key) => range.except(key),
+                KeyCondition::Less(key) => range.to(Bound::Excluded(key)),
+                KeyCondition::LessOrEqual(key) => range.to(Bound::Included(key)),
+                KeyCondition::Greater(key) => range.from(Bound::Excluded(key)),
+                KeyCondition::GreaterOrEqual(key) => range.from(Bound::Included(key)),
+                KeyCondition::StartsWith(prefix) => range.starting_with(&prefix),
+            };
+        }
+        range.descending = self.descending;
+        range
+    }
 }
 
 /// One listed key.
@@ -53,71 +101,105 @@ pub struct Entry {
 /// A running listing; dropping it ends it.
 pub struct Query {
     shared: Arc<Shared>,
-    prefix: String,
     keys_only: bool,
-    skip: u64,
-    left: u64,
     rows: VecDeque<ListItem>,
     /// The next page of rows, on its way while the present one is consumed.
     ahead: Option<JoinHandle<Result<Vec<ListItem>>>>,
-    /// The last key of the pages that came in, and the rows to ask for next.
-    after: Option<String>,
-    page_size: usize,
-    ended: bool,
+    next: NextPage,
     _call: TaskTrackerToken,
+}
+
+/// What has not been asked of the index yet.
+#[derive(Debug, Clone)]
+struct NextPage {
+    range: KeyRange,
+    skip: u64,
+    /// Rows at most, after what is skipped.
+    left: u64,
+    rows: usize,
+    ended: bool,
+}
+
+impl NextPage {
+    /// What one statement skips and reads. More than it may skip is skipped by reading a row and
+    /// going on behind that.
+    fn step(&self) -> (usize, usize) {
+        match usize::try_from(self.skip) {
+            Ok(skip) if skip <= SKIP => {
+                let left = usize::try_from(self.left).unwrap_or(usize::MAX);
+                (skip, self.rows.min(left))
+            }
+            _ => (SKIP - 1, 1),
+        }
+    }
+
+    /// Moves on behind what a step has brought; what the caller is to see of it.
+    fn behind(&mut self, rows: Vec<ListItem>) -> Vec<ListItem> {
+        let (_, asked) = self.step();
+        let skipping = self.skip > SKIP as u64;
+        if !skipping {
+            self.left -= rows.len() as u64;
+        }
+        self.ended = rows.len() < asked || self.left == 0;
+        if let Some(last) = rows.last() {
+            self.range = self.range.clone().after(last.key.as_str());
+        }
+        if skipping {
+            self.skip -= SKIP as u64;
+            Vec::new()
+        } else {
+            self.skip = 0;
+            self.rows = LATER_PAGES;
+            rows
+        }
+    }
 }
 
 impl Query {
     pub(crate) fn new(shared: Arc<Shared>, call: TaskTrackerToken, options: QueryOptions) -> Self {
+        let left = options.limit.unwrap_or(u64::MAX);
         Query {
             shared,
-            prefix: child_prefix(&options.prefix),
             keys_only: options.keys_only,
-            skip: options.offset,
-            left: options.limit.unwrap_or(u64::MAX),
             rows: VecDeque::new(),
             ahead: None,
-            after: None,
-            page_size: FIRST_PAGE,
-            ended: false,
+            next: NextPage {
+                range: options.range(),
+                skip: options.offset,
+                left,
+                rows: FIRST_PAGE,
+                ended: left == 0,
+            },
             _call: call,
         }
     }
 
-    /// The next entries in key order; none left = the end. After an error the same page may be
-    /// asked for again.
+    /// The next entries; none left = the end. After an error the same page may be asked for again.
     ///
     /// # Errors
     /// [`ErrorKind::Index`](crate::ErrorKind::Index).
     pub async fn next_page(&mut self) -> Result<Vec<Entry>> {
         loop {
-            if self.left == 0 {
-                return Ok(Vec::new());
-            }
-            if self.rows.is_empty() {
-                if self.ended {
+            while self.rows.is_empty() {
+                if self.next.ended {
                     return Ok(Vec::new());
                 }
                 self.fetch_rows().await?;
             }
-            let skipped = self.skip.min(self.rows.len() as u64);
-            self.rows.drain(..skipped as usize);
-            self.skip -= skipped;
-            if !self.rows.is_empty() {
-                break;
+            // Rows leave the queue only with their entries: a caller who gave up may ask again.
+            let count = self.rows_of_next_page();
+            let rows: Vec<ListItem> = self.rows.iter().take(count).cloned().collect();
+            let entries = if self.keys_only {
+                rows.into_iter().map(|row| entry(row, None)).collect()
+            } else {
+                self.with_values(rows).await
+            };
+            self.rows.drain(..count);
+            // None is the end, and must not be said where all of these were deleted meanwhile.
+            if !entries.is_empty() {
+                return Ok(entries);
             }
         }
-        // Rows leave the queue only with their entries: a caller who gave up may ask again.
-        let count = self.rows_of_next_page();
-        let rows: Vec<ListItem> = self.rows.iter().take(count).cloned().collect();
-        let entries = if self.keys_only {
-            rows.into_iter().map(|row| entry(row, None)).collect()
-        } else {
-            self.with_values(rows).await
-        };
-        self.rows.drain(..count);
-        self.left -= count as u64;
-        Ok(entries)
     }
 
     async fn with_values(&self, rows: Vec<ListItem>) -> Vec<Entry> {
@@ -134,7 +216,7 @@ impl Query {
             .await
     }
 
-    /// Brings the next page of rows in and starts the one after it.
+    /// Brings the next rows in and starts the page after them.
     async fn fetch_rows(&mut self) -> Result<()> {
         let page = match &mut self.ahead {
             Some(page) => page,
@@ -144,34 +226,27 @@ impl Query {
         self.ahead = None;
         let rows =
             rows.map_err(|e| Error::new(ErrorKind::Internal, format!("listing failed: {e}")))??;
-        match rows.last() {
-            Some(last) if rows.len() == self.page_size => {
-                self.after = Some(last.key.clone());
-                self.page_size = LATER_PAGES;
-                self.ahead = Some(self.start_page());
-            }
-            _ => self.ended = true,
+        self.rows = self.next.behind(rows).into();
+        if !self.next.ended {
+            self.ahead = Some(self.start_page());
         }
-        self.rows = rows.into();
         Ok(())
     }
 
     fn start_page(&self) -> JoinHandle<Result<Vec<ListItem>>> {
         let index = Arc::clone(&self.shared.index);
-        let prefix = self.prefix.clone();
-        let after = self.after.clone();
-        let limit = self.page_size;
-        tokio::spawn(async move { index.list(&prefix, after.as_deref(), limit).await })
+        let range = self.next.range.clone();
+        let (skip, rows) = self.next.step();
+        tokio::spawn(async move { index.list(&range, skip, rows).await })
     }
 
     fn rows_of_next_page(&self) -> usize {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
         if self.keys_only {
-            return most.min(self.rows.len());
+            return self.rows.len();
         }
         let mut bytes = 0i64;
         let mut n = 0;
-        for row in self.rows.iter().take(VALUES_PER_PAGE.min(most)) {
+        for row in self.rows.iter().take(VALUES_PER_PAGE) {
             bytes = bytes.saturating_add(row.size.max(0));
             if n > 0 && bytes > VALUE_BYTES_PER_PAGE {
                 break;

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use common::mem::{key_of, noise, Parts};
-use walrusds::{ErrorKind, Op, QueryOptions, Record, Usage};
+use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, Record, Usage};
 
 fn put(key: &str, value: &[u8]) -> Op {
     Op::Put(key.to_owned(), Bytes::copy_from_slice(value))
@@ -26,6 +26,12 @@ fn blocks(n: u64, len: usize) -> Vec<Op> {
             Op::Put(key_of(&value), value)
         })
         .collect()
+}
+
+/// A row that nothing is to be read from.
+fn insert_row(parts: &Parts, key: &str) {
+    let mut rows = parts.index.rows.lock();
+    rows.insert(key.to_owned(), Record::default());
 }
 
 async fn all_keys(ds: &walrusds::WalrusDatastore, options: QueryOptions) -> Vec<String> {
@@ -459,6 +465,121 @@ async fn queries_page_skip_and_limit() {
     )
     .await
     .is_empty());
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn conditions_and_orders_are_the_index_s_work() {
+    use KeyCondition::*;
+    let parts = Parts::default();
+    let ds = parts.open("");
+    let keys = ["/a", "/a/1", "/a/2", "/a/2/x", "/a/20", "/a/3", "/b/2"];
+    for key in keys {
+        insert_row(&parts, key);
+    }
+    let k = || "/a/2".to_owned();
+    for (conditions, expected) in [
+        (vec![], &keys[1..6]),
+        (vec![Equal(k())], &keys[2..3]),
+        (vec![Less(k())], &keys[1..2]),
+        (vec![LessOrEqual(k())], &keys[1..3]),
+        (vec![Greater(k())], &keys[3..6]),
+        (vec![GreaterOrEqual(k())], &keys[2..6]),
+        (vec![StartsWith(k())], &keys[2..5]),
+        (
+            vec![NotEqual("/a/1".into()), NotEqual("/a/3".into())],
+            &keys[2..5],
+        ),
+        (
+            vec![Greater(k()), Less("/a/3".into()), StartsWith(k())],
+            &keys[3..5],
+        ),
+        (vec![Greater(k()), Less(k())], &[]),
+        (vec![Equal(k()), NotEqual(k())], &[]),
+        (vec![Equal("/b/2".into())], &[]),
+    ] {
+        let mut options = QueryOptions {
+            prefix: "/a".into(),
+            conditions,
+            keys_only: true,
+            ..QueryOptions::default()
+        };
+        assert_eq!(
+            all_keys(&ds, options.clone()).await,
+            expected,
+            "{options:?}"
+        );
+        options.descending = true;
+        let mut back = all_keys(&ds, options.clone()).await;
+        back.reverse();
+        assert_eq!(back, expected, "{options:?}");
+        options.offset = 1;
+        options.limit = Some(1);
+        let one = expected.iter().rev().skip(1).take(1).copied();
+        assert_eq!(all_keys(&ds, options).await, one.collect::<Vec<_>>());
+    }
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_skipped_is_not_fetched() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    for i in 0..40_000 {
+        insert_row(&parts, &format!("/{i:05}"));
+    }
+    for (offset, statements) in [(0, 1), (16_384, 1), (16_385, 2), (39_990, 3)] {
+        for descending in [false, true] {
+            let before = parts.index.list_calls.load(SeqCst);
+            let listed = all_keys(
+                &ds,
+                QueryOptions {
+                    keys_only: true,
+                    descending,
+                    offset,
+                    limit: Some(5),
+                    ..QueryOptions::default()
+                },
+            )
+            .await;
+            let key = |i| format!("/{:05}", if descending { 39_999 - i } else { i });
+            assert_eq!(listed, (offset..offset + 5).map(key).collect::<Vec<_>>());
+            let asked = parts.index.list_calls.load(SeqCst) - before;
+            assert_eq!(asked, statements, "offset {offset}");
+        }
+    }
+    for offset in [40_000, u64::MAX] {
+        let nothing = QueryOptions {
+            offset,
+            ..QueryOptions::default()
+        };
+        assert!(all_keys(&ds, nothing).await.is_empty());
+    }
+    ds.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_listing_goes_on_where_a_whole_page_was_deleted_meanwhile() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    let keys: Vec<_> = (0..300).map(|i| format!("/{i:03}")).collect();
+    ds.commit(keys.iter().map(|key| put(key, b"x")).collect())
+        .await
+        .unwrap();
+    let mut query = ds.query(QueryOptions::default()).unwrap();
+    let first = query.next_page().await.unwrap().len();
+    // The next rows are listed, their values are not read yet.
+    while parts.index.list_calls.load(SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
+    for key in &keys[first..290] {
+        ds.delete(key).await.unwrap();
+    }
+    let rest = query.next_page().await.unwrap();
+    let rest: Vec<_> = rest.into_iter().map(|entry| entry.key).collect();
+    assert_eq!(rest, keys[290..]);
+    assert!(query.next_page().await.unwrap().is_empty());
+    drop(query);
     ds.close().await.unwrap();
 }
 

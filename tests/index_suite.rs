@@ -63,6 +63,7 @@ suite!(
     odd_keys_are_exact,
     prefixes_are_exact,
     listing_is_in_byte_order,
+    ranges_of_keys,
     listing_pages_while_writing,
     bulk_put_and_paging,
     put_many_is_all_or_nothing,

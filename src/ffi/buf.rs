@@ -53,18 +53,18 @@ impl walrusds_buf {
 /// The slice an argument pair stands for; `(NULL, 0)` is empty.
 ///
 /// # Safety
-/// `data` must be readable for `len` bytes during `'a`, unless it is NULL.
-pub(super) unsafe fn slice<'a>(name: &str, data: *const u8, len: usize) -> Result<&'a [u8]> {
+/// `data` must be readable for `len` elements during `'a`, unless it is NULL.
+pub(super) unsafe fn slice<'a, T>(name: &str, data: *const T, len: usize) -> Result<&'a [T]> {
     if len == 0 {
         return Ok(&[]);
     }
     if data.is_null() {
         return Err(invalid(format!("{name} is NULL but its length is {len}")));
     }
-    if len > isize::MAX as usize {
+    if len > isize::MAX as usize / size_of::<T>() {
         return Err(invalid(format!("{name} has an impossible length of {len}")));
     }
-    // SAFETY: not NULL, and readable for `len` bytes by contract.
+    // SAFETY: not NULL, and readable for `len` elements by contract.
     Ok(unsafe { std::slice::from_raw_parts(data, len) })
 }
 

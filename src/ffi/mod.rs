@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, KeyType, KEYS};
 use crate::datastore::{Op, WalrusDatastore};
 use crate::error::{Error, ErrorKind, Result};
-use crate::query::{Query, QueryOptions};
+use crate::query::{KeyCondition, Query, QueryOptions};
 
 mod buf;
 mod entry;
@@ -47,7 +47,7 @@ pub use runtime::walrusds_call;
 
 /// Version of this interface. It changes when anything in this header changes meaning or layout;
 /// additions do not change it. Compare with `walrusds_abi_version()` before any other call.
-pub const WALRUSDS_ABI_VERSION: u32 = 1;
+pub const WALRUSDS_ABI_VERSION: u32 = 2;
 
 /// An argument that the call cannot work with: empty key, NULL, unknown handle.
 pub const WALRUSDS_INVALID_ARGUMENT: i32 = 1;
@@ -124,7 +124,34 @@ pub struct walrusds_op {
     pub value_len: usize,
 }
 
-/// What a query lists. Borrowed for the call.
+/// Condition on a key: it is `text`. Keys compare by their bytes.
+pub const WALRUSDS_KEY_EQUAL: u32 = 1;
+/// Condition on a key: it is not `text`.
+pub const WALRUSDS_KEY_NOT_EQUAL: u32 = 2;
+/// Condition on a key: it comes before `text`.
+pub const WALRUSDS_KEY_LESS: u32 = 3;
+/// Condition on a key: it comes before `text` or is it.
+pub const WALRUSDS_KEY_LESS_OR_EQUAL: u32 = 4;
+/// Condition on a key: it comes after `text`.
+pub const WALRUSDS_KEY_GREATER: u32 = 5;
+/// Condition on a key: it comes after `text` or is it.
+pub const WALRUSDS_KEY_GREATER_OR_EQUAL: u32 = 6;
+/// Condition on a key: it starts with `text`, byte by byte ("/a" matches "/ab").
+pub const WALRUSDS_KEY_STARTS_WITH: u32 = 7;
+
+/// A condition on the keys that a query lists. Borrowed for the call.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct walrusds_key_condition {
+    /// One of `WALRUSDS_KEY_EQUAL` to `WALRUSDS_KEY_STARTS_WITH`.
+    pub kind: u32,
+    /// What keys are compared with, UTF-8 without NUL.
+    pub text: *const u8,
+    /// Bytes of the text.
+    pub text_len: usize,
+}
+
+/// What a query lists. Borrowed for the call. All zero: everything, with values, in ascending order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct walrusds_query_options {
@@ -132,6 +159,12 @@ pub struct walrusds_query_options {
     pub prefix: *const u8,
     /// Bytes of the prefix.
     pub prefix_len: usize,
+    /// Only keys that fulfil all of these.
+    pub conditions: *const walrusds_key_condition,
+    /// Number of conditions.
+    pub conditions_len: usize,
+    /// From the last key to the first.
+    pub descending: bool,
     /// Leave the values out (no aggregator is asked).
     pub keys_only: bool,
     /// Entries to skip.
@@ -427,17 +460,7 @@ pub unsafe extern "C" fn walrusds_batch_commit(
     unsafe {
         entry(err, || {
             let instance = INSTANCES.get(handle)?;
-            if ops_len == 0 {
-                return Ok(());
-            }
-            if ops.is_null() {
-                return Err(invalid(format!("ops is NULL but there are {ops_len}")));
-            }
-            if ops_len > isize::MAX as usize / size_of::<walrusds_op>() {
-                return Err(invalid(format!("ops_len of {ops_len} is impossible")));
-            }
-            let ops = std::slice::from_raw_parts(ops, ops_len);
-            let ops = ops
+            let ops = slice("ops", ops, ops_len)?
                 .iter()
                 .enumerate()
                 .filter_map(|(i, op)| {
@@ -469,7 +492,41 @@ unsafe fn op_from(op: &walrusds_op) -> Result<Option<Op>> {
     }
 }
 
-/// Starts a listing in key order. No lock is held while it runs: keys may be put and deleted
+/// The conditions of a query.
+///
+/// # Safety
+/// `options` must point at as many readable conditions as it says.
+unsafe fn conditions(options: &walrusds_query_options) -> Result<Vec<KeyCondition>> {
+    // SAFETY: readable by contract.
+    let conditions = unsafe { slice("conditions", options.conditions, options.conditions_len) }?;
+    let condition = |(i, c): (usize, &walrusds_key_condition)| {
+        // SAFETY: readable by contract.
+        let text = unsafe { slice("text", c.text, c.text_len) };
+        let text = text.and_then(|text| utf8("text", text));
+        condition_from(c.kind, text).map_err(|e| e.context(format_args!("condition {i}")))
+    };
+    conditions.iter().enumerate().map(condition).collect()
+}
+
+fn condition_from(kind: u32, text: Result<&str>) -> Result<KeyCondition> {
+    let text = text?.to_owned();
+    Ok(match kind {
+        WALRUSDS_KEY_EQUAL => KeyCondition::Equal(text),
+        WALRUSDS_KEY_NOT_EQUAL => KeyCondition::NotEqual(text),
+        WALRUSDS_KEY_LESS => KeyCondition::Less(text),
+        WALRUSDS_KEY_LESS_OR_EQUAL => KeyCondition::LessOrEqual(text),
+        WALRUSDS_KEY_GREATER => KeyCondition::Greater(text),
+        WALRUSDS_KEY_GREATER_OR_EQUAL => KeyCondition::GreaterOrEqual(text),
+        WALRUSDS_KEY_STARTS_WITH => KeyCondition::StartsWith(text),
+        other => {
+            return Err(invalid(format!(
+                "kind is {other}, expected {WALRUSDS_KEY_EQUAL} to {WALRUSDS_KEY_STARTS_WITH}"
+            )))
+        }
+    })
+}
+
+/// Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
 /// meanwhile. End it with `walrusds_query_close`.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_query_open(
@@ -487,6 +544,8 @@ pub unsafe extern "C" fn walrusds_query_open(
             let prefix = slice("prefix", options.prefix, options.prefix_len)?;
             let query = instance.store.query(QueryOptions {
                 prefix: utf8("prefix", prefix)?.to_owned(),
+                conditions: conditions(options)?,
+                descending: options.descending,
                 keys_only: options.keys_only,
                 offset: options.offset,
                 limit: (options.limit > 0).then_some(options.limit),

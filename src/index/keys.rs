@@ -1,5 +1,6 @@
 //! Keys: what an index takes, and ranges of them in byte order.
 
+use std::cmp::Ordering;
 use std::ops::Bound;
 
 use super::MAX_KEY_BYTES;
@@ -34,34 +35,152 @@ fn invalid(message: String) -> Error {
     Error::new(ErrorKind::InvalidArgument, message)
 }
 
-/// The keys of one page of a listing: from `lower` up to, not including, `upper`.
+/// Which keys a listing takes, and which way round they come. Keys compare by their bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct KeyRange {
+pub struct KeyRange {
+    /// Where the range begins.
     pub lower: Bound<String>,
-    pub upper: Option<String>,
+    /// Where it ends.
+    pub upper: Bound<String>,
+    /// Keys within it that are left out: a few, each of them is compared with every row.
+    pub except: Vec<String>,
+    /// From the last key to the first.
+    pub descending: bool,
+}
+
+/// How a row's key must compare with another text to be in a [`KeyRange`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compare {
+    Greater,
+    AtLeast,
+    Less,
+    AtMost,
+    Not,
 }
 
 impl KeyRange {
-    /// Keys that start with `prefix` and lie strictly after `after`.
-    pub fn new(prefix: &str, after: Option<&str>) -> Result<KeyRange> {
-        check_text("prefix", prefix)?;
-        check_text("page position", after.unwrap_or_default())?;
-        let lower = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after.to_owned()),
-            _ if prefix.is_empty() => Bound::Unbounded,
+    /// Every key, in ascending order.
+    pub const ALL: KeyRange = KeyRange {
+        lower: Bound::Unbounded,
+        upper: Bound::Unbounded,
+        except: Vec::new(),
+        descending: false,
+    };
+
+    /// Keys that start with `prefix`, in ascending order.
+    pub fn prefix(prefix: &str) -> KeyRange {
+        KeyRange::ALL.starting_with(prefix)
+    }
+
+    /// Only what also starts with `prefix`.
+    pub fn starting_with(self, prefix: &str) -> KeyRange {
+        let upper = match prefix_end(prefix) {
+            Some(end) => Bound::Excluded(end),
+            None => Bound::Unbounded,
+        };
+        let lower = match prefix {
+            "" => Bound::Unbounded,
             _ => Bound::Included(prefix.to_owned()),
         };
-        Ok(KeyRange {
-            lower,
-            upper: prefix_end(prefix),
+        self.from(lower).to(upper)
+    }
+
+    /// Only what does not lie before `lower` either.
+    pub fn from(mut self, lower: Bound<String>) -> KeyRange {
+        self.lower = tighter(self.lower, lower, Ordering::Greater);
+        self
+    }
+
+    /// Only what does not lie behind `upper` either.
+    pub fn to(mut self, upper: Bound<String>) -> KeyRange {
+        self.upper = tighter(self.upper, upper, Ordering::Less);
+        self
+    }
+
+    /// All but this key.
+    pub fn except(mut self, key: impl Into<String>) -> KeyRange {
+        self.except.push(key.into());
+        self
+    }
+
+    /// From the last key to the first.
+    pub fn descending(mut self) -> KeyRange {
+        self.descending = true;
+        self
+    }
+
+    /// Only what comes after `key` in the range's own direction: the next page.
+    pub fn after(self, key: impl Into<String>) -> KeyRange {
+        let position = Bound::Excluded(key.into());
+        if self.descending {
+            self.to(position)
+        } else {
+            self.from(position)
+        }
+    }
+
+    /// Whether a key is in the range.
+    pub fn contains(&self, key: &str) -> bool {
+        self.comparisons().into_iter().all(|(compare, with)| {
+            let order = key.cmp(with);
+            match compare {
+                Compare::Greater => order.is_gt(),
+                Compare::AtLeast => order.is_ge(),
+                Compare::Less => order.is_lt(),
+                Compare::AtMost => order.is_le(),
+                Compare::Not => order.is_ne(),
+            }
         })
     }
 
-    /// Whether no key can lie in the range.
+    /// Whether the bounds alone leave no key.
     pub fn is_empty(&self) -> bool {
         match (&self.lower, &self.upper) {
-            (Bound::Excluded(lower) | Bound::Included(lower), Some(upper)) => lower >= upper,
-            _ => false,
+            (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+            (Bound::Included(lower), Bound::Included(upper)) => lower > upper,
+            (
+                Bound::Included(lower) | Bound::Excluded(lower),
+                Bound::Included(upper) | Bound::Excluded(upper),
+            ) => lower >= upper,
+        }
+    }
+
+    /// The conditions that a row must fulfil, all of them.
+    pub(super) fn comparisons(&self) -> Vec<(Compare, &str)> {
+        let mut all = Vec::with_capacity(2 + self.except.len());
+        match &self.lower {
+            Bound::Unbounded => {}
+            Bound::Included(key) => all.push((Compare::AtLeast, key.as_str())),
+            Bound::Excluded(key) => all.push((Compare::Greater, key.as_str())),
+        }
+        match &self.upper {
+            Bound::Unbounded => {}
+            Bound::Included(key) => all.push((Compare::AtMost, key.as_str())),
+            Bound::Excluded(key) => all.push((Compare::Less, key.as_str())),
+        }
+        all.extend(self.except.iter().map(|key| (Compare::Not, key.as_str())));
+        all
+    }
+
+    /// Refuses what no engine can be asked with.
+    pub(super) fn check(&self) -> Result<()> {
+        self.comparisons()
+            .into_iter()
+            .try_for_each(|(_, key)| check_text("bound of a listing", key))
+    }
+}
+
+/// Of two bounds on the same side the one that leaves fewer keys; `inward` is how it compares.
+fn tighter(a: Bound<String>, b: Bound<String>, inward: Ordering) -> Bound<String> {
+    match (&a, &b) {
+        (Bound::Unbounded, _) => b,
+        (_, Bound::Unbounded) => a,
+        (Bound::Included(x) | Bound::Excluded(x), Bound::Included(y) | Bound::Excluded(y)) => {
+            match x.cmp(y) {
+                Ordering::Equal if matches!(a, Bound::Excluded(_)) => a,
+                order if order == inward => a,
+                _ => b,
+            }
         }
     }
 }
@@ -99,20 +218,43 @@ mod tests {
         assert_eq!(prefix_end("\u{10FFFF}\u{10FFFF}"), None);
     }
 
+    fn bound() -> impl Strategy<Value = Bound<String>> {
+        let key = "[a-b\u{7f}\u{D7FF}\u{10FFFF}]{0,3}";
+        prop_oneof![
+            Just(Bound::Unbounded),
+            key.prop_map(Bound::Included),
+            key.prop_map(Bound::Excluded),
+        ]
+    }
+
     proptest! {
         #[test]
         fn a_range_is_the_prefix(prefix in "[a-b\u{7f}\u{80}\u{D7FF}\u{E000}\u{10FFFF}]{0,3}",
                                  key in "[a-b\u{7f}\u{80}\u{D7FF}\u{E000}\u{10FFFF}]{1,4}",
-                                 after in proptest::option::of("[a-b\u{7f}\u{D7FF}\u{10FFFF}]{0,4}")) {
-            let range = KeyRange::new(&prefix, after.as_deref()).unwrap();
-            let inside = match &range.lower {
-                Bound::Included(l) => key >= *l,
-                Bound::Excluded(l) => key > *l,
-                Bound::Unbounded => true,
-            } && range.upper.as_ref().is_none_or(|u| key < *u);
-            let expected = key.starts_with(&prefix) && after.as_ref().is_none_or(|a| key > *a);
-            prop_assert_eq!(inside, expected);
+                                 after in proptest::option::of("[a-b\u{7f}\u{D7FF}\u{10FFFF}]{0,4}"),
+                                 descending: bool) {
+            let mut range = KeyRange::prefix(&prefix);
+            range.descending = descending;
+            let mut expected = key.starts_with(&prefix);
+            if let Some(after) = after {
+                expected &= if descending { key < after } else { key > after };
+                range = range.after(after);
+            }
+            prop_assert_eq!(range.contains(&key), expected);
             if range.is_empty() { prop_assert!(!expected); }
+        }
+
+        #[test]
+        fn bounds_only_tighten(bounds in proptest::collection::vec((bound(), bound()), 1..4),
+                               except in "[a-b]{0,2}",
+                               key in "[a-b\u{7f}\u{D7FF}\u{10FFFF}]{1,3}") {
+            let mut range = KeyRange::ALL.except(except.clone());
+            for (lower, upper) in bounds.clone() {
+                range = range.from(lower).to(upper);
+            }
+            let within = bounds.into_iter().all(|pair| std::ops::RangeBounds::contains(&pair, &key));
+            prop_assert_eq!(range.contains(&key), within && key != except);
+            if range.is_empty() { prop_assert!(!within); }
         }
     }
 }

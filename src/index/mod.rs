@@ -17,6 +17,8 @@ pub mod postgres;
 pub mod sqlite;
 pub mod table;
 
+pub use keys::KeyRange;
+
 /// Longest key an index takes, in bytes. Postgres refuses a B-tree entry beyond 2,704 bytes
 /// (a third of a page), and a table of the Go plugin has two such indexes on the key.
 pub const MAX_KEY_BYTES: usize = 2048;
@@ -146,10 +148,10 @@ pub trait Index: Send + Sync + 'static {
     /// Removes keys in one round trip. Returns what was removed.
     async fn delete_many(&self, keys: &[String]) -> Result<Usage>;
 
-    /// The first `limit` rows in byte order of the key whose key starts with `prefix` and lies
-    /// strictly after `after`. Fewer rows than `limit` means the end. No state is held between
-    /// pages, so rows may be written and deleted meanwhile.
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>>;
+    /// The rows of `range` in its order, without the first `offset` ones, at most `limit`. Fewer
+    /// than `limit` means the end. No state is held between pages, so rows may be written and
+    /// deleted meanwhile. What is skipped is read all the same: `offset` bounds the work.
+    async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>>;
 
     /// Up to `limit` distinct blobs whose storage ends before `before`, earliest first, in the
     /// order (expires_at, blob_id), after `after` in that order.

@@ -8,7 +8,7 @@ static void null_inputs(void) {
   walrusds_query query;
   walrusds_buf out;
   walrusds_op op = {WALRUSDS_OP_PUT, NULL, 3, S("v")};
-  walrusds_query_options bad_prefix = {NULL, 3, true, 0, 0};
+  walrusds_query_options bad_prefix = {.prefix_len = 3, .keys_only = true};
   bool found;
   uint64_t size;
   const char *config = config_for(net_url, net_url, "");
@@ -43,7 +43,7 @@ static void null_inputs(void) {
 static void null_outputs(void) {
   walrusds_handle handle = open_new();
   walrusds_query query = 0;
-  walrusds_query_options all = {NULL, 0, true, 0, 0};
+  walrusds_query_options all = {.keys_only = true};
   walrusds_buf out;
   bool found;
   uint64_t size;
@@ -83,7 +83,7 @@ static void error_is_optional(void) {
   walrusds_handle handle = 0;
   walrusds_query query = 0;
   walrusds_cancel_token token = 0;
-  walrusds_query_options all = {NULL, 0, true, 0, 0};
+  walrusds_query_options all = {.keys_only = true};
   walrusds_op op = {WALRUSDS_OP_PUT, S("/b"), S("v")};
   walrusds_page page;
   walrusds_buf out;
@@ -162,7 +162,7 @@ static void free_twice(void) {
   walrusds_buf out;
   walrusds_page page;
   walrusds_query query = 0;
-  walrusds_query_options all = {NULL, 0, false, 0, 0};
+  walrusds_query_options all = {0};
   bool found;
   OK(walrusds_get(handle, NULL, S("/k"), &out, &found, &err));
   OK(walrusds_query_open(handle, NULL, &all, &query, &err));

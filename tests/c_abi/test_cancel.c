@@ -38,7 +38,7 @@ static void all_end(walrusds_handle handle, walrusds_query query, const walrusds
 static void cancelled_before(void) {
   walrusds_handle handle = open_new();
   walrusds_query query = 0;
-  walrusds_query_options all = {NULL, 0, true, 0, 0};
+  walrusds_query_options all = {.keys_only = true};
   put_text(handle, "/k", "v");
   OK(walrusds_query_open(handle, NULL, &all, &query, &err));
   walrusds_call call = {token_new(), 0};
@@ -203,7 +203,7 @@ static void listing_cancelled_during(void) {
   walrusds_handle handle = open_slow();
   OK(walrusds_put(handle, NULL, S("/k"), S("value"), &err));
   walrusds_query query = 0;
-  walrusds_query_options all = {NULL, 0, false, 0, 0};
+  walrusds_query_options all = {0};
   OK(walrusds_query_open(handle, NULL, &all, &query, &err));
   walrusds_cancel_token token = token_new();
   struct waiter w = {.handle = query, .call = {token, 0}, .expected = WALRUSDS_CANCELED};

@@ -166,7 +166,7 @@ static void all_fail(walrusds_handle handle, int32_t code) {
   bool found;
   uint64_t number;
   walrusds_op op = {WALRUSDS_OP_PUT, S("/k"), S("v")};
-  walrusds_query_options all = {NULL, 0, true, 0, 0};
+  walrusds_query_options all = {.keys_only = true};
   CALL(code, "datastore", walrusds_put(handle, NULL, S("/k"), S("v"), &err));
   FAILS_ZEROED(code, "datastore", out, walrusds_get(handle, NULL, S("/k"), &out, &found, &err));
   FAILS_ZEROED(code, "datastore", found, walrusds_get(handle, NULL, S("/k"), &out, &found, &err));
@@ -197,7 +197,7 @@ static void handles_that_are_none(void) {
   walrusds_handle handle = open_new();
   walrusds_query query = 0;
   walrusds_cancel_token token = 0;
-  walrusds_query_options all = {NULL, 0, true, 0, 0};
+  walrusds_query_options all = {.keys_only = true};
   OK(walrusds_query_open(handle, NULL, &all, &query, &err));
   OK(walrusds_cancel_new(&token, &err));
   const uint64_t garbage[] = {0, 1, 2, 3, 4, UINT64_MAX, UINT64_MAX - 1, UINT64_MAX - 2,

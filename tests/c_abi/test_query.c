@@ -20,7 +20,8 @@ static walrusds_handle open_filled(void) {
 
 static walrusds_query query_open(walrusds_handle handle, const char *prefix, bool keys_only,
                                  uint64_t offset, uint64_t limit) {
-  walrusds_query_options options = {S(prefix), keys_only, offset, limit};
+  walrusds_query_options options = {.prefix = bytes_of(prefix), .prefix_len = strlen(prefix),
+                                    .keys_only = keys_only, .offset = offset, .limit = limit};
   walrusds_query query = 0;
   OK(walrusds_query_open(handle, NULL, &options, &query, &err));
   CHECK(query != 0);
@@ -92,9 +93,89 @@ static void nothing_to_list(void) {
   walrusds_handle handle = open_new();
   CHECK_INT(list(handle, "", true, 0, 0), 0);
   CHECK_INT(list(handle, "", false, 0, 0), 0);
-  walrusds_query_options options = {bytes_of("/\xff"), 2, true, 0, 0};
+  walrusds_query_options options = {.prefix = bytes_of("/\xff"), .prefix_len = 2, .keys_only = true};
   walrusds_query query;
   FAILS_ZEROED(WALRUSDS_INVALID_ARGUMENT, "UTF-8", query,
+               walrusds_query_open(handle, NULL, &options, &query, &err));
+  close_ok(handle);
+}
+
+/* The keys of a query, each followed by a space. */
+static void expect_keys(walrusds_handle handle, const walrusds_query_options *options, const char *expected) {
+  walrusds_query query = 0;
+  OK(walrusds_query_open(handle, NULL, options, &query, &err));
+  char keys[256] = "";
+  for (;;) {
+    walrusds_page page;
+    OK(walrusds_query_next(query, NULL, &page, &err));
+    if (page.len == 0) break;
+    for (size_t i = 0; i < page.len; i++) {
+      size_t used = strlen(keys), len = page.entries[i].key_len;
+      CHECK(used + len + 2 < sizeof keys);
+      if (used + len + 2 >= sizeof keys) break;
+      memcpy(keys + used, page.entries[i].key, len);
+      memcpy(keys + used + len, " ", 2);
+    }
+    walrusds_page_free(&page);
+  }
+  OK(walrusds_query_close(query, &err));
+  CHECK(strcmp(keys, expected) == 0);
+}
+
+static void conditions_and_order(void) {
+  walrusds_handle handle = open_new();
+  const char *keys[] = {"/a", "/a/1", "/a/2", "/a/2x", "/a/3", "/b/2"};
+  for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+    OK(walrusds_put(handle, NULL, S(keys[i]), S("v"), &err));
+  struct {
+    uint32_t kind;
+    const char *keys;
+  } cases[] = {
+      {WALRUSDS_KEY_EQUAL, "/a/2 "},
+      {WALRUSDS_KEY_NOT_EQUAL, "/a/3 /a/2x /a/1 "},
+      {WALRUSDS_KEY_LESS, "/a/1 "},
+      {WALRUSDS_KEY_LESS_OR_EQUAL, "/a/2 /a/1 "},
+      {WALRUSDS_KEY_GREATER, "/a/3 /a/2x "},
+      {WALRUSDS_KEY_GREATER_OR_EQUAL, "/a/3 /a/2x /a/2 "},
+      {WALRUSDS_KEY_STARTS_WITH, "/a/2x /a/2 "},
+  };
+  walrusds_query_options options = {.prefix = bytes_of("/a"), .prefix_len = 2, .descending = true, .keys_only = true};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    walrusds_key_condition condition = {cases[i].kind, S("/a/2")};
+    options.conditions = &condition;
+    options.conditions_len = 1;
+    expect_keys(handle, &options, cases[i].keys);
+  }
+  walrusds_key_condition both[] = {{WALRUSDS_KEY_GREATER, S("/a/1")}, {WALRUSDS_KEY_NOT_EQUAL, S("/a/2x")}};
+  options.conditions = both;
+  options.conditions_len = 2;
+  expect_keys(handle, &options, "/a/3 /a/2 ");
+  options.offset = 1;
+  expect_keys(handle, &options, "/a/2 ");
+  options.offset = 0;
+  options.limit = 1;
+  expect_keys(handle, &options, "/a/3 ");
+  options.conditions_len = 0; /* what it points at does not matter */
+  expect_keys(handle, &options, "/a/3 ");
+
+  walrusds_query query;
+  options.conditions = NULL;
+  options.conditions_len = 1;
+  FAILS_ZEROED(WALRUSDS_INVALID_ARGUMENT, "conditions is NULL", query,
+               walrusds_query_open(handle, NULL, &options, &query, &err));
+  options.conditions = both;
+  options.conditions_len = SIZE_MAX / sizeof *both;
+  FAILS_ZEROED(WALRUSDS_INVALID_ARGUMENT, "impossible", query,
+               walrusds_query_open(handle, NULL, &options, &query, &err));
+  options.conditions_len = 2;
+  both[1].kind = 0;
+  FAILS_ZEROED(WALRUSDS_INVALID_ARGUMENT, "condition 1: kind is 0", query,
+               walrusds_query_open(handle, NULL, &options, &query, &err));
+  both[1] = (walrusds_key_condition){WALRUSDS_KEY_LESS, bytes_of("\xff"), 1};
+  FAILS_ZEROED(WALRUSDS_INVALID_ARGUMENT, "UTF-8", query,
+               walrusds_query_open(handle, NULL, &options, &query, &err));
+  both[1] = (walrusds_key_condition){WALRUSDS_KEY_LESS, NULL, 1};
+  FAILS_ZEROED(WALRUSDS_INVALID_ARGUMENT, "text is NULL", query,
                walrusds_query_open(handle, NULL, &options, &query, &err));
   close_ok(handle);
 }
@@ -196,6 +277,7 @@ static void threads_share_a_query(void) {
 const struct test query_tests[] = {
     {"pages, prefix, offset, limit", pages, 1},
     {"nothing to list", nothing_to_list, 1},
+    {"conditions and order", conditions_and_order, 1},
     {"empty values in a listing", empty_values, 1},
     {"early close of a query", early_close, 1},
     {"closing the datastore ends queries", closing_the_datastore_ends_queries, 1},

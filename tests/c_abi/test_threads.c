@@ -44,7 +44,9 @@ static void *one_datastore(void *arg) {
     if (i % 3 == 0) OK(walrusds_delete(w->handle, NULL, S("/contended"), &err));
     if (i % 5 == 0) {
       walrusds_query query = 0;
-      walrusds_query_options some = {S(text("/%d", w->number)), i % 2 == 0, 0, 10};
+      const char *below = text("/%d", w->number);
+      walrusds_query_options some = {
+          .prefix = bytes_of(below), .prefix_len = strlen(below), .keys_only = i % 2 == 0, .limit = 10};
       walrusds_page page;
       OK(walrusds_query_open(w->handle, NULL, &some, &query, &err));
       OK(walrusds_query_next(query, NULL, &page, &err));
@@ -117,7 +119,7 @@ static void *until_closed(void *arg) {
       default: {
         walrusds_query query = 0;
         walrusds_page page = {NULL, 0, NULL};
-        walrusds_query_options all = {NULL, 0, false, 0, 0};
+        walrusds_query_options all = {0};
         rc = walrusds_query_open(w->handle, NULL, &all, &query, &err);
         if (rc == WALRUSDS_OK) rc = walrusds_query_next(query, NULL, &page, &err);
         walrusds_page_free(&page);

@@ -144,7 +144,7 @@ static void lost_blob(void) {
   /* The listing goes on behind an entry that cannot be read. */
   OK(walrusds_put(handle, NULL, S("/z"), NULL, 0, &err));
   walrusds_query query = 0;
-  walrusds_query_options all = {NULL, 0, false, 0, 0};
+  walrusds_query_options all = {0};
   walrusds_page page;
   OK(walrusds_query_open(handle, NULL, &all, &query, &err));
   OK(walrusds_query_next(query, NULL, &page, &err));

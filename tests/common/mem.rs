@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use walrusds::clock::Clock;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Error, ErrorKind, Index, KeyRecord, ListItem, Record, RenewItem, Renewal,
-    Result, StoreOptions, StoreResult, Usage,
+    BlobStore, Body, Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem,
+    Renewal, Result, StoreOptions, StoreResult, Usage,
 };
 
 /// An index in a map.
@@ -94,13 +94,15 @@ impl Index for MemIndex {
         Ok(tokio::spawn(delete).await.expect("delete"))
     }
 
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>> {
+    async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
         self.list_calls.fetch_add(1, SeqCst);
         let rows = self.rows.lock();
-        Ok(rows
-            .iter()
-            .filter(|(k, _)| k.starts_with(prefix) && after.is_none_or(|a| k.as_str() > a))
-            .take(limit)
+        let mut keys: Vec<_> = rows.iter().filter(|(k, _)| range.contains(k)).collect();
+        if range.descending {
+            keys.reverse();
+        }
+        let page = keys.into_iter().skip(offset).take(limit);
+        Ok(page
             .map(|(k, r)| ListItem {
                 key: k.clone(),
                 size: r.size,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
-use walrusds::{Index, KeyRecord};
+use walrusds::{Index, KeyRange, KeyRecord};
 
 use crate::common::postgres::Postgres;
 use crate::on_postgres::GO_NEWEST;
@@ -117,14 +117,14 @@ async fn index(name: &str, index: Arc<dyn Index>) {
         .await;
     }
     let started = Instant::now();
-    let (mut listed, mut after) = (0, None::<String>);
+    let (mut listed, mut range) = (0, KeyRange::prefix("/CIQ"));
     loop {
-        let page = index.list("/CIQ", after.as_deref(), 5000).await.unwrap();
+        let page = index.list(&range, 0, 5000).await.unwrap();
         listed += page.len();
-        after = page.last().map(|i| i.key.clone());
         if page.len() < 5000 {
             break;
         }
+        range = range.after(page[4999].key.as_str());
     }
     println!(
         "{name}: list {:.0} rows/s",

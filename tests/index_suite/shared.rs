@@ -1,11 +1,14 @@
 //! What every index does.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use walrusds::index::MAX_KEY_BYTES;
-use walrusds::{Error, ErrorKind, Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use walrusds::{
+    Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
+};
 
 use crate::Env;
 
@@ -33,17 +36,23 @@ fn due(key: &str, blob_id: &str, expires: u64, end_epoch: i64, deletable: bool) 
     row
 }
 
-pub async fn keys(index: &dyn Index, prefix: &str) -> Vec<String> {
-    let (mut all, mut after) = (Vec::new(), None::<String>);
+/// The keys of a range, asked for as a query does.
+async fn list_in_pages(index: &dyn Index, mut range: KeyRange, page: usize) -> Vec<String> {
+    let mut all = Vec::new();
     loop {
-        let page = index.list(prefix, after.as_deref(), 1000).await.unwrap();
-        let end = page.len() < 1000;
-        all.extend(page.into_iter().map(|item| item.key));
-        if end {
-            return all;
+        let items = index.list(&range, 0, page).await.unwrap();
+        assert!(items.len() <= page);
+        let end = items.len() < page;
+        all.extend(items.into_iter().map(|item| item.key));
+        match all.last() {
+            Some(last) if !end => range = range.after(last.as_str()),
+            _ => return all,
         }
-        after = all.last().cloned();
     }
+}
+
+pub async fn keys(index: &dyn Index, prefix: &str) -> Vec<String> {
+    list_in_pages(index, KeyRange::prefix(prefix), 1000).await
 }
 
 fn kind<T>(result: Result<T, Error>) -> ErrorKind {
@@ -189,11 +198,11 @@ pub async fn keys_that_are_refused(env: Env) {
         "{message}"
     );
     assert_eq!(
-        kind(env.a.list("/a\0", None, 1).await),
+        kind(env.a.list(&KeyRange::prefix("/a\0"), 0, 1).await),
         ErrorKind::InvalidArgument
     );
     assert_eq!(
-        kind(env.a.list("/a", Some("/a\0"), 1).await),
+        kind(env.a.list(&KeyRange::ALL.except("/a\0"), 0, 1).await),
         ErrorKind::InvalidArgument
     );
     assert_eq!(
@@ -354,26 +363,25 @@ pub async fn listing_is_in_byte_order(env: Env) {
     let mut sorted = all.clone();
     sorted.sort_unstable();
     for page in [1usize, 2, 7, 1000] {
-        let (mut listed, mut after) = (Vec::new(), None::<String>);
-        loop {
-            let items = env.b.list("", after.as_deref(), page).await.unwrap();
-            assert!(items.len() <= page);
-            let end = items.len() < page;
-            assert!(items.iter().all(|i| i.size == i.key.len() as i64));
-            listed.extend(items.into_iter().map(|i| i.key));
-            after = listed.last().cloned();
-            if end {
-                break;
-            }
-        }
+        let listed = list_in_pages(&*env.b, KeyRange::ALL, page).await;
         assert_eq!(listed, sorted, "pages of {page}");
+        let mut back = list_in_pages(&*env.b, KeyRange::ALL.descending(), page).await;
+        back.reverse();
+        assert_eq!(back, sorted, "pages of {page}, descending");
     }
-    assert!(env.a.list("", None, 0).await.unwrap().is_empty());
+    let items = env.b.list(&KeyRange::ALL, 0, sorted.len()).await.unwrap();
+    assert!(items.iter().all(|i| i.size == i.key.len() as i64));
+    assert!(env.a.list(&KeyRange::ALL, 0, 0).await.unwrap().is_empty());
     // Positions before, within and after the prefix.
-    assert_eq!(env.a.list("/B", Some("/A"), 9).await.unwrap()[0].key, "/B");
-    assert!(env.a.list("/B", Some("/B"), 9).await.unwrap().is_empty());
-    assert!(env.a.list("/B", Some("/z"), 9).await.unwrap().is_empty());
-    assert_eq!(env.a.list("/a", Some(""), 1).await.unwrap()[0].key, "/a");
+    let after = |prefix: &str, key: &str| KeyRange::prefix(prefix).after(key);
+    let b = env.a.list(&after("/B", "/A"), 0, 9).await.unwrap();
+    assert_eq!(b[0].key, "/B");
+    for position in ["/B", "/z"] {
+        let page = env.a.list(&after("/B", position), 0, 9).await.unwrap();
+        assert!(page.is_empty(), "{position}");
+    }
+    let first = env.a.list(&after("/a", ""), 0, 1).await.unwrap();
+    assert_eq!(first[0].key, "/a");
     let mut with_expiry = row("/zz", "b", 0, 5);
     with_expiry.record.expires_at = Some(time(5));
     env.a.put(&with_expiry).await.unwrap();
@@ -382,7 +390,49 @@ pub async fn listing_is_in_byte_order(env: Env) {
         size: 5,
         expires_at: Some(time(5)),
     };
-    assert_eq!(env.a.list("/zz", None, 2).await.unwrap(), [expected]);
+    let listed = env.a.list(&KeyRange::prefix("/zz"), 0, 2).await.unwrap();
+    assert_eq!(listed, [expected]);
+}
+
+/// Every kind of bound, with and without an order, an offset and a limit, on every odd key.
+pub async fn ranges_of_keys(env: Env) {
+    let all = odd_keys();
+    let rows: Vec<_> = all.iter().map(|key| row(key, "b", 0, 1)).collect();
+    env.a.put_many(&rows).await.unwrap();
+    let mut sorted = all.clone();
+    sorted.sort_unstable();
+    for (i, key) in all.iter().enumerate() {
+        let other = &all[(i * 7 + 3) % all.len()];
+        let including = |key: &str| Bound::Included(key.to_owned());
+        let excluding = |key: &str| Bound::Excluded(key.to_owned());
+        for range in [
+            KeyRange::ALL.from(including(key)),
+            KeyRange::ALL.from(excluding(key)),
+            KeyRange::ALL.to(including(key)),
+            KeyRange::ALL.to(excluding(key)),
+            KeyRange::ALL.from(including(key)).to(including(key)),
+            KeyRange::ALL.except(key.as_str()).except(other.as_str()),
+            KeyRange::ALL.from(including(key)).to(excluding(other)),
+            KeyRange::ALL.from(excluding(other)).to(including(key)),
+            KeyRange::prefix(key),
+            KeyRange::prefix(key)
+                .except(key.as_str())
+                .to(including(other)),
+        ] {
+            for range in [range.clone(), range.descending()] {
+                let mut expected: Vec<_> = sorted.iter().filter(|k| range.contains(k)).collect();
+                if range.descending {
+                    expected.reverse();
+                }
+                for (offset, limit) in [(0, 1000), (1, 2), (3, 1), (1000, 1)] {
+                    let listed = env.b.list(&range, offset, limit).await.unwrap();
+                    let listed: Vec<_> = listed.iter().map(|item| &item.key).collect();
+                    let page = expected.iter().skip(offset).take(limit);
+                    assert_eq!(listed, page.copied().collect::<Vec<_>>(), "{range:?}");
+                }
+            }
+        }
+    }
 }
 
 pub async fn listing_pages_while_writing(env: Env) {
@@ -399,16 +449,16 @@ pub async fn listing_pages_while_writing(env: Env) {
                 .unwrap();
         }
     });
-    let (mut seen, mut after) = (BTreeSet::new(), None::<String>);
+    let (mut seen, mut range) = (BTreeSet::new(), KeyRange::prefix("/k"));
     loop {
-        let page = env.a.list("/k", after.as_deref(), 50).await.unwrap();
+        let page = env.a.list(&range, 0, 50).await.unwrap();
         for item in &page {
             assert!(seen.insert(item.key.clone()), "{} twice", item.key);
         }
-        after = page.last().map(|i| i.key.clone());
         if page.len() < 50 {
             break;
         }
+        range = range.after(page[49].key.as_str());
     }
     writer.await.unwrap();
     for i in (1..2000).step_by(2) {
@@ -849,7 +899,7 @@ pub async fn closing(env: Env) {
     assert_eq!(kind(a.staged_value(&key).await), ErrorKind::Closed);
     assert_eq!(kind(a.delete(&key).await), ErrorKind::Closed);
     assert_eq!(kind(a.delete_many(&keys).await), ErrorKind::Closed);
-    assert_eq!(kind(a.list("", None, 1).await), ErrorKind::Closed);
+    assert_eq!(kind(a.list(&KeyRange::ALL, 0, 1).await), ErrorKind::Closed);
     assert_eq!(
         kind(a.due_for_renewal(time(1), None, 1).await),
         ErrorKind::Closed

@@ -15,7 +15,6 @@ mod tls;
 mod url;
 
 use std::collections::HashMap;
-use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -35,9 +34,9 @@ use self::rows::Columns;
 use self::schema::{Find, Found, Meta, Shape};
 use self::sql::Sql;
 use super::gate::{Gate, Pass};
-use super::keys::{check_key, check_text, KeyRange};
+use super::keys::{check_key, check_text};
 use super::table::{parse_table, TableName};
-use super::{Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use super::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Rows of one bulk statement: large enough that the round trip does not matter, small enough that
@@ -564,25 +563,30 @@ impl Index for PostgresIndex {
         Ok(usage.into_iter().next().unwrap_or_default())
     }
 
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>> {
+    async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
         const WHAT: &str = "listing keys";
         let pass = self.enter()?;
-        let range = KeyRange::new(prefix, after)?;
+        range.check()?;
         if limit == 0 || range.is_empty() {
             return Ok(Vec::new());
         }
-        let mut bounds = Vec::new();
-        if let Bound::Included(key) | Bound::Excluded(key) = &range.lower {
-            bounds.push(key.clone());
-        }
-        bounds.extend(range.upper.clone());
-        let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
         self.recheck_staging(&pass);
-        let mut rows = None;
+        let mut found = None;
         // Not over the pipe: a page is large enough to hold lookups up.
         for last in [false, true] {
             let staged = self.inner.staging.present.load(Ordering::Relaxed);
-            let (sql, bounds) = (self.inner.sql.list(&range, staged), bounds.clone());
+            // Two tables are merged here, and what is skipped with them: the first n of each hold
+            // the first n of both.
+            let (skip, rows) = if staged {
+                (0, offset.saturating_add(limit))
+            } else {
+                (offset, limit)
+            };
+            let whole = |n| i64::try_from(n).unwrap_or(i64::MAX);
+            let (skip, rows) = (whole(skip), whole(rows));
+            let sql = self.inner.sql.list(range, staged);
+            let bounds = range.comparisons().into_iter();
+            let bounds: Vec<String> = bounds.map(|(_, key)| key.to_owned()).collect();
             let work = move |client: &mut postgres::Client| {
                 let mut params: Vec<(&(dyn ToSql + Sync), Type)> = Vec::new();
                 params.extend(
@@ -590,7 +594,7 @@ impl Index for PostgresIndex {
                         .iter()
                         .map(|b| (b as &(dyn ToSql + Sync), Type::TEXT)),
                 );
-                params.push((&limit_rows, Type::INT8));
+                params.extend([(&rows as _, Type::INT8), (&skip as _, Type::INT8)]);
                 match client.query_typed(&sql, &params) {
                     Err(e) if staged && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                         Ok(None)
@@ -598,17 +602,18 @@ impl Index for PostgresIndex {
                     other => other.map(Some),
                 }
             };
-            rows = self
+            found = self
                 .inner
                 .pool
                 .run(WHAT, pass.clone(), Repeat::Harmless, None, work)
-                .await?;
-            if rows.is_some() {
+                .await?
+                .map(|rows| (staged, rows));
+            if found.is_some() {
                 break;
             }
             self.inner.look_for_staging(pass.clone()).await?;
         }
-        let rows = rows.unwrap_or_default();
+        let (merge, rows) = found.unwrap_or_default();
         let mut items = read(WHAT, &rows, |row| {
             let staged: bool = row.try_get(0)?;
             let item = ListItem {
@@ -618,14 +623,22 @@ impl Index for PostgresIndex {
             };
             Ok((!staged, item))
         })?;
+        if !merge {
+            return Ok(items.into_iter().map(|(_, item)| item).collect());
+        }
         // Staged rows come first among equal keys and win.
         items.sort_by(|(a_indexed, a), (b_indexed, b)| {
-            (&a.key, a_indexed).cmp(&(&b.key, b_indexed))
+            let keys = a.key.cmp(&b.key);
+            let keys = if range.descending {
+                keys.reverse()
+            } else {
+                keys
+            };
+            keys.then(a_indexed.cmp(b_indexed))
         });
         let mut items: Vec<ListItem> = items.into_iter().map(|(_, item)| item).collect();
         items.dedup_by(|later, earlier| later.key == earlier.key);
-        items.truncate(limit);
-        Ok(items)
+        Ok(items.into_iter().skip(offset).take(limit).collect())
     }
 
     async fn due_for_renewal(

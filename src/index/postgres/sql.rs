@@ -3,11 +3,9 @@
 //! Every statement is also accepted by Citus, YugabyteDB and CockroachDB: no `now()` in
 //! `DO UPDATE SET` (Citus), no sequences, no temporary tables, keys by equality or range.
 
-use std::ops::Bound;
-
 use super::pipe::Query;
 use super::schema::Shape;
-use crate::index::keys::KeyRange;
+use crate::index::keys::{Compare, KeyRange};
 
 /// Columns of a lookup, in the order [`super::rows::record`] reads them (after `staged`).
 const STAGED_COLUMNS: &str =
@@ -27,11 +25,48 @@ pub(super) enum ByteOrder {
     Pattern,
 }
 
+/// The operators that compare bytes.
+struct Operators {
+    greater: &'static str,
+    at_least: &'static str,
+    less: &'static str,
+    at_most: &'static str,
+    /// What follows `ORDER BY key`.
+    ascending: &'static str,
+    descending: &'static str,
+}
+
+impl Operators {
+    fn operator(&self, compare: Compare) -> &'static str {
+        match compare {
+            Compare::Greater => self.greater,
+            Compare::AtLeast => self.at_least,
+            Compare::Less => self.less,
+            Compare::AtMost => self.at_most,
+            Compare::Not => "<>",
+        }
+    }
+}
+
 impl ByteOrder {
-    fn ops(self) -> (&'static str, &'static str, &'static str, &'static str) {
+    fn ops(self) -> Operators {
         match self {
-            ByteOrder::Plain => (">", ">=", "<", ""),
-            ByteOrder::Pattern => ("~>~", "~>=~", "~<~", " USING ~<~"),
+            ByteOrder::Plain => Operators {
+                greater: ">",
+                at_least: ">=",
+                less: "<",
+                at_most: "<=",
+                ascending: "",
+                descending: " DESC",
+            },
+            ByteOrder::Pattern => Operators {
+                greater: "~>~",
+                at_least: "~>=~",
+                less: "~<~",
+                at_most: "~<=~",
+                ascending: " USING ~<~",
+                descending: " USING ~>~",
+            },
         }
     }
 }
@@ -139,7 +174,7 @@ impl Sql {
                 },
             )
         };
-        let (.., using) = shape.order.ops();
+        let using = shape.order.ops().ascending;
         Sql {
             get: [
                 Query::hot(get.clone()),
@@ -181,32 +216,34 @@ impl Sql {
         }
     }
 
-    /// One page of a listing; the bounds are parameters in the order lower, upper (those that
-    /// there are), the limit is last.
+    /// One page of a listing; parameters are those of [`KeyRange::comparisons`], limit and offset.
+    ///
+    /// With the staging table, rows of both come one after the other, each in order: the caller
+    /// merges them, and leaves `offset` at 0, as it counts in what is merged.
     pub fn list(&self, range: &KeyRange, staged: bool) -> String {
-        let (gt, ge, lt, using) = self.order.ops();
-        let (mut conditions, mut next) = (Vec::new(), 1);
-        match range.lower {
-            Bound::Unbounded => {}
-            Bound::Included(_) => conditions.push(format!("key {ge} $1")),
-            Bound::Excluded(_) => conditions.push(format!("key {gt} $1")),
-        }
-        next += conditions.len();
-        if range.upper.is_some() {
-            conditions.push(format!("key {lt} ${next}"));
+        let order = self.order.ops();
+        let mut next = 0;
+        let mut parameter = || {
             next += 1;
-        }
-        let condition = if conditions.is_empty() {
-            String::new()
-        } else {
-            format!("WHERE {} ", conditions.join(" AND "))
+            next
         };
+        let mut conditions = String::new();
+        for (compare, _) in range.comparisons() {
+            let (n, operator) = (parameter(), order.operator(compare));
+            let word = if n == 1 { "WHERE" } else { "AND" };
+            conditions.push_str(&format!("{word} key {operator} ${n} "));
+        }
+        let using = if range.descending {
+            order.descending
+        } else {
+            order.ascending
+        };
+        let (limit, offset) = (parameter(), parameter());
         let part = |from: &str, columns: &str| {
-            format!("SELECT {columns} FROM {from} {condition}ORDER BY key{using} LIMIT ${next}")
+            format!("SELECT {columns} FROM {from} {conditions}ORDER BY key{using} LIMIT ${limit} OFFSET ${offset}")
         };
         let index = part(&self.table, "FALSE AS staged, key, size, expires_at");
         if staged {
-            // The caller merges the two: the first n of each hold the first n of both.
             let staging = part(
                 &self.staging,
                 "TRUE AS staged, key, size, NULL::timestamptz AS expires_at",

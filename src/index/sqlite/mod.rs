@@ -7,7 +7,6 @@
 mod schema;
 mod writer;
 
-use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,9 +20,9 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use self::schema::{Readers, Sql};
 use self::writer::Writer;
 use super::gate::{Gate, Pass};
-use super::keys::{check_key, check_text, KeyRange};
+use super::keys::{check_key, check_text};
 use super::table::parse_table;
-use super::{Index, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use super::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Read connections; a point lookup holds one for microseconds.
@@ -386,24 +385,24 @@ impl Index for SqliteIndex {
         .await
     }
 
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>> {
+    async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
         let pass = self.gate.enter()?;
-        let range = KeyRange::new(prefix, after)?;
+        range.check()?;
         if limit == 0 || range.is_empty() {
             return Ok(Vec::new());
         }
+        let range = range.clone();
         self.read("listing keys", pass, move |connection, sql| {
-            let mut bounds: Vec<&dyn rusqlite::ToSql> = Vec::new();
-            if let Bound::Included(key) | Bound::Excluded(key) = &range.lower {
-                bounds.push(key);
-            }
-            if let Some(upper) = &range.upper {
-                bounds.push(upper);
-            }
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            bounds.push(&limit);
+            let comparisons = range.comparisons();
+            let whole = |n| i64::try_from(n).unwrap_or(i64::MAX);
+            let (limit, offset) = (whole(limit), whole(offset));
+            let bounds = comparisons
+                .iter()
+                .map(|(_, key)| key as &dyn rusqlite::ToSql);
+            let page: [&dyn rusqlite::ToSql; 2] = [&limit, &offset];
+            let params: Vec<_> = bounds.chain(page).collect();
             let mut list = connection.prepare_cached(&sql.list(&range))?;
-            let rows = list.query_map(&bounds[..], |row| {
+            let rows = list.query_map(&params[..], |row| {
                 Ok(ListItem {
                     key: row.get(0)?,
                     size: row.get(1)?,

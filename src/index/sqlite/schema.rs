@@ -1,6 +1,5 @@
 //! The file: opened, checked, created; and the statements on it.
 
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::{failed, is_busy, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::keys::KeyRange;
+use crate::index::keys::{Compare, KeyRange};
 use crate::index::table::TableName;
 
 /// Marks a file as ours ("wds1"; SQLite's `application_id`).
@@ -99,25 +98,27 @@ impl Sql {
         }
     }
 
-    /// One page of a listing; parameters are lower, upper (those that there are) and the limit.
+    /// One page of a listing; parameters are those of [`KeyRange::comparisons`], limit and offset.
     pub fn list(&self, range: &KeyRange) -> String {
-        let mut conditions = Vec::new();
-        match range.lower {
-            Bound::Unbounded => {}
-            Bound::Included(_) => conditions.push("key >= ?"),
-            Bound::Excluded(_) => conditions.push("key > ?"),
+        let mut conditions = String::new();
+        for (compare, _) in range.comparisons() {
+            conditions.push_str(if conditions.is_empty() {
+                "WHERE "
+            } else {
+                "AND "
+            });
+            conditions.push_str(match compare {
+                Compare::Greater => "key > ? ",
+                Compare::AtLeast => "key >= ? ",
+                Compare::Less => "key < ? ",
+                Compare::AtMost => "key <= ? ",
+                Compare::Not => "key <> ? ",
+            });
         }
-        if range.upper.is_some() {
-            conditions.push("key < ?");
-        }
-        let condition = if conditions.is_empty() {
-            String::new()
-        } else {
-            format!("WHERE {} ", conditions.join(" AND "))
-        };
         format!(
-            "SELECT key, size, expires_at FROM {} {condition}ORDER BY key LIMIT ?",
-            self.table
+            "SELECT key, size, expires_at FROM {} {conditions}ORDER BY key{} LIMIT ? OFFSET ?",
+            self.table,
+            if range.descending { " DESC" } else { "" },
         )
     }
 }
@@ -302,10 +303,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sql = Sql::new(&parse_table("t").unwrap());
         let connection = open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
-        let page = sql.list(&KeyRange::new("/a", Some("/b")).unwrap());
+        let range = KeyRange::prefix("/a").after("/ab").except("/ac");
+        let (page, back) = (sql.list(&range), sql.list(&range.clone().descending()));
         for statement in [
             &sql.get,
             &page,
+            &back,
             &sql.delete,
             &sql.rows_of_blob,
             &sql.due,
@@ -327,6 +330,8 @@ mod tests {
                 plan.contains("SEARCH") && !plan.contains("SCAN t"),
                 "{statement}: {plan}"
             );
+            let sorts = plan.contains("TEMP B-TREE");
+            assert!(!sorts || *statement == sql.due, "{statement}: {plan}");
         }
     }
 }
