@@ -139,37 +139,37 @@ func checkNaive(t *testing.T, d *walrusds.Datastore, q dsq.Query, stored []dsq.E
 // are wanted, not for the whole table.
 func TestPushdownReadsOnlyWhatIsWanted(t *testing.T) {
 	const n = 20_000
-	d := open(t, postgres)
-	table := lastTable()
-	for _, insert := range rowsBySQL(postgres, table, n) {
-		runSQL(t, postgres, "", insert)
-	}
-	runSQL(t, postgres, "", "ANALYZE "+table)
-	fetched := func() int { return countSQL(t, "SELECT coalesce(sum(idx_tup_fetch + seq_tup_read), 0) FROM pg_stat_user_tables WHERE relname = '"+table+"'") }
-	settle := func() int { // counters are written when a connection has been idle for a while
-		last, since := fetched(), time.Now()
-		for time.Since(since) < 1500*time.Millisecond {
-			time.Sleep(100 * time.Millisecond)
-			if now := fetched(); now != last {
-				last, since = now, time.Now()
+	config, dir := spec(postgres, named(t, postgres)), t.TempDir()
+	// using opens the datastore, and gives the rows that the database has read by the end of it: a
+	// connection counts them up when it ends.
+	using := func(f func(*walrusds.Datastore)) int {
+		d, err := walrusds.Open(config, dir)
+		must(t, err)
+		f(d)
+		must(t, d.Close())
+		eventually(t, "all connections have ended", func() string {
+			if n := count(t).connections; n > 0 {
+				return fmt.Sprint(n, " are left")
 			}
-		}
-		return last
+			return ""
+		})
+		return sql(t, fmt.Sprintf("SELECT coalesce(sum(idx_tup_fetch + seq_tup_read), 0) FROM pg_stat_user_tables WHERE relname = '%s'", config["table"]))
 	}
-	before := settle()
+	before := using(func(d *walrusds.Datastore) { bulk(t, d, n) })
 	q := dsq.Query{
 		Prefix: "/b", KeysOnly: true, Offset: 3, Limit: 5,
 		Orders:  []dsq.Order{dsq.OrderByKeyDescending{}},
-		Filters: []dsq.Filter{dsq.FilterKeyPrefix{Prefix: "/b/0"}, dsq.FilterKeyCompare{Op: dsq.LessThanOrEqual, Key: rowKey(15_000)}, dsq.FilterKeyCompare{Op: dsq.NotEqual, Key: rowKey(14_999)}},
+		Filters: []dsq.Filter{dsq.FilterKeyPrefix{Prefix: "/b/0"}, dsq.FilterKeyCompare{Op: dsq.LessThanOrEqual, Key: bulkKey(15_000)}, dsq.FilterKeyCompare{Op: dsq.NotEqual, Key: bulkKey(14_999)}},
 	}
 	const queries = 50
-	for i := 0; i < queries; i++ {
-		got := all(t, d, q)
-		if len(got) != 5 || got[0].Key != rowKey(14_996) || got[4].Key != rowKey(14_992) {
-			t.Fatalf("%v", got)
+	read := using(func(d *walrusds.Datastore) {
+		for i := 0; i < queries; i++ {
+			got := all(t, d, q)
+			if len(got) != 5 || got[0].Key != bulkKey(14_996) || got[4].Key != bulkKey(14_992) {
+				t.Fatalf("%v", got)
+			}
 		}
-	}
-	read := settle() - before
+	}) - before
 	if read < queries || read > queries*20 {
 		t.Errorf("%d rows were read for %d queries of 5 rows", read, queries)
 	}
@@ -360,14 +360,14 @@ func TestDeletingWhatIsListed(t *testing.T) {
 func TestEarlyCloseLeaksNothing(t *testing.T) {
 	onEachIndex(t, func(t *testing.T, index index) {
 		ctx := context.Background()
-		d := open(t, index, named(index, t.Name()))
+		d := open(t, index, named(t, index))
 		keys := make([]string, 3000)
 		for i := range keys {
-			keys[i] = fmt.Sprintf("/%05d", i)
+			keys[i] = fmt.Sprintf("/%d/%05d", i%60, i)
 		}
 		fill(t, d, keys)
 		queries := []dsq.Query{
-			{}, {KeysOnly: true}, {Orders: []dsq.Order{dsq.OrderByKeyDescending{}}}, {Orders: []dsq.Order{dsq.OrderByValue{}}},
+			{}, {KeysOnly: true}, {Orders: []dsq.Order{dsq.OrderByKeyDescending{}}}, {Prefix: "/0", Orders: []dsq.Order{dsq.OrderByValue{}}},
 			{KeysOnly: true, Filters: []dsq.Filter{odd{}}}, {Offset: 2990}, {Limit: 1},
 		}
 		round := func(i int) {
@@ -400,12 +400,12 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 		for i := 0; i < 35; i++ { // once each: what is kept for the next call is there
 			round(i)
 		}
-		before := count(t, t.Name())
+		before := count(t)
 		for i := 0; i < 350; i++ {
 			round(i)
 		}
 		eventually(t, "queries leave nothing behind", func() string {
-			now := count(t, t.Name())
+			now := count(t)
 			if now.goroutines > before.goroutines+5 || now.connections > before.connections+1 || now.threads > before.threads+16 {
 				return fmt.Sprintf("before %+v, now %+v", before, now)
 			}
@@ -422,7 +422,7 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 		}
 		wg.Wait()
 		eventually(t, "a crowd of queries leaves nothing behind", func() string {
-			now := count(t, t.Name())
+			now := count(t)
 			if now.goroutines > before.goroutines+5 || now.connections > 32 || now.threads > 400 {
 				return fmt.Sprintf("before %+v, now %+v", before, now)
 			}
@@ -430,7 +430,7 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 		})
 		must(t, d.Close())
 		eventually(t, "a closed datastore has no connection", func() string {
-			if now := count(t, t.Name()); now.connections != 0 {
+			if now := count(t); now.connections != 0 {
 				return fmt.Sprintf("%+v", now)
 			}
 			return ""
