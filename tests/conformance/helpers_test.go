@@ -119,6 +119,7 @@ func newTurnstile(t testing.TB) *turnstile {
 	must(t, err)
 	ts := &turnstile{opened: make(chan struct{})}
 	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ts.waiting.Add(1)
 		defer ts.waiting.Add(-1)
@@ -128,7 +129,6 @@ func newTurnstile(t testing.TB) *turnstile {
 		case <-r.Context().Done():
 		}
 	}))
-	server.Config.ErrorLog = nil
 	t.Cleanup(server.Close)
 	ts.url = server.URL
 	return ts
