@@ -2,8 +2,8 @@
 # Usage: scripts/test.sh        (make test)
 #
 # All tests: formatting and lints, the engine (with a PostgreSQL of its own), the local Walrus, the C
-# interface, the Go shim, and real Kubo nodes with the plugin built in and as an external file.
-# Stops at the first part that fails.
+# interface, the Go shim, the contract of a go-datastore, and real Kubo nodes with the plugin built in
+# and as an external file. Stops at the first part that fails.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
@@ -25,6 +25,8 @@ part "C interface"
 scripts/c-abi-test.sh
 part "Go shim"
 scripts/go-test.sh
+part "contract of a go-datastore"
+CONFORMANCE_SHORT=1 scripts/conformance.sh
 part "real Kubo nodes"
 scripts/kubo-test.sh
 part "benchmark, smoke run"
