@@ -67,6 +67,9 @@ func (d *Datastore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error)
 	return results, nil
 }
 
+// More conditions than these stay here: a statement has room for a limited number.
+const maxConditions = 100
+
 // split divides a query into what the engine does and what is left to do with its answer.
 func split(q dsq.Query) (pushed queryOptions, rest dsq.Query) {
 	pushed = queryOptions{prefix: cleanPrefix(q.Prefix), keysOnly: q.KeysOnly}
@@ -81,7 +84,7 @@ func split(q dsq.Query) (pushed queryOptions, rest dsq.Query) {
 		}
 	}
 	for _, f := range q.Filters {
-		if c, ok := condition(f); ok {
+		if c, ok := condition(f); ok && len(pushed.conditions) < maxConditions {
 			pushed.conditions = append(pushed.conditions, c)
 		} else {
 			rest.Filters = append(rest.Filters, f)

@@ -15,6 +15,13 @@ func TestSplit(t *testing.T) {
 	noText := dsq.FilterKeyCompare{Op: dsq.LessThan, Key: "/\xff"}
 	unknown := dsq.FilterKeyCompare{Op: "~", Key: "/k"}
 	less := []keyCondition{{conditionLess, "/k"}}
+	many, mostOfThem := make([]dsq.Filter, maxConditions+1), make([]keyCondition, maxConditions)
+	for i := range many {
+		many[i] = below
+	}
+	for i := range mostOfThem {
+		mostOfThem[i] = less[0]
+	}
 	for name, c := range map[string]struct {
 		q      dsq.Query
 		pushed queryOptions
@@ -43,6 +50,10 @@ func TestSplit(t *testing.T) {
 		"what no key can hold, and an unknown comparison": {
 			dsq.Query{Filters: []dsq.Filter{noText, unknown}, Limit: 2},
 			queryOptions{prefix: "/"}, dsq.Query{Filters: []dsq.Filter{noText, unknown}, Limit: 2},
+		},
+		"too many": {
+			dsq.Query{Filters: many, Limit: 2},
+			queryOptions{prefix: "/", conditions: mostOfThem}, dsq.Query{Filters: many[:1], Limit: 2},
 		},
 		"nonsense": {
 			dsq.Query{Offset: -1, Limit: -1},
