@@ -52,6 +52,11 @@ pub(super) unsafe fn entry(err: *mut walrusds_error, body: impl FnOnce() -> Resu
         }
     };
     fill(&|| walrusds_error::NONE);
+    let body = || {
+        #[cfg(feature = "panic-hook")]
+        super::panic_hook::point(super::panic_hook::IN_ENTRY);
+        body()
+    };
     let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         let what = payload
             .downcast_ref::<&str>()

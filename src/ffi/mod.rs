@@ -33,6 +33,8 @@ mod buf;
 mod entry;
 mod handle;
 mod page;
+#[cfg(feature = "panic-hook")]
+mod panic_hook;
 mod runtime;
 
 use buf::{clear, invalid, slice};
@@ -248,7 +250,11 @@ pub unsafe extern "C" fn walrusds_open(
             // pool has some) inherits the signal mask of the thread that starts it.
             let store = wait(call, async {
                 let mut opening = JoinSet::new(); // aborts when dropped
-                opening.spawn(async move { WalrusDatastore::open(config, &repo).await });
+                opening.spawn(async move {
+                    #[cfg(feature = "panic-hook")]
+                    panic_hook::point(panic_hook::IN_TASK);
+                    WalrusDatastore::open(config, &repo).await
+                });
                 let opened = opening
                     .join_next()
                     .await
