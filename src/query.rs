@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::datastore::Shared;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::ListItem;
 
 /// The first page is small so that the first row comes soon, later ones are large.
@@ -161,7 +161,7 @@ impl Query {
         let prefix = self.prefix.clone();
         let after = self.after.clone();
         let limit = self.page_size;
-        tokio::spawn(async move { index.list(&prefix, after.as_deref(), limit).await })
+        tokio::spawn(async move { caught(index.list(&prefix, after.as_deref(), limit)).await })
     }
 
     fn rows_of_next_page(&self) -> usize {
