@@ -3,11 +3,12 @@
 #
 # The C interface as a C program sees it: the header, the exported symbols, the example of docs/abi.md,
 # and the tests in tests/c_abi against a local Walrus: linked statically and dynamically, under the
-# sanitizers of gcc, and (a smaller workload) under valgrind. Names of tests, or parts of them, run those
-# alone.
+# sanitizers of gcc, and (a smaller workload) under valgrind; and a panic in every function, with a
+# library that panics on demand, under the sanitizers and valgrind. Names of tests, or parts of them, run
+# those alone.
 #
 # Environment: LIB_DIR (the directory with the libraries and walrus-devnet), CC, CXX, KEEP=1 (leave the
-# directory behind), SKIP (any of: static dynamic sanitizers valgrind).
+# directory behind), SKIP (any of: static dynamic sanitizers valgrind panic).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -95,6 +96,19 @@ all_called() {
   done <"$work/declared"
   return $missing
 }
+# So does each panic once: a new function cannot be forgotten.
+all_panic() {
+  sed -n 's/.*entry: \(walrusds_[a-z_]*\).*/\1/p' "$src/test_panic.c" | sort >"$work/panicking"
+  diff "$work/declared" "$work/panicking" || { echo "< without a test of its panic, > not a function"; return 1; }
+}
+# A library that panics on demand, beside the ordinary one of the same profile (docs/reliability.md).
+panicking_library() {
+  (cd "$ROOT" && "${CARGO:-cargo}" rustc --locked --quiet --lib --crate-type staticlib --features panic-hook --message-format json) >"$work/built" || return
+  local made
+  made=$(grep -o '"[^"]*libwalrusds\.a"' "$work/built" | tail -1 | tr -d '"')
+  [[ -n $made ]] && cp "$made" "$work/libwalrusds-panic.a"
+}
+
 # The example in the document is the one that is compiled here.
 example_is_documented() {
   awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on' "$ROOT/docs/abi.md" | diff - "$src/example.c"
@@ -106,6 +120,9 @@ example() {
   printf '%s\n' '/greeting = hello' '/numbers/one = 1' '/numbers/two = 2' | diff - "$work/example.out"
 }
 
+# Possible leaks are threads that still run and pointers into the middle of what they point at.
+valgrind=(valgrind --quiet --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite --fair-sched=try --num-callers=30)
+
 # build NAME FLAGS... -- LIBRARIES...
 build() {
   local name=$1 flags=()
@@ -114,7 +131,8 @@ build() {
   shift
   "$CC" "${c11[@]}" -D_POSIX_C_SOURCE=200809L -g "${flags[@]}" -pthread "$src"/harness.c "$src"/main.c "$src"/test_*.c -o "$work/$name" "$@"
 }
-# run NAME PREFIX... -- ARGS...: the tests; their output is shown as it comes.
+# run NAME PREFIX... -- ARGS...: the tests; their output is shown as it comes; what is said on stderr, panics
+# on purpose included, when they fail.
 run() {
   local name=$1 prefix=() started=$SECONDS
   shift
@@ -122,10 +140,11 @@ run() {
   shift
   printf '\n== tests, %s\n' "$name"
   mkdir -p "$work/run.$name"
-  if env "${prefix[@]}" "$work/$name" --net "$net" --slow "$slow" --slow-ms "$slow_ms" --dir "$work/run.$name" "$@"; then
+  if env "${prefix[@]}" "$work/$name" --net "$net" --slow "$slow" --slow-ms "$slow_ms" --dir "$work/run.$name" "$@" 2>"$work/$name.err"; then
     printf 'ok      tests, %s (%d s)\n' "$name" $((SECONDS - started))
   else
     printf 'FAILED  tests, %s\n' "$name"
+    cat "$work/$name.err"
     failures=$((failures + 1))
   fi
   rm -rf "$work/run.$name"
@@ -142,6 +161,7 @@ step 'header alone, C11' header_in_c
 step 'header alone, C++17' header_in_cpp
 step 'exported symbols' exports
 step 'every function is tested' all_called
+step 'every function panics in a test' all_panic
 step 'example of docs/abi.md is tests/c_abi/example.c' example_is_documented
 step 'example runs' example
 
@@ -162,8 +182,17 @@ if ! skipped valgrind; then
   devnet --latency-put $slow_ms --latency-get $slow_ms
   slow=$URL
   step 'build, for valgrind' build valgrind -O1 -- -L"$LIB_DIR" -lwalrusds
-  # Possible leaks are threads that still run and pointers into the middle of what they point at.
-  run valgrind LD_LIBRARY_PATH="$LIB_DIR" valgrind --quiet --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite --fair-sched=try --num-callers=30 -- --quick "$@"
+  run valgrind LD_LIBRARY_PATH="$LIB_DIR" "${valgrind[@]}" -- --quick "$@"
+fi
+if ! skipped panic; then
+  step 'build, the library that panics on demand' panicking_library
+  hooked=(-DWITH_PANIC_HOOK -O1 -fno-omit-frame-pointer)
+  step 'build, panics' build panic "${hooked[@]}" -fsanitize=address,undefined -fno-sanitize-recover=undefined -- "$work/libwalrusds-panic.a" "${native[@]}"
+  run panic RUST_BACKTRACE=0 ASAN_OPTIONS=detect_leaks=1 -- "${@:-panic}"
+  if ! skipped valgrind; then
+    step 'build, panics for valgrind' build panic-valgrind "${hooked[@]}" -- "$work/libwalrusds-panic.a" "${native[@]}"
+    run panic-valgrind RUST_BACKTRACE=0 "${valgrind[@]}" -- --quick "${@:-panic}"
+  fi
 fi
 
 if [[ $failures -gt 0 ]]; then

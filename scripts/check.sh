@@ -24,6 +24,9 @@ header_is_current() {
     return 1
   }
 }
+cargo_fmt() {
+  "$CARGO" fmt --all --check && "$CARGO" fmt --check --manifest-path tests/foreign/rust/Cargo.toml
+}
 gofmt_clean() {
   local files
   files=$(gofmt -l go-shim tests/conformance)
@@ -46,7 +49,7 @@ go_mod_is_lowest() {
 }
 
 step 'scripts' scripts_parse
-step 'cargo fmt' "$CARGO" fmt --all --check
+step 'cargo fmt' cargo_fmt
 step 'gofmt' gofmt_clean
 step 'go.mod at its lowest' go_mod_is_lowest
 step 'go vet' go_vet

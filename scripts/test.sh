@@ -2,8 +2,8 @@
 # Usage: scripts/test.sh        (make test)
 #
 # All tests: formatting and lints, the engine (with a PostgreSQL of its own), the local Walrus, the C
-# interface, the Go shim, the contract of a go-datastore, and real Kubo nodes with the plugin built in
-# and as an external file. Stops at the first part that fails.
+# interface, foreign clients, the Go shim, the contract of a go-datastore, and real Kubo nodes with the
+# plugin built in and as an external file. Stops at the first part that fails.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
@@ -23,6 +23,8 @@ part "engine and local Walrus"
 "$CARGO" test --locked --workspace --exclude kubo-tests
 part "C interface"
 scripts/c-abi-test.sh
+part "foreign clients"
+scripts/foreign-test.sh
 part "Go shim"
 scripts/go-test.sh
 part "contract of a go-datastore"

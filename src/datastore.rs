@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, EpochClock, SystemClock};
 use crate::config::{Config, IndexConfig};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::postgres::{PostgresIndex, PostgresOptions};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
 use crate::index::{Index, Record, Usage, MAX_KEY_BYTES};
@@ -272,7 +272,7 @@ impl WalrusDatastore {
         let shared = Arc::clone(shared);
         let deleting = tokio::spawn(async move {
             let _until_done = (call, guard);
-            shared.delete(deletes).await
+            caught(shared.delete(deletes)).await
         });
         deleting.await.unwrap_or_else(|e| {
             Err(Error::new(
@@ -551,7 +551,7 @@ async fn flush_usage(index: Arc<dyn Index>, metrics: Arc<Metrics>, stop: Cancell
             () = tokio::time::sleep(USAGE_FLUSH) => false,
         };
         let delta = metrics.take_usage();
-        if delta != Usage::default() && index.add_usage(delta).await.is_err() {
+        if delta != Usage::default() && caught(index.add_usage(delta)).await.is_err() {
             metrics.usage_delta(delta);
         }
         if stopping {

@@ -1,7 +1,12 @@
 //! One error type for the whole engine: a kind a caller can act on, whether trying again can help,
 //! and a message for people. Messages never hold a password, a token or a URL with user info.
 
+use std::any::Any;
 use std::fmt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
 
 /// What went wrong, as far as a caller would act differently. The numbers are the C ABI's codes
 /// (`walrusds_code` in `include/walrusds.h`): never renumber, never reuse.
@@ -36,7 +41,7 @@ pub enum ErrorKind {
     Locked = 12,
     /// A defect of this library; please report it.
     Internal = 13,
-    /// A panic was caught at the C ABI; please report it.
+    /// A panic was caught; please report it.
     Panic = 14,
 }
 
@@ -75,6 +80,19 @@ impl Error {
         Error::new(ErrorKind::Closed, format!("{what} is closed"))
     }
 
+    /// What a panic left behind, as an error.
+    pub(crate) fn panicked(payload: &(dyn Any + Send)) -> Self {
+        let what = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("unknown cause");
+        Error::new(
+            ErrorKind::Panic,
+            format!("walrusds panicked: {what}; please report this"),
+        )
+    }
+
     /// The kind, to act on.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -96,6 +114,13 @@ impl Error {
         self.message = format!("{context}: {}", self.message);
         self
     }
+}
+
+/// Runs `work` to its end; a panic in it becomes an error. For tasks, where a panic would end more
+/// than the work that met it, and for what runs long without anybody looking.
+pub(crate) async fn caught<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let ended = AssertUnwindSafe(work).catch_unwind().await;
+    ended.unwrap_or_else(|payload| Err(Error::panicked(payload.as_ref())))
 }
 
 impl fmt::Display for Error {

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::datastore::Shared;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 
 /// The first page is small so that the first row comes soon, later ones are large.
@@ -237,7 +237,7 @@ impl Query {
         let index = Arc::clone(&self.shared.index);
         let range = self.next.range.clone();
         let (skip, rows) = self.next.step();
-        tokio::spawn(async move { index.list(&range, skip, rows).await })
+        tokio::spawn(async move { caught(index.list(&range, skip, rows)).await })
     }
 
     fn rows_of_next_page(&self) -> usize {

@@ -3,7 +3,7 @@
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::buf::walrusds_buf;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Success.
 pub const WALRUSDS_OK: i32 = 0;
@@ -52,17 +52,13 @@ pub(super) unsafe fn entry(err: *mut walrusds_error, body: impl FnOnce() -> Resu
         }
     };
     fill(&|| walrusds_error::NONE);
-    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
-        let what = payload
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("unknown cause");
-        Err(Error::new(
-            ErrorKind::Panic,
-            format!("walrusds panicked: {what}; please report this"),
-        ))
-    });
+    let body = || {
+        #[cfg(feature = "panic-hook")]
+        super::panic_hook::point(super::panic_hook::IN_ENTRY);
+        body()
+    };
+    let result = catch_unwind(AssertUnwindSafe(body))
+        .unwrap_or_else(|payload| Err(Error::panicked(payload.as_ref())));
     match result {
         Ok(()) => WALRUSDS_OK,
         Err(e) => {
@@ -76,6 +72,7 @@ pub(super) unsafe fn entry(err: *mut walrusds_error, body: impl FnOnce() -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn a_panic_becomes_an_error() {

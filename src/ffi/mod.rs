@@ -26,13 +26,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, KeyType, KEYS};
 use crate::datastore::{Op, WalrusDatastore};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{caught, Error, ErrorKind, Result};
 use crate::query::{KeyCondition, Query, QueryOptions};
 
 mod buf;
 mod entry;
 mod handle;
 mod page;
+#[cfg(feature = "panic-hook")]
+mod panic_hook;
 mod runtime;
 
 use buf::{clear, invalid, slice};
@@ -281,12 +283,15 @@ pub unsafe extern "C" fn walrusds_open(
             // pool has some) inherits the signal mask of the thread that starts it.
             let store = wait(call, async {
                 let mut opening = JoinSet::new(); // aborts when dropped
-                opening.spawn(async move { WalrusDatastore::open(config, &repo).await });
-                let opened = opening
-                    .join_next()
-                    .await
-                    .transpose()
-                    .map_err(|e| Error::new(ErrorKind::Panic, format!("open failed: {e}")))?;
+                opening.spawn(caught(async move {
+                    #[cfg(feature = "panic-hook")]
+                    panic_hook::point(panic_hook::IN_TASK);
+                    WalrusDatastore::open(config, &repo).await
+                }));
+                let opened =
+                    opening.join_next().await.transpose().map_err(|e| {
+                        Error::new(ErrorKind::Internal, format!("open failed: {e}"))
+                    })?;
                 opened.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "open was lost")))
             })?;
             out.write(INSTANCES.insert(Instance {

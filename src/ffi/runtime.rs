@@ -104,6 +104,12 @@ impl Drop for SigpipeBlocked {
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = runtime()?;
     let _blocked = SigpipeBlocked::new();
+    #[cfg(feature = "panic-hook")]
+    let work = async {
+        tokio::task::yield_now().await;
+        super::panic_hook::point(super::panic_hook::IN_WORK);
+        work.await
+    };
     runtime.block_on(work)
 }
 

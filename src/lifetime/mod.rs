@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, EpochClock};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index, KeyRecord, RenewItem, Renewal};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
@@ -85,12 +86,13 @@ pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
         };
         tokio::select! {
             () = stop.cancelled() => break,
-            result = round => if let Err(e) = result {
+            // A panic must not end the renewals to come.
+            result = caught(round) => if let Err(e) = result {
                 parts.log.push(Level::Warn, format!("renewal: {e}"));
             },
         }
     }
-    let _ = parts.index.release_lease(LEASE, &owner).await;
+    let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
 }
 
 /// Goes once through every blob that is due.
@@ -119,7 +121,7 @@ async fn round(
             if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
                 return Ok(());
             }
-            let rest = match with_lease(parts, owner, renew_blob(parts, item)).await {
+            let rest = match with_lease(parts, owner, caught(renew_blob(parts, item))).await {
                 Ok(Outcome::Renewed(expires_at)) => parts.rest_after_renewal(expires_at),
                 Ok(Outcome::NotYet) => Some(Rest {
                     until: Instant::now() + parts.fraction_of_epoch().min(RETRY_MAX),

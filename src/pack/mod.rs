@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, EpochClock};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index, KeyRecord, Record, Usage};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
@@ -286,7 +286,7 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
             continue;
         }
         let stored = tokio::select! {
-            stored = store(shared, &part.0) => stored,
+            stored = caught(store(shared, &part.0)) => stored,
             // Everybody who waited has left: stop sending and paying. Once the rows are being
             // written it is too late for that: the keys stay locked until the outcome is known, or
             // the write might land after a later one.
@@ -294,7 +294,7 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
         };
         match stored {
             Ok(stored) => {
-                let indexed = index(shared, &mut part, &stored).await;
+                let indexed = caught(index(shared, &mut part, &stored)).await;
                 part.settle(indexed.as_ref().map(|_| ()));
             }
             Err(e) if e.kind() == ErrorKind::TooLarge && part.0.len() > 1 => {
