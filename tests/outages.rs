@@ -7,6 +7,10 @@
 //! also prints the table of docs/reliability.md.
 
 mod common;
+#[path = "outages/disk.rs"]
+mod disk;
+#[path = "outages/net.rs"]
+mod net;
 #[path = "outages/node.rs"]
 mod node;
 #[path = "outages/pooler.rs"]

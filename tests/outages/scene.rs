@@ -80,6 +80,8 @@ struct Books {
     wrong: Mutex<Vec<String>>,
     overrun: Mutex<Duration>,
     next: AtomicU64,
+    /// The database may forget the deletes of its last moments: they do not wait for its disk.
+    deletes_may_return: AtomicBool,
 }
 
 impl Books {
@@ -99,6 +101,9 @@ impl Books {
     }
 
     fn acknowledged(&self, key: &str, value: Option<Bytes>) {
+        if value.is_none() && self.deletes_may_return.load(Relaxed) {
+            return;
+        }
         self.keys.lock().insert(key.to_owned(), vec![value]);
     }
 
@@ -484,6 +489,12 @@ impl Scene {
         }
     }
 
+    /// The database will crash: deletes that it has not written to its disk yet may be undone by
+    /// that (and by nothing else), which is harmless and documented.
+    pub fn deletes_may_return(&self) {
+        self.books.deletes_may_return.store(true, Relaxed);
+    }
+
     /// The outage begins; `cause` may block.
     pub async fn strike(&mut self, cause: impl FnOnce() + Send) {
         self.struck = Some(Instant::now());
@@ -507,7 +518,10 @@ impl Scene {
         let stragglers = self.stop_load(healed).await;
         let struck = self.struck.expect("struck first");
         let done = std::mem::take(&mut *self.books.done.lock());
-        for late in done.iter().filter(|d| d.begun >= healed && d.failed.is_some()) {
+        for late in done
+            .iter()
+            .filter(|d| d.begun >= healed && d.failed.is_some())
+        {
             recovery = recovery.max(late.ended - healed);
         }
         self.read_back().await;
@@ -520,7 +534,13 @@ impl Scene {
             case: self.case,
             writers: saw(outage.iter().filter(|d| d.call.writes())),
             readers: saw(outage.iter().filter(|d| !d.call.writes())),
-            acknowledged: self.books.keys.lock().values().filter(|c| c.len() == 1).count(),
+            acknowledged: self
+                .books
+                .keys
+                .lock()
+                .values()
+                .filter(|c| c.len() == 1)
+                .count(),
             wrong: self.books.wrong.lock().len(),
             recovery,
             stragglers,
@@ -676,8 +696,14 @@ fn saw<'a>(done: impl Iterator<Item = &'a &'a Done>) -> String {
         all += 1;
         slowest = slowest.max(done.ended - done.begun);
         if let Some(e) = &done.failed {
-            let retryable = if e.is_retryable() { "retryable" } else { "final" };
-            *kinds.entry(format!("{:?}, {retryable}", e.kind())).or_default() += 1;
+            let retryable = if e.is_retryable() {
+                "retryable"
+            } else {
+                "final"
+            };
+            *kinds
+                .entry(format!("{:?}, {retryable}", e.kind()))
+                .or_default() += 1;
         }
     }
     let mut text = String::new();
