@@ -380,9 +380,9 @@ async fn silent_network() {
     scene.heal(|| wire.set_dead(false), NOTHING).await;
 }
 
-/// The primary vanishes without a word: no connection is closed, none comes about.
+/// The primary vanishes without a word: no connection is closed, none comes about. (Before the
+/// engine looked beyond a silent host, listings never worked again.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "takes a minute: make outages"]
 async fn silent_failover() {
     let primary = Postgres::start();
     let replica = primary.start_replica();
