@@ -22,9 +22,9 @@ use crate::common::mem::{key_of, noise};
 pub const SECRET: &str = "s3cr3t";
 /// After the cause is gone, everything must work again within this time. (A busy machine adds to
 /// the few seconds that are wanted.)
-const RECOVERY_LIMIT: Duration = Duration::from_secs(10);
-/// A call with a deadline returns this much later at most. (The contract says 100 ms; the machine
-/// may be busy.)
+const RECOVERY_LIMIT: Duration = Duration::from_secs(15);
+/// A call with a deadline returns this much later at most, beyond what a timer is late on a busy
+/// machine. (The contract says 100 ms.)
 const OVERRUN_LIMIT: Duration = Duration::from_secs(1);
 /// The deadline of the calls that have one.
 const DEADLINE: Duration = Duration::from_millis(50);
@@ -79,6 +79,8 @@ struct Books {
     /// Values and absences that contradict the books.
     wrong: Mutex<Vec<String>>,
     overrun: Mutex<Duration>,
+    /// How late a mere timer was meanwhile.
+    timer_late: Mutex<Duration>,
     next: AtomicU64,
     /// The database may forget the deletes of its last moments: they do not wait for its disk.
     deletes_may_return: AtomicBool,
@@ -328,6 +330,16 @@ pub async fn open(spec: &serde_json::Value, repo: &Path) -> WalrusDatastore {
     WalrusDatastore::open(config, repo).await.expect("opening")
 }
 
+/// How long an outage lasts where that makes no other case of it: short with the other tests, long
+/// enough to use up the retries in `make outages`.
+pub fn a_while() -> Duration {
+    if std::env::var_os("OUTAGES_REPORT").is_some() {
+        Duration::from_secs(6)
+    } else {
+        Duration::from_millis(1200)
+    }
+}
+
 /// Awaits a condition.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
@@ -403,7 +415,6 @@ pub struct Scene {
 
 /// What came of a case.
 pub struct Outcome {
-    pub recovery: Duration,
     /// Messages of failed calls, by kind of call.
     pub messages: BTreeMap<Call, Vec<String>>,
 }
@@ -465,6 +476,15 @@ impl Scene {
 
     /// Calls whose callers give up after [`DEADLINE`]; how late they get away is noted.
     fn spawn_hurried(&mut self, node: Arc<WalrusDatastore>) {
+        let (books, stop) = (Arc::clone(&self.books), Arc::clone(&self.stop));
+        self.load.spawn(async move {
+            while !stop.load(Relaxed) {
+                let begun = Instant::now();
+                tokio::time::sleep(DEADLINE).await;
+                let mut late = books.timer_late.lock();
+                *late = (*late).max(begun.elapsed().saturating_sub(DEADLINE));
+            }
+        });
         for call in Call::ALL {
             let (books, stop) = (Arc::clone(&self.books), Arc::clone(&self.stop));
             let hurry = Arc::clone(&self.hurry);
@@ -500,6 +520,12 @@ impl Scene {
         self.struck = Some(Instant::now());
         tokio::task::block_in_place(cause);
         self.hurry.store(true, Relaxed);
+    }
+
+    /// As [`Scene::strike`], without putting deadlines to the test.
+    pub async fn strike_unhurried(&mut self, cause: impl FnOnce() + Send) {
+        self.strike(cause).await;
+        self.hurry.store(false, Relaxed);
     }
 
     /// Lets the load run.
@@ -560,7 +586,7 @@ impl Scene {
         for node in &self.nodes {
             node.close().await.expect("closing");
         }
-        Outcome { recovery, messages }
+        Outcome { messages }
     }
 
     /// How long after `healed` the last kind of call began to work for good.
@@ -667,9 +693,10 @@ impl Scene {
             "{case}: recovery took {:?}",
             row.recovery
         );
+        let timer_late = *self.books.timer_late.lock();
         assert!(
-            row.overrun < OVERRUN_LIMIT,
-            "{case}: a deadline was overrun by {:?}",
+            row.overrun < OVERRUN_LIMIT + timer_late,
+            "{case}: a deadline was overrun by {:?} (a timer by {timer_late:?})",
             row.overrun
         );
     }
