@@ -260,6 +260,11 @@ pub enum FaultAction {
     },
     /// Never answer.
     Hang,
+    /// PUTs: read so much of the body, then neither read nor answer any more.
+    StopReading {
+        /// Bytes.
+        after: u64,
+    },
     /// Reset the connection, having read so much of the body.
     Reset {
         /// Bytes.
@@ -278,6 +283,13 @@ pub enum FaultAction {
     Stall {
         /// Bytes.
         after: u64,
+    },
+    /// Answer headers, then the body a few bytes at a time.
+    Drip {
+        /// Bytes at a time, at least 1.
+        bytes: u64,
+        /// Milliseconds between them.
+        every_ms: u64,
     },
     /// Answer a shorter body, with a content length to match.
     Truncate {

@@ -191,6 +191,36 @@ fn slow_and_silent() {
 }
 
 #[test]
+fn a_drip_is_slow_and_right() {
+    let net = start();
+    let data = pattern(50);
+    let path = blob(&net, &data);
+    net.set_faults(once(FaultAction::Drip {
+        bytes: 10,
+        every_ms: 40,
+    }));
+    let start = Instant::now();
+    let answer = get(&net.url(), &path);
+    assert!(start.elapsed() >= Duration::from_millis(5 * 40));
+    assert_eq!((answer.complete, answer.body), (true, data));
+}
+
+#[test]
+fn a_publisher_that_stops_reading() {
+    let net = start();
+    net.set_faults(once(FaultAction::StopReading { after: 1000 }));
+    let mut stream = std::net::TcpStream::connect(net.address()).unwrap();
+    let limit = Some(Duration::from_millis(300));
+    stream.set_write_timeout(limit).unwrap();
+    let head = "PUT /v1/blobs HTTP/1.1\r\nhost: x\r\ncontent-length: 99000000\r\n\r\n";
+    std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+    // Far beyond what the sockets' buffers take.
+    let why = std::io::Write::write_all(&mut stream, &vec![0; 99_000_000]).unwrap_err();
+    assert_eq!(why.kind(), std::io::ErrorKind::WouldBlock);
+    assert!(net.blobs().is_empty());
+}
+
+#[test]
 fn older_versions() {
     let net = start();
     let data = pattern(1000);

@@ -38,23 +38,7 @@ impl Postgres {
 
     /// As [`Postgres::start`], with more lines for `postgresql.conf`.
     pub fn start_with(settings: &[&str]) -> Postgres {
-        let bin = find_bin();
-        let dir = tempfile::Builder::new()
-            .prefix("wds-pg-")
-            .tempdir()
-            .expect("temporary directory for Postgres");
-        if is_root() {
-            // The server refuses to run as root.
-            run(Command::new("chown")
-                .arg(format!("{USER}:"))
-                .arg(dir.path()));
-        }
-        let mut postgres = Postgres {
-            port: free_port(),
-            dir,
-            bin,
-            server: None,
-        };
+        let mut postgres = Postgres::new();
         let data = postgres.data();
         run(as_server_user(&postgres.bin.join("initdb"))
             .args([
@@ -80,6 +64,76 @@ impl Postgres {
         postgres.append("postgresql.conf", &conf);
         postgres.up();
         postgres
+    }
+
+    /// A server without a data directory yet.
+    fn new() -> Postgres {
+        let dir = tempfile::Builder::new()
+            .prefix("wds-pg-")
+            .tempdir()
+            .expect("temporary directory for Postgres");
+        if is_root() {
+            // The server refuses to run as root.
+            run(Command::new("chown")
+                .arg(format!("{USER}:"))
+                .arg(dir.path()));
+        }
+        Postgres {
+            port: free_port(),
+            dir,
+            bin: find_bin(),
+            server: None,
+        }
+    }
+
+    /// Starts a streaming replica of this server (read-only until [`Postgres::promote`]). Commits
+    /// here wait from now on until the replica has applied them.
+    pub fn start_replica(&self) -> Postgres {
+        let mut replica = Postgres::new();
+        run(as_server_user(&self.bin.join("pg_basebackup"))
+            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf"])
+            .args(["-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string()])
+            .arg("-D")
+            .arg(replica.data()));
+        let conf = format!(
+            "\nunix_socket_directories='{}'\nsynchronous_standby_names=''\n",
+            replica.socket_dir().display()
+        );
+        replica.append("postgresql.conf", &conf);
+        replica.up();
+        self.set("synchronous_commit", "remote_apply");
+        self.set("synchronous_standby_names", "*");
+        let until = Instant::now() + Duration::from_secs(20);
+        let synchronous = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        while self.scalar("postgres", synchronous) != "1" {
+            assert!(Instant::now() < until, "the replica does not follow");
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        replica
+    }
+
+    /// Makes a replica a server of its own, and waits until it is.
+    pub fn promote(&self) {
+        self.execute("postgres", "SELECT pg_promote(true, 30)");
+    }
+
+    /// Changes a setting of the running server.
+    pub fn set(&self, name: &str, value: &str) {
+        let url = self.url("postgres");
+        let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
+        blocking(move || {
+            let mut client = postgres::Client::connect(&url, postgres::NoTls)
+                .expect("connecting to the test server");
+            for sql in [
+                "SET default_transaction_read_only = off",
+                &sql,
+                "SELECT pg_reload_conf()",
+            ] {
+                client
+                    .batch_execute(sql)
+                    .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+            }
+        });
     }
 
     /// Starts the server if it is down, and waits until it answers.
@@ -129,9 +183,43 @@ impl Postgres {
         self.reap(Duration::from_secs(20));
     }
 
-    fn down_now(&mut self) {
-        self.signal("-QUIT"); // "immediate shutdown"
+    /// Stops the server without writing anything more, as an "immediate shutdown" does.
+    pub fn down_now(&mut self) {
+        self.signal("-QUIT");
         self.reap(Duration::from_secs(10));
+    }
+
+    /// Kills every process of the server, as the kernel or a power cut would.
+    pub fn kill(&mut self) {
+        let all = self.processes();
+        signal_each(&all, "-KILL");
+        self.reap(Duration::from_secs(10));
+        // The next server refuses to start while one of them holds the shared memory.
+        for pid in all {
+            while parent_of(pid).is_some() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    /// Sends a signal to every process of the server.
+    pub fn signal_all(&self, signal: &str) {
+        signal_each(&self.processes(), signal);
+    }
+
+    /// The postmaster and its children.
+    fn processes(&self) -> Vec<u32> {
+        let Some(child) = &self.server else {
+            return Vec::new();
+        };
+        let parent = self.pid(child);
+        let children = std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| parent_of(*pid) == Some(parent));
+        std::iter::once(parent).chain(children).collect()
     }
 
     /// Stops and starts.
@@ -321,14 +409,33 @@ pub fn blocking<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-fn is_root() -> bool {
+/// Sends a signal to processes.
+pub fn signal_each(pids: &[u32], signal: &str) {
+    let pids = pids.iter().map(u32::to_string);
+    let _ = Command::new("kill").arg(signal).args(pids).status();
+}
+
+/// The parent of a process that runs (none of one that only waits to be buried).
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // pid (name) state parent …; the name may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    match fields.next()? {
+        "Z" => None,
+        _ => fields.next()?.parse().ok(),
+    }
+}
+
+/// Whether this process may mount and become other users.
+pub fn is_root() -> bool {
     let out = Command::new("id").arg("-u").output().expect("running id");
     String::from_utf8_lossy(&out.stdout).trim() == "0"
 }
 
 /// A command that runs as the user `postgres` if this process is root. By `exec`, so that its pid
 /// is the server's.
-fn as_server_user(program: &Path) -> Command {
+pub fn as_server_user(program: &Path) -> Command {
     if !is_root() {
         return Command::new(program);
     }
@@ -345,7 +452,8 @@ fn as_server_user(program: &Path) -> Command {
 }
 
 fn find_bin() -> PathBuf {
-    let complete = |dir: &Path| ["initdb", "postgres"].iter().all(|p| dir.join(p).is_file());
+    let programs = ["initdb", "postgres", "pg_basebackup"];
+    let complete = |dir: &Path| programs.iter().all(|p| dir.join(p).is_file());
     let mut dirs: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -359,10 +467,11 @@ fn find_bin() -> PathBuf {
     dirs.into_iter()
         .rev()
         .find(|dir| complete(dir))
-        .expect("these tests need a Postgres server: install the package postgresql (initdb and postgres must be on the PATH or in /usr/lib/postgresql/*/bin)")
+        .expect("these tests need a Postgres server: install the package postgresql (initdb, postgres and pg_basebackup must be on the PATH or in /usr/lib/postgresql/*/bin)")
 }
 
-fn free_port() -> u16 {
+/// A TCP port that nobody listened on a moment ago.
+pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())
         .expect("a free port")

@@ -1,11 +1,12 @@
 //! Applying faults to requests and answers.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::Request;
 use axum::http::{header, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::Next;
@@ -81,6 +82,19 @@ async fn break_off(connection: Option<&Arc<Connection>>, reset: bool) -> Respons
     pending().await
 }
 
+/// Reads at least so many bytes of the body, if it has them.
+async fn read_some(request: Request, bytes: u64) -> BodyDataStream {
+    let mut body = request.into_body().into_data_stream();
+    let mut read = 0;
+    while read < bytes {
+        match body.next().await {
+            Some(Ok(chunk)) => read += chunk.len() as u64,
+            _ => break,
+        }
+    }
+    body
+}
+
 /// Answers as a proxy would that has read the request.
 async fn instead(request: Request, answer: Response<Body>) -> Response<Body> {
     body::discard(request.into_body()).await;
@@ -152,15 +166,13 @@ async fn before(
             tokio::spawn(body::discard(request.into_body()));
             return Err(pending().await);
         }
+        FaultAction::StopReading { after } if write => {
+            // Held on to: dropped, the rest would be read and thrown away.
+            let _rest = read_some(request, *after).await;
+            return Err(pending().await);
+        }
         FaultAction::Reset { after } => {
-            let mut body = request.into_body().into_data_stream();
-            let mut read = 0;
-            while read < *after {
-                match body.next().await {
-                    Some(Ok(chunk)) => read += chunk.len() as u64,
-                    _ => break,
-                }
-            }
+            drop(read_some(request, *after).await);
             return Err(break_off(connection, true).await);
         }
         FaultAction::IgnoreRange if op == Op::ByteRange => {
@@ -223,6 +235,7 @@ async fn after(
         }
         FaultAction::CutBody { .. }
         | FaultAction::Stall { .. }
+        | FaultAction::Drip { .. }
         | FaultAction::Truncate { .. }
         | FaultAction::Corrupt { .. }
         | FaultAction::WrongBlob { .. }
@@ -270,6 +283,22 @@ async fn spoil(
                 Err("cut by a fault rule")
             });
             return Response::from_parts(parts, Body::from_stream(first.chain(last)));
+        }
+        FaultAction::Drip { bytes, every_ms } => {
+            let declared = HeaderValue::from(data.len());
+            parts.headers.insert(header::CONTENT_LENGTH, declared);
+            let size = usize::try_from(*bytes).unwrap_or(usize::MAX).max(1);
+            let pause = Duration::from_millis(*every_ms);
+            let data = Bytes::from(data);
+            let drops = stream::unfold(data, move |mut left| async move {
+                if left.is_empty() {
+                    return None;
+                }
+                tokio::time::sleep(pause).await;
+                let drop = left.split_to(size.min(left.len()));
+                Some((Ok::<_, Infallible>(drop), left))
+            });
+            return Response::from_parts(parts, Body::from_stream(drops));
         }
         FaultAction::Truncate { by } => {
             let left = (data.len() as u64).saturating_sub(*by);

@@ -1,39 +1,75 @@
 //! Opening connections: the hosts of the URL in turn, the attempts `sslmode` allows for each, all
-//! within the connect timeout, and errors that name the host.
+//! within the connect timeout, and errors that name the host. And finding out that the server has
+//! moved to another of the hosts while a connection to the former one just keeps silent.
 
-use std::future::Future;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use futures_util::FutureExt;
-use tokio_postgres::{Config, Socket};
+use futures_util::future::select_ok;
+use parking_lot::Mutex;
+use tokio::time::{timeout, Instant};
+use tokio_postgres::{Client, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error::{self, PgError};
-use super::url::{self, Spec, SslMode};
+use super::error;
+use super::url::{self, Spec, SslMode, Target};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The connection a pipelined client runs on.
+/// A host that kept silent is asked after the others for this long.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+/// How long a statement may go unanswered before its host is suspected to be gone. (Most likely it
+/// waits for a lock: that is found out and left alone.)
+const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+/// How long a suspected host has to take a new connection.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// The connection a client runs on.
 pub(super) type Connection = tokio_postgres::Connection<
     Socket,
     <MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<Socket>>::Stream,
 >;
 
+/// A new connection.
+pub(super) struct Opened {
+    pub client: Client,
+    /// Must be polled for the client.
+    pub connection: Connection,
+    /// Which host of the URL it is to.
+    pub host: usize,
+}
+
 /// Opens connections of one URL. Holds the password: no `Debug`.
-#[derive(Clone)]
 pub(super) struct Connector {
     spec: Spec,
     tls: MakeRustlsConnect,
     /// For one connection, all hosts together.
     timeout: Duration,
+    /// Until when each host is asked after the others.
+    silent: Mutex<Vec<Option<Instant>>>,
+    /// The host of the latest connection.
+    home: AtomicUsize,
+    /// The latest look for a server that may have moved: from where, when, and whether it had.
+    looked: tokio::sync::Mutex<Option<(usize, Instant, bool)>>,
+}
+
+/// Why a host gave no connection.
+enum Refusal {
+    Said(Error),
+    Silent,
 }
 
 impl Connector {
     pub fn new(url: &str, timeout: Duration) -> Result<Connector> {
         let spec = url::parse(url)?;
         let tls = super::tls::connector(&spec)?;
-        let timeout = spec.connect_timeout.unwrap_or(timeout);
-        Ok(Connector { spec, tls, timeout })
+        Ok(Connector {
+            tls,
+            timeout: spec.connect_timeout.unwrap_or(timeout),
+            silent: Mutex::new(vec![None; spec.targets.len()]),
+            home: AtomicUsize::new(0),
+            looked: tokio::sync::Mutex::new(None),
+            spec,
+        })
     }
 
     /// For cancel requests.
@@ -45,111 +81,146 @@ impl Connector {
         self.timeout
     }
 
-    /// A pipelined client and the connection that must be polled for it.
-    pub async fn open(&self) -> Result<(tokio_postgres::Client, Connection)> {
-        let attempts = self.try_all(|config| async move { config.connect(self.tls.clone()).await });
-        match tokio::time::timeout(self.timeout, attempts).await {
-            Ok(result) => result,
-            Err(_) => Err(self.too_slow()),
+    /// The host that took the latest connection.
+    pub fn home(&self) -> usize {
+        self.home.load(Ordering::Relaxed)
+    }
+
+    /// Opens a connection to the first host that takes one.
+    pub async fn open(&self) -> Result<Opened> {
+        let started = Instant::now();
+        let order = self.order();
+        let mut errors = Vec::new();
+        for (tried, &host) in order.iter().enumerate() {
+            let left = self.timeout.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            // One silent host must leave time for the next.
+            let share = left / u32::try_from(order.len() - tried).unwrap_or(1);
+            match timeout(share, self.try_host(host)).await {
+                Ok(Ok(opened)) => {
+                    self.home.store(host, Ordering::Relaxed);
+                    return Ok(opened);
+                }
+                Ok(Err(Refusal::Said(e))) => errors.push(e),
+                Ok(Err(Refusal::Silent)) | Err(_) => {
+                    self.keeps_silent(host);
+                    errors.push(self.too_slow(host, share));
+                }
+            }
+        }
+        Err(merge(errors).unwrap_or_else(|| self.too_slow(0, self.timeout)))
+    }
+
+    /// Returns when the server has moved away from `host`, to which a statement was sent just now:
+    /// `host` takes no connection any more and another one does. Unanswered statements alone are no
+    /// sign of that, and with one host there is nowhere to move.
+    pub async fn moved_from(&self, host: usize) {
+        if self.spec.targets.len() < 2 {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(SUSPECT_AFTER).await;
+            // One look serves all who wait.
+            let mut looked = self.looked.lock().await;
+            let known = looked.filter(|(from, at, _)| *from == host && at.elapsed() < LOOK_LIMIT);
+            let moved = match known {
+                Some((.., moved)) => moved,
+                None => self.look_beyond(host).await,
+            };
+            *looked = Some((host, Instant::now(), moved));
+            if moved {
+                return;
+            }
         }
     }
 
-    /// A blocking client. `Config::connect` knows no timeout beyond the TCP handshake, so it runs on
-    /// a thread of its own, left behind if the server says nothing (TCP keepalives end it).
-    pub fn open_blocking(&self) -> Result<postgres::Client> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let this = self.clone();
-        std::thread::Builder::new()
-            .name("walrusds-connect".into())
-            .spawn(move || {
-                let result = this
-                    .try_all(|config| {
-                        let tls = this.tls.clone();
-                        std::future::ready(postgres::Config::from(config).connect(tls))
-                    })
-                    .now_or_never()
-                    .unwrap_or_else(|| {
-                        Err(Error::new(ErrorKind::Internal, "connecting did not finish"))
-                    });
-                let _ = sender.send(result);
-            })
-            .map_err(|e| {
-                Error::retryable(
-                    ErrorKind::Index,
-                    format!("no thread to connect to Postgres: {e}"),
-                )
-            })?;
-        match receiver.recv_timeout(self.timeout) {
-            Ok(result) => result,
-            Err(_) => Err(self.too_slow()),
+    async fn look_beyond(&self, host: usize) -> bool {
+        let others = (0..self.spec.targets.len()).filter(|other| *other != host);
+        let others = others.map(|other| Box::pin(self.try_host(other)));
+        let (own, other) = tokio::join!(
+            timeout(LOOK_LIMIT, self.try_host(host)),
+            timeout(LOOK_LIMIT, select_ok(others)),
+        );
+        if matches!(own, Ok(Ok(_))) {
+            return false;
         }
+        let Ok(Ok((other, _))) = other else {
+            return false;
+        };
+        if matches!(own, Err(_) | Ok(Err(Refusal::Silent))) {
+            self.keeps_silent(host);
+        }
+        self.home.store(other.host, Ordering::Relaxed);
+        true
     }
 
-    fn too_slow(&self) -> Error {
-        let labels: Vec<_> = self.spec.targets.iter().map(|t| t.label.as_str()).collect();
+    fn keeps_silent(&self, host: usize) {
+        self.silent.lock()[host] = Some(Instant::now() + SILENT_FOR);
+    }
+
+    /// The hosts as in the URL, but those that kept silent lately come last.
+    fn order(&self) -> Vec<usize> {
+        let now = Instant::now();
+        let silent = self.silent.lock();
+        let mut order: Vec<usize> = (0..silent.len()).collect();
+        order.sort_by_key(|host| silent[*host].is_some_and(|until| until > now));
+        order
+    }
+
+    fn too_slow(&self, host: usize, limit: Duration) -> Error {
         Error::retryable(
             ErrorKind::Index,
             format!(
-                "index in Postgres: {}: no connection within {} s (timeout)",
-                labels.join(", "),
-                self.timeout.as_secs_f32()
+                "index in Postgres: {}: no connection within {:.1} s (timeout)",
+                self.spec.targets[host].label,
+                limit.as_secs_f32()
             ),
         )
     }
 
-    async fn try_all<C, F, Fut>(&self, mut connect: F) -> Result<C>
-    where
-        F: FnMut(Config) -> Fut,
-        Fut: Future<Output = std::result::Result<C, PgError>>,
-    {
+    async fn try_host(&self, host: usize) -> std::result::Result<Opened, Refusal> {
         use tokio_postgres::config::SslMode as Tls;
-        let count = self.spec.targets.len();
-        // One silent host must leave time for the next.
-        let share = self.timeout / u32::try_from(count).unwrap_or(1);
-        let started = Instant::now();
-        let mut errors: Vec<Error> = Vec::new();
-        for target in &self.spec.targets {
-            let modes: &[Tls] = match self.spec.ssl_mode {
-                _ if target.unix => &[Tls::Disable],
-                SslMode::Disable => &[Tls::Disable],
-                SslMode::Allow => &[Tls::Disable, Tls::Require],
-                SslMode::Prefer => &[Tls::Prefer, Tls::Disable],
-                SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[Tls::Require],
-            };
-            let mut first_error = None;
-            for mode in modes {
-                let left = self.timeout.saturating_sub(started.elapsed());
-                if left.is_zero() {
-                    break;
+        let target: &Target = &self.spec.targets[host];
+        let modes: &[Tls] = match self.spec.ssl_mode {
+            _ if target.unix => &[Tls::Disable],
+            SslMode::Disable => &[Tls::Disable],
+            SslMode::Allow => &[Tls::Disable, Tls::Require],
+            SslMode::Prefer => &[Tls::Prefer, Tls::Disable],
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[Tls::Require],
+        };
+        let mut first_error = None;
+        for mode in modes {
+            let mut config = target.config.clone();
+            config.ssl_mode(*mode);
+            config.connect_timeout(self.timeout);
+            match config.connect(self.tls.clone()).await {
+                Ok((client, connection)) => {
+                    self.silent.lock()[host] = None;
+                    return Ok(Opened {
+                        client,
+                        connection,
+                        host,
+                    });
                 }
-                let mut config = target.config.clone();
-                config.ssl_mode(*mode);
-                config.connect_timeout(share.min(left).max(Duration::from_millis(100)));
-                match connect(config).await {
-                    Ok(connected) => return Ok(connected),
-                    Err(e) => {
-                        // As libpq: the other mode is tried when the server refused this one (a
-                        // pg_hba rule) or, with `prefer`, when TLS itself failed.
-                        let other = error::refused_login(&e)
-                            || (*mode == Tls::Prefer
-                                && e.as_db_error().is_none()
-                                && error::full(&e).contains("TLS"));
-                        let said = error::connecting(
-                            &target.label,
-                            &self.spec.user,
-                            &self.spec.dbname,
-                            &e,
-                        );
-                        first_error.get_or_insert(said);
-                        if !other {
-                            break;
-                        }
+                Err(e) => {
+                    // As libpq: the other mode is tried when the server refused this one (a
+                    // pg_hba rule) or, with `prefer`, when TLS itself failed.
+                    let other = error::refused_login(&e)
+                        || (*mode == Tls::Prefer
+                            && e.as_db_error().is_none()
+                            && error::full(&e).contains("TLS"));
+                    let said =
+                        error::connecting(&target.label, &self.spec.user, &self.spec.dbname, &e);
+                    first_error.get_or_insert(said);
+                    if !other {
+                        break;
                     }
                 }
             }
-            errors.extend(first_error);
         }
-        Err(merge(errors).unwrap_or_else(|| self.too_slow()))
+        Err(first_error.map_or(Refusal::Silent, Refusal::Said))
     }
 }
 

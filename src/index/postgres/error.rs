@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::{Error, ErrorKind};
 
-/// The error type of both `postgres` and `tokio-postgres`.
+/// Shorthand.
 pub(super) type PgError = tokio_postgres::Error;
 
 /// What a failed statement means for trying it again.

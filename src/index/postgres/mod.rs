@@ -1,7 +1,7 @@
 //! The shared index: a table in Postgres (or an engine that speaks its language).
 //!
 //! Short statements (lookups, deletes) go over pipelined connections (`pipe`); everything else
-//! over a pool of blocking ones (`pool`). Both open connections when they are first needed.
+//! over a pool for blocking code (`pool`). Both open connections when they are first needed.
 
 mod connect;
 mod direct;
@@ -10,6 +10,7 @@ mod pipe;
 mod pool;
 mod rows;
 mod schema;
+mod session;
 mod sql;
 mod tls;
 mod url;
@@ -32,6 +33,7 @@ use self::pipe::{Param, Pipe, Query};
 use self::pool::{Pool, Repeat};
 use self::rows::Columns;
 use self::schema::{Find, Found, Meta, Shape};
+use self::session::Session;
 use self::sql::Sql;
 use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
@@ -414,7 +416,7 @@ impl Index for PostgresIndex {
         // Many pages are many statements.
         let total = limit.saturating_mul(u32::try_from(pages.len()).unwrap_or(u32::MAX));
         let again = pass.clone();
-        let write = move |client: &mut postgres::Client| write_pages(client, &inner, &pages, limit);
+        let write = move |client: &mut Session| write_pages(client, &inner, &pages, limit);
         let write = Arc::new(write);
         for last in [false, true] {
             let staged = self.inner.staging.present.load(Ordering::Relaxed);
@@ -587,7 +589,7 @@ impl Index for PostgresIndex {
             let sql = self.inner.sql.list(range, staged);
             let bounds = range.comparisons().into_iter();
             let bounds: Vec<String> = bounds.map(|(_, key)| key.to_owned()).collect();
-            let work = move |client: &mut postgres::Client| {
+            let work = move |client: &mut Session| {
                 let mut params: Vec<(&(dyn ToSql + Sync), Type)> = Vec::new();
                 params.extend(
                     bounds
@@ -828,9 +830,7 @@ impl Index for PostgresIndex {
         self.gate.emptied(limit).await;
         self.inner.lookups.close().await;
         self.inner.deletes.close().await;
-        let inner = self.inner.clone();
-        let closed = tokio::task::spawn_blocking(move || inner.pool.close());
-        let _ = tokio::time::timeout(Duration::from_secs(5), closed).await;
+        self.inner.pool.close().await;
         Ok(())
     }
 }
@@ -838,7 +838,7 @@ impl Index for PostgresIndex {
 /// Upserts pages: a single one as one statement (one round trip, its own transaction), several in
 /// one transaction.
 fn write_pages(
-    client: &mut postgres::Client,
+    client: &mut Session,
     inner: &Inner,
     pages: &[Columns],
     limit: Duration,
@@ -849,7 +849,7 @@ fn write_pages(
         client.execute_typed(&inner.sql.upsert[usize::from(staged)], &params[..count])?;
         return Ok(());
     }
-    let mut tx = client.transaction()?;
+    let tx = client.transaction()?;
     tx.batch_execute(&format!(
         "SET LOCAL statement_timeout = {}",
         limit.as_millis().clamp(1, i32::MAX as u128)

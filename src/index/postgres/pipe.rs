@@ -88,6 +88,8 @@ impl Query {
 
 struct Conn {
     client: Client,
+    /// Which host of the URL it is to.
+    host: usize,
     driver: Mutex<Option<JoinHandle<()>>>,
     /// There is no pooler in between: statements may be prepared.
     direct: AtomicBool,
@@ -190,13 +192,14 @@ impl Pipe {
         if let Some(conn) = self.living() {
             return Ok(conn);
         }
-        let (client, connection) = self.connector.open().await?;
+        let opened = self.connector.open().await?;
         let driver = self.runtime.spawn(async move {
             // Its error reaches the callers as "connection closed".
-            let _ = connection.await;
+            let _ = opened.connection.await;
         });
         let conn = Arc::new(Conn {
-            client,
+            client: opened.client,
+            host: opened.host,
             driver: Mutex::new(Some(driver)),
             direct: AtomicBool::new(false),
             named: Mutex::new(HashMap::new()),
@@ -251,7 +254,14 @@ impl Pipe {
                 pass.clone(),
                 self,
             );
-            let error = match tokio::time::timeout(left, statement).await {
+            let answer = tokio::select! {
+                answer = tokio::time::timeout(left, statement) => answer,
+                () = self.connector.moved_from(conn.host) => {
+                    self.discard(&conn);
+                    continue;
+                }
+            };
+            let error = match answer {
                 Err(_) => return Err(error::timed_out(what, self.limit)),
                 Ok(Ok(rows)) => {
                     if !was_named {

@@ -1,5 +1,5 @@
-//! The pool for everything but short lookups: bulk writes, schema, renewal, leases. Blocking
-//! `postgres` connections in `r2d2`, used from tokio's blocking threads.
+//! The pool for everything but short lookups: bulk writes, schema, renewal, leases. Sessions in
+//! `r2d2`, used by blocking code on tokio's blocking threads.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,15 +7,23 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{watch, Semaphore};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::connect::Connector;
 use super::error::{self, PgError, Retry};
+use super::session::Session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Pass;
 
 /// How long a cancelled statement may take to say so.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// How long an idle session has to prove that it is alive.
+const VALID_LIMIT: Duration = Duration::from_secs(3);
+/// How long closing waits for connections to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Tries of a transaction that loses against others (deadlock, serialization).
 const MAX_AGAIN: u32 = 5;
 
@@ -24,7 +32,7 @@ const MAX_AGAIN: u32 = 5;
 /// would go on trying until its timeout and keep only a text).
 #[derive(Default)]
 pub(super) struct Place {
-    client: Option<postgres::Client>,
+    session: Option<Session>,
 }
 
 pub(super) struct Places;
@@ -54,6 +62,8 @@ pub(super) struct Pool {
     permits: Arc<Semaphore>,
     limit: Duration,
     runtime: Handle,
+    /// What serves the sessions' sockets.
+    drivers: TaskTracker,
 }
 
 /// Whether a call may be repeated when nobody knows if it took effect.
@@ -79,11 +89,13 @@ impl Pool {
             permits: Arc::new(Semaphore::new(size as usize)),
             limit,
             runtime: Handle::current(),
+            drivers: TaskTracker::new(),
         }
     }
 
     /// Runs `work` on a connection, within `limit` (the statement timeout by default) once it is
-    /// connected. A dropped future cancels the running statement.
+    /// connected. A dropped future cancels the running statement. Where not even a cancel request
+    /// helps, the connection is given up: a server that hangs keeps neither place nor thread.
     pub async fn run<T, F>(
         &self,
         what: &'static str,
@@ -94,7 +106,7 @@ impl Pool {
     ) -> Result<T>
     where
         T: Send + 'static,
-        F: FnMut(&mut postgres::Client) -> std::result::Result<T, PgError> + Send + 'static,
+        F: FnMut(&mut Session) -> std::result::Result<T, PgError> + Send + 'static,
     {
         let limit = limit.unwrap_or(self.limit);
         let permit = match tokio::time::timeout(limit, self.permits.clone().acquire_owned()).await {
@@ -109,13 +121,15 @@ impl Pool {
         };
         let places = self.places.lock().clone().ok_or_else(super::pipe::closed)?;
         let run = Arc::new(Run {
-            token: Mutex::new(None),
-            started: Notify::new(),
+            running: Mutex::new(None),
+            cancelled: CancellationToken::new(),
+            started: watch::Sender::new(None),
             connector: self.connector.clone(),
             runtime: self.runtime.clone(),
+            drivers: self.drivers.clone(),
         });
-        let guard = CancelOnDrop(Some(run.clone()));
-        let connector = self.connector.clone();
+        let mut started = run.started.subscribe();
+        let guard = CancelOnDrop(run.clone());
         let mut task = self.runtime.spawn_blocking(move || {
             let _held = (permit, pass);
             let mut place = places.get().map_err(|e| {
@@ -124,7 +138,7 @@ impl Pool {
                     format!("index in Postgres: {what}: the pool gave no connection: {e}"),
                 )
             })?;
-            let result = run.work(&connector, &mut place, what, repeat, limit, work);
+            let result = run.work(&mut place, what, repeat, limit, work);
             drop(place);
             drop(places);
             result
@@ -132,60 +146,60 @@ impl Pool {
         let mut deadline =
             tokio::time::Instant::now() + self.connector.timeout() + Duration::from_secs(1);
         loop {
-            tokio::select! {
-                done = &mut task => {
-                    guard.disarm();
-                    return done.unwrap_or_else(|e| Err(Error::new(ErrorKind::Internal, format!("index in Postgres: {what}: {e}"))));
+            let host = *started.borrow();
+            let moved = async {
+                match host {
+                    Some(host) => self.connector.moved_from(host).await,
+                    None => std::future::pending().await,
                 }
-                () = guard.started() => deadline = tokio::time::Instant::now() + limit,
+            };
+            tokio::select! {
+                done = &mut task => return done.unwrap_or_else(|e| {
+                    Err(Error::new(ErrorKind::Internal, format!("index in Postgres: {what}: {e}")))
+                }),
+                Ok(()) = started.changed() => deadline = tokio::time::Instant::now() + limit,
+                () = moved => guard.0.give_up(),
                 () = tokio::time::sleep_until(deadline) => break,
             }
         }
-        guard.cancel();
-        match tokio::time::timeout(CANCEL_GRACE, task).await {
+        drop(guard);
+        match tokio::time::timeout(2 * CANCEL_GRACE, task).await {
             // It made it at the last moment.
             Ok(Ok(Ok(value))) => Ok(value),
             _ => Err(error::timed_out(what, limit)),
         }
     }
 
-    /// Closes every connection, blocking until they are closed.
-    pub fn close(&self) {
+    /// Closes every connection and waits until they are closed (not for ever).
+    pub async fn close(&self) {
         self.permits.close();
         drop(self.places.lock().take());
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // A blocking client must not be dropped on an async thread, and the runtime may be on its
-        // way out.
-        if let Some(places) = self.places.lock().take() {
-            let _ = std::thread::Builder::new()
-                .name("walrusds-close".into())
-                .spawn(move || drop(places));
-        }
+        self.drivers.close();
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.drivers.wait()).await;
     }
 }
 
 /// One call, as seen by its blocking thread and its canceller.
 struct Run {
-    /// Set while a statement may be running; `Cancelled` stays.
-    token: Mutex<Option<Cancel>>,
-    started: Notify,
+    /// What may be running.
+    running: Mutex<Option<Running>>,
+    cancelled: CancellationToken,
+    /// The host to which a statement was sent; changes with every try.
+    started: watch::Sender<Option<usize>>,
     connector: Arc<Connector>,
     runtime: Handle,
+    drivers: TaskTracker,
 }
 
-enum Cancel {
-    Armed(postgres::CancelToken),
-    Cancelled,
+/// How to stop what runs: by asking the server, or by hanging up.
+struct Running {
+    cancel: tokio_postgres::CancelToken,
+    hang_up: AbortHandle,
 }
 
 impl Run {
     fn work<T, F>(
         &self,
-        connector: &Connector,
         place: &mut Place,
         what: &str,
         repeat: Repeat,
@@ -193,59 +207,38 @@ impl Run {
         mut work: F,
     ) -> Result<T>
     where
-        F: FnMut(&mut postgres::Client) -> std::result::Result<T, PgError>,
+        F: FnMut(&mut Session) -> std::result::Result<T, PgError>,
     {
         let begun = Instant::now();
         let (mut again, mut reconnects) = (0, 0);
         loop {
-            let mut client = match place.client.take() {
-                // Idle connections are not watched: one that died meanwhile is noticed here, by a
-                // call that may be repeated in the call itself.
-                Some(mut client) => {
-                    if repeat == Repeat::Never && client.is_valid(limit).is_err() {
-                        connector.open_blocking()?
-                    } else {
-                        client
-                    }
-                }
-                None => connector.open_blocking()?,
-            };
-            {
-                let mut token = self.token.lock();
-                if matches!(*token, Some(Cancel::Cancelled)) {
-                    place.client = Some(client);
-                    return Err(Error::retryable(
-                        ErrorKind::Index,
-                        format!("{what} was abandoned"),
-                    ));
-                }
-                *token = Some(Cancel::Armed(client.cancel_token()));
+            let mut session = self.session(place, repeat)?;
+            *self.running.lock() = Some(Running {
+                cancel: session.cancel_token(),
+                hang_up: session.abort_handle(),
+            });
+            if self.cancelled.is_cancelled() {
+                // The canceller may have seen it already: not for the next call.
+                return Err(abandoned());
             }
-            self.started.notify_one();
-            let result = work(&mut client);
-            let cancelled = {
-                let mut token = self.token.lock();
-                let cancelled = matches!(*token, Some(Cancel::Cancelled));
-                if !cancelled {
-                    *token = None;
-                }
-                cancelled
-            };
-            if cancelled {
+            self.started.send_replace(Some(session.host()));
+            let result = work(&mut session);
+            *self.running.lock() = None;
+            if self.cancelled.is_cancelled() {
                 // The cancel request may still be on its way: it must not hit the next call.
-                drop(client);
+                drop(session);
                 return result.map_err(|e| error::statement(what, &e));
             }
             let error = match result {
                 Ok(value) => {
-                    place.client = Some(client);
+                    place.session = Some(session);
                     return Ok(value);
                 }
                 Err(error) => error,
             };
             let verdict = error::retry(&error);
-            if verdict != Retry::Reconnect && !client.is_closed() {
-                place.client = Some(client);
+            if verdict != Retry::Reconnect && !session.is_closed() {
+                place.session = Some(session);
             }
             match verdict {
                 Retry::Reconnect if reconnects == 0 && repeat == Repeat::Harmless => {
@@ -260,44 +253,64 @@ impl Run {
         }
     }
 
-    fn cancel(self: Arc<Self>) {
-        let mut token = self.token.lock();
-        let armed = token.replace(Cancel::Cancelled);
-        drop(token);
-        if let Some(Cancel::Armed(token)) = armed {
-            let this = self.clone();
-            self.runtime
-                .spawn_blocking(move || token.cancel_query(this.connector.tls()));
+    /// The session of the place, or a new one.
+    fn session(&self, place: &mut Place, repeat: Repeat) -> Result<Session> {
+        // Idle sessions are not watched: one that died meanwhile is noticed by the call itself if
+        // that may be repeated, and here otherwise. One to a host that the server has left since
+        // may even seem alive.
+        let usable = |session: &Session| {
+            session.host() == self.connector.home()
+                && (repeat == Repeat::Harmless || session.is_valid(VALID_LIMIT))
+        };
+        if let Some(session) = place.session.take().filter(usable) {
+            return Ok(session);
         }
+        let opening = async {
+            tokio::select! {
+                opened = self.connector.open() => opened,
+                () = self.cancelled.cancelled() => Err(abandoned()),
+            }
+        };
+        let opened = self.runtime.block_on(opening)?;
+        Ok(Session::new(opened, &self.drivers, self.runtime.clone()))
+    }
+
+    /// Hangs up on the server: the running statement fails as if the connection had broken.
+    fn give_up(&self) {
+        if let Some(running) = &*self.running.lock() {
+            running.hang_up.abort();
+        }
+    }
+
+    fn cancel(&self) {
+        self.cancelled.cancel();
+        let Some(running) = self.running.lock().take() else {
+            return;
+        };
+        let tls = self.connector.tls();
+        self.runtime.spawn(async move {
+            let request = running.cancel.cancel_query(tls);
+            let _ = tokio::time::timeout(CANCEL_GRACE, request).await;
+            tokio::time::sleep(CANCEL_GRACE).await;
+            // The session is not used again either way.
+            running.hang_up.abort();
+        });
     }
 }
 
-struct CancelOnDrop(Option<Arc<Run>>);
-
-impl CancelOnDrop {
-    async fn started(&self) {
-        match &self.0 {
-            Some(run) => run.started.notified().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-
-    fn cancel(mut self) {
-        if let Some(run) = self.0.take() {
-            run.cancel();
-        }
-    }
+fn abandoned() -> Error {
+    Error::retryable(
+        ErrorKind::Index,
+        "index in Postgres: the call was abandoned",
+    )
 }
+
+/// Cancels a call that nobody waits for any more; one that is done has nothing to cancel.
+struct CancelOnDrop(Arc<Run>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        if let Some(run) = self.0.take() {
-            run.cancel();
-        }
+        self.0.cancel();
     }
 }
 

@@ -8,6 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::Row;
 
 use super::error::PgError;
+use super::session::Session;
 use super::sql::{clamped_sum, ByteOrder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::TableName;
@@ -382,11 +383,11 @@ fn count_usage(found: &Found) -> String {
 /// Brings the schema up to date, in one transaction under an advisory lock, so that any number of
 /// nodes may start for the first time at the same moment.
 pub(super) fn migrate(
-    client: &mut postgres::Client,
+    client: &mut Session,
     wanted: &TableName,
     cockroach: bool,
 ) -> std::result::Result<Result<()>, PgError> {
-    let mut tx = client.transaction()?;
+    let tx = client.transaction()?;
     // Counting and indexing a large table of the Go plugin takes as long as it takes.
     tx.batch_execute("SET LOCAL statement_timeout = 0")?;
     tx.query_typed(
