@@ -286,6 +286,7 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
         if part.0.is_empty() {
             continue;
         }
+        failpoint!("pack.gathered");
         let stored = tokio::select! {
             stored = store(shared, &part.0) => stored,
             // Everybody who waited has left: stop sending and paying. Once the rows are being
@@ -295,7 +296,9 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
         };
         match stored {
             Ok(stored) => {
+                failpoint!("pack.stored");
                 let indexed = index(shared, &mut part, &stored).await;
+                failpoint!("pack.indexed");
                 part.settle(indexed.as_ref().map(|_| ()));
             }
             Err(e) if e.kind() == ErrorKind::TooLarge && part.0.len() > 1 => {
