@@ -282,8 +282,8 @@ pub struct Node {
 pub trait World: Sync {
     /// Starts a node on the shared index and network.
     async fn open(&self, node: usize) -> Node;
-    /// What time does after a crash: leases of the dead run out.
-    async fn crashed(&self);
+    /// What comes of a node that died: its connections break, its leases run out.
+    async fn crashed(&self, node: usize);
     /// Lets time pass until every blob that is due was renewed.
     async fn pass(&self, seconds: u16) -> Result<(), String>;
     /// Whether calls may fail.
@@ -367,7 +367,7 @@ impl Run<'_> {
                     dead.fuse.blow();
                     drop(dead.datastore);
                     dead.fuse.idle().await;
-                    self.world.crashed().await;
+                    self.world.crashed(*node).await;
                 }
                 self.model.settle(*node);
                 Ok(())
