@@ -18,7 +18,7 @@ kubo_version := $(or $(IPFS_VERSION),$(KUBO_DEFAULT))
 
 .PHONY: build
 build: ## the engine (library, header) and the local Walrus
-	$(CARGO) build --release --locked --workspace
+	$(CARGO) build --release --locked --workspace --exclude walrusds-chaos
 
 .PHONY: kubo
 kubo: build ## ipfs with walrusds built in: build/kubo-<version>/ipfs  [IPFS_VERSION=vX.Y.Z | /path/to/kubo]
@@ -65,6 +65,10 @@ check: ## formatting, lints, and that the committed header is the generated one
 .PHONY: bench
 bench: ## the benchmarks
 	@scripts/bench.sh
+
+.PHONY: chaos
+chaos: ## a million writes under faults and crashes: nothing lost, nothing wrong  [CHAOS_SEED=...]
+	@scripts/chaos.sh
 
 .PHONY: deps
 deps: ## what the build needs: looks, and installs what is missing where it can

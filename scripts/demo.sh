@@ -22,7 +22,7 @@ step "what is needed"
 "$ROOT/scripts/deps.sh"
 
 step "building (minutes the first time)"
-(cd "$ROOT" && "${CARGO:-cargo}" build --release --locked --workspace)
+(cd "$ROOT" && "${CARGO:-cargo}" build --release --locked --workspace --exclude walrusds-chaos)
 IPFS=$("$ROOT/scripts/kubo-build.sh" "$version")
 devnet=$LIB_DIR/walrus-devnet
 

@@ -20,7 +20,9 @@ part "building"
 part "formatting and lints"
 scripts/check.sh
 part "engine and local Walrus"
-"$CARGO" test --locked --workspace --exclude kubo-tests
+"$CARGO" test --locked --workspace --exclude kubo-tests --exclude walrusds-chaos
+part "faults and crashes, smoke run"
+CHAOS_SMOKE=1 scripts/chaos.sh
 part "C interface"
 scripts/c-abi-test.sh
 part "foreign clients"

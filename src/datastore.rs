@@ -382,13 +382,16 @@ impl WalrusDatastore {
         let shared = &self.shared;
         shared.calls.close();
         shared.calls.wait().await;
+        failpoint!("close.begun");
         // Uploads that nobody waits for any more end first: the totals are written after them.
         shared.packer.close().await;
+        failpoint!("close.packed");
         shared.stop.cancel();
         let workers = std::mem::take(&mut *shared.workers.lock());
         for worker in workers {
             let _ = worker.await;
         }
+        failpoint!("close.stopped");
         shared.index.close().await
     }
 }
@@ -529,11 +532,13 @@ impl Shared {
     async fn delete(&self, mut keys: Vec<String>) -> Result<()> {
         // What cannot be stored is not there.
         keys.retain(|key| check_key(key).is_ok());
+        failpoint!("delete.begun");
         let removed = match keys.as_slice() {
             [] => return Ok(()),
             [key] => self.index.delete(key).await?,
             keys => self.index.delete_many(keys).await?,
         };
+        failpoint!("delete.done");
         Metrics::add(&self.metrics.deletes, keys.len() as u64);
         self.metrics.usage_delta(Usage {
             blocks: -removed.blocks,
@@ -551,9 +556,11 @@ async fn flush_usage(index: Arc<dyn Index>, metrics: Arc<Metrics>, stop: Cancell
             () = tokio::time::sleep(USAGE_FLUSH) => false,
         };
         let delta = metrics.take_usage();
+        failpoint!("usage.taken");
         if delta != Usage::default() && caught(index.add_usage(delta)).await.is_err() {
             metrics.usage_delta(delta);
         }
+        failpoint!("usage.written");
         if stopping {
             return;
         }

@@ -5,6 +5,9 @@
 //! found. C programs (and Kubo, through cgo) use the same engine by `include/walrusds.h`.
 #![deny(unsafe_code, missing_docs)]
 
+#[macro_use]
+mod failpoint;
+
 pub mod clock;
 pub mod config;
 pub mod datastore;
@@ -25,6 +28,8 @@ pub mod walrus;
 pub use config::Config;
 pub use datastore::{Op, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(failpoints)]
+pub use failpoint::FAILPOINTS;
 pub use index::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, StoreOptions, StoreResult};

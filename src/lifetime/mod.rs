@@ -191,11 +191,13 @@ async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
     }
     let check = |bytes: &[u8]| check_rows(&rows, bytes);
     let bytes: Bytes = parts.store.read(&item.blob_id, &check).await?;
+    failpoint!("renew.read");
     let options = StoreOptions {
         deletable: item.deletable,
         epochs: parts.options.epochs.max(MIN_RENEWAL_EPOCHS),
     };
     let stored = parts.store.store(bytes.into(), options).await?;
+    failpoint!("renew.stored");
     if stored.blob_id != item.blob_id {
         return Err(Error::new(
             ErrorKind::Corrupt,
@@ -229,6 +231,7 @@ async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
             },
         )
         .await?;
+    failpoint!("renew.noted");
     Ok(outcome)
 }
 

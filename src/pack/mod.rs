@@ -9,12 +9,13 @@
 //! row, never a row without a blob.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, EpochClock};
@@ -285,6 +286,7 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
         if part.0.is_empty() {
             continue;
         }
+        failpoint!("pack.gathered");
         let stored = tokio::select! {
             stored = caught(store(shared, &part.0)) => stored,
             // Everybody who waited has left: stop sending and paying. Once the rows are being
@@ -294,7 +296,9 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
         };
         match stored {
             Ok(stored) => {
+                failpoint!("pack.stored");
                 let indexed = caught(index(shared, &mut part, &stored)).await;
+                failpoint!("pack.indexed");
                 part.settle(indexed.as_ref().map(|_| ()));
             }
             Err(e) if e.kind() == ErrorKind::TooLarge && part.0.len() > 1 => {

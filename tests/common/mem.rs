@@ -23,7 +23,8 @@ pub struct MemIndex {
     pub write_ms: AtomicU64,
     pub staged: Mutex<HashMap<String, Bytes>>,
     pub usage: Mutex<Usage>,
-    pub lease: Mutex<Option<String>>,
+    /// Its owner, and when it runs out on tokio's clock.
+    pub lease: Mutex<Option<(String, tokio::time::Instant)>>,
     pub fail_puts: AtomicBool,
     pub put_calls: AtomicUsize,
     pub list_calls: AtomicUsize,
@@ -172,14 +173,19 @@ impl Index for MemIndex {
         Ok(())
     }
 
-    async fn try_lease(&self, _name: &str, owner: &str, _ttl: Duration) -> Result<bool> {
+    async fn try_lease(&self, _name: &str, owner: &str, ttl: Duration) -> Result<bool> {
+        let now = tokio::time::Instant::now();
         let mut lease = self.lease.lock();
-        Ok(lease.get_or_insert_with(|| owner.to_owned()) == owner)
+        if matches!(&*lease, Some((other, until)) if other != owner && *until > now) {
+            return Ok(false);
+        }
+        *lease = Some((owner.to_owned(), now + ttl));
+        Ok(true)
     }
 
     async fn release_lease(&self, _name: &str, owner: &str) -> Result<()> {
         let mut lease = self.lease.lock();
-        if lease.as_deref() == Some(owner) {
+        if lease.as_ref().is_some_and(|(holder, _)| holder == owner) {
             *lease = None;
         }
         Ok(())

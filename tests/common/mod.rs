@@ -1,7 +1,10 @@
 //! Helpers shared by the integration tests.
 #![allow(dead_code)] // each test binary uses its own part of this
 
+pub mod epochs;
+pub mod faulty;
 pub mod mem;
+pub mod model;
 pub mod postgres;
 
 /// TLS settings for a client that only speaks plain HTTP (reqwest insists on some).

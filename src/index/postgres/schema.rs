@@ -394,6 +394,7 @@ pub(super) fn migrate(
         "SELECT pg_advisory_xact_lock($1)",
         &[(&lock_key(wanted), Type::INT8)],
     )?;
+    failpoint!("postgres.schema.locked");
     let find = Find::new(wanted);
     let found = match Found::new(wanted, &tx.query_typed(FIND, &find.params())?)? {
         Ok(found) => found,
@@ -416,6 +417,7 @@ pub(super) fn migrate(
         Err(e) => return Ok(Err(e)),
     };
     for statement in &statements {
+        failpoint!("postgres.schema.statement");
         if let Err(e) = tx.batch_execute(statement) {
             let Some(db) = e.as_db_error() else {
                 return Err(e);
@@ -444,7 +446,9 @@ pub(super) fn migrate(
             )));
         }
     }
+    failpoint!("postgres.schema.changed");
     tx.commit()?;
+    failpoint!("postgres.schema.committed");
     Ok(Ok(()))
 }
 

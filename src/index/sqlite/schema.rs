@@ -226,8 +226,10 @@ pub(super) fn open(
             )))
         }
         _ => {
+            failpoint!("sqlite.schema.opened");
             let batch = format!("BEGIN IMMEDIATE; {} COMMIT;", sql.create);
             connection.execute_batch(&batch).map_err(explain)?;
+            failpoint!("sqlite.schema.created");
             // The new file's name must survive a power cut as well.
             std::fs::File::open(parent)
                 .and_then(|dir| dir.sync_all())

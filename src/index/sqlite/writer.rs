@@ -160,6 +160,7 @@ fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>) {
         }
         return;
     }
+    failpoint!("sqlite.begun");
     let mut broken: Option<Error> = None;
     for mut job in jobs {
         if let Some(e) = &broken {
@@ -187,11 +188,13 @@ fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>) {
         }
         done.push((job, outcome));
     }
+    failpoint!("sqlite.worked");
     if broken.is_none() {
         if let Err(e) = connection.execute_batch("COMMIT") {
             broken = Some(fail(&e));
         }
     }
+    failpoint!("sqlite.committed");
     if broken.is_some() && !connection.is_autocommit() {
         let _ = connection.execute_batch("ROLLBACK");
     }

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Usage: scripts/chaos.sh        (make chaos)
+#
+# A million acknowledged writes under faults: in memory with faulty parts, on a local Walrus that
+# misbehaves with SQLite and PostgreSQL, and in processes that die at every fail point and by kill -9.
+# Every key is compared afterwards. Fails if a single block was lost or wrong. Then plays the model's
+# sequences on the real parts, five times as many as the tests do.
+#
+# Environment: CHAOS_SEED (repeats what was drawn), CHAOS_OPS (default 1000000), CHAOS_CONFIG (JSON
+# object: more keys for every datastore), CHAOS_SMOKE=1 (a short run for the tests).
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT"
+CARGO=${CARGO:-cargo}
+
+# With the features of the whole workspace, so that nothing is compiled a second time for this alone.
+"$CARGO" build --release --locked --workspace --lib --bins --quiet
+chaos=$LIB_DIR/walrus-chaos
+grep -q WALRUSDS_FAILPOINT "$chaos" || die "$chaos has no fail points"
+for lib in libwalrusds.a libwalrusds.so; do
+  if grep -q WALRUSDS_FAILPOINT "$LIB_DIR/$lib"; then die "$lib has fail points: it must never be released"; fi
+done
+
+"$chaos"
+if [[ -z ${CHAOS_SMOKE:-} ]]; then
+  MODEL_CASES=${MODEL_CASES:-500} "$CARGO" test --locked --workspace --test model real_parts
+fi

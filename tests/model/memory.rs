@@ -1,0 +1,115 @@
+//! Nodes on an index and a network in memory, on tokio's paused clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use walrusds::{Config, WalrusDatastore};
+
+use crate::common::epochs::{EpochStore, TokioClock};
+use crate::common::faulty::{Fault, Faults, FaultyIndex, FaultyStore, Fuse};
+use crate::common::mem::MemIndex;
+use crate::common::model::{play, Node, Step, World};
+
+const EPOCH: Duration = Duration::from_secs(1000);
+
+/// Renewal is on: blobs of three epochs, renewed a thousand seconds before their end.
+fn config() -> Config {
+    Config::from_json(
+        r#"{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","epochs":3,
+            "epochDurationSeconds":1000,"renewIntervalSeconds":30,"packTargetSizeBytes":4096}"#,
+    )
+    .expect("configuration")
+}
+
+/// Everything in memory, on tokio's paused clock.
+struct Memory {
+    index: Arc<MemIndex>,
+    network: Arc<EpochStore>,
+    faults: Arc<Faults>,
+    clock: Arc<TokioClock>,
+    faulty: bool,
+    lying: bool,
+}
+
+impl Memory {
+    fn new(seed: u64, rates: Vec<(Fault, f64)>) -> Self {
+        let can_fail = |(f, _): &(Fault, f64)| *f != Fault::Delay;
+        Memory {
+            index: Arc::default(),
+            network: Arc::new(EpochStore::start(EPOCH)),
+            faulty: rates.iter().any(can_fail),
+            lying: rates.iter().any(|(f, _)| Fault::LIES.contains(f)),
+            faults: Arc::new(Faults::seeded(seed, rates, Duration::from_millis(20))),
+            clock: Arc::new(TokioClock::start()),
+        }
+    }
+}
+
+#[async_trait]
+impl World for Memory {
+    async fn open(&self, _node: usize) -> Node {
+        let fuse = Arc::new(Fuse::default());
+        let index = FaultyIndex::new(
+            Arc::clone(&self.index),
+            Arc::clone(&self.faults),
+            Arc::clone(&fuse),
+        );
+        let store = FaultyStore::new(
+            Arc::clone(&self.network),
+            Arc::clone(&self.faults),
+            Arc::clone(&fuse),
+        );
+        let clock = Arc::<TokioClock>::clone(&self.clock);
+        let datastore =
+            WalrusDatastore::with_parts(&config(), Arc::new(index), Arc::new(store), clock);
+        Node {
+            datastore: Arc::new(datastore),
+            fuse,
+        }
+    }
+
+    async fn crashed(&self, _node: usize) {
+        // Else a node that dies again and again would hold renewal up for longer than blobs last.
+        *self.index.lease.lock() = None;
+    }
+
+    async fn pass(&self, seconds: u16) -> Result<(), String> {
+        // Faults may hold renewals up for less than what they have to spare.
+        let seconds = u64::from(seconds);
+        tokio::time::sleep(Duration::from_secs(seconds.min(300))).await;
+        self.faults.set_quiet(true);
+        tokio::time::sleep(Duration::from_secs(400 + seconds.saturating_sub(300))).await;
+        self.faults.set_quiet(false);
+        Ok(())
+    }
+
+    fn faulty(&self) -> bool {
+        self.faulty
+    }
+
+    fn lying(&self) -> bool {
+        self.lying
+    }
+
+    fn set_quiet(&self, quiet: bool) {
+        self.faults.set_quiet(quiet);
+    }
+}
+
+/// Plays steps in memory. Nothing here takes real time; what hangs shows as a day gone by.
+pub fn play_in_memory(steps: &[Step], seed: u64, rates: Vec<(Fault, f64)>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("runtime");
+    runtime.block_on(async {
+        let world = Memory::new(seed, rates);
+        let day = Duration::from_secs(86_400);
+        match tokio::time::timeout(day, play(&world, steps)).await {
+            Ok(done) => done.map(drop),
+            Err(_) => Err("it hangs".to_owned()),
+        }
+    })
+}
