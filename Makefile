@@ -8,6 +8,8 @@ SHELL := /bin/bash
 IPFS_VERSION ?=
 # The version that is taken where one is needed and none is given.
 KUBO_DEFAULT := v0.43.0
+# The Kubo versions for `make kubo-matrix`. Left out: those that the README calls tested.
+VERSIONS ?=
 CARGO ?= cargo
 GO ?= go
 export GO CARGO
@@ -53,6 +55,10 @@ demo: ## a node on a local Walrus, from init to garbage collection
 .PHONY: test
 test: ## all tests
 	@scripts/test.sh
+
+.PHONY: kubo-matrix
+kubo-matrix: build ## Kubo nodes of five versions, built in and external  [VERSIONS="vX.Y.Z ..."]
+	@scripts/kubo-matrix.sh $(VERSIONS)
 
 .PHONY: check
 check: ## formatting, lints, and that the committed header is the generated one
