@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Usage: scripts/kubo-own.sh [--flatfs] [--postgres] [vX.Y.Z] [REGEX]      (make kubo-own [IPFS_VERSION=...])
+#
+# Kubo's own end-to-end tests (its packages test/cli and client/rpc, unchanged), with every repo they
+# make on walrusds: the ipfs they find is one with walrusds built in, behind a script that adds the
+# profile walrusds to each `ipfs init`. Each repo has an embedded index of its own, or with --postgres a
+# table of its own; all share one local Walrus. REGEX chooses tests, as `go test -run` does.
+#
+# tests/kubo/own/exclusions.txt lists the tests that cannot pass here, with the reason. Fails if a
+# test fails that is not listed, if a listed one does not exist, or if one passes that is listed as
+# tied to another datastore.
+#
+#   --flatfs   the same with Kubo's default datastore: what fails there too is none of our doing
+#
+# Environment: LIB_DIR, BUILD, PARALLEL (tests at once; default: 4), KEEP=1 (leave the output behind).
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/postgres.sh
+source "$ROOT/scripts/postgres.sh"
+
+mode=walrusds postgres='' version=v0.43.0 regex=.
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --flatfs) mode=flatfs ;;
+    --postgres) postgres=1 ;;
+    v[0-9]*) version=$1 ;;
+    -*) die "unknown option $1" ;;
+    *) regex=$1 ;;
+  esac
+  shift
+done
+packages=(test/cli client/rpc)
+exclusions=$ROOT/tests/kubo/own/exclusions.txt
+
+devnet=$LIB_DIR/walrus-devnet
+[[ -x $devnet ]] || die "$devnet is missing: run 'make build' first"
+ipfs=$("$ROOT/scripts/kubo-build.sh" "$version")
+src=$(kubo_source "$version")
+toolchain=$(kubo_toolchain "$src")
+
+# The test programs, compiled once.
+programs=$BUILD/kubo-own-$version
+if ! fresh "$programs/.stamp" "$programs/rpc.test" "$version $toolchain"; then
+  say "compiling the tests of Kubo $version (minutes the first time)"
+  mkdir -p "$programs"
+  (cd "$src" && GOTOOLCHAIN=$toolchain "$GO" test -c -trimpath -buildvcs=false -o "$programs/" "${packages[@]/#/./}")
+  printf '%s' "$version $toolchain" >"$programs/.stamp"
+fi
+
+# A tree as they expect it: go.mod at its root, ipfs in cmd/ipfs, their own files beside them.
+work=$(mktemp -d)
+chmod 755 "$work" # the server of Postgres is another user
+net=''
+clean_up() {
+  [[ -z $net ]] || { kill "$net" 2>/dev/null || true; wait "$net" 2>/dev/null || true; }
+  stop_postgres
+  if [[ -n ${KEEP:-} ]]; then say "left behind: $work"; else rm -rf "$work"; fi
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+tree=$work/kubo
+mkdir -p "$tree/cmd/ipfs" "$work/tmp"
+cp "$src/go.mod" "$tree/"
+for package in "${packages[@]}"; do
+  mkdir -p "$tree/$package"
+  for data in fixtures testdata; do
+    if [[ -d $src/$package/$data ]]; then ln -s "$src/$package/$data" "$tree/$package/$data"; fi
+  done
+done
+
+"$devnet" --listen 127.0.0.1:0 --memory --cheap-ids --max-body 128MiB --max-concurrency 0 \
+  >"$work/devnet.out" 2>"$work/devnet.err" &
+net=$!
+for _ in $(seq 100); do
+  walrus=$(sed -n 's/^listening on //p' "$work/devnet.out")
+  [[ -z $walrus ]] || break
+  kill -0 "$net" 2>/dev/null || die "the local Walrus does not start: $(cat "$work/devnet.err")"
+  sleep 0.1
+done
+[[ -z $postgres ]] || start_postgres "$work/postgres"
+
+{
+  printf '#!/usr/bin/env bash\n'
+  printf '%s=%q\n' mode "$mode" ipfs "$ipfs" walrus "$walrus" postgres "${PG_URL:-}" inits "$work/inits"
+  sed '1d' "$ROOT/tests/kubo/own/ipfs.sh"
+} >"$tree/cmd/ipfs/ipfs"
+chmod +x "$tree/cmd/ipfs/ipfs"
+
+started=$SECONDS
+for package in "${packages[@]}"; do
+  say "== $package of Kubo $version on $mode${postgres:+, index in Postgres}"
+  # The tests' own view of the environment; what fails is judged below.
+  (cd "$tree/$package" && env TEST_FUSE=0 TMPDIR="$work/tmp" PATH="$tree/cmd/ipfs:$PATH" IPFS_TELEMETRY=off \
+    "$programs/$(basename "$package").test" -test.v -test.timeout=40m -test.parallel="${PARALLEL:-4}" -test.run="$regex" 2>&1 || true) |
+    tee "$work/$(basename "$package").log" | { grep -E '^ *--- FAIL|^panic: ' >&2 || true; }
+done
+
+# PACKAGE TEST RESULT for every test; a failure of subtests alone counts for them only.
+for package in "${packages[@]}"; do
+  awk -v package="$package" '
+    /^ *--- (PASS|FAIL|SKIP): / { sub(/:$/, "", $2); result[$3] = $2; names[++n] = $3 }
+    /^(panic|fatal error|FATAL): / { broken = $0 }
+    END {
+      for (i = 1; i <= n; i++) {
+        parent = names[i]
+        while (sub(/\/[^\/]*$/, "", parent)) if (result[names[i]] == "FAIL") inner[parent] = 1
+      }
+      for (i = 1; i <= n; i++) print package, names[i], inner[names[i]] ? "FAIL-INSIDE" : result[names[i]]
+      if (broken != "") print package, "-", "FAIL", broken
+    }' "$work/$(basename "$package").log"
+done >"$work/results"
+
+bad=0
+complain() { say "- $*"; bad=$((bad + 1)); }
+count() { grep -c " $1\$" "$work/results" || true; }
+# Every failure is listed.
+listed() { awk -v v="$version" '$1 == v { print $2, $3, $4 }' "$exclusions"; }
+while read -r package name _; do
+  listed | awk -v p="$package" -v n="$name" '$1 == p && index(n "/", $2 "/") == 1 { found = 1 } END { exit !found }' ||
+    complain "$package $name failed"
+done < <(grep ' FAIL' "$work/results" | grep -v ' FAIL-INSIDE$' || true)
+# Everything listed exists, and still has its reason.
+while read -r package name kind; do
+  result=$(awk -v p="$package" -v n="$name" '$1 == p && $2 == n { print $3 }' "$work/results")
+  if [[ -z $result ]]; then
+    [[ $regex != . ]] || complain "$exclusions lists $package $name: there is no such test"
+    continue
+  fi
+  case $kind/$mode/$result in
+    datastore/walrusds/PASS) complain "$package $name is listed as tied to another datastore, but passes" ;;
+    datastore/flatfs/FAIL*) complain "$package $name is listed as tied to another datastore, but fails on flatfs" ;;
+    outside/flatfs/PASS) complain "$package $name is listed as in need of something outside, but passes on flatfs" ;;
+    datastore/* | outside/*) ;;
+    *) complain "$exclusions: $package $name is of no known kind: $kind" ;;
+  esac
+done < <(listed)
+[[ $mode != walrusds || -s $work/inits ]] || complain "no repo was made on walrusds"
+
+printf '%s on %s%s: %d passed, %d skipped themselves, %d failed in %d s; %s repos on walrusds, %s blobs stored\n' \
+  "Kubo $version" "$mode" "${postgres:+ (Postgres)}" "$(count PASS)" "$(count SKIP)" "$(count FAIL)" $((SECONDS - started)) \
+  "$(wc -l 2>/dev/null <"$work/inits" || echo 0)" \
+  "$(curl -fsS "$walrus/admin/stats" | tr ',{}' '\n' | sed -n 's/^ *"stored_blobs": *//p' | head -1)"
+[[ $bad -eq 0 ]] || die "$bad complaints (tests/kubo/own/exclusions.txt says which tests may fail, and why)"
