@@ -60,6 +60,11 @@ test: ## all tests
 kubo-matrix: build ## Kubo nodes of five versions, built in and external  [VERSIONS="vX.Y.Z ..."]
 	@scripts/kubo-matrix.sh $(VERSIONS)
 
+.PHONY: kubo-own
+kubo-own: build ## Kubo's own end-to-end tests, every repo on walrusds  [IPFS_VERSION=vX.Y.Z]
+	@scripts/kubo-own.sh $(kubo_version)
+	@scripts/kubo-own.sh --flatfs $(kubo_version)
+
 .PHONY: check
 check: ## formatting, lints, and that the committed header is the generated one
 	@scripts/check.sh
