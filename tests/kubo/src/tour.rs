@@ -62,8 +62,9 @@ pub fn step_names() -> impl Iterator<Item = &'static str> {
     STEPS.iter().map(|(name, _)| *name)
 }
 
-/// Runs every step; `index` is that of the main node (the one configured by hand has the other).
-pub fn run(ipfs: &Ipfs, index: Index) -> Vec<StepResult> {
+/// Runs every step and reports each when it is done; `index` is that of the main node (the one
+/// configured by hand has the other).
+pub fn run(ipfs: &Ipfs, index: Index, report: impl Fn(&StepResult)) -> Vec<StepResult> {
     let mut tour = Tour {
         version: version_of(ipfs),
         ipfs: ipfs.clone(),
@@ -79,11 +80,13 @@ pub fn run(ipfs: &Ipfs, index: Index) -> Vec<StepResult> {
             // A failed step leaves at most objects behind that no other step knows.
             let result = catch_unwind(AssertUnwindSafe(|| step(&mut tour)));
             tour.world.net.clear_faults();
-            StepResult {
+            let result = StepResult {
                 name,
                 took: started.elapsed(),
                 failure: result.err().map(|panic| message(panic.as_ref())),
-            }
+            };
+            report(&result);
+            result
         })
         .collect()
 }
@@ -94,7 +97,7 @@ pub fn run(ipfs: &Ipfs, index: Index) -> Vec<StepResult> {
 ///
 /// If a step failed.
 pub fn check(ipfs: &Ipfs, index: Index) {
-    let failures: Vec<String> = run(ipfs, index)
+    let failures: Vec<String> = run(ipfs, index, |_| ())
         .into_iter()
         .filter_map(|step| Some(format!("{}: {}", step.name, step.failure?)))
         .collect();

@@ -32,14 +32,13 @@ fn main() -> ExitCode {
             None => Index::Postgres,
         };
         eprintln!("== {name}");
-        let steps = tour::run(&ipfs, index);
-        for step in &steps {
+        let steps = tour::run(&ipfs, index, |step| {
             let seconds = step.took.as_secs_f32();
             match &step.failure {
                 None => eprintln!("   {:<34} {seconds:>6.1} s", step.name),
                 Some(said) => eprintln!("   {:<34} {seconds:>6.1} s  FAILED: {said}", step.name),
             }
-        }
+        });
         columns.push(Column {
             name: name.to_owned(),
             steps,
