@@ -8,6 +8,8 @@ SHELL := /bin/bash
 IPFS_VERSION ?=
 # The version that is taken where one is needed and none is given.
 KUBO_DEFAULT := v0.43.0
+# The Kubo versions for `make kubo-matrix`. Left out: those that the README calls tested.
+VERSIONS ?=
 CARGO ?= cargo
 GO ?= go
 export GO CARGO
@@ -57,6 +59,15 @@ test: ## all tests
 .PHONY: conformance
 conformance: build ## go-datastore's own suite and our tests of its contract  [CONFORMANCE_SHORT=1]
 	@scripts/conformance.sh
+
+.PHONY: kubo-matrix
+kubo-matrix: build ## Kubo nodes of five versions, built in and external  [VERSIONS="vX.Y.Z ..."]
+	@scripts/kubo-matrix.sh $(VERSIONS)
+
+.PHONY: kubo-own
+kubo-own: build ## Kubo's own end-to-end tests, every repo on walrusds  [IPFS_VERSION=vX.Y.Z]
+	@scripts/kubo-own.sh $(kubo_version)
+	@scripts/kubo-own.sh --flatfs $(kubo_version)
 
 .PHONY: check
 check: ## formatting, lints, and that the committed header is the generated one

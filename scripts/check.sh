@@ -34,9 +34,9 @@ gofmt_clean() {
 }
 scripts_parse() {
   local f
-  for f in set-target.sh scripts/*.sh docker/*.sh; do bash -n "$f" || return; done
+  for f in set-target.sh scripts/*.sh docker/*.sh tests/kubo/own/*.sh; do bash -n "$f" || return; done
   for f in docker/*.sh; do sh -n "$f" || return; done
-  if command -v shellcheck >/dev/null; then shellcheck -x -S warning set-target.sh scripts/*.sh docker/*.sh; fi
+  if command -v shellcheck >/dev/null; then shellcheck -x -S warning set-target.sh scripts/*.sh docker/*.sh tests/kubo/own/*.sh; fi
 }
 go_vet() {
   lib_ready libwalrusds.a >/dev/null

@@ -20,6 +20,7 @@ use walrus_devnet::{BlockingDevnet, Devnet, Options};
 
 #[path = "../../common/postgres.rs"]
 pub mod pg;
+pub mod tour;
 
 use pg::Postgres;
 
@@ -554,15 +555,29 @@ impl Daemon {
         }
     }
 
+    /// The port that the daemon says something listens on.
+    #[track_caller]
+    fn port_of(&self, what: &str) -> u16 {
+        let said = self.said();
+        said.lines()
+            .filter(|line| line.starts_with(what))
+            .find_map(|line| line.rsplit('/').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("the daemon did not say {what}:\n{said}"))
+    }
+
+    /// The base URL of the RPC API.
+    #[track_caller]
+    pub fn api(&self) -> String {
+        format!(
+            "http://127.0.0.1:{}",
+            self.port_of("RPC API server listening on")
+        )
+    }
+
     /// `GET path` at the gateway.
     #[track_caller]
     pub fn get(&self, path: &str, range: Option<&str>) -> Response {
-        let said = self.said();
-        let port = said
-            .lines()
-            .filter(|line| line.starts_with("Gateway server listening on"))
-            .find_map(|line| line.rsplit('/').next())
-            .unwrap_or_else(|| panic!("the daemon named no gateway:\n{said}"));
+        let port = self.port_of("Gateway server listening on");
         let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("the gateway");
         stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
         let range = range.map_or(String::new(), |r| format!("Range: bytes={r}\r\n"));

@@ -1,66 +1,10 @@
-//! Settings: a config written by hand, what a repo is tied to, bad input, and secrets.
+//! Settings: bad input, and secrets. (A config written by hand is part of the tour.)
 
-use std::fs;
 use std::time::Duration;
 
 use kubo_tests::pg::Postgres;
-use kubo_tests::{noise, Index, Ipfs, Node, World};
+use kubo_tests::{Index, Ipfs, Node, World};
 use serde_json::json;
-
-#[test]
-fn config_by_hand() {
-    let world = World::new(Index::Postgres);
-    let node = Node::without_repo(&Ipfs::preloaded());
-    node.ok(["init", "--profile=test"]);
-    let url = world.net.url();
-    let root = &node.config()["Datastore"]["Spec"]["mounts"][1];
-    assert_eq!(root["mountpoint"], "/");
-    let spec = json!({
-        "type": "mount",
-        "mounts": [
-            {
-                "mountpoint": "/blocks",
-                "type": "measure",
-                "prefix": "walrusds.datastore",
-                "child": {
-                    "type": "walrusds",
-                    "publisherURL": format!(" {url}, "),
-                    "aggregatorURL": url,
-                    "postgresURL": world.settings["WALRUSDS_POSTGRES_URL"],
-                    "epochs": 5.0,
-                },
-            },
-            root,
-        ],
-    });
-    node.ok(["config", "--json", "Datastore.Spec", &spec.to_string()]);
-    // A repo of other data is not opened.
-    let said = node.fails(["pin", "ls"]);
-    assert!(said.contains("does not match what is on disk"), "{said}");
-
-    fs::remove_dir_all(node.repo().join("blocks")).unwrap();
-    fs::remove_dir_all(node.repo().join("datastore")).unwrap();
-    let on_disk = json!({ // serde_json sorts the keys
-        "type": "mount",
-        "mounts": [
-            {"mountpoint": "/blocks", "publisherURL": url, "aggregatorURL": url, "table": "walrus_index"},
-            {"mountpoint": "/", "path": "datastore", "type": "levelds"},
-        ],
-    });
-    fs::write(node.repo().join("datastore_spec"), on_disk.to_string()).unwrap();
-    let file = noise(1, 1 << 20);
-    let cid = node.add(&file);
-    node.assert_holds(&cid, &file);
-    assert!(world.net.blobs().len() >= 2);
-
-    // What identifies the data cannot be changed by accident; all else can.
-    node.edit_spec(|child| child["workers"] = json!(7));
-    node.assert_holds(&cid, &file);
-    node.edit_spec(|child| child["publisherURL"] = json!("http://127.0.0.1:1"));
-    let said = node.fails(["cat", &cid]);
-    assert!(said.contains("does not match what is on disk"), "{said}");
-    assert!(!said.contains("postgres://"), "{said}");
-}
 
 #[test]
 fn bad_settings_are_named() {

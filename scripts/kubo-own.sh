@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# Usage: scripts/kubo-own.sh [--flatfs] [--postgres] [vX.Y.Z] [REGEX]      (make kubo-own [IPFS_VERSION=...])
+#
+# Kubo's own end-to-end tests (its packages test/cli and client/rpc, unchanged), with every repo they
+# make on walrusds: the ipfs they find is one with walrusds built in, behind a script that adds the
+# profile walrusds to each `ipfs init`. Each repo has an embedded index of its own, or with --postgres a
+# table of its own; all share one local Walrus. REGEX chooses tests, as `go test -run` does.
+#
+# tests/kubo/own/exclusions.txt lists the tests that are left out, with the reason. Fails if any other
+# test fails, and fails again when run alone, or if a listed one does not exist.
+#
+#   --flatfs   with Kubo's default datastore. Without REGEX: the listed tests, one by one; fails if one
+#              does not exist, or does not do there what its kind in the list says
+#
+# Environment: LIB_DIR, BUILD, PARALLEL (tests at once; default: 4), KEEP=1 (leave the output behind).
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/postgres.sh
+source "$ROOT/scripts/postgres.sh"
+
+mode=walrusds postgres='' version=v0.43.0 regex=.
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --flatfs) mode=flatfs ;;
+    --postgres) postgres=1 ;;
+    v[0-9]*) version=$1 ;;
+    -*) die "unknown option $1" ;;
+    *) regex=$1 ;;
+  esac
+  shift
+done
+packages=(test/cli client/rpc)
+exclusions=$ROOT/tests/kubo/own/exclusions.txt
+
+devnet=$LIB_DIR/walrus-devnet
+[[ -x $devnet ]] || die "$devnet is missing: run 'make build' first"
+ipfs=$("$ROOT/scripts/kubo-build.sh" "$version")
+src=$(kubo_source "$version")
+toolchain=$(kubo_toolchain "$src")
+
+# The test programs, compiled once.
+programs=$BUILD/kubo-own-$version
+if ! fresh "$programs/.stamp" "$programs/rpc.test" "$version $toolchain"; then
+  say "compiling the tests of Kubo $version (minutes the first time)"
+  mkdir -p "$programs"
+  (cd "$src" && GOTOOLCHAIN=$toolchain "$GO" test -c -trimpath -buildvcs=false -o "$programs/" "${packages[@]/#/./}")
+  printf '%s' "$version $toolchain" >"$programs/.stamp"
+fi
+
+# A tree as they expect it: go.mod at its root, ipfs in cmd/ipfs, their own files beside them.
+work=$(mktemp -d)
+chmod 755 "$work" # the server of Postgres is another user
+net=''
+clean_up() {
+  [[ -z $net ]] || { kill "$net" 2>/dev/null || true; wait "$net" 2>/dev/null || true; }
+  stop_postgres
+  if [[ -n ${KEEP:-} ]]; then say "left behind: $work"; else rm -rf "$work"; fi
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+tree=$work/kubo
+mkdir -p "$tree/cmd/ipfs" "$work/tmp"
+cp "$src/go.mod" "$tree/"
+for package in "${packages[@]}"; do
+  mkdir -p "$tree/$package"
+  for data in fixtures testdata; do
+    if [[ -d $src/$package/$data ]]; then ln -s "$src/$package/$data" "$tree/$package/$data"; fi
+  done
+done
+
+"$devnet" --listen 127.0.0.1:0 --memory --cheap-ids --max-body 128MiB --max-concurrency 0 \
+  >"$work/devnet.out" 2>"$work/devnet.err" &
+net=$!
+for _ in $(seq 100); do
+  walrus=$(sed -n 's/^listening on //p' "$work/devnet.out")
+  [[ -z $walrus ]] || break
+  kill -0 "$net" 2>/dev/null || die "the local Walrus does not start: $(cat "$work/devnet.err")"
+  sleep 0.1
+done
+[[ -z $postgres ]] || start_postgres "$work/postgres"
+
+{
+  printf '#!/usr/bin/env bash\n'
+  printf '%s=%q\n' mode "$mode" ipfs "$work/ipfs" walrus "$walrus" postgres "${PG_URL:-}" inits "$work/inits"
+  sed '1d' "$ROOT/tests/kubo/own/ipfs.sh"
+} >"$tree/cmd/ipfs/ipfs"
+chmod +x "$tree/cmd/ipfs/ipfs"
+
+# pattern TEST: for -test.run and -test.skip, this one only.
+pattern() { sed 's/[][().*+?^$|{}\\]/\\&/g; s/[^/]*/^&$/g' <<<"$1"; }
+# run_tests PACKAGE LOG FLAGS...: a failure is no error here; it is judged below.
+run_tests() {
+  local package=$1 log=$2
+  shift 2
+  install "$ipfs" "$work/ipfs" # a copy: the tests of `ipfs update` put another program in its place
+  (cd "$tree/$package" && env TEST_FUSE=0 TMPDIR="$work/tmp" PATH="$tree/cmd/ipfs:$PATH" IPFS_TELEMETRY=off \
+    "$programs/$(basename "$package").test" -test.v -test.timeout=40m -test.parallel="${PARALLEL:-4}" "$@" >"$log" 2>&1) || true
+}
+# The lines VERSION PACKAGE TEST KIND REASON that are for this version, without VERSION and REASON.
+listed() { awk -v v="$version" '$1 == v { print $2, $3, $4 }' "$exclusions"; }
+bad=0
+complain() { say "- $*"; bad=$((bad + 1)); }
+
+started=$SECONDS
+for package in "${packages[@]}"; do
+  say "== $package of Kubo $version on $mode${postgres:+, index in Postgres}"
+  skip=''
+  while read -r of name _; do
+    if [[ $of == "$package" ]]; then skip+=${skip:+|}$(pattern "$name"); fi
+  done < <(listed)
+  log=$work/$(basename "$package").log
+  if [[ $mode == walrusds || $regex != . ]]; then
+    run_tests "$package" "$log" -test.run="$regex" ${skip:+-test.skip="$skip"}
+    grep -E '^ *--- FAIL|^panic: ' "$log" >&2 || true
+  else
+    : >"$log"
+  fi
+done
+
+# PACKAGE TEST RESULT for every test; a failure of subtests alone counts for them only.
+for package in "${packages[@]}"; do
+  awk -v package="$package" '
+    /^ *--- (PASS|FAIL|SKIP): / { sub(/:$/, "", $2); result[$3] = $2; names[++n] = $3 }
+    /^(panic|fatal error|FATAL): / { broken = $0 }
+    END {
+      for (i = 1; i <= n; i++) {
+        parent = names[i]
+        while (sub(/\/[^\/]*$/, "", parent)) if (result[names[i]] == "FAIL") inner[parent] = 1
+      }
+      for (i = 1; i <= n; i++) print package, names[i], inner[names[i]] ? "FAIL-INSIDE" : result[names[i]]
+      if (broken != "") print package, "-", "FAIL", broken
+    }' "$work/$(basename "$package").log"
+done >"$work/results"
+
+count() { grep -c " $1\$" "$work/results" || true; }
+# alone PACKAGE TEST: runs this one; prints PASS, FAIL (also if it skipped itself) or ABSENT.
+alone() {
+  local log=$work/alone.log
+  run_tests "$1" "$log" -test.run="$(pattern "$2")"
+  if grep -qF -e "--- PASS: $2 (" "$log"; then
+    echo PASS
+  elif grep -qF -e "--- FAIL: $2 (" -e "--- SKIP: $2 (" "$log" || grep -q '^panic: ' "$log"; then
+    echo FAIL
+  else
+    echo ABSENT
+  fi
+}
+# Many of these tests wait for other nodes with tight limits, so a failure counts if it repeats. It is
+# said in any case.
+again=0
+while read -r package name _; do
+  if [[ $name != - && $(alone "$package" "$name") == PASS ]]; then
+    say "   $package $name failed among the others, and passed alone"
+    again=$((again + 1))
+  else
+    complain "$package $name failed"
+  fi
+done < <(grep -E ' FAIL( |$)' "$work/results" || true)
+for package in "${packages[@]}"; do
+  [[ $regex != . || $mode != walrusds ]] || grep -q "^$package .* PASS$" "$work/results" || complain "no test of $package passed"
+done
+
+# Everything listed exists and, on flatfs, has its reason: tried alone, as some of them take others along.
+while read -r package name kind; do
+  top=$(cd "$tree/$package" && "$programs/$(basename "$package").test" -test.list="$(pattern "${name%%/*}")")
+  [[ -n $top ]] || { complain "tests/kubo/own/exclusions.txt lists $package $name: there is no such test"; continue; }
+  [[ $regex == . && $mode == flatfs ]] || continue
+  result=$(alone "$package" "$name")
+  case $kind/$result in
+    */ABSENT) complain "tests/kubo/own/exclusions.txt lists $package $name: it did not run" ;;
+    datastore/FAIL) complain "$package $name is listed as tied to another datastore, but fails on flatfs" ;;
+    outside/PASS) complain "$package $name is listed as in need of something outside, but passes on flatfs" ;;
+    datastore/* | outside/*) say "   $package $name: $result, as listed" ;;
+    *) complain "tests/kubo/own/exclusions.txt: $package $name is of no known kind: $kind" ;;
+  esac
+done < <(listed)
+[[ $mode != walrusds || -s $work/inits ]] || complain "no repo was made on walrusds"
+
+if [[ $mode == walrusds || $regex != . ]]; then
+  blobs=$(curl -fsS "$walrus/admin/stats" | tr ',{}' '\n' | sed -n 's/^ *"stored_blobs": *//p' | head -1)
+  printf '%s on %s%s: %d passed, %d skipped themselves, %d failed (%d of them passed alone), in %d s; %d repos on walrusds, %d blobs\n' \
+    "Kubo $version" "$mode" "${postgres:+ (Postgres)}" "$(count PASS)" "$(count SKIP)" "$(count FAIL)" "$again" \
+    $((SECONDS - started)) "$(cat "$work/inits" 2>/dev/null | wc -l)" "$blobs"
+fi
+[[ $bad -eq 0 ]] || die "$bad complaints (tests/kubo/own/exclusions.txt says which tests may fail, and why)"
