@@ -19,8 +19,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::Notify;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Error, ErrorKind, Index, KeyRecord, ListItem, Record, RenewItem, Renewal,
-    Result, StoreOptions, StoreResult, Usage,
+    BlobStore, Body, Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem,
+    Renewal, Result, StoreOptions, StoreResult, Usage,
 };
 
 /// What goes wrong.
@@ -360,9 +360,9 @@ impl<I: Index + ?Sized> Index for FaultyIndex<I> {
         Around::end(Call::DeleteRows, fault, self.inner.delete_many(keys).await)
     }
 
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>> {
+    async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
         let (_running, _) = self.around.begin(Call::List).await?;
-        self.inner.list(prefix, after, limit).await
+        self.inner.list(range, offset, limit).await
     }
 
     async fn due_for_renewal(
