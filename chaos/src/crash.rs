@@ -39,7 +39,7 @@ fn manner() -> Manner {
 const TASK: &str = "WALRUS_CHAOS_WORKER";
 
 /// The worker, if this process is one: checks everything that earlier ones acknowledged, goes on
-/// until so many more writes are acknowledged, closes. Its last line tells what it did.
+/// until so many more writes are acknowledged, closes.
 pub fn worker() -> Option<ExitCode> {
     let task: serde_json::Value = serde_json::from_str(&std::env::var(TASK).ok()?).expect("task");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
@@ -60,7 +60,19 @@ pub fn worker() -> Option<ExitCode> {
         let tally = Tally::default();
         let verifying = clients.iter_mut().map(|client| client.verify(&ds, &tally));
         crate::together(verifying).await;
-        let checked = tally.reads.load(Relaxed);
+        // Told at once: this process may not live to its end.
+        let found = |tally: &Tally| {
+            for complaint in tally.complaints() {
+                println!("{complaint}");
+            }
+            ExitCode::from(u8::from(
+                tally.lost.load(Relaxed) + tally.wrong.load(Relaxed) > 0,
+            ))
+        };
+        println!("checked {}", tally.reads.load(Relaxed));
+        if !tally.complaints().is_empty() {
+            return found(&tally);
+        }
         let (stop, manner) = (CancellationToken::new(), manner());
         let target = number("writes");
         // Renewal goes on beside the writes; a worker that waits for it has time.
@@ -75,12 +87,8 @@ pub fn worker() -> Option<ExitCode> {
         });
         crate::together(working).await;
         ds.close().await.expect("closing");
-        for complaint in tally.complaints() {
-            println!("{complaint}");
-        }
-        let (lost, wrong) = (tally.lost.load(Relaxed), tally.wrong.load(Relaxed));
-        println!("checked {checked} lost {lost} wrong {wrong}");
-        ExitCode::from(u8::from(lost + wrong > 0))
+        println!("closed");
+        found(&tally)
     }))
 }
 
@@ -205,17 +213,14 @@ impl<'a> Scene<'a> {
             let _ = err.read_to_string(&mut ended.err);
         }
         self.backend.settle();
+        let checked = ended.out.lines().find_map(|l| l.strip_prefix("checked "));
+        self.result.checked += checked.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
         if ended.signal.is_some() {
             self.result.deaths += 1;
             return ended;
         }
-        let summary = ended.out.lines().last().unwrap_or_default();
-        match summary
-            .strip_prefix("checked ")
-            .and_then(|s| s.split_once(' '))
-        {
-            Some((checked, _)) => self.result.checked += checked.parse::<u64>().unwrap_or(0),
-            None => self.complain("a worker ended early", &ended),
+        if !ended.out.contains("\nclosed\n") {
+            self.complain("a worker ended early", &ended);
         }
         if !status.success() {
             self.complain("a worker complains", &ended);

@@ -93,7 +93,7 @@ pub async fn run(settings: &Settings, backend: &Backend, writes: u64, tally: &Ta
     let repo = tempfile::tempdir().expect("directory");
     let mut config = settings.config(serde_json::json!({
         "publisherURL": net.url(), "aggregatorURL": net.url(), "requestTimeoutSeconds": 1,
-        "packTargetSizeBytes": 262_144, "maxRetries": 2, "blobCacheBytes": 1_000_000,
+        "packTargetSizeBytes": 16_384, "maxRetries": 2, "blobCacheBytes": 1_000_000,
     }));
     backend.configure(&mut config);
     let config = Config::from_json(&config.to_string()).expect("configuration");

@@ -154,7 +154,6 @@ impl Client {
     pub fn new(id: usize, seed: u64, length: usize) -> Self {
         let contents = (0..CONTENTS).map(|n| {
             let len = match n {
-                0 => 0, // every client's, so nobody deletes it
                 n if n % 16 == 1 => length * 16,
                 n => 8 + length * n as usize / CONTENTS as usize,
             };
@@ -251,10 +250,7 @@ impl Client {
     fn draw_change(&mut self, manner: &Manner, put: f64) -> Change {
         let put = self.rng.random_bool(put);
         if self.rng.random_bool(0.6) {
-            match self.rng.random_range(0..CONTENTS) {
-                0 => Change::Content(0, true),
-                n => Change::Content(n, put),
-            }
+            Change::Content(self.rng.random_range(0..CONTENTS), put)
         } else {
             let long = if self.rng.random_ratio(1, 16) { 16 } else { 1 };
             let len = self.rng.random_range(0..=manner.length * long);
