@@ -62,6 +62,10 @@ check: ## formatting, lints, and that the committed header is the generated one
 bench: ## the benchmarks
 	@scripts/bench.sh
 
+.PHONY: outages
+outages: ## every outage of the real parts, and the table of docs/reliability.md  [UPDATE=1]
+	@scripts/outages.sh
+
 .PHONY: deps
 deps: ## what the build needs: looks, and installs what is missing where it can
 	@scripts/deps.sh
