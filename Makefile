@@ -81,6 +81,10 @@ bench: ## the benchmarks
 chaos: ## a million writes under faults and crashes: nothing lost, nothing wrong  [CHAOS_SEED=...]
 	@scripts/chaos.sh
 
+.PHONY: outages
+outages: ## every outage of the real parts, and the table of docs/reliability.md  [UPDATE=1]
+	@scripts/outages.sh
+
 .PHONY: deps
 deps: ## what the build needs: looks, and installs what is missing where it can
 	@scripts/deps.sh

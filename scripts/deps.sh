@@ -45,6 +45,8 @@ look() {
   else
     pg=$(find /usr/lib/postgresql /usr/pgsql-* /opt/homebrew/opt/postgresql* -name postgres -path '*/bin/*' 2>/dev/null | sort -V | tail -1 || true)
   fi
+  local pooler
+  if pooler=$(PATH=$PATH:/usr/sbin command -v pgbouncer); then ok pgbouncer "$("$pooler" --version | awk 'NR == 1 { print $2 }')"; else packages+=(pgbouncer); fi
   if [[ -n $pg ]]; then ok postgres "$("$pg" --version | awk '{ print $3 }') ($pg)"; else packages+=(postgresql); fi
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::select_ok;
 use parking_lot::Mutex;
 use tokio::time::{timeout, Instant};
-use tokio_postgres::{Client, Socket};
+use tokio_postgres::{CancelToken, Client, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error;
@@ -72,9 +72,9 @@ impl Connector {
         })
     }
 
-    /// For cancel requests.
-    pub fn tls(&self) -> MakeRustlsConnect {
-        self.tls.clone()
+    /// Asks the server to cancel what runs on a connection to `host`.
+    pub async fn cancel(&self, token: CancelToken, host: usize) {
+        super::cancel::cancel(token, &self.spec.targets[host], self.tls.clone()).await;
     }
 
     pub fn timeout(&self) -> Duration {

@@ -3,6 +3,7 @@
 //! Short statements (lookups, deletes) go over pipelined connections (`pipe`); everything else
 //! over a pool for blocking code (`pool`). Both open connections when they are first needed.
 
+mod cancel;
 mod connect;
 mod direct;
 mod error;

@@ -127,7 +127,7 @@ impl Conn {
                 Err(_) => {
                     // It waits for a lock on the table, and everyone behind it.
                     let token = conn.client.cancel_token();
-                    let _ = tokio::time::timeout(CANCEL_GRACE, token.cancel_query(connector.tls()))
+                    let _ = tokio::time::timeout(CANCEL_GRACE, connector.cancel(token, conn.host))
                         .await;
                     prepared.await
                 }
@@ -398,7 +398,7 @@ impl Drop for Statement {
             // Hits whatever runs on the connection now: if that is a neighbour's statement, the
             // neighbour repeats it.
             let token = conn.client.cancel_token();
-            let cancel = token.cancel_query(connector.tls());
+            let cancel = connector.cancel(token, conn.host);
             let _ = tokio::time::timeout(CANCEL_GRACE, cancel).await;
             if tokio::time::timeout(CANCEL_GRACE, running).await.is_err() {
                 // Not even a cancel request helps: the server or the network hangs.

@@ -194,6 +194,7 @@ struct Run {
 /// How to stop what runs: by asking the server, or by hanging up.
 struct Running {
     cancel: tokio_postgres::CancelToken,
+    host: usize,
     hang_up: AbortHandle,
 }
 
@@ -215,6 +216,7 @@ impl Run {
             let mut session = self.session(place, repeat)?;
             *self.running.lock() = Some(Running {
                 cancel: session.cancel_token(),
+                host: session.host(),
                 hang_up: session.abort_handle(),
             });
             if self.cancelled.is_cancelled() {
@@ -287,9 +289,9 @@ impl Run {
         let Some(running) = self.running.lock().take() else {
             return;
         };
-        let tls = self.connector.tls();
+        let connector = self.connector.clone();
         self.runtime.spawn(async move {
-            let request = running.cancel.cancel_query(tls);
+            let request = connector.cancel(running.cancel, running.host);
             let _ = tokio::time::timeout(CANCEL_GRACE, request).await;
             tokio::time::sleep(CANCEL_GRACE).await;
             // The session is not used again either way.
