@@ -711,6 +711,7 @@ async fn perform(ds: &WalrusDatastore, act: Act) -> Result<Answer, Error> {
                 keys_only: !values,
                 offset: offset.into(),
                 limit: limit.map(u64::from),
+                ..QueryOptions::default()
             })?;
             let mut entries = Vec::new();
             loop {
