@@ -54,6 +54,10 @@ demo: ## a node on a local Walrus, from init to garbage collection
 test: ## all tests
 	@scripts/test.sh
 
+.PHONY: fuzz
+fuzz: ## search for inputs that fail, with libFuzzer  [FUZZ_SECONDS=60 for each target]
+	@scripts/fuzz.sh
+
 .PHONY: check
 check: ## formatting, lints, and that the committed header is the generated one
 	@scripts/check.sh
