@@ -69,6 +69,10 @@ kubo-own: build ## Kubo's own end-to-end tests, every repo on walrusds  [IPFS_VE
 	@scripts/kubo-own.sh $(kubo_version)
 	@scripts/kubo-own.sh --flatfs $(kubo_version)
 
+.PHONY: fuzz
+fuzz: ## search for inputs that fail, with libFuzzer  [FUZZ_SECONDS=60 for each target]
+	@scripts/fuzz.sh
+
 .PHONY: check
 check: ## formatting, lints, and that the committed header is the generated one
 	@scripts/check.sh

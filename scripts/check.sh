@@ -25,7 +25,8 @@ header_is_current() {
   }
 }
 cargo_fmt() {
-  "$CARGO" fmt --all --check && "$CARGO" fmt --check --manifest-path tests/foreign/rust/Cargo.toml
+  "$CARGO" fmt --all --check && "$CARGO" fmt --check --manifest-path tests/foreign/rust/Cargo.toml &&
+    "$CARGO" fmt --check --manifest-path fuzz/Cargo.toml
 }
 gofmt_clean() {
   local files

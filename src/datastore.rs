@@ -349,10 +349,10 @@ impl WalrusDatastore {
     pub async fn disk_usage(&self) -> Result<Usage> {
         let _call = self.enter()?;
         let stored = self.shared.index.usage().await?;
-        let pending = self.shared.metrics.pending_usage();
+        let now = stored.plus(self.shared.metrics.pending_usage());
         Ok(Usage {
-            blocks: (stored.blocks + pending.blocks).max(0),
-            bytes: (stored.bytes + pending.bytes).max(0),
+            blocks: now.blocks.max(0),
+            bytes: now.bytes.max(0),
         })
     }
 
@@ -522,7 +522,7 @@ impl Shared {
                 value,
                 replaces: known.map(|record| Usage {
                     blocks: 1,
-                    bytes: record.size,
+                    bytes: record.size.max(0),
                 }),
             });
         }
@@ -540,10 +540,7 @@ impl Shared {
         };
         failpoint!("delete.done");
         Metrics::add(&self.metrics.deletes, keys.len() as u64);
-        self.metrics.usage_delta(Usage {
-            blocks: -removed.blocks,
-            bytes: -removed.bytes,
-        });
+        self.metrics.usage_delta(Usage::default().minus(removed));
         Ok(())
     }
 }

@@ -15,6 +15,8 @@ pub mod error;
 #[allow(missing_docs)]
 pub mod ffi;
 pub mod index;
+#[cfg(test)]
+mod interleave;
 mod lifetime;
 mod locks;
 pub mod log;

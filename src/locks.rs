@@ -66,6 +66,10 @@ impl Drop for KeyGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interleave::{droppable, explore, lasting, pause};
+    use rand::RngExt;
+    use std::cell::Cell;
+    use std::rc::Rc;
     use std::time::Duration;
 
     fn keys(names: &[&str]) -> Vec<String> {
@@ -97,5 +101,46 @@ mod tests {
         drop(first);
         drop(locks.lock(keys(&["a"])).await);
         assert!(locks.0.lock().is_empty());
+    }
+
+    /// In whatever order they run, and whoever gives up: one holder per key, nobody waits for ever.
+    #[test]
+    fn every_order_excludes_and_ends() {
+        const NAMES: [&str; 3] = ["a", "b", "c"];
+        explore(20_000, |random| {
+            let locks = KeyLocks::default();
+            let held: Rc<[Cell<bool>; 3]> = Rc::default();
+            let writers = (0..5).map(|_| {
+                let wanted: Vec<usize> = (0..3).filter(|_| random.random()).collect();
+                let (locks, held, pauses) =
+                    (locks.clone(), held.clone(), random.random_range(0..4));
+                droppable(async move {
+                    let names: Vec<_> = wanted.iter().map(|n| NAMES[*n]).collect();
+                    let guard = locks.lock(keys(&names)).await;
+                    let entered = Entered(held, wanted);
+                    for n in &entered.1 {
+                        assert!(!entered.0[*n].replace(true), "two hold {}", NAMES[*n]);
+                    }
+                    pause(pauses).await;
+                    drop(entered);
+                    drop(guard);
+                })
+            });
+            let mut tasks: Vec<_> = writers.collect();
+            let last = async move { drop(locks.lock(keys(&NAMES)).await) };
+            tasks.push(lasting(last));
+            tasks
+        });
+    }
+
+    /// Dropped before the guard, whether its task ends or is dropped.
+    struct Entered(Rc<[Cell<bool>; 3]>, Vec<usize>);
+
+    impl Drop for Entered {
+        fn drop(&mut self) {
+            for n in &self.1 {
+                self.0[*n].set(false);
+            }
+        }
     }
 }

@@ -66,8 +66,7 @@ impl Metrics {
     /// Notes a change of what is stored, to be written to the index later.
     pub(crate) fn usage_delta(&self, delta: Usage) {
         let mut usage = self.usage.lock();
-        usage.blocks += delta.blocks;
-        usage.bytes += delta.bytes;
+        *usage = usage.plus(delta);
     }
 
     /// Changes not written to the index yet.

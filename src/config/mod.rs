@@ -449,7 +449,13 @@ fn check_url(name: &str, url: &str) -> Result<()> {
              the repo's datastore_spec; use authTokenCommand or authTokenFile for credentials"
         )));
     }
-    let shown = shorten(url);
+    // A token in a query, or settings of a database (`password=…`) under the wrong key: not shown.
+    let harmless = url.split(|c: char| "?#=".contains(c) || c.is_whitespace());
+    let harmless = harmless.take(1).collect::<String>();
+    let shown = match harmless.len() == url.len() {
+        true => shorten(url),
+        false => shorten(&harmless) + "…",
+    };
     let parsed =
         Url::parse(url).map_err(|e| bad(format!("{name} holds {shown:?}: {e}; {expected}")))?;
     if !matches!(parsed.scheme(), "http" | "https") {

@@ -66,3 +66,42 @@ impl Drop for Pass {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interleave::{droppable, explore, lasting, pause};
+    use rand::RngExt;
+
+    /// Who waits for the calls to end is woken by the last one, and nobody gets in afterwards.
+    #[test]
+    fn every_order_empties() {
+        explore(20_000, |random| {
+            let gate = Arc::new(Gate::default());
+            let mut tasks: Vec<_> = (0..4)
+                .map(|_| {
+                    let (gate, turns) = (gate.clone(), random.random_range(1..4));
+                    droppable(async move {
+                        for _ in 0..turns {
+                            let Ok(pass) = gate.enter() else { return };
+                            pause(turns).await;
+                            drop(pass);
+                            pause(1).await;
+                        }
+                    })
+                })
+                .collect();
+            for _ in 0..2 {
+                let (gate, pauses) = (gate.clone(), random.random_range(0..6));
+                tasks.push(lasting(async move {
+                    pause(pauses).await;
+                    gate.shut();
+                    assert!(gate.emptied(Duration::from_secs(3600)).await);
+                    assert_eq!(gate.state.lock().inside, 0);
+                    assert!(gate.enter().is_err());
+                }));
+            }
+            tasks
+        });
+    }
+}

@@ -118,6 +118,26 @@ pub struct Usage {
     pub bytes: i64,
 }
 
+impl Usage {
+    /// The sum. Rows may hold nonsense, which must not end in a panic: it stops at the ends.
+    #[must_use]
+    pub(crate) fn plus(self, other: Usage) -> Usage {
+        Usage {
+            blocks: self.blocks.saturating_add(other.blocks),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
+    /// The difference, likewise.
+    #[must_use]
+    pub(crate) fn minus(self, other: Usage) -> Usage {
+        Usage {
+            blocks: self.blocks.saturating_sub(other.blocks),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}
+
 /// Index of blocks. Every method may be called concurrently; dropping a returned future abandons
 /// the wait and, where the engine can, cancels the statement. All of a call's rows become visible
 /// together or not at all.

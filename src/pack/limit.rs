@@ -101,6 +101,11 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interleave::{explore, lasting, pause};
+    use rand::RngExt;
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
 
     #[tokio::test]
     async fn falls_fast_and_recovers_slowly_within_the_ceiling() {
@@ -126,5 +131,47 @@ mod tests {
             }
         }
         assert_eq!(limit.snapshot(), (10, 10));
+    }
+
+    /// The gatherer gives up waiting now and then, as it does when blocks come in: no place is lost.
+    #[test]
+    fn every_order_uses_and_frees_all_places() {
+        explore(5_000, |random| {
+            let ceiling = random.random_range(1..4);
+            let limit = UploadLimit::new(ceiling);
+            let started: Rc<RefCell<VecDeque<Permit>>> = Rc::default();
+            let mut tasks = vec![lasting({
+                let (limit, started) = (limit.clone(), started.clone());
+                let patience: Vec<_> = (0..12).map(|_| random.random_range(0..3)).collect();
+                async move {
+                    for turns in patience {
+                        // Waits twice at least: given up once, the place is still to be had.
+                        let permit = tokio::select! {
+                            biased;
+                            permit = limit.acquire() => permit,
+                            () = pause(turns) => limit.acquire().await,
+                        };
+                        assert!(limit.snapshot().0 <= ceiling);
+                        started.borrow_mut().push_back(permit);
+                    }
+                }
+            })];
+            for _ in 0..12 {
+                let started = started.clone();
+                let (pauses, throttled) = (random.random_range(0..4), random.random());
+                tasks.push(lasting(async move {
+                    let permit = loop {
+                        let next = started.borrow_mut().pop_front();
+                        match next {
+                            Some(permit) => break permit,
+                            None => pause(1).await,
+                        }
+                    };
+                    pause(pauses).await;
+                    permit.report(throttled);
+                }));
+            }
+            tasks
+        });
     }
 }

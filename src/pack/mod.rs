@@ -361,8 +361,12 @@ async fn index(shared: &Shared, pack: &mut Settling, stored: &StoreResult) -> Re
         let size = pending.len() as i64;
         if !pending.ticket.is_given_up() {
             let replaced = pending.block.replaces.unwrap_or_default();
-            delta.blocks += 1 - replaced.blocks;
-            delta.bytes += size - replaced.bytes;
+            delta = delta
+                .plus(Usage {
+                    blocks: 1,
+                    bytes: size,
+                })
+                .minus(replaced);
             rows.push(KeyRecord {
                 key: pending.block.key.clone(),
                 record: Record {

@@ -88,3 +88,41 @@ impl Drop for Waiting {
         self.given_up.cancel();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interleave::{droppable, explore, lasting, pause};
+    use rand::RngExt;
+
+    /// The outcome comes once, when all blocks are done, and tells of a failure; packs learn of a
+    /// caller that has left.
+    #[test]
+    fn every_order_has_one_outcome() {
+        explore(20_000, |random| {
+            let blocks = random.random_range(1..5);
+            let (ticket, waiting) = Ticket::new(blocks);
+            let failing: Vec<bool> = (0..blocks)
+                .map(|_| random.random_range(0..4) == 0)
+                .collect();
+            let fails = failing.contains(&true);
+            let all = Arc::clone(&ticket);
+            let mut tasks = vec![droppable(async move {
+                let outcome = waiting.wait().await;
+                assert_eq!(all.remaining.load(Ordering::SeqCst), 0, "too early");
+                assert_eq!(outcome.is_err(), fails);
+            })];
+            for fails in failing {
+                let (ticket, pauses) = (Arc::clone(&ticket), random.random_range(0..4));
+                tasks.push(lasting(async move {
+                    pause(pauses).await;
+                    let error = Error::new(ErrorKind::Walrus, "on purpose");
+                    ticket.finish_one(if fails { Err(&error) } else { Ok(()) });
+                }));
+            }
+            // `Waiting` ends when its wait does, or with its task.
+            tasks.push(lasting(async move { ticket.given_up().await }));
+            tasks
+        });
+    }
+}

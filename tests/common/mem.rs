@@ -168,8 +168,8 @@ impl Index for MemIndex {
 
     async fn add_usage(&self, delta: Usage) -> Result<()> {
         let mut usage = self.usage.lock();
-        usage.blocks += delta.blocks;
-        usage.bytes += delta.bytes;
+        usage.blocks = usage.blocks.saturating_add(delta.blocks);
+        usage.bytes = usage.bytes.saturating_add(delta.bytes);
         Ok(())
     }
 

@@ -1,0 +1,276 @@
+//! Calls of the C functions in any order, with any handles, and NULL wherever a pointer goes.
+
+use std::ptr;
+
+use once_cell::sync::Lazy;
+use walrus_devnet::{BlockingDevnet, Devnet, Options};
+use walrusds::ffi::*;
+
+use super::Input;
+
+struct World {
+    config: String,
+    dirs: [tempfile::TempDir; 2],
+    _net: BlockingDevnet,
+}
+
+static WORLD: Lazy<World> = Lazy::new(|| {
+    let net = Devnet::start_blocking(Options {
+        cheap_ids: true,
+        ..Options::default()
+    });
+    let net = net.unwrap();
+    let url = net.url();
+    World {
+        config: serde_json::json!({
+            "publisherURL": url, "aggregatorURL": url, "indexPath": "index.sqlite",
+        })
+        .to_string(),
+        dirs: [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()],
+        _net: net,
+    }
+});
+
+/// Handles that calls gave, dead ones too.
+#[derive(Default)]
+struct Known {
+    stores: Vec<u64>,
+    queries: Vec<u64>,
+    tokens: Vec<u64>,
+}
+
+/// One of these, of another kind, or any number.
+fn handle(input: &mut Input<'_>, own: &[u64], other: &[u64]) -> u64 {
+    let how = input.byte();
+    let from = if how < 230 { own } else { other };
+    if how >= 250 || from.is_empty() {
+        return input.number();
+    }
+    from[usize::from(how) % from.len()]
+}
+
+/// A pointer and a length that go together, or that the contract allows to be refused.
+fn slice<'a>(input: &mut Input<'a>) -> (*const u8, usize) {
+    match input.byte() {
+        255 => (ptr::null(), input.number() as usize),
+        254 => (ptr::null(), 0),
+        253 => (
+            b"x".as_ptr(),
+            isize::MAX as usize + 1 + usize::from(input.byte()),
+        ),
+        252 => (b"x".as_ptr(), 0),
+        n => {
+            let bytes = input.bytes(usize::from(n % 48));
+            (bytes.as_ptr(), bytes.len())
+        }
+    }
+}
+
+/// What is known to work, as a pair.
+fn key(input: &mut Input<'_>) -> (*const u8, usize) {
+    match input.byte() {
+        n if n < 200 => {
+            let key = ["/a", "/b", "/dir/c", "/\u{e9}"][usize::from(n) % 4];
+            (key.as_ptr(), key.len())
+        }
+        _ => slice(input),
+    }
+}
+
+/// `out`, or NULL now and then.
+fn out<T>(input: &mut Input<'_>, out: &mut T) -> *mut T {
+    if input.byte() >= 245 {
+        ptr::null_mut()
+    } else {
+        out
+    }
+}
+
+const EMPTY: walrusds_buf = walrusds_buf {
+    data: ptr::null(),
+    len: 0,
+    owner: ptr::null_mut(),
+};
+
+/// Any sequence of calls gives codes that exist, never a panic, and leaves nothing unfreed.
+#[allow(unsafe_code)]
+pub fn calls(data: &[u8]) {
+    let input = &mut Input(data);
+    let world = &*WORLD;
+    let mut known = Known::default();
+    let (mut err, mut buf) = (no_error(), EMPTY);
+    let mut page = walrusds_page {
+        entries: ptr::null(),
+        len: 0,
+        owner: ptr::null_mut(),
+    };
+    let (mut found, mut number) = (false, 0);
+    // SAFETY: every pair is readable for its length, or one that the functions must refuse without
+    // looking at it; outputs are live locals or NULL.
+    unsafe {
+        open(&mut known, &world.config, world.dirs[0].path());
+        for _ in 0..32 {
+            if input.is_empty() {
+                break;
+            }
+            let what = input.byte() % 22;
+            let call = walrusds_call {
+                cancel: match input.byte() {
+                    n if n < 200 => 0,
+                    _ => handle(input, &known.tokens, &known.stores),
+                },
+                timeout_ms: [0, 0, 1, 50][usize::from(input.byte() % 4)],
+            };
+            let call = if input.flag() { &call } else { ptr::null() };
+            let store = handle(input, &known.stores, &known.queries);
+            let query = handle(input, &known.queries, &known.tokens);
+            let token = handle(input, &known.tokens, &known.stores);
+            let e = out(input, &mut err);
+            let code = match what {
+                0 => {
+                    let dir = &world.dirs[usize::from(input.byte() % 2)];
+                    open(&mut known, &world.config, dir.path());
+                    continue;
+                }
+                1 => {
+                    let (config, dir) = (slice(input), slice(input));
+                    let handle = out(input, &mut number);
+                    walrusds_open(config.0, config.1, dir.0, dir.1, call, handle, e)
+                }
+                2 => walrusds_close(store, e),
+                3 => {
+                    let config = slice(input);
+                    walrusds_disk_spec(config.0, config.1, out(input, &mut buf), e)
+                }
+                4 => walrusds_config_keys(out(input, &mut buf), e),
+                5 | 6 => {
+                    let (k, v) = (key(input), slice(input));
+                    walrusds_put(store, call, k.0, k.1, v.0, v.1, e)
+                }
+                7 | 8 => {
+                    let (k, b) = (key(input), out(input, &mut buf));
+                    walrusds_get(store, call, k.0, k.1, b, out(input, &mut found), e)
+                }
+                9 => {
+                    let k = key(input);
+                    walrusds_has(store, call, k.0, k.1, out(input, &mut found), e)
+                }
+                10 => {
+                    let (k, n) = (key(input), out(input, &mut number));
+                    walrusds_get_size(store, call, k.0, k.1, n, out(input, &mut found), e)
+                }
+                11 => {
+                    let k = key(input);
+                    walrusds_delete(store, call, k.0, k.1, e)
+                }
+                12 => {
+                    let ops: Vec<_> = (0..input.byte() % 4)
+                        .map(|_| {
+                            let (kind, k, v) =
+                                (u32::from(input.byte() % 4), key(input), slice(input));
+                            walrusds_op {
+                                kind,
+                                key: k.0,
+                                key_len: k.1,
+                                value: v.0,
+                                value_len: v.1,
+                            }
+                        })
+                        .collect();
+                    match input.byte() {
+                        255 => walrusds_batch_commit(store, call, ptr::null(), ops.len(), e),
+                        254 => walrusds_batch_commit(store, call, ops.as_ptr(), usize::MAX, e),
+                        _ => walrusds_batch_commit(store, call, ops.as_ptr(), ops.len(), e),
+                    }
+                }
+                13 => {
+                    let prefix = slice(input);
+                    let mut options = walrusds_query_options {
+                        prefix: prefix.0,
+                        prefix_len: prefix.1,
+                        keys_only: input.flag(),
+                        offset: input.number(),
+                        limit: input.number(),
+                    };
+                    let options = out(input, &mut options);
+                    let mut handle = 0;
+                    let code =
+                        walrusds_query_open(store, call, options, out(input, &mut handle), e);
+                    known
+                        .queries
+                        .extend((code == WALRUSDS_OK).then_some(handle));
+                    code
+                }
+                14 => walrusds_query_next(query, call, out(input, &mut page), e),
+                15 => walrusds_query_close(query, e),
+                16 => {
+                    let prefix = slice(input);
+                    walrusds_sync(store, call, prefix.0, prefix.1, e)
+                }
+                17 => walrusds_disk_usage(store, call, out(input, &mut number), e),
+                18 => walrusds_metrics(store, out(input, &mut buf), e),
+                19 => {
+                    let b = out(input, &mut buf);
+                    walrusds_log_next(store, b, out(input, &mut found), e)
+                }
+                20 => {
+                    let mut handle = 0;
+                    let code = walrusds_cancel_new(out(input, &mut handle), e);
+                    known.tokens.extend((code == WALRUSDS_OK).then_some(handle));
+                    code
+                }
+                _ if input.flag() => walrusds_cancel(token, e),
+                _ => walrusds_cancel_free(token, e),
+            };
+            assert!(
+                (WALRUSDS_OK..WALRUSDS_PANIC).contains(&code),
+                "call {what} gave {code}"
+            );
+            assert_ne!(code, WALRUSDS_INTERNAL, "call {what}");
+            if !e.is_null() {
+                assert_eq!(err.code, code);
+                assert_eq!(err.message.len == 0, code == WALRUSDS_OK);
+            }
+            // Twice is fine, and so is what was never filled.
+            for _ in 0..1 + input.byte() % 2 {
+                walrusds_error_free(&mut err);
+                walrusds_buf_free(&mut buf);
+                walrusds_page_free(&mut page);
+            }
+        }
+        for token in known.tokens {
+            walrusds_cancel_free(token, ptr::null_mut());
+        }
+        for store in known.stores {
+            walrusds_close(store, ptr::null_mut());
+        }
+    }
+}
+
+fn no_error() -> walrusds_error {
+    walrusds_error {
+        code: WALRUSDS_OK,
+        retryable: false,
+        message: EMPTY,
+    }
+}
+
+#[allow(unsafe_code)]
+unsafe fn open(known: &mut Known, config: &str, dir: &std::path::Path) {
+    let dir = dir.to_str().unwrap();
+    let mut handle = 0;
+    // SAFETY: both strings are readable, and the outputs are live locals.
+    let code = unsafe {
+        walrusds_open(
+            config.as_ptr(),
+            config.len(),
+            dir.as_ptr(),
+            dir.len(),
+            ptr::null(),
+            &mut handle,
+            ptr::null_mut(),
+        )
+    };
+    assert_eq!(code, WALRUSDS_OK);
+    known.stores.push(handle);
+}

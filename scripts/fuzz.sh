@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Usage: scripts/fuzz.sh [target...]        (make fuzz)
+#
+# Fuzzes the targets of fuzz/targets.rs (all, unless some are named) with libFuzzer and AddressSanitizer,
+# starting from fuzz/corpus. What is found on the way stays in build/fuzz/corpus. An input that fails is
+# written to build/fuzz/crashes; how to replay it is said at the end.
+#
+# Environment: FUZZ_SECONDS (per target, 60 by default), FUZZ_MINIMISE=1 (afterwards, what adds coverage
+# goes to fuzz/corpus: inputs of up to 2 KiB, at most 30 KiB for each target), FUZZ_REPLAY=FILE (run the
+# one named target on this input, and nothing else).
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT/fuzz"
+CARGO=${CARGO:-cargo} seconds=${FUZZ_SECONDS:-60}
+host=$(rustc -vV | sed -n 's/^host: //p')
+
+# What cargo-fuzz does, without its need for a nightly toolchain: the sanitizer is the only thing that is
+# not stable, and its runtime comes with every toolchain.
+flags=(--cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Cforce-frame-pointers=yes)
+for option in level=4 inline-8bit-counters pc-table trace-compares; do
+  flags+=("-Cllvm-args=-sanitizer-coverage-$option")
+done
+export CARGO_TARGET_DIR=$BUILD/fuzz/target
+RUSTC_BOOTSTRAP=1 RUSTFLAGS="${flags[*]}" "$CARGO" build --release --locked --target "$host"
+fuzz=$CARGO_TARGET_DIR/$host/release/fuzz
+
+targets=$(sed -n 's/^    ("\([a-z]*\)", .*/\1/p' targets.rs)
+[[ $# -eq 0 ]] || targets=$*
+if [[ -n ${FUZZ_REPLAY:-} ]]; then
+  FUZZ_TARGET=$targets exec "$fuzz" "$FUZZ_REPLAY"
+fi
+
+crashes=$BUILD/fuzz/crashes failed=0
+mkdir -p "$crashes"
+for target in $targets; do
+  found=$BUILD/fuzz/corpus/$target log=$BUILD/fuzz/$target.log
+  mkdir -p "$found" "corpus/$target"
+  # Leaks at the end of the process are no finding: the runtime's threads live as long as it does.
+  options=(-timeout=30 -rss_limit_mb=4096 -detect_leaks=0)
+  export FUZZ_TARGET=$target
+  if "$fuzz" "${options[@]}" -max_total_time="$seconds" -max_len=2048 -print_final_stats=1 \
+    -artifact_prefix="$crashes/$target-" "$found" "corpus/$target" >"$log" 2>&1; then
+    say "ok      $target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs in $seconds s, $(grep -o 'cov: [0-9]*' "$log" | tail -1)"
+  else
+    tail -60 "$log" >&2
+    say "FAILED  $target: $log"
+    failed=1
+  fi
+  if [[ -n ${FUZZ_MINIMISE:-} && $failed -eq 0 ]]; then
+    small=$(mktemp -d)
+    "$fuzz" "${options[@]}" -merge=1 "$small" "corpus/$target" "$found" >>"$log" 2>&1
+    rm -f "corpus/$target"/*
+    # The smallest first, until the target's share is used up.
+    (cd "$small" && find . -type f -size -2049c -printf '%s %P\n') | sort -n |
+      awk '{ sum += $1 } sum <= 30720 { print $2 }' | while read -r file; do
+      cp "$small/$file" "corpus/$target/"
+    done
+    rm -rf "$small"
+  fi
+done
+if [[ $failed -ne 0 ]]; then
+  say "inputs that fail:"
+  find "$crashes" -type f >&2
+  say "replay one with: FUZZ_REPLAY=/path/to/input scripts/fuzz.sh TARGET"
+  exit 1
+fi
