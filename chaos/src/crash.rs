@@ -315,7 +315,7 @@ impl<'a> Scene<'a> {
 
 /// Acknowledged writes in a journal.
 fn acked(journal: &str) -> u64 {
-    let mut pending = vec![0; CLIENTS];
+    let mut pending = [0; CLIENTS];
     let mut all = 0;
     for line in journal.lines() {
         let mut words = line.split(' ');

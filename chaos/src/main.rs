@@ -4,7 +4,6 @@ extern crate walrusds_failpoints as walrusds;
 
 mod backend;
 #[path = "../../tests/common/mod.rs"]
-#[allow(dead_code)]
 mod common;
 mod crash;
 mod memory;
