@@ -90,7 +90,7 @@ async fn restarted_fast() {
 async fn restarted_immediate() {
     let mut pg = Postgres::start();
     let (_net, mut scene, _) = start("stopped (immediate), started 1.5 s later", &pg).await;
-    scene.deletes_may_return();
+    scene.deletes_may_return().await;
     scene.strike(|| pg.down_now()).await;
     scene.hold(ms(1500)).await;
     scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
@@ -100,7 +100,7 @@ async fn restarted_immediate() {
 async fn killed() {
     let mut pg = Postgres::start();
     let (_net, mut scene, _) = start("every process killed (-9), started 1.5 s later", &pg).await;
-    scene.deletes_may_return();
+    scene.deletes_may_return().await;
     scene.strike(|| pg.kill()).await;
     scene.hold(ms(1500)).await;
     scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
@@ -333,7 +333,7 @@ async fn failed_over() {
         replica.port()
     );
     let (_net, mut scene) = start_at("primary killed (-9), replica promoted 1 s later", &url).await;
-    scene.deletes_may_return();
+    scene.deletes_may_return().await;
     scene.strike(|| primary.kill()).await;
     scene.hold(ms(1000)).await;
     scene.heal(|| replica.promote(), INDEX_RETRYABLE).await;

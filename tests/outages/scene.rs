@@ -84,6 +84,7 @@ struct Books {
     next: AtomicU64,
     /// The database may forget the deletes of its last moments: they do not wait for its disk.
     deletes_may_return: AtomicBool,
+    only_verified_reads: AtomicBool,
 }
 
 impl Books {
@@ -251,7 +252,8 @@ impl Caller {
 
     /// A block of anyone's, or what the last write of one's own left.
     async fn get(&mut self) -> bool {
-        let key = if rand::random() {
+        let verified = self.books.only_verified_reads.load(Relaxed);
+        let key = if verified || rand::random() {
             self.books.any_stable().0
         } else {
             self.own[rand::random_range(0..self.own.len())].clone()
@@ -511,8 +513,17 @@ impl Scene {
 
     /// The database will crash: deletes that it has not written to its disk yet may be undone by
     /// that (and by nothing else), which is harmless and documented.
-    pub fn deletes_may_return(&self) {
+    pub async fn deletes_may_return(&self) {
         self.books.deletes_may_return.store(true, Relaxed);
+        // The deletes before this are on the disk by then.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+
+    /// Aggregators will give wrong bytes: only keys that are multihashes are read until the end,
+    /// since others cannot be verified.
+    pub async fn only_verified_reads(&self) {
+        self.books.only_verified_reads.store(true, Relaxed);
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 
     /// The outage begins; `cause` may block.
@@ -575,10 +586,7 @@ impl Scene {
         let mut messages: BTreeMap<Call, Vec<String>> = BTreeMap::new();
         for failed in outage.iter().filter(|d| d.failed.is_some()) {
             let text = failed.failed.as_ref().map(ToString::to_string);
-            messages
-                .entry(failed.call)
-                .or_default()
-                .extend(text.into_iter());
+            messages.entry(failed.call).or_default().extend(text);
         }
         row.publish(&messages);
         self.check_secrets(&messages);

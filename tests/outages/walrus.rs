@@ -43,6 +43,7 @@ async fn start_on(
 async fn alone(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
     let net = devnet().await;
     let (_repo, mut scene) = start_on(&net, ONE, case, |_| {}).await;
+    scene.only_verified_reads().await;
     scene.strike(|| net.set_faults(rules)).await;
     scene.hold(a_while()).await;
     let fired = net.faults().iter().map(|f| f.fired).sum::<u64>();
@@ -65,6 +66,7 @@ async fn first_of_three(case: &'static str, actions: Vec<FaultAction>) {
         .into_iter()
         .map(|action| FaultRule::new(action).at(0))
         .collect();
+    scene.only_verified_reads().await;
     scene.strike(|| net.set_faults(rules)).await;
     scene.hold(a_while()).await;
     let fired = net.faults().iter().map(|f| f.fired).sum::<u64>();
@@ -98,6 +100,8 @@ fn on_all(action: FaultAction) -> Vec<FaultRule> {
 
 const NOT_FOUND: Allowed = Allowed::readers(&[(ErrorKind::BlobNotFound, true)]);
 const CORRUPT: Allowed = Allowed::readers(&[(ErrorKind::Corrupt, false)]);
+/// A blob that may be deleted any time is no success; the same publisher is not asked again.
+const REFUSED: Allowed = Allowed::writers(&[(ErrorKind::Walrus, false)]);
 const WRONG: Allowed = Allowed::readers(&[(ErrorKind::Walrus, false)]);
 
 macro_rules! alone {
@@ -139,8 +143,8 @@ alone! {
     corrupted: "a bit wrong in each read", on_get(FaultAction::Corrupt { offset: 17 }), CORRUPT;
     wrong_blob: "another blob's bytes", on_get(FaultAction::WrongBlob { blob_id: None }), CORRUPT;
     ignored_range: "aggregator older than 1.38 (ignores Range)", on_get(FaultAction::IgnoreRange), NOTHING;
-    unknown_permanent: "publisher that does not know permanent=",
-        on_put(FaultAction::UnknownParameters { names: vec!["permanent".into()] }), PUBLISHER;
+    unknown_permanent: "publisher that does not know permanent= and stores deletable blobs",
+        on_put(FaultAction::UnknownParameters { names: vec!["permanent".into()] }), REFUSED;
     dripping: "reads at 100 bytes a second",
         on_get(FaultAction::Drip { bytes: 10, every_ms: 100 }), AGGREGATOR;
     slow: "0.7 s more for everything", on_all(FaultAction::Latency { ms: 700, jitter_ms: 100 }), NOTHING;
@@ -428,6 +432,7 @@ async fn storm(case: &'static str, time: Duration) {
         .chain(gets.into_iter().map(|a| FaultRule::new(a).on(READS)))
         .map(|rule| rule.with_probability(0.06))
         .collect();
+    scene.only_verified_reads().await;
     scene.strike(|| net.set_faults(rules)).await;
     scene.hold(time).await;
     for report in net.faults() {
