@@ -61,6 +61,7 @@ trap 'exit 130' INT TERM
 tree=$work/kubo
 mkdir -p "$tree/cmd/ipfs" "$work/tmp"
 cp "$src/go.mod" "$tree/"
+ln -s "$src/docs" "$tree/docs" # a test compares them with what the node says
 for package in "${packages[@]}"; do
   mkdir -p "$tree/$package"
   for data in fixtures testdata; do
@@ -93,7 +94,7 @@ run_tests() {
   local package=$1 log=$2
   shift 2
   install "$ipfs" "$work/ipfs" # a copy: the tests of `ipfs update` put another program in its place
-  (cd "$tree/$package" && env TEST_FUSE=0 TMPDIR="$work/tmp" PATH="$tree/cmd/ipfs:$PATH" IPFS_TELEMETRY=off \
+  (cd "$tree/$package" && env TEST_FUSE=0 TMPDIR="$work/tmp" PATH="$tree/cmd/ipfs:$PATH" \
     "$programs/$(basename "$package").test" -test.v -test.timeout=40m -test.parallel="${PARALLEL:-4}" "$@" >"$log" 2>&1) || true
 }
 # The lines VERSION PACKAGE TEST KIND REASON that are for this version, without VERSION and REASON.
