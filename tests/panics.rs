@@ -13,8 +13,8 @@ use common::mem::{key_of, noise, ManualClock, MemIndex, MemStore};
 use parking_lot::Mutex;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Config, ErrorKind, Index, KeyRecord, ListItem, Op, QueryOptions, Record,
-    RenewItem, Renewal, Result, StoreOptions, StoreResult, Usage, WalrusDatastore,
+    BlobStore, Body, Config, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Op, QueryOptions,
+    Record, RenewItem, Renewal, Result, StoreOptions, StoreResult, Usage, WalrusDatastore,
 };
 
 /// Panics at the next call of the method that is armed, once.
@@ -66,7 +66,7 @@ trapped! {
         staged_value(key: &str) -> Result<Option<Bytes>>;
         delete(key: &str) -> Result<Usage>;
         delete_many(keys: &[String]) -> Result<Usage>;
-        list(prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ListItem>>;
+        list(range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>>;
         due_for_renewal(before: SystemTime, after: Option<&RenewItem>, limit: usize)
             -> Result<Vec<RenewItem>>;
         rows_of_blob(blob_id: &str) -> Result<Vec<KeyRecord>>;
