@@ -14,8 +14,11 @@ mod config;
 #[allow(dead_code)]
 mod mem;
 
+/// Takes one input; what must hold is asserted.
+pub type Target = fn(&[u8]);
+
 /// A target by its name, which is also that of its corpus.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("config", config::any_text),
     ("secrets", config::secrets_stay_secret),
     ("keys", blocks::keys_and_values),

@@ -185,9 +185,26 @@ pub fn calls(data: &[u8]) {
                 }
                 13 => {
                     let prefix = slice(input);
+                    let conditions: Vec<_> = (0..input.byte() % 4)
+                        .map(|_| {
+                            let (kind, text) = (u32::from(input.byte() % 9), slice(input));
+                            walrusds_key_condition {
+                                kind,
+                                text: text.0,
+                                text_len: text.1,
+                            }
+                        })
+                        .collect();
+                    let conditions_len = match input.byte() {
+                        255 => usize::MAX,
+                        _ => conditions.len(),
+                    };
                     let mut options = walrusds_query_options {
                         prefix: prefix.0,
                         prefix_len: prefix.1,
+                        conditions: conditions.as_ptr(),
+                        conditions_len,
+                        descending: input.flag(),
                         keys_only: input.flag(),
                         offset: input.number(),
                         limit: input.number(),

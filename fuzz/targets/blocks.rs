@@ -5,10 +5,24 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use walrusds::{ErrorKind, QueryOptions, Record, Usage};
+use walrusds::{ErrorKind, KeyCondition, QueryOptions, Record, Usage};
 
 use super::mem::{key_of, Parts};
 use super::Input;
+
+fn condition(input: &mut Input<'_>) -> Option<KeyCondition> {
+    let kind = [
+        KeyCondition::Equal,
+        KeyCondition::NotEqual,
+        KeyCondition::Less,
+        KeyCondition::LessOrEqual,
+        KeyCondition::Greater,
+        KeyCondition::GreaterOrEqual,
+        KeyCondition::StartsWith,
+    ];
+    let kind = kind.get(usize::from(input.byte() % 8))?;
+    Some(kind(input.text()))
+}
 
 /// Time stands still, and flies when there is nothing else to do.
 fn run(work: impl Future<Output = ()>) {
@@ -139,6 +153,8 @@ pub fn absurd_rows(data: &[u8]) {
         let mut query = ds
             .query(QueryOptions {
                 prefix: input.text(),
+                conditions: condition(&mut input).into_iter().collect(),
+                descending: input.flag(),
                 keys_only: input.flag(),
                 offset: input.number(),
                 limit: input.flag().then(|| input.number()),
