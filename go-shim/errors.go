@@ -26,6 +26,7 @@ const (
 	CodeLocked          Code = 12
 	CodeInternal        Code = 13
 	CodePanic           Code = 14
+	CodeDisk            Code = 15
 )
 
 var codeText = map[Code]string{
@@ -43,6 +44,7 @@ var codeText = map[Code]string{
 	CodeLocked:          "locked by another process",
 	CodeInternal:        "internal error",
 	CodePanic:           "internal panic",
+	CodeDisk:            "local disk error",
 }
 
 func (c Code) String() string {

@@ -95,6 +95,11 @@
 #define WALRUSDS_PANIC 14
 
 /*
+ The local disk failed or is full (write journal, read cache).
+ */
+#define WALRUSDS_DISK 15
+
+/*
  Operation of a batch: store `value` under `key`.
  */
 #define WALRUSDS_OP_PUT 1

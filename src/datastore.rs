@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,7 +17,7 @@ use crate::config::{Config, IndexConfig};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::postgres::{PostgresIndex, PostgresOptions};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
-use crate::index::{Index, Record, Usage, MAX_KEY_BYTES};
+use crate::index::{Index, KeyRange, ListItem, Record, Usage, MAX_KEY_BYTES};
 use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::locks::KeyLocks;
 use crate::log::{Level, Line, Log};
@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
 use crate::pack::{NewBlock, Packer, PackerParts};
 use crate::query::{Query, QueryOptions};
+use crate::staging::{Block, FlushParts, Flusher, Journal, Staged};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// Longest value that is stored (bytes): what a reader will hold in memory at once. Blocks of IPFS
@@ -33,6 +34,11 @@ pub const MAX_VALUE_BYTES: usize = 1 << 30;
 
 /// How often the running totals are written to the index, if they changed.
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
+
+/// How long a journalled write waits for the index to say what it holds, and for how long it does not
+/// ask after that.
+const INDEX_PATIENCE: Duration = Duration::from_secs(2);
+const INDEX_REST: Duration = Duration::from_secs(10);
 
 /// One operation of a batch.
 #[derive(Debug, Clone)]
@@ -93,10 +99,24 @@ pub(crate) struct Shared {
     /// Rows that end sooner than this do not count as stored.
     fresh_for: Duration,
     locks: KeyLocks,
-    packer: Packer,
+    writes: Writes,
     calls: TaskTracker,
     stop: CancellationToken,
     workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Where writes go.
+enum Writes {
+    /// To Walrus, at once.
+    Through(Packer),
+    /// To the local journal, and to Walrus later.
+    Journal {
+        journal: Arc<Journal>,
+        flusher: Flusher,
+        drain_timeout: Duration,
+        /// The index failed: until then, writes do not ask it what it holds.
+        index_rests_until: Mutex<Option<Instant>>,
+    },
 }
 
 impl WalrusDatastore {
@@ -122,22 +142,21 @@ impl WalrusDatastore {
             }
         };
         let store = Arc::new(Client::new(config.client())?);
-        Ok(Self::with_parts(
-            &config,
-            index,
-            store,
-            Arc::new(SystemClock),
-        ))
+        Self::with_parts(&config, index, store, Arc::new(SystemClock))
     }
 
     /// Puts a datastore together from parts: for tests, and for embedders with an index or store
-    /// of their own.
+    /// of their own. Paths in `config` are used as they are.
+    ///
+    /// # Errors
+    /// The journal cannot be opened: [`ErrorKind::Locked`] while another datastore has it open,
+    /// [`ErrorKind::Disk`], [`ErrorKind::Corrupt`].
     pub fn with_parts(
         config: &Config,
         index: Arc<dyn Index>,
         store: Arc<dyn BlobStore>,
         clock: Arc<dyn Clock>,
-    ) -> Self {
+    ) -> Result<Self> {
         let metrics = Arc::new(Metrics::default());
         let log = Arc::new(Log::default());
         let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
@@ -146,18 +165,52 @@ impl WalrusDatastore {
             deletable: config.deletable,
         };
         let stop = CancellationToken::new();
-        let packer = Packer::start(PackerParts {
-            store: Arc::clone(&store),
-            index: Arc::clone(&index),
-            clock: Arc::clone(&clock),
-            epoch_clock: Arc::clone(&epoch_clock),
-            metrics: Arc::clone(&metrics),
-            log: Arc::clone(&log),
-            options,
-            target_bytes: config.pack_target_size_bytes,
-            workers: config.workers,
-        });
         let renewing = !config.renew_interval.is_zero() && !config.disable_flush;
+        // With epochs of 1 every row is due at once: only what has lapsed is stored anew.
+        let fresh_for = if renewing {
+            Duration::ZERO
+        } else {
+            config.renew_lead.min(config.epoch_duration / 2)
+        };
+        let locks = KeyLocks::default();
+        let writes = match &config.journal {
+            None => Writes::Through(Packer::start(PackerParts {
+                store: Arc::clone(&store),
+                index: Arc::clone(&index),
+                clock: Arc::clone(&clock),
+                epoch_clock: Arc::clone(&epoch_clock),
+                metrics: Arc::clone(&metrics),
+                log: Arc::clone(&log),
+                options,
+                target_bytes: config.pack_target_size_bytes,
+                workers: config.workers,
+            })),
+            Some(settings) => {
+                let journal = Journal::open(&settings.path, settings.max_bytes, Arc::clone(&log))?;
+                let journal = Arc::new(journal);
+                Writes::Journal {
+                    flusher: Flusher::start(FlushParts {
+                        journal: Arc::clone(&journal),
+                        store: Arc::clone(&store),
+                        index: Arc::clone(&index),
+                        locks: locks.clone(),
+                        clock: Arc::clone(&clock),
+                        epoch_clock: Arc::clone(&epoch_clock),
+                        metrics: Arc::clone(&metrics),
+                        log: Arc::clone(&log),
+                        options,
+                        target_bytes: config.pack_target_size_bytes,
+                        workers: config.workers,
+                        idle: settings.idle_flush,
+                        max_age: settings.max_age,
+                        fresh_for,
+                    }),
+                    journal,
+                    drain_timeout: settings.drain_timeout,
+                    index_rests_until: Mutex::new(None),
+                }
+            }
+        };
         let mut workers = vec![tokio::spawn(flush_usage(
             Arc::clone(&index),
             Arc::clone(&metrics),
@@ -189,7 +242,7 @@ impl WalrusDatastore {
                 stop.clone(),
             )));
         }
-        WalrusDatastore {
+        Ok(WalrusDatastore {
             shared: Arc::new(Shared {
                 index,
                 store,
@@ -198,19 +251,14 @@ impl WalrusDatastore {
                 log,
                 clock,
                 epoch_clock,
-                // With epochs of 1 every row is due at once: only what has lapsed is stored anew.
-                fresh_for: if renewing {
-                    Duration::ZERO
-                } else {
-                    config.renew_lead.min(config.epoch_duration / 2)
-                },
-                locks: KeyLocks::default(),
-                packer,
+                fresh_for,
+                locks,
+                writes,
                 calls: TaskTracker::new(),
                 stop,
                 workers: Mutex::new(workers),
             }),
-        }
+        })
     }
 
     /// Registers a call, so that close waits for it.
@@ -222,12 +270,13 @@ impl WalrusDatastore {
         Ok(token)
     }
 
-    /// Stores `value` under `key`. Returns once it is on Walrus and indexed.
+    /// Stores `value` under `key`. Returns once it is on Walrus and indexed; with a journal, once it
+    /// survives a power cut of this machine.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a key no index takes; [`ErrorKind::TooLarge`] for a value
     /// beyond [`MAX_VALUE_BYTES`] or what the publishers take; [`ErrorKind::Walrus`],
-    /// [`ErrorKind::Index`].
+    /// [`ErrorKind::Index`]; with a journal, [`ErrorKind::Disk`].
     pub async fn put(&self, key: &str, value: Bytes) -> Result<()> {
         self.commit(vec![Op::Put(key.to_owned(), value)]).await
     }
@@ -253,16 +302,39 @@ impl WalrusDatastore {
         let bytes: usize = puts.iter().map(|(_, v)| v.len()).sum();
         Metrics::add(&shared.metrics.bytes_put, bytes as u64);
 
+        let (puts, room) = match &shared.writes {
+            Writes::Through(_) => (puts, None),
+            Writes::Journal { journal, .. } => {
+                let puts = shared.without_staged(puts, journal);
+                // Room before locks: whoever waits for room must not hold up the blocks that will
+                // make it.
+                let room = journal.room(&puts).await;
+                (puts, Some(room))
+            }
+        };
         let locked = puts
             .iter()
             .map(|(k, _)| k.clone())
             .chain(deletes.iter().cloned())
             .collect();
         let guard = Arc::new(shared.locks.lock(locked).await);
-        let blocks = shared.not_stored_yet(puts).await?;
-        if !blocks.is_empty() {
-            let waiting = shared.packer.submit(blocks, Arc::clone(&guard))?;
-            waiting.wait().await?;
+        match &shared.writes {
+            Writes::Through(packer) => {
+                let blocks = shared.not_stored_yet(puts).await?;
+                if !blocks.is_empty() {
+                    packer.submit(blocks, Arc::clone(&guard))?.wait().await?;
+                }
+            }
+            Writes::Journal {
+                journal,
+                index_rests_until,
+                ..
+            } => {
+                let puts = shared.without_indexed(puts, index_rests_until).await;
+                if let Some(room) = room {
+                    journal.append(puts, room, Arc::clone(&guard)).await?;
+                }
+            }
         }
         if deletes.is_empty() {
             return Ok(());
@@ -307,6 +379,9 @@ impl WalrusDatastore {
     pub async fn get_size(&self, key: &str) -> Result<Option<u64>> {
         let _call = self.enter()?;
         Metrics::add(&self.shared.metrics.lookups, 1);
+        if let Some(block) = self.shared.staged(key) {
+            return Ok(Some(block.len()));
+        }
         match self.shared.lookup(key).await? {
             None => Ok(None),
             Some(record) => {
@@ -333,8 +408,8 @@ impl WalrusDatastore {
         Ok(Query::new(Arc::clone(&self.shared), call, options))
     }
 
-    /// Returns when everything acknowledged so far survives a power cut of this machine. Without
-    /// a journal that is so already: puts return only once stored on Walrus and indexed.
+    /// Returns when everything acknowledged so far survives a power cut of this machine. That is so
+    /// already: puts return only once they are on Walrus and indexed, or synced in the journal.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`].
@@ -342,7 +417,8 @@ impl WalrusDatastore {
         self.enter().map(drop)
     }
 
-    /// What is stored under the index, in O(1): a running total.
+    /// What is stored under the index and in the journal, in O(1): running totals. A block that is
+    /// just being indexed may count twice.
     ///
     /// # Errors
     /// [`ErrorKind::Index`].
@@ -350,17 +426,37 @@ impl WalrusDatastore {
         let _call = self.enter()?;
         let stored = self.shared.index.usage().await?;
         let now = stored.plus(self.shared.metrics.pending_usage());
-        Ok(Usage {
+        let staged = match &self.shared.writes {
+            Writes::Journal { journal, .. } => journal.staged(),
+            Writes::Through(_) => Staged::default(),
+        };
+        let indexed = Usage {
             blocks: now.blocks.max(0),
             bytes: now.bytes.max(0),
-        })
+        };
+        Ok(indexed.plus(Usage {
+            blocks: i64::try_from(staged.blocks).unwrap_or(i64::MAX),
+            bytes: i64::try_from(staged.bytes).unwrap_or(i64::MAX),
+        }))
     }
 
     /// Counters since open, by name.
     pub fn metrics(&self) -> Vec<(&'static str, u64)> {
         let shared = &self.shared;
         let mut all = shared.metrics.snapshot();
-        let (running, limit) = shared.packer.uploads();
+        let (running, limit) = match &shared.writes {
+            Writes::Through(packer) => packer.uploads(),
+            Writes::Journal {
+                journal, flusher, ..
+            } => {
+                let staged = journal.staged();
+                all.push(("journal_blocks", staged.blocks));
+                all.push(("journal_bytes", staged.bytes));
+                all.push(("journal_disk_bytes", staged.disk_bytes));
+                all.push(("journal_syncs", journal.syncs()));
+                flusher.uploads()
+            }
+        };
         all.push(("uploads_running", running as u64));
         all.push(("uploads_limit", limit as u64));
         all.extend(shared.store.counters());
@@ -372,8 +468,9 @@ impl WalrusDatastore {
         self.shared.log.pop()
     }
 
-    /// Refuses new calls, waits for those in flight, stops the workers and closes the index.
-    /// Closing again is fine.
+    /// Refuses new calls, waits for those in flight, empties the journal for at most
+    /// `drainTimeoutSeconds` (the rest waits for the next open), stops the workers and closes the
+    /// index. Closing again is fine.
     ///
     /// # Errors
     /// [`ErrorKind::Index`] if the index could not be closed in order; everything acknowledged is
@@ -384,7 +481,18 @@ impl WalrusDatastore {
         shared.calls.wait().await;
         failpoint!("close.begun");
         // Uploads that nobody waits for any more end first: the totals are written after them.
-        shared.packer.close().await;
+        match &shared.writes {
+            Writes::Through(packer) => packer.close().await,
+            Writes::Journal {
+                journal,
+                flusher,
+                drain_timeout,
+                ..
+            } => {
+                flusher.close(*drain_timeout).await;
+                journal.close().await;
+            }
+        }
         failpoint!("close.packed");
         shared.stop.cancel();
         let workers = std::mem::take(&mut *shared.workers.lock());
@@ -404,6 +512,17 @@ impl Drop for WalrusDatastore {
 
 impl Shared {
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        if let Some(block) = self.staged(key) {
+            let value = block.read()?;
+            if self.verify_reads && multihash::check(key, &value) == Match::No {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("block {key} in the journal does not hash to its key"),
+                ));
+            }
+            self.count_get(&value);
+            return Ok(Some(value));
+        }
         let mut failed: Option<(Record, Error)> = None;
         loop {
             let Some(record) = self.lookup(key).await? else {
@@ -418,8 +537,7 @@ impl Shared {
             }
             match self.read(key, &record).await {
                 Ok(Some(value)) => {
-                    Metrics::add(&self.metrics.gets, 1);
-                    Metrics::add(&self.metrics.get_bytes, value.len() as u64);
+                    self.count_get(&value);
                     return Ok(Some(value));
                 }
                 // Staged by a Go node and promoted since: the row says where.
@@ -429,6 +547,28 @@ impl Shared {
                 }
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    fn count_get(&self, value: &Bytes) {
+        Metrics::add(&self.metrics.gets, 1);
+        Metrics::add(&self.metrics.get_bytes, value.len() as u64);
+    }
+
+    /// The block as it lies in the journal. Whoever does not find it there looks into the index
+    /// next: a block leaves the journal only after its row is committed.
+    fn staged(&self, key: &str) -> Option<Arc<Block>> {
+        match &self.writes {
+            Writes::Journal { journal, .. } => journal.find(key),
+            Writes::Through(_) => None,
+        }
+    }
+
+    /// The first keys of `range` in the journal.
+    pub(crate) fn list_staged(&self, range: &KeyRange, limit: usize) -> Vec<ListItem> {
+        match &self.writes {
+            Writes::Journal { journal, .. } => journal.list(range, limit),
+            Writes::Through(_) => Vec::new(),
         }
     }
 
@@ -504,12 +644,8 @@ impl Shared {
         let mut blocks = Vec::with_capacity(puts.len());
         for ((key, value), known) in puts.into_iter().zip(known) {
             if let Some(record) = &known {
-                let fresh = record.expires_at.is_none_or(|t| t > fresh_until)
-                    && !self
-                        .epoch_clock
-                        .is_over(u64::try_from(record.end_epoch).unwrap_or(0));
                 // Only a key that names its content can be known to hold this value already.
-                if fresh
+                if record.is_fresh(fresh_until, &self.epoch_clock)
                     && record.size == value.len() as i64
                     && multihash::check(&key, &value) == Match::Yes
                 {
@@ -529,6 +665,55 @@ impl Shared {
         Ok(blocks)
     }
 
+    /// Leaves out what is in the journal already.
+    fn without_staged(
+        &self,
+        puts: Vec<(String, Bytes)>,
+        journal: &Journal,
+    ) -> Vec<(String, Bytes)> {
+        let staged = |(key, value): &(String, Bytes)| {
+            journal
+                .find(key)
+                .is_some_and(|block| block.len() == value.len() as u64)
+                && multihash::check(key, value) == Match::Yes
+        };
+        let (known, new): (Vec<_>, Vec<_>) = puts.into_iter().partition(staged);
+        Metrics::add(&self.metrics.blocks_known, known.len() as u64);
+        new
+    }
+
+    /// Leaves out what is indexed already. An index that does not answer does not hold a write up:
+    /// what it knows is found out before the upload, too.
+    async fn without_indexed(
+        &self,
+        puts: Vec<(String, Bytes)>,
+        index_rests_until: &Mutex<Option<Instant>>,
+    ) -> Vec<(String, Bytes)> {
+        let resting = index_rests_until.lock().is_some_and(|t| t > Instant::now());
+        if puts.is_empty() || resting {
+            return puts;
+        }
+        let keys: Vec<String> = puts.iter().map(|(k, _)| k.clone()).collect();
+        let asked = tokio::time::timeout(INDEX_PATIENCE, self.index.get_many(&keys)).await;
+        let Ok(Ok(rows)) = asked else {
+            *index_rests_until.lock() = Some(Instant::now() + INDEX_REST);
+            return puts;
+        };
+        let fresh_until = self.clock.now() + self.fresh_for;
+        let mut new = Vec::with_capacity(puts.len());
+        for (put, row) in puts.into_iter().zip(rows) {
+            let known = row.is_some_and(|r| {
+                r.is_fresh(fresh_until, &self.epoch_clock) && r.size == put.1.len() as i64
+            }) && multihash::check(&put.0, &put.1) == Match::Yes;
+            if known {
+                Metrics::add(&self.metrics.blocks_known, 1);
+            } else {
+                new.push(put);
+            }
+        }
+        new
+    }
+
     async fn delete(&self, mut keys: Vec<String>) -> Result<()> {
         // What cannot be stored is not there.
         keys.retain(|key| check_key(key).is_ok());
@@ -540,7 +725,15 @@ impl Shared {
         };
         failpoint!("delete.done");
         Metrics::add(&self.metrics.deletes, keys.len() as u64);
-        self.metrics.usage_delta(Usage::default().minus(removed));
+        self.metrics.usage_delta(Usage {
+            blocks: -removed.blocks,
+            bytes: -removed.bytes,
+        });
+        // After the index, so that a failure leaves everything as it was. The keys are held, so
+        // nothing can be staged or indexed in between.
+        if let Writes::Journal { journal, .. } = &self.writes {
+            journal.delete(&keys).await?;
+        }
         Ok(())
     }
 }

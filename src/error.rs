@@ -43,6 +43,8 @@ pub enum ErrorKind {
     Internal = 13,
     /// A panic was caught; please report it.
     Panic = 14,
+    /// The local disk failed or is full (write journal, read cache).
+    Disk = 15,
 }
 
 /// The engine's error. `Display` is the message alone.

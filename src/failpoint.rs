@@ -14,7 +14,7 @@ macro_rules! failpoint {
 
 /// Every fail point, for tests to go through.
 #[cfg(failpoints)]
-pub const FAILPOINTS: [&str; 22] = [
+pub const FAILPOINTS: [&str; 32] = [
     "pack.gathered",
     "pack.stored",
     "pack.indexed",
@@ -37,6 +37,16 @@ pub const FAILPOINTS: [&str; 22] = [
     "postgres.schema.statement",
     "postgres.schema.changed",
     "postgres.schema.committed",
+    "journal.created",
+    "journal.appended",
+    "journal.synced",
+    "journal.noted",
+    "journal.removed",
+    "flush.prepared",
+    "flush.stored",
+    "flush.indexed",
+    "flush.read_back",
+    "flush.settled",
 ];
 
 /// Aborts at the n-th hit of the point that `WALRUSDS_FAILPOINT=<name>:<n>` names.

@@ -24,6 +24,7 @@ pub mod metrics;
 mod multihash;
 mod pack;
 pub mod query;
+mod staging;
 mod tls;
 pub mod walrus;
 
@@ -34,4 +35,4 @@ pub use error::{Error, ErrorKind, Result};
 pub use failpoint::FAILPOINTS;
 pub use index::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
-pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, StoreOptions, StoreResult};
+pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, Source, StoreOptions, StoreResult};

@@ -1,6 +1,7 @@
 //! Listing keys and values, page by page. No lock, transaction or cursor is held between pages,
 //! so Kubo may delete while it lists (its garbage collection does).
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -234,10 +235,10 @@ impl Query {
     }
 
     fn start_page(&self) -> JoinHandle<Result<Vec<ListItem>>> {
-        let index = Arc::clone(&self.shared.index);
+        let shared = Arc::clone(&self.shared);
         let range = self.next.range.clone();
         let (skip, rows) = self.next.step();
-        tokio::spawn(async move { caught(index.list(&range, skip, rows)).await })
+        tokio::spawn(async move { caught(list(&shared, &range, skip, rows)).await })
     }
 
     fn rows_of_next_page(&self) -> usize {
@@ -263,6 +264,49 @@ impl Drop for Query {
             page.abort();
         }
     }
+}
+
+/// A page of what index and journal hold together.
+async fn list(
+    shared: &Shared,
+    range: &KeyRange,
+    skip: usize,
+    rows: usize,
+) -> Result<Vec<ListItem>> {
+    // The journal first: what leaves it meanwhile is in the index by then.
+    let staged = shared.list_staged(range, skip + rows);
+    if staged.is_empty() {
+        return shared.index.list(range, skip, rows).await;
+    }
+    let indexed = shared.index.list(range, 0, skip + rows).await?;
+    let all = merge(staged, indexed, range.descending);
+    Ok(all.skip(skip).take(rows).collect())
+}
+
+/// Merges two listings of the same order; of a key in both the first one's entry counts.
+fn merge(
+    first: Vec<ListItem>,
+    second: Vec<ListItem>,
+    descending: bool,
+) -> impl Iterator<Item = ListItem> {
+    let mut first = first.into_iter().peekable();
+    let mut second = second.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let order = match (first.peek(), second.peek()) {
+            (Some(a), Some(b)) if descending => b.key.cmp(&a.key),
+            (Some(a), Some(b)) => a.key.cmp(&b.key),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        match order {
+            Ordering::Less => first.next(),
+            Ordering::Greater => second.next(),
+            Ordering::Equal => {
+                second.next();
+                first.next()
+            }
+        }
+    })
 }
 
 fn entry(row: ListItem, value: Option<Result<Bytes>>) -> Entry {

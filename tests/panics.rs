@@ -103,12 +103,13 @@ impl Parts {
         let config = Config::from_json(&format!(
             r#"{{{extra}"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}}"#
         ));
-        Arc::new(WalrusDatastore::with_parts(
+        let opened = WalrusDatastore::with_parts(
             &config.unwrap(),
             Arc::new(TrappedIndex(self.index.clone(), self.trap.clone())),
             Arc::new(TrappedStore(self.store.clone(), self.trap.clone())),
             self.clock.clone(),
-        ))
+        );
+        Arc::new(opened.unwrap())
     }
 }
 

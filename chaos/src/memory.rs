@@ -52,7 +52,8 @@ pub async fn run(settings: &Settings, writes: u64, lies: bool, tally: &Tally) ->
         let index = FaultyIndex::new(i, Arc::clone(&faults), Arc::clone(&fuse));
         let store = FaultyStore::new(s, Arc::clone(&faults), Arc::clone(&fuse));
         let (index, store) = (Arc::new(index), Arc::new(store));
-        let ds = WalrusDatastore::with_parts(&config, index, store, Arc::new(SystemClock));
+        let ds = WalrusDatastore::with_parts(&config, index, store, Arc::new(SystemClock))
+            .expect("opening");
         let stop = CancellationToken::new();
         let target = writes * life / LIVES;
         let crash = life % 2 == 1;
@@ -82,7 +83,8 @@ pub async fn run(settings: &Settings, writes: u64, lies: bool, tally: &Tally) ->
             Arc::clone(&parts.index) as _,
             Arc::clone(&parts.store) as _,
             Arc::new(SystemClock),
-        );
+        )
+        .expect("opening");
         for client in &mut clients {
             client.settle();
             if !lies {

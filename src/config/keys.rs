@@ -81,7 +81,7 @@ pub const KEYS: &[KeySpec] = &[
     key("epochDurationSeconds", whole(0, MAX_SECONDS), "0", "length of a storage epoch (seconds; Mainnet 1209600, Testnet 86400); 0 = unknown, renewal off"),
     key("renewIntervalSeconds", whole(0, MAX_SECONDS), "0", "how often to look for blobs to renew (seconds); 0 = renewal off"),
     key("renewLeadSeconds", whole(0, MAX_SECONDS), "one epoch", "renew blobs that end within this time (seconds)"),
-    key("journalPath", KeyType::Text, "", "local write journal; not supported yet"),
+    key("journalPath", KeyType::Text, "", "directory of the local write journal, relative to the repo unless absolute: a write returns when it is on the local disk"),
     key("journalMaxBytes", whole(1, i64::MAX), "4294967296", "size of the journal at which writers wait (bytes); used with `journalPath`"),
     key("packIdleFlushSeconds", whole(1, MAX_SECONDS), "30", "flush the journal after this time without writes (seconds); used with `journalPath`"),
     key("packMaxAgeSeconds", whole(1, MAX_SECONDS), "300", "flush a journalled block after this time at most (seconds); used with `journalPath`"),

@@ -92,6 +92,23 @@ pub struct Config {
     pub n_shards: u32,
     /// Whether this node leaves renewal to others.
     pub disable_flush: bool,
+    /// The local write journal, if there is one.
+    pub journal: Option<JournalConfig>,
+}
+
+/// How the local write journal works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Size at which writers wait (bytes).
+    pub max_bytes: u64,
+    /// Flush after this time without writes.
+    pub idle_flush: Duration,
+    /// Flush a block after this time at most.
+    pub max_age: Duration,
+    /// How long close waits for the journal to empty.
+    pub drain_timeout: Duration,
 }
 
 impl Config {
@@ -172,6 +189,7 @@ impl Config {
             auth: fields.token_source()?,
             n_shards: fields.number("nShards", 1000)?,
             disable_flush: fields.flag("disableFlush", false)?,
+            journal: fields.journal()?,
         })
     }
 
@@ -183,6 +201,9 @@ impl Config {
         }
         if let Auth::File(path) = &mut self.auth {
             *path = repo.join(&*path);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.path = repo.join(&journal.path);
         }
         self
     }
@@ -279,13 +300,11 @@ impl<'a> Fields<'a> {
     }
 
     fn refuse_unsupported(&self) -> Result<()> {
-        for name in ["journalPath", "cachePath"] {
-            if self.text(name)?.is_some() {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!("{name} is not supported yet: leave it out"),
-                ));
-            }
+        if self.text("cachePath")?.is_some() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "cachePath is not supported yet: leave it out",
+            ));
         }
         match self.text("packFormat")? {
             None | Some("concat") => Ok(()),
@@ -394,6 +413,19 @@ impl<'a> Fields<'a> {
             check_url(name, url)?;
         }
         Ok(urls)
+    }
+
+    fn journal(&self) -> Result<Option<JournalConfig>> {
+        let Some(path) = self.text("journalPath")? else {
+            return Ok(None);
+        };
+        Ok(Some(JournalConfig {
+            path: PathBuf::from(path),
+            max_bytes: self.number("journalMaxBytes", 4 << 30)?,
+            idle_flush: self.seconds("packIdleFlushSeconds", 30)?,
+            max_age: self.seconds("packMaxAgeSeconds", 300)?,
+            drain_timeout: self.seconds("drainTimeoutSeconds", 30)?,
+        }))
     }
 
     fn index(&self) -> Result<IndexConfig> {

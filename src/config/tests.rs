@@ -144,7 +144,6 @@ fn unknown_and_future_keys() {
     refused_extra(r#""type":"flatfs""#, &["type", "walrusds"]);
     parse(r#""type":"walrusds""#).unwrap();
     for (extra, key) in [
-        (r#""journalPath":"j""#, "journalPath"),
         (r#""cachePath":"c""#, "cachePath"),
         (r#""packFormat":"car""#, "packFormat"),
         (r#""packFormat":"quilt""#, "packFormat"),

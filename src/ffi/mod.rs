@@ -79,6 +79,8 @@ pub const WALRUSDS_LOCKED: i32 = 12;
 pub const WALRUSDS_INTERNAL: i32 = 13;
 /// A panic was caught.
 pub const WALRUSDS_PANIC: i32 = 14;
+/// The local disk failed or is full (write journal, read cache).
+pub const WALRUSDS_DISK: i32 = 15;
 
 // The codes are the kinds' own numbers; the header needs them as literals.
 const _: () = {
@@ -96,6 +98,7 @@ const _: () = {
     assert!(WALRUSDS_LOCKED == ErrorKind::Locked as i32);
     assert!(WALRUSDS_INTERNAL == ErrorKind::Internal as i32);
     assert!(WALRUSDS_PANIC == ErrorKind::Panic as i32);
+    assert!(WALRUSDS_DISK == ErrorKind::Disk as i32);
 };
 
 /// An open datastore; 0 is never one.

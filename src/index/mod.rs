@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::clock::EpochClock;
 use crate::error::{Error, ErrorKind, Result};
 
 mod gate;
@@ -63,6 +64,16 @@ impl Record {
                 ),
             )),
         }
+    }
+}
+
+impl Record {
+    /// Whether what the row points at is on Walrus beyond `until`, as far as anybody knows. What a Go
+    /// node has staged is not: that node may never come back.
+    pub(crate) fn is_fresh(&self, until: SystemTime, epochs: &EpochClock) -> bool {
+        !self.staged
+            && self.expires_at.is_none_or(|t| t > until)
+            && !epochs.is_over(u64::try_from(self.end_epoch).unwrap_or(0))
     }
 }
 

@@ -50,13 +50,17 @@ impl UploadLimit {
         }))
     }
 
-    /// Waits for a free place. Only the gatherer calls this, so one waiter is woken at a time.
+    /// Waits for a free place.
     pub(crate) async fn acquire(&self) -> Permit {
         loop {
             {
                 let mut state = self.0.state.lock();
                 if state.running < state.limit as usize {
                     state.running += 1;
+                    if state.running < state.limit as usize {
+                        // The limit may have grown: the next in line has a place too.
+                        self.0.freed.notify_one();
+                    }
                     return Permit(Arc::clone(&self.0));
                 }
             }

@@ -26,7 +26,7 @@ use crate::log::{Level, Log};
 use crate::metrics::Metrics;
 use crate::walrus::{BlobStore, Body, StoreOptions, StoreResult};
 
-mod limit;
+pub(crate) mod limit;
 mod ticket;
 
 use limit::{Permit, UploadLimit};
@@ -315,18 +315,23 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
     }
 }
 
-/// Cuts the list where half of its bytes are passed; both halves hold at least one block.
+/// Cuts the list where half of its bytes are passed.
 fn split(blocks: &mut Vec<Pending>) -> Vec<Pending> {
-    let total: u64 = blocks.iter().map(Pending::len).sum();
+    let at = middle(blocks.iter().map(Pending::len));
+    blocks.split_off(at)
+}
+
+/// Where to cut a list of at least two lengths, so that half of the bytes are passed and both parts
+/// hold at least one.
+pub(crate) fn middle(lengths: impl ExactSizeIterator<Item = u64> + Clone) -> usize {
+    let total: u64 = lengths.clone().sum();
+    let most = lengths.len() - 1;
     let mut bytes = 0;
-    let at = blocks
-        .iter()
-        .position(|b| {
-            bytes += b.len();
-            bytes * 2 >= total
-        })
-        .unwrap_or(0);
-    blocks.split_off((at + 1).min(blocks.len() - 1))
+    let at = lengths.into_iter().position(|len| {
+        bytes += len;
+        bytes * 2 >= total
+    });
+    (at.unwrap_or(0) + 1).min(most)
 }
 
 async fn store(shared: &Shared, pack: &[Pending]) -> Result<StoreResult> {

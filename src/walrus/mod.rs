@@ -12,6 +12,7 @@
 //! | `read` | the GETs: whole blobs, ranges, quilt members; when "not found" is final |
 //! | `retry` | what is retried, how often, after which wait |
 //! | `endpoints` | base URLs, health memory, learnt size limits |
+//! | `body` | what is uploaded, in memory or from a file |
 //! | `transport` | one HTTP exchange: time limits, bounded bodies, error excerpts |
 //! | `cache` | whole blobs in memory, bounded by bytes |
 //! | [`auth`] | where publisher tokens come from |
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use crate::error::Result;
 
 pub mod auth;
+mod body;
 mod cache;
 pub mod client;
 pub mod cost;
@@ -33,63 +35,12 @@ mod store;
 mod transport;
 
 pub use auth::Auth;
+pub use body::{Body, Source};
 pub use client::{Client, ClientConfig, Stats};
 
 /// Judges bytes that came from an aggregator: `Err(reason)` makes the reader drop them, count the
 /// failure against that aggregator and ask another.
 pub type Check<'a> = &'a (dyn Fn(&[u8]) -> std::result::Result<(), String> + Send + Sync);
-
-/// A body to upload, in pieces that are sent one after another without being joined in memory.
-#[derive(Debug, Clone, Default)]
-pub struct Body {
-    chunks: Vec<Bytes>,
-    len: u64,
-}
-
-impl Body {
-    /// Appends a piece.
-    pub fn push(&mut self, chunk: Bytes) {
-        self.len += chunk.len() as u64;
-        if !chunk.is_empty() {
-            self.chunks.push(chunk);
-        }
-    }
-
-    /// Length in bytes.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether there is not one byte in it.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The pieces, in order.
-    pub fn chunks(&self) -> &[Bytes] {
-        &self.chunks
-    }
-}
-
-impl From<Vec<u8>> for Body {
-    fn from(chunk: Vec<u8>) -> Self {
-        Body::from(Bytes::from(chunk))
-    }
-}
-
-impl From<&'static [u8]> for Body {
-    fn from(chunk: &'static [u8]) -> Self {
-        Body::from(Bytes::from_static(chunk))
-    }
-}
-
-impl From<Bytes> for Body {
-    fn from(chunk: Bytes) -> Self {
-        let mut body = Body::default();
-        body.push(chunk);
-        body
-    }
-}
 
 /// How a blob is to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,10 +17,9 @@
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::TryStreamExt;
 use reqwest::header::{HeaderValue, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use serde_json::{Map, Value};
-use std::convert::Infallible;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
@@ -240,22 +239,16 @@ fn names_unknown(body: &str, name: &str) -> bool {
     }
 }
 
-/// The body as a stream of pieces; the chunks are shared, not copied.
+/// The body as a stream of pieces, which notes how far the sending has come.
 fn stream_of(body: &Body, progress: &Arc<Progress>) -> reqwest::Body {
     if body.is_empty() {
         return reqwest::Body::from(Bytes::new());
     }
-    let mut chunks = body.chunks().to_vec().into_iter();
-    let mut current = Bytes::new();
     let progress = progress.clone();
-    reqwest::Body::wrap_stream(stream::iter(std::iter::from_fn(move || {
-        if current.is_empty() {
-            current = chunks.next()?;
-        }
-        let piece = current.split_to(current.len().min(PIECE));
-        progress.sent(piece.len());
-        Some(Ok::<_, Infallible>(piece))
-    })))
+    reqwest::Body::wrap_stream(
+        body.stream(PIECE)
+            .inspect_ok(move |piece| progress.sent(piece.len())),
+    )
 }
 
 /// What a publisher answered.

@@ -80,7 +80,7 @@ fn checked(bytes: Bytes, check: Check<'_>) -> Result<Bytes> {
 #[async_trait]
 impl BlobStore for EpochStore {
     async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
-        let bytes = Bytes::from(body.chunks().concat());
+        let bytes = body.collect().await.expect("body");
         let blob_id = blake3::hash(&bytes).to_hex()[..43].to_owned();
         let now = self.now();
         let end = now + u64::from(options.epochs);

@@ -262,7 +262,7 @@ impl BlobStore for MemStore {
         if self.fail_puts.load(SeqCst) {
             return Err(Error::retryable(ErrorKind::Walrus, "publisher is down"));
         }
-        let bytes = Bytes::from(body.chunks().concat());
+        let bytes = body.collect().await.expect("body");
         let blob_id = blake3_id(&bytes);
         self.blobs.lock().insert(blob_id.clone(), bytes);
         let epoch = self.epoch.load(SeqCst);
@@ -351,6 +351,11 @@ pub struct Parts {
 impl Parts {
     /// A datastore on these parts; `extra` is JSON members, each followed by a comma.
     pub fn open(&self, extra: &str) -> walrusds::WalrusDatastore {
+        self.try_open(extra).expect("test datastore")
+    }
+
+    /// As [`open`](Self::open), where opening may fail.
+    pub fn try_open(&self, extra: &str) -> Result<walrusds::WalrusDatastore> {
         let config = walrusds::Config::from_json(&format!(
             r#"{{{extra}"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}}"#
         ))

@@ -182,7 +182,7 @@ impl World for Real {
         let datastore =
             WalrusDatastore::with_parts(&config, Arc::new(index), Arc::new(store), clock);
         Node {
-            datastore: Arc::new(datastore),
+            datastore: Arc::new(datastore.expect("opening")),
             fuse,
         }
     }

@@ -105,7 +105,8 @@ async fn clock_jumps(case: &'static str, by: Duration, back: bool) {
     let client = Arc::new(Client::new(config.client()).expect("the client"));
     let clock = Arc::new(Jumping::default());
     let ds =
-        WalrusDatastore::with_parts(&config, index, client, Arc::clone(&clock) as Arc<dyn Clock>);
+        WalrusDatastore::with_parts(&config, index, client, Arc::clone(&clock) as Arc<dyn Clock>)
+            .expect("opening");
     let mut scene = Scene::start(GROUP, case, vec![ds]).await;
     scene.strike(|| clock.set(by, back)).await;
     scene.hold(Duration::from_millis(1000)).await;

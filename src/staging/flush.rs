@@ -1,0 +1,503 @@
+//! What travels from the journal to Walrus, and when.
+//!
+//! A pack leaves when there is enough for a full one, when nothing was written for a while, when its
+//! oldest block is old enough, when writers wait for space, or when the datastore is closed. A pack
+//! that fails is tried again until it succeeds: what it holds was acknowledged.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Block, Journal};
+use crate::clock::{Clock, EpochClock};
+use crate::error::{caught, Error, ErrorKind, Result};
+use crate::index::{Index, KeyRecord, Record, Usage};
+use crate::locks::KeyLocks;
+use crate::log::{Level, Log};
+use crate::metrics::Metrics;
+use crate::multihash::{self, Match};
+use crate::pack::expiry;
+use crate::pack::limit::{Permit, UploadLimit};
+use crate::walrus::{BlobStore, Body, StoreOptions, StoreResult};
+
+/// Pause after a failure, doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How often a blob that was just stored is looked for, with pauses, before it is stored again.
+const READ_BACK_TRIES: u32 = 8;
+
+pub(crate) struct FlushParts {
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) store: Arc<dyn BlobStore>,
+    pub(crate) index: Arc<dyn Index>,
+    pub(crate) locks: KeyLocks,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) epoch_clock: Arc<EpochClock>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) options: StoreOptions,
+    pub(crate) target_bytes: u64,
+    pub(crate) workers: usize,
+    /// Flush when nothing was written for so long.
+    pub(crate) idle: Duration,
+    /// Flush when the oldest block has waited for so long.
+    pub(crate) max_age: Duration,
+    /// Rows that end sooner than this do not count as stored.
+    pub(crate) fresh_for: Duration,
+}
+
+struct Shared {
+    parts: FlushParts,
+    opened: Instant,
+    draining: AtomicBool,
+    /// Ends everything, at whatever point it is.
+    stop: CancellationToken,
+    packs: TaskTracker,
+}
+
+/// Empties a journal.
+pub(crate) struct Flusher {
+    shared: Arc<Shared>,
+    limit: UploadLimit,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Flusher {
+    /// Starts on the current runtime.
+    pub(crate) fn start(parts: FlushParts) -> Self {
+        let limit = UploadLimit::new(parts.workers);
+        let shared = Arc::new(Shared {
+            parts,
+            opened: Instant::now(),
+            draining: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            packs: TaskTracker::new(),
+        });
+        let task = tokio::spawn(run(Arc::clone(&shared), limit.clone()));
+        Flusher {
+            shared,
+            limit,
+            task: Mutex::new(Some(task)),
+        }
+    }
+
+    /// Uploads running and allowed now.
+    pub(crate) fn uploads(&self) -> (usize, usize) {
+        self.limit.snapshot()
+    }
+
+    /// Brings everything to Walrus that can be brought there within `timeout`, then stops. The rest
+    /// stays in the journal.
+    pub(crate) async fn close(&self, timeout: Duration) {
+        let shared = &self.shared;
+        shared.draining.store(true, Ordering::Release);
+        shared.parts.journal.inner.changed.notify_one();
+        let task = self.task.lock().take();
+        let drain = async {
+            if let Some(task) = task {
+                let _ = task.await;
+            }
+            shared.packs.close();
+            shared.packs.wait().await;
+        };
+        if timeout.is_zero() || tokio::time::timeout(timeout, drain).await.is_err() {
+            shared.stop.cancel();
+            shared.packs.close();
+            shared.packs.wait().await;
+        }
+        let left = shared.parts.journal.staged();
+        if left.blocks > 0 {
+            shared.parts.log.push(
+                Level::Info,
+                format!(
+                    "{} blocks ({} bytes) stay in the journal and will be uploaded after the next start",
+                    left.blocks, left.bytes
+                ),
+            );
+        }
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+async fn run(shared: Arc<Shared>, limit: UploadLimit) {
+    let work = async {
+        while due(&shared).await {
+            let permit = limit.acquire().await;
+            let pack = shared.parts.journal.take_pack(target(&shared.parts));
+            if !pack.is_empty() {
+                shared.packs.spawn(unless_stopped(
+                    Arc::clone(&shared),
+                    limit.clone(),
+                    pack,
+                    permit,
+                ));
+            }
+        }
+    };
+    tokio::select! {
+        () = shared.stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// The ceiling of a pack now: the configured one, or less if the publishers refuse that.
+fn target(parts: &FlushParts) -> u64 {
+    parts.target_bytes.min(parts.store.size_limit()).max(1)
+}
+
+/// Waits until a pack should leave. False: nothing is left, and nothing more will come.
+async fn due(shared: &Shared) -> bool {
+    let inner = &shared.parts.journal.inner;
+    loop {
+        let draining = shared.draining.load(Ordering::Acquire);
+        let wake = {
+            let state = inner.state.lock();
+            match state.queue.front() {
+                None if draining => return false,
+                None => None,
+                Some(_)
+                    if draining
+                        || state.waiting_for_space > 0
+                        || state.queued_bytes >= target(&shared.parts) =>
+                {
+                    return true;
+                }
+                Some(oldest) => {
+                    // A one-shot command should not begin an upload that it will not finish: what was
+                    // left behind earlier counts from the open.
+                    let since = |t: Instant| t.max(shared.opened);
+                    let last = since(state.last_write.unwrap_or(oldest.staged));
+                    let idle = last + shared.parts.idle;
+                    Some(idle.min(since(oldest.staged) + shared.parts.max_age))
+                }
+            }
+        };
+        match wake {
+            Some(at) if at <= Instant::now() => return true,
+            Some(at) => {
+                tokio::select! {
+                    () = inner.changed.notified() => {}
+                    () = tokio::time::sleep_until(at.into()) => {}
+                }
+            }
+            None => inner.changed.notified().await,
+        }
+    }
+}
+
+async fn unless_stopped(
+    shared: Arc<Shared>,
+    limit: UploadLimit,
+    pack: Vec<Arc<Block>>,
+    permit: Permit,
+) {
+    tokio::select! {
+        () = shared.stop.cancelled() => {}
+        () = deliver(&shared.parts, &limit, pack, permit) => {}
+    }
+}
+
+/// How long to wait after `failures` failures in a row.
+fn pause(failures: u32) -> Duration {
+    RETRY_FIRST
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(RETRY_MAX)
+}
+
+/// Counts failures of one step, tells of them now and then, and pauses.
+struct Patience<'a> {
+    log: &'a Log,
+    failures: u32,
+}
+
+impl Patience<'_> {
+    async fn after(&mut self, what: &str, e: &Error) {
+        self.failures += 1;
+        if self.failures.is_power_of_two() {
+            self.log.push(
+                Level::Warn,
+                format!(
+                    "{what} failed ({} times in a row; the blocks stay in the journal): {e}",
+                    self.failures
+                ),
+            );
+        }
+        tokio::time::sleep(pause(self.failures)).await;
+    }
+}
+
+/// Brings a pack to Walrus and into the index, however long it takes. Only uploads hold a permit.
+async fn deliver(
+    parts: &FlushParts,
+    limit: &UploadLimit,
+    pack: Vec<Arc<Block>>,
+    first_permit: Permit,
+) {
+    let mut first_permit = Some(first_permit);
+    let mut patience = Patience {
+        log: &parts.log,
+        failures: 0,
+    };
+    let mut stack = vec![pack];
+    while let Some(blocks) = stack.pop() {
+        let (blocks, replaced) = match caught(prepare(parts, blocks.clone())).await {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                stack.push(blocks);
+                first_permit = None;
+                patience.after("looking up journalled blocks", &e).await;
+                continue;
+            }
+        };
+        if blocks.is_empty() {
+            continue;
+        }
+        let permit = match first_permit.take() {
+            Some(permit) => permit,
+            None => limit.acquire().await,
+        };
+        let throttled_before = parts.store.throttled();
+        failpoint!("flush.prepared");
+        let stored = caught(store(parts, &blocks)).await;
+        permit.report(parts.store.throttled() != throttled_before);
+        drop(permit);
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(e) if e.kind() == ErrorKind::TooLarge && blocks.len() > 1 => {
+                Metrics::add(&parts.metrics.packs_split, 1);
+                let (first, second) = halves(blocks);
+                stack.push(second);
+                stack.push(first);
+                continue;
+            }
+            Err(e) => {
+                Metrics::add(&parts.metrics.packs_failed, 1);
+                stack.push(blocks);
+                patience.after("storing a pack", &e).await;
+                continue;
+            }
+        };
+        failpoint!("flush.stored");
+        patience.failures = 0;
+        index(parts, &blocks, &replaced, &stored, &mut patience).await;
+        failpoint!("flush.indexed");
+        if read_back(parts, &blocks, &stored, &mut patience).await {
+            failpoint!("flush.read_back");
+            parts.journal.settle(blocks).await;
+            failpoint!("flush.settled");
+        } else {
+            for block in &blocks {
+                block.store_again.store(true, Ordering::Relaxed);
+            }
+            parts.journal.put_back(blocks);
+        }
+    }
+}
+
+/// Leaves out what need not travel (any more) or must not. Returns the rest, and what the index holds
+/// under their keys now.
+async fn prepare(
+    parts: &FlushParts,
+    blocks: Vec<Arc<Block>>,
+) -> Result<(Vec<Arc<Block>>, Vec<Usage>)> {
+    let current = parts.journal.current(&blocks);
+    let (blocks, obsolete) = partition(blocks, &current);
+    let keys: Vec<String> = blocks.iter().map(|b| b.key().to_owned()).collect();
+    let rows = if keys.is_empty() {
+        Vec::new()
+    } else {
+        parts.index.get_many(&keys).await?
+    };
+    let fresh_until = parts.clock.now() + parts.fresh_for;
+    let fresh: Vec<bool> = rows
+        .iter()
+        .zip(&blocks)
+        .map(|(row, block)| {
+            row.as_ref().is_some_and(|r| {
+                r.is_fresh(fresh_until, &parts.epoch_clock)
+                    && r.size == block.len() as i64
+                    && !block.store_again.load(Ordering::Relaxed)
+            })
+        })
+        .collect();
+    let judge = {
+        let blocks = blocks.clone();
+        move || -> Vec<Result<bool>> {
+            let known = |(block, fresh): (&Arc<Block>, bool)| {
+                let value = block.read()?;
+                Ok(fresh && multihash::check(block.key(), &value) == Match::Yes)
+            };
+            blocks.iter().zip(fresh).map(known).collect()
+        }
+    };
+    let judged = tokio::task::spawn_blocking(judge)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Internal, format!("reading the journal: {e}")))?;
+    let mut travel = Vec::with_capacity(blocks.len());
+    let mut replaced = Vec::with_capacity(blocks.len());
+    let mut known = Vec::new();
+    for ((block, row), judged) in blocks.into_iter().zip(rows).zip(judged) {
+        match judged {
+            Ok(true) => known.push(block),
+            Ok(false) => {
+                travel.push(block);
+                replaced.push(row.map_or(Usage::default(), |r| Usage {
+                    blocks: 1,
+                    bytes: r.size,
+                }));
+            }
+            // It cannot be sent as it is, and stays where it is: an error to whoever asks for it.
+            Err(e) => parts.log.push(Level::Error, format!("not uploaded: {e}")),
+        }
+    }
+    Metrics::add(&parts.metrics.blocks_known, known.len() as u64);
+    // Last, when nothing can fail any more: each block is settled once.
+    known.extend(obsolete);
+    parts.journal.settle(known).await;
+    Ok((travel, replaced))
+}
+
+fn partition<T>(items: Vec<T>, keep: &[bool]) -> (Vec<T>, Vec<T>) {
+    let mut kept = Vec::with_capacity(items.len());
+    let mut rest = Vec::new();
+    for (item, keep) in items.into_iter().zip(keep) {
+        if *keep {
+            kept.push(item);
+        } else {
+            rest.push(item);
+        }
+    }
+    (kept, rest)
+}
+
+async fn store(parts: &FlushParts, blocks: &[Arc<Block>]) -> Result<StoreResult> {
+    let mut body = Body::default();
+    for block in blocks {
+        body.push_source(Arc::<Block>::clone(block));
+    }
+    let len = body.len();
+    let stored = parts.store.store(body, parts.options).await?;
+    Metrics::add(&parts.metrics.packs_stored, 1);
+    Metrics::add(&parts.metrics.pack_bytes, len);
+    Metrics::add(&parts.metrics.blocks_packed, blocks.len() as u64);
+    Ok(stored)
+}
+
+fn halves(mut blocks: Vec<Arc<Block>>) -> (Vec<Arc<Block>>, Vec<Arc<Block>>) {
+    let at = crate::pack::middle(blocks.iter().map(|b| b.len()));
+    let second = blocks.split_off(at);
+    (blocks, second)
+}
+
+/// Writes the rows of a certified blob, except for blocks that were replaced or deleted meanwhile.
+async fn index(
+    parts: &FlushParts,
+    blocks: &[Arc<Block>],
+    replaced: &[Usage],
+    stored: &StoreResult,
+    patience: &mut Patience<'_>,
+) {
+    let expires_at = expiry(
+        &parts.epoch_clock,
+        parts.clock.now(),
+        stored,
+        parts.options.epochs,
+    );
+    loop {
+        let keys = blocks.iter().map(|b| b.key().to_owned()).collect();
+        // A deletion that is under way ends first, and one that comes later finds the rows.
+        let guard = parts.locks.lock(keys).await;
+        let current = parts.journal.current(blocks);
+        let mut rows = Vec::with_capacity(blocks.len());
+        let mut delta = Usage::default();
+        let mut offset = 0;
+        for ((block, replaced), current) in blocks.iter().zip(replaced).zip(current) {
+            let size = block.len() as i64;
+            if current {
+                delta.blocks += 1 - replaced.blocks;
+                delta.bytes += size - replaced.bytes;
+                rows.push(KeyRecord {
+                    key: block.key().to_owned(),
+                    record: Record {
+                        blob_id: stored.blob_id.clone(),
+                        offset,
+                        size,
+                        deletable: parts.options.deletable,
+                        end_epoch: i64::try_from(stored.end_epoch).unwrap_or(i64::MAX),
+                        expires_at,
+                        ..Record::default()
+                    },
+                });
+            }
+            offset += size;
+        }
+        if rows.is_empty() {
+            return;
+        }
+        let written = caught(parts.index.put_many(&rows)).await;
+        drop(guard);
+        match written {
+            Ok(()) => {
+                parts.metrics.usage_delta(delta);
+                return;
+            }
+            Err(e) => patience.after("indexing a stored pack", &e).await,
+        }
+    }
+}
+
+/// Whether the blob can be read: its last block is asked for. As long as no aggregator answers, the
+/// journal's copy is the only one that can be read, so it is kept.
+async fn read_back(
+    parts: &FlushParts,
+    blocks: &[Arc<Block>],
+    stored: &StoreResult,
+    patience: &mut Patience<'_>,
+) -> bool {
+    let mut offset = blocks.iter().map(|b| b.len()).sum::<u64>();
+    let Some(last) = blocks.iter().rev().find(|b| {
+        offset -= b.len();
+        b.len() > 0
+    }) else {
+        return true;
+    };
+    let check = |bytes: &[u8]| {
+        if crc32fast::hash(bytes) == last.crc {
+            Ok(())
+        } else {
+            Err("the bytes are not those that were stored".to_owned())
+        }
+    };
+    patience.failures = 0;
+    loop {
+        let reading = parts
+            .store
+            .read_range(&stored.blob_id, offset, last.len(), &check);
+        let read = caught(reading).await;
+        let Err(e) = read else {
+            return true;
+        };
+        let lost = matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt);
+        if lost && patience.failures >= READ_BACK_TRIES {
+            parts.log.push(
+                Level::Error,
+                format!(
+                    "blob {} was stored but cannot be read: its blocks will be stored again: {e}",
+                    stored.blob_id
+                ),
+            );
+            return false;
+        }
+        patience.after("reading a stored pack back", &e).await;
+    }
+}

@@ -1,0 +1,622 @@
+//! The local write journal: blocks are on this machine's disk when a write returns, and on Walrus
+//! later.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `frame` | how writes lie in a file |
+//! | `segment` | one file: appending, syncing, scanning |
+//! | `writer` | the one thread that appends; writes that queue while a sync runs share the next |
+//! | `flush` | what travels to Walrus when, and what happens until it may be forgotten |
+//!
+//! This module holds what is staged: key → where its newest value lies in the journal. A block stays
+//! until its row is committed and its blob could be read back. Files go oldest first, so that a
+//! deletion can never be forgotten before the write that it undid.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{File, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{KeyRange, ListItem};
+use crate::locks::KeyGuard;
+use crate::log::{Level, Log};
+use crate::walrus::Source;
+
+mod flush;
+mod frame;
+mod segment;
+mod writer;
+
+pub(crate) use flush::{FlushParts, Flusher};
+use frame::{Entry, Write};
+use segment::Segment;
+use writer::Writer;
+
+const README: &str = "\
+This is the write journal of walrusds: blocks that were accepted and are not on Walrus yet.
+DELETING A FILE HERE LOSES DATA, unless the node was stopped in order and no *.segment file is left.
+
+NUMBER.segment  blocks, in the order in which they were written. A file is removed by the node when
+                every block in it is on Walrus and in the index, oldest file first.
+LOCK            held by the running node.
+
+To empty the journal, start the node (any ipfs command does) with drainTimeoutSeconds large enough, or
+let the daemon run: it uploads on its own. The layout of a file is described in the sources, in
+src/staging/frame.rs.
+";
+
+/// A staged block.
+#[derive(Debug)]
+pub(crate) struct Block {
+    key: Arc<str>,
+    seq: u64,
+    segment: Arc<Segment>,
+    /// Where its bytes lie in the segment (bytes).
+    offset: u64,
+    len: u32,
+    crc: u32,
+    staged: Instant,
+    /// It is indexed, but its blob could not be read.
+    store_again: AtomicBool,
+}
+
+impl Block {
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Length of the value (bytes).
+    pub(crate) fn len(&self) -> u64 {
+        u64::from(self.len)
+    }
+
+    /// The value. Reads from the local disk (mostly its cache) on the calling thread.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disk`] if it cannot be read; [`ErrorKind::Corrupt`] if it is not what was
+    /// written.
+    pub(crate) fn read(&self) -> Result<Bytes> {
+        let mut value = vec![0; self.len as usize];
+        self.segment
+            .read_at(self.offset, &mut value)
+            .map_err(|e| disk_error(&format!("reading {}", self.segment.path().display()), &e))?;
+        if crc32fast::hash(&value) != self.crc {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "block {} is damaged in the journal ({}, byte {})",
+                    self.key,
+                    self.segment.path().display(),
+                    self.offset
+                ),
+            ));
+        }
+        Ok(value.into())
+    }
+}
+
+impl Source for Block {
+    fn len(&self) -> u64 {
+        Block::len(self)
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.segment.read_at(self.offset + offset, into)
+    }
+}
+
+/// What the journal holds, for metrics.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Staged {
+    /// Keys with a staged value.
+    pub(crate) blocks: u64,
+    /// Bytes of those values.
+    pub(crate) bytes: u64,
+    /// Bytes of the journal's files.
+    pub(crate) disk_bytes: u64,
+}
+
+/// The journal of one node.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    inner: Arc<Inner>,
+    writer: Writer,
+    /// Held for as long as the journal is open.
+    lock: Mutex<Option<File>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    max_bytes: u64,
+    log: Arc<Log>,
+    state: Mutex<State>,
+    /// Space has become free.
+    space: Notify,
+    /// Something was staged, or waits for space.
+    changed: Notify,
+    syncs: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blocks: BTreeMap<Arc<str>, Arc<Block>>,
+    /// Bytes of the values in `blocks`.
+    bytes: u64,
+    /// Blocks in the order in which they were written, until they travel. Some may have been replaced
+    /// or deleted since.
+    queue: VecDeque<Arc<Block>>,
+    queued_bytes: u64,
+    segments: VecDeque<Arc<Segment>>,
+    /// Bytes of all segments, and of writes that have been admitted.
+    used: u64,
+    waiting_for_space: usize,
+    last_write: Option<Instant>,
+}
+
+impl State {
+    fn is_current(&self, block: &Arc<Block>) -> bool {
+        self.blocks
+            .get(&block.key)
+            .is_some_and(|now| Arc::ptr_eq(now, block))
+    }
+
+    fn forget(&mut self, key: &str) {
+        if let Some(block) = self.blocks.remove(key) {
+            self.bytes -= block.len();
+        }
+    }
+
+    fn stage(&mut self, block: Arc<Block>) {
+        block.segment.add_live();
+        self.bytes += block.len();
+        self.queued_bytes += block.len();
+        self.queue.push_back(Arc::clone(&block));
+        if let Some(old) = self.blocks.insert(Arc::clone(&block.key), block) {
+            self.bytes -= old.len();
+        }
+    }
+}
+
+/// Room in the journal for a write; given back if nothing is written.
+#[derive(Debug)]
+pub(crate) struct Room {
+    inner: Arc<Inner>,
+    bytes: u64,
+}
+
+impl Room {
+    /// What was written takes `bytes` of the room; the rest is given back.
+    fn keep(mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.inner.state.lock().used -= self.bytes;
+            self.inner.space.notify_waiters();
+        }
+    }
+}
+
+impl Journal {
+    /// Opens (or creates) the journal in `dir` and reads what it holds. What a crash left unfinished
+    /// at the end is cut off.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] while another process has it open; [`ErrorKind::Disk`];
+    /// [`ErrorKind::Corrupt`] if a file is damaged other than at its unfinished end.
+    pub(crate) fn open(dir: &Path, max_bytes: u64, log: Arc<Log>) -> Result<Journal> {
+        let failed = |e: io::Error| disk_error(&format!("journalPath {}", dir.display()), &e);
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        let lock = lock(dir)?;
+        write_readme(dir).map_err(failed)?;
+        let (state, next_seq, next_id) = replay(dir, &log)?;
+        let inner = Arc::new(Inner {
+            dir: dir.to_owned(),
+            max_bytes,
+            log,
+            state: Mutex::new(state),
+            space: Notify::new(),
+            changed: Notify::new(),
+            syncs: AtomicU64::new(0),
+        });
+        let writer = Writer::start(Arc::clone(&inner), next_seq, next_id)?;
+        writer.reclaim();
+        Ok(Journal {
+            inner,
+            writer,
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    /// Waits until there is room for writes of these puts. A single write that is larger than the
+    /// journal may ever be is admitted into an empty one.
+    pub(crate) async fn room(&self, puts: &[(String, Bytes)]) -> Room {
+        // Each put may travel in a frame of its own at worst.
+        let bytes: u64 = puts
+            .iter()
+            .map(|(k, v)| (k.len() + v.len()) as u64 + 64)
+            .sum();
+        let mut waiting = None;
+        loop {
+            let freed = self.inner.space.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            {
+                let mut state = self.inner.state.lock();
+                if state.used + bytes <= self.inner.max_bytes || state.used == 0 {
+                    state.used += bytes;
+                    return Room {
+                        inner: Arc::clone(&self.inner),
+                        bytes,
+                    };
+                }
+            }
+            waiting.get_or_insert_with(|| WaitingForSpace::new(Arc::clone(&self.inner)));
+            freed.await;
+        }
+    }
+
+    /// Stages puts as one unit: after a crash all of them are there or none. Returns when they
+    /// survive a power cut. `guard` holds their keys until the outcome is known, even if nobody
+    /// waits for it any more.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disk`]: nothing is staged.
+    pub(crate) async fn append(
+        &self,
+        puts: Vec<(String, Bytes)>,
+        room: Room,
+        guard: Arc<KeyGuard>,
+    ) -> Result<()> {
+        if puts.is_empty() {
+            return Ok(());
+        }
+        let writes = puts.into_iter().map(|(k, v)| Write::put(k, v)).collect();
+        self.writer.append(writes, room, guard).await
+    }
+
+    /// Forgets keys for good: they will not travel, nor be back after a restart of this process. The
+    /// caller holds the keys.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disk`]: they are gone now, but may be back after a restart.
+    pub(crate) async fn delete(&self, keys: &[String]) -> Result<()> {
+        let staged: Vec<Write> = {
+            let state = self.inner.state.lock();
+            keys.iter()
+                .filter(|k| state.blocks.contains_key(k.as_str()))
+                .map(|k| Write::Delete(k.clone()))
+                .collect()
+        };
+        if staged.is_empty() {
+            return Ok(());
+        }
+        self.writer.note(staged).await
+    }
+
+    /// The staged block under `key`.
+    pub(crate) fn find(&self, key: &str) -> Option<Arc<Block>> {
+        self.inner.state.lock().blocks.get(key).cloned()
+    }
+
+    /// The first `limit` staged keys of `range`, in its order, with the lengths of their values.
+    pub(crate) fn list(&self, range: &KeyRange, limit: usize) -> Vec<ListItem> {
+        if range.is_empty() {
+            return Vec::new();
+        }
+        let bounds = (
+            range.lower.as_ref().map(String::as_str),
+            range.upper.as_ref().map(String::as_str),
+        );
+        let item = |(key, block): (&Arc<str>, &Arc<Block>)| {
+            (!range.except.iter().any(|e| **e == **key)).then(|| ListItem {
+                key: key.to_string(),
+                size: i64::from(block.len),
+                expires_at: None,
+            })
+        };
+        let state = self.inner.state.lock();
+        let staged = state.blocks.range::<str, _>(bounds);
+        if range.descending {
+            staged.rev().filter_map(item).take(limit).collect()
+        } else {
+            staged.filter_map(item).take(limit).collect()
+        }
+    }
+
+    /// What is staged now.
+    pub(crate) fn staged(&self) -> Staged {
+        let state = self.inner.state.lock();
+        Staged {
+            blocks: state.blocks.len() as u64,
+            bytes: state.bytes,
+            disk_bytes: state.segments.iter().map(|s| s.len()).sum(),
+        }
+    }
+
+    /// How often the disk was synced since open.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.inner.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Takes up to `target` bytes of blocks out of the queue (at least one block), in the order in
+    /// which they were written. They stay staged until [`settle`](Self::settle).
+    fn take_pack(&self, target: u64) -> Vec<Arc<Block>> {
+        let mut pack = Vec::new();
+        let mut bytes = 0;
+        let mut obsolete = false;
+        {
+            let mut state = self.inner.state.lock();
+            while let Some(next) = state.queue.front() {
+                let len = next.len();
+                let current = state.is_current(next);
+                if current && !pack.is_empty() && bytes + len > target {
+                    break;
+                }
+                let Some(block) = state.queue.pop_front() else {
+                    break;
+                };
+                state.queued_bytes -= len;
+                if current {
+                    bytes += len;
+                    pack.push(block);
+                } else {
+                    block.segment.drop_live();
+                    obsolete = true;
+                }
+            }
+        }
+        if obsolete {
+            self.writer.reclaim();
+        }
+        pack
+    }
+
+    /// Puts blocks back to the front of the queue.
+    fn put_back(&self, blocks: Vec<Arc<Block>>) {
+        let mut state = self.inner.state.lock();
+        for block in blocks.into_iter().rev() {
+            state.queued_bytes += block.len();
+            state.queue.push_front(block);
+        }
+    }
+
+    /// Which of these blocks are still the newest values of their keys.
+    fn current(&self, blocks: &[Arc<Block>]) -> Vec<bool> {
+        let state = self.inner.state.lock();
+        blocks.iter().map(|b| state.is_current(b)).collect()
+    }
+
+    /// Forgets blocks that are on Walrus and indexed, or were replaced or deleted.
+    async fn settle(&self, blocks: Vec<Arc<Block>>) {
+        if blocks.is_empty() {
+            return;
+        }
+        // First on paper: a block that is forgotten here must not be back after a crash of this
+        // process, or a deletion that comes in between would be undone.
+        let notes = ranges(blocks.iter().map(|b| b.seq))
+            .map(|(first, last)| Write::Done(first, last))
+            .collect();
+        let noted = self.writer.note(notes).await;
+        failpoint!("journal.noted");
+        if let Err(e) = noted {
+            self.inner.log.push(
+                Level::Warn,
+                format!("{e}; after a restart some blocks will be looked up once more"),
+            );
+        }
+        {
+            let mut state = self.inner.state.lock();
+            for block in &blocks {
+                if state.is_current(block) {
+                    state.forget(&block.key);
+                }
+                block.segment.drop_live();
+            }
+        }
+        self.writer.reclaim();
+    }
+
+    /// Writes what is queued and lets go of the directory. What is staged stays there.
+    pub(crate) async fn close(self: &Arc<Self>) {
+        let journal = Arc::clone(self);
+        let closing = tokio::task::spawn_blocking(move || {
+            journal.writer.stop();
+            journal.lock.lock().take();
+        });
+        // A panic in the thread has been answered for already.
+        let _ = closing.await;
+    }
+}
+
+/// Counts a writer as waiting for as long as it does.
+struct WaitingForSpace(Arc<Inner>);
+
+impl WaitingForSpace {
+    fn new(inner: Arc<Inner>) -> Self {
+        inner.state.lock().waiting_for_space += 1;
+        inner.changed.notify_one();
+        WaitingForSpace(inner)
+    }
+}
+
+impl Drop for WaitingForSpace {
+    fn drop(&mut self) {
+        self.0.state.lock().waiting_for_space -= 1;
+    }
+}
+
+fn disk_error(what: &str, e: &io::Error) -> Error {
+    Error::retryable(ErrorKind::Disk, format!("{what}: {e}"))
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("LOCK");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| disk_error(&format!("journalPath: {}", path.display()), &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::retryable(
+            ErrorKind::Locked,
+            format!(
+                "journalPath: {} is in use by another process or datastore; a journal belongs to one",
+                dir.display()
+            ),
+        )),
+        Err(TryLockError::Error(e)) => Err(disk_error(
+            &format!("journalPath: locking {}", path.display()),
+            &e,
+        )),
+    }
+}
+
+fn write_readme(dir: &Path) -> io::Result<()> {
+    let path = dir.join("README.txt");
+    if std::fs::read(&path).is_ok_and(|text| text == README.as_bytes()) {
+        return Ok(());
+    }
+    File::create(path)?.write_all(README.as_bytes())
+}
+
+/// Reads the segments of a directory. Returns what is staged, and the numbers of the next entry and
+/// the next segment.
+fn replay(dir: &Path, log: &Log) -> Result<(State, u64, u64)> {
+    let failed = |path: &Path, e: io::Error| {
+        let kind = match e.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
+            _ => ErrorKind::Disk,
+        };
+        Error::new(kind, format!("journal file {}: {e}", path.display()))
+    };
+    let segments = Segment::all_in(dir).map_err(|e| failed(dir, e))?;
+    let mut state = State::default();
+    let mut done = Vec::new();
+    let mut next_seq = 1;
+    let next_id = segments.last().map_or(1, |s| s.id + 1);
+    let last = segments.len().saturating_sub(1);
+    for (i, segment) in segments.into_iter().enumerate() {
+        let segment = Arc::new(segment);
+        let found = segment.len();
+        // Files before the last were synced when they were closed: their ends cannot be torn.
+        let scan = segment
+            .scan(i == last)
+            .map_err(|e| failed(segment.path(), e))?;
+        if scan.damaged > 0 {
+            log.push(
+                Level::Error,
+                format!(
+                    "journal file {}: {} writes are damaged and were left out",
+                    segment.path().display(),
+                    scan.damaged
+                ),
+            );
+        }
+        if scan.len < found {
+            if i < last {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!(
+                        "journal file {} is damaged at byte {} of {found}: what follows cannot be read. Restore \
+                         the file, or move it away to go on without the blocks in it",
+                        segment.path().display(),
+                        scan.len
+                    ),
+                ));
+            }
+            segment
+                .truncate(scan.len)
+                .map_err(|e| failed(segment.path(), e))?;
+            log.push(
+                Level::Info,
+                format!(
+                    "journal: {} bytes of a write that was never acknowledged were dropped",
+                    found - scan.len
+                ),
+            );
+        }
+        for (start, frame) in scan.frames {
+            let age = SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(frame.time_ms))
+                .unwrap_or_default();
+            let now = Instant::now();
+            let staged = now.checked_sub(age).unwrap_or(now);
+            for (entry, seq) in frame.entries.into_iter().zip(frame.seq..) {
+                next_seq = next_seq.max(seq + 1);
+                match entry {
+                    Entry::Put {
+                        key,
+                        offset,
+                        len,
+                        crc,
+                    } => state.stage(Arc::new(Block {
+                        key: key.into(),
+                        seq,
+                        segment: Arc::clone(&segment),
+                        offset: start + offset,
+                        len,
+                        crc,
+                        staged,
+                        store_again: AtomicBool::new(false),
+                    })),
+                    Entry::Delete(key) => state.forget(&key),
+                    Entry::Done(first, last) => done.push((first, last)),
+                }
+            }
+        }
+        state.used += segment.len();
+        state.segments.push_back(segment);
+    }
+    leave_out_done(&mut state, done);
+    Ok((state, next_seq, next_id))
+}
+
+/// Forgets what needs no upload any more.
+fn leave_out_done(state: &mut State, mut done: Vec<(u64, u64)>) {
+    done.sort_unstable();
+    let is_done = |seq: u64| {
+        // Ranges do not overlap: each entry is settled once.
+        let at = done.partition_point(|(first, _)| *first <= seq);
+        at > 0 && done[at - 1].1 >= seq
+    };
+    for block in std::mem::take(&mut state.queue) {
+        let current = state.is_current(&block);
+        if current && !is_done(block.seq) {
+            state.queue.push_back(block);
+            continue;
+        }
+        state.queued_bytes -= block.len();
+        if current {
+            state.forget(&block.key);
+        }
+        block.segment.drop_live();
+    }
+}
+
+/// Numbers as ranges of consecutive ones (first and last, both included).
+fn ranges(numbers: impl Iterator<Item = u64>) -> impl Iterator<Item = (u64, u64)> {
+    let mut numbers = numbers.peekable();
+    std::iter::from_fn(move || {
+        let first = numbers.next()?;
+        let mut last = first;
+        while numbers.next_if_eq(&(last + 1)).is_some() {
+            last += 1;
+        }
+        Some((first, last))
+    })
+}

@@ -1,0 +1,260 @@
+//! What is uploaded: pieces that are sent one after another without being joined in memory. A piece
+//! lies in memory already, or is read from a file when its turn comes.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, Stream};
+
+/// How much is read from sources at once (bytes): each read is a passage to another thread.
+const READ: usize = 512 << 10;
+
+/// Bytes that are fetched when they are sent. Reading may block: it happens on a blocking thread.
+pub trait Source: Send + Sync + fmt::Debug + 'static {
+    /// Length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether there is not one byte in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `into` with the bytes from `offset` on; both lie within the source.
+    ///
+    /// # Errors
+    /// The bytes cannot be read, or are known to be damaged.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+}
+
+/// A body to upload. Cloning it is cheap: the pieces are shared.
+#[derive(Debug, Clone, Default)]
+pub struct Body {
+    pieces: Vec<Piece>,
+    len: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Piece {
+    Memory(Bytes),
+    Source(Arc<dyn Source>),
+}
+
+impl Body {
+    /// Appends bytes.
+    pub fn push(&mut self, chunk: Bytes) {
+        self.len += chunk.len() as u64;
+        if !chunk.is_empty() {
+            self.pieces.push(Piece::Memory(chunk));
+        }
+    }
+
+    /// Appends bytes that are read when they are sent.
+    pub fn push_source(&mut self, source: Arc<dyn Source>) {
+        let len = source.len();
+        self.len += len;
+        if len > 0 {
+            self.pieces.push(Piece::Source(source));
+        }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is not one byte in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes in order, in chunks of at most `size` bytes (but never empty). Chunks of memory are
+    /// shared, not copied; small pieces from sources are gathered into one chunk.
+    pub fn stream(&self, size: usize) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        stream::unfold(Cursor::new(self, size), |mut cursor| async move {
+            let chunk = cursor.next().await?;
+            Some((chunk, cursor))
+        })
+    }
+
+    /// The whole body in one buffer.
+    ///
+    /// # Errors
+    /// As [`Source::read_at`].
+    pub async fn collect(&self) -> io::Result<Bytes> {
+        let mut cursor = Cursor::new(self, usize::MAX);
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = cursor.next().await {
+            whole.extend_from_slice(&chunk?);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+/// Where a stream of a body stands.
+struct Cursor {
+    pieces: VecDeque<Piece>,
+    /// Bytes of the first piece that were read already, if it is a source.
+    at: u64,
+    /// Bytes to hand out next.
+    ready: Bytes,
+    size: usize,
+}
+
+impl Cursor {
+    fn new(body: &Body, size: usize) -> Self {
+        Cursor {
+            pieces: body.pieces.iter().cloned().collect(),
+            at: 0,
+            ready: Bytes::new(),
+            size,
+        }
+    }
+
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        if self.ready.is_empty() {
+            self.ready = match self.pieces.front()? {
+                Piece::Memory(chunk) => {
+                    let chunk = chunk.clone();
+                    self.pieces.pop_front();
+                    chunk
+                }
+                Piece::Source(_) => match read(self.take_sources()).await {
+                    Ok(chunk) => chunk,
+                    Err(e) => {
+                        self.pieces.clear();
+                        return Some(Err(e));
+                    }
+                },
+            };
+        }
+        Some(Ok(self.ready.split_to(self.ready.len().min(self.size))))
+    }
+
+    /// Takes as many sources, or parts of them, as are read together.
+    fn take_sources(&mut self) -> Vec<(Arc<dyn Source>, u64, usize)> {
+        let mut parts = Vec::new();
+        let mut room = READ;
+        while room > 0 {
+            let Some(Piece::Source(source)) = self.pieces.front() else {
+                break;
+            };
+            let left = source.len() - self.at;
+            let take = usize::try_from(left).unwrap_or(usize::MAX).min(room);
+            parts.push((Arc::clone(source), self.at, take));
+            room -= take;
+            self.at += take as u64;
+            if take as u64 == left {
+                self.at = 0;
+                self.pieces.pop_front();
+            }
+        }
+        parts
+    }
+}
+
+async fn read(parts: Vec<(Arc<dyn Source>, u64, usize)>) -> io::Result<Bytes> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut chunk = vec![0; parts.iter().map(|(_, _, len)| len).sum()];
+        let mut rest = chunk.as_mut_slice();
+        for (source, offset, len) in parts {
+            let (here, after) = rest.split_at_mut(len);
+            source.read_at(offset, here)?;
+            rest = after;
+        }
+        Ok(Bytes::from(chunk))
+    });
+    reading.await.unwrap_or_else(|e| Err(io::Error::other(e)))
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(chunk: Vec<u8>) -> Self {
+        Body::from(Bytes::from(chunk))
+    }
+}
+
+impl From<&'static [u8]> for Body {
+    fn from(chunk: &'static [u8]) -> Self {
+        Body::from(Bytes::from_static(chunk))
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(chunk: Bytes) -> Self {
+        let mut body = Body::default();
+        body.push(chunk);
+        body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::TryStreamExt;
+
+    #[derive(Debug)]
+    struct Text(&'static [u8]);
+
+    impl Source for Text {
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+            let from = offset as usize;
+            let bytes = self.0.get(from..from + into.len());
+            into.copy_from_slice(bytes.ok_or_else(|| io::Error::other("beyond the end"))?);
+            Ok(())
+        }
+    }
+
+    fn mixed() -> Body {
+        let mut body = Body::from(&b"memory"[..]);
+        for text in ["", "ab", "cdefgh", "i"] {
+            body.push_source(Arc::new(Text(text.as_bytes())));
+        }
+        body.push(Bytes::new());
+        body.push(Bytes::from_static(b"end"));
+        body
+    }
+
+    #[tokio::test]
+    async fn chunks_keep_the_order_and_gather_what_is_small() {
+        let body = mixed();
+        assert_eq!(body.len(), 18);
+        let chunks: Vec<Bytes> = body.stream(4).try_collect().await.unwrap();
+        let text: Vec<&[u8]> = chunks.iter().map(|c| &c[..]).collect();
+        assert_eq!(
+            text,
+            [&b"memo"[..], b"ry", b"abcd", b"efgh", b"i", b"end"],
+            "memory is cut, sources are joined"
+        );
+        assert_eq!(body.collect().await.unwrap(), "memoryabcdefghiend");
+    }
+
+    #[derive(Debug)]
+    struct Broken;
+
+    impl Source for Broken {
+        fn len(&self) -> u64 {
+            10
+        }
+
+        fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Err(io::Error::other("damaged"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_that_fails_ends_the_stream() {
+        let mut body = Body::default();
+        body.push_source(Arc::new(Broken));
+        body.push(Bytes::from_static(b"after"));
+        let chunks: Vec<_> = futures_util::StreamExt::collect(body.stream(4)).await;
+        assert_eq!(chunks.len(), 1);
+        assert!(chunks[0].is_err());
+        assert!(body.collect().await.is_err());
+    }
+}

@@ -1,0 +1,513 @@
+//! The write journal, on an index and a blob store in memory.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::mem::{key_of, noise, Parts};
+use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, WalrusDatastore};
+
+/// A journal that uploads nothing unless told to: by size, by pressure or at close.
+struct Node {
+    parts: Parts,
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        Node {
+            parts: Parts::default(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.dir.path().join("journal")
+    }
+
+    fn config(&self, extra: &str) -> String {
+        format!(
+            r#"{extra}"journalPath":"{}","packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"#,
+            self.journal().display()
+        )
+    }
+
+    /// Opens; a datastore that was dropped lets go of its journal within moments.
+    async fn open(&self, extra: &str) -> WalrusDatastore {
+        let started = Instant::now();
+        loop {
+            match self.parts.try_open(&self.config(extra)) {
+                Ok(store) => return store,
+                Err(e) if e.kind() == ErrorKind::Locked && started.elapsed().as_secs() < 10 => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+
+    /// What a kill leaves behind: the files as they are now, in a journal of their own.
+    fn crashed_copy(&self) -> Node {
+        let copy = Node {
+            parts: self.parts.clone(),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir_all(copy.journal()).unwrap();
+        for file in segments(&self.journal()) {
+            fs::copy(&file, copy.journal().join(file.file_name().unwrap())).unwrap();
+        }
+        copy
+    }
+
+    fn uploads(&self) -> usize {
+        self.parts.store.puts.load(SeqCst)
+    }
+}
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "segment"))
+        .collect();
+    all.sort();
+    all
+}
+
+async fn keys(store: &WalrusDatastore, options: QueryOptions) -> Vec<String> {
+    let mut query = store.query(options).unwrap();
+    let mut keys = Vec::new();
+    loop {
+        let page = query.next_page().await.unwrap();
+        if page.is_empty() {
+            return keys;
+        }
+        for entry in page {
+            if let Some(value) = entry.value {
+                assert_eq!(value.unwrap().len() as u64, entry.size);
+            }
+            keys.push(entry.key);
+        }
+    }
+}
+
+fn blocks(n: u64) -> Vec<(String, Bytes)> {
+    (0..n)
+        .map(|i| noise(i, 100 + i as usize % 50))
+        .map(|value| (key_of(&value), value))
+        .collect()
+}
+
+fn metric(store: &WalrusDatastore, name: &str) -> u64 {
+    let all = store.metrics();
+    all.iter().find(|(n, _)| *n == name).unwrap().1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_is_local_and_everything_sees_it() {
+    let node = Node::new();
+    let store = node.open("").await;
+    let blocks = blocks(100);
+    for (key, value) in &blocks[..50] {
+        store.put(key, value.clone()).await.unwrap();
+    }
+    let batch = blocks[50..].iter().cloned();
+    store
+        .commit(batch.map(|(k, v)| Op::Put(k, v)).collect())
+        .await
+        .unwrap();
+    assert_eq!(node.uploads(), 0);
+    for (key, value) in &blocks {
+        assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
+        assert!(store.has(key).await.unwrap());
+        assert_eq!(store.get_size(key).await.unwrap(), Some(value.len() as u64));
+    }
+    let mut expected: Vec<String> = blocks.iter().map(|(k, _)| k.clone()).collect();
+    expected.sort();
+    assert_eq!(keys(&store, QueryOptions::default()).await, expected);
+    let usage = store.disk_usage().await.unwrap();
+    assert_eq!(usage.blocks, 100);
+    store.close().await.unwrap();
+
+    assert_eq!(node.uploads(), 1, "one pack for all of it");
+    assert_eq!(node.parts.index.rows.lock().len(), 100);
+    assert!(segments(&node.journal()).is_empty());
+    let store = node.open("").await;
+    for (key, value) in &blocks {
+        assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
+    }
+    assert_eq!(store.disk_usage().await.unwrap().blocks, 100);
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_merges_journal_and_index_in_pages() {
+    let node = Node::new();
+    let all: Vec<String> = (0..6000).map(|i| format!("/m/{i:05}")).collect();
+    let store = node.open("").await;
+    let every = |step: usize, from: usize| {
+        let ops = all.iter().skip(from).step_by(step);
+        ops.map(|k| Op::Put(k.clone(), Bytes::from(k.clone())))
+            .collect::<Vec<_>>()
+    };
+    store.commit(every(3, 0)).await.unwrap();
+    store.close().await.unwrap();
+    let store = node.open("").await;
+    store.commit(every(3, 1)).await.unwrap();
+    store.commit(every(3, 2)).await.unwrap();
+    // In both: indexed, and staged anew.
+    store.commit(every(9, 0)).await.unwrap();
+    let keys_only = QueryOptions {
+        keys_only: true,
+        ..Default::default()
+    };
+    assert_eq!(keys(&store, keys_only.clone()).await, all);
+    let middle = QueryOptions {
+        offset: 1000,
+        limit: Some(2500),
+        ..keys_only.clone()
+    };
+    assert_eq!(keys(&store, middle).await, all[1000..3500]);
+    let backwards = QueryOptions {
+        descending: true,
+        conditions: vec![KeyCondition::Less(all[4000].clone())],
+        offset: 10,
+        limit: Some(2500),
+        ..keys_only
+    };
+    let expected: Vec<String> = all[..3990].iter().rev().take(2500).cloned().collect();
+    assert_eq!(keys(&store, backwards).await, expected);
+    let with_values = QueryOptions {
+        prefix: "/m".into(),
+        limit: Some(500),
+        ..Default::default()
+    };
+    assert_eq!(keys(&store, with_values).await, all[..500]);
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_puts_share_syncs_and_packs() {
+    let node = Node::new();
+    let store = Arc::new(node.open("").await);
+    let mut tasks = Vec::new();
+    for (key, value) in blocks(2000) {
+        let store = Arc::clone(&store);
+        tasks.push(tokio::spawn(async move {
+            store.put(&key, value).await.unwrap()
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(metric(&store, "journal_syncs") < 1000);
+    assert_eq!(metric(&store, "journal_blocks"), 2000);
+    store.close().await.unwrap();
+    assert_eq!(node.uploads(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_pack_leaves_at_once() {
+    let node = Node::new();
+    let store = node.open(r#""packTargetSizeBytes":10000,"#).await;
+    for (key, value) in blocks(200) {
+        store.put(&key, value).await.unwrap();
+    }
+    let started = Instant::now();
+    while metric(&store, "journal_bytes") >= 10_000 {
+        assert!(started.elapsed().as_secs() < 20);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(node.uploads() >= 2);
+    assert!(
+        metric(&store, "journal_blocks") > 0,
+        "the rest waits for company"
+    );
+    store.close().await.unwrap();
+    let store_blobs = node.parts.store.blobs.lock();
+    assert!(store_blobs.values().all(|b| b.len() <= 10_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_and_old_blocks_leave_on_their_own() {
+    for setting in ["packIdleFlushSeconds", "packMaxAgeSeconds"] {
+        let node = Node::new();
+        let config = node.config("").replace(
+            &format!(r#""{setting}":3600"#),
+            &format!(r#""{setting}":1"#),
+        );
+        let store = node.parts.try_open(&config).unwrap();
+        store.put("/k", Bytes::from_static(b"v")).await.unwrap();
+        let started = Instant::now();
+        while metric(&store, "journal_blocks") > 0 {
+            assert!(started.elapsed().as_secs() < 20, "{setting}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(node.uploads(), 1);
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_a_kill() {
+    let node = Node::new();
+    let store = node.open("").await;
+    let blocks = blocks(300);
+    for (key, value) in &blocks[..100] {
+        store.put(key, value.clone()).await.unwrap();
+    }
+    let batch = blocks[100..].iter().cloned();
+    store
+        .commit(batch.map(|(k, v)| Op::Put(k, v)).collect())
+        .await
+        .unwrap();
+    store.delete(&blocks[7].0).await.unwrap();
+    store.put("/over", Bytes::from_static(b"1")).await.unwrap();
+    store.put("/over", Bytes::from_static(b"2")).await.unwrap();
+    let after = node.crashed_copy();
+    let reopened = after.open("").await;
+    for (i, (key, value)) in blocks.iter().enumerate() {
+        let expected = (i != 7).then_some(value);
+        assert_eq!(reopened.get(key).await.unwrap().as_ref(), expected, "{i}");
+    }
+    assert_eq!(reopened.get("/over").await.unwrap().unwrap(), "2");
+    reopened.close().await.unwrap();
+    assert_eq!(node.parts.index.rows.lock().len(), 300);
+    // The dead node was not quite dead: it stores nothing twice.
+    let uploads = node.uploads();
+    store.close().await.unwrap();
+    assert!(
+        node.uploads() <= uploads + 1,
+        "only the key that names no content"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_end_loses_only_what_was_not_acknowledged() {
+    let node = Node::new();
+    let store = node.open("").await;
+    store.put("/kept", noise(1, 300)).await.unwrap();
+    let whole = fs::read(&segments(&node.journal())[0]).unwrap().len();
+    let pair = vec![
+        Op::Put("/a".into(), noise(2, 300)),
+        Op::Put("/b".into(), noise(3, 300)),
+    ];
+    store.commit(pair).await.unwrap();
+    let file = fs::read(&segments(&node.journal())[0]).unwrap();
+    for cut in (whole..=file.len()).step_by(13).chain([file.len()]) {
+        for zeroed in [false, true] {
+            let after = node.crashed_copy();
+            let path = &segments(&after.journal())[0];
+            let mut torn = file[..cut].to_vec();
+            if zeroed {
+                torn.resize(file.len(), 0);
+            }
+            fs::write(path, torn).unwrap();
+            let store = after.open(r#""drainTimeoutSeconds":0,"#).await;
+            assert!(store.has("/kept").await.unwrap());
+            let both = [
+                store.has("/a").await.unwrap(),
+                store.has("/b").await.unwrap(),
+            ];
+            let complete = cut == file.len();
+            assert_eq!(both, [complete, complete], "cut at {cut}, zeroed {zeroed}");
+            // The journal goes on from there.
+            store.put("/c", noise(4, 10)).await.unwrap();
+            store.close().await.unwrap();
+            let store = after.open(r#""drainTimeoutSeconds":0,"#).await;
+            assert_eq!(store.get("/kept").await.unwrap().unwrap(), noise(1, 300));
+            assert_eq!(store.get("/c").await.unwrap().unwrap(), noise(4, 10));
+            store.close().await.unwrap();
+        }
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_told_and_never_served() {
+    let node = Node::new();
+    let store = node.open("").await;
+    let (good, bad) = (noise(1, 5000), noise(2, 5000));
+    store.put("/bad", bad.clone()).await.unwrap();
+    store.put("/good", good.clone()).await.unwrap();
+    // A bit rots in the middle of a value that is staged.
+    let path = &segments(&node.journal())[0];
+    let mut file = fs::read(path).unwrap();
+    let at = file.windows(100).position(|w| w == &bad[200..300]).unwrap();
+    file[at] ^= 1;
+    fs::write(path, &file).unwrap();
+    let e = store.get("/bad").await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+    assert_eq!(store.get("/good").await.unwrap().unwrap(), good);
+    store.close().await.unwrap();
+    assert!(!node.parts.index.rows.lock().contains_key("/bad"));
+    assert!(node.parts.index.rows.lock().contains_key("/good"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_older_file_is_refused_by_name() {
+    let node = Node::new();
+    // Each open begins a file.
+    for key in ["/a", "/b"] {
+        let store = node.open(r#""drainTimeoutSeconds":0,"#).await;
+        store.put(key, noise(1, 500)).await.unwrap();
+        store.close().await.unwrap();
+    }
+    let files = segments(&node.journal());
+    assert_eq!(files.len(), 2);
+    let mut bytes = fs::read(&files[0]).unwrap();
+    bytes[20] ^= 1;
+    fs::write(&files[0], bytes).unwrap();
+    let e = node.parts.try_open(&node.config("")).err().unwrap();
+    assert_eq!(e.kind(), ErrorKind::Corrupt);
+    let name = files[0].file_name().unwrap().to_str().unwrap();
+    assert!(e.message().contains(name), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_journal_belongs_to_one_datastore() {
+    let node = Node::new();
+    let store = node.open("").await;
+    let e = node.parts.try_open(&node.config("")).err().unwrap();
+    assert_eq!(e.kind(), ErrorKind::Locked);
+    assert!(e.message().contains("journalPath"), "{e}");
+    store.close().await.unwrap();
+    drop(store);
+    node.open("").await.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_wins_over_the_upload_under_way() {
+    let node = Node::new();
+    node.parts.store.put_ms.store(300, SeqCst);
+    let store = node.open(r#""packTargetSizeBytes":1,"#).await;
+    store.put("/gone", noise(1, 50)).await.unwrap();
+    store.put("/back", noise(2, 50)).await.unwrap();
+    let started = Instant::now();
+    while node.parts.store.puts_running.load(SeqCst) < 2 {
+        assert!(started.elapsed().as_secs() < 20);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    store.delete("/gone").await.unwrap();
+    store.delete("/back").await.unwrap();
+    store.put("/back", noise(3, 50)).await.unwrap();
+    assert!(!store.has("/gone").await.unwrap());
+    let after = node.crashed_copy();
+    store.close().await.unwrap();
+    assert!(!node.parts.index.rows.lock().contains_key("/gone"));
+    let store = after.open("").await;
+    assert!(!store.has("/gone").await.unwrap(), "nor after a kill");
+    assert_eq!(store.get("/back").await.unwrap().unwrap(), noise(3, 50));
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_journal_holds_writers_up_and_loses_nothing() {
+    let node = Node::new();
+    node.parts.store.fail_puts.store(true, SeqCst);
+    let store = Arc::new(node.open(r#""journalMaxBytes":100000,"#).await);
+    let blocks: Vec<_> = (0..40).map(|i| noise(i, 10_000)).collect();
+    let writing = tokio::spawn({
+        let (store, blocks) = (Arc::clone(&store), blocks.clone());
+        async move {
+            for value in blocks {
+                store.put(&key_of(&value), value).await.unwrap();
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!writing.is_finished());
+    assert!(metric(&store, "journal_disk_bytes") <= 100_000);
+    // Whoever gives up while waiting leaves nothing behind.
+    let impatient = store.put("/impatient", noise(99, 50_000));
+    let gave_up = tokio::time::timeout(Duration::from_millis(50), impatient).await;
+    assert!(gave_up.is_err());
+    node.parts.store.fail_puts.store(false, SeqCst);
+    tokio::time::timeout(Duration::from_secs(60), writing)
+        .await
+        .expect("goes on once there is room")
+        .unwrap();
+    for value in &blocks {
+        assert_eq!(
+            store.get(&key_of(value)).await.unwrap().as_ref(),
+            Some(value)
+        );
+    }
+    assert!(!store.has("/impatient").await.unwrap());
+    store.close().await.unwrap();
+    assert_eq!(node.parts.index.rows.lock().len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outages_of_publisher_and_index_do_not_fail_writes() {
+    let node = Node::new();
+    node.parts.store.fail_puts.store(true, SeqCst);
+    node.parts.index.fail_puts.store(true, SeqCst);
+    let store = node.open(r#""packTargetSizeBytes":1,"#).await;
+    let blocks = blocks(20);
+    for (key, value) in &blocks {
+        store.put(key, value.clone()).await.unwrap();
+        assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
+    }
+    node.parts.store.fail_puts.store(false, SeqCst);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    node.parts.index.fail_puts.store(false, SeqCst);
+    store.close().await.unwrap();
+    assert_eq!(node.parts.index.rows.lock().len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_already_is_neither_journalled_nor_uploaded() {
+    let node = Node::new();
+    let store = node.open("").await;
+    let blocks = blocks(50);
+    let batch = || blocks.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
+    store.commit(batch().collect()).await.unwrap();
+    store.commit(batch().collect()).await.unwrap();
+    assert_eq!(metric(&store, "blocks_known"), 50, "staged already");
+    store.close().await.unwrap();
+    let uploads = node.uploads();
+    let store = node.open("").await;
+    store.commit(batch().collect()).await.unwrap();
+    assert_eq!(metric(&store, "blocks_known"), 50, "indexed already");
+    assert_eq!(metric(&store, "journal_blocks"), 0);
+    store.close().await.unwrap();
+    assert_eq!(node.uploads(), uploads);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn close_leaves_what_it_cannot_drain_for_the_next_open() {
+    let node = Node::new();
+    node.parts.store.put_ms.store(60_000, SeqCst);
+    let store = node.open(r#""drainTimeoutSeconds":1,"#).await;
+    store.put("/k", noise(1, 100)).await.unwrap();
+    let started = Instant::now();
+    store.close().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert_eq!(segments(&node.journal()).len(), 1);
+    node.parts.store.put_ms.store(0, SeqCst);
+    let store = node.open("").await;
+    assert_eq!(store.get("/k").await.unwrap().unwrap(), noise(1, 100));
+    store.close().await.unwrap();
+    assert!(node.parts.index.rows.lock().contains_key("/k"));
+    assert!(segments(&node.journal()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_too_large_for_the_publisher_is_split() {
+    let node = Node::new();
+    node.parts.store.max_body.store(1000, SeqCst);
+    let store = node.open("").await;
+    for (key, value) in blocks(50) {
+        store.put(&key, value).await.unwrap();
+    }
+    store.close().await.unwrap();
+    assert_eq!(node.parts.index.rows.lock().len(), 50);
+    let blobs = node.parts.store.blobs.lock();
+    assert!(blobs.values().all(|b| b.len() <= 1000));
+}
