@@ -725,10 +725,7 @@ impl Shared {
         };
         failpoint!("delete.done");
         Metrics::add(&self.metrics.deletes, keys.len() as u64);
-        self.metrics.usage_delta(Usage {
-            blocks: -removed.blocks,
-            bytes: -removed.bytes,
-        });
+        self.metrics.usage_delta(Usage::default().minus(removed));
         // After the index, so that a failure leaves everything as it was. The keys are held, so
         // nothing can be staged or indexed in between.
         if let Writes::Journal { journal, .. } = &self.writes {

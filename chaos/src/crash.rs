@@ -120,6 +120,8 @@ impl Crashes {
 struct Scene<'a> {
     settings: &'a Settings,
     backend: Backend,
+    /// Whether writes go through a write journal.
+    journalled: bool,
     net: BlockingDevnet,
     dir: tempfile::TempDir,
     result: Crashes,
@@ -132,7 +134,7 @@ struct Ended {
 }
 
 impl<'a> Scene<'a> {
-    fn new(settings: &'a Settings, backend: Backend) -> Self {
+    fn new(settings: &'a Settings, backend: Backend, journalled: bool) -> Self {
         let net = Devnet::start_blocking(Options {
             cheap_ids: true,
             max_body: 64 << 20,
@@ -142,6 +144,7 @@ impl<'a> Scene<'a> {
         Scene {
             settings,
             backend,
+            journalled,
             net: net.expect("local Walrus"),
             dir: tempfile::tempdir().expect("directory"),
             result: Crashes::default(),
@@ -164,6 +167,12 @@ impl<'a> Scene<'a> {
             "publisherURL": self.net.url(), "aggregatorURL": self.net.url(),
             "packTargetSizeBytes": 65536, "requestTimeoutSeconds": 5, "epochs": 20,
         }));
+        if self.journalled {
+            // Small packs, so that many are on their way at once.
+            config["journalPath"] = "write-journal".into();
+            config["packTargetSizeBytes"] = 2048.into();
+            config["packIdleFlushSeconds"] = 1.into();
+        }
         if renew {
             config["epochDurationSeconds"] = 1.into();
             config["renewIntervalSeconds"] = 1.into();
@@ -332,21 +341,30 @@ fn acked(journal: &str) -> u64 {
 }
 
 /// A death at every fail point that this index can reach, `rounds` times over.
-pub fn at_every_point(settings: &Settings, fresh: impl Fn() -> Backend, rounds: u64) -> Crashes {
+pub fn at_every_point(
+    settings: &Settings,
+    fresh: impl Fn() -> Backend,
+    journalled: bool,
+    rounds: u64,
+) -> Crashes {
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut all = Crashes::default();
-    let mut scene = Scene::new(settings, fresh());
+    let mut scene = Scene::new(settings, fresh(), journalled);
     let mine = |point: &&&str| match point.split('.').next() {
-        Some(other @ ("sqlite" | "postgres")) => other == scene.backend.name(),
-        _ => true,
+        Some("journal" | "flush") => journalled,
+        Some("close" | "delete") => true,
+        Some(other @ ("sqlite" | "postgres")) => !journalled && other == scene.backend.name(),
+        _ => !journalled,
     };
     let points: Vec<&str> = FAILPOINTS.iter().filter(mine).copied().collect();
     for round in 0..rounds {
         for point in &points {
             // Once in a life of a process, or once in a life of a table.
-            let once = point.starts_with("close.") || point.starts_with("usage.");
+            let once = ["close.", "usage.", "journal.created", "journal.removed"]
+                .iter()
+                .any(|rare| point.starts_with(rare));
             if point.contains(".schema.") {
-                let mut young = Scene::new(settings, fresh());
+                let mut young = Scene::new(settings, fresh(), journalled);
                 let statement = point.ends_with(".statement");
                 young.die_at(
                     point,
@@ -372,9 +390,14 @@ pub fn at_every_point(settings: &Settings, fresh: impl Fn() -> Backend, rounds: 
 }
 
 /// Kills at any moment.
-pub fn at_any_moment(settings: &Settings, backend: Backend, rounds: u64) -> Crashes {
+pub fn at_any_moment(
+    settings: &Settings,
+    backend: Backend,
+    journalled: bool,
+    rounds: u64,
+) -> Crashes {
     let mut rng = StdRng::seed_from_u64(settings.seed);
-    let mut scene = Scene::new(settings, backend);
+    let mut scene = Scene::new(settings, backend, journalled);
     for _ in 0..rounds {
         scene.kill(rng.random_range(1..400));
     }

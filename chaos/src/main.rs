@@ -95,13 +95,18 @@ fn main() -> ExitCode {
         report.part(&format!("local Walrus, {}", backend.name()), &tally, counts);
     }
 
-    let crashes = crash::at_every_point(&settings, fresh_file, rounds);
-    report.crashes("fail points, sqlite", crashes);
-    let crashes = crash::at_every_point(&settings, || Backend::postgres(&server), rounds);
-    report.crashes("fail points, postgres", crashes);
-    for backend in [fresh_file(), Backend::postgres(&server)] {
-        let name = format!("kill -9, {}", backend.name());
-        report.crashes(&name, crash::at_any_moment(&settings, backend, kills));
+    for journalled in [false, true] {
+        let way = if journalled { ", journal" } else { "" };
+        let crashes = crash::at_every_point(&settings, fresh_file, journalled, rounds);
+        report.crashes(&format!("fail points, sqlite{way}"), crashes);
+        let database = || Backend::postgres(&server);
+        let crashes = crash::at_every_point(&settings, database, journalled, rounds);
+        report.crashes(&format!("fail points, postgres{way}"), crashes);
+        for backend in [fresh_file(), database()] {
+            let name = format!("kill -9, {}{way}", backend.name());
+            let crashes = crash::at_any_moment(&settings, backend, journalled, kills);
+            report.crashes(&name, crashes);
+        }
     }
     report.finish(ops)
 }
