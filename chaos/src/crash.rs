@@ -257,7 +257,10 @@ impl<'a> Scene<'a> {
         if ended.signal != Some(6) || !said {
             self.complain(&format!("{point} was not reached"), &ended);
         }
-        self.net.advance_epoch(1);
+        if renew {
+            // Of the epochs bought; what is not renewed again must last to the end.
+            self.net.advance_epoch(1);
+        }
     }
 
     /// Kills a worker when it has acknowledged some more.
