@@ -149,5 +149,5 @@ if [[ -n ${POSTGRES:-} ]] && command -v psql >/dev/null; then
   row "rows, distinct blobs left" "$(psql -AtX "$PG_URL" -c 'SELECT count(*), count(DISTINCT blob_id) FROM walrus_index' | tr '|' ' ')"
 fi
 echo
-echo "(Kubo hands small files over one after another, so each is a blob of its own as long as there is"
-echo " no write journal; blocks of large files, and of several adds at once, share blobs.)"
+echo "(Kubo hands small files over one after another, so without the write journal (journalPath) each is a"
+echo " blob of its own; blocks of large files, and of several adds at once, share blobs.)"

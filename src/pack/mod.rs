@@ -353,12 +353,7 @@ async fn store(shared: &Shared, pack: &[Pending]) -> Result<StoreResult> {
 /// Writes the rows of a certified blob. Blocks whose writer left meanwhile get none.
 async fn index(shared: &Shared, pack: &mut Settling, stored: &StoreResult) -> Result<()> {
     let parts = &shared.parts;
-    let expires_at = expiry(
-        &parts.epoch_clock,
-        parts.clock.now(),
-        stored,
-        parts.options.epochs,
-    );
+    let row = row_of(stored, parts.options, &parts.epoch_clock, parts.clock.now());
     let mut offset = 0;
     let mut rows = Vec::with_capacity(pack.0.len());
     let mut delta = Usage::default();
@@ -375,13 +370,9 @@ async fn index(shared: &Shared, pack: &mut Settling, stored: &StoreResult) -> Re
             rows.push(KeyRecord {
                 key: pending.block.key.clone(),
                 record: Record {
-                    blob_id: stored.blob_id.clone(),
                     offset,
                     size,
-                    deletable: parts.options.deletable,
-                    end_epoch: i64::try_from(stored.end_epoch).unwrap_or(i64::MAX),
-                    expires_at,
-                    ..Record::default()
+                    ..row.clone()
                 },
             });
         }
@@ -400,6 +391,22 @@ async fn index(shared: &Shared, pack: &mut Settling, stored: &StoreResult) -> Re
         ),
     }
     written
+}
+
+/// The row of a block in a blob just stored, but for where in it the block lies.
+pub(crate) fn row_of(
+    stored: &StoreResult,
+    options: StoreOptions,
+    epoch_clock: &EpochClock,
+    now: SystemTime,
+) -> Record {
+    Record {
+        blob_id: stored.blob_id.clone(),
+        deletable: options.deletable,
+        end_epoch: i64::try_from(stored.end_epoch).unwrap_or(i64::MAX),
+        expires_at: expiry(epoch_clock, now, stored, options.epochs),
+        ..Record::default()
+    }
 }
 
 /// When the storage of a blob just stored ends, as far as its answer tells.

@@ -21,8 +21,8 @@ use crate::locks::KeyLocks;
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
-use crate::pack::expiry;
 use crate::pack::limit::{Permit, UploadLimit};
+use crate::pack::row_of;
 use crate::walrus::{BlobStore, Body, StoreOptions, StoreResult};
 
 /// Pause after a failure, doubled each time.
@@ -407,12 +407,7 @@ async fn index(
     stored: &StoreResult,
     patience: &mut Patience<'_>,
 ) {
-    let expires_at = expiry(
-        &parts.epoch_clock,
-        parts.clock.now(),
-        stored,
-        parts.options.epochs,
-    );
+    let row = row_of(stored, parts.options, &parts.epoch_clock, parts.clock.now());
     loop {
         let keys = blocks.iter().map(|b| b.key().to_owned()).collect();
         // A deletion that is under way ends first, and one that comes later finds the rows.
@@ -429,13 +424,9 @@ async fn index(
                 rows.push(KeyRecord {
                     key: block.key().to_owned(),
                     record: Record {
-                        blob_id: stored.blob_id.clone(),
                         offset,
                         size,
-                        deletable: parts.options.deletable,
-                        end_epoch: i64::try_from(stored.end_epoch).unwrap_or(i64::MAX),
-                        expires_at,
-                        ..Record::default()
+                        ..row.clone()
                     },
                 });
             }

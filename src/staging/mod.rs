@@ -255,7 +255,9 @@ impl Journal {
             freed.as_mut().enable();
             {
                 let mut state = self.inner.state.lock();
-                if state.used + bytes <= self.inner.max_bytes || state.used == 0 {
+                // Whoever brings nothing does not wait for those who do.
+                let fits = bytes == 0 || state.used + bytes <= self.inner.max_bytes;
+                if fits || state.used == 0 {
                     state.used += bytes;
                     return Room {
                         inner: Arc::clone(&self.inner),
