@@ -29,11 +29,7 @@ fi
 work=$(mktemp -d)
 pids=()
 clean_up() {
-  local pid
-  for pid in "${pids[@]}"; do
-    kill "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-  done
+  end_pids
   if [[ -n ${KEEP:-} ]]; then say "left behind: $work"; else rm -rf "$work"; fi
 }
 trap clean_up EXIT
@@ -51,21 +47,6 @@ step() {
     cat "$work/step.out"
     failures=$((failures + 1))
   fi
-}
-
-# devnet FLAGS...: a local Walrus on a free port. Sets URL.
-devnet() {
-  local out=$work/devnet.${#pids[@]} pid
-  "$LIB_DIR/walrus-devnet" --listen 127.0.0.1:0 --memory --cheap-ids --quiet "$@" >"$out" 2>&1 &
-  pid=$!
-  pids+=("$pid")
-  for _ in $(seq 100); do
-    URL=$(sed -n 's/^listening on //p' "$out")
-    [[ -z $URL ]] || return 0
-    kill -0 "$pid" 2>/dev/null || break
-    sleep 0.1
-  done
-  die "the local Walrus does not start: $(cat "$out")"
 }
 
 warnings=(-Wall -Wextra -Werror -pedantic)
@@ -150,10 +131,10 @@ run() {
   rm -rf "$work/run.$name"
 }
 
-devnet --max-body 32MiB --max-concurrency 64
+devnet --cheap-ids --quiet --max-body 32MiB --max-concurrency 64
 net=$URL
 slow_ms=2000
-devnet --latency-put $slow_ms --latency-get $slow_ms
+devnet --cheap-ids --quiet --latency-put $slow_ms --latency-get $slow_ms
 slow=$URL
 URL=$net
 
@@ -179,7 +160,7 @@ if ! skipped sanitizers; then
 fi
 if ! skipped valgrind; then
   slow_ms=5000
-  devnet --latency-put $slow_ms --latency-get $slow_ms
+  devnet --cheap-ids --quiet --latency-put $slow_ms --latency-get $slow_ms
   slow=$URL
   step 'build, for valgrind' build valgrind -O1 -- -L"$LIB_DIR" -lwalrusds
   run valgrind LD_LIBRARY_PATH="$LIB_DIR" "${valgrind[@]}" -- --quick "$@"

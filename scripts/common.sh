@@ -120,3 +120,30 @@ ipfs_version() {
   rm -rf "$tmp"
   printf '%s\n' "$v"
 }
+
+# devnet FLAGS...: a local Walrus in memory, on a free port, for a script that has set work (a directory)
+# and pids=(), and runs end_pids in the end. Sets URL, and ALSO to the address of --also.
+devnet() {
+  local out=$work/devnet.${#pids[@]} pid
+  "$LIB_DIR/walrus-devnet" --listen 127.0.0.1:0 --memory "$@" >"$out" 2>&1 &
+  pid=$!
+  pids+=("$pid")
+  for _ in $(seq 100); do
+    URL=$(sed -n 's/^listening on //p' "$out")
+    # shellcheck disable=SC2034
+    ALSO=$(sed -n 's/^also listening on \([^ ]*\) .*/\1/p' "$out")
+    [[ -z $URL ]] || return 0
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  die "the local Walrus does not start: $(cat "$out")"
+}
+
+# Ends what the script has started.
+end_pids() {
+  local pid
+  for pid in "${pids[@]}"; do
+    kill "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+  done
+}

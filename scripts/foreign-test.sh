@@ -33,31 +33,11 @@ fi
 work=$(mktemp -d)
 pids=()
 clean_up() {
-  local pid
-  for pid in "${pids[@]}"; do
-    kill "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-  done
+  end_pids
   rm -rf "$work"
 }
 trap clean_up EXIT
 trap 'exit 130' INT TERM
-
-# devnet FLAGS...: a local Walrus on a free port. Sets URL, and ALSO to the address of --also.
-devnet() {
-  local out=$work/devnet.${#pids[@]} pid
-  "$LIB_DIR/walrus-devnet" --listen 127.0.0.1:0 --memory "$@" >"$out" 2>&1 &
-  pid=$!
-  pids+=("$pid")
-  for _ in $(seq 100); do
-    URL=$(sed -n 's/^listening on //p' "$out")
-    ALSO=$(sed -n 's/^also listening on \([^ ]*\) .*/\1/p' "$out")
-    [[ -z $URL ]] || return 0
-    kill -0 "$pid" 2>/dev/null || break
-    sleep 0.1
-  done
-  die "the local Walrus does not start: $(cat "$out")"
-}
 
 # The blob IDs and costs of 1000 shards, as on the real networks, are judged once; fewer are cheaper.
 devnet
