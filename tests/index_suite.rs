@@ -71,6 +71,7 @@ suite!(
     renewal_order_and_pages,
     renewal_never_goes_back,
     rows_of_a_blob,
+    rows_of_a_blob_from_an_offset_on,
     running_total,
     leases,
     quilt_members,

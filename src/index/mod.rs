@@ -196,6 +196,10 @@ pub trait Index: Send + Sync + 'static {
     /// All rows of one blob, in key order.
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>>;
 
+    /// The rows of one blob whose blocks begin at `from` (bytes) or later, in the order of their
+    /// offsets, at most `limit`. Fewer than `limit` means that there are no more.
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>>;
+
     /// Notes a renewal on every row of the blob, never moving an end backwards. Returns how many
     /// rows were changed.
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64>;

@@ -382,6 +382,11 @@ impl<I: Index + ?Sized> Index for FaultyIndex<I> {
         Around::end(Call::Renewal, fault, rows)
     }
 
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
+        let (_running, _) = self.around.begin(Call::List).await?;
+        self.inner.rows_from(blob_id, from, limit).await
+    }
+
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
         let noted = self.inner.update_blob_after_renewal(blob_id, renewal).await;

@@ -150,6 +150,14 @@ impl Index for MemIndex {
             .collect())
     }
 
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
+        let mut rows = self.rows_of_blob(blob_id).await?;
+        rows.retain(|r| u64::try_from(r.record.offset).is_ok_and(|offset| offset >= from));
+        rows.sort_by_key(|r| r.record.offset);
+        rows.truncate(limit);
+        Ok(rows)
+    }
+
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
         let mut n = 0;
         for r in self.rows.lock().values_mut() {

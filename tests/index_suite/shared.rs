@@ -704,6 +704,30 @@ pub async fn rows_of_a_blob(env: Env) {
     assert_eq!(env.b.rows_of_blob("none").await.unwrap(), []);
 }
 
+pub async fn rows_of_a_blob_from_an_offset_on(env: Env) {
+    let rows = [
+        row("/d", "blob", 0, 10),
+        row("/b", "blob", 10, 5),
+        row("/c", "blob", 10, 5),
+        row("/a", "blob", 1 << 40, 5),
+    ];
+    env.a.put_many(&rows).await.unwrap();
+    env.a.put(&row("/x", "other", 12, 1)).await.unwrap();
+    let from = async |offset, limit| {
+        let rows = env.b.rows_from("blob", offset, limit).await.unwrap();
+        rows.into_iter().map(|r| r.key).collect::<Vec<_>>()
+    };
+    let all = env.b.rows_from("blob", 0, 10).await.unwrap();
+    assert_eq!(all.len(), 4);
+    assert_eq!((&all[0], &all[3]), (&rows[0], &rows[3]), "whole rows");
+    assert_eq!(from(1, 10).await.len(), 3);
+    assert_eq!(from(10, 2).await.len(), 2);
+    assert_eq!(from(11, 10).await, ["/a"]);
+    assert_eq!(from(0, 1).await, ["/d"]);
+    assert_eq!(from(u64::MAX, 10).await, [""; 0]);
+    assert_eq!(env.b.rows_from("none", 0, 10).await.unwrap(), []);
+}
+
 pub async fn running_total(env: Env) {
     assert_eq!(env.a.usage().await.unwrap(), Usage::default());
     env.a

@@ -704,6 +704,20 @@ impl Index for PostgresIndex {
         read(WHAT, &rows, rows::key_record)
     }
 
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
+        const WHAT: &str = "listing rows of a blob from an offset on";
+        let pass = self.enter()?;
+        check_text("blob ID", blob_id)?;
+        let params = Arc::new([
+            Param::Text(blob_id.to_owned()),
+            Param::Int(i64::try_from(from).unwrap_or(i64::MAX)),
+            Param::Int(i64::try_from(limit).unwrap_or(i64::MAX)),
+        ]);
+        let sql = self.inner.sql.rows_from.clone();
+        let rows = self.inner.lookups.query(WHAT, pass, sql, params).await?;
+        read(WHAT, &rows, rows::key_record)
+    }
+
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
         let pass = self.enter()?;
         check_text("blob ID", blob_id)?;

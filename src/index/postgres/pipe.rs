@@ -44,6 +44,7 @@ pub(super) enum Param {
     Text(String),
     Texts(Vec<String>),
     MaybeTexts(Option<Vec<String>>),
+    Int(i64),
 }
 
 impl Param {
@@ -52,6 +53,7 @@ impl Param {
             Param::Text(text) => (text, Type::TEXT),
             Param::Texts(texts) => (texts, Type::TEXT_ARRAY),
             Param::MaybeTexts(texts) => (texts, Type::TEXT_ARRAY),
+            Param::Int(number) => (number, Type::INT8),
         }
     }
 }

@@ -82,6 +82,7 @@ pub(super) struct Sql {
     pub delete_staged: String,
     pub due: [String; 2],
     pub rows_of_blob: String,
+    pub rows_from: Query,
     pub update_blob: String,
     pub usage: Query,
     pub add_usage: String,
@@ -195,6 +196,10 @@ impl Sql {
             rows_of_blob: format!(
                 "SELECT FALSE AS staged, {columns}, key FROM {table} WHERE blob_id = $1 ORDER BY key{using}"
             ),
+            rows_from: Query::hot(format!(
+                "SELECT FALSE AS staged, {columns}, key FROM {table} \
+                 WHERE blob_id = $1 AND blob_offset >= $2 ORDER BY blob_offset LIMIT $3"
+            )),
             update_blob: format!(
                 "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"

@@ -256,6 +256,14 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     })
 }
 
+/// As [`record`], with the key after it.
+fn key_record(row: &Row<'_>) -> rusqlite::Result<KeyRecord> {
+    Ok(KeyRecord {
+        key: row.get(6)?,
+        record: record(row)?,
+    })
+}
+
 fn get_one(connection: &Connection, sql: &Sql, key: &str) -> rusqlite::Result<Option<Record>> {
     connection
         .prepare_cached(&sql.get)?
@@ -456,12 +464,25 @@ impl Index for SqliteIndex {
             pass,
             move |connection, sql| {
                 let mut rows_of_blob = connection.prepare_cached(&sql.rows_of_blob)?;
-                let rows = rows_of_blob.query_map([blob_id], |row| {
-                    Ok(KeyRecord {
-                        key: row.get(6)?,
-                        record: record(row)?,
-                    })
-                })?;
+                let rows = rows_of_blob.query_map([blob_id], key_record)?;
+                rows.collect()
+            },
+        )
+        .await
+    }
+
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
+        let pass = self.gate.enter()?;
+        check_text("blob ID", blob_id)?;
+        let blob_id = blob_id.to_owned();
+        let from = i64::try_from(from).unwrap_or(i64::MAX);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(
+            "listing rows of a blob from an offset on",
+            pass,
+            move |connection, sql| {
+                let mut rows_from = connection.prepare_cached(&sql.rows_from)?;
+                let rows = rows_from.query_map(params![blob_id, from, limit], key_record)?;
                 rows.collect()
             },
         )
