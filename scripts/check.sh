@@ -30,7 +30,7 @@ cargo_fmt() {
 }
 gofmt_clean() {
   local files
-  files=$(gofmt -l go-shim tests/conformance)
+  files=$(gofmt -l go-shim tests/conformance tests/bench-ds)
   [[ -z $files ]] || { printf 'not formatted:\n%s\n' "$files"; return 1; }
 }
 scripts_parse() {
@@ -50,6 +50,7 @@ go_vet() {
   lib_ready libwalrusds.a >/dev/null
   (cd go-shim && "$GO" vet ./...)
   (cd tests/conformance && "$GO" vet . && "$GO" vet -modfile=datastore_v0.9.mod .)
+  (cd tests/bench-ds && "$GO" vet .)
 }
 go_mod_is_lowest() {
   # The committed go.mod stands for the oldest Kubo we support; it is never raised.
