@@ -73,6 +73,10 @@ kubo-own: build ## Kubo's own end-to-end tests, every repo on walrusds  [IPFS_VE
 fuzz: ## search for inputs that fail, with libFuzzer  [FUZZ_SECONDS=60 for each target]
 	@scripts/fuzz.sh
 
+.PHONY: interleavings
+interleavings: ## the engine's concurrent parts in many schedules of their threads  [SCHEDULES=20 times as many]
+	@scripts/interleavings.sh
+
 .PHONY: check
 check: ## formatting, lints, and that the committed header is the generated one
 	@scripts/check.sh

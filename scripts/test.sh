@@ -21,6 +21,8 @@ part "formatting and lints"
 scripts/check.sh
 part "engine and local Walrus"
 "$CARGO" test --locked --workspace --exclude kubo-tests --exclude walrusds-chaos
+part "interleavings of threads"
+scripts/interleavings.sh
 part "faults and crashes, smoke run"
 CHAOS_SMOKE=1 scripts/chaos.sh
 part "C interface"

@@ -24,7 +24,10 @@ pub mod metrics;
 mod multihash;
 mod pack;
 pub mod query;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod staging;
+mod sync;
 mod tls;
 pub mod walrus;
 

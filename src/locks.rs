@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
+
+use crate::sync::Mutex;
 
 /// Waiters of every key that is locked.
 type Table = Mutex<HashMap<String, Vec<oneshot::Sender<()>>>>;
@@ -142,5 +143,56 @@ mod tests {
                 self.0[*n].set(false);
             }
         }
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod schedules {
+    use super::*;
+    use crate::schedules::{below, droppable, explore};
+    use crate::sync::atomic::{AtomicBool, Ordering};
+    use shuttle::thread;
+
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+
+    async fn write(locks: KeyLocks, held: Arc<[AtomicBool; 3]>, wanted: Vec<usize>) {
+        let names = wanted.iter().map(|n| NAMES[*n].to_owned()).collect();
+        let guard = locks.lock(names).await;
+        for n in &wanted {
+            assert!(!held[*n].swap(true, Ordering::SeqCst), "two hold a key");
+        }
+        for n in &wanted {
+            held[*n].store(false, Ordering::SeqCst);
+        }
+        drop(guard);
+    }
+
+    /// One holder per key, nobody waits for ever, and nothing is left in the table.
+    #[test]
+    fn writers_exclude_each_other_and_end() {
+        explore(6_000, || {
+            let locks = KeyLocks::default();
+            let held: Arc<[AtomicBool; 3]> = Arc::default();
+            let mut writers = Vec::new();
+            let mut given_up = None;
+            for n in 0..4 {
+                // One to three of the keys.
+                let keys = 1 + below(7);
+                let wanted = (0..3).filter(|k| keys >> k & 1 == 1).collect();
+                let write = write(locks.clone(), Arc::clone(&held), wanted);
+                if n == 0 {
+                    // It awaits the lock alone, so that it is dropped there or runs through.
+                    given_up = Some(droppable(write));
+                } else {
+                    writers.push(thread::spawn(|| shuttle::future::block_on(write)));
+                }
+            }
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            given_up.into_iter().for_each(|wait| wait());
+            let last = write(locks, held, vec![0, 1, 2]);
+            shuttle::future::block_on(last);
+        });
     }
 }

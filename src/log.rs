@@ -2,10 +2,10 @@
 //! installs no global logger, since it lives inside another program.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use parking_lot::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::Mutex;
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +40,8 @@ pub struct Line {
     pub message: String,
 }
 
-/// Lines kept at most; the oldest go first.
-const CAPACITY: usize = 1024;
+/// Lines kept at most; the oldest go first. (So few under a scheduler that the ring fills up at all.)
+const CAPACITY: usize = if cfg!(shuttle) { 3 } else { 1024 };
 
 /// The ring of log lines of one datastore.
 #[derive(Debug, Default)]
@@ -93,5 +93,69 @@ mod tests {
         assert!(log.pop().unwrap().message.starts_with("3 older log lines"));
         assert_eq!(log.pop().unwrap().message, "3");
         assert_eq!(std::iter::from_fn(|| log.pop()).count(), CAPACITY - 1);
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod schedules {
+    use super::*;
+    use crate::schedules::explore;
+    use shuttle::thread;
+    use std::sync::Arc;
+
+    /// Every line is fetched once, or counted as dropped; those of one writer come in its order.
+    #[test]
+    fn no_line_is_lost_uncounted() {
+        const WRITERS: usize = 3;
+        const LINES: usize = 3;
+        /// Lines that were counted as dropped, and the others.
+        fn fetch(log: &Log, times: usize) -> (usize, Vec<(usize, usize)>) {
+            let (mut dropped, mut lines) = (0, Vec::new());
+            for line in std::iter::from_fn(|| log.pop()).take(times) {
+                match line.message.split_once(':') {
+                    Some((writer, n)) if line.level == Level::Info => {
+                        lines.push((writer.parse().unwrap(), n.parse().unwrap()));
+                    }
+                    _ => {
+                        let count = line.message.split_once(' ').unwrap().0;
+                        dropped += count.parse::<usize>().unwrap();
+                    }
+                }
+            }
+            for writer in 0..WRITERS {
+                let own = lines.iter().filter(|(w, _)| *w == writer);
+                assert!(own.is_sorted_by(|a, b| a < b), "{lines:?}");
+            }
+            (dropped, lines)
+        }
+        explore(8_000, || {
+            let log = Arc::new(Log::default());
+            let mut writers = Vec::new();
+            for writer in 0..WRITERS {
+                let log = Arc::clone(&log);
+                writers.push(thread::spawn(move || {
+                    for n in 0..LINES {
+                        log.push(Level::Info, format!("{writer}:{n}"));
+                    }
+                }));
+            }
+            let mut readers = Vec::new();
+            for _ in 0..2 {
+                let log = Arc::clone(&log);
+                readers.push(thread::spawn(move || fetch(&log, 3)));
+            }
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            let mut fetched: Vec<_> = readers.into_iter().map(|r| r.join().unwrap()).collect();
+            fetched.push(fetch(&log, usize::MAX));
+            let dropped: usize = fetched.iter().map(|(dropped, _)| dropped).sum();
+            let mut lines: Vec<_> = fetched.into_iter().flat_map(|(_, lines)| lines).collect();
+            lines.sort_unstable();
+            let all = lines.len();
+            lines.dedup();
+            assert_eq!(lines.len(), all, "a line came twice");
+            assert_eq!(all + dropped, WRITERS * LINES);
+        });
     }
 }

@@ -1,10 +1,8 @@
 //! Counters of one datastore. Read as a snapshot; nothing is pushed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::Mutex;
-
 use crate::index::Usage;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::Mutex;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -77,5 +75,57 @@ impl Metrics {
     /// Takes the changes out, to write them.
     pub(crate) fn take_usage(&self) -> Usage {
         std::mem::take(&mut *self.usage.lock())
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod schedules {
+    use super::*;
+    use crate::schedules::{below, explore};
+    use shuttle::thread;
+    use std::sync::Arc;
+
+    /// What calls count and what they change reaches the index in full, also when a write of it fails
+    /// and is given back.
+    #[test]
+    fn every_change_is_written_once() {
+        explore(8_000, || {
+            let metrics = Arc::new(Metrics::default());
+            let mut calls = Vec::new();
+            for _ in 0..3 {
+                let metrics = Arc::clone(&metrics);
+                calls.push(thread::spawn(move || {
+                    for bytes in [5, -2] {
+                        Metrics::add(&metrics.gets, 1);
+                        metrics.usage_delta(Usage { blocks: 1, bytes });
+                    }
+                }));
+            }
+            let flush = {
+                let metrics = Arc::clone(&metrics);
+                move || {
+                    let taken = metrics.take_usage();
+                    if below(2) == 0 {
+                        return taken;
+                    }
+                    metrics.usage_delta(taken);
+                    Usage::default()
+                }
+            };
+            let flushing = thread::spawn({
+                let flush = flush.clone();
+                move || flush().plus(flush())
+            });
+            for call in calls {
+                call.join().unwrap();
+            }
+            let written = flushing.join().unwrap().plus(metrics.pending_usage());
+            let expected = Usage {
+                blocks: 6,
+                bytes: 9,
+            };
+            assert_eq!(written, expected);
+            assert!(metrics.snapshot().contains(&("gets", 6)));
+        });
     }
 }

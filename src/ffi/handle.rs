@@ -2,14 +2,14 @@
 //! one, instead of being followed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use once_cell::sync::Lazy;
-use parking_lot::RwLock;
 
 use super::buf::invalid;
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::RwLock;
 
 /// The objects of one kind that the caller holds.
 pub(super) struct Registry<T> {
@@ -91,5 +91,62 @@ mod tests {
             registry.get(u64::MAX).unwrap_err().kind(),
             ErrorKind::InvalidArgument
         );
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod schedules {
+    use super::*;
+    use crate::schedules::explore;
+    use crate::ErrorKind;
+    use shuttle::thread;
+
+    /// A handle leads to its own object until exactly one of those who remove it has it, and is never
+    /// taken for a foreign one afterwards, however many come and go beside it.
+    #[test]
+    fn each_handle_is_given_back_once() {
+        explore(4_000, || {
+            let registry: Arc<Registry<usize>> = Arc::new(Registry::new("thing", 1));
+            let owners = (0..3).map(|owner| {
+                let registry = Arc::clone(&registry);
+                thread::spawn(move || {
+                    let mut used = Vec::new();
+                    for turn in 0..2 {
+                        let object = owner * 10 + turn;
+                        let handle = registry.insert(object);
+                        let users = (0..2).map(|_| {
+                            let registry = Arc::clone(&registry);
+                            thread::spawn(move || {
+                                match registry.get(handle) {
+                                    Ok(found) => assert_eq!(*found, object),
+                                    Err(e) => assert_eq!(e.kind(), ErrorKind::Closed, "{e}"),
+                                }
+                                match registry.remove(handle) {
+                                    Ok(removed) => {
+                                        assert_eq!(*removed, object);
+                                        1
+                                    }
+                                    Err(e) => {
+                                        assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
+                                        0
+                                    }
+                                }
+                            })
+                        });
+                        let users: Vec<_> = users.collect();
+                        let removed: i32 = users.into_iter().map(|u| u.join().unwrap()).sum();
+                        assert_eq!(removed, 1, "who removed {handle}");
+                        used.push(handle);
+                    }
+                    used
+                })
+            });
+            let owners: Vec<_> = owners.collect();
+            let mut used: Vec<_> = owners.into_iter().flat_map(|o| o.join().unwrap()).collect();
+            used.sort_unstable();
+            used.dedup();
+            assert_eq!(used.len(), 6, "a handle was given out twice");
+            assert!(registry.live.read().is_empty());
+        });
     }
 }

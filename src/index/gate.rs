@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
-
 use crate::error::{Error, Result};
+use crate::sync::{Mutex, Notify};
 
 #[derive(Default)]
 struct State {
@@ -102,6 +100,48 @@ mod tests {
                 }));
             }
             tasks
+        });
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod schedules {
+    use super::*;
+    use crate::schedules::explore;
+    use crate::sync::atomic::{AtomicUsize, Ordering};
+    use shuttle::thread;
+
+    /// Whoever closes sees the last call out, on whatever threads they run, and nobody gets in after it.
+    #[test]
+    fn closing_sees_the_last_call_out() {
+        explore(8_000, || {
+            let gate = Arc::new(Gate::default());
+            let inside = Arc::new(AtomicUsize::new(0));
+            for _ in 0..3 {
+                let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        let Ok(pass) = gate.enter() else { return };
+                        inside.fetch_add(1, Ordering::SeqCst);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        drop(pass);
+                    }
+                });
+            }
+            let mut closing = Vec::new();
+            for _ in 0..2 {
+                let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
+                closing.push(thread::spawn(move || {
+                    gate.shut();
+                    let emptied = gate.emptied(Duration::from_secs(3600));
+                    assert!(shuttle::future::block_on(emptied));
+                    assert_eq!(inside.load(Ordering::SeqCst), 0, "a call is still inside");
+                    assert!(gate.enter().is_err());
+                }));
+            }
+            for closing in closing {
+                closing.join().unwrap();
+            }
         });
     }
 }

@@ -4,8 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
+use crate::sync::{Mutex, Notify};
 
 /// What a stock publisher takes at once (eight sub-wallets); the start value.
 const START: f64 = 8.0;
@@ -176,6 +175,80 @@ mod tests {
                 }));
             }
             tasks
+        });
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod schedules {
+    use super::*;
+    use crate::schedules::{below, droppable, explore};
+    use shuttle::future::{block_on, yield_now};
+    use shuttle::thread;
+
+    /// However uploads, reports and givers-up interleave: never more permits than the limit was at
+    /// most, and nobody waits for ever.
+    #[test]
+    fn nobody_waits_for_ever() {
+        explore(6_000, || {
+            let limit = UploadLimit::new(2 + below(2));
+            let ceiling = limit.0.ceiling as usize;
+            let mut uploads = Vec::new();
+            for _ in 0..3 {
+                let (limit, throttled) = (limit.clone(), below(3) == 0);
+                uploads.push(thread::spawn(move || {
+                    block_on(async {
+                        let permit = limit.acquire().await;
+                        assert!(limit.snapshot().0 <= ceiling, "more than the limit");
+                        permit.report(throttled);
+                        yield_now().await;
+                    });
+                }));
+            }
+            let mut given_up = Vec::new();
+            for _ in 0..2 {
+                let limit = limit.clone();
+                given_up.push(droppable(async move {
+                    let permit = limit.acquire().await;
+                    assert!(limit.snapshot().0 <= ceiling, "more than the limit");
+                    yield_now().await;
+                    drop(permit);
+                }));
+            }
+            for upload in uploads {
+                upload.join().unwrap();
+            }
+            given_up.into_iter().for_each(|wait| wait());
+            assert_eq!(limit.snapshot().0, 0, "a permit is lost");
+        });
+    }
+
+    /// Two places that become free at the same time are both taken, although only one wake-up is kept
+    /// for those who are about to wait.
+    #[test]
+    fn no_place_stays_free() {
+        explore(6_000, || {
+            let limit = UploadLimit::new(2);
+            let held = [block_on(limit.acquire()), block_on(limit.acquire())];
+            let both = Arc::new(shuttle::sync::Barrier::new(2));
+            let mut uploads = Vec::new();
+            for _ in 0..2 {
+                let (limit, both) = (limit.clone(), Arc::clone(&both));
+                uploads.push(thread::spawn(move || {
+                    let permit = block_on(limit.acquire());
+                    both.wait();
+                    drop(permit);
+                }));
+            }
+            let waiting = limit.clone();
+            let given_up = droppable(async move { drop(waiting.acquire().await) });
+            for permit in held {
+                uploads.push(thread::spawn(move || drop(permit)));
+            }
+            for upload in uploads {
+                upload.join().unwrap();
+            }
+            given_up();
         });
     }
 }

@@ -1,13 +1,13 @@
 //! What a writer waits on while its blocks travel in one or several packs.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::Mutex;
 
 /// The packs' end of a write call.
 #[derive(Debug)]
@@ -123,6 +123,45 @@ mod tests {
             // `Waiting` ends when its wait does, or with its task.
             tasks.push(lasting(async move { ticket.given_up().await }));
             tasks
+        });
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod schedules {
+    use super::*;
+    use crate::schedules::{below, explore};
+    use shuttle::thread;
+
+    /// Packs that end at the same time on several threads: one outcome, after the last of them, and it
+    /// tells of any failure.
+    #[test]
+    fn one_outcome_after_the_last() {
+        explore(8_000, || {
+            let blocks = 1 + below(4);
+            let failing = below(2 * blocks);
+            let (ticket, waiting) = Ticket::new(blocks);
+            for block in 0..blocks {
+                let ticket = Arc::clone(&ticket);
+                thread::spawn(move || {
+                    let error = Error::new(ErrorKind::Walrus, "on purpose");
+                    ticket.finish_one(if block == failing {
+                        Err(&error)
+                    } else {
+                        Ok(())
+                    });
+                });
+            }
+            let outcome = shuttle::future::block_on(waiting.wait());
+            assert_eq!(ticket.remaining.load(Ordering::SeqCst), 0, "too early");
+            match outcome {
+                Ok(()) => assert!(failing >= blocks, "a failure is forgotten"),
+                Err(e) => assert_eq!(e.kind(), ErrorKind::Walrus, "{e}"),
+            }
+            assert!(
+                ticket.is_given_up(),
+                "packs learn that nobody waits any more"
+            );
         });
     }
 }
