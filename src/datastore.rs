@@ -22,9 +22,10 @@ use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::locks::KeyLocks;
 use crate::log::{Level, Line, Log};
 use crate::metrics::Metrics;
-use crate::multihash::{self, Match};
+use crate::multihash::{self, Match, Multihash};
 use crate::pack::{NewBlock, Packer, PackerParts};
 use crate::query::{Query, QueryOptions};
+use crate::read::disk::DiskCache;
 use crate::staging::{Block, FlushParts, Flusher, Journal, Staged};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
@@ -99,6 +100,7 @@ pub(crate) struct Shared {
     /// Rows that end sooner than this do not count as stored.
     fresh_for: Duration,
     locks: KeyLocks,
+    disk_cache: Option<DiskCache>,
     writes: Writes,
     calls: TaskTracker,
     stop: CancellationToken,
@@ -129,6 +131,7 @@ impl WalrusDatastore {
     /// index cannot be reached or used.
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
         let config = config.resolve(repo);
+        config.check_paths()?;
         let index: Arc<dyn Index> = match &config.index {
             IndexConfig::Postgres(url) => Arc::new(
                 PostgresIndex::open(PostgresOptions {
@@ -211,6 +214,10 @@ impl WalrusDatastore {
                 }
             }
         };
+        let disk_cache = config
+            .disk_cache
+            .clone()
+            .map(|settings| DiskCache::open(settings, Arc::clone(&log)));
         let mut workers = vec![tokio::spawn(flush_usage(
             Arc::clone(&index),
             Arc::clone(&metrics),
@@ -253,6 +260,7 @@ impl WalrusDatastore {
                 epoch_clock,
                 fresh_for,
                 locks,
+                disk_cache,
                 writes,
                 calls: TaskTracker::new(),
                 stop,
@@ -460,6 +468,7 @@ impl WalrusDatastore {
         all.push(("uploads_running", running as u64));
         all.push(("uploads_limit", limit as u64));
         all.extend(shared.store.counters());
+        all.extend(shared.disk_cache.iter().flat_map(DiskCache::counters));
         all
     }
 
@@ -498,6 +507,9 @@ impl WalrusDatastore {
         let workers = std::mem::take(&mut *shared.workers.lock());
         for worker in workers {
             let _ = worker.await;
+        }
+        if let Some(cache) = &shared.disk_cache {
+            cache.close().await;
         }
         failpoint!("close.stopped");
         shared.index.close().await
@@ -595,6 +607,15 @@ impl Shared {
         }
         let range = record.range().map_err(|e| e.context(key))?;
         let len = range.end - range.start;
+        let cache = match &self.disk_cache {
+            Some(cache) if len > 0 => Multihash::of_key(key).map(|name| (cache, name)),
+            _ => None,
+        };
+        if let Some((cache, name)) = &cache {
+            if let Some(value) = cache.get(name, len).await {
+                return Ok(Some(value));
+            }
+        }
         let value = if len == 0 {
             check(&[])
                 .map(|()| Bytes::new())
@@ -606,6 +627,9 @@ impl Shared {
                 .read_range(&record.blob_id, range.start, len, &check)
                 .await
         };
+        if let (Some((cache, name)), Ok(value)) = (cache, &value) {
+            cache.insert(name, value);
+        }
         value.map(Some).map_err(|e| {
             e.context(format_args!(
                 "reading {key} (blob {}, offset {}, {len} bytes)",

@@ -24,6 +24,7 @@ pub mod metrics;
 mod multihash;
 mod pack;
 pub mod query;
+mod read;
 #[cfg(all(test, shuttle))]
 mod schedules;
 mod staging;

@@ -38,28 +38,63 @@ pub enum Match {
     Unknown,
 }
 
+/// A multihash of a function that is known here, other than identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Multihash {
+    bytes: Vec<u8>,
+    code: u64,
+    digest_at: usize,
+}
+
+impl Multihash {
+    /// The multihash in the last component of `key`, if there is one that can be checked.
+    pub fn of_key(key: &str) -> Option<Multihash> {
+        let bytes = decode_key(key)?;
+        let (code, digest) = split(&bytes)?;
+        if code == IDENTITY || digest_matches(code, digest, &[]).is_none() {
+            return None;
+        }
+        let digest_at = bytes.len() - digest.len();
+        Some(Multihash {
+            bytes,
+            code,
+            digest_at,
+        })
+    }
+
+    /// Function, length and digest, as they stand in a key.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether `value` hashes to it.
+    pub fn names(&self, value: &[u8]) -> bool {
+        digest_matches(self.code, &self.bytes[self.digest_at..], value) == Some(true)
+    }
+}
+
 /// Checks `value` against the multihash in the last component of `key`.
 pub fn check(key: &str, value: &[u8]) -> Match {
     let Some(multihash) = decode_key(key) else {
         return Match::Unknown;
     };
-    let Some((code, rest)) = varint(&multihash) else {
+    let Some((code, digest)) = split(&multihash) else {
         return Match::Unknown;
     };
-    let Some((len, digest)) = varint(rest) else {
-        return Match::Unknown;
-    };
-    if len != digest.len() as u64 {
-        return Match::Unknown;
-    }
-    if code != IDENTITY && digest.len() < MIN_DIGEST {
-        return Match::Unknown;
-    }
     match digest_matches(code, digest, value) {
         None => Match::Unknown,
         Some(true) => Match::Yes,
         Some(false) => Match::No,
     }
+}
+
+/// Hash code and digest of a multihash.
+fn split(multihash: &[u8]) -> Option<(u64, &[u8])> {
+    let (code, rest) = varint(multihash)?;
+    let (len, digest) = varint(rest)?;
+    let whole = len == digest.len() as u64;
+    let long_enough = code == IDENTITY || digest.len() >= MIN_DIGEST;
+    (whole && long_enough).then_some((code, digest))
 }
 
 /// Whether `digest` is a (possibly truncated) digest of `value`; `None` for an unknown code.
@@ -170,6 +205,23 @@ mod tests {
         }
         assert_eq!(check(&key(&[0x00], b"value"), b"value"), Match::Yes);
         assert_eq!(check(&key(&[0x00], b"value"), b"other"), Match::Unknown);
+    }
+
+    #[test]
+    fn a_multihash_of_a_key_can_be_checked() {
+        let sha = key(&[0x12], &Sha256::digest(b"abc"));
+        let hash = Multihash::of_key(&format!("/blocks{sha}")).unwrap();
+        assert_eq!(Some(hash.clone()), Multihash::of_key(&sha));
+        assert_eq!(hash.as_bytes()[..2], [0x12, 32]);
+        assert_eq!(hash.as_bytes().len(), 34);
+        assert!(hash.names(b"abc"));
+        assert!(!hash.names(b"abd"));
+        let short = key(&[0x13], &Sha512::digest(b"abc")[..8]);
+        let identity = key(&[0x00], b"a value of at least twenty bytes");
+        let unknown = key(&[0x11], &[7; 20]);
+        for other in ["", "/a/b", &short, &identity, &unknown] {
+            assert_eq!(Multihash::of_key(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! secret is never shown.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -94,6 +94,17 @@ pub struct Config {
     pub disable_flush: bool,
     /// The local write journal, if there is one.
     pub journal: Option<JournalConfig>,
+    /// The read cache on the local disk, if there is one.
+    pub disk_cache: Option<DiskCacheConfig>,
+}
+
+/// Where the read cache on the local disk lies, and how large it may get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskCacheConfig {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Size of its files together (bytes).
+    pub max_bytes: u64,
 }
 
 /// How the local write journal works.
@@ -166,7 +177,7 @@ impl Config {
                  disable the cache",
             ));
         }
-        Ok(Config {
+        let config = Config {
             publishers,
             aggregators,
             index,
@@ -190,7 +201,10 @@ impl Config {
             n_shards: fields.number("nShards", 1000)?,
             disable_flush: fields.flag("disableFlush", false)?,
             journal: fields.journal()?,
-        })
+            disk_cache: fields.disk_cache()?,
+        };
+        config.check_paths()?;
+        Ok(config)
     }
 
     /// Makes every relative path relative to `repo`.
@@ -205,7 +219,42 @@ impl Config {
         if let Some(journal) = &mut self.journal {
             journal.path = repo.join(&journal.path);
         }
+        if let Some(cache) = &mut self.disk_cache {
+            cache.path = repo.join(&cache.path);
+        }
         self
+    }
+
+    /// Refuses a disk cache that shares a directory with what may not be deleted, as far as the
+    /// names tell: so once more when they are resolved.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] naming both keys.
+    pub fn check_paths(&self) -> Result<()> {
+        let Some(cache) = &self.disk_cache else {
+            return Ok(());
+        };
+        let cache = plain(&cache.path);
+        if let Some(journal) = &self.journal {
+            let journal = plain(&journal.path);
+            if cache.starts_with(&journal) || journal.starts_with(&cache) {
+                return Err(bad(format!(
+                    "cachePath {:?} and journalPath {:?} lie in one another: a cache may be deleted \
+                     at any time and a journal must not, so give each a directory of its own",
+                    shorten(&cache.to_string_lossy()),
+                    shorten(&journal.to_string_lossy())
+                )));
+            }
+        }
+        match &self.index {
+            IndexConfig::Sqlite(index) if plain(index).starts_with(&cache) => Err(bad(format!(
+                "indexPath {:?} lies in cachePath {:?}: a cache may be deleted at any time and an \
+                 index must not, so give the cache a directory of its own",
+                shorten(&index.to_string_lossy()),
+                shorten(&cache.to_string_lossy())
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The part that the Walrus client needs.
@@ -275,6 +324,19 @@ fn check_table(table: &str) -> Result<()> {
     crate::index::table::parse_table(table).map(drop)
 }
 
+/// The path without `.` and, as far as the names tell, `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if plain.file_name().is_some() => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    plain
+}
+
 struct Fields<'a>(&'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
@@ -300,12 +362,6 @@ impl<'a> Fields<'a> {
     }
 
     fn refuse_unsupported(&self) -> Result<()> {
-        if self.text("cachePath")?.is_some() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "cachePath is not supported yet: leave it out",
-            ));
-        }
         match self.text("packFormat")? {
             None | Some("concat") => Ok(()),
             Some(format @ ("car" | "quilt")) => Err(Error::new(
@@ -425,6 +481,16 @@ impl<'a> Fields<'a> {
             idle_flush: self.seconds("packIdleFlushSeconds", 30)?,
             max_age: self.seconds("packMaxAgeSeconds", 300)?,
             drain_timeout: self.seconds("drainTimeoutSeconds", 30)?,
+        }))
+    }
+
+    fn disk_cache(&self) -> Result<Option<DiskCacheConfig>> {
+        let Some(path) = self.text("cachePath")? else {
+            return Ok(None);
+        };
+        Ok(Some(DiskCacheConfig {
+            path: PathBuf::from(path),
+            max_bytes: self.number("cacheBytes", 10 << 30)?,
         }))
     }
 

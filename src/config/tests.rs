@@ -144,7 +144,6 @@ fn unknown_and_future_keys() {
     refused_extra(r#""type":"flatfs""#, &["type", "walrusds"]);
     parse(r#""type":"walrusds""#).unwrap();
     for (extra, key) in [
-        (r#""cachePath":"c""#, "cachePath"),
         (r#""packFormat":"car""#, "packFormat"),
         (r#""packFormat":"quilt""#, "packFormat"),
     ] {
@@ -202,6 +201,32 @@ fn paths_are_relative_to_the_repo() {
         .resolve(Path::new("/repo"));
     assert_eq!(c.index, IndexConfig::Sqlite("/repo/i.db".into()));
     assert_eq!(c.auth, Auth::File("/abs/token".into()));
+}
+
+#[test]
+fn a_disk_cache_has_a_directory_of_its_own() {
+    assert_eq!(parse("").unwrap().disk_cache, None);
+    assert_eq!(parse(r#""cacheBytes":5"#).unwrap().disk_cache, None);
+    let cache = |extra: &str| parse(extra).unwrap().resolve(Path::new("/repo")).disk_cache;
+    let expected = |path: &str, max_bytes| {
+        let path = path.into();
+        Some(DiskCacheConfig { path, max_bytes })
+    };
+    assert_eq!(cache(r#""cachePath":"c""#), expected("/repo/c", 10 << 30));
+    assert_eq!(
+        cache(r#""cachePath":"/abs","cacheBytes":5"#),
+        expected("/abs", 5)
+    );
+    for (cache, journal) in [("c", "c"), ("c/d", "c"), ("c", "c/d"), ("./x/../c", "c/")] {
+        refused_extra(
+            &format!(r#""cachePath":"{cache}","journalPath":"{journal}""#),
+            &["cachePath", "journalPath", "of its own"],
+        );
+    }
+    parse(r#""cachePath":"c","journalPath":"cd""#).unwrap();
+    // The index is "i.db" in the repo.
+    refused_extra(r#""cachePath":".""#, &["cachePath", "indexPath"]);
+    refused_extra(r#""cachePath":"c","cacheBytes":0"#, &["cacheBytes"]);
 }
 
 #[test]

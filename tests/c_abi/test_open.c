@@ -56,8 +56,8 @@ static void configuration_errors(void) {
       {config_for("http://p", "http://a", ", \"table\": \"a b\""), WALRUSDS_CONFIG, "table"},
       {config_for("http://p", "http://a", ", \"type\": \"flatfs\""), WALRUSDS_CONFIG, "type"},
       {config_for("ftp://p", "http://a", ""), WALRUSDS_CONFIG, "publisherURL"},
-      {config_for("http://p", "http://a", ", \"cachePath\": \"c\""), WALRUSDS_UNSUPPORTED,
-       "cachePath"},
+      {config_for("http://p", "http://a", ", \"packFormat\": \"car\""), WALRUSDS_UNSUPPORTED,
+       "packFormat"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     walrusds_handle handle;

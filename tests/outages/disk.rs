@@ -31,6 +31,16 @@ impl SmallDisk {
         self.dir.path()
     }
 
+    /// Mounts it again with other options, such as `ro`.
+    #[allow(dead_code)] // each test binary uses its own part of this
+    pub fn remount(&self, options: &str) {
+        let status = Command::new("mount")
+            .args(["-o", &format!("remount,{options}")])
+            .arg(self.dir.path())
+            .status();
+        assert!(status.is_ok_and(|s| s.success()), "remounting {options}");
+    }
+
     fn filler(&self) -> PathBuf {
         self.dir.path().join("filler")
     }

@@ -1,0 +1,183 @@
+//! How blocks lie in a segment. Numbers are little-endian.
+//!
+//! ```text
+//! segment  = HEAD record* [table]
+//! record   = "wrec" crc:u32 name_len:u16 0:u16 value_len:u32 name value
+//! table    = row* "wrdstabl" records_end:u64 rows:u32 crc:u32        (a segment that was finished)
+//! row      = tag:u64 offset:u32 value_len:u32
+//! ```
+//!
+//! `name` is the multihash of the value, `tag` its last eight bytes. A record's crc covers what
+//! stands after it up to the value, the table's crc its rows. Values have no checksum but their
+//! names. Nothing here is trusted: a table that is wrong costs misses.
+
+/// The first bytes of a segment.
+pub(super) const HEAD: &[u8; 16] = b"walrusds cache 1";
+/// Length of a record before its name (bytes).
+pub(super) const RECORD_HEAD: usize = 16;
+/// Length of a row of the table (bytes).
+pub(super) const ROW: usize = 16;
+/// Length of what follows the rows (bytes).
+pub(super) const TRAILER: usize = 24;
+
+const RECORD_MAGIC: &[u8; 4] = b"wrec";
+const TABLE_MAGIC: &[u8; 8] = b"wrdstabl";
+
+/// What stands before a value: head and name.
+pub(super) fn record_head(name: &[u8], value_len: u32) -> Vec<u8> {
+    let mut head = Vec::with_capacity(RECORD_HEAD + name.len());
+    head.extend_from_slice(RECORD_MAGIC);
+    head.extend_from_slice(&[0; 4]);
+    // Names are multihashes of known functions: 70 bytes at most.
+    head.extend_from_slice(&(name.len() as u16).to_le_bytes());
+    head.extend_from_slice(&[0; 2]);
+    head.extend_from_slice(&value_len.to_le_bytes());
+    head.extend_from_slice(name);
+    let crc = crc32fast::hash(&head[8..]);
+    head[4..8].copy_from_slice(&crc.to_le_bytes());
+    head
+}
+
+/// Lengths of name and value, if this may be the head of a record.
+pub(super) fn record_lengths(head: &[u8; RECORD_HEAD]) -> Option<(usize, u32)> {
+    let name_len = u16::from_le_bytes([head[8], head[9]]);
+    let value_len = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+    (head.starts_with(RECORD_MAGIC) && head[10..12] == [0, 0])
+        .then_some((usize::from(name_len), value_len))
+}
+
+/// Whether this is head and name of a record, undamaged.
+pub(super) fn is_record_head(head: &[u8]) -> bool {
+    head.len() >= RECORD_HEAD
+        && head.starts_with(RECORD_MAGIC)
+        && head[4..8] == crc32fast::hash(&head[8..]).to_le_bytes()
+}
+
+/// What names are found by.
+pub(super) fn tag(name: &[u8]) -> u64 {
+    let mut tag = [0; 8];
+    let from = name.len().saturating_sub(8);
+    for (to, byte) in tag.iter_mut().zip(&name[from..]) {
+        *to = *byte;
+    }
+    u64::from_le_bytes(tag)
+}
+
+/// One record, as the table has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) tag: u64,
+    /// Where the record begins in its segment (bytes).
+    pub(super) offset: u32,
+    pub(super) value_len: u32,
+}
+
+/// The table of a segment whose records end at `records_end`.
+pub(super) fn table(rows: &[Row], records_end: u64) -> Vec<u8> {
+    let mut table = Vec::with_capacity(rows.len() * ROW + TRAILER);
+    for row in rows {
+        table.extend_from_slice(&row.tag.to_le_bytes());
+        table.extend_from_slice(&row.offset.to_le_bytes());
+        table.extend_from_slice(&row.value_len.to_le_bytes());
+    }
+    let crc = crc32fast::hash(&table);
+    table.extend_from_slice(TABLE_MAGIC);
+    table.extend_from_slice(&records_end.to_le_bytes());
+    table.extend_from_slice(&(rows.len() as u32).to_le_bytes());
+    table.extend_from_slice(&crc.to_le_bytes());
+    table
+}
+
+/// The end of a table: where the records end, how many rows there are, and their checksum.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Trailer {
+    pub(super) records_end: u64,
+    pub(super) rows: u32,
+    crc: u32,
+}
+
+/// Reads the last bytes of a segment of `len` bytes. `None`: it was not finished.
+pub(super) fn trailer(bytes: &[u8; TRAILER], len: u64) -> Option<Trailer> {
+    let (magic, rest) = bytes.split_first_chunk::<8>()?;
+    let (end, rest) = rest.split_first_chunk::<8>()?;
+    let (rows, rest) = rest.split_first_chunk::<4>()?;
+    let (crc, _) = rest.split_first_chunk::<4>()?;
+    let found = Trailer {
+        records_end: u64::from_le_bytes(*end),
+        rows: u32::from_le_bytes(*rows),
+        crc: u32::from_le_bytes(*crc),
+    };
+    let table = u64::from(found.rows) * ROW as u64 + TRAILER as u64;
+    let fits = found.records_end.checked_add(table) == Some(len);
+    (magic == TABLE_MAGIC && fits && found.records_end >= HEAD.len() as u64).then_some(found)
+}
+
+/// The rows of a table. `None` if they are damaged.
+pub(super) fn rows(trailer: &Trailer, bytes: &[u8]) -> Option<Vec<Row>> {
+    if crc32fast::hash(bytes) != trailer.crc {
+        return None;
+    }
+    let (rows, _) = bytes.as_chunks::<ROW>();
+    Some(rows.iter().map(row).collect())
+}
+
+fn row(bytes: &[u8; ROW]) -> Row {
+    let [t0, t1, t2, t3, t4, t5, t6, t7, o0, o1, o2, o3, l0, l1, l2, l3] = *bytes;
+    Row {
+        tag: u64::from_le_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
+        offset: u32::from_le_bytes([o0, o1, o2, o3]),
+        value_len: u32::from_le_bytes([l0, l1, l2, l3]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_head_says_what_was_written_and_shows_damage() {
+        let name = [7; 34];
+        let head = record_head(&name, 300);
+        assert!(is_record_head(&head));
+        assert_eq!(&head[RECORD_HEAD..], name);
+        let fixed = head[..RECORD_HEAD].try_into().unwrap();
+        assert_eq!(record_lengths(fixed), Some((34, 300)));
+        for i in 0..head.len() {
+            let mut damaged = head.clone();
+            damaged[i] ^= 1;
+            assert!(!is_record_head(&damaged), "byte {i}");
+        }
+        assert!(!is_record_head(b"wrec"));
+    }
+
+    #[test]
+    fn a_table_comes_back_or_not_at_all() {
+        let all: Vec<Row> = (0..5)
+            .map(|i| Row {
+                tag: u64::from(i) << 40,
+                offset: 16 + i * 50,
+                value_len: i,
+            })
+            .collect();
+        let bytes = table(&all, 1000);
+        let read = |bytes: &[u8], len: u64| {
+            let (table, end) = bytes.split_last_chunk::<TRAILER>()?;
+            rows(&trailer(end, len)?, table)
+        };
+        let len = 1000 + bytes.len() as u64;
+        assert_eq!(read(&bytes, len), Some(all));
+        assert_eq!(read(&bytes, len + 1), None, "not the end of the file");
+        for i in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[i] ^= 1;
+            assert_eq!(read(&damaged, len), None, "byte {i}");
+        }
+    }
+
+    #[test]
+    fn tags_are_the_end_of_the_name() {
+        assert_eq!(tag(b"xx\x01\0\0\0\0\0\0\x02"), 0x0200_0000_0000_0001);
+        assert_eq!(tag(b"\x05"), 5);
+        assert_eq!(tag(b""), 0);
+    }
+}

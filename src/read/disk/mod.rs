@@ -1,0 +1,322 @@
+//! The read cache on the local disk: blocks that came from Walrus, kept beyond the process.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `layout` | how blocks lie in a file |
+//! | `segment` | one file: looking at records, finishing, recovering |
+//! | `worker` | the one thread that loads, appends, evicts, and looks after the directory |
+//!
+//! It replaces an aggregator and nothing else: whether a key exists is the index's business. Only
+//! blocks whose keys name their contents are taken, and each is checked against its name whenever it
+//! is read, so it does not matter what happens to the files. Nothing here fails a read or a write:
+//! what goes wrong is a miss, a counter and at most a line in the log. Nothing is synced either.
+//!
+//! Blocks lie in files of 1/128 of the budget that are only ever appended to, so that reading one
+//! costs one call to the system and no opening of a file. The oldest file goes first; of what was
+//! read in it since it was written, up to half its length moves to the newest.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::config::DiskCacheConfig;
+use crate::log::{Level, Log};
+use crate::multihash::Multihash;
+
+mod layout;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use layout::{HEAD, RECORD_HEAD, ROW, TRAILER};
+use segment::{Found, Segment};
+use worker::{Pace, Worker};
+
+/// Blocks that wait to be written at most: bytes, and number. What comes on top is not kept.
+const QUEUE_BYTES: u64 = 32 << 20;
+const QUEUE: usize = 4096;
+
+/// How long after the opening reads wait for the tables to be read (an aggregator takes longer).
+const LOAD_PATIENCE: Duration = Duration::from_millis(100);
+
+/// The largest segment (bytes); larger budgets take more files.
+const MAX_SEGMENT: u64 = 1 << 30;
+/// Longest name that is cached (bytes): function and length of a multihash, and 64 bytes of digest.
+const MAX_NAME: usize = 80;
+
+/// The disk cache of one datastore.
+#[derive(Debug)]
+pub(crate) struct DiskCache {
+    inner: Arc<Inner>,
+    queue: Mutex<Option<SyncSender<Insert>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    opened: Instant,
+}
+
+/// A block on its way to the disk.
+#[derive(Debug)]
+struct Insert {
+    name: Multihash,
+    value: Bytes,
+}
+
+/// What readers and the worker share.
+#[derive(Debug)]
+struct Inner {
+    map: RwLock<Map>,
+    /// The tables have been read, or cannot be.
+    loaded: watch::Sender<bool>,
+    stopping: AtomicBool,
+    /// Bytes in the queue, and in the worker's hands.
+    queued: AtomicU64,
+    /// A file is full at this length (bytes).
+    segment_bytes: u64,
+    log: Arc<Log>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    bytes: AtomicU64,
+    evictions: AtomicU64,
+    dropped: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// Where every block lies.
+#[derive(Debug, Default)]
+struct Map {
+    slots: HashMap<u64, Slot>,
+    segments: HashMap<u32, Arc<Segment>>,
+}
+
+/// Where one block lies. There may be millions: 16 bytes each with their tags.
+#[derive(Debug)]
+struct Slot {
+    segment: u32,
+    /// Where its record begins in the segment, and `USED`.
+    at: AtomicU32,
+}
+
+/// Marks a block that was read since it was written.
+const USED: u32 = 1 << 31;
+
+impl Slot {
+    fn new(segment: u32, offset: u32) -> Slot {
+        Slot {
+            segment,
+            at: AtomicU32::new(offset),
+        }
+    }
+
+    fn offset(&self) -> u32 {
+        self.at.load(Relaxed) & !USED
+    }
+
+    fn is_used(&self) -> bool {
+        self.at.load(Relaxed) & USED != 0
+    }
+
+    fn mark_used(&self) {
+        if !self.is_used() {
+            self.at.fetch_or(USED, Relaxed);
+        }
+    }
+}
+
+impl DiskCache {
+    /// Starts the cache. The directory is created, locked and read behind the caller's back; if it
+    /// cannot be used, the log says so and the cache holds nothing.
+    pub(crate) fn open(config: DiskCacheConfig, log: Arc<Log>) -> DiskCache {
+        Self::open_paced(config, log, Pace::default())
+    }
+
+    fn open_paced(config: DiskCacheConfig, log: Arc<Log>, pace: Pace) -> DiskCache {
+        let max = config.max_bytes;
+        // Large enough for a block of IPFS, and a small part of the whole.
+        let segment_bytes = (max / 128).clamp((max / 4).min(8 << 20), MAX_SEGMENT);
+        let inner = Arc::new(Inner {
+            map: RwLock::default(),
+            loaded: watch::Sender::new(false),
+            stopping: AtomicBool::new(false),
+            queued: AtomicU64::new(0),
+            segment_bytes,
+            log,
+            counters: Counters::default(),
+        });
+        let (queue, inserts) = mpsc::sync_channel(QUEUE);
+        let worker = Worker::new(Arc::clone(&inner), config, pace, inserts);
+        let thread = std::thread::Builder::new()
+            .name("walrusds-cache".into())
+            .spawn(move || worker.run());
+        if let Err(e) = &thread {
+            inner.loaded.send_replace(true);
+            inner.complain(format_args!("no thread for it: {e}"));
+        }
+        DiskCache {
+            inner,
+            queue: Mutex::new(thread.is_ok().then_some(queue)),
+            thread: Mutex::new(thread.ok()),
+            opened: Instant::now(),
+        }
+    }
+
+    /// The block of `len` bytes that `name` names, if it is here. Checked. Reads from the local disk
+    /// (mostly its cache) on the calling thread.
+    pub(crate) async fn get(&self, name: &Multihash, len: u64) -> Option<Bytes> {
+        self.loaded().await;
+        let found = self.inner.find(name, len);
+        let counters = &self.inner.counters;
+        let counter = match found {
+            Some(_) => &counters.hits,
+            None => &counters.misses,
+        };
+        counter.fetch_add(1, Relaxed);
+        found
+    }
+
+    /// A node that has just started would ask Walrus for what it has.
+    async fn loaded(&self) {
+        if !*self.inner.loaded.borrow() {
+            let mut loaded = self.inner.loaded.subscribe();
+            let until = self.opened + LOAD_PATIENCE;
+            let _ = tokio::time::timeout_at(until, loaded.wait_for(|loaded| *loaded)).await;
+        }
+    }
+
+    /// Keeps a block that `name` names. Never waits: when the disk cannot keep up, it is not kept.
+    pub(crate) fn insert(&self, name: Multihash, value: &Bytes) {
+        let inner = &self.inner;
+        let len = value.len() as u64;
+        if len == 0 || len > inner.longest() || name.as_bytes().len() > MAX_NAME {
+            return;
+        }
+        let tag = layout::tag(name.as_bytes());
+        if inner.map.read().slots.contains_key(&tag) {
+            return;
+        }
+        let taken = inner.queued.fetch_add(len, Relaxed) + len <= QUEUE_BYTES
+            && self.queue.lock().as_ref().is_some_and(|queue| {
+                let value = value.clone();
+                queue.try_send(Insert { name, value }).is_ok()
+            });
+        if !taken {
+            inner.queued.fetch_sub(len, Relaxed);
+            inner.counters.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counters for the metrics snapshot.
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 6] {
+        let counters = &self.inner.counters;
+        [
+            ("disk_cache_hits", &counters.hits),
+            ("disk_cache_misses", &counters.misses),
+            ("disk_cache_bytes", &counters.bytes),
+            ("disk_cache_evictions", &counters.evictions),
+            ("disk_cache_dropped", &counters.dropped),
+            ("disk_cache_errors", &counters.errors),
+        ]
+        .map(|(name, counter)| (name, counter.load(Relaxed)))
+    }
+
+    /// Writes what is queued and lets go of the directory.
+    pub(crate) async fn close(&self) {
+        self.stop();
+        let thread = self.thread.lock().take();
+        let joining = tokio::task::spawn_blocking(move || thread.map(|thread| thread.join()));
+        // A panic in the thread has been answered for already.
+        let _ = joining.await;
+    }
+
+    fn stop(&self) {
+        self.inner.stopping.store(true, Relaxed);
+        self.queue.lock().take();
+    }
+}
+
+impl Drop for DiskCache {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Inner {
+    /// Longest block that is kept (bytes).
+    fn longest(&self) -> u64 {
+        let around = HEAD.len() + RECORD_HEAD + MAX_NAME + ROW + TRAILER;
+        self.segment_bytes.saturating_sub(around as u64)
+    }
+
+    fn find(&self, name: &Multihash, len: u64) -> Option<Bytes> {
+        // Also bounds what a wrong length makes us allocate.
+        let value_len = u32::try_from(len).ok().filter(|_| len <= self.longest())?;
+        let tag = layout::tag(name.as_bytes());
+        let (segment, offset) = {
+            let map = self.map.read();
+            let slot = map.slots.get(&tag)?;
+            slot.mark_used();
+            (Arc::clone(map.segments.get(&slot.segment)?), slot.offset())
+        };
+        let wrong = match segment.find(offset, name.as_bytes(), value_len) {
+            Ok(Found::Value(value)) if name.names(&value) => return Some(value),
+            Ok(Found::Other) => return None,
+            Ok(Found::Value(_) | Found::Damaged) => "damaged".to_owned(),
+            Err(e) => e.to_string(),
+        };
+        self.forget(tag, segment.id, offset);
+        self.counters.errors.fetch_add(1, Relaxed);
+        if segment.complains_first() {
+            self.complain(format_args!(
+                "a block in {}, byte {offset}: {wrong}; what cannot be read there comes from Walrus",
+                segment.shown()
+            ));
+        }
+        None
+    }
+
+    /// Forgets a block, unless it lies elsewhere by now.
+    fn forget(&self, tag: u64, segment: u32, offset: u32) {
+        let mut map = self.map.write();
+        let same = |slot: &Slot| slot.segment == segment && slot.offset() == offset;
+        if map.slots.get(&tag).is_some_and(same) {
+            map.slots.remove(&tag);
+        }
+    }
+
+    /// Forgets a segment. Returns where the blocks lie in it that were read since they were written,
+    /// and how many blocks there were.
+    fn forget_segment(&self, id: u32) -> (Vec<u32>, u64) {
+        let mut used = Vec::new();
+        let mut blocks = 0;
+        let mut map = self.map.write();
+        map.segments.remove(&id);
+        map.slots.retain(|_, slot| {
+            if slot.segment != id {
+                return true;
+            }
+            blocks += 1;
+            if slot.is_used() {
+                used.push(slot.offset());
+            }
+            false
+        });
+        drop(map);
+        used.sort_unstable();
+        (used, blocks)
+    }
+
+    fn complain(&self, what: std::fmt::Arguments<'_>) {
+        self.log.push(Level::Warn, format!("disk cache: {what}"));
+    }
+}

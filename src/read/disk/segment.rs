@@ -1,0 +1,245 @@
+//! One file of the cache.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
+
+/// Records are found by 31 bits (the 32nd marks what was used): a segment never grows beyond.
+const MAX_LEN: u64 = 1 << 31;
+
+/// A file of the cache. Readers hold it by an `Arc`: what was removed can be read to the end.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) id: u32,
+    path: PathBuf,
+    file: File,
+    complained: AtomicBool,
+}
+
+/// What a look at a record gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The bytes under this name. Nothing has checked them yet.
+    Value(Bytes),
+    /// Another block.
+    Other,
+    /// No record at all.
+    Damaged,
+}
+
+/// What a file holds.
+#[derive(Debug)]
+pub(super) struct Contents {
+    pub(super) rows: Vec<Row>,
+    /// Where the records end (bytes).
+    pub(super) end: u64,
+    /// It has its table.
+    pub(super) finished: bool,
+}
+
+impl Segment {
+    /// The numbers of the segments in a directory, oldest first.
+    pub(super) fn all_in(dir: &Path) -> io::Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(dir)? {
+            let name = entry?.file_name();
+            let id = name.to_str().and_then(|n| n.strip_suffix(".blocks"));
+            if let Some(id) = id.and_then(|id| id.parse().ok()) {
+                // Other spellings of a number are not ours.
+                if Self::path(dir, id).file_name() == Some(&name) {
+                    ids.push(id);
+                }
+            }
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    pub(super) fn path(dir: &Path, id: u32) -> PathBuf {
+        dir.join(format!("{id:010}.blocks"))
+    }
+
+    pub(super) fn create(dir: &Path, id: u32) -> io::Result<Segment> {
+        let path = Self::path(dir, id);
+        let file = File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path)?;
+        let segment = Segment {
+            id,
+            path,
+            file,
+            complained: AtomicBool::new(false),
+        };
+        if let Err(e) = segment.write_at(HEAD, 0) {
+            segment.remove();
+            return Err(e);
+        }
+        Ok(segment)
+    }
+
+    pub(super) fn open(dir: &Path, id: u32) -> io::Result<Segment> {
+        let path = Self::path(dir, id);
+        let file = File::options().read(true).write(true).open(&path)?;
+        Ok(Segment {
+            id,
+            path,
+            file,
+            complained: AtomicBool::new(false),
+        })
+    }
+
+    /// What the file holds, by its table, or record by record where there is none (a crash).
+    ///
+    /// # Errors
+    /// It cannot be read, or is no segment.
+    pub(super) fn contents(&self) -> io::Result<Contents> {
+        let len = self.file.metadata()?.len();
+        let mut head = [0; HEAD.len()];
+        if len < HEAD.len() as u64 || len > MAX_LEN {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.file.read_exact_at(&mut head, 0)?;
+        if head != *HEAD {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        match self.table(len)? {
+            Some(contents) => Ok(contents),
+            None => self.scan(len),
+        }
+    }
+
+    fn table(&self, len: u64) -> io::Result<Option<Contents>> {
+        let mut end = [0; TRAILER];
+        if len < (HEAD.len() + TRAILER) as u64 {
+            return Ok(None);
+        }
+        self.file.read_exact_at(&mut end, len - TRAILER as u64)?;
+        let Some(trailer) = layout::trailer(&end, len) else {
+            return Ok(None);
+        };
+        // No longer than the file, since it fits.
+        let mut rows = vec![0; trailer.rows as usize * ROW];
+        self.file.read_exact_at(&mut rows, trailer.records_end)?;
+        Ok(layout::rows(&trailer, &rows).map(|rows| Contents {
+            rows,
+            end: trailer.records_end,
+            finished: true,
+        }))
+    }
+
+    fn scan(&self, len: u64) -> io::Result<Contents> {
+        let mut rows = Vec::new();
+        let mut at = HEAD.len() as u64;
+        while let Some((head, value_len)) = self.record_head(at, len)? {
+            rows.push(Row {
+                tag: layout::tag(&head[RECORD_HEAD..]),
+                offset: at as u32,
+                value_len,
+            });
+            at += head.len() as u64 + u64::from(value_len);
+        }
+        Ok(Contents {
+            rows,
+            end: at,
+            finished: false,
+        })
+    }
+
+    /// Head and name of the record at `at`, and the length of its value, if all of it lies before
+    /// `len`.
+    fn record_head(&self, at: u64, len: u64) -> io::Result<Option<(Vec<u8>, u32)>> {
+        let mut fixed = [0; RECORD_HEAD];
+        if at + RECORD_HEAD as u64 > len {
+            return Ok(None);
+        }
+        self.file.read_exact_at(&mut fixed, at)?;
+        let Some((name_len, value_len)) = layout::record_lengths(&fixed) else {
+            return Ok(None);
+        };
+        let mut head = vec![0; RECORD_HEAD + name_len];
+        if at + head.len() as u64 + u64::from(value_len) > len {
+            return Ok(None);
+        }
+        self.file.read_exact_at(&mut head, at)?;
+        Ok(layout::is_record_head(&head).then_some((head, value_len)))
+    }
+
+    /// Looks for a value of `value_len` bytes under `name` at `offset`.
+    ///
+    /// # Errors
+    /// The disk's. A file that is too short holds a damaged record.
+    pub(super) fn find(&self, offset: u32, name: &[u8], value_len: u32) -> io::Result<Found> {
+        let head = layout::record_head(name, value_len);
+        let mut record = vec![0; head.len() + value_len as usize];
+        match self.file.read_exact_at(&mut record, u64::from(offset)) {
+            Ok(()) if record.starts_with(&head) => {
+                return Ok(Found::Value(Bytes::from(record).slice(head.len()..)));
+            }
+            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(e),
+            Ok(()) | Err(_) => {}
+        }
+        let len = self.file.metadata()?.len();
+        let other = self.record_head(u64::from(offset), len)?;
+        Ok(other.map_or(Found::Damaged, |_| Found::Other))
+    }
+
+    /// The record at `offset`: head and name, and value.
+    ///
+    /// # Errors
+    /// The disk's; `InvalidData` if there is none.
+    pub(super) fn record(&self, offset: u32) -> io::Result<(Vec<u8>, Vec<u8>)> {
+        let at = u64::from(offset);
+        let len = self.file.metadata()?.len();
+        let (head, value_len) = self
+            .record_head(at, len)?
+            .ok_or(io::ErrorKind::InvalidData)?;
+        let mut value = vec![0; value_len as usize];
+        self.file
+            .read_exact_at(&mut value, at + head.len() as u64)?;
+        Ok((head, value))
+    }
+
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Writes the table and ends the file behind it.
+    pub(super) fn finish(&self, rows: &[Row], records_end: u64) -> io::Result<()> {
+        let table = layout::table(rows, records_end);
+        self.write_at(&table, records_end)?;
+        self.file.set_len(records_end + table.len() as u64)
+    }
+
+    /// Cuts off what stands behind the records, to go on writing there.
+    pub(super) fn reopen(&self, records_end: u64) -> io::Result<()> {
+        self.file.set_len(records_end)
+    }
+
+    /// Whether somebody removed the file.
+    pub(super) fn is_gone(&self) -> bool {
+        self.file.metadata().is_ok_and(|m| m.nlink() == 0)
+    }
+
+    /// Removes the file; its space comes back when the last reader is done.
+    pub(super) fn remove(&self) {
+        // Nothing is lost if it stays: the next open finds it.
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    /// Whether this is the first complaint about this file.
+    pub(super) fn complains_first(&self) -> bool {
+        !self.complained.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn shown(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+}

@@ -1,0 +1,479 @@
+//! The one thread that changes the cache's directory: it opens it (and opens it anew when somebody
+//! took it away), appends, evicts.
+
+use std::collections::VecDeque;
+use std::fs::{File, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
+use super::segment::Segment;
+use super::{Inner, Insert, Slot};
+use crate::config::DiskCacheConfig;
+use crate::error::Error;
+use crate::log::Level;
+
+/// How often the worker looks after things.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// Whether the directory is still there, while nothing is written.
+    pub(super) look_idle: Duration,
+    /// The same, while blocks are written.
+    pub(super) look_busy: Duration,
+    /// After this time a directory that could not be used, or written to, is tried again.
+    pub(super) rest: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace {
+            look_idle: Duration::from_secs(5),
+            look_busy: Duration::from_secs(1),
+            rest: Duration::from_secs(30),
+        }
+    }
+}
+
+const README: &str = "\
+This is the read cache of walrusds: copies of blocks that are on Walrus. It may be deleted at any time,
+also while the node runs.
+
+NUMBER.blocks   blocks, in the order in which they were read. The file with the lowest number goes first
+                when the cache is full.
+LOCK            held by the running node.
+";
+
+pub(super) struct Worker {
+    inner: Arc<Inner>,
+    config: DiskCacheConfig,
+    pace: Pace,
+    inserts: Receiver<Insert>,
+}
+
+/// How serving a directory ended.
+enum End {
+    Stopped,
+    /// The directory is not the one that was opened.
+    Lost,
+}
+
+impl Worker {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        config: DiskCacheConfig,
+        pace: Pace,
+        inserts: Receiver<Insert>,
+    ) -> Worker {
+        Worker {
+            inner,
+            config,
+            pace,
+            inserts,
+        }
+    }
+
+    /// Runs until nobody can insert any more.
+    pub(super) fn run(self) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.work()));
+        if let Err(payload) = ended {
+            let error = Error::panicked(payload.as_ref());
+            self.inner
+                .complain(format_args!("takes no more blocks: {error}"));
+        }
+        self.inner.loaded.send_replace(true);
+    }
+
+    fn work(&self) {
+        let mut told = None;
+        loop {
+            let opened = Directory::open(&self.inner, &self.config, self.pace.rest);
+            self.inner.loaded.send_replace(true);
+            let end = match opened {
+                Ok(directory) => {
+                    told = None;
+                    self.serve(directory)
+                }
+                Err(reason) => {
+                    let text = format!("cachePath {}: {reason}", self.config.path.display());
+                    if told.as_ref() != Some(&text) {
+                        self.inner.complain(format_args!(
+                            "{text}; reads go on without it, and it is tried again every {} s",
+                            self.pace.rest.as_secs()
+                        ));
+                        told = Some(text);
+                    }
+                    self.rest()
+                }
+            };
+            match end {
+                End::Stopped => return,
+                End::Lost => {
+                    *self.inner.map.write() = Default::default();
+                    self.inner.counters.bytes.store(0, Relaxed);
+                }
+            }
+        }
+    }
+
+    fn serve(&self, mut directory: Directory<'_>) -> End {
+        let mut looked = Instant::now();
+        loop {
+            match self.inserts.recv_timeout(self.pace.look_idle) {
+                Ok(insert) => {
+                    let look = looked.elapsed() >= self.pace.look_busy;
+                    if look {
+                        looked = Instant::now();
+                    }
+                    let lost = look && !directory.look();
+                    if !lost {
+                        directory.insert(&insert);
+                    }
+                    self.done_with(&insert);
+                    if lost {
+                        return End::Lost;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if !directory.look() {
+                        return End::Lost;
+                    }
+                    looked = Instant::now();
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    directory.finish();
+                    return End::Stopped;
+                }
+            }
+        }
+    }
+
+    /// Drops what comes, for a while.
+    fn rest(&self) -> End {
+        let until = Instant::now() + self.pace.rest;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.inserts.recv_timeout(left) {
+                Ok(insert) => {
+                    self.inner.counters.dropped.fetch_add(1, Relaxed);
+                    self.done_with(&insert);
+                }
+                Err(RecvTimeoutError::Timeout) => return End::Lost,
+                Err(RecvTimeoutError::Disconnected) => return End::Stopped,
+            }
+        }
+    }
+
+    fn done_with(&self, insert: &Insert) {
+        let len = insert.value.len() as u64;
+        self.inner.queued.fetch_sub(len, Relaxed);
+    }
+}
+
+/// The directory as this process has it open.
+struct Directory<'a> {
+    inner: &'a Inner,
+    dir: &'a Path,
+    max: u64,
+    lock: File,
+    /// Finished segments with their lengths, oldest first.
+    finished: VecDeque<(Arc<Segment>, u64)>,
+    current: Option<Current>,
+    /// Bytes of all segments, the table of the current one included.
+    total: u64,
+    next_id: u32,
+    /// After a failure nothing is written for this time,
+    rest: Duration,
+    /// so until then.
+    rests_until: Option<Instant>,
+    /// The log knows that nothing can be written.
+    told: bool,
+}
+
+/// The segment that is appended to.
+struct Current {
+    segment: Arc<Segment>,
+    rows: Vec<Row>,
+    /// Where the records end (bytes).
+    end: u64,
+}
+
+impl Current {
+    /// Length of the file once it has its table (bytes).
+    fn len(&self) -> u64 {
+        self.end + (self.rows.len() * ROW + TRAILER) as u64
+    }
+}
+
+impl<'a> Directory<'a> {
+    fn open(
+        inner: &'a Inner,
+        config: &'a DiskCacheConfig,
+        rest: Duration,
+    ) -> std::result::Result<Directory<'a>, String> {
+        let dir = config.path.as_path();
+        let failed = |e: io::Error| e.to_string();
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        let lock = lock(dir)?;
+        write_readme(dir).map_err(failed)?;
+        let ids = Segment::all_in(dir).map_err(failed)?;
+        let mut directory = Directory {
+            inner,
+            dir,
+            max: config.max_bytes,
+            lock,
+            finished: VecDeque::new(),
+            current: None,
+            total: 0,
+            next_id: ids.last().map_or(1, |id| id.wrapping_add(1)),
+            rest,
+            rests_until: None,
+            told: false,
+        };
+        // The newest first: what is in two files is current in the newer one.
+        for id in ids.into_iter().rev() {
+            // What is not loaded waits for the next open.
+            if inner.stopping.load(Relaxed) {
+                break;
+            }
+            let path = Segment::path(dir, id);
+            match directory.load(id) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                    let shown = path.display();
+                    inner.complain(format_args!("removing {shown}: it is not of this version"));
+                    std::fs::remove_file(&path).map_err(failed)?;
+                }
+                Err(e) => return Err(format!("{}: {e}", path.display())),
+            }
+        }
+        while directory.total > directory.max && directory.evict().is_ok() {}
+        directory.count();
+        Ok(directory)
+    }
+
+    fn load(&mut self, id: u32) -> io::Result<()> {
+        let segment = Arc::new(Segment::open(self.dir, id)?);
+        let contents = segment.contents()?;
+        {
+            let mut map = self.inner.map.write();
+            map.segments.insert(id, Arc::clone(&segment));
+            for row in contents.rows.iter().rev() {
+                let slot = || Slot::new(id, row.offset);
+                map.slots.entry(row.tag).or_insert_with(slot);
+            }
+        }
+        let current = Current {
+            segment,
+            rows: contents.rows,
+            end: contents.end,
+        };
+        let len = current.len();
+        self.total += len;
+        let newest = self.finished.is_empty() && self.current.is_none();
+        let goes_on = newest && len < self.inner.segment_bytes;
+        if goes_on && current.segment.reopen(current.end).is_ok() {
+            self.current = Some(current);
+            return Ok(());
+        }
+        if !contents.finished {
+            // If that fails it is read record by record next time, too.
+            let _ = current.segment.finish(&current.rows, current.end);
+        }
+        self.finished.push_front((current.segment, len));
+        Ok(())
+    }
+
+    fn insert(&mut self, insert: &Insert) {
+        let dropped = &self.inner.counters.dropped;
+        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+            dropped.fetch_add(1, Relaxed);
+            return;
+        }
+        let name = insert.name.as_bytes();
+        // Two readers may have brought the same block.
+        if self.inner.map.read().slots.contains_key(&layout::tag(name)) {
+            return;
+        }
+        let head = layout::record_head(name, insert.value.len() as u32);
+        let written = self
+            .make_room((head.len() + insert.value.len()) as u64)
+            .and_then(|()| self.append(&head, &insert.value));
+        self.count();
+        match written {
+            Ok(()) => {
+                self.rests_until = None;
+                self.told = false;
+            }
+            Err(e) => {
+                dropped.fetch_add(1, Relaxed);
+                self.inner.counters.errors.fetch_add(1, Relaxed);
+                self.rests_until = Some(Instant::now() + self.rest);
+                if !std::mem::replace(&mut self.told, true) {
+                    self.inner.complain(format_args!(
+                        "writing to {}: {e}; it does not grow until that has passed",
+                        self.dir.display()
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Evicts until a record of `len` bytes fits, even if it takes a new segment.
+    fn make_room(&mut self, len: u64) -> io::Result<()> {
+        let needed = len + (HEAD.len() + ROW + TRAILER) as u64;
+        while self.total + needed > self.max {
+            self.evict()?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, head: &[u8], value: &[u8]) -> io::Result<()> {
+        let len = (head.len() + value.len()) as u64;
+        let full = |c: &Current| c.len() + len + ROW as u64 > self.inner.segment_bytes;
+        if self.current.as_ref().is_some_and(full) {
+            self.finish();
+        }
+        if self.current.is_none() {
+            self.current = Some(self.begin()?);
+        }
+        let Some(current) = &mut self.current else {
+            return Ok(());
+        };
+        current.segment.write_at(head, current.end)?;
+        let value_at = current.end + head.len() as u64;
+        current.segment.write_at(value, value_at)?;
+        let row = Row {
+            tag: layout::tag(&head[RECORD_HEAD..]),
+            offset: current.end as u32,
+            value_len: value.len() as u32,
+        };
+        current.rows.push(row);
+        current.end += len;
+        self.total += len + ROW as u64;
+        let slot = Slot::new(current.segment.id, row.offset);
+        self.inner.map.write().slots.insert(row.tag, slot);
+        Ok(())
+    }
+
+    fn begin(&mut self) -> io::Result<Current> {
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        let current = Current {
+            segment: Arc::new(Segment::create(self.dir, id)?),
+            rows: Vec::new(),
+            end: HEAD.len() as u64,
+        };
+        self.total += current.len();
+        let segment = Arc::clone(&current.segment);
+        self.inner.map.write().segments.insert(id, segment);
+        Ok(current)
+    }
+
+    /// Gives the current segment its table.
+    fn finish(&mut self) {
+        if let Some(current) = self.current.take() {
+            // If that fails the next open reads it record by record.
+            let _ = current.segment.finish(&current.rows, current.end);
+            let len = current.len();
+            self.finished.push_back((current.segment, len));
+        }
+    }
+
+    /// Removes the oldest segment; what was used in it goes to the newest, up to half its length.
+    fn evict(&mut self) -> io::Result<()> {
+        if self.finished.is_empty() {
+            self.finish();
+        }
+        let Some((segment, len)) = self.finished.pop_front() else {
+            return Err(io::Error::other("there is no room for a block"));
+        };
+        let (used, blocks) = self.inner.forget_segment(segment.id);
+        segment.remove();
+        self.total -= len;
+        let mut kept = 0;
+        let mut room = (len / 2).saturating_sub((HEAD.len() + TRAILER) as u64);
+        for offset in used {
+            // It does not matter if one is lost.
+            let Ok((head, value)) = segment.record(offset) else {
+                continue;
+            };
+            let Some(left) = room.checked_sub((head.len() + value.len() + ROW) as u64) else {
+                break;
+            };
+            room = left;
+            self.append(&head, &value)?;
+            kept += 1;
+        }
+        let evicted = &self.inner.counters.evictions;
+        evicted.fetch_add(blocks.saturating_sub(kept), Relaxed);
+        Ok(())
+    }
+
+    /// Looks whether the directory and its files are still there. `false`: it is another one.
+    fn look(&mut self) -> bool {
+        let inode = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|m| (m.dev(), m.ino()));
+        let ours = inode(self.lock.metadata());
+        if ours.is_none() || ours != inode(std::fs::metadata(self.dir.join("LOCK"))) {
+            self.inner.log.push(
+                Level::Info,
+                format!(
+                    "disk cache: {} was removed or replaced: starting anew",
+                    self.dir.display()
+                ),
+            );
+            return false;
+        }
+        let mut gone = Vec::new();
+        self.finished.retain(|(segment, len)| {
+            let here = !segment.is_gone();
+            if !here {
+                gone.push((segment.id, *len));
+            }
+            here
+        });
+        if let Some(current) = self.current.take_if(|c| c.segment.is_gone()) {
+            gone.push((current.segment.id, current.len()));
+        }
+        for (id, len) in gone {
+            // With the last reader its space comes back.
+            self.inner.forget_segment(id);
+            self.total -= len;
+        }
+        self.count();
+        true
+    }
+
+    fn count(&self) {
+        self.inner.counters.bytes.store(self.total, Relaxed);
+    }
+}
+
+fn lock(dir: &Path) -> std::result::Result<File, String> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join("LOCK"))
+        .map_err(|e| format!("LOCK: {e}"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err("in use by another process or datastore; a cache belongs to one".to_owned())
+        }
+        Err(TryLockError::Error(e)) => Err(format!("LOCK: {e}")),
+    }
+}
+
+fn write_readme(dir: &Path) -> io::Result<()> {
+    let path = dir.join("README.txt");
+    if std::fs::read(&path).is_ok_and(|text| text == README.as_bytes()) {
+        return Ok(());
+    }
+    File::create(path)?.write_all(README.as_bytes())
+}

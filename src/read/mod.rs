@@ -1,0 +1,3 @@
+//! What stands between a get and an aggregator.
+
+pub(crate) mod disk;
