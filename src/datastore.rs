@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, EpochClock, SystemClock};
 use crate::config::{Config, IndexConfig};
 use crate::error::{caught, Error, ErrorKind, Result};
+use crate::index::lookup::Lookups;
 use crate::index::postgres::{PostgresIndex, PostgresOptions};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
 use crate::index::{Index, KeyRange, ListItem, Record, Usage, MAX_KEY_BYTES};
@@ -90,7 +91,7 @@ pub struct WalrusDatastore {
 }
 
 pub(crate) struct Shared {
-    pub(crate) index: Arc<dyn Index>,
+    pub(crate) index: Arc<Lookups>,
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) verify_reads: bool,
     pub(crate) metrics: Arc<Metrics>,
@@ -160,6 +161,9 @@ impl WalrusDatastore {
         store: Arc<dyn BlobStore>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
+        let lookups = Arc::new(Lookups::new(index, config.row_ttl));
+        // Whatever is written passes there.
+        let index: Arc<dyn Index> = Arc::<Lookups>::clone(&lookups);
         let metrics = Arc::new(Metrics::default());
         let log = Arc::new(Log::default());
         let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
@@ -251,7 +255,7 @@ impl WalrusDatastore {
         }
         Ok(WalrusDatastore {
             shared: Arc::new(Shared {
-                index,
+                index: lookups,
                 store,
                 verify_reads: config.verify_reads,
                 metrics,
@@ -399,7 +403,8 @@ impl WalrusDatastore {
         }
     }
 
-    /// Removes `key`; an unknown key is fine. Gone for every node on return.
+    /// Removes `key`; an unknown key is fine. Gone on return; for lookups of other nodes that have
+    /// just seen it, after [`Config::row_ttl`] at most.
     ///
     /// # Errors
     /// [`ErrorKind::Index`].
@@ -537,7 +542,11 @@ impl Shared {
         }
         let mut failed: Option<(Record, Error)> = None;
         loop {
-            let Some(record) = self.lookup(key).await? else {
+            let record = match failed {
+                None => self.lookup(key).await?,
+                Some(_) => self.index.find_anew(key).await?,
+            };
+            let Some(record) = record else {
                 return Ok(None);
             };
             if let Some((before, error)) = failed {
@@ -589,7 +598,7 @@ impl Shared {
         if check_key(key).is_err() {
             return Ok(None);
         }
-        self.index.get(key).await
+        self.index.find(key).await
     }
 
     /// The bytes a row points at, checked. `None` if they were staged and no longer are.

@@ -14,7 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::datastore::Shared;
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{KeyRange, ListItem};
+use crate::index::{Index, KeyRange, ListItem};
 
 /// The first page is small so that the first row comes soon, later ones are large.
 const FIRST_PAGE: usize = 64;

@@ -16,6 +16,7 @@ mod real;
 mod strategy;
 
 use common::faulty::Fault;
+use common::model::Step;
 use memory::play_in_memory;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRng, TestRunner};
@@ -68,6 +69,24 @@ fn a_model_agrees() {
     run((steps(40), any::<u64>()), cases(4000), |(steps, seed)| {
         play_in_memory(&steps, seed, vec![(Fault::Delay, 0.3)])
     });
+}
+
+/// As above at one node, which remembers what it looked up.
+#[test]
+fn a_model_agrees_with_rows_remembered() {
+    run(
+        (steps(40), any::<u64>(), 0.01..0.25f64),
+        cases(2000),
+        |(mut steps, seed, rate)| {
+            for step in &mut steps {
+                if let Step::Together(calls) | Step::Crash(_, calls) = step {
+                    calls.iter_mut().for_each(|call| call.node = 0);
+                }
+            }
+            let rates = Fault::HONEST.map(|fault| (fault, rate)).into();
+            play_in_memory(&steps, seed, rates)
+        },
+    );
 }
 
 #[test]

@@ -104,8 +104,11 @@ impl Parts {
         let config = Config::from_json(&format!(
             r#"{{{extra}"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}}"#
         ));
+        let mut config = config.unwrap();
+        // Every lookup reaches the index.
+        config.row_ttl = Duration::ZERO;
         let opened = WalrusDatastore::with_parts(
-            &config.unwrap(),
+            &config,
             Arc::new(TrappedIndex(self.index.clone(), self.trap.clone())),
             Arc::new(TrappedStore(self.store.clone(), self.trap.clone())),
             self.clock.clone(),

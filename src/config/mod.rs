@@ -18,6 +18,10 @@ mod keys;
 
 pub use keys::{KeySpec, KeyType, KEYS, MAX_BLOB_BYTES};
 
+/// Long enough to serve the size and the block from one lookup, and the neighbours of a block while a
+/// file is read; short enough that a block deleted by another node is not believed in for long.
+const ROW_TTL: Duration = Duration::from_secs(5);
+
 /// Which index a node uses.
 #[derive(Clone, PartialEq, Eq)]
 pub enum IndexConfig {
@@ -96,6 +100,9 @@ pub struct Config {
     pub journal: Option<JournalConfig>,
     /// The read cache on the local disk, if there is one.
     pub disk_cache: Option<DiskCacheConfig>,
+    /// How long an index row that was looked up is remembered; zero = not at all. What other nodes
+    /// delete is seen that late by lookups of a key. No key sets it.
+    pub row_ttl: Duration,
 }
 
 /// Where the read cache on the local disk lies, and how large it may get.
@@ -202,6 +209,7 @@ impl Config {
             disable_flush: fields.flag("disableFlush", false)?,
             journal: fields.journal()?,
             disk_cache: fields.disk_cache()?,
+            row_ttl: ROW_TTL,
         };
         config.check_paths()?;
         Ok(config)

@@ -12,9 +12,12 @@ use bytes::Bytes;
 use crate::clock::EpochClock;
 use crate::error::{Error, ErrorKind, Result};
 
+mod combine;
 mod gate;
 mod keys;
+pub mod lookup;
 pub mod postgres;
+mod rows;
 pub mod sqlite;
 pub mod table;
 
@@ -169,6 +172,11 @@ pub trait Index: Send + Sync + 'static {
 
     /// Looks keys up in one round trip; the result has the keys' order.
     async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>>;
+
+    /// Whether a lookup asks no other process: then nothing is gained by sending several as one.
+    fn is_local(&self) -> bool {
+        false
+    }
 
     /// The bytes of a block that a Go node staged; `None` if it is not (or no longer) staged.
     async fn staged_value(&self, key: &str) -> Result<Option<Bytes>>;

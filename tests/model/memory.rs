@@ -1,5 +1,6 @@
 //! Nodes on an index and a network in memory, on tokio's paused clock.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +14,18 @@ use crate::common::model::{play, Node, Step, World};
 
 const EPOCH: Duration = Duration::from_secs(1000);
 
-/// Renewal is on: blobs of three epochs, renewed a thousand seconds before their end.
-fn config() -> Config {
-    Config::from_json(
+/// Renewal is on: blobs of three epochs, renewed a thousand seconds before their end. Nodes that do not
+/// share their index remember rows as nodes do.
+fn config(shared: bool) -> Config {
+    let mut config = Config::from_json(
         r#"{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","epochs":3,
             "epochDurationSeconds":1000,"renewIntervalSeconds":30,"packTargetSizeBytes":4096}"#,
     )
-    .expect("configuration")
+    .expect("configuration");
+    if shared {
+        config.row_ttl = Duration::ZERO;
+    }
+    config
 }
 
 /// Everything in memory, on tokio's paused clock.
@@ -30,12 +36,15 @@ struct Memory {
     clock: Arc<TokioClock>,
     faulty: bool,
     lying: bool,
+    /// Whether two nodes write.
+    shared: bool,
 }
 
 impl Memory {
-    fn new(seed: u64, rates: Vec<(Fault, f64)>) -> Self {
+    fn new(seed: u64, rates: Vec<(Fault, f64)>, shared: bool) -> Self {
         let can_fail = |(f, _): &(Fault, f64)| *f != Fault::Delay;
         Memory {
+            shared,
             index: Arc::default(),
             network: Arc::new(EpochStore::start(EPOCH)),
             faulty: rates.iter().any(can_fail),
@@ -61,8 +70,12 @@ impl World for Memory {
             Arc::clone(&fuse),
         );
         let clock = Arc::<TokioClock>::clone(&self.clock);
-        let datastore =
-            WalrusDatastore::with_parts(&config(), Arc::new(index), Arc::new(store), clock);
+        let datastore = WalrusDatastore::with_parts(
+            &config(self.shared),
+            Arc::new(index),
+            Arc::new(store),
+            clock,
+        );
         Node {
             datastore: Arc::new(datastore.expect("opening")),
             fuse,
@@ -97,6 +110,16 @@ impl World for Memory {
     }
 }
 
+/// How many nodes write.
+fn writers(steps: &[Step]) -> usize {
+    let calls = steps.iter().flat_map(|step| match step {
+        Step::Together(calls) | Step::Crash(_, calls) => calls.as_slice(),
+        Step::Reopen(_) | Step::Pass(_) => &[],
+    });
+    let nodes: HashSet<usize> = calls.map(|call| call.node).collect();
+    nodes.len()
+}
+
 /// Plays steps in memory. Nothing here takes real time; what hangs shows as a day gone by.
 pub fn play_in_memory(steps: &[Step], seed: u64, rates: Vec<(Fault, f64)>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -105,7 +128,7 @@ pub fn play_in_memory(steps: &[Step], seed: u64, rates: Vec<(Fault, f64)>) -> Re
         .build()
         .expect("runtime");
     runtime.block_on(async {
-        let world = Memory::new(seed, rates);
+        let world = Memory::new(seed, rates, writers(steps) > 1);
         let day = Duration::from_secs(86_400);
         match tokio::time::timeout(day, play(&world, steps)).await {
             Ok(done) => done.map(drop),

@@ -356,6 +356,10 @@ impl Index for SqliteIndex {
         }
     }
 
+    fn is_local(&self) -> bool {
+        true
+    }
+
     async fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
         check_key(key)?;
         let _pass = self.gate.enter()?;

@@ -1,0 +1,319 @@
+//! Lookups that run at the same time travel together. Nothing waits for a timer: while few queries
+//! are under way a lookup leaves at once, and what arrives meanwhile leaves as one query when one of
+//! them is back. An idle index adds no latency; a busy one answers hundreds of keys in a round trip.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::error::{caught, Error, Result};
+
+/// Queries under way at once. With one, server and node would take turns at working; measured, a
+/// third brings nothing and makes the others smaller.
+const IN_FLIGHT: usize = 2;
+/// Keys of one query.
+const TOGETHER: usize = 1024;
+
+/// Answers keys, in their order.
+pub(super) type Ask<V> =
+    Box<dyn Fn(Vec<String>) -> BoxFuture<'static, Result<Vec<Result<V>>>> + Send + Sync>;
+
+/// See the module.
+pub(super) struct Combiner<V>(Arc<Shared<V>>);
+
+struct Shared<V> {
+    ask: Ask<V>,
+    state: Mutex<State<V>>,
+}
+
+struct State<V> {
+    /// Queries under way; each takes what waits when it is back.
+    in_flight: usize,
+    waiting: Batch<V>,
+}
+
+struct Batch<V> {
+    keys: Vec<String>,
+    callers: Vec<oneshot::Sender<Result<V>>>,
+}
+
+impl<V> Default for Batch<V> {
+    fn default() -> Self {
+        Batch {
+            keys: Vec::new(),
+            callers: Vec::new(),
+        }
+    }
+}
+
+impl<V> Batch<V> {
+    /// Takes as many as one query holds.
+    fn take(&mut self) -> Option<Batch<V>> {
+        if self.keys.is_empty() {
+            return None;
+        }
+        let rest = self.keys.len().min(TOGETHER);
+        let rest = Batch {
+            keys: self.keys.split_off(rest),
+            callers: self.callers.split_off(rest),
+        };
+        Some(std::mem::replace(self, rest))
+    }
+}
+
+impl<V: Send + 'static> Combiner<V> {
+    pub(super) fn new(ask: Ask<V>) -> Self {
+        Combiner(Arc::new(Shared {
+            ask,
+            state: Mutex::new(State {
+                in_flight: 0,
+                waiting: Batch::default(),
+            }),
+        }))
+    }
+
+    /// The answer for one key, from a query that is sent after this call began: it knows everything
+    /// that was written before. Dropping the future gives up the wait; a query that nobody waits for
+    /// any more is dropped.
+    ///
+    /// # Errors
+    /// Those of the query, which everyone in it gets.
+    pub(super) async fn get(&self, key: String) -> Result<V> {
+        let (answer, leader) = self.join(key);
+        if let Some(leader) = leader {
+            // On its own: the caller may leave, and those who joined it must not be stranded.
+            tokio::spawn(leader);
+        }
+        answer
+            .await
+            // The runtime is going down.
+            .unwrap_or_else(|_| Err(Error::closed("the index")))
+    }
+
+    /// Joins those who wait. Where a query may leave now, also what runs it, and those after it.
+    fn join(
+        &self,
+        key: String,
+    ) -> (
+        oneshot::Receiver<Result<V>>,
+        Option<impl Future<Output = ()>>,
+    ) {
+        let (caller, answer) = oneshot::channel();
+        let mut state = self.0.state.lock();
+        state.waiting.keys.push(key);
+        state.waiting.callers.push(caller);
+        if state.in_flight >= IN_FLIGHT {
+            return (answer, None);
+        }
+        let Some(batch) = state.waiting.take() else {
+            return (answer, None);
+        };
+        state.in_flight += 1;
+        drop(state);
+        let leader = Leader {
+            shared: Arc::clone(&self.0),
+            leads: true,
+        };
+        (answer, Some(leader.run(batch)))
+    }
+}
+
+/// One of the queries under way, and those that follow it.
+struct Leader<V> {
+    shared: Arc<Shared<V>>,
+    leads: bool,
+}
+
+impl<V> Leader<V> {
+    async fn run(mut self, first: Batch<V>) {
+        let mut batch = first;
+        loop {
+            self.answer(batch).await;
+            // Under one lock: whoever comes later must see that nobody leads any more.
+            let mut state = self.shared.state.lock();
+            match state.waiting.take() {
+                Some(next) => batch = next,
+                None => {
+                    state.in_flight -= 1;
+                    self.leads = false;
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn answer(&self, batch: Batch<V>) {
+        let Batch { keys, mut callers } = batch;
+        let abandoned = async {
+            for caller in &mut callers {
+                caller.closed().await;
+            }
+        };
+        let answers = tokio::select! {
+            biased;
+            answers = caught((self.shared.ask)(keys)) => answers,
+            () = abandoned => return,
+        };
+        match answers {
+            Ok(answers) => {
+                for (caller, answer) in callers.into_iter().zip(answers) {
+                    let _ = caller.send(answer);
+                }
+            }
+            Err(e) => {
+                for caller in callers {
+                    let _ = caller.send(Err(e.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// A leader that does not come to its end: the runtime is going down, and nobody will lead again.
+impl<V> Drop for Leader<V> {
+    fn drop(&mut self) {
+        if self.leads {
+            let mut state = self.shared.state.lock();
+            state.in_flight -= 1;
+            state.waiting = Batch::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream::{FuturesUnordered, StreamExt};
+    use rand::RngExt;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::interleave::{droppable, explore, lasting, pause};
+
+    /// Counts a query as running until dropped.
+    struct Running(Arc<AtomicUsize>);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Answers every key with its length. A key "fails" fails the whole query, "panics" panics.
+    fn lengths(running: &Arc<AtomicUsize>) -> Combiner<usize> {
+        let running = Arc::clone(running);
+        Combiner::new(Box::new(move |keys| {
+            let running = Arc::clone(&running);
+            Box::pin(async move {
+                assert!(running.fetch_add(1, Ordering::SeqCst) < IN_FLIGHT);
+                let _running = Running(running);
+                pause(keys.len() % 4).await;
+                if keys.iter().any(|k| k == "panics") {
+                    std::panic::resume_unwind(Box::new("as asked"));
+                }
+                if keys.iter().any(|k| k == "fails") {
+                    return Err(Error::new(ErrorKind::Index, "as asked"));
+                }
+                Ok(keys.iter().map(|k| Ok(k.len())).collect())
+            })
+        }))
+    }
+
+    /// In every order, with callers that leave midway: who stays gets the answer to its own key, and
+    /// in the end no query is under way.
+    #[test]
+    fn every_order_answers_everyone() {
+        explore(20_000, |random| {
+            let running = Arc::new(AtomicUsize::new(0));
+            let combiner = Rc::new(lengths(&running));
+            let (spawn, mut spawned) = mpsc::unbounded_channel();
+            let mut tasks = Vec::new();
+            let broken = random.random_range(0..4) == 0;
+            for caller in 0..6 {
+                let key = match caller {
+                    0 if broken => "fails".to_owned(),
+                    1 if broken => "panics".to_owned(),
+                    _ => "k".repeat(caller + 1),
+                };
+                let pauses = random.random_range(0..6);
+                let (combiner, spawn) = (Rc::clone(&combiner), spawn.clone());
+                let call = async move {
+                    pause(pauses).await;
+                    let len = key.len();
+                    let (answer, leader) = combiner.join(key);
+                    if let Some(leader) = leader {
+                        assert!(spawn.send(leader).is_ok());
+                    }
+                    drop(spawn);
+                    match answer.await.expect("an answer") {
+                        Ok(answer) => assert_eq!(answer, len),
+                        Err(_) => assert!(broken),
+                    }
+                };
+                let stays = random.random_range(0..2) == 0;
+                tasks.push(if stays {
+                    lasting(call)
+                } else {
+                    droppable(call)
+                });
+            }
+            tasks.push(lasting(async move {
+                let mut leaders = FuturesUnordered::new();
+                loop {
+                    tokio::select! {
+                        leader = spawned.recv() => match leader {
+                            Some(leader) => leaders.push(leader),
+                            None => break,
+                        },
+                        Some(()) = leaders.next() => {}
+                    }
+                }
+                while leaders.next().await.is_some() {}
+                let state = combiner.0.state.lock();
+                assert_eq!(state.in_flight, 0);
+                assert!(state.waiting.keys.is_empty());
+                assert_eq!(running.load(Ordering::SeqCst), 0);
+            }));
+            tasks
+        });
+    }
+
+    #[tokio::test]
+    async fn what_waits_leaves_together() {
+        let sizes = Arc::new(Mutex::new(Vec::new()));
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let combiner = Arc::new({
+            let (sizes, gate) = (Arc::clone(&sizes), Arc::clone(&gate));
+            Combiner::new(Box::new(move |keys: Vec<String>| {
+                let (sizes, gate) = (Arc::clone(&sizes), Arc::clone(&gate));
+                Box::pin(async move {
+                    sizes.lock().push(keys.len());
+                    drop(gate.acquire().await);
+                    Ok(keys.into_iter().map(Ok).collect())
+                })
+            }))
+        });
+        let callers: Vec<_> = (0..2000)
+            .map(|n| {
+                let combiner = Arc::clone(&combiner);
+                tokio::spawn(async move { combiner.get(format!("{n}")).await })
+            })
+            .collect();
+        while combiner.0.state.lock().waiting.keys.len() < 2000 - IN_FLIGHT {
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(1);
+        for (n, caller) in callers.into_iter().enumerate() {
+            assert_eq!(caller.await.unwrap().unwrap(), format!("{n}"));
+        }
+        let mut sizes = sizes.lock().clone();
+        sizes.sort_unstable();
+        assert_eq!(sizes, [1, 1, 2000 - IN_FLIGHT - TOGETHER, TOGETHER]);
+    }
+}

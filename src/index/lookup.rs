@@ -1,0 +1,234 @@
+//! What the datastore asks its index through: lookups travel together (`combine`), rows are
+//! remembered for a while (`rows`), and every write of this node passes here, so that what is
+//! remembered never outlives it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::combine::Combiner;
+use super::keys::check_key;
+pub use super::rows::Moment;
+use super::rows::RowCache;
+use super::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use crate::error::Result;
+
+/// Memory for remembered rows (bytes): about 100,000 of them, or 25 GiB of blocks of 256 KiB.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// An index, and what is remembered of it.
+///
+/// [`find`](Lookups::find) may answer from memory; the methods of [`Index`] never do. What another
+/// node wrote is seen by `find` after the time given to [`new`](Lookups::new), what this node wrote
+/// at once; but for a write that was given up midway, which the index may still carry out: it counts
+/// as another node's.
+pub struct Lookups {
+    index: Arc<dyn Index>,
+    cache: Arc<RowCache>,
+    combiner: Combiner<Option<Record>>,
+}
+
+impl Lookups {
+    /// Remembers rows of `index` for `ttl`; zero: not at all.
+    pub fn new(index: Arc<dyn Index>, ttl: Duration) -> Self {
+        let cache = Arc::new(RowCache::new(ttl, CACHE_BYTES));
+        let combiner = Combiner::new(Box::new({
+            let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
+            move |keys| {
+                let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
+                Box::pin(async move { ask(index.as_ref(), &cache, &keys).await })
+            }
+        }));
+        Lookups {
+            index,
+            cache,
+            combiner,
+        }
+    }
+
+    /// Looks a key up: what is remembered, or what the index says. `None` if unknown.
+    ///
+    /// # Errors
+    /// Those of [`Index::get`].
+    pub async fn find(&self, key: &str) -> Result<Option<Record>> {
+        if let Some(record) = self.cached(key) {
+            return Ok(Some(record));
+        }
+        // Before it travels with others, whose lookups it would fail.
+        check_key(key)?;
+        if self.index.is_local() {
+            return self.find_anew(key).await;
+        }
+        self.combiner.get(key.to_owned()).await
+    }
+
+    /// Looks keys up, as [`find`](Self::find) does; the result has the keys' order.
+    ///
+    /// # Errors
+    /// Those of [`Index::get_many`].
+    pub async fn find_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        let mut found: Vec<Option<Record>> = keys.iter().map(|key| self.cached(key)).collect();
+        let missing = found.iter().zip(keys).filter(|(row, _)| row.is_none());
+        let missing: Vec<String> = missing.map(|(_, key)| key.clone()).collect();
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let since = self.moment();
+        let mut rows = self.index.get_many(&missing).await?.into_iter();
+        for (row, key) in found.iter_mut().zip(keys).filter(|(row, _)| row.is_none()) {
+            *row = rows.next().flatten();
+            if let Some(row) = row {
+                self.cache.remember(since, key, row);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks a key up in the index alone, for a caller whom what is remembered has led astray.
+    ///
+    /// # Errors
+    /// Those of [`Index::get`].
+    pub async fn find_anew(&self, key: &str) -> Result<Option<Record>> {
+        self.cache.forget(key);
+        let since = self.moment();
+        let row = self.index.get(key).await?;
+        if let Some(row) = &row {
+            self.cache.remember(since, key, row);
+        }
+        Ok(row)
+    }
+
+    /// The row of a key, if it is remembered. Waits for nothing; `None` says nothing.
+    pub fn cached(&self, key: &str) -> Option<Record> {
+        self.cache.get(key)
+    }
+
+    /// To be taken before rows are read that are to be [remembered](Self::remember).
+    pub fn moment(&self) -> Moment {
+        self.cache.moment()
+    }
+
+    /// Remembers rows that were read from the index after `since`: neighbours of one that was asked
+    /// for. Those that this node has written since are left out.
+    pub fn remember(&self, since: Moment, rows: &[KeyRecord]) {
+        for row in rows {
+            self.cache.remember(since, &row.key, &row.record);
+        }
+    }
+}
+
+/// The combined query.
+async fn ask(
+    index: &dyn Index,
+    cache: &RowCache,
+    keys: &[String],
+) -> Result<Vec<Result<Option<Record>>>> {
+    let since = cache.moment();
+    let answers = match keys {
+        [key] => vec![index.get(key).await],
+        _ => match index.get_many(keys).await {
+            Ok(rows) => rows.into_iter().map(Ok).collect(),
+            // One row that cannot be read must not hide the others.
+            Err(e) if !e.is_retryable() => {
+                let mut answers = Vec::with_capacity(keys.len());
+                for key in keys {
+                    answers.push(index.get(key).await);
+                }
+                answers
+            }
+            Err(e) => return Err(e),
+        },
+    };
+    for (key, answer) in keys.iter().zip(&answers) {
+        if let Ok(Some(row)) = answer {
+            cache.remember(since, key, row);
+        }
+    }
+    Ok(answers)
+}
+
+#[async_trait]
+impl Index for Lookups {
+    async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
+        let _writing = self.cache.writing(records.iter().map(|r| r.key.as_str()));
+        self.index.put_many(records).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>> {
+        self.index.get(key).await
+    }
+
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        self.index.get_many(keys).await
+    }
+
+    fn is_local(&self) -> bool {
+        self.index.is_local()
+    }
+
+    async fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
+        self.index.staged_value(key).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<Usage> {
+        let _writing = self.cache.writing(std::iter::once(key));
+        self.index.delete(key).await
+    }
+
+    async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
+        let _writing = self.cache.writing(keys.iter().map(String::as_str));
+        self.index.delete_many(keys).await
+    }
+
+    async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
+        self.index.list(range, offset, limit).await
+    }
+
+    async fn due_for_renewal(
+        &self,
+        before: SystemTime,
+        after: Option<&RenewItem>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        self.index.due_for_renewal(before, after, limit).await
+    }
+
+    async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
+        self.index.rows_of_blob(blob_id).await
+    }
+
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
+        // Neighbours of a block that is being read: they are asked for next.
+        let since = self.moment();
+        let rows = self.index.rows_from(blob_id, from, limit).await?;
+        self.remember(since, &rows);
+        Ok(rows)
+    }
+
+    async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
+        let _writing = self.cache.writing_blob(blob_id);
+        self.index.update_blob_after_renewal(blob_id, renewal).await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.index.usage().await
+    }
+
+    async fn add_usage(&self, delta: Usage) -> Result<()> {
+        self.index.add_usage(delta).await
+    }
+
+    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
+        self.index.try_lease(name, owner, ttl).await
+    }
+
+    async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
+        self.index.release_lease(name, owner).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.index.close().await
+    }
+}
