@@ -25,7 +25,7 @@
 #define WALRUSDS_ABI_VERSION 2
 
 /*
- An argument that the call cannot work with: empty key, NULL, unknown handle.
+ An argument that the call cannot work with: a key with a NUL, a NULL pointer, an unknown handle.
  */
 #define WALRUSDS_INVALID_ARGUMENT 1
 

@@ -790,9 +790,6 @@ async fn flush_usage(index: Arc<dyn Index>, metrics: Arc<Metrics>, stop: Cancell
 /// Refuses keys that the index cannot hold exactly.
 fn check_key(key: &str) -> Result<()> {
     let bad = |what: String| Err(Error::new(ErrorKind::InvalidArgument, what));
-    if key.is_empty() {
-        return bad("key is empty".to_owned());
-    }
     if key.len() > MAX_KEY_BYTES {
         return bad(format!(
             "key of {} bytes is too long: an index holds keys of up to {MAX_KEY_BYTES} bytes",

@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 #[repr(i32)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The caller passed something the call cannot work with (empty key, bad pointer, bad handle).
+    /// The caller passed something the call cannot work with (a key with a NUL, a bad pointer, a bad handle).
     InvalidArgument = 1,
     /// A configuration key is missing, unknown, of the wrong type or out of range.
     Config = 2,

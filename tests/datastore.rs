@@ -186,11 +186,7 @@ async fn the_last_operation_on_a_key_wins() {
 async fn odd_keys_are_refused_on_put_and_absent_otherwise() {
     let parts = Parts::default();
     let ds = parts.open("");
-    for (key, what) in [
-        (String::new(), "empty"),
-        ("/a\0b".into(), "NUL"),
-        ("/".repeat(64 << 10), "too long"),
-    ] {
+    for (key, what) in [("/a\0b".into(), "NUL"), ("/".repeat(64 << 10), "too long")] {
         let err = ds.put(&key, Bytes::new()).await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::InvalidArgument);
         assert!(err.message().contains(what), "{err}");
@@ -198,7 +194,7 @@ async fn odd_keys_are_refused_on_put_and_absent_otherwise() {
         assert_eq!(ds.get(&key).await.unwrap(), None);
         ds.delete(&key).await.unwrap();
     }
-    for key in ["/", "/a%b_c\\'\"", "/é/\u{10ffff}", "x"] {
+    for key in ["", "/", "/a%b_c\\'\"", "/é/\u{10ffff}", "x"] {
         ds.put(key, Bytes::from(key.to_owned())).await.unwrap();
         assert_eq!(ds.get(key).await.unwrap().unwrap(), key.as_bytes());
     }

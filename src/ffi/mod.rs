@@ -51,7 +51,7 @@ pub use runtime::walrusds_call;
 /// additions do not change it. Compare with `walrusds_abi_version()` before any other call.
 pub const WALRUSDS_ABI_VERSION: u32 = 2;
 
-/// An argument that the call cannot work with: empty key, NULL, unknown handle.
+/// An argument that the call cannot work with: a key with a NUL, a NULL pointer, an unknown handle.
 pub const WALRUSDS_INVALID_ARGUMENT: i32 = 1;
 /// A configuration key is missing, unknown, of the wrong type or out of range.
 pub const WALRUSDS_CONFIG: i32 = 2;

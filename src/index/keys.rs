@@ -8,9 +8,6 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Refuses keys that some engine could not store or would cut off.
 pub(super) fn check_key(key: &str) -> Result<()> {
-    if key.is_empty() {
-        return Err(invalid("key is empty".into()));
-    }
     if key.len() > MAX_KEY_BYTES {
         return Err(invalid(format!(
             "key of {} bytes is too long: at most {MAX_KEY_BYTES} bytes are allowed (starts with {:?})",
