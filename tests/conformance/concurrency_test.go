@@ -228,9 +228,9 @@ func TestCloseRacesWithEverything(t *testing.T) {
 	if testing.Short() {
 		rounds = 8
 	}
-	onEachIndex(t, func(t *testing.T, index index) {
+	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		ctx := context.Background()
-		s, dir := spec(index, named(t, index)), t.TempDir()
+		s, dir := spec(index, named(t, index), changes), t.TempDir()
 		owners := make([]*owner, 24)
 		for i := range owners {
 			owners[i] = &owner{id: i, r: rand.New(rand.NewSource(int64(i))), known: map[string]state{}}

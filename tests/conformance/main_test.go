@@ -42,6 +42,21 @@ func onEachIndex(t *testing.T, test func(*testing.T, index)) {
 	}
 }
 
+// journalled makes a datastore write to a journal, and what is in it travel soon: in the middle of a
+// test some values are in the journal, and some on Walrus. Close leaves the rest to the next open.
+var journalled = map[string]any{
+	"journalPath": "journal", "packIdleFlushSeconds": 1, "packMaxAgeSeconds": 1, "drainTimeoutSeconds": 0,
+}
+
+// onEachStore runs a test on both kinds of index, without a write journal and with one: the test adds
+// changes to the datastore's description.
+func onEachStore(t *testing.T, test func(t *testing.T, index index, changes map[string]any)) {
+	for _, index := range []index{sqlite, postgres} {
+		t.Run(string(index), func(t *testing.T) { test(t, index, nil) })
+		t.Run(string(index)+"_journal", func(t *testing.T) { test(t, index, journalled) })
+	}
+}
+
 var tables atomic.Int64
 
 // spec describes a new, empty datastore; changes are keys to add to it.

@@ -70,8 +70,8 @@ func TestQueryAgainstNaive(t *testing.T) {
 	if testing.Short() {
 		rounds = 500
 	}
-	onEachIndex(t, func(t *testing.T, index index) {
-		d := open(t, index)
+	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
+		d := open(t, index, changes)
 		stored := fill(t, d, oddKeys)
 		r := rand.New(rand.NewSource(7))
 		pick := func(n int) bool { return r.Intn(n) == 0 }
@@ -226,8 +226,8 @@ func TestSizesAndExpirations(t *testing.T) {
 // More keys than any page, in both directions, by both ways to read results.
 func TestManyKeys(t *testing.T) {
 	const n = 12_345
-	onEachIndex(t, func(t *testing.T, index index) {
-		d := open(t, index)
+	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
+		d := open(t, index, changes)
 		keys := make([]string, n)
 		for i := range keys {
 			keys[i] = fmt.Sprintf("/many/%05d", i)
@@ -271,10 +271,10 @@ func TestManyKeys(t *testing.T) {
 // While a listing runs, other goroutines write and delete: what nobody touches is listed exactly once,
 // in order; what appears has its right value; nothing fails.
 func TestListingWhileWritingAndDeleting(t *testing.T) {
-	onEachIndex(t, func(t *testing.T, index index) {
+	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		ctx, stop := context.WithCancel(context.Background())
 		defer stop()
-		d := open(t, index)
+		d := open(t, index, changes)
 		keys := make([]string, 6000)
 		for i := range keys {
 			keys[i] = fmt.Sprintf("/%c/%05d", "sv"[i%2], i) // stable, volatile
@@ -330,9 +330,9 @@ func isDescending(o dsq.Order) bool {
 
 // The garbage collector deletes what it lists while it lists it: every block goes.
 func TestDeletingWhatIsListed(t *testing.T) {
-	onEachIndex(t, func(t *testing.T, index index) {
+	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		ctx := context.Background()
-		d := open(t, index)
+		d := open(t, index, changes)
 		keys := make([]string, 5000)
 		for i := range keys {
 			keys[i] = fmt.Sprintf("/%05d", i)

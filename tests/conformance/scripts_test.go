@@ -18,9 +18,9 @@ func TestScriptsAgainstMap(t *testing.T) {
 	if testing.Short() {
 		scripts = 20
 	}
-	onEachIndex(t, func(t *testing.T, index index) {
+	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		t.Parallel()
-		d := open(t, index)
+		d := open(t, index, changes)
 		for seed := 0; seed < scripts; seed++ {
 			script := make([]byte, 100+seed%20*70)
 			rand.New(rand.NewSource(int64(seed))).Read(script)

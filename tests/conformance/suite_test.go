@@ -12,8 +12,8 @@ func TestSuite(t *testing.T) {
 	if testing.Short() {
 		dstest.ElemCount = 20
 	}
-	onEachIndex(t, func(t *testing.T, index index) {
+	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		t.Parallel() // it waits more than it works
-		dstest.SubtestAll(t, open(t, index))
+		dstest.SubtestAll(t, open(t, index, changes))
 	})
 }
