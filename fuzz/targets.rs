@@ -10,6 +10,8 @@ mod answers;
 mod blocks;
 #[path = "targets/config.rs"]
 mod config;
+#[path = "targets/journal.rs"]
+mod journal;
 #[path = "../tests/common/mem.rs"]
 #[allow(dead_code)]
 mod mem;
@@ -24,8 +26,16 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("keys", blocks::keys_and_values),
     ("rows", blocks::absurd_rows),
     ("answers", answers::answers_of_servers),
+    ("journal", journal::damaged_files),
     ("abi", abi::calls),
 ];
+
+/// A directory in memory where there is such a place: with every write synced, a target would do little
+/// but wait for the disk.
+fn directory() -> tempfile::TempDir {
+    let made = tempfile::TempDir::new_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    made.expect("a directory for files")
+}
 
 /// Takes an input apart; past its end there are zeros.
 struct Input<'a>(&'a [u8]);

@@ -98,6 +98,11 @@ fn answers() {
 }
 
 #[test]
+fn journal() {
+    replay("journal");
+}
+
+#[test]
 fn abi() {
     replay("abi");
 }

@@ -26,7 +26,7 @@ static WORLD: Lazy<World> = Lazy::new(|| {
             "publisherURL": url, "aggregatorURL": url, "indexPath": "index.sqlite",
         })
         .to_string(),
-        dirs: [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()],
+        dirs: [super::directory(), super::directory()],
         _net: net,
     }
 });

@@ -510,7 +510,18 @@ fn replay(dir: &Path, log: &Log) -> Result<(State, u64, u64)> {
     let mut state = State::default();
     let mut done = Vec::new();
     let mut next_seq = 1;
-    let next_id = segments.last().map_or(1, |s| s.id + 1);
+    let next_id = match segments.last() {
+        None => 1,
+        Some(last) => last.id.checked_add(1).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "journal file {}: no file can follow it, so it is none that walrusds has made. Move it away",
+                    last.path().display()
+                ),
+            )
+        })?,
+    };
     let last = segments.len().saturating_sub(1);
     for (i, segment) in segments.into_iter().enumerate() {
         let segment = Arc::new(segment);
