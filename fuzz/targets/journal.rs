@@ -41,11 +41,9 @@ fn files(dir: &Path) -> Files {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|e| e == "segment") {
             // The journal removes files that it needs no more.
-            let Ok(mut bytes) = fs::read(&path) else {
+            let Ok(bytes) = fs::read(&path) else {
                 continue;
             };
-            // Space that is held ready is nothing written.
-            bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1));
             let name = path.file_name().unwrap().to_str().unwrap();
             files.insert(name.to_owned(), bytes);
         }
@@ -53,27 +51,26 @@ fn files(dir: &Path) -> Files {
     files
 }
 
-/// The bytes that differ in one file, missing ones being zeroes.
-fn changes(before: &[u8], after: &[u8]) -> impl DoubleEndedIterator<Item = usize> {
-    let at = |bytes: &[u8], n: usize| bytes.get(n).copied().unwrap_or(0);
-    let (before, after) = (before.to_vec(), after.to_vec());
-    (0..before.len().max(after.len())).filter(move |n| at(&before, *n) != at(&after, *n))
-}
-
+/// Where the last byte lies that was written in between. Zeroes at the end are space that is held ready.
 fn last_change(before: &Files, after: &Files) -> Option<Place> {
     after.iter().rev().find_map(|(name, bytes)| {
         let old = before.get(name).map_or(&[][..], Vec::as_slice);
-        let last = changes(old, bytes).next_back();
+        let common = old.len().min(bytes.len());
+        let added = bytes[common..].iter().rposition(|b| *b != 0);
+        let changed = || (0..common).rfind(|n| old[*n] != bytes[*n]);
+        let last = added.map(|at| common + at).or_else(changed);
         last.map(|at| (name.clone(), at))
     })
 }
 
-/// The first byte that differs. A file that came or went counts from its beginning.
+/// The first byte that differs, a missing one included. A file that came or went counts from its
+/// beginning.
 fn first_change(before: &Files, after: &Files) -> Option<Place> {
     let names = before.keys().chain(after.keys());
     let firsts = names.filter_map(|name| {
         let at = match (before.get(name), after.get(name)) {
-            (Some(old), Some(new)) => changes(old, new).next()?,
+            (Some(old), Some(new)) if old == new => return None,
+            (Some(old), Some(new)) => std::iter::zip(old, new).take_while(|(a, b)| a == b).count(),
             _ => 0,
         };
         Some((name.clone(), at))
@@ -135,9 +132,13 @@ fn damage(input: &mut Input<'_>, journal: &Path) {
             None => format!("{:016x}.segment", input.number()),
         };
         let mut bytes = files.get(&name).cloned().unwrap_or_default();
-        // Near the end or near the beginning.
-        let far = input.number() as usize % (bytes.len() + 1);
-        let at = if input.flag() { far } else { bytes.len() - far };
+        // Near the beginning, or near the end of what is no space that is held ready.
+        let used = bytes
+            .iter()
+            .rposition(|b| *b != 0)
+            .map_or(0, |last| last + 1);
+        let far = input.number() as usize % (used + 1);
+        let at = if input.flag() { far } else { used - far };
         match input.byte() % 7 {
             0 => bytes.iter_mut().skip(at).take(1).for_each(|b| *b ^= 1),
             1 => bytes.truncate(at),

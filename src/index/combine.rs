@@ -6,10 +6,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::error::{caught, Error, Result};
+use crate::sync::Mutex;
 
 /// Queries under way at once. With one, server and node would take turns at working; measured, a
 /// third brings nothing and makes the others smaller.
@@ -315,5 +315,82 @@ mod tests {
         let mut sizes = sizes.lock().clone();
         sizes.sort_unstable();
         assert_eq!(sizes, [1, 1, 2000 - IN_FLIGHT - TOGETHER, TOGETHER]);
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod schedules {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::schedules::{below, droppable, explore};
+    use crate::sync::atomic::{AtomicUsize, Ordering};
+
+    type Leaders = Arc<Mutex<Vec<shuttle::future::JoinHandle<()>>>>;
+
+    /// As `Combiner::get`, with the scheduler's tasks.
+    async fn get(combiner: Arc<Combiner<usize>>, key: String, leaders: Leaders) -> Result<usize> {
+        let (answer, leader) = combiner.join(key);
+        if let Some(leader) = leader {
+            let leader = shuttle::future::spawn(leader);
+            leaders.lock().push(leader);
+        }
+        answer.await.expect("an answer")
+    }
+
+    /// Callers on threads of their own, some of whom leave: who stays gets the answer to its own key,
+    /// of a query that began after it asked, and nobody is left waiting.
+    #[test]
+    fn everyone_gets_a_fresh_answer() {
+        explore(6_000, || {
+            let written = Arc::new(AtomicUsize::new(0));
+            let fails = below(4) == 0;
+            let combiner = Arc::new(Combiner::new(Box::new({
+                let written = Arc::clone(&written);
+                move |keys: Vec<String>| {
+                    let written = Arc::clone(&written);
+                    Box::pin(async move {
+                        let seen = written.load(Ordering::SeqCst);
+                        shuttle::future::yield_now().await;
+                        if fails && keys.iter().any(|k| k == "fails") {
+                            return Err(Error::new(ErrorKind::Index, "as asked"));
+                        }
+                        Ok(keys.iter().map(|k| Ok(k.len() * 100 + seen)).collect())
+                    })
+                }
+            })));
+            let leaders = Leaders::default();
+            let mut callers = Vec::new();
+            for caller in 1..5 {
+                let leaders = Arc::clone(&leaders);
+                let (combiner, written) = (Arc::clone(&combiner), Arc::clone(&written));
+                callers.push(shuttle::thread::spawn(move || {
+                    let before = written.fetch_add(1, Ordering::SeqCst) + 1;
+                    match shuttle::future::block_on(get(combiner, "k".repeat(caller), leaders)) {
+                        Ok(answer) => {
+                            assert_eq!(answer / 100, caller, "another one's answer");
+                            assert!(answer % 100 >= before, "a query from before");
+                        }
+                        Err(e) => assert!(fails, "{e}"),
+                    }
+                }));
+            }
+            let leaving = get(
+                Arc::clone(&combiner),
+                "fails".to_owned(),
+                Arc::clone(&leaders),
+            );
+            let left = droppable(async move { drop(leaving.await) });
+            for caller in callers {
+                caller.join().unwrap();
+            }
+            left();
+            let leaders = std::mem::take(&mut *leaders.lock());
+            for leader in leaders {
+                shuttle::future::block_on(leader).expect("a leader's end");
+            }
+            let state = combiner.0.state.lock();
+            assert_eq!(state.in_flight, 0);
+            assert!(state.waiting.keys.is_empty());
+        });
     }
 }
