@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::{Error, ErrorKind, Index, KeyRange, Record, Usage};
 
-use crate::common::postgres::Postgres;
+use crate::common::postgres::{signal_each, Postgres};
 use crate::shared::{keys, row, time};
 use crate::Env;
 
@@ -1104,6 +1104,234 @@ async fn forward(
         }
     }
     let _ = to.shutdown().await;
+}
+
+// ---------------------------------------------------------------------------------------------
+// What was given up
+
+/// The server's processes whose latest statement of the index was like `query`.
+fn backends(pg: &Postgres, db: &str, query: &str) -> Vec<u32> {
+    let pids = pg.scalar(
+        db,
+        &format!(
+            "SELECT coalesce(string_agg(pid::text, ','), '') FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name = 'walrusds' AND query LIKE '{query}'"
+        ),
+    );
+    pids.split(',').filter_map(|pid| pid.parse().ok()).collect()
+}
+
+const PUT: &str = "%INSERT INTO%";
+const DELETE: &str = "WITH d AS (DELETE%";
+
+/// Stops a process of the server until dropped.
+struct Frozen(u32);
+
+impl Frozen {
+    fn new(pg: &Postgres, db: &str, query: &str) -> Frozen {
+        let pids = backends(pg, db, query);
+        assert_eq!(pids.len(), 1, "{query}");
+        signal_each(&pids, "-STOP");
+        Frozen(pids[0])
+    }
+
+    /// Lets it go on, and returns when it has ended, as its client has hung up.
+    async fn thaw(self, pg: &Postgres, db: &str) {
+        signal_each(&[self.0], "-CONT");
+        eventually("the process ends", || {
+            !backends(pg, db, "%").contains(&self.0)
+        })
+        .await;
+        std::mem::forget(self); // its number may be another's by now
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal_each(&[self.0], "-CONT");
+    }
+}
+
+/// An index that gives up after a second, with both kinds of connection open.
+async fn hasty(url: &str) -> PostgresIndex {
+    let mut options = options(url);
+    options.statement_timeout = Duration::from_secs(1);
+    let index = PostgresIndex::open(options).await.unwrap();
+    index.put(&row("/opens the pool", "b", 0, 1)).await.unwrap();
+    index.delete("/opens the pipe").await.unwrap();
+    index
+}
+
+fn given_up<T: std::fmt::Debug>(result: Result<T, Error>) {
+    let error = result.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+}
+
+/// The server's process stands still with a statement in its socket, until that has failed and the key
+/// was written again. (It is asked to cancel, but an idle process ignores that.)
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_up_is_not_carried_out_later() {
+    let pg = Postgres::shared();
+    carries_out_nothing_late(pg, &pg.database()).await;
+}
+
+/// The same on an engine that refuses `clock_timestamp()` in RETURNING, as Citus does.
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_is_it_where_only_the_beginning_can_be_checked() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(
+        &db,
+        &format!(
+            "CREATE SCHEMA fake;
+             CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql VOLATILE AS $$
+                 BEGIN
+                     IF current_query() LIKE '%RETURNING%' THEN
+                         RAISE feature_not_supported USING MESSAGE = 'not here';
+                     END IF;
+                     RETURN pg_catalog.clock_timestamp();
+                 END $$;
+             ALTER DATABASE {db} SET search_path = fake, pg_catalog, public"
+        ),
+    );
+    carries_out_nothing_late(pg, &db).await;
+}
+
+async fn carries_out_nothing_late(pg: &Postgres, db: &str) {
+    for (late, then) in [
+        ("put", "put"),
+        ("put", "delete"),
+        ("delete", "put"),
+        ("pages", "put"),
+    ] {
+        let index = hasty(&pg.url(db)).await;
+        index.put(&row(KEY, "before", 0, 1)).await.unwrap();
+        let frozen = Frozen::new(pg, db, if late == "delete" { DELETE } else { PUT });
+        match late {
+            "put" => given_up(index.put(&row(KEY, "late", 0, 1)).await),
+            "delete" => given_up(index.delete(KEY).await),
+            _ => {
+                let mut many: Vec<_> = (0..5_001)
+                    .map(|i| row(&format!("/many/{i}"), "late", 0, 1))
+                    .collect();
+                many.push(row(KEY, "late", 0, 1));
+                given_up(index.put_many(&many).await);
+            }
+        }
+        match then {
+            "put" => index.put(&row(KEY, "after", 0, 1)).await.unwrap(),
+            _ => assert_eq!(index.delete(KEY).await.unwrap().blocks, 1),
+        }
+        if late == "delete" {
+            drop(frozen);
+            // On the same connection, so behind it.
+            index.delete("/behind").await.unwrap();
+        } else {
+            frozen.thaw(pg, db).await;
+        }
+        let found = index.get(KEY).await.unwrap().map(|r| r.blob_id);
+        let expected = (then == "put").then(|| "after".to_owned());
+        assert_eq!(found, expected, "{then} after a late {late}");
+        assert_eq!(
+            count(
+                db,
+                "SELECT count(*) FROM walrus_index WHERE blob_id = 'late'"
+            ),
+            0
+        );
+        index.close().await.unwrap();
+    }
+}
+
+/// The server has begun a put in time and is held up at its commit (here by a standby that does not
+/// exist): nobody sees the row, which comes all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_waits_for_a_put_that_was_given_up() {
+    let pg = Postgres::start();
+    let db = pg.database();
+    for setup in ["", GO_NEWEST] {
+        pg.execute(&db, setup);
+        let index = Arc::new(hasty(&pg.url(&db)).await);
+        pg.set("synchronous_standby_names", "nobody");
+        // The setting takes a moment to reach the server's processes.
+        let at_commit = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let begun = Instant::now();
+        let writing = loop {
+            let writer = index.clone();
+            let put = tokio::spawn(async move { writer.put(&row(KEY, "late", 0, 1)).await });
+            while !put.is_finished() && pg.scalar(&db, at_commit) != "1" {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if !put.is_finished() {
+                break put;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "no put waits");
+            put.await.unwrap().unwrap();
+            index.delete(KEY).await.unwrap();
+        };
+        let frozen = Frozen::new(&pg, &db, PUT);
+        given_up(writing.await.unwrap());
+        assert_eq!(index.get(KEY).await.unwrap(), None);
+        // It cannot be known that there is nothing to delete.
+        given_up(index.delete(KEY).await);
+        let deleting = {
+            let index = index.clone();
+            tokio::spawn(async move { index.delete(KEY).await })
+        };
+        pg.set("synchronous_standby_names", "");
+        frozen.thaw(&pg, &db).await;
+        let removed = match deleting.await.unwrap() {
+            Ok(removed) => removed,
+            Err(e) if e.is_retryable() => index.delete(KEY).await.unwrap(),
+            Err(e) => panic!("{e}"),
+        };
+        assert_eq!(
+            removed,
+            Usage {
+                blocks: 1,
+                bytes: 1
+            }
+        );
+        assert_eq!(index.get(KEY).await.unwrap(), None);
+        // No doubt is left: what is not there counts as nothing again.
+        assert_eq!(index.delete(KEY).await.unwrap(), Usage::default());
+        index.close().await.unwrap();
+        pg.execute(
+            &db,
+            "DROP TABLE walrus_index, walrus_index_meta, walrus_index_usage, walrus_index_leases",
+        );
+    }
+}
+
+/// Servers' clocks differ from the node's, and are set.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_clock_may_show_anything() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(
+        &db,
+        &format!(
+            "CREATE SCHEMA fake; CREATE TABLE fake.shift (by interval); INSERT INTO fake.shift VALUES ('0');
+             CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+                 'SELECT pg_catalog.clock_timestamp() + by FROM fake.shift';
+             CREATE FUNCTION fake.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS
+                 'SELECT pg_catalog.statement_timestamp() + by FROM fake.shift';
+             ALTER DATABASE {db} SET search_path = fake, pg_catalog, public"
+        ),
+    );
+    let index = hasty(&pg.url(&db)).await;
+    for shift in ["-3 years", "0", "50 years", "1 hour", "10 hours", "0"] {
+        pg.execute(&db, &format!("UPDATE fake.shift SET by = '{shift}'"));
+        index.put(&row(KEY, shift, 0, 1)).await.unwrap();
+        assert_eq!(index.get(KEY).await.unwrap().unwrap().blob_id, shift);
+        assert_eq!(index.delete(KEY).await.unwrap().blocks, 1);
+        assert!(index
+            .try_lease("l", "a", Duration::from_secs(1))
+            .await
+            .unwrap());
+        index.release_lease("l", "a").await.unwrap();
+    }
+    index.close().await.unwrap();
 }
 
 // ---------------------------------------------------------------------------------------------

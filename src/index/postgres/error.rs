@@ -4,6 +4,7 @@ use std::error::Error as _;
 
 use tokio_postgres::error::SqlState;
 
+use super::fence::LATE;
 use crate::error::{Error, ErrorKind};
 
 /// Shorthand.
@@ -18,6 +19,8 @@ pub(super) enum Retry {
     Again,
     /// The statement was cancelled (perhaps meant for its neighbour on the connection).
     Cancelled,
+    /// It came too late, or what is known of the server's clock is wrong: once more with a new reading.
+    Late,
     /// No.
     No,
 }
@@ -32,6 +35,7 @@ pub(super) fn retry(error: &PgError) -> Retry {
     };
     match code {
         c if *c == SqlState::QUERY_CANCELED => Retry::Cancelled,
+        _ if is_late(error) => Retry::Late,
         c if *c == SqlState::T_R_SERIALIZATION_FAILURE || *c == SqlState::T_R_DEADLOCK_DETECTED => {
             Retry::Again
         }
@@ -47,6 +51,12 @@ pub(super) fn retry(error: &PgError) -> Retry {
         }
         _ => Retry::No,
     }
+}
+
+fn is_late(error: &PgError) -> bool {
+    error.as_db_error().is_some_and(|e| {
+        *e.code() == SqlState::INVALID_TEXT_REPRESENTATION && e.message().contains(LATE)
+    })
 }
 
 fn is_network(error: &PgError) -> bool {
@@ -169,6 +179,11 @@ pub(super) fn statement(what: &str, error: &PgError) -> Error {
     if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
         return retryable(format!(
             "{what}: the server is read-only (a standby? target_session_attrs=read-write finds the primary): {text}"
+        ));
+    }
+    if is_late(error) {
+        return retryable(format!(
+            "{what}: the server came to it when it had been given up, and changed nothing (it stood still, or its clock was set)"
         ));
     }
     if retry(error) != Retry::No

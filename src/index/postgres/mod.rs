@@ -6,7 +6,9 @@
 mod cancel;
 mod connect;
 mod direct;
+mod doubt;
 mod error;
+mod fence;
 mod pipe;
 mod pool;
 mod rows;
@@ -17,7 +19,7 @@ mod tls;
 mod url;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,13 +31,14 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::Row;
 
 use self::connect::Connector;
+use self::doubt::Doubts;
 use self::error::PgError;
 use self::pipe::{Param, Pipe, Query};
 use self::pool::{Pool, Repeat};
 use self::rows::Columns;
 use self::schema::{Find, Found, Meta, Shape};
 use self::session::Session;
-use self::sql::Sql;
+use self::sql::{Sql, DELETE_FORMS, UPSERT_FORMS};
 use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
 use super::table::{parse_table, TableName};
@@ -112,8 +115,10 @@ struct Inner {
     sql: Sql,
     statement_timeout: Duration,
     staging: Staging,
-    /// Whether the engine lets one transaction's commit not wait for the disk.
-    no_wait: AtomicBool,
+    /// The forms of [`Sql::delete`] and [`Sql::upsert`] that the engine takes.
+    delete_form: AtomicUsize,
+    upsert_form: AtomicUsize,
+    doubts: Doubts,
 }
 
 /// Whether the Go plugin's staging table exists, as last seen.
@@ -177,7 +182,9 @@ impl PostgresIndex {
             pool,
             shape,
             statement_timeout: limit,
-            no_wait: AtomicBool::new(true),
+            delete_form: AtomicUsize::new(0),
+            upsert_form: AtomicUsize::new(0),
+            doubts: Doubts::default(),
         };
         Ok(PostgresIndex {
             gate,
@@ -269,6 +276,57 @@ impl PostgresIndex {
             .and_then(|row| row.try_get(0).ok())
             .unwrap_or_default();
         Ok((found, current, version.contains("CockroachDB")))
+    }
+
+    /// Deletes rows that another transaction may be about to make ([`doubt`]): waits for it.
+    async fn delete_for_sure(
+        &self,
+        what: &'static str,
+        pass: &Arc<Pass>,
+        keys: &Arc<[String]>,
+        form: usize,
+    ) -> Result<Usage> {
+        self.recheck_staging(pass);
+        for last in [false, true] {
+            let staged = self.inner.staging.present.load(Ordering::Relaxed);
+            let (inner, wanted) = (self.inner.clone(), keys.to_vec());
+            let work = move |client: &mut Session| {
+                let until = client.until()?;
+                let tx = client.transaction()?;
+                let placed = tx.query_typed(&inner.sql.place, &[(&wanted, Type::TEXT_ARRAY)])?;
+                let delete = inner.sql.delete[usize::from(staged)][form].text();
+                let params: [(&(dyn ToSql + Sync), Type); 2] =
+                    [(&wanted, Type::TEXT_ARRAY), (&until, Type::TIMESTAMPTZ)];
+                match tx.query_typed(delete, &params) {
+                    Err(e) if staged && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+                        Ok(None)
+                    }
+                    rows => {
+                        let rows = rows?;
+                        tx.commit()?;
+                        Ok(Some((rows, placed.len())))
+                    }
+                }
+            };
+            let done = self
+                .inner
+                .pool
+                .run(what, pass.clone(), Repeat::Harmless, None, work)
+                .await?;
+            if let Some((rows, placed)) = done {
+                self.inner.doubts.settle(keys.iter());
+                let placed = Usage {
+                    blocks: i64::try_from(placed).unwrap_or(i64::MAX),
+                    bytes: 0,
+                };
+                return Ok(removed(what, &rows)?.minus(placed));
+            }
+            self.inner.look_for_staging(pass.clone()).await?;
+        }
+        Err(Error::new(
+            ErrorKind::Internal,
+            "staging table checked in vain",
+        ))
     }
 
     fn enter(&self) -> Result<Arc<Pass>> {
@@ -366,6 +424,17 @@ fn read<T>(
         .collect()
 }
 
+/// What a deletion says that it removed.
+fn removed(what: &str, rows: &[Row]) -> Result<Usage> {
+    let usage = read(what, rows, |row| {
+        Ok(Usage {
+            blocks: row.try_get(0)?,
+            bytes: row.try_get(1)?,
+        })
+    })?;
+    Ok(usage.into_iter().next().unwrap_or_default())
+}
+
 #[async_trait]
 impl Index for PostgresIndex {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
@@ -419,6 +488,7 @@ impl Index for PostgresIndex {
         let again = pass.clone();
         let write = move |client: &mut Session| write_pages(client, &inner, &pages, limit);
         let write = Arc::new(write);
+        let doubt = self.inner.doubts.writing(records);
         for last in [false, true] {
             let staged = self.inner.staging.present.load(Ordering::Relaxed);
             let work = write.clone();
@@ -441,6 +511,7 @@ impl Index for PostgresIndex {
                 )
                 .await?;
             if result {
+                doubt.settle();
                 return Ok(());
             }
             self.inner.look_for_staging(pass.clone()).await?;
@@ -536,34 +607,33 @@ impl Index for PostgresIndex {
         let mut keys = keys.to_vec();
         keys.sort_unstable(); // as put_many: one order of locking
         let inner = &self.inner;
-        let sql = |staged: bool| {
-            let no_wait = inner.no_wait.load(Ordering::Relaxed);
-            inner.sql.delete[usize::from(staged)][usize::from(no_wait)].clone()
-        };
-        let params: Arc<[Param]> = [Param::Texts(keys)].into();
-        let rows = match self
-            .with_staging(&inner.deletes, WHAT, &pass, sql, params.clone())
-            .await
-        {
-            // An engine without the setting (or without set_config in a statement that writes).
-            Err(e)
-                if inner.no_wait.load(Ordering::Relaxed)
-                    && !e.is_retryable()
-                    && e.kind() == ErrorKind::Index =>
-            {
-                inner.no_wait.store(false, Ordering::Relaxed);
-                self.with_staging(&inner.deletes, WHAT, &pass, sql, params)
-                    .await?
+        let keys: Arc<[String]> = keys.into();
+        let params: Arc<[Param]> = [Param::Texts(keys.to_vec())].into();
+        let mut refused = None;
+        let first = inner.delete_form.load(Ordering::Relaxed);
+        for form in first..DELETE_FORMS {
+            let done = if inner.doubts.any(&keys) {
+                self.delete_for_sure(WHAT, &pass, &keys, form).await
+            } else {
+                let sql = |staged| inner.sql.delete[usize::from(staged)][form].clone();
+                let rows = self
+                    .with_staging(&inner.deletes, WHAT, &pass, sql, params.clone())
+                    .await;
+                rows.and_then(|rows| removed(WHAT, &rows))
+            };
+            match done {
+                Ok(usage) => {
+                    inner.delete_form.store(form, Ordering::Relaxed);
+                    return Ok(usage);
+                }
+                // Perhaps an engine that does not take this form.
+                Err(e) if !e.is_retryable() && e.kind() == ErrorKind::Index => {
+                    refused.get_or_insert(e);
+                }
+                Err(e) => return Err(e),
             }
-            other => other?,
-        };
-        let usage = read(WHAT, &rows, |row| {
-            Ok(Usage {
-                blocks: row.try_get(0)?,
-                bytes: row.try_get(1)?,
-            })
-        })?;
-        Ok(usage.into_iter().next().unwrap_or_default())
+        }
+        Err(refused.unwrap_or_else(|| Error::new(ErrorKind::Internal, "no form of a deletion")))
     }
 
     async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
@@ -775,9 +845,14 @@ impl Index for PostgresIndex {
                 Repeat::Never,
                 None,
                 move |client| {
+                    let until = client.until()?;
                     client.execute_typed(
                         &inner.sql.add_usage,
-                        &[(&delta.blocks, Type::INT8), (&delta.bytes, Type::INT8)],
+                        &[
+                            (&delta.blocks, Type::INT8),
+                            (&delta.bytes, Type::INT8),
+                            (&until, Type::TIMESTAMPTZ),
+                        ],
                     )
                 },
             )
@@ -800,12 +875,14 @@ impl Index for PostgresIndex {
                 Repeat::Harmless,
                 None,
                 move |client| {
+                    let until = client.until()?;
                     client.query_typed(
                         &inner.sql.try_lease,
                         &[
                             (&name, Type::TEXT),
                             (&owner, Type::TEXT),
                             (&ttl, Type::FLOAT8),
+                            (&until, Type::TIMESTAMPTZ),
                         ],
                     )
                 },
@@ -827,9 +904,14 @@ impl Index for PostgresIndex {
                 Repeat::Harmless,
                 None,
                 move |client| {
+                    let until = client.until()?;
                     client.execute_typed(
                         &inner.sql.release_lease,
-                        &[(&name, Type::TEXT), (&owner, Type::TEXT)],
+                        &[
+                            (&name, Type::TEXT),
+                            (&owner, Type::TEXT),
+                            (&until, Type::TIMESTAMPTZ),
+                        ],
                     )
                 },
             )
@@ -850,18 +932,43 @@ impl Index for PostgresIndex {
     }
 }
 
-/// Upserts pages: a single one as one statement (one round trip, its own transaction), several in
-/// one transaction.
+/// Upserts pages, in the form that the engine takes.
 fn write_pages(
     client: &mut Session,
     inner: &Inner,
     pages: &[Columns],
     limit: Duration,
 ) -> std::result::Result<(), PgError> {
+    let first = inner.upsert_form.load(Ordering::Relaxed);
+    for form in first..UPSERT_FORMS {
+        match write_pages_as(client, inner, pages, limit, form) {
+            Err(e)
+                if form + 1 < UPSERT_FORMS
+                    && e.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {}
+            done => {
+                if done.is_ok() {
+                    inner.upsert_form.store(form, Ordering::Relaxed);
+                }
+                return done;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A single page as one statement (one round trip, its own transaction), several in one transaction.
+fn write_pages_as(
+    client: &mut Session,
+    inner: &Inner,
+    pages: &[Columns],
+    limit: Duration,
+    form: usize,
+) -> std::result::Result<(), PgError> {
+    let until = client.until()?;
     let staged = inner.staging.present.load(Ordering::Relaxed);
     if let [page] = pages {
-        let (params, count) = page_params(page, inner.shape.has_patch_id);
-        client.execute_typed(&inner.sql.upsert[usize::from(staged)], &params[..count])?;
+        let params = page_params(page, inner.shape.has_patch_id, &until);
+        client.query_typed(&inner.sql.upsert[usize::from(staged)][form], &params)?;
         return Ok(());
     }
     let tx = client.transaction()?;
@@ -870,8 +977,8 @@ fn write_pages(
         limit.as_millis().clamp(1, i32::MAX as u128)
     ))?;
     for page in pages {
-        let (params, count) = page_params(page, inner.shape.has_patch_id);
-        tx.execute_typed(&inner.sql.upsert[0], &params[..count])?;
+        let params = page_params(page, inner.shape.has_patch_id, &until);
+        tx.query_typed(&inner.sql.upsert[0][form], &params)?;
         if staged {
             tx.execute_typed(&inner.sql.delete_staged, &params[..1])?;
         }
@@ -879,10 +986,12 @@ fn write_pages(
     tx.commit()
 }
 
-type PageParams<'a> = [(&'a (dyn ToSql + Sync), Type); 8];
-
-fn page_params(page: &Columns, with_patch: bool) -> (PageParams<'_>, usize) {
-    let params: PageParams<'_> = [
+fn page_params<'a>(
+    page: &'a Columns,
+    with_patch: bool,
+    until: &'a SystemTime,
+) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
+    let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
         (&page.keys, Type::TEXT_ARRAY),
         (&page.blob_ids, Type::TEXT_ARRAY),
         (&page.offsets, Type::INT8_ARRAY),
@@ -890,7 +999,10 @@ fn page_params(page: &Columns, with_patch: bool) -> (PageParams<'_>, usize) {
         (&page.deletable, Type::BOOL_ARRAY),
         (&page.end_epochs, Type::INT8_ARRAY),
         (&page.expires_at, Type::TIMESTAMPTZ_ARRAY),
-        (&page.patch_ids, Type::TEXT_ARRAY),
     ];
-    (params, if with_patch { 8 } else { 7 })
+    if with_patch {
+        params.push((&page.patch_ids, Type::TEXT_ARRAY));
+    }
+    params.push((until, Type::TIMESTAMPTZ));
+    params
 }

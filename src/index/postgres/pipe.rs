@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -26,6 +26,7 @@ use tokio_postgres::{Client, Row};
 use super::connect::Connector;
 use super::direct;
 use super::error::{self, PgError, Retry};
+use super::fence::Reading;
 use crate::error::{Error, Result};
 use crate::index::gate::Pass;
 
@@ -63,6 +64,7 @@ impl Param {
 pub(super) struct Query {
     sql: Arc<str>,
     hot: bool,
+    fenced: bool,
 }
 
 impl Query {
@@ -71,6 +73,16 @@ impl Query {
         Query {
             sql: sql.into(),
             hot: true,
+            fenced: false,
+        }
+    }
+
+    /// With one more parameter after the others: until when the server may carry it out
+    /// ([`super::fence`]).
+    pub fn fenced(self) -> Query {
+        Query {
+            fenced: true,
+            ..self
         }
     }
 
@@ -79,7 +91,12 @@ impl Query {
         Query {
             sql: sql.into(),
             hot: false,
+            fenced: false,
         }
+    }
+
+    pub fn text(&self) -> &str {
+        &self.sql
     }
 
     /// Hot texts are few and shared: their address identifies them.
@@ -97,9 +114,34 @@ struct Conn {
     direct: AtomicBool,
     /// Hot statements; `None` while one is being prepared, or if it could not be.
     named: Mutex<HashMap<usize, Option<tokio_postgres::Statement>>>,
+    clock: Mutex<Option<Reading>>,
 }
 
 impl Conn {
+    /// Until when the server may carry out what is given up here at `deadline`. A round trip before the
+    /// first such statement; later readings of the clock travel beside one ([`Conn::renew_clock`]).
+    async fn until(&self, deadline: Instant) -> std::result::Result<SystemTime, PgError> {
+        let known = self.clock.lock().filter(Reading::is_usable);
+        let clock = match known {
+            Some(clock) => clock,
+            None => self.read_clock().await?,
+        };
+        Ok(clock.until(deadline))
+    }
+
+    async fn renew_clock(&self) {
+        if self.clock.lock().is_some_and(|clock| clock.is_old()) {
+            // Without it the old one does until it is too old.
+            let _ = self.read_clock().await;
+        }
+    }
+
+    async fn read_clock(&self) -> std::result::Result<Reading, PgError> {
+        let clock = Reading::take(&self.client).await?;
+        *self.clock.lock() = Some(clock);
+        Ok(clock)
+    }
+
     /// The prepared form of a statement, if there is one already.
     fn named(&self, query: &Query) -> Option<tokio_postgres::Statement> {
         if !query.hot || !self.direct.load(Ordering::Relaxed) {
@@ -118,7 +160,9 @@ impl Conn {
             Entry::Vacant(entry) => drop(entry.insert(None)),
         }
         let (conn, query, pass) = (self.clone(), query.clone(), pass.clone());
-        let types: Vec<Type> = params.iter().map(|p| p.typed().1).collect();
+        let until = query.fenced.then_some(Type::TIMESTAMPTZ);
+        let types = params.iter().map(|p| p.typed().1).chain(until);
+        let types: Vec<Type> = types.collect();
         let connector = pipe.connector.clone();
         pipe.runtime.spawn(async move {
             let _pass = pass;
@@ -205,6 +249,7 @@ impl Pipe {
             driver: Mutex::new(Some(driver)),
             direct: AtomicBool::new(false),
             named: Mutex::new(HashMap::new()),
+            clock: Mutex::new(None),
         });
         let probed = conn.clone();
         self.runtime.spawn(async move {
@@ -239,7 +284,8 @@ impl Pipe {
         params: Arc<[Param]>,
     ) -> Result<Answer> {
         let started = Instant::now();
-        let (mut reconnects, mut strays, mut again) = (0, 0, 0);
+        let deadline = started + self.limit;
+        let (mut reconnects, mut strays, mut again, mut late) = (0, 0, 0, 0);
         loop {
             let conn = self.connection().await?;
             let left = self
@@ -253,6 +299,7 @@ impl Pipe {
                 named,
                 query.clone(),
                 params.clone(),
+                deadline,
                 pass.clone(),
                 self,
             );
@@ -290,6 +337,10 @@ impl Pipe {
                 Retry::Again if again < 5 && started.elapsed() < self.limit => {
                     again += 1;
                     tokio::time::sleep(super::pool::pause(again)).await;
+                }
+                Retry::Late if late < super::pool::MAX_LATE && started.elapsed() < self.limit => {
+                    late += 1;
+                    *conn.clock.lock() = None;
                 }
                 _ => return Ok(Err(error)),
             }
@@ -341,19 +392,33 @@ impl Statement {
         named: Option<tokio_postgres::Statement>,
         query: Query,
         params: Arc<[Param]>,
+        deadline: Instant,
         pass: Arc<Pass>,
         pipe: &Pipe,
     ) -> Statement {
         let on = conn.clone();
         let running = async move {
-            let typed: Vec<_> = params.iter().map(Param::typed).collect();
-            match named {
-                Some(named) => {
-                    let untyped: Vec<_> = typed.iter().map(|(param, _)| *param).collect();
-                    on.client.query(&named, &untyped).await
-                }
-                None => on.client.query_typed(&query.sql, &typed).await,
+            let until = match query.fenced {
+                true => Some(on.until(deadline).await?),
+                false => None,
+            };
+            let mut typed: Vec<_> = params.iter().map(Param::typed).collect();
+            if let Some(until) = &until {
+                typed.push((until, Type::TIMESTAMPTZ));
             }
+            let answer = async {
+                match named {
+                    Some(named) => {
+                        let untyped: Vec<_> = typed.iter().map(|(param, _)| *param).collect();
+                        on.client.query(&named, &untyped).await
+                    }
+                    None => on.client.query_typed(&query.sql, &typed).await,
+                }
+            };
+            if !query.fenced {
+                return answer.await;
+            }
+            tokio::join!(answer, on.renew_clock()).0
         };
         Statement {
             running: Some(Box::pin(running)),

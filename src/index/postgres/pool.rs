@@ -26,6 +26,8 @@ const VALID_LIMIT: Duration = Duration::from_secs(3);
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Tries of a transaction that loses against others (deadlock, serialization).
 const MAX_AGAIN: u32 = 5;
+/// Tries of a statement that seems to come too late.
+pub(super) const MAX_LATE: u32 = 2;
 
 /// A place in the pool. r2d2 bounds and ages the places; the connection in it is opened by whoever
 /// takes the place, so that its error reaches that caller at once and with its reason (r2d2 itself
@@ -211,7 +213,7 @@ impl Run {
         F: FnMut(&mut Session) -> std::result::Result<T, PgError>,
     {
         let begun = Instant::now();
-        let (mut again, mut reconnects) = (0, 0);
+        let (mut again, mut reconnects, mut late) = (0, 0, 0);
         loop {
             let mut session = self.session(place, repeat)?;
             *self.running.lock() = Some(Running {
@@ -223,6 +225,8 @@ impl Run {
                 // The canceller may have seen it already: not for the next call.
                 return Err(abandoned());
             }
+            // Before the caller's time starts, so that it is over first.
+            session.begin(Instant::now() + limit);
             self.started.send_replace(Some(session.host()));
             let result = work(&mut session);
             *self.running.lock() = None;
@@ -239,6 +243,9 @@ impl Run {
                 Err(error) => error,
             };
             let verdict = error::retry(&error);
+            if verdict == Retry::Late {
+                session.forget_clock();
+            }
             if verdict != Retry::Reconnect && !session.is_closed() {
                 place.session = Some(session);
             }
@@ -250,6 +257,7 @@ impl Run {
                     again += 1;
                     std::thread::sleep(pause(again));
                 }
+                Retry::Late if late < MAX_LATE && begun.elapsed() < limit => late += 1,
                 _ => return Err(error::statement(what, &error)),
             }
         }

@@ -1,7 +1,7 @@
 //! A connection for blocking code: statements one after another, transactions. Its socket is served
 //! on the runtime, so that it can be given up while a thread waits for an answer that never comes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connect::Opened;
 use super::error::PgError;
+use super::fence::Reading;
 
 /// Values with their types, so that a statement is one round trip.
 pub(super) type Params<'a> = [(&'a (dyn ToSql + Sync), Type)];
@@ -21,6 +22,9 @@ pub(super) struct Session {
     host: usize,
     driver: AbortHandle,
     runtime: Handle,
+    clock: Option<Reading>,
+    /// When the call that runs is given up.
+    deadline: Instant,
 }
 
 impl Session {
@@ -39,7 +43,30 @@ impl Session {
             host: opened.host,
             driver: driver.abort_handle(),
             runtime,
+            clock: None,
+            deadline: Instant::now(),
         }
+    }
+
+    /// For the call that begins: it is given up at `deadline`.
+    pub fn begin(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
+    /// Until when the server may carry out what this call sends it ([`super::fence`]). A round trip
+    /// on a new session, and once a minute.
+    pub fn until(&mut self) -> std::result::Result<SystemTime, PgError> {
+        let clock = match self.clock.filter(|clock| !clock.is_old()) {
+            Some(clock) => clock,
+            None => self.runtime.block_on(Reading::take(&self.client))?,
+        };
+        self.clock = Some(clock);
+        Ok(clock.until(self.deadline))
+    }
+
+    /// What is known of the server's clock may be wrong.
+    pub fn forget_clock(&mut self) {
+        self.clock = None;
     }
 
     /// Which host of the URL it is to.

@@ -1,8 +1,12 @@
 //! The statements, written once per opened table. Values are always parameters; names are quoted.
 //!
 //! Every statement is also accepted by Citus, YugabyteDB and CockroachDB: no `now()` in
-//! `DO UPDATE SET` (Citus), no sequences, no temporary tables, keys by equality or range.
+//! `DO UPDATE SET` (Citus), no sequences, no temporary tables, keys by equality or range. Where
+//! engines differ there are several forms, in order of preference; a refused one is not tried again.
+//!
+//! What writes has as its last parameter until when it may be carried out ([`super::fence`]).
 
+use super::fence;
 use super::pipe::Query;
 use super::schema::Shape;
 use crate::index::keys::{Compare, KeyRange};
@@ -71,14 +75,22 @@ impl ByteOrder {
     }
 }
 
+/// Forms of a deletion.
+pub(super) const DELETE_FORMS: usize = 4;
+/// Forms of an upsert.
+pub(super) const UPSERT_FORMS: usize = 2;
+
 /// The statements for one table, with (`[1]`) and without (`[0]`) the Go plugin's staging table.
 pub(super) struct Sql {
     pub get: [Query; 2],
     pub get_many: [Query; 2],
     pub staged_value: Query,
-    /// `[staging][no_wait]`
-    pub delete: [[Query; 2]; 2],
-    pub upsert: [String; 2],
+    /// `[staging][form]`
+    pub delete: [[Query; DELETE_FORMS]; 2],
+    /// Makes rows where there are none, which waits for whoever is just making one.
+    pub place: String,
+    /// `[staging][form]`; selects a row that says nothing.
+    pub upsert: [[String; UPSERT_FORMS]; 2],
     pub delete_staged: String,
     pub due: [String; 2],
     pub rows_of_blob: String,
@@ -114,26 +126,38 @@ impl Sql {
         let get = format!("SELECT FALSE AS staged, {columns} FROM {table} WHERE key = $1");
         let get_many =
             format!("SELECT FALSE AS staged, {columns}, key FROM {table} WHERE key = ANY($1)");
-        let delete = |staged: bool, no_wait: bool| {
+        let (locked, begun) = (fence::when_locked(2), fence::when_begun(2));
+        let delete = |staged: bool, form: usize| {
+            let (at_lock, no_wait) = (form < 2, form == 0 || form == 2);
             let no_wait = if no_wait {
                 format!(", {NO_WAIT}")
             } else {
                 String::new()
             };
+            let from = |table: &str| {
+                if at_lock {
+                    format!("DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size, {locked} AS in_time")
+                } else {
+                    format!("DELETE FROM {table} WHERE key = ANY($1) AND {begun} RETURNING key, size, TRUE AS in_time")
+                }
+            };
             let (more, rows) = if staged {
                 (
-                    format!(", s AS (DELETE FROM {staging} WHERE key = ANY($1) RETURNING key, size)"),
-                    "(SELECT size FROM d UNION ALL SELECT size FROM s WHERE NOT EXISTS (SELECT 1 FROM d WHERE d.key = s.key)) AS r",
+                    format!(", s AS ({})", from(&staging)),
+                    "(SELECT size, in_time FROM d UNION ALL \
+                     SELECT size, in_time FROM s WHERE NOT EXISTS (SELECT 1 FROM d WHERE d.key = s.key)) AS r",
                 )
             } else {
                 (String::new(), "d")
             };
-            Query::hot(format!(
-                "WITH d AS (DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size){more} \
-                 SELECT count(*), {sum}{no_wait} FROM {rows}",
+            let sql = format!(
+                "WITH d AS ({delete}){more} SELECT count(*), {sum}{no_wait} FROM {rows} WHERE in_time",
+                delete = from(&table),
                 sum = clamped_sum("size"),
-            ))
+            );
+            Query::hot(sql).fenced()
         };
+        let deletes = |staged| std::array::from_fn(|form| delete(staged, form));
 
         // What a Go node would read must not survive an overwrite: the patch of the old blob, its object.
         let mut names =
@@ -156,12 +180,24 @@ impl Sql {
                 set.push_str(&format!("{name} = {value}, "));
             }
         }
-        let upsert = format!(
-            "INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
-             ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at"
-        );
-        let upsert_staged =
-            format!("WITH s AS (DELETE FROM {staging} WHERE key = ANY($1)) {upsert}");
+        let last = if shape.has_patch_id { 9 } else { 8 };
+        let upsert = |staged: bool, form: usize| {
+            let (begun, returning) = match form {
+                0 => ("TRUE".to_owned(), fence::when_locked(last)),
+                _ => (fence::when_begun(last), "TRUE".to_owned()),
+            };
+            let with_staged = if staged {
+                format!("s AS (DELETE FROM {staging} WHERE key = ANY($1)), ")
+            } else {
+                String::new()
+            };
+            format!(
+                "WITH {with_staged}w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
+                 WHERE {begun} ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at \
+                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time"
+            )
+        };
+        let upserts = |staged| std::array::from_fn(|form| upsert(staged, form));
 
         let due = |after: bool| {
             let blob_id = "blob_id COLLATE \"C\"";
@@ -186,11 +222,12 @@ impl Sql {
                 Query::hot(format!("SELECT TRUE AS staged, {STAGED_COLUMNS}, key FROM {staging} WHERE key = ANY($1) UNION ALL {get_many}")),
             ],
             staged_value: Query::hot(format!("SELECT value FROM {staging} WHERE key = $1")),
-            delete: [
-                [delete(false, false), delete(false, true)],
-                [delete(true, false), delete(true, true)],
-            ],
-            upsert: [upsert, upsert_staged],
+            delete: [deletes(false), deletes(true)],
+            place: format!(
+                "INSERT INTO {table} (key, blob_id, size) SELECT key, '', 0 FROM unnest($1::text[]) AS r(key) \
+                 ON CONFLICT (key) DO NOTHING RETURNING key"
+            ),
+            upsert: [upserts(false), upserts(true)],
             delete_staged: format!("DELETE FROM {staging} WHERE key = ANY($1)"),
             due: [due(false), due(true)],
             rows_of_blob: format!(
@@ -206,15 +243,20 @@ impl Sql {
             ),
             usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),
             add_usage: format!(
-                "INSERT INTO {usage} AS u (name, blocks, bytes) VALUES ('total', $1, $2) \
-                 ON CONFLICT (name) DO UPDATE SET blocks = u.blocks + EXCLUDED.blocks, bytes = u.bytes + EXCLUDED.bytes"
+                "INSERT INTO {usage} AS u (name, blocks, bytes) SELECT 'total', $1, $2 WHERE {} \
+                 ON CONFLICT (name) DO UPDATE SET blocks = u.blocks + EXCLUDED.blocks, bytes = u.bytes + EXCLUDED.bytes",
+                fence::when_begun(3),
             ),
             try_lease: format!(
-                "INSERT INTO {leases} AS l (name, owner, expires_at) VALUES ($1, $2, now() + $3 * interval '1 second') \
+                "INSERT INTO {leases} AS l (name, owner, expires_at) SELECT $1, $2, now() + $3 * interval '1 second' WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET owner = EXCLUDED.owner, expires_at = EXCLUDED.expires_at \
-                 WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() RETURNING owner"
+                 WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() RETURNING owner",
+                fence::when_begun(4),
             ),
-            release_lease: format!("DELETE FROM {leases} WHERE name = $1 AND owner = $2"),
+            release_lease: format!(
+                "DELETE FROM {leases} WHERE name = $1 AND owner = $2 AND {}",
+                fence::when_begun(3),
+            ),
             table,
             staging,
             order: shape.order,
