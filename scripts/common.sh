@@ -121,11 +121,12 @@ ipfs_version() {
   printf '%s\n' "$v"
 }
 
-# devnet FLAGS...: a local Walrus in memory, on a free port, for a script that has set work (a directory)
-# and pids=(), and runs end_pids in the end. Sets URL, and ALSO to the address of --also.
+# devnet FLAGS...: a local Walrus in memory (or in --data DIR), on a free port, for a script that has set
+# work (a directory) and pids=(), and runs end_pids in the end. Sets URL, and ALSO to the address of --also.
 devnet() {
   local out=$work/devnet.${#pids[@]} pid
-  "$LIB_DIR/walrus-devnet" --listen 127.0.0.1:0 --memory "$@" >"$out" 2>&1 &
+  [[ " $* " == *' --data '* ]] || set -- --memory "$@"
+  "$LIB_DIR/walrus-devnet" --listen 127.0.0.1:0 "$@" >"$out" 2>&1 &
   pid=$!
   pids+=("$pid")
   for _ in $(seq 100); do

@@ -24,15 +24,14 @@ step "what is needed"
 step "building (minutes the first time)"
 (cd "$ROOT" && "${CARGO:-cargo}" build --release --locked --workspace --exclude walrusds-chaos)
 IPFS=$("$ROOT/scripts/kubo-build.sh" "$version")
-devnet=$LIB_DIR/walrus-devnet
 
 work=$(mktemp -d)
 chmod 755 "$work" # the server of Postgres is another user
 export IPFS_PATH=$work/repo
-daemon='' net=''
+daemon='' pids=()
 clean_up() {
   [[ -z $daemon ]] || { kill "$daemon" 2>/dev/null || true; wait "$daemon" 2>/dev/null || true; }
-  [[ -z $net ]] || { kill "$net" 2>/dev/null || true; wait "$net" 2>/dev/null || true; }
+  end_pids
   stop_postgres
   if [[ -n ${KEEP:-} ]]; then say "left behind: $work"; else rm -rf "$work"; fi
 }
@@ -40,14 +39,8 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 
 step "a local Walrus: publisher and aggregator in one program"
-"$devnet" --listen 127.0.0.1:0 --data "$work/walrus" --max-body 128MiB >"$work/devnet.out" 2>"$work/devnet.err" &
-net=$!
-for _ in $(seq 100); do
-  walrus=$(sed -n 's/^listening on //p' "$work/devnet.out")
-  [[ -z $walrus ]] || break
-  kill -0 "$net" 2>/dev/null || die "the local Walrus does not start: $(cat "$work/devnet.err")"
-  sleep 0.1
-done
+devnet --data "$work/walrus" --max-body 128MiB
+walrus=$URL
 echo "$walrus, 1000 shards, true blob IDs"
 
 step "a Kubo node with walrusds built in"

@@ -4,7 +4,11 @@
 # Kubo's own end-to-end tests (its packages test/cli and client/rpc, unchanged), with every repo they
 # make on walrusds: the ipfs they find is one with walrusds built in, behind a script that adds the
 # profile walrusds to each `ipfs init`. Each repo has an embedded index of its own, or with --postgres a
-# table of its own; all share one local Walrus. REGEX chooses tests, as `go test -run` does.
+# table of its own, and a write journal; all share one local Walrus. REGEX chooses tests, as
+# `go test -run` does.
+#
+# The tests run in shards, each a process of its own with its own time limit, so that one that hangs
+# takes no others along: what a shard left undone is run alone.
 #
 # tests/kubo/own/exclusions.txt lists the tests that are left out, with the reason. Fails if any other
 # test fails, and fails again when run alone, or if a listed one does not exist.
@@ -12,7 +16,8 @@
 #   --flatfs   with Kubo's default datastore. Without REGEX: the listed tests, one by one; fails if one
 #              does not exist, or does not do there what its kind in the list says
 #
-# Environment: LIB_DIR, BUILD, PARALLEL (tests at once; default: 4), KEEP=1 (leave the output behind).
+# Environment: LIB_DIR, BUILD, PARALLEL (tests at once; default: 4), SHARD (tests in a shard; default: 12),
+# TIMEOUT (for a shard, and for a test alone; default: 20m), KEEP=1 (leave the output behind).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/postgres.sh
@@ -32,8 +37,7 @@ done
 packages=(test/cli client/rpc)
 exclusions=$ROOT/tests/kubo/own/exclusions.txt
 
-devnet=$LIB_DIR/walrus-devnet
-[[ -x $devnet ]] || die "$devnet is missing: run 'make build' first"
+[[ -x $LIB_DIR/walrus-devnet ]] || die "$LIB_DIR/walrus-devnet is missing: run 'make build' first"
 ipfs=$("$ROOT/scripts/kubo-build.sh" "$version")
 src=$(kubo_source "$version")
 toolchain=$(kubo_toolchain "$src")
@@ -50,7 +54,7 @@ fi
 # A tree as they expect it: go.mod at its root, ipfs in cmd/ipfs, their own files beside them.
 work=$(mktemp -d)
 chmod 755 "$work" # the server of Postgres is another user
-net=''
+pids=()
 clean_up() {
   # Nodes that a broken off test program left behind; no one else runs this file.
   for exe in /proc/[0-9]*/exe; do
@@ -59,7 +63,7 @@ clean_up() {
       kill -KILL "${pid%/exe}" 2>/dev/null || true
     fi
   done
-  [[ -z $net ]] || { kill "$net" 2>/dev/null || true; wait "$net" 2>/dev/null || true; }
+  end_pids
   stop_postgres
   if [[ -n ${KEEP:-} ]]; then say "left behind: $work"; else rm -rf "$work"; fi
 }
@@ -76,15 +80,8 @@ for package in "${packages[@]}"; do
   done
 done
 
-"$devnet" --listen 127.0.0.1:0 --memory --cheap-ids --max-body 128MiB --max-concurrency 0 \
-  >"$work/devnet.out" 2>"$work/devnet.err" &
-net=$!
-for _ in $(seq 100); do
-  walrus=$(sed -n 's/^listening on //p' "$work/devnet.out")
-  [[ -z $walrus ]] || break
-  kill -0 "$net" 2>/dev/null || die "the local Walrus does not start: $(cat "$work/devnet.err")"
-  sleep 0.1
-done
+devnet --cheap-ids --max-body 128MiB --max-concurrency 0
+walrus=$URL
 [[ -z $postgres ]] || start_postgres "$work/postgres"
 
 {
@@ -102,7 +99,28 @@ run_tests() {
   shift 2
   install "$ipfs" "$work/ipfs" # a copy: the tests of `ipfs update` put another program in its place
   (cd "$tree/$package" && env TEST_FUSE=0 TMPDIR="$work/tmp" PATH="$tree/cmd/ipfs:$PATH" \
-    "$programs/$(basename "$package").test" -test.v -test.timeout=40m -test.parallel="${PARALLEL:-4}" "$@" >"$log" 2>&1) || true
+    "$programs/$(basename "$package").test" -test.v -test.timeout="${TIMEOUT:-20m}" -test.parallel="${PARALLEL:-4}" "$@" >"$log" 2>&1) || true
+}
+# run_all PACKAGE LOG FLAGS...: every test, in shards.
+run_all() {
+  local package=$1 log=$2 shard=$work/shard.log tops some name i
+  shift 2
+  mapfile -t tops < <(cd "$tree/$package" && "$programs/$(basename "$package").test" -test.list=. | grep '^Test')
+  for ((i = 0; i < ${#tops[@]}; i += ${SHARD:-12})); do
+    some=("${tops[@]:i:${SHARD:-12}}")
+    run_tests "$package" "$shard" -test.run="^($(IFS='|' && echo "${some[*]}"))\$" "$@"
+    # Time that ran out is judged by what it left undone.
+    sed 's/^panic: test timed out/ran out of time: &/' "$shard" >>"$log"
+    for name in "${some[@]}"; do
+      [[ "|$skip|" != *"|^$name\$|"* ]] || continue
+      if ! grep -qE "^--- (PASS|FAIL|SKIP): $name \(" "$shard"; then
+        say "   $package $name was not done; alone:"
+        run_tests "$package" "$shard.alone" -test.run="^$name\$" "$@"
+        cat "$shard.alone" >>"$log"
+      fi
+    done
+    say "   $((i + ${#some[@]})) of ${#tops[@]} tests after $((SECONDS - started)) s"
+  done
 }
 # The lines VERSION PACKAGE TEST KIND REASON that are for this version, without VERSION and REASON.
 listed() { awk -v v="$version" '$1 == v { print $2, $3, $4 }' "$exclusions"; }
@@ -117,11 +135,14 @@ for package in "${packages[@]}"; do
     if [[ $of == "$package" ]]; then skip+=${skip:+|}$(pattern "$name"); fi
   done < <(listed)
   log=$work/$(basename "$package").log
-  if [[ $mode == walrusds || $regex != . ]]; then
+  : >"$log"
+  if [[ $regex != . ]]; then
     run_tests "$package" "$log" -test.run="$regex" ${skip:+-test.skip="$skip"}
+  elif [[ $mode == walrusds ]]; then
+    run_all "$package" "$log" ${skip:+-test.skip="$skip"}
+  fi
+  if [[ -s $log ]]; then
     grep -E '^ *--- FAIL|^panic: ' "$log" >&2 || true
-  else
-    : >"$log"
   fi
 done
 

@@ -15,6 +15,9 @@ for arg in "$@"; do
   esac
 done
 export WALRUSDS_PUBLISHER_URL=$walrus WALRUSDS_AGGREGATOR_URL=$walrus
+# With the journal, and what a command leaves in it travels with a later one: the tests expect the pace
+# of a local disk.
+export WALRUSDS_JOURNAL_PATH=journal WALRUSDS_DRAIN_TIMEOUT_SECONDS=0
 if [[ -n $postgres ]]; then
   export WALRUSDS_POSTGRES_URL=$postgres
   WALRUSDS_TABLE=t$(printf '%s' "${IPFS_PATH:-$HOME}" | sha256sum | cut -c1-16)
