@@ -27,7 +27,9 @@ use crate::multihash::{self, Match, Multihash};
 use crate::pack::{NewBlock, Packer, PackerParts};
 use crate::query::{Query, QueryOptions};
 use crate::read::disk::DiskCache;
+use crate::read::{BlockCheck, Reader, ReaderParts};
 use crate::staging::{Block, FlushParts, Flusher, Journal, Staged};
+use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// Longest value that is stored (bytes): what a reader will hold in memory at once. Blocks of IPFS
@@ -102,6 +104,7 @@ pub(crate) struct Shared {
     fresh_for: Duration,
     locks: KeyLocks,
     disk_cache: Option<DiskCache>,
+    reader: Reader,
     writes: Writes,
     calls: TaskTracker,
     stop: CancellationToken,
@@ -146,7 +149,8 @@ impl WalrusDatastore {
             }
         };
         let store = Arc::new(Client::new(config.client())?);
-        Self::with_parts(&config, index, store, Arc::new(SystemClock))
+        let cache = store.cache();
+        Self::assemble(&config, index, store, Arc::new(SystemClock), cache)
     }
 
     /// Puts a datastore together from parts: for tests, and for embedders with an index or store
@@ -160,6 +164,17 @@ impl WalrusDatastore {
         index: Arc<dyn Index>,
         store: Arc<dyn BlobStore>,
         clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let cache = Arc::new(BlobCache::new(config.blob_cache_bytes));
+        Self::assemble(config, index, store, clock, cache)
+    }
+
+    fn assemble(
+        config: &Config,
+        index: Arc<dyn Index>,
+        store: Arc<dyn BlobStore>,
+        clock: Arc<dyn Clock>,
+        cache: Arc<BlobCache>,
     ) -> Result<Self> {
         let lookups = Arc::new(Lookups::new(index, config.row_ttl));
         // Whatever is written passes there.
@@ -253,6 +268,12 @@ impl WalrusDatastore {
                 stop.clone(),
             )));
         }
+        let reader = Reader::new(ReaderParts {
+            index: Arc::clone(&lookups),
+            store: Arc::clone(&store),
+            cache,
+            metrics: Arc::clone(&metrics),
+        });
         Ok(WalrusDatastore {
             shared: Arc::new(Shared {
                 index: lookups,
@@ -265,6 +286,7 @@ impl WalrusDatastore {
                 fresh_for,
                 locks,
                 disk_cache,
+                reader,
                 writes,
                 calls: TaskTracker::new(),
                 stop,
@@ -474,6 +496,7 @@ impl WalrusDatastore {
         all.push(("uploads_limit", limit as u64));
         all.extend(shared.store.counters());
         all.extend(shared.disk_cache.iter().flat_map(DiskCache::counters));
+        all.extend(shared.reader.counters());
         all
     }
 
@@ -494,6 +517,7 @@ impl WalrusDatastore {
         shared.calls.close();
         shared.calls.wait().await;
         failpoint!("close.begun");
+        shared.reader.close().await;
         // Uploads that nobody waits for any more end first: the totals are written after them.
         match &shared.writes {
             Writes::Through(packer) => packer.close().await,
@@ -603,10 +627,14 @@ impl Shared {
 
     /// The bytes a row points at, checked. `None` if they were staged and no longer are.
     async fn read(&self, key: &str, record: &Record) -> Result<Option<Bytes>> {
-        let check = |bytes: &[u8]| self.check_block(key, record, bytes);
         if record.staged {
             let value = self.index.staged_value(key).await?;
-            if let Some(reason) = value.as_ref().and_then(|v| check(v).err()) {
+            let wrong = |value: &Bytes| {
+                let size = i64::try_from(value.len()).unwrap_or(i64::MAX);
+                let check = BlockCheck::new(key, size, self.verify_reads);
+                check.judge(value).err()
+            };
+            if let Some(reason) = value.as_ref().and_then(wrong) {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
                     format!("staged block {key}: {reason}"),
@@ -616,24 +644,32 @@ impl Shared {
         }
         let range = record.range().map_err(|e| e.context(key))?;
         let len = range.end - range.start;
+        let check = BlockCheck::new(key, record.size, self.verify_reads);
         let cache = match &self.disk_cache {
             Some(cache) if len > 0 => Multihash::of_key(key).map(|name| (cache, name)),
             _ => None,
         };
+        if record.patch_id.is_none() {
+            if let Some(value) = self.reader.held(&record.blob_id, &range, &check) {
+                return Ok(Some(value));
+            }
+        }
         if let Some((cache, name)) = &cache {
             if let Some(value) = cache.get(name, len).await {
                 return Ok(Some(value));
             }
         }
         let value = if len == 0 {
-            check(&[])
+            check
+                .judge(&[])
                 .map(|()| Bytes::new())
                 .map_err(|reason| Error::new(ErrorKind::Corrupt, reason))
         } else if let Some(patch) = &record.patch_id {
+            let check = |bytes: &[u8]| check.judge(bytes);
             self.store.read_patch(patch, &check).await
         } else {
-            self.store
-                .read_range(&record.blob_id, range.start, len, &check)
+            self.reader
+                .block(&record.blob_id, range.clone(), &check)
                 .await
         };
         if let (Some((cache, name)), Ok(value)) = (cache, &value) {
@@ -645,25 +681,6 @@ impl Shared {
                 record.blob_id, range.start
             ))
         })
-    }
-
-    fn check_block(
-        &self,
-        key: &str,
-        record: &Record,
-        bytes: &[u8],
-    ) -> std::result::Result<(), String> {
-        if !record.staged && bytes.len() as i64 != record.size {
-            return Err(format!(
-                "got {} bytes, the index says {}",
-                bytes.len(),
-                record.size
-            ));
-        }
-        if self.verify_reads && multihash::check(key, bytes) == Match::No {
-            return Err("the bytes do not hash to the multihash in the key".to_owned());
-        }
-        Ok(())
     }
 
     /// The blocks of a batch that must be uploaded, with what they replace.

@@ -37,6 +37,16 @@ counters! {
     gets,
     /// Bytes of blocks read.
     get_bytes,
+    /// Blocks that were taken from memory.
+    read_hits,
+    /// Windows that were asked of aggregators.
+    read_windows,
+    /// Bytes of the windows that came.
+    read_window_bytes,
+    /// Bytes of windows that were asked for ahead of their readers.
+    read_ahead_bytes,
+    /// Windows that did not come.
+    read_windows_failed,
     /// Lookups (has, get_size).
     lookups,
     /// Blobs stored.

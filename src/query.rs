@@ -207,7 +207,7 @@ impl Query {
         let read = |row: ListItem| async move {
             // Deleted since it was listed: it is no longer part of the answer.
             let value = self.shared.get(&row.key).await.transpose()?;
-            Some(entry(row, Some(value)))
+            Some(entry(row, Some(value.map(owned))))
         };
         stream::iter(rows)
             .map(read)
@@ -307,6 +307,16 @@ fn merge(
             }
         }
     })
+}
+
+/// The value without what it may be a part of: a page of values must not keep a window for each in
+/// memory.
+fn owned(value: Bytes) -> Bytes {
+    if value.is_unique() {
+        value
+    } else {
+        Bytes::copy_from_slice(&value)
+    }
 }
 
 fn entry(row: ListItem, value: Option<Result<Bytes>>) -> Entry {

@@ -187,9 +187,16 @@ async fn a_call_that_meets_a_panic_fails_alone() {
         let (ds, key) = (ds.clone(), key.clone());
         async move { ds.get(&key).await }
     };
-    for method in ["get", "read_range"] {
-        fails_once(trap, method, get).await;
-    }
+    fails_once(trap, "get", get).await;
+    // One that is not in memory.
+    let other = noise(2, 1000);
+    let other_key = key_of(&other);
+    ds.put(&other_key, other).await.unwrap();
+    let get_other = || {
+        let (ds, key) = (ds.clone(), other_key.clone());
+        async move { ds.get(&key).await }
+    };
+    fails_once(trap, "read_range", get_other).await;
     let has = || {
         let (ds, key) = (ds.clone(), key.clone());
         async move { ds.has(&key).await }
@@ -201,7 +208,7 @@ async fn a_call_that_meets_a_panic_fails_alone() {
         async move { ds.disk_usage().await }
     };
     fails_once(trap, "usage", usage).await;
-    assert_eq!(read_all(ds.clone()).await.unwrap(), 1);
+    assert_eq!(read_all(ds.clone()).await.unwrap(), 2);
     assert!(!ds.metrics().is_empty());
     let close = outcome({
         let ds = ds.clone();

@@ -181,7 +181,9 @@ async fn wrong_bytes_make_the_reader_ask_another_aggregator() {
         .add_endpoint(Role::Aggregator, "127.0.0.1:0".parse().unwrap())
         .unwrap();
     let all = blocks(5, 5000);
-    let both = Repo::new(&net).with("aggregatorURL", format!("{},{second}", net.url()));
+    let both = Repo::new(&net)
+        .with("aggregatorURL", format!("{},{second}", net.url()))
+        .with("blobCacheBytes", -1);
     let ds = both.open().await;
     ds.commit(puts(&all)).await.unwrap();
     for action in [

@@ -1,3 +1,632 @@
 //! What stands between a get and an aggregator.
+//!
+//! A block is taken from memory, from a request that is on its way already, or from one of its own:
+//! for exactly the block, or, in a stream, for a window of the blob. What a stream will want next is
+//! fetched before it asks.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `streams` | which gets follow each other, and what is worth fetching for them |
+//! | `extent` | where the blocks of a blob end |
+//! | `dag` | which blocks follow a block in its file |
+//! | `flight` | a request on its way, and those who wait for it |
+//! | `check` | whether bytes are the block that was asked for |
+//! | `disk` | the cache on the local disk |
+//!
+//! Memory is the cache's business (`walrus::cache`): windows are fetched only into room that was
+//! reserved. Windows are not checked as a whole; each block is when it is handed out. A block that is
+//! wrong in a window, or whose window cannot be had, is read by itself, by all the rules of
+//! `walrus::read`; so windows can make a read faster, and never make it fail.
 
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::{caught, Error, ErrorKind, Result};
+use crate::index::lookup::Lookups;
+use crate::index::Index as _;
+use crate::metrics::Metrics;
+use crate::walrus::cache::{BlobCache, Block, Piece, Reservation};
+use crate::walrus::BlobStore;
+
+mod check;
+mod dag;
 pub(crate) mod disk;
+mod extent;
+mod flight;
+mod streams;
+
+pub(crate) use check::BlockCheck;
+use dag::Nodes;
+use extent::{Extent, ROWS};
+use flight::{Flight, Outcome, Passenger};
+use streams::{Ahead, Cut, Limits, Plan, Streams};
+
+/// The largest window (bytes), where the budget has room for it.
+const WINDOW: u64 = 16 << 20;
+
+/// Blobs whose extent is remembered.
+const EXTENTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
+/// Blocks that are looked through to find where a file goes on: more than a full pack of usual ones.
+const LOOK_AHEAD: usize = 512;
+
+/// How often a get looks again before it reads its block by itself: after rows were asked for, and
+/// after a window that proved shorter than it was thought to be.
+const LOOKS: usize = 4;
+
+/// What a [`Reader`] is made of.
+pub(crate) struct ReaderParts {
+    pub(crate) index: Arc<Lookups>,
+    pub(crate) store: Arc<dyn BlobStore>,
+    pub(crate) cache: Arc<BlobCache>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Reads blocks of blobs.
+pub(crate) struct Reader {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    index: Arc<Lookups>,
+    store: Arc<dyn BlobStore>,
+    cache: Arc<BlobCache>,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct State {
+    streams: Streams,
+    nodes: Nodes,
+    flights: HashMap<Arc<str>, Vec<Arc<Flight>>>,
+    extents: LruCache<Arc<str>, Extent>,
+    /// Blobs whose rows are being asked for.
+    asking: HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>,
+    /// Streams whose next blob is being looked for.
+    following: HashSet<u64>,
+}
+
+/// A block to be read.
+struct Want<'a> {
+    blob: &'a str,
+    range: Range<u64>,
+    check: &'a BlockCheck,
+}
+
+/// What a get does next.
+enum Step {
+    Take(Bytes),
+    Wait(Passenger),
+    /// Rows of the blob from here on decide how large the window is.
+    Rows(u64),
+    Alone,
+}
+
+impl Reader {
+    pub(crate) fn new(parts: ReaderParts) -> Self {
+        let budget = parts.cache.budget();
+        let limits = Limits {
+            window: WINDOW.min(budget / 16),
+            ahead: budget / 4,
+        };
+        Reader {
+            inner: Arc::new(Inner {
+                index: parts.index,
+                store: parts.store,
+                cache: parts.cache,
+                metrics: parts.metrics,
+                state: Mutex::new(State {
+                    streams: Streams::new(limits),
+                    nodes: Nodes::new(),
+                    flights: HashMap::new(),
+                    extents: LruCache::new(EXTENTS),
+                    asking: HashMap::new(),
+                    following: HashSet::new(),
+                }),
+                tasks: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// The block at `range` of `blob`, checked. The bytes may be a part of a window, and keep all of
+    /// it in memory as long as they live.
+    ///
+    /// # Errors
+    /// Those of [`BlobStore::read_range`].
+    pub(crate) async fn block(
+        &self,
+        blob: &str,
+        range: Range<u64>,
+        check: &BlockCheck,
+    ) -> Result<Bytes> {
+        let inner = &self.inner;
+        let want = Want { blob, range, check };
+        if !inner.cache.enabled() || inner.stop.is_cancelled() {
+            return inner.fetch_alone(&want).await;
+        }
+        let mut stream = None;
+        for _ in 0..LOOKS {
+            match inner.step(&want, &mut stream) {
+                Step::Take(bytes) => return Ok(bytes),
+                Step::Rows(from) => inner.ask_rows(blob, from).await,
+                Step::Alone => break,
+                Step::Wait(passenger) => match passenger.outcome().await {
+                    Some(Outcome::Landed(piece)) => match inner.take(&want, &piece) {
+                        Block::New(bytes) | Block::Again(bytes) => return Ok(bytes),
+                        Block::Wrong => break,
+                        Block::Outside => {}
+                    },
+                    // It was this very block, read by all the rules.
+                    Some(Outcome::Failed(error))
+                        if passenger.flight().alone.as_deref() == Some(check.key())
+                            && passenger.flight().range == want.range =>
+                    {
+                        return Err(error);
+                    }
+                    Some(Outcome::Failed(_)) | None => break,
+                },
+            }
+        }
+        inner.fetch_alone(&want).await
+    }
+
+    /// A block that was handed out before and lies in memory; waits for nothing.
+    pub(crate) fn held(&self, blob: &str, range: &Range<u64>, check: &BlockCheck) -> Option<Bytes> {
+        let inner = &self.inner;
+        let piece = inner.cache.find(blob, range)?;
+        let bytes = piece.again(check.key(), range)?;
+        let want = Want {
+            blob,
+            range: range.clone(),
+            check,
+        };
+        inner.cache.reused(blob, piece.range().start);
+        Metrics::add(&inner.metrics.read_hits, 1);
+        let now = Instant::now();
+        let mut state = inner.state.lock();
+        let stream = state.streams.note(blob, range, now);
+        inner.go_on(&mut state, stream, &want, now);
+        Some(bytes)
+    }
+
+    /// Gives up what is being fetched ahead, and returns when nothing runs any more.
+    pub(crate) async fn close(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    /// Counters for the metrics snapshot.
+    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
+        let cache = &self.inner.cache;
+        vec![
+            ("read_cache_bytes", cache.used()),
+            ("read_wasted_bytes", cache.wasted()),
+        ]
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.inner.stop.cancel();
+    }
+}
+
+impl Inner {
+    /// The block out of a piece, with what is learnt from it when it is seen for the first time.
+    fn take(&self, want: &Want<'_>, piece: &Piece) -> Block {
+        let check = |bytes: &[u8]| want.check.judge(bytes);
+        let block = piece.block(want.check.key(), &want.range, &check);
+        if let Block::New(bytes) = &block {
+            self.look_at(want, bytes);
+        }
+        block
+    }
+
+    /// Learns a node's links.
+    fn look_at(&self, want: &Want<'_>, block: &[u8]) {
+        if let Some(links) = dag::links(block) {
+            self.state.lock().nodes.learn(want.check.key(), &links);
+        }
+    }
+
+    fn step(self: &Arc<Self>, want: &Want<'_>, stream: &mut Option<Option<u64>>) -> Step {
+        let now = Instant::now();
+        let (blob, range) = (want.blob, &want.range);
+        loop {
+            if let Some(piece) = self.cache.find(blob, range) {
+                let bytes = match self.take(want, &piece) {
+                    Block::New(bytes) => bytes,
+                    Block::Again(bytes) => {
+                        self.cache.reused(blob, piece.range().start);
+                        bytes
+                    }
+                    Block::Wrong | Block::Outside => return Step::Alone,
+                };
+                Metrics::add(&self.metrics.read_hits, 1);
+                let mut state = self.state.lock();
+                let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
+                self.go_on(&mut state, id, want, now);
+                return Step::Take(bytes);
+            }
+            let mut state = self.state.lock();
+            if let Some(passenger) = state.join(blob, range) {
+                let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
+                self.go_on(&mut state, id, want, now);
+                return Step::Wait(passenger);
+            }
+            // What lands is in the cache before it is no flight any more.
+            if self.cache.find(blob, range).is_some() {
+                continue;
+            }
+            let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
+            let cut = match id {
+                Some(id) if !state.is_barred(blob, now) => {
+                    let State {
+                        streams, extents, ..
+                    } = &mut *state;
+                    streams.window(id, range, now, &|blob, from, upto| {
+                        cut(extents, blob, from, upto)
+                    })
+                }
+                _ => Cut::End,
+            };
+            let end = match cut {
+                Cut::Unknown => return Step::Rows(range.start),
+                Cut::At(end) if end > range.end => end,
+                Cut::At(_) | Cut::End => range.end,
+            };
+            let window = range.start..end;
+            let reserved = match window == *range {
+                true => None,
+                false => self.cache.reserve(end - range.start),
+            };
+            let passenger = match reserved {
+                Some(reserved) => {
+                    if let Some(id) = id {
+                        state.streams.reached(id, end);
+                    }
+                    self.launch_window(&mut state, blob, window, reserved, false)
+                        .join()
+                }
+                None => self.launch_alone(&mut state, want).join(),
+            };
+            self.go_on(&mut state, id, want, now);
+            return Step::Wait(passenger);
+        }
+    }
+
+    /// Fetches ahead what the stream of a block is worth.
+    fn go_on(self: &Arc<Self>, state: &mut State, id: Option<u64>, want: &Want<'_>, now: Instant) {
+        let Some(id) = id else {
+            return;
+        };
+        if state.is_barred(want.blob, now) {
+            return;
+        }
+        let here = self.cache.reach(want.blob, want.range.end);
+        state.streams.reached(id, here);
+        let plan = state.plan(id, now);
+        for ahead in plan.ahead {
+            if !self.launch_ahead(state, &ahead) {
+                return;
+            }
+        }
+        if let Some((blob, from)) = plan.rows {
+            if !state.asking.contains_key(&blob) {
+                // Registered at once, so that the next get does not ask too.
+                state.asking.insert(Arc::clone(&blob), Arc::default());
+                let inner = Arc::clone(self);
+                self.spawn(async move { inner.ask_rows(&blob, from).await });
+            }
+        }
+        if plan.follow && state.following.insert(id) {
+            let (inner, key) = (Arc::clone(self), want.check.key().to_owned());
+            let blob = want.blob.to_owned();
+            self.spawn(async move {
+                let next = inner.next_blob(&key, &blob).await;
+                let mut state = inner.state.lock();
+                state.following.remove(&id);
+                if let Some((blob, offset)) = next {
+                    state.streams.follow(id, &blob, offset, Instant::now());
+                }
+            });
+        }
+    }
+
+    /// Whether the window is here, on its way, or launched.
+    fn launch_ahead(self: &Arc<Self>, state: &mut State, ahead: &Ahead) -> bool {
+        let Ahead {
+            stream,
+            blob,
+            range,
+        } = ahead;
+        let here = self.cache.reach(blob, range.start).min(range.end);
+        let rest = here..range.end;
+        if !rest.is_empty() && !state.is_flying(blob, &rest) {
+            let Some(reserved) = self.cache.reserve(rest.end - rest.start) else {
+                return false;
+            };
+            Metrics::add(&self.metrics.read_ahead_bytes, rest.end - rest.start);
+            self.launch_window(state, blob, rest, reserved, true);
+        }
+        state.streams.reached(*stream, range.end);
+        true
+    }
+
+    fn launch_window(
+        self: &Arc<Self>,
+        state: &mut State,
+        blob: &str,
+        range: Range<u64>,
+        reserved: Reservation,
+        ahead: bool,
+    ) -> Arc<Flight> {
+        let inner = Arc::clone(self);
+        let (blob, window) = (blob.to_owned(), range.clone());
+        let fetch = {
+            let blob = blob.clone();
+            async move { inner.fetch_window(&blob, window, reserved).await }
+        };
+        self.launch(state, &blob, range, None, ahead, fetch)
+    }
+
+    fn launch_alone(self: &Arc<Self>, state: &mut State, want: &Want<'_>) -> Arc<Flight> {
+        let inner = Arc::clone(self);
+        let (blob, range, check) = (want.blob.to_owned(), want.range.clone(), want.check.clone());
+        let fetch = async move {
+            let want = Want {
+                blob: &blob,
+                range,
+                check: &check,
+            };
+            let bytes = inner.read_alone(&want).await?;
+            Ok(inner.keep(&want, bytes))
+        };
+        let key = want.check.key().into();
+        self.launch(
+            state,
+            want.blob,
+            want.range.clone(),
+            Some(key),
+            false,
+            fetch,
+        )
+    }
+
+    /// Runs a request in a task, known to all who want a part of its range.
+    fn launch(
+        self: &Arc<Self>,
+        state: &mut State,
+        blob: &str,
+        range: Range<u64>,
+        alone: Option<Box<str>>,
+        ahead: bool,
+        fetch: impl std::future::Future<Output = Result<Arc<Piece>>> + Send + 'static,
+    ) -> Arc<Flight> {
+        let (flight, landed) = Flight::new(range, alone, ahead);
+        let name = match state.flights.get_key_value(blob) {
+            Some((name, _)) => Arc::clone(name),
+            None => blob.into(),
+        };
+        let flights = state.flights.entry(Arc::clone(&name)).or_default();
+        flights.push(Arc::clone(&flight));
+        let until_done = Landing {
+            inner: Arc::clone(self),
+            blob: name,
+            flight: Arc::clone(&flight),
+        };
+        let of_task = Arc::clone(&flight);
+        self.spawn(async move {
+            let until_done = until_done;
+            let outcome = tokio::select! {
+                biased;
+                () = of_task.abandoned() => return,
+                outcome = caught(fetch) => outcome,
+            };
+            drop(until_done);
+            let outcome = outcome.map_or_else(Outcome::Failed, Outcome::Landed);
+            // Nobody waits: it was fetched ahead.
+            let _ = landed.send(Some(outcome));
+        });
+        flight
+    }
+
+    /// A task that ends when the reader is closed.
+    fn spawn(&self, work: impl std::future::Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    async fn fetch_window(
+        &self,
+        blob: &str,
+        range: Range<u64>,
+        reserved: Reservation,
+    ) -> Result<Arc<Piece>> {
+        let len = range.end - range.start;
+        Metrics::add(&self.metrics.read_windows, 1);
+        let read = self.store.read_window(blob, range.start, len).await;
+        let read = read.and_then(|bytes| match bytes.len() as u64 == len {
+            true => Ok(bytes),
+            false => Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("{} bytes for a window of {len}", bytes.len()),
+            )),
+        });
+        match read {
+            Ok(bytes) => {
+                Metrics::add(&self.metrics.read_window_bytes, len);
+                Ok(self.cache.insert(blob, range.start, bytes, Some(reserved)))
+            }
+            Err(error) => {
+                Metrics::add(&self.metrics.read_windows_failed, 1);
+                let mut state = self.state.lock();
+                state.extent(blob).bar(Instant::now());
+                Err(error)
+            }
+        }
+    }
+
+    /// The block by itself, by all the rules.
+    async fn read_alone(&self, want: &Want<'_>) -> Result<Bytes> {
+        let check = |bytes: &[u8]| want.check.judge(bytes);
+        let len = want.range.end - want.range.start;
+        self.store
+            .read_range(want.blob, want.range.start, len, &check)
+            .await
+    }
+
+    /// Keeps a block that was checked.
+    fn keep(&self, want: &Want<'_>, bytes: Bytes) -> Arc<Piece> {
+        self.look_at(want, &bytes);
+        let piece = self.cache.insert_block(want.blob, want.range.start, bytes);
+        piece.vouch(want.check.key(), &want.range);
+        piece
+    }
+
+    /// Reads the block for this caller, past all requests on their way.
+    async fn fetch_alone(&self, want: &Want<'_>) -> Result<Bytes> {
+        let bytes = self.read_alone(want).await?;
+        if self.cache.enabled() {
+            self.keep(want, bytes.clone());
+        }
+        Ok(bytes)
+    }
+
+    /// Asks the index for the rows of `blob` that a window from `from` on needs. One asks at a time.
+    async fn ask_rows(&self, blob: &str, from: u64) {
+        let turn = {
+            let mut state = self.state.lock();
+            match state.asking.get(blob) {
+                Some(turn) => Arc::clone(turn),
+                None => {
+                    let turn: Arc<tokio::sync::Mutex<()>> = Arc::default();
+                    state.asking.insert(blob.into(), Arc::clone(&turn));
+                    turn
+                }
+            }
+        };
+        let _asking = Asking { inner: self, blob };
+        let _turn = turn.lock().await;
+        let from = {
+            let mut state = self.state.lock();
+            let extent = state.extent(blob);
+            // Somebody may have asked just now.
+            if extent.cut(from, from.saturating_add(WINDOW)) != Cut::Unknown {
+                return;
+            }
+            extent.ask_from(from)
+        };
+        let rows = self.index.rows_from(blob, from, ROWS).await;
+        let mut state = self.state.lock();
+        match rows {
+            Ok(rows) => state.extent(blob).learn(from, &rows),
+            // The index will say so to whoever needs it. There are no windows meanwhile.
+            Err(_) => state.extent(blob).bar(Instant::now()),
+        }
+    }
+
+    /// Where the file that holds `key` goes on when it leaves `blob`.
+    async fn next_blob(&self, key: &str, blob: &str) -> Option<(String, u64)> {
+        let keys = self.state.lock().nodes.after(key, LOOK_AHEAD);
+        if keys.is_empty() {
+            return None;
+        }
+        let rows = self.index.find_many(&keys).await.ok()?;
+        let next = rows.into_iter().flatten().find(|r| r.blob_id != blob)?;
+        let plain = !next.staged && next.patch_id.is_none();
+        let offset = next.range().ok().filter(|_| plain)?.start;
+        Some((next.blob_id, offset))
+    }
+}
+
+/// Whoever asks for rows of a blob; when nobody does any more, nothing is left behind.
+struct Asking<'a> {
+    inner: &'a Inner,
+    blob: &'a str,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.state.lock();
+        // The map's own, and this one's.
+        let last = state.asking.get(self.blob);
+        if last.is_some_and(|turn| Arc::strong_count(turn) <= 2) {
+            state.asking.remove(self.blob);
+        }
+    }
+}
+
+/// Takes a flight off the list, however it ends.
+struct Landing {
+    inner: Arc<Inner>,
+    blob: Arc<str>,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut state = self.inner.state.lock();
+        if let Some(flights) = state.flights.get_mut(&self.blob) {
+            flights.retain(|flight| !Arc::ptr_eq(flight, &self.flight));
+            if flights.is_empty() {
+                state.flights.remove(&self.blob);
+            }
+        }
+    }
+}
+
+fn cut(extents: &LruCache<Arc<str>, Extent>, blob: &str, from: u64, upto: u64) -> Cut {
+    let extent = extents.peek(blob);
+    extent.map_or(Cut::Unknown, |extent| extent.cut(from, upto))
+}
+
+impl State {
+    fn extent(&mut self, blob: &str) -> &mut Extent {
+        self.extents.get_or_insert_mut(blob.into(), Extent::default)
+    }
+
+    fn is_barred(&self, blob: &str, now: Instant) -> bool {
+        let extent = self.extents.peek(blob);
+        extent.is_some_and(|extent| extent.is_barred(now))
+    }
+
+    fn plan(&mut self, id: u64, now: Instant) -> Plan {
+        let State {
+            streams, extents, ..
+        } = self;
+        streams.plan(id, now, &|blob, from, upto| cut(extents, blob, from, upto))
+    }
+
+    /// A seat in the request that will bring a range.
+    fn join(&self, blob: &str, range: &Range<u64>) -> Option<Passenger> {
+        let flights = self.flights.get(blob)?;
+        let flight = flights.iter().find(|flight| flight.covers(range))?;
+        Some(flight.join())
+    }
+
+    /// Whether the bytes of a range are all on their way.
+    fn is_flying(&self, blob: &str, range: &Range<u64>) -> bool {
+        let flights = self.flights.get(blob);
+        flights.is_some_and(|all| all.iter().any(|flight| flight.covers(range)))
+    }
+}

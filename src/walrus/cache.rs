@@ -1,67 +1,431 @@
-//! Whole blobs and quilt members in memory, least recently used out first, bounded by bytes.
+//! Bytes of blobs in memory: whole blobs, quilt members, and windows of blobs, under one budget.
+//!
+//! Windows are mostly read once, from end to end. So they are *cold* at first, and all cold ones
+//! together, with those that are still on their way, take half of the budget at most: a long file does
+//! not drive out what is read again and again. A window of which a block is asked for once more becomes
+//! *hot*. Whole blobs are hot from the beginning. The least recently used goes first, cold ones before
+//! hot ones.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-/// Keyed by blob ID or patch ID (they cannot collide: 43 and 50 characters).
-pub(super) struct BlobCache {
+/// What an entry costs beside its bytes.
+const ENTRY_BYTES: u64 = 256;
+
+/// Verdicts on blocks that are remembered per piece.
+const MARKS: usize = 1024;
+
+/// Pieces that are looked at to find one that holds a range.
+const CANDIDATES: usize = 16;
+
+/// Bytes of one blob, from some offset on. They never change.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    start: u64,
+    bytes: Bytes,
+    whole: bool,
+    marks: Mutex<Marks>,
+}
+
+#[derive(Debug, Default)]
+struct Marks {
+    /// By offset in the blob.
+    blocks: HashMap<u64, Mark>,
+    /// Bytes handed out, each block once.
+    taken: u64,
+}
+
+/// The verdict on one block.
+#[derive(Debug)]
+struct Mark {
+    key: Box<str>,
+    len: u64,
+    good: bool,
+}
+
+/// What a piece holds of a block.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Block {
+    /// Checked for the first time.
+    New(Bytes),
+    /// Checked before, under the same key: the bytes have not changed since.
+    Again(Bytes),
+    /// Bytes that fail the check.
+    Wrong,
+    /// Not within the piece.
+    Outside,
+}
+
+impl Piece {
+    fn new(start: u64, bytes: Bytes, whole: bool) -> Arc<Piece> {
+        Arc::new(Piece {
+            start,
+            bytes,
+            whole,
+            marks: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.start..self.start + self.bytes.len() as u64
+    }
+
+    fn part(&self, range: &Range<u64>) -> Option<Bytes> {
+        let at = |offset: u64| usize::try_from(offset.checked_sub(self.start)?).ok();
+        let (from, to) = (at(range.start)?, at(range.end)?);
+        (from <= to && to <= self.bytes.len()).then(|| self.bytes.slice(from..to))
+    }
+
+    /// The block `key` at `range`, checked unless it was before.
+    pub(crate) fn block(
+        &self,
+        key: &str,
+        range: &Range<u64>,
+        check: &dyn Fn(&[u8]) -> Result<(), String>,
+    ) -> Block {
+        let Some(bytes) = self.part(range) else {
+            return Block::Outside;
+        };
+        let len = bytes.len() as u64;
+        {
+            let marks = self.marks.lock();
+            if let Some(mark) = marks.blocks.get(&range.start) {
+                if mark.len == len && *mark.key == *key {
+                    return if mark.good {
+                        Block::Again(bytes)
+                    } else {
+                        Block::Wrong
+                    };
+                }
+            }
+        }
+        let good = check(&bytes).is_ok();
+        let mut marks = self.marks.lock();
+        if marks.blocks.len() < MARKS {
+            let key = key.into();
+            marks.blocks.insert(range.start, Mark { key, len, good });
+        }
+        if !good {
+            return Block::Wrong;
+        }
+        marks.taken += len;
+        Block::New(bytes)
+    }
+
+    /// The block `key` at `range`, if it was checked before under this key.
+    pub(crate) fn again(&self, key: &str, range: &Range<u64>) -> Option<Bytes> {
+        let bytes = self.part(range)?;
+        let marks = self.marks.lock();
+        let mark = marks.blocks.get(&range.start)?;
+        let known = mark.good && mark.len == bytes.len() as u64 && *mark.key == *key;
+        known.then_some(bytes)
+    }
+
+    /// Notes that the block `key` at `range` was checked elsewhere.
+    pub(crate) fn vouch(&self, key: &str, range: &Range<u64>) {
+        let mark = Mark {
+            key: key.into(),
+            len: range.end - range.start,
+            good: true,
+        };
+        let mut marks = self.marks.lock();
+        marks.taken += mark.len;
+        marks.blocks.insert(range.start, mark);
+    }
+
+    fn untaken(&self) -> u64 {
+        (self.bytes.len() as u64).saturating_sub(self.marks.lock().taken)
+    }
+
+    fn cost(&self) -> u64 {
+        self.bytes.len() as u64 + ENTRY_BYTES
+    }
+}
+
+/// See the module. Keyed by blob ID or patch ID (they cannot collide: 43 and 50 characters).
+pub(crate) struct BlobCache {
     budget: u64,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    entries: LruCache<String, Bytes>,
-    used: u64,
+    /// By blob and first byte.
+    pieces: HashMap<Arc<str>, BTreeMap<u64, Slot>>,
+    cold: LruCache<u64, (Arc<str>, u64)>,
+    hot: LruCache<u64, (Arc<str>, u64)>,
+    next_id: u64,
+    cold_bytes: u64,
+    hot_bytes: u64,
+    /// Promised to windows on their way.
+    reserved: u64,
+    /// Bytes of windows that left without having been handed out.
+    wasted: u64,
+}
+
+struct Slot {
+    id: u64,
+    hot: bool,
+    piece: Arc<Piece>,
+}
+
+/// Room for a window on its way; given back when dropped.
+pub(crate) struct Reservation {
+    cache: Arc<BlobCache>,
+    bytes: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.cache.inner.lock().reserved -= self.bytes;
+    }
 }
 
 impl BlobCache {
     /// `budget` in bytes; zero or less disables the cache.
-    pub(super) fn new(budget: i64) -> Self {
+    pub(crate) fn new(budget: i64) -> Self {
         BlobCache {
             budget: u64::try_from(budget).unwrap_or(0),
             inner: Mutex::new(Inner {
-                entries: LruCache::unbounded(),
-                used: 0,
+                pieces: HashMap::new(),
+                cold: LruCache::unbounded(),
+                hot: LruCache::unbounded(),
+                next_id: 0,
+                cold_bytes: 0,
+                hot_bytes: 0,
+                reserved: 0,
+                wasted: 0,
             }),
         }
     }
 
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
     /// Longest entry taken (bytes): a quarter of the budget, so that one blob cannot empty the cache.
-    pub(super) fn entry_cap(&self) -> u64 {
+    pub(crate) fn entry_cap(&self) -> u64 {
         self.budget / 4
     }
 
-    pub(super) fn enabled(&self) -> bool {
+    pub(crate) fn enabled(&self) -> bool {
         self.budget > 0
     }
 
-    pub(super) fn get(&self, id: &str) -> Option<Bytes> {
-        self.inner.lock().entries.get(id).cloned()
+    /// The whole blob or quilt member.
+    pub(crate) fn whole(&self, id: &str) -> Option<Bytes> {
+        let mut inner = self.inner.lock();
+        let slot = inner.pieces.get(id)?.get(&0)?;
+        let (slot_id, hot, piece) = (slot.id, slot.hot, Arc::clone(&slot.piece));
+        inner.touch(slot_id, hot);
+        piece.whole.then(|| piece.bytes.clone())
     }
 
-    pub(super) fn insert(&self, id: &str, bytes: Bytes) {
-        let cost = bytes.len() as u64;
-        if !self.enabled() || cost > self.entry_cap() {
-            return;
-        }
+    /// A piece that holds `range` of a blob.
+    pub(crate) fn find(&self, id: &str, range: &Range<u64>) -> Option<Arc<Piece>> {
         let mut inner = self.inner.lock();
-        inner.used += cost;
-        if let Some((_, old)) = inner.entries.push(id.to_string(), bytes) {
-            inner.used -= old.len() as u64;
-        }
-        while inner.used > self.budget {
-            match inner.entries.pop_lru() {
-                Some((_, old)) => inner.used -= old.len() as u64,
-                None => break,
+        let pieces = inner.pieces.get(id)?.range(..=range.start).rev();
+        let slot = pieces
+            .take(CANDIDATES)
+            .map(|(_, slot)| slot)
+            .find(|slot| slot.piece.range().end >= range.end)?;
+        let (slot_id, hot, piece) = (slot.id, slot.hot, Arc::clone(&slot.piece));
+        inner.touch(slot_id, hot);
+        Some(piece)
+    }
+
+    /// How far the bytes from `from` on are here without a gap (the offset of the first that is not).
+    pub(crate) fn reach(&self, id: &str, from: u64) -> u64 {
+        let inner = self.inner.lock();
+        let mut reach = from;
+        let Some(pieces) = inner.pieces.get(id) else {
+            return reach;
+        };
+        loop {
+            let ends = pieces.range(..=reach).rev().take(CANDIDATES);
+            let end = ends.map(|(_, slot)| slot.piece.range().end).max();
+            match end {
+                Some(end) if end > reach => reach = end,
+                _ => return reach,
             }
         }
     }
 
-    pub(super) fn evict(&self, id: &str) {
+    /// Keeps a whole blob or quilt member.
+    pub(crate) fn insert_whole(&self, id: &str, bytes: Bytes) {
+        self.put(id, Piece::new(0, bytes, true), true, false);
+    }
+
+    /// Keeps a single block, even if a window holds it: it is wrong there.
+    pub(crate) fn insert_block(&self, id: &str, start: u64, bytes: Bytes) -> Arc<Piece> {
+        let piece = Piece::new(start, bytes, false);
+        self.put(id, Arc::clone(&piece), false, true);
+        piece
+    }
+
+    /// Keeps bytes of a blob from `start` on, in place of what was reserved for them.
+    pub(crate) fn insert(
+        &self,
+        id: &str,
+        start: u64,
+        bytes: Bytes,
+        reserved: Option<Reservation>,
+    ) -> Arc<Piece> {
+        let piece = Piece::new(start, bytes, false);
+        drop(reserved);
+        self.put(id, Arc::clone(&piece), false, false);
+        piece
+    }
+
+    fn put(&self, id: &str, piece: Arc<Piece>, hot: bool, though_held: bool) {
+        if !self.enabled() || piece.bytes.len() as u64 > self.entry_cap() {
+            return;
+        }
+        let range = piece.range();
         let mut inner = self.inner.lock();
-        if let Some(old) = inner.entries.pop(id) {
-            inner.used -= old.len() as u64;
+        // What lies within it is superseded; what it lies within makes it superfluous.
+        let mut within = Vec::new();
+        if let Some(pieces) = inner.pieces.get(id) {
+            let held = |slot: &Slot| {
+                let old = slot.piece.range();
+                old.start <= range.start && old.end >= range.end && slot.piece.whole >= piece.whole
+            };
+            let mut before = pieces.range(..=range.start).rev().take(CANDIDATES);
+            if !though_held && before.any(|(_, slot)| held(slot)) {
+                return;
+            }
+            let inside = pieces.range(range.start..=range.end);
+            let inside = inside.filter(|(_, slot)| slot.piece.range().end <= range.end);
+            within.extend(inside.map(|(start, _)| *start));
+            // One that begins at the same byte and is longer stays.
+            if pieces.contains_key(&range.start) && !within.contains(&range.start) {
+                return;
+            }
+        }
+        for start in within {
+            inner.remove(id, start);
+        }
+        inner.add(id, piece, hot);
+        inner.trim(self.budget);
+    }
+
+    /// A block of the piece at `start` was asked for once more.
+    pub(crate) fn reused(&self, id: &str, start: u64) {
+        let mut inner = self.inner.lock();
+        let slot = inner.pieces.get_mut(id).and_then(|p| p.get_mut(&start));
+        let Some(slot) = slot.filter(|slot| !slot.hot) else {
+            return;
+        };
+        slot.hot = true;
+        let (slot_id, cost) = (slot.id, slot.piece.cost());
+        if let Some(place) = inner.cold.pop(&slot_id) {
+            inner.hot.put(slot_id, place);
+            inner.cold_bytes -= cost;
+            inner.hot_bytes += cost;
+        }
+    }
+
+    /// Room for a window of `bytes`; `None` if those on their way take a quarter of the budget already.
+    pub(crate) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        let mut inner = self.inner.lock();
+        if inner.reserved.saturating_add(bytes) > self.budget / 4 {
+            return None;
+        }
+        inner.reserved += bytes;
+        inner.trim(self.budget);
+        Some(Reservation {
+            cache: Arc::clone(self),
+            bytes,
+        })
+    }
+
+    /// Forgets a whole blob or quilt member.
+    pub(crate) fn evict(&self, id: &str) {
+        self.inner.lock().remove(id, 0);
+    }
+
+    /// Bytes of windows that were dropped without having been handed out.
+    pub(crate) fn wasted(&self) -> u64 {
+        self.inner.lock().wasted
+    }
+
+    /// What is held, windows on their way included (bytes).
+    pub(crate) fn used(&self) -> u64 {
+        let inner = self.inner.lock();
+        inner.cold_bytes + inner.hot_bytes + inner.reserved
+    }
+}
+
+impl Inner {
+    fn touch(&mut self, id: u64, hot: bool) {
+        let list = if hot { &mut self.hot } else { &mut self.cold };
+        list.promote(&id);
+    }
+
+    fn add(&mut self, id: &str, piece: Arc<Piece>, hot: bool) {
+        let name = match self.pieces.get_key_value(id) {
+            Some((name, _)) => Arc::clone(name),
+            None => id.into(),
+        };
+        let slot_id = self.next_id;
+        self.next_id += 1;
+        let (start, cost) = (piece.start, piece.cost());
+        let slot = Slot {
+            id: slot_id,
+            hot,
+            piece,
+        };
+        let pieces = self.pieces.entry(Arc::clone(&name)).or_default();
+        pieces.insert(start, slot);
+        if hot {
+            self.hot_bytes += cost;
+            self.hot.put(slot_id, (name, start));
+        } else {
+            self.cold_bytes += cost;
+            self.cold.put(slot_id, (name, start));
+        }
+    }
+
+    fn remove(&mut self, id: &str, start: u64) {
+        let Some(pieces) = self.pieces.get_mut(id) else {
+            return;
+        };
+        let Some(slot) = pieces.remove(&start) else {
+            return;
+        };
+        if pieces.is_empty() {
+            self.pieces.remove(id);
+        }
+        let cost = slot.piece.cost();
+        if slot.hot {
+            self.hot.pop(&slot.id);
+            self.hot_bytes -= cost;
+        } else {
+            self.cold.pop(&slot.id);
+            self.cold_bytes -= cost;
+        }
+        if !slot.piece.whole {
+            self.wasted += slot.piece.untaken();
+        }
+    }
+
+    fn trim(&mut self, budget: u64) {
+        while self.cold_bytes + self.reserved > budget / 2 {
+            let Some((name, start)) = self.cold.peek_lru().map(|(_, place)| place.clone()) else {
+                break;
+            };
+            self.remove(&name, start);
+        }
+        while self.cold_bytes + self.hot_bytes + self.reserved > budget {
+            let oldest = self.cold.peek_lru().or_else(|| self.hot.peek_lru());
+            let Some((name, start)) = oldest.map(|(_, place)| place.clone()) else {
+                break;
+            };
+            self.remove(&name, start);
         }
     }
 }
@@ -70,37 +434,123 @@ impl BlobCache {
 mod tests {
     use super::*;
 
-    fn blob(len: usize) -> Bytes {
-        Bytes::from(vec![7; len])
+    const KIB: u64 = 1024;
+
+    fn blob(len: u64) -> Bytes {
+        Bytes::from(vec![7; len as usize])
+    }
+
+    fn good(_: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn bad(_: &[u8]) -> Result<(), String> {
+        Err("wrong".into())
+    }
+
+    /// The cache with a budget of so many KiB, entries' overhead aside.
+    fn cache(kib: u64) -> Arc<BlobCache> {
+        Arc::new(BlobCache::new((kib * KIB + 8 * ENTRY_BYTES) as i64))
     }
 
     #[test]
-    fn bounded_by_bytes_and_least_recent_goes_first() {
-        let cache = BlobCache::new(400);
+    fn whole_blobs_are_bounded_and_the_least_recent_goes_first() {
+        let cache = cache(400);
         for id in ["a", "b", "c", "d"] {
-            cache.insert(id, blob(100));
+            cache.insert_whole(id, blob(100 * KIB));
         }
-        assert!(cache.get("a").is_some());
-        cache.insert("e", blob(50));
-        assert!(cache.get("b").is_none(), "least recently used");
-        assert!(cache.get("a").is_some());
-        assert_eq!(cache.inner.lock().used, 350);
-        cache.insert("a", blob(10));
-        assert_eq!(cache.inner.lock().used, 260);
+        assert!(cache.whole("a").is_some());
+        cache.insert_whole("e", blob(50 * KIB));
+        assert!(cache.whole("b").is_none(), "least recently used");
+        assert!(cache.whole("a").is_some());
+        assert_eq!(cache.used(), 350 * KIB + 4 * ENTRY_BYTES);
         cache.evict("a");
         cache.evict("a");
-        assert_eq!(cache.inner.lock().used, 250);
+        assert_eq!(cache.used(), 250 * KIB + 3 * ENTRY_BYTES);
     }
 
     #[test]
     fn entry_cap_and_disabled() {
-        let cache = BlobCache::new(400);
-        cache.insert("big", blob(101));
-        assert!(cache.get("big").is_none());
+        let cache = cache(400);
+        cache.insert_whole("big", blob(102 * KIB));
+        assert!(cache.whole("big").is_none());
         for budget in [0, -1, i64::MIN] {
-            let off = BlobCache::new(budget);
-            off.insert("a", blob(0));
-            assert!(off.get("a").is_none());
+            let off = Arc::new(BlobCache::new(budget));
+            off.insert_whole("a", blob(0));
+            assert!(off.whole("a").is_none());
+            assert!(off.reserve(1).is_none());
+        }
+    }
+
+    #[test]
+    fn pieces_are_found_by_what_they_hold() {
+        let cache = cache(4000);
+        cache.insert("a", 100, blob(50), None);
+        cache.insert("a", 150, blob(50), None);
+        cache.insert("a", 120, blob(10), None);
+        let found = |range: Range<u64>| cache.find("a", &range).map(|p| p.range());
+        assert_eq!(found(100..150), Some(100..150));
+        assert_eq!(found(120..130), Some(100..150), "held already");
+        assert_eq!(found(140..160), None, "two pieces are not joined");
+        assert_eq!(found(99..101), None);
+        assert_eq!(cache.reach("a", 110), 200);
+        assert_eq!(cache.reach("a", 99), 99);
+        assert_eq!(cache.reach("b", 7), 7);
+        cache.insert("a", 90, blob(200), None);
+        assert_eq!(found(140..160), Some(90..290));
+        assert_eq!(cache.used(), 200 + ENTRY_BYTES, "what it holds is gone");
+        assert!(cache.whole("a").is_none());
+        cache.insert_whole("a", blob(300));
+        assert!(cache.whole("a").is_some());
+        assert_eq!(found(0..300), Some(0..300));
+    }
+
+    #[test]
+    fn windows_take_half_of_the_budget_until_they_are_read_again() {
+        let cache = cache(800);
+        for n in 0..8 {
+            cache.insert("a", n * 100 * KIB, blob(100 * KIB), None);
+        }
+        let held = || {
+            (0..8).filter(|n| {
+                cache
+                    .find("a", &(n * 100 * KIB..n * 100 * KIB + 1))
+                    .is_some()
+            })
+        };
+        assert_eq!(held().collect::<Vec<_>>(), [4, 5, 6, 7]);
+        assert_eq!(cache.wasted(), 400 * KIB);
+        for n in 4..8 {
+            cache.reused("a", n * 100 * KIB);
+        }
+        for n in 0..4 {
+            cache.insert("a", n * 100 * KIB, blob(100 * KIB), None);
+        }
+        assert_eq!(held().count(), 8);
+        let reserved = cache.reserve(200 * KIB).unwrap();
+        assert!(cache.reserve(KIB).is_none(), "a quarter is on its way");
+        assert!(cache.used() <= cache.budget());
+        assert_eq!(held().collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
+        cache.insert("b", 0, blob(200 * KIB), Some(reserved));
+        assert_eq!(cache.inner.lock().reserved, 0);
+        assert!(cache.find("b", &(0..200 * KIB)).is_some());
+    }
+
+    #[test]
+    fn a_block_is_checked_once_and_a_wrong_one_stays_wrong() {
+        let cache = cache(400);
+        let piece = cache.insert("a", 1000, blob(100), None);
+        assert_eq!(piece.block("k", &(1000..1010), &good), Block::New(blob(10)));
+        assert_eq!(
+            piece.block("k", &(1000..1010), &bad),
+            Block::Again(blob(10))
+        );
+        assert_eq!(piece.block("other", &(1000..1010), &bad), Block::Wrong);
+        assert_eq!(piece.block("k", &(1010..1020), &bad), Block::Wrong);
+        assert_eq!(piece.block("k", &(1010..1020), &good), Block::Wrong);
+        assert_eq!(piece.block("k", &(1010..1021), &good), Block::New(blob(11)));
+        for outside in [990..1000, 1095..1101, 0..u64::MAX] {
+            assert_eq!(piece.block("k", &outside, &good), Block::Outside);
         }
     }
 }

@@ -19,6 +19,9 @@
 //! | other 4xx, 3xx to a store | the other endpoints are asked, this one never again |
 //! | wrong length or range, bytes that fail the check | the other aggregators are asked |
 //!
+//! A read whose answer does not begin in the time usual for that aggregator is asked of a second one
+//! too, at most one in ten.
+//!
 //! Publishers that are well take turns; of the aggregators the first one that is well is used. An
 //! endpoint that failed comes last for a while ([`ClientConfig::cool_down`]).
 
@@ -36,8 +39,8 @@ use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
 
 use super::auth::Auth;
 use super::cache::BlobCache;
-use super::endpoints::{redact_url, Endpoints};
-use super::read::Want;
+use super::endpoints::{redact_url, Endpoints, Hedging};
+use super::read::{Effort, Want};
 use super::retry::{Class, Policy, Rotation};
 use super::store::decode_blob_id;
 use super::{BlobStore, Body, Check, StoreOptions, StoreResult};
@@ -71,8 +74,8 @@ pub struct ClientConfig {
     /// How often a request asks endpoints again, over all endpoints together (asking the next
     /// endpoint for the first time is not counted). 0 is allowed. Default 3.
     pub max_retries: u32,
-    /// Memory for whole blobs and quilt members (bytes), a quarter of it per entry at most; zero or
-    /// less disables the cache. Default 256 MiB.
+    /// Memory for whole blobs, quilt members and windows of blobs (bytes), a quarter of it per entry
+    /// at most; zero or less disables the cache. Default 256 MiB.
     pub blob_cache_bytes: i64,
     /// Longest whole blob or range that is read into memory (bytes). Default 1 GiB; the network
     /// takes up to [`max_blob_size`](super::cost::max_blob_size), which nobody wants in memory.
@@ -186,6 +189,10 @@ stats! {
     cache_hits,
     /// Reads not served from memory although the cache is on.
     cache_misses,
+    /// Reads that a second aggregator was asked for, since the first was slow to answer.
+    hedges,
+    /// Those in which the second was first.
+    hedge_wins,
     /// Paid for new blobs (FROST).
     cost_frost,
     /// Encoded size of new blobs on the network (bytes).
@@ -201,9 +208,10 @@ pub(super) struct Inner {
     pub(super) max_blob_bytes: u64,
     pub(super) not_found_backoff: Vec<Duration>,
     pub(super) auth: Auth,
-    pub(super) cache: BlobCache,
+    pub(super) cache: Arc<BlobCache>,
     pub(super) certified: Mutex<LruCache<[u8; 32], ()>>,
     pub(super) stats: Counters,
+    pub(super) hedging: Hedging,
 }
 
 impl Inner {
@@ -332,9 +340,10 @@ impl Client {
                     .map(capped)
                     .collect(),
                 auth: config.auth,
-                cache: BlobCache::new(config.blob_cache_bytes),
+                cache: Arc::new(BlobCache::new(config.blob_cache_bytes)),
                 certified: Mutex::new(LruCache::new(certified)),
                 stats: Counters::default(),
+                hedging: Hedging::default(),
             }),
         })
     }
@@ -362,6 +371,11 @@ impl Client {
     /// As [`read`](Client::read); a range beyond the end of the blob is [`ErrorKind::Walrus`].
     pub async fn read_range(&self, blob_id: &str, offset: u64, len: u64) -> Result<Bytes> {
         BlobStore::read_range(self, blob_id, offset, len, &unchecked).await
+    }
+
+    /// The memory that whoever reads through this client shares with it.
+    pub(crate) fn cache(&self) -> Arc<BlobCache> {
+        Arc::clone(&self.inner.cache)
     }
 
     /// What this client did so far.
@@ -393,6 +407,14 @@ impl BlobStore for Client {
         self.inner
             .fetch(Want::Range(blob_id, offset, len), check)
             .await
+    }
+
+    async fn read_window(&self, blob_id: &str, offset: u64, len: u64) -> Result<Bytes> {
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let want = Want::Range(blob_id, offset, len);
+        self.inner.fetch_anew(want, &unchecked, Effort::Once).await
     }
 
     async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes> {

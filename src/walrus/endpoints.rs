@@ -11,13 +11,16 @@
 //! success. Below one half the endpoint counts as healthy. So a single failure is forgotten after
 //! one `cool_down`, a series of failures after a few.
 //!
+//! **Pace.** How long an aggregator takes to begin its answer is remembered as a moving mean and
+//! deviation. One that was overtaken by another, asked later, counts as failed by three quarters.
+//!
 //! **Size limits.** No endpoint tells the largest body it takes: 10 MiB on a stock publisher, 1 MiB
 //! behind a stock nginx, anything elsewhere. A refusal of N bytes teaches a cap: 10 MiB if N was
 //! above that, else N/2, but never below the largest body it has taken. What was learnt is
 //! forgotten after an hour (ten minutes if it was only guessed from a broken connection), because
 //! operators raise limits and weak networks recover.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::engine::general_purpose::STANDARD;
@@ -52,8 +55,15 @@ pub(super) struct Endpoint {
     state: Mutex<State>,
 }
 
+/// How long an answer may take to begin before another endpoint is asked too.
+const PATIENCE_UNKNOWN: Duration = Duration::from_secs(2);
+const PATIENCE_LEAST: Duration = Duration::from_millis(50);
+const PATIENCE_MOST: Duration = Duration::from_secs(5);
+
 #[derive(Default)]
 struct State {
+    /// Time until an answer begins: mean and mean deviation (seconds).
+    pace: Option<(f64, f64)>,
     penalty: f64,
     penalty_at: Option<Instant>,
     accepted: u64,
@@ -170,6 +180,29 @@ impl Endpoint {
         state.penalty_at = Some(now);
     }
 
+    /// Notes how long an answer took to begin.
+    pub(super) fn answered_in(&self, time: Duration) {
+        let time = time.as_secs_f64();
+        let mut state = self.state.lock();
+        // The weights of TCP's estimate of a round trip (RFC 6298).
+        state.pace = Some(match state.pace {
+            None => (time, time / 2.0),
+            Some((mean, deviation)) => (
+                mean + (time - mean) / 8.0,
+                deviation + ((time - mean).abs() - deviation) / 4.0,
+            ),
+        });
+    }
+
+    /// How long to wait for an answer to begin before another endpoint is asked too.
+    pub(super) fn patience(&self) -> Duration {
+        let pace = self.state.lock().pace;
+        pace.map_or(PATIENCE_UNKNOWN, |(mean, deviation)| {
+            let usual = Duration::from_secs_f64(mean + 4.0 * deviation);
+            usual.clamp(PATIENCE_LEAST, PATIENCE_MOST)
+        })
+    }
+
     /// Notes that a body of `len` bytes was taken.
     pub(super) fn accepted(&self, len: u64) {
         let mut state = self.state.lock();
@@ -231,6 +264,43 @@ fn decayed(state: &State, now: Instant, half_life: Duration) -> f64 {
         return 0.0;
     }
     state.penalty * (-age / half_life).exp2()
+}
+
+/// Keeps requests that are asked of two endpoints at once to one in ten.
+pub(super) struct Hedging {
+    /// Tenths of a request.
+    credit: AtomicU32,
+}
+
+impl Default for Hedging {
+    fn default() -> Self {
+        // One for free: there is nothing to be counted yet.
+        Hedging {
+            credit: AtomicU32::new(HEDGE_PRICE),
+        }
+    }
+}
+
+const HEDGE_PRICE: u32 = 10;
+const HEDGE_CREDIT: u32 = 100;
+
+impl Hedging {
+    /// A request is made.
+    pub(super) fn asked(&self) {
+        let more = |credit: u32| (credit < HEDGE_CREDIT).then_some(credit + 1);
+        let _ = self
+            .credit
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    /// Whether one more may be asked of a second endpoint; if so, it counts.
+    pub(super) fn allows(&self) -> bool {
+        let pay = |credit: u32| credit.checked_sub(HEDGE_PRICE);
+        let paid = self
+            .credit
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay);
+        paid.is_ok()
+    }
 }
 
 /// All endpoints of one kind.
@@ -295,6 +365,11 @@ impl Endpoints {
 
     pub(super) fn failed(&self, index: usize) {
         self.list[index].change_penalty(self.cool_down, |penalty| penalty + 1.0);
+    }
+
+    /// Another endpoint answered first although it was asked later.
+    pub(super) fn was_slow(&self, index: usize) {
+        self.list[index].change_penalty(self.cool_down, |penalty| penalty + 0.75);
     }
 
     /// The largest body worth sending: the largest cap among the healthy endpoints (among all, if
@@ -423,6 +498,46 @@ mod tests {
         assert_eq!(sticky.order(), [0, 1, 2]);
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(sticky.order(), [0, 1, 2], "forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_follows_the_pace() {
+        let two = endpoints(2, false);
+        let first = two.get(0);
+        assert_eq!(first.patience(), PATIENCE_UNKNOWN);
+        for _ in 0..50 {
+            first.answered_in(Duration::from_millis(200));
+        }
+        let patience = first.patience().as_millis();
+        assert!((200..210).contains(&patience), "{patience}");
+        first.answered_in(Duration::from_millis(600));
+        assert!(first.patience() > Duration::from_millis(500), "it varies");
+        two.get(1).answered_in(Duration::from_micros(10));
+        assert_eq!(two.get(1).patience(), PATIENCE_LEAST);
+        two.get(1).answered_in(Duration::from_secs(600));
+        assert_eq!(two.get(1).patience(), PATIENCE_MOST);
+        two.was_slow(0);
+        assert_eq!(two.order(), [1, 0]);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(two.order(), [0, 1], "another chance");
+    }
+
+    #[test]
+    fn one_request_in_ten_may_be_hedged() {
+        let hedging = Hedging::default();
+        assert!(hedging.allows());
+        assert!(!hedging.allows());
+        let mut hedged = 0;
+        for _ in 0..1000 {
+            hedging.asked();
+            hedged += u32::from(hedging.allows());
+        }
+        assert_eq!(hedged, 100);
+        for _ in 0..100_000 {
+            hedging.asked();
+        }
+        let saved = (0..1000).filter(|_| hedging.allows()).count();
+        assert_eq!(saved, 10, "not more than so many at a time");
     }
 
     #[test]

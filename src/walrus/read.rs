@@ -23,21 +23,28 @@
 //! invented parameter. A 404 with an empty body or an HTML page is not Walrus' answer for a missing
 //! blob, but a wrong base URL or a proxy's: it proves nothing.
 //!
+//! **Slow aggregators.** If no answer has begun after the time in which that aggregator usually answers
+//! (mean and four deviations, between 50 ms and 5 s), the next one that this read has not asked yet is
+//! asked too, the first good answer counts, and the other is dropped. At most one read in ten does so.
+//! Whoever was overtaken is asked later than others for a while.
+//!
 //! 403 BLOB_TOO_LARGE (that aggregator's limit for whole reads) and 451 (its operator's block list)
 //! are that aggregator's business: the next one is asked.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, LOCATION, RANGE};
 use reqwest::Response;
+use tokio::time::Instant;
 use url::Url;
 
 use super::client::Inner;
 use super::endpoints::Endpoint;
-use super::retry::{Class, Failure, Rotation};
+use super::retry::{Class, Failure, Policy, Rotation};
 use super::store::decode_blob_id;
 use super::transport::{is_encoded, one_line, send_failure, BodyReader, ErrorAnswer, Progress};
 use super::Check;
@@ -61,6 +68,15 @@ pub(super) enum Want<'a> {
     Blob(&'a str),
     Range(&'a str, u64, u64),
     Patch(&'a str),
+}
+
+/// How hard a read tries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effort {
+    /// By all the rules of this module.
+    Full,
+    /// Each aggregator is asked once, and nothing is waited for: the caller has another way.
+    Once,
 }
 
 /// A good answer.
@@ -161,17 +177,37 @@ impl Inner {
         if let Some(bytes) = self.cached(want, check) {
             return Ok(bytes);
         }
+        self.fetch_anew(want, check, Effort::Full).await
+    }
+
+    /// As [`fetch`](Self::fetch), past the cache.
+    pub(super) async fn fetch_anew(
+        &self,
+        want: Want<'_>,
+        check: Check<'_>,
+        effort: Effort,
+    ) -> Result<Bytes> {
+        want.validate(self.max_blob_bytes)?;
         if self.aggregators.len() == 0 {
             let text = "aggregatorURL: no aggregator is configured, so nothing can be read";
             return Err(Error::new(ErrorKind::Config, text));
         }
-        let mut rotation = Rotation::new(&self.aggregators, &self.policy);
-        let fetched = self.fetch_anywhere(want, check, &mut rotation).await;
+        let policy = match effort {
+            Effort::Full => self.policy.clone(),
+            Effort::Once => Policy {
+                max_retries: 0,
+                ..self.policy.clone()
+            },
+        };
+        let mut rotation = Rotation::new(&self.aggregators, &policy);
+        let fetched = self
+            .fetch_anywhere(want, check, effort, &mut rotation)
+            .await;
         self.count(&rotation);
         let fetched = fetched?;
         self.stats.gets.fetch_add(1, Relaxed);
         if let Some(whole) = fetched.whole {
-            self.cache.insert(want.id(), whole);
+            self.cache.insert_whole(want.id(), whole);
         }
         Ok(fetched.bytes)
     }
@@ -180,7 +216,7 @@ impl Inner {
         if !self.cache.enabled() {
             return None;
         }
-        let bytes = self.cache.get(want.id()).and_then(|whole| {
+        let bytes = self.cache.whole(want.id()).and_then(|whole| {
             let part = want.cut_from(&whole).filter(|part| check(part).is_ok());
             if part.is_none() {
                 self.cache.evict(want.id());
@@ -199,6 +235,7 @@ impl Inner {
         &self,
         want: Want<'_>,
         check: Check<'_>,
+        effort: Effort,
         rotation: &mut Rotation<'_>,
     ) -> Result<Fetched> {
         let own = want
@@ -206,22 +243,16 @@ impl Inner {
             .is_some_and(|key| self.certified.lock().contains(&key));
         let mut repeat = 0;
         loop {
-            while let Some((index, aggregator)) = rotation.next().await {
-                let failure = match self.get(aggregator, want, repeat).await {
-                    Ok(fetched) => match check(&fetched.bytes) {
-                        Ok(()) => {
-                            self.aggregators.succeeded(index);
-                            return Ok(fetched);
-                        }
-                        Err(reason) => Failure::new(Class::Corrupt, one_line(&reason, 400)),
-                    },
-                    Err(failure) => failure,
-                };
-                self.note(&self.aggregators, index, failure.class);
-                rotation.failed(index, failure);
+            while let Some((index, _)) = rotation.next().await {
+                if let Some(fetched) = self.ask(index, want, check, repeat, rotation).await {
+                    return Ok(fetched);
+                }
                 if !own && rotation.count(Class::NotFound) >= 2 {
                     break;
                 }
+            }
+            if effort == Effort::Once {
+                break;
             }
             let missing = rotation.count(Class::NotFound);
             let wait = match (own, missing) {
@@ -255,16 +286,87 @@ impl Inner {
         })
     }
 
-    /// One attempt.
+    /// Asks the aggregator at `first`, and one that was not asked yet if that is slower than usual.
+    /// The first good answer counts; what failed is noted.
+    async fn ask(
+        &self,
+        first: usize,
+        want: Want<'_>,
+        check: Check<'_>,
+        repeat: usize,
+        rotation: &mut Rotation<'_>,
+    ) -> Option<Fetched> {
+        let answered = AtomicBool::new(false);
+        let attempt = |index: usize| {
+            let answered = &answered;
+            async move {
+                let aggregator = self.aggregators.get(index);
+                let fetched = self.get(aggregator, want, repeat, answered).await;
+                let fetched = fetched.and_then(|fetched| match check(&fetched.bytes) {
+                    Ok(()) => Ok(fetched),
+                    Err(reason) => Err(Failure::new(Class::Corrupt, one_line(&reason, 400))),
+                });
+                (index, fetched)
+            }
+        };
+        let mut running = FuturesUnordered::new();
+        running.push(attempt(first));
+        let patience = tokio::time::sleep(self.aggregators.get(first).patience());
+        tokio::pin!(patience);
+        self.hedging.asked();
+        let mut waited = self.aggregators.len() < 2;
+        let mut second = None;
+        loop {
+            tokio::select! {
+                biased;
+                Some((index, fetched)) = running.next() => match fetched {
+                    Ok(fetched) => {
+                        self.aggregators.succeeded(index);
+                        if second == Some(index) {
+                            self.stats.hedge_wins.fetch_add(1, Relaxed);
+                            self.aggregators.was_slow(first);
+                        }
+                        return Some(fetched);
+                    }
+                    Err(failure) => {
+                        self.note(&self.aggregators, index, failure.class);
+                        rotation.failed(index, failure);
+                        if running.is_empty() {
+                            return None;
+                        }
+                    }
+                },
+                () = &mut patience, if !waited => {
+                    waited = true;
+                    if answered.load(Relaxed) || !rotation.has_fresh() || !self.hedging.allows() {
+                        continue;
+                    }
+                    if let Some(index) = rotation.take_fresh() {
+                        self.stats.hedges.fetch_add(1, Relaxed);
+                        second = Some(index);
+                        running.push(attempt(index));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One attempt. Sets `answered` as soon as an answer has begun.
     async fn get(
         &self,
         aggregator: &Endpoint,
         want: Want<'_>,
         repeat: usize,
+        answered: &AtomicBool,
     ) -> std::result::Result<Fetched, Failure> {
         let buster = CACHE_BUSTERS[repeat % CACHE_BUSTERS.len()];
         let url = aggregator.url(&format!("{}{buster}", want.path()));
+        let asked = Instant::now();
         let response = self.send_get(aggregator, &url, want).await?;
+        answered.store(true, Relaxed);
+        if response.status().is_success() {
+            aggregator.answered_in(asked.elapsed());
+        }
         let status = response.status().as_u16();
         match (status, want) {
             (206, Want::Range(..)) | (200, _) => {}

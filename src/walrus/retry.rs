@@ -180,6 +180,19 @@ impl<'a> Rotation<'a> {
         self.order.iter().find(fresh).copied()
     }
 
+    /// Whether there is an endpoint that this request has not asked.
+    pub(super) fn has_fresh(&self) -> bool {
+        self.fresh().is_some()
+    }
+
+    /// The next endpoint that this request has not asked, to be asked beside another one.
+    pub(super) fn take_fresh(&mut self) -> Option<usize> {
+        let index = self.fresh()?;
+        self.slots[index].asked += 1;
+        self.slots[index].attempts += 1;
+        Some(index)
+    }
+
     async fn again(&mut self) -> Option<usize> {
         if self.retries_left == 0 {
             return None;

@@ -216,6 +216,16 @@ pub struct MemStore {
     pub puts_running: AtomicUsize,
     pub puts_peak: AtomicUsize,
     pub epoch: AtomicU64,
+    /// Parts of blobs that were asked for: blob, offset, length.
+    pub reads: Mutex<Vec<(String, u64, u64)>>,
+    pub reads_running: AtomicUsize,
+    /// While this is held for writing, parts are asked for and not given.
+    pub hold_reads: tokio::sync::RwLock<()>,
+    /// Time a part takes (milliseconds).
+    pub read_ms: AtomicU64,
+    pub fail_windows: AtomicBool,
+    /// This byte of each blob is wrong in windows.
+    pub wrong_in_windows: Mutex<Option<u64>>,
 }
 
 impl Default for MemStore {
@@ -229,6 +239,12 @@ impl Default for MemStore {
             puts_running: AtomicUsize::new(0),
             puts_peak: AtomicUsize::new(0),
             epoch: AtomicU64::new(1),
+            reads: Mutex::default(),
+            reads_running: AtomicUsize::new(0),
+            hold_reads: tokio::sync::RwLock::default(),
+            read_ms: AtomicU64::new(0),
+            fail_windows: AtomicBool::new(false),
+            wrong_in_windows: Mutex::default(),
         }
     }
 }
@@ -248,6 +264,23 @@ impl MemStore {
             .get(blob_id)
             .cloned()
             .ok_or_else(|| Error::new(ErrorKind::BlobNotFound, format!("blob {blob_id} not found")))
+    }
+
+    async fn part(&self, id: &str, offset: u64, len: u64) -> Result<Bytes> {
+        self.reads.lock().push((id.to_owned(), offset, len));
+        self.reads_running.fetch_add(1, SeqCst);
+        let _running = Running(&self.reads_running);
+        let _held = self.hold_reads.read().await;
+        let takes = Duration::from_millis(self.read_ms.load(SeqCst));
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+        let blob = self.find(id)?;
+        let range = offset as usize..(offset + len) as usize;
+        if range.end > blob.len() {
+            return Err(Error::new(ErrorKind::Corrupt, "range beyond the blob"));
+        }
+        Ok(blob.slice(range))
     }
 }
 
@@ -290,12 +323,25 @@ impl BlobStore for MemStore {
     }
 
     async fn read_range(&self, id: &str, offset: u64, len: u64, check: Check<'_>) -> Result<Bytes> {
-        let blob = self.find(id)?;
-        let range = offset as usize..(offset + len) as usize;
-        if range.end > blob.len() {
-            return Err(Error::new(ErrorKind::Corrupt, "range beyond the blob"));
+        self.part(id, offset, len)
+            .await
+            .and_then(|part| checked(part, check))
+    }
+
+    async fn read_window(&self, id: &str, offset: u64, len: u64) -> Result<Bytes> {
+        if self.fail_windows.load(SeqCst) {
+            return Err(Error::retryable(ErrorKind::Walrus, "no windows"));
         }
-        checked(blob.slice(range), check)
+        let part = self.part(id, offset, len).await?;
+        let wrong = *self.wrong_in_windows.lock();
+        Ok(match wrong.and_then(|at| at.checked_sub(offset)) {
+            Some(at) if at < len => {
+                let mut part = part.to_vec();
+                part[at as usize] ^= 1;
+                part.into()
+            }
+            _ => part,
+        })
     }
 
     async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes> {

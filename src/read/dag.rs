@@ -1,0 +1,272 @@
+//! Which blocks follow a block, by the links of the nodes that were read: when a reader comes to the
+//! end of a blob, the next blob of its file is found here.
+//!
+//! Only dag-pb is understood: it is what files and directories are made of. A block that looks like it
+//! by chance does no harm: its links are keys that nobody asks for.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use data_encoding::BASE32_NOPAD;
+use lru::LruCache;
+
+/// Links that are remembered, over all nodes (about 100 bytes each).
+const LINKS: usize = 16 << 10;
+
+/// How many levels a walk goes up or down.
+const LEVELS: usize = 8;
+
+/// The multihash code of a digest that is the block itself: none is stored for it.
+const IDENTITY: u8 = 0x00;
+
+/// The nodes that were read lately.
+pub(super) struct Nodes {
+    /// By the hash of a node's key: the keys of its children.
+    nodes: LruCache<u64, Vec<Box<str>>>,
+    /// Where a key stands: in which node, at which place.
+    places: HashMap<u64, (u64, usize)>,
+    links: usize,
+    hasher: RandomState,
+}
+
+impl Nodes {
+    pub(super) fn new() -> Self {
+        Nodes {
+            nodes: LruCache::unbounded(),
+            places: HashMap::new(),
+            links: 0,
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Remembers a node's links, under its key.
+    pub(super) fn learn(&mut self, key: &str, links: &[&[u8]]) {
+        let node = self.hasher.hash_one(key);
+        if links.len() > LINKS || self.nodes.promote(&node) {
+            return;
+        }
+        let parent = &key[..key.rfind('/').map_or(0, |at| at + 1)];
+        let children = links.iter();
+        let children = children.map(|hash| format!("{parent}{}", BASE32_NOPAD.encode(hash)).into());
+        let children: Vec<Box<str>> = children.collect();
+        for (place, child) in children.iter().enumerate() {
+            let child = self.hasher.hash_one(&**child);
+            self.places.insert(child, (node, place));
+        }
+        self.links += children.len();
+        self.nodes.put(node, children);
+        while self.links > LINKS {
+            let Some((old, children)) = self.nodes.pop_lru() else {
+                break;
+            };
+            self.links -= children.len();
+            for child in &children {
+                let child = self.hasher.hash_one(&**child);
+                if self.places.get(&child).is_some_and(|place| place.0 == old) {
+                    self.places.remove(&child);
+                }
+            }
+        }
+    }
+
+    /// The keys that follow `key` in the order of its tree, as far as nodes are known: at most `limit`.
+    /// None for a node itself, as its reader may go down or on.
+    pub(super) fn after(&self, key: &str, limit: usize) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut at = self.hasher.hash_one(key);
+        if self.nodes.contains(&at) {
+            return keys;
+        }
+        for _ in 0..LEVELS {
+            let Some(&(node, place)) = self.places.get(&at) else {
+                break;
+            };
+            let siblings = self.nodes.peek(&node).and_then(|all| all.get(place + 1..));
+            for sibling in siblings.unwrap_or(&[]) {
+                self.leaves(sibling, LEVELS, limit, &mut keys);
+                if keys.len() >= limit {
+                    return keys;
+                }
+            }
+            at = node;
+        }
+        keys
+    }
+
+    /// The keys under `key` that are no known nodes.
+    fn leaves(&self, key: &str, levels: usize, limit: usize, keys: &mut Vec<String>) {
+        match self.nodes.peek(&self.hasher.hash_one(key)) {
+            Some(children) if levels > 0 => {
+                for child in children {
+                    if keys.len() >= limit {
+                        return;
+                    }
+                    self.leaves(child, levels - 1, limit, keys);
+                }
+            }
+            _ => keys.push(key.to_owned()),
+        }
+    }
+}
+
+/// The multihashes of a dag-pb node's links, in order; none if the block is something else, has no
+/// links, or does not begin with them (as every encoder writes them).
+pub(super) fn links(block: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut links = Vec::new();
+    let mut rest = block;
+    while let Some((&tag, body)) = rest.split_first() {
+        let (field, after) = delimited(body)?;
+        rest = after;
+        match tag {
+            // PBNode.Links
+            0x12 => links.push(link(field)?),
+            // PBNode.Data comes last.
+            0x0a if !links.is_empty() && rest.is_empty() => {}
+            _ => return None,
+        }
+    }
+    links.retain(|hash: &&[u8]| hash.first() != Some(&IDENTITY));
+    (!links.is_empty()).then_some(links)
+}
+
+/// The multihash of a PBLink: Hash, perhaps Name and Tsize.
+fn link(field: &[u8]) -> Option<&[u8]> {
+    let (0x0a, body) = field.split_first().map(|(tag, body)| (*tag, body))? else {
+        return None;
+    };
+    let (cid, mut rest) = delimited(body)?;
+    while let Some((&tag, body)) = rest.split_first() {
+        rest = match tag {
+            0x12 => delimited(body)?.1,
+            0x18 => varint(body)?.1,
+            _ => return None,
+        };
+    }
+    // CIDv0 is a bare SHA2-256 multihash; CIDv1 has version and codec before it.
+    let hash = match cid {
+        [0x12, 0x20, ..] => cid,
+        [0x01, codec @ ..] => varint(codec)?.1,
+        _ => return None,
+    };
+    let (_, len_and_digest) = varint(hash)?;
+    let (len, digest) = varint(len_and_digest)?;
+    (len == digest.len() as u64).then_some(hash)
+}
+
+fn delimited(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = varint(bytes)?;
+    rest.split_at_checked(usize::try_from(len).ok()?)
+}
+
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0u64;
+    for (i, byte) in bytes.iter().take(9).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * i);
+        if byte & 0x80 == 0 {
+            return Some((value, &bytes[i + 1..]));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
+        let mut out = vec![tag];
+        let mut len = bytes.len();
+        while len > 0x7f {
+            out.push(len as u8 | 0x80);
+            len >>= 7;
+        }
+        out.push(len as u8);
+        out.extend_from_slice(bytes);
+        out
+    }
+
+    fn hash(n: u8) -> Vec<u8> {
+        [&[0x12, 0x20][..], &[n; 32]].concat()
+    }
+
+    fn key(n: u8) -> String {
+        format!("/{}", BASE32_NOPAD.encode(&hash(n)))
+    }
+
+    /// A node with links to raw blocks (CIDv1).
+    fn node(children: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for n in children {
+            let cid = [&[0x01, 0x55][..], &hash(*n)].concat();
+            let mut link = field(0x0a, &cid);
+            link.extend(field(0x12, b""));
+            link.extend([0x18, 0x80, 0x80, 0x10]);
+            out.extend(field(0x12, &link));
+        }
+        out.extend(field(0x0a, &[0x08, 0x02, 0x18, 0x07]));
+        out
+    }
+
+    #[test]
+    fn links_of_nodes() {
+        let block = node(&[1, 2, 200]);
+        assert_eq!(links(&block).unwrap(), [hash(1), hash(2), hash(200)]);
+        let v0 = field(0x12, &field(0x0a, &hash(9)));
+        assert_eq!(links(&v0).unwrap(), [hash(9)]);
+        let identity = field(0x12, &field(0x0a, &[0x01, 0x55, 0x00, 0x01, 0x61]));
+        assert_eq!(
+            links(&[identity.clone(), v0.clone()].concat()).unwrap(),
+            [hash(9)]
+        );
+        for other in [
+            &b""[..],
+            b"raw bytes",
+            &[0x0a, 0x02, 0x08, 0x01],
+            &identity,
+            &block[..block.len() - 1],
+            &[&v0[..], &[0x12]].concat(),
+            &field(0x12, &field(0x0a, &hash(9)[..33])),
+            &field(0x12, b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+            &[&block[..], &v0].concat(),
+        ] {
+            assert_eq!(links(other), None, "{other:x?}");
+        }
+    }
+
+    #[test]
+    fn what_follows_in_the_tree() {
+        let mut nodes = Nodes::new();
+        let learn = |nodes: &mut Nodes, n: u8, children: &[u8]| {
+            let block = node(children);
+            nodes.learn(&key(n), &links(&block).unwrap());
+        };
+        let keys = |all: &[u8]| all.iter().map(|n| key(*n)).collect::<Vec<_>>();
+        learn(&mut nodes, 100, &[10, 20, 30]);
+        learn(&mut nodes, 10, &[11, 12, 13]);
+        assert_eq!(nodes.after(&key(11), 9), keys(&[12, 13, 20, 30]));
+        learn(&mut nodes, 20, &[21, 22]);
+        assert_eq!(nodes.after(&key(12), 9), keys(&[13, 21, 22, 30]));
+        assert_eq!(nodes.after(&key(12), 2), keys(&[13, 21]));
+        assert_eq!(nodes.after(&key(22), 9), keys(&[30]));
+        assert_eq!(nodes.after(&key(100), 9), [""; 0]);
+        assert_eq!(nodes.after("/unknown", 9), [""; 0]);
+        // A node that holds itself by a trick ends all the same.
+        learn(&mut nodes, 50, &[51, 50]);
+        assert!(nodes.after(&key(51), 100).len() <= 100);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut nodes = Nodes::new();
+        for n in 0..2000u32 {
+            let hashes: Vec<Vec<u8>> = (0..20u8)
+                .map(|i| [&hash(i)[..30], &n.to_le_bytes()].concat())
+                .collect();
+            let links: Vec<&[u8]> = hashes.iter().map(Vec::as_slice).collect();
+            nodes.learn(&format!("/{n}"), &links);
+        }
+        assert!(nodes.links <= LINKS);
+        assert!(nodes.places.len() <= LINKS);
+        assert_eq!(nodes.nodes.len(), LINKS / 20);
+    }
+}

@@ -1,0 +1,596 @@
+//! Which gets follow each other, and what is worth fetching for them. Pure: no I/O, no clock of its
+//! own.
+//!
+//! A *stream* is a reader that goes through a blob from block to block. Two blocks side by side make
+//! one. From then on it may jump within what was fetched for it, since a reader of a file works on
+//! several batches of blocks at a time. A read that fits no stream is random: exactly its block is
+//! fetched.
+//!
+//! A stream is worth as many bytes ahead as it has read, twice. So windows grow with it, up to the
+//! largest, and then there are several on their way; and what is fetched in vain when it stops is in
+//! proportion. All streams together share one allowance. What a stream has read counts on in the next
+//! blob.
+
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How far behind a stream's furthest block a read still belongs to it (bytes).
+const BACK: u64 = 16 << 20;
+
+/// What may lie between two blocks that begin a stream (bytes): framing.
+const FRAME: u64 = 256;
+
+/// What may lie between two blocks of a stream (bytes): a node between leaves, what was deleted.
+const GAP: u64 = 64 << 10;
+
+/// Where a reader may enter the next blob of its file (bytes).
+const ENTRANCE: u64 = 1 << 20;
+
+/// Streams that are remembered, and first blocks that may become one.
+const STREAMS: usize = 128;
+const STARTS: usize = 64;
+
+/// A stream that has not been read for so long takes no share.
+const ASLEEP: Duration = Duration::from_secs(2);
+
+/// How far a stream goes before it asks again which blob follows (bytes).
+const ASK_AGAIN: u64 = 4 << 20;
+
+/// Sizes in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// The largest window; the smallest is a sixteenth of it.
+    pub window: u64,
+    /// What all streams together may have fetched ahead.
+    pub ahead: u64,
+}
+
+/// Where a window can end: windows hold whole blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// After this byte.
+    At(u64),
+    /// Nothing follows.
+    End,
+    /// The rows must be asked for first.
+    Unknown,
+}
+
+/// Where windows of a blob that begin at some byte and should not reach beyond another can end.
+pub(super) type Map<'a> = &'a dyn Fn(&str, u64, u64) -> Cut;
+
+/// A window to be fetched before anybody waits for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ahead {
+    pub stream: u64,
+    pub blob: Arc<str>,
+    pub range: Range<u64>,
+}
+
+/// What a stream is waiting for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Plan {
+    pub ahead: Vec<Ahead>,
+    /// Rows of this blob from this byte on are needed to go on.
+    pub rows: Option<(Arc<str>, u64)>,
+    /// The blob ends soon: which one is next?
+    pub follow: bool,
+}
+
+#[derive(Debug)]
+struct Stream {
+    id: u64,
+    blob: Arc<str>,
+    blob_hash: u64,
+    /// End of the furthest block that was read.
+    pos: u64,
+    /// End of what is here or on its way.
+    reach: u64,
+    /// Bytes read in a row.
+    run: u64,
+    /// Whether it is more than a first block.
+    flows: bool,
+    /// Where the blob's blocks end.
+    end: Option<u64>,
+    /// Where it goes on.
+    next: Option<u64>,
+    /// Expected to be read, because another stream will come to its end.
+    expected: bool,
+    /// Asks for the next blob when it is here.
+    ask_at: u64,
+    used: Instant,
+}
+
+impl Stream {
+    fn has_ended(&self) -> bool {
+        self.end.is_some_and(|end| self.pos >= end)
+    }
+
+    /// Whether somebody is reading it.
+    fn is_awake(&self, now: Instant) -> bool {
+        let recent = now.saturating_duration_since(self.used) < ASLEEP;
+        self.flows && recent && !self.expected && !self.has_ended()
+    }
+}
+
+/// See the module.
+pub(super) struct Streams {
+    limits: Limits,
+    list: Vec<Stream>,
+    next_id: u64,
+    hasher: RandomState,
+}
+
+impl Streams {
+    pub(super) fn new(limits: Limits) -> Self {
+        Streams {
+            limits,
+            list: Vec::new(),
+            next_id: 0,
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Notes that a block is read. Returns the stream it belongs to; `None` for a random read.
+    pub(super) fn note(&mut self, blob: &str, range: &Range<u64>, now: Instant) -> Option<u64> {
+        let hash = self.hasher.hash_one(blob);
+        let belongs = |s: &&mut Stream| {
+            s.blob_hash == hash
+                && if s.flows {
+                    let until = s.reach.max(s.pos).saturating_add(GAP);
+                    (s.pos.saturating_sub(BACK)..=until).contains(&range.start)
+                } else {
+                    (s.pos..=s.pos.saturating_add(FRAME)).contains(&range.start)
+                }
+        };
+        let near = self.list.iter_mut().filter(belongs);
+        if let Some(stream) = near.min_by_key(|s| s.pos.abs_diff(range.start)) {
+            stream.pos = stream.pos.max(range.end);
+            stream.reach = stream.reach.max(stream.pos);
+            stream.run = stream.run.saturating_add(range.end - range.start);
+            stream.flows = true;
+            stream.expected = false;
+            stream.used = now;
+            let id = stream.id;
+            self.forget_oldest(true, STREAMS);
+            return Some(id);
+        }
+        let carried = match range.start <= ENTRANCE {
+            true => self.take_ended(now),
+            false => 0,
+        };
+        let id = self.add(blob, hash, range.end, carried, now);
+        (carried > 0).then_some(id)
+    }
+
+    /// What a stream that has come to the end of its blob had read; it ends.
+    fn take_ended(&mut self, now: Instant) -> u64 {
+        let ended = self.list.iter().position(|s| {
+            let recent = now.saturating_duration_since(s.used) < ASLEEP;
+            s.flows && recent && s.next.is_none() && s.has_ended()
+        });
+        ended.map_or(0, |at| self.list.swap_remove(at).run)
+    }
+
+    /// A stream at `pos` that has read `carried` bytes elsewhere; with none, a first block.
+    fn add(&mut self, blob: &str, blob_hash: u64, pos: u64, carried: u64, now: Instant) -> u64 {
+        let flows = carried > 0;
+        let most = if flows { STREAMS } else { STARTS };
+        self.forget_oldest(flows, most - 1);
+        let id = self.next_id;
+        self.next_id += 1;
+        self.list.push(Stream {
+            id,
+            blob: blob.into(),
+            blob_hash,
+            pos,
+            reach: pos,
+            run: carried,
+            flows,
+            end: None,
+            next: None,
+            expected: false,
+            ask_at: 0,
+            used: now,
+        });
+        id
+    }
+
+    /// Leaves at most `most` streams, or first blocks.
+    fn forget_oldest(&mut self, flows: bool, most: usize) {
+        let alike = self.list.iter().filter(|s| s.flows == flows);
+        if alike.clone().count() > most {
+            let oldest = alike.min_by_key(|s| (s.used, s.id)).map(|s| s.id);
+            self.list.retain(|s| Some(s.id) != oldest);
+        }
+    }
+
+    fn find(&mut self, id: u64) -> Option<&mut Stream> {
+        self.list.iter_mut().find(|s| s.id == id)
+    }
+
+    /// Bytes that a stream which has read `run` may have ahead, and the size of its windows.
+    fn worth(&self, run: u64, now: Instant) -> (u64, u64) {
+        let awake = self.list.iter().filter(|s| s.is_awake(now)).count();
+        let awake = awake.max(1) as u64;
+        let ahead = run.saturating_mul(2).min(self.limits.ahead / awake);
+        let largest = self.limits.window;
+        let sizes = [largest, largest / 4, largest / 16];
+        let window = sizes.into_iter().find(|&size| size <= ahead);
+        (ahead, window.unwrap_or(largest / 16))
+    }
+
+    /// Where a window for a block of stream `id` that is not here should end: at or before the block's
+    /// own end for the block alone.
+    pub(super) fn window(
+        &mut self,
+        id: u64,
+        range: &Range<u64>,
+        now: Instant,
+        map: Map<'_>,
+    ) -> Cut {
+        let Some(stream) = self.list.iter().find(|s| s.id == id) else {
+            return Cut::End;
+        };
+        let (_, window) = self.worth(stream.run, now);
+        let upto = range.start.saturating_add(window);
+        if upto <= range.end {
+            return Cut::End;
+        }
+        map(&stream.blob, range.start, upto)
+    }
+
+    /// The bytes of a stream up to `reach` are here or on their way.
+    pub(super) fn reached(&mut self, id: u64, reach: u64) {
+        if let Some(stream) = self.find(id) {
+            stream.reach = stream.reach.max(reach);
+        }
+    }
+
+    /// What to fetch ahead for a stream. The caller reports what it did by [`reached`](Self::reached).
+    pub(super) fn plan(&mut self, id: u64, now: Instant, map: Map<'_>) -> Plan {
+        let mut plan = Plan::default();
+        let Some(at) = self.list.iter().position(|s| s.id == id) else {
+            return plan;
+        };
+        let (ahead, window) = self.worth(self.list[at].run, now);
+        let stream = &mut self.list[at];
+        let upto = stream.pos.saturating_add(ahead);
+        match extend(stream, upto, window, map, &mut plan) {
+            None => return plan,
+            Some(end) => stream.end = Some(end),
+        }
+        // It ends within what it is worth: the rest is for the blob that follows.
+        let (end, next) = (stream.end.unwrap_or(0), stream.next);
+        let rest = upto.saturating_sub(end);
+        if rest == 0 {
+            return plan;
+        }
+        if let Some(next) = next.and_then(|next| self.find(next)) {
+            if next.expected {
+                let upto = next.pos.saturating_add(rest);
+                extend(next, upto, window, map, &mut plan);
+            }
+        } else if let Some(stream) = self.find(id).filter(|s| s.pos >= s.ask_at) {
+            stream.next = None;
+            stream.ask_at = stream.pos.saturating_add(ASK_AGAIN);
+            plan.follow = true;
+        }
+        plan
+    }
+
+    /// Stream `id` goes on at `offset` of `blob`.
+    pub(super) fn follow(&mut self, id: u64, blob: &str, offset: u64, now: Instant) {
+        let Some(run) = self.find(id).map(|s| s.run) else {
+            return;
+        };
+        let hash = self.hasher.hash_one(blob);
+        let there = |s: &&Stream| {
+            let near = s.expected || s.pos.abs_diff(offset) < BACK;
+            s.blob_hash == hash && s.flows && s.id != id && near
+        };
+        let next = match self.list.iter().find(there) {
+            Some(stream) => stream.id,
+            None => {
+                let next = self.add(blob, hash, offset, run, now);
+                if let Some(stream) = self.find(next) {
+                    stream.expected = true;
+                }
+                next
+            }
+        };
+        // Another guess was that it is entered elsewhere.
+        if let Some(stream) = self.find(next).filter(|s| s.expected && s.pos != offset) {
+            (stream.pos, stream.reach, stream.run) = (offset, offset, run);
+        }
+        if let Some(stream) = self.find(id) {
+            stream.next = Some(next);
+        }
+    }
+}
+
+/// Windows for a stream up to `upto`. Returns where the blob ends if that comes first.
+fn extend(
+    stream: &mut Stream,
+    upto: u64,
+    window: u64,
+    map: Map<'_>,
+    plan: &mut Plan,
+) -> Option<u64> {
+    let mut reach = stream.reach;
+    loop {
+        if stream.end.is_some_and(|end| reach >= end) {
+            return stream.end;
+        }
+        let goal = reach.saturating_add(window);
+        if goal > upto {
+            // Not yet; unless nothing comes any more.
+            let ends = map(&stream.blob, reach, reach.saturating_add(1)) == Cut::End;
+            return ends.then_some(reach);
+        }
+        match map(&stream.blob, reach, goal) {
+            Cut::At(end) if end > reach => {
+                plan.ahead.push(Ahead {
+                    stream: stream.id,
+                    blob: Arc::clone(&stream.blob),
+                    range: reach..end,
+                });
+                reach = end;
+            }
+            Cut::At(_) | Cut::End => return Some(reach),
+            Cut::Unknown => {
+                plan.rows = Some((Arc::clone(&stream.blob), reach));
+                return None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const BLOCK: u64 = 256 << 10;
+    const LIMITS: Limits = Limits {
+        window: 16 * MIB,
+        ahead: 64 * MIB,
+    };
+
+    /// Blobs of `len` bytes in blocks of 256 KiB, all rows known.
+    fn blocks(len: u64) -> impl Fn(&str, u64, u64) -> Cut {
+        move |_, from, upto| {
+            if from >= len {
+                return Cut::End;
+            }
+            let cut = (upto.min(len) / BLOCK * BLOCK).max(from / BLOCK * BLOCK + BLOCK);
+            Cut::At(cut)
+        }
+    }
+
+    struct Reader {
+        streams: Streams,
+        now: Instant,
+        len: u64,
+        /// What was asked for in vain before it was needed, per blob.
+        ahead: Vec<Ahead>,
+        /// Blocks that had to be waited for, and how much was fetched for each.
+        waits: Vec<(u64, u64)>,
+        here: Vec<(String, Range<u64>)>,
+        follows: usize,
+    }
+
+    impl Reader {
+        fn new(len: u64) -> Self {
+            Reader {
+                streams: Streams::new(LIMITS),
+                now: Instant::now(),
+                len,
+                ahead: Vec::new(),
+                waits: Vec::new(),
+                here: Vec::new(),
+                follows: 0,
+            }
+        }
+
+        /// Reads a block as the reader does, with fetches that are done at once.
+        fn read(&mut self, blob: &str, start: u64, len: u64) -> Option<u64> {
+            let range = start..start + len;
+            let map = blocks(self.len);
+            let id = self.streams.note(blob, &range, self.now);
+            let holds = |(b, r): &(String, Range<u64>)| {
+                b == blob && r.start <= range.start && r.end >= range.end
+            };
+            if !self.here.iter().any(holds) {
+                let cut = id.map(|id| self.streams.window(id, &range, self.now, &map));
+                let end = match cut {
+                    Some(Cut::At(end)) => end.max(range.end),
+                    _ => range.end,
+                };
+                self.waits.push((start, end - start));
+                self.here.push((blob.into(), start..end));
+                if let Some(id) = id {
+                    self.streams.reached(id, end);
+                }
+            }
+            if let Some(id) = id {
+                let plan = self.streams.plan(id, self.now, &map);
+                self.follows += usize::from(plan.follow);
+                for ahead in plan.ahead {
+                    self.streams.reached(ahead.stream, ahead.range.end);
+                    self.here
+                        .push((ahead.blob.to_string(), ahead.range.clone()));
+                    self.ahead.push(ahead);
+                }
+            }
+            id
+        }
+    }
+
+    #[test]
+    fn random_reads_fetch_exactly_their_blocks() {
+        let mut reader = Reader::new(64 * MIB);
+        for n in [7, 3, 200, 100, 5, 9, 11, 50] {
+            assert_eq!(reader.read("a", n * BLOCK, BLOCK), None);
+        }
+        reader.read("b", 201 * BLOCK, BLOCK);
+        assert!(reader.waits.iter().all(|&(_, len)| len == BLOCK));
+        assert_eq!(reader.ahead, []);
+    }
+
+    #[test]
+    fn a_stream_waits_twice_and_its_windows_grow() {
+        let mut reader = Reader::new(64 * MIB);
+        for n in 0..256 {
+            reader.read("a", n * BLOCK, BLOCK);
+        }
+        assert_eq!(reader.waits, [(0, BLOCK), (BLOCK, MIB)]);
+        let sizes: Vec<u64> = reader
+            .ahead
+            .iter()
+            .map(|a| (a.range.end - a.range.start) / MIB)
+            .collect();
+        assert!(sizes.is_sorted_by(|a, b| a <= b || *b < 16), "{sizes:?}");
+        assert!(sizes.contains(&4) && sizes.contains(&16), "{sizes:?}");
+        assert!(sizes.len() < 12, "{sizes:?}");
+        // Window follows window, to the end and not beyond.
+        assert_eq!(reader.ahead[0].range.start, BLOCK + MIB);
+        for pair in reader.ahead.windows(2) {
+            assert_eq!(pair[0].range.end, pair[1].range.start);
+        }
+        assert_eq!(reader.ahead.last().unwrap().range.end, 64 * MIB);
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_is_in_proportion_to_what_was_read() {
+        let mut reader = Reader::new(1 << 40);
+        for n in 0..2000 {
+            reader.read("a", n * BLOCK, BLOCK);
+            let read = (n + 1) * BLOCK;
+            let reach = reader.here.iter().map(|(_, r)| r.end).max().unwrap();
+            let ahead = reach - read;
+            assert!(
+                ahead <= (2 * read).max(MIB).min(LIMITS.ahead),
+                "{read}: {ahead}"
+            );
+        }
+    }
+
+    #[test]
+    fn batches_side_by_side_are_one_stream() {
+        let mut reader = Reader::new(64 * MIB);
+        for n in 0..10 {
+            reader.read("a", n * BLOCK, BLOCK);
+        }
+        // Ten blocks each, the second batch a little ahead of the first.
+        for n in 10..20 {
+            let first = reader.read("a", n * BLOCK, BLOCK);
+            let second = reader.read("a", (n + 10) * BLOCK, BLOCK);
+            assert_eq!(first, second);
+            assert!(first.is_some());
+        }
+        assert_eq!(reader.waits.len(), 2);
+    }
+
+    #[test]
+    fn streams_share_the_allowance() {
+        let mut reader = Reader::new(1 << 40);
+        for n in 0..1000 {
+            for blob in ["a", "b", "c", "d"] {
+                reader.read(blob, n * BLOCK, BLOCK);
+            }
+        }
+        for blob in ["a", "b", "c", "d"] {
+            let of_blob = reader.here.iter().filter(|(b, _)| b == blob);
+            let reach = of_blob.map(|(_, r)| r.end).max().unwrap();
+            assert!(reach - 1000 * BLOCK <= LIMITS.ahead / 4);
+        }
+        // Alone again after the others fell asleep.
+        reader.now += ASLEEP;
+        for n in 1000..1100 {
+            reader.read("a", n * BLOCK, BLOCK);
+        }
+        let reach = reader.here.iter().map(|(_, r)| r.end).max().unwrap();
+        assert!(reach - 1100 * BLOCK > LIMITS.ahead / 2);
+    }
+
+    #[test]
+    fn a_stream_goes_on_in_the_next_blob() {
+        let mut reader = Reader::new(64 * MIB);
+        let mut stream = None;
+        for n in 0..256 {
+            stream = reader.read("a", n * BLOCK, BLOCK);
+            if reader.follows == 1 && !reader.here.iter().any(|(b, _)| b == "b") {
+                reader.streams.follow(stream.unwrap(), "b", 0, reader.now);
+            }
+        }
+        assert!(reader.here.iter().any(|(b, _)| b == "b"), "fetched ahead");
+        for n in 0..256 {
+            assert_ne!(reader.read("b", n * BLOCK, BLOCK), stream);
+        }
+        assert_eq!(reader.waits.len(), 2, "none in the next blob");
+        let first = reader.ahead.iter().find(|a| &*a.blob == "b").unwrap();
+        assert_eq!(first.range, 0..16 * MIB);
+    }
+
+    #[test]
+    fn without_knowing_the_next_blob_the_size_of_windows_is_carried_over() {
+        let mut reader = Reader::new(64 * MIB);
+        for n in 0..256 {
+            reader.read("a", n * BLOCK, BLOCK);
+        }
+        assert!(reader.follows > 1, "asked again and again");
+        reader.read("b", 100 * MIB, BLOCK);
+        assert_eq!(reader.waits[2].1, BLOCK, "not where a file goes on");
+        reader.read("b", BLOCK, BLOCK);
+        assert_eq!(reader.waits[3].1, 16 * MIB);
+        reader.read("c", 0, BLOCK);
+        assert_eq!(reader.waits[4].1, BLOCK, "only once");
+    }
+
+    #[test]
+    fn rows_that_are_not_known_are_asked_for() {
+        let mut streams = Streams::new(LIMITS);
+        let now = Instant::now();
+        let unknown = |_: &str, _, _| Cut::Unknown;
+        streams.note("a", &(0..BLOCK), now);
+        let id = streams.note("a", &(BLOCK..2 * BLOCK), now).unwrap();
+        let window = streams.window(id, &(BLOCK..2 * BLOCK), now, &unknown);
+        assert_eq!(window, Cut::Unknown);
+        for n in 2..9 {
+            streams.note("a", &(n * BLOCK..(n + 1) * BLOCK), now);
+        }
+        let plan = streams.plan(id, now, &unknown);
+        assert_eq!(plan.rows, Some(("a".into(), 9 * BLOCK)));
+        assert_eq!((plan.ahead, plan.follow), (vec![], false));
+    }
+
+    #[test]
+    fn blocks_larger_than_a_window_are_read_alone() {
+        let mut streams = Streams::new(LIMITS);
+        let now = Instant::now();
+        let all = blocks(1 << 40);
+        streams.note("a", &(0..2 * MIB), now);
+        let range = 2 * MIB..20 * MIB;
+        let id = streams.note("a", &range, now).unwrap();
+        assert_eq!(streams.window(id, &range, now, &all), Cut::End);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_first_blocks_do_not_drive_streams_out() {
+        let mut streams = Streams::new(LIMITS);
+        let now = Instant::now();
+        let mut stream = None;
+        for n in 0..2 {
+            stream = streams.note("flows", &(n * BLOCK..(n + 1) * BLOCK), now);
+        }
+        for n in 0..1000 {
+            streams.note(&format!("blob {n}"), &(0..BLOCK), now);
+        }
+        assert!(streams.list.len() <= STREAMS + STARTS);
+        let range = 2 * BLOCK..3 * BLOCK;
+        assert_eq!(streams.note("flows", &range, now), stream);
+    }
+}

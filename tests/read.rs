@@ -1,0 +1,376 @@
+//! How blocks are read: which parts of blobs are asked for, for whom, and how often.
+
+mod common;
+
+use std::future::Future;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::mem::{key_of, noise, Parts};
+use tokio::task::JoinHandle;
+use walrusds::{ErrorKind, Op, WalrusDatastore};
+
+const KIB: u64 = 1024;
+const BLOCK: u64 = 16 * KIB;
+
+/// Windows of 64 KiB to 1 MiB, 4 MiB on their way.
+const BUDGET: u64 = 16 << 20;
+const SMALL: &str = r#""blobCacheBytes":16777216,"#;
+
+/// Blocks of a file, side by side in packs.
+struct File {
+    parts: Parts,
+    ds: Arc<WalrusDatastore>,
+    blocks: Vec<(String, Bytes)>,
+}
+
+impl File {
+    /// `blocks` of 16 KiB in packs of `per_pack`; the store's record of reads is empty.
+    async fn new(extra: &str, blocks: u64, per_pack: usize) -> File {
+        let parts = Parts::default();
+        let ds = Arc::new(parts.open(extra));
+        let blocks = (0..blocks).map(|n| noise(n, BLOCK as usize));
+        let blocks: Vec<_> = blocks.map(|value| (key_of(&value), value)).collect();
+        for pack in blocks.chunks(per_pack) {
+            let puts = pack.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
+            ds.commit(puts.collect()).await.unwrap();
+        }
+        assert_eq!(
+            parts.store.puts.load(SeqCst),
+            blocks.len().div_ceil(per_pack)
+        );
+        File { parts, ds, blocks }
+    }
+
+    async fn get(&self, n: usize) {
+        let (key, value) = &self.blocks[n];
+        assert_eq!(
+            self.ds.get(key).await.unwrap().as_ref(),
+            Some(value),
+            "block {n}"
+        );
+    }
+
+    fn spawn(&self, n: usize) -> JoinHandle<()> {
+        let (ds, (key, value)) = (Arc::clone(&self.ds), self.blocks[n].clone());
+        tokio::spawn(async move {
+            assert_eq!(ds.get(&key).await.unwrap(), Some(value), "block {n}");
+        })
+    }
+
+    /// What was asked of the store: offset and length.
+    fn reads(&self) -> Vec<(u64, u64)> {
+        let reads = self.parts.store.reads.lock();
+        reads
+            .iter()
+            .map(|(_, offset, len)| (*offset, *len))
+            .collect()
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        let all = self.ds.metrics();
+        all.iter().find(|(n, _)| *n == name).unwrap().1
+    }
+}
+
+/// Waits until something is so; it must come to be without anybody's help.
+async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let come = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let come = tokio::time::timeout(Duration::from_secs(20), come);
+    assert!(come.await.is_ok(), "never happened: {what}");
+}
+
+#[tokio::test]
+async fn random_reads_ask_for_exactly_their_blocks_and_once() {
+    let file = File::new(SMALL, 256, 256).await;
+    let picks = [7, 3, 200, 100, 5, 250, 30, 9];
+    for n in picks {
+        file.get(n).await;
+    }
+    let exact = picks.map(|n| (n as u64 * BLOCK, BLOCK));
+    assert_eq!(file.reads(), exact);
+    for n in picks {
+        file.get(n).await;
+    }
+    assert_eq!(file.reads(), exact, "from memory");
+    assert_eq!(file.counter("read_hits"), 8);
+    assert_eq!(file.counter("read_windows"), 0);
+}
+
+#[tokio::test]
+async fn a_file_is_read_in_few_windows_and_no_byte_twice() {
+    let file = File::new(SMALL, 256, 256).await;
+    for n in 0..256 {
+        file.get(n).await;
+    }
+    let mut reads = file.reads();
+    assert_eq!(reads[..2], [(0, BLOCK), (BLOCK, 64 * KIB)]);
+    assert!(reads.len() <= 20, "{reads:?}");
+    reads.sort_unstable();
+    let mut end = 0;
+    for (offset, len) in &reads {
+        assert_eq!(*offset, end, "{reads:?}");
+        end += len;
+    }
+    assert_eq!(end, 256 * BLOCK, "to the end and not beyond");
+    assert!(reads.contains(&(end - (1 << 20), 1 << 20)) || reads.iter().any(|r| r.1 == 1 << 20));
+    assert!(file.counter("read_ahead_bytes") > 3 << 20);
+    assert_eq!(file.counter("read_wasted_bytes"), 0);
+}
+
+#[tokio::test]
+async fn readers_of_one_window_share_its_request() {
+    let file = File::new(SMALL, 256, 256).await;
+    file.get(10).await;
+    let held = file.parts.store.hold_reads.write().await;
+    let window = file.spawn(11);
+    eventually("the window is asked for", || file.reads().len() == 2).await;
+    let others: Vec<_> = [12, 13, 14, 12, 13, 11].map(|n| file.spawn(n)).into();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let of_window = |reads: &[(u64, u64)]| {
+        let within = |r: &&(u64, u64)| (11 * BLOCK..15 * BLOCK).contains(&r.0);
+        reads.iter().filter(within).count()
+    };
+    assert_eq!(of_window(&file.reads()), 1);
+    drop(held);
+    window.await.unwrap();
+    for other in others {
+        other.await.unwrap();
+    }
+    assert_eq!(of_window(&file.reads()), 1);
+}
+
+#[tokio::test]
+async fn readers_of_one_block_share_its_request() {
+    let file = File::new(SMALL, 256, 256).await;
+    let held = file.parts.store.hold_reads.write().await;
+    let readers: Vec<_> = (0..64).map(|_| file.spawn(77)).collect();
+    eventually("the block is asked for", || !file.reads().is_empty()).await;
+    drop(held);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    assert_eq!(file.reads(), [(77 * BLOCK, BLOCK)]);
+}
+
+#[tokio::test]
+async fn whoever_goes_away_leaves_the_request_to_the_others() {
+    let file = File::new(SMALL, 256, 256).await;
+    file.get(10).await;
+    for (first, second) in [(11, 12), (100, 100)] {
+        let before = file.reads().len();
+        let held = file.parts.store.hold_reads.write().await;
+        let leader = file.spawn(first);
+        eventually("it is asked for", || file.reads().len() > before).await;
+        let follower = file.spawn(second);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        leader.abort();
+        assert!(leader.await.unwrap_err().is_cancelled());
+        drop(held);
+        follower.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_waits_for_is_dropped() {
+    let file = File::new(SMALL, 256, 256).await;
+    file.get(10).await;
+    let running = || file.parts.store.reads_running.load(SeqCst);
+    for n in [11, 100] {
+        let held = file.parts.store.hold_reads.write().await;
+        let reader = file.spawn(n);
+        eventually("it is asked for", || running() == 1).await;
+        reader.abort();
+        eventually("it is dropped", || running() == 0).await;
+        drop(held);
+        file.get(n).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_block_in_a_window_is_read_by_itself_and_the_others_are_not() {
+    let file = File::new(SMALL, 256, 256).await;
+    *file.parts.store.wrong_in_windows.lock() = Some(100 * BLOCK + 5);
+    for n in 0..256 {
+        file.get(n).await;
+    }
+    let reads = file.reads();
+    let alone = reads.iter().filter(|r| r.1 == BLOCK);
+    assert_eq!(
+        alone.copied().collect::<Vec<_>>(),
+        [(0, BLOCK), (100 * BLOCK, BLOCK)]
+    );
+    assert!(reads.len() <= 21, "{reads:?}");
+    file.get(100).await;
+    assert_eq!(file.reads().len(), reads.len(), "kept");
+}
+
+#[tokio::test]
+async fn without_windows_every_block_is_read_by_itself() {
+    let file = File::new(SMALL, 64, 64).await;
+    file.parts.store.fail_windows.store(true, SeqCst);
+    for n in 0..64 {
+        file.get(n).await;
+    }
+    let exact: Vec<_> = (0..64).map(|n| (n * BLOCK, BLOCK)).collect();
+    assert_eq!(file.reads(), exact);
+    assert_eq!(
+        file.counter("read_windows_failed"),
+        1,
+        "not tried again at once"
+    );
+}
+
+#[tokio::test]
+async fn a_negative_budget_means_no_memory_and_no_windows() {
+    let file = File::new(r#""blobCacheBytes":-1,"#, 16, 16).await;
+    for n in (0..16).chain(0..16) {
+        file.get(n).await;
+    }
+    let exact = (0..16).chain(0..16).map(|n| (n * BLOCK, BLOCK));
+    assert_eq!(file.reads(), exact.collect::<Vec<_>>());
+    assert_eq!(file.counter("read_cache_bytes"), 0);
+}
+
+#[tokio::test]
+async fn memory_stays_within_the_budget() {
+    let file = File::new(SMALL, 4096, 512).await;
+    for n in 0..4096 {
+        file.get(n).await;
+        let used = file.counter("read_cache_bytes");
+        assert!(used <= BUDGET / 2 + BUDGET / 8, "{used} after block {n}");
+    }
+    // Read again and again: hot.
+    for _ in 0..3 {
+        for n in 0..400 {
+            file.get(n).await;
+        }
+    }
+    let before = file.reads().len();
+    for n in 0..400 {
+        file.get(n).await;
+    }
+    assert_eq!(file.reads().len(), before, "all from memory");
+    for n in 400..4096 {
+        file.get(n).await;
+        assert!(file.counter("read_cache_bytes") <= BUDGET);
+    }
+    let before = file.reads().len();
+    file.get(300).await;
+    assert_eq!(
+        file.reads().len(),
+        before,
+        "a long file does not drive it out"
+    );
+}
+
+#[tokio::test]
+async fn close_gives_up_what_is_fetched_ahead() {
+    let file = File::new(SMALL, 256, 256).await;
+    for n in 0..10 {
+        file.get(n).await;
+    }
+    let held = file.parts.store.hold_reads.write().await;
+    let running = || file.parts.store.reads_running.load(SeqCst);
+    let mut n = 10;
+    while running() == 0 {
+        let reader = file.spawn(n);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        reader.abort();
+        n += 1;
+    }
+    let closing = tokio::time::timeout(Duration::from_secs(10), file.ds.close());
+    closing.await.expect("close hangs").unwrap();
+    assert_eq!(running(), 0);
+    drop(held);
+    let error = file.ds.get(&file.blocks[0].0).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+}
+
+/// A dag-pb node with links to raw blocks or nodes.
+fn node(children: &[String]) -> Bytes {
+    let mut node = Vec::new();
+    let mut field = |tag: u8, bytes: &[u8]| {
+        node.push(tag);
+        node.push(u8::try_from(bytes.len()).expect("a short field"));
+        node.extend_from_slice(bytes);
+    };
+    for key in children {
+        let hash = data_encoding::BASE32_NOPAD.decode(&key.as_bytes()[1..]);
+        let cid = [&[0x01, 0x55][..], &hash.unwrap()].concat();
+        let link = [&[0x0a, cid.len() as u8][..], &cid, &[0x12, 0, 0x18, 1]].concat();
+        field(0x12, &link);
+    }
+    field(0x0a, &[0x08, 0x02]);
+    node.into()
+}
+
+#[tokio::test]
+async fn a_reader_does_not_wait_where_its_file_goes_on_in_another_blob() {
+    let file = File::new(SMALL, 1024, 256).await;
+    let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
+    let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
+    let root = node(&nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
+    let puts = nodes.iter().chain([&root]);
+    let puts = puts.map(|n| Op::Put(key_of(n), n.clone())).collect();
+    file.ds.commit(puts).await.unwrap();
+
+    // As Kubo does: a node before its leaves, the next nodes ahead of time.
+    assert!(file.ds.get(&key_of(&root)).await.unwrap().is_some());
+    for node in &nodes {
+        assert!(file.ds.get(&key_of(node)).await.unwrap().is_some());
+    }
+    let before = file.reads().len();
+    for n in 0..1024 {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        let running = || file.parts.store.reads_running.load(SeqCst);
+        eventually("what was asked for ahead is here", || running() == 0).await;
+        let asked = file.reads().len();
+        file.get(n).await;
+        let waited = file.reads()[asked..]
+            .iter()
+            .any(|r| r.0 == (n as u64 % 256) * BLOCK);
+        assert_eq!(waited, n < 2, "block {n}: {:?}", &file.reads()[asked..]);
+    }
+    let reads = file.reads().len() - before;
+    assert!(reads <= 40, "{reads} for 4 packs");
+}
+
+/// A future that is dropped before it is done: what a deadline in C does.
+async fn briefly<T>(call: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_millis(5), call)
+        .await
+        .ok()
+}
+
+#[tokio::test]
+async fn given_up_reads_leave_nothing_behind() {
+    let file = File::new(SMALL, 256, 256).await;
+    let held = file.parts.store.hold_reads.write().await;
+    for n in 0..200 {
+        assert_eq!(
+            briefly(file.ds.get(&file.blocks[n].0)).await.map(drop),
+            None
+        );
+    }
+    let running = || file.parts.store.reads_running.load(SeqCst);
+    drop(held);
+    eventually("nothing runs", || running() == 0).await;
+    for n in 0..256 {
+        file.get(n).await;
+    }
+}
