@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -24,11 +24,11 @@ use crate::locks::KeyLocks;
 use crate::log::{Level, Line, Log};
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match, Multihash};
-use crate::pack::{NewBlock, Packer, PackerParts};
+use crate::pack::{NewBlock, Packer, UploadParts};
 use crate::query::{Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::{BlockCheck, Reader, ReaderParts};
-use crate::staging::{Block, FlushParts, Flusher, Journal, Staged};
+use crate::staging::{AskFirst, Block, FlushParts, Flusher, Journal, Staged};
 use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
@@ -39,10 +39,8 @@ pub const MAX_VALUE_BYTES: usize = 1 << 30;
 /// How often the running totals are written to the index, if they changed.
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
 
-/// How long a journalled write waits for the index to say what it holds, and for how long it does not
-/// ask after that.
+/// How long a journalled write waits for the index to say what it holds.
 const INDEX_PATIENCE: Duration = Duration::from_secs(2);
-const INDEX_REST: Duration = Duration::from_secs(10);
 
 /// One operation of a batch.
 #[derive(Debug, Clone)]
@@ -120,8 +118,7 @@ enum Writes {
         journal: Arc<Journal>,
         flusher: Flusher,
         drain_timeout: Duration,
-        /// The index failed: until then, writes do not ask it what it holds.
-        index_rests_until: Mutex<Option<Instant>>,
+        ask_first: AskFirst,
     },
 }
 
@@ -195,41 +192,35 @@ impl WalrusDatastore {
             config.renew_lead.min(config.epoch_duration / 2)
         };
         let locks = KeyLocks::default();
+        let upload = UploadParts {
+            store: Arc::clone(&store),
+            index: Arc::clone(&index),
+            clock: Arc::clone(&clock),
+            epoch_clock: Arc::clone(&epoch_clock),
+            metrics: Arc::clone(&metrics),
+            log: Arc::clone(&log),
+            options,
+            target_bytes: config.pack_target_size_bytes,
+            workers: config.workers,
+        };
         let writes = match &config.journal {
-            None => Writes::Through(Packer::start(PackerParts {
-                store: Arc::clone(&store),
-                index: Arc::clone(&index),
-                clock: Arc::clone(&clock),
-                epoch_clock: Arc::clone(&epoch_clock),
-                metrics: Arc::clone(&metrics),
-                log: Arc::clone(&log),
-                options,
-                target_bytes: config.pack_target_size_bytes,
-                workers: config.workers,
-            })),
+            None => Writes::Through(Packer::start(upload)),
             Some(settings) => {
                 let journal = Journal::open(&settings.path, settings.max_bytes, Arc::clone(&log))?;
                 let journal = Arc::new(journal);
                 Writes::Journal {
                     flusher: Flusher::start(FlushParts {
                         journal: Arc::clone(&journal),
-                        store: Arc::clone(&store),
-                        index: Arc::clone(&index),
+                        upload,
                         locks: locks.clone(),
-                        clock: Arc::clone(&clock),
-                        epoch_clock: Arc::clone(&epoch_clock),
-                        metrics: Arc::clone(&metrics),
-                        log: Arc::clone(&log),
-                        options,
-                        target_bytes: config.pack_target_size_bytes,
-                        workers: config.workers,
                         idle: settings.idle_flush,
                         max_age: settings.max_age,
+                        drain_partial: settings.drain_partial,
                         fresh_for,
                     }),
                     journal,
                     drain_timeout: settings.drain_timeout,
-                    index_rests_until: Mutex::new(None),
+                    ask_first: AskFirst::default(),
                 }
             }
         };
@@ -360,11 +351,9 @@ impl WalrusDatastore {
                 }
             }
             Writes::Journal {
-                journal,
-                index_rests_until,
-                ..
+                journal, ask_first, ..
             } => {
-                let puts = shared.without_indexed(puts, index_rests_until).await;
+                let puts = shared.without_indexed(puts, ask_first).await;
                 if let Some(room) = room {
                     journal.append(puts, room, Arc::clone(&guard)).await?;
                 }
@@ -506,7 +495,8 @@ impl WalrusDatastore {
     }
 
     /// Refuses new calls, waits for those in flight, empties the journal for at most
-    /// `drainTimeoutSeconds` (the rest waits for the next open), stops the workers and closes the
+    /// `drainTimeoutSeconds` (the rest waits for the next open, and so do packs that are neither full nor
+    /// `packMaxAgeSeconds` old, if `drainPartialPacks` is false), stops the workers and closes the
     /// index. Closing again is fine.
     ///
     /// # Errors
@@ -732,21 +722,20 @@ impl Shared {
         new
     }
 
-    /// Leaves out what is indexed already. An index that does not answer does not hold a write up:
-    /// what it knows is found out before the upload, too.
+    /// Leaves out what is indexed already, as far as that is worth a question. An index that does not
+    /// answer does not hold a write up: what it knows is found out before the upload, too.
     async fn without_indexed(
         &self,
         puts: Vec<(String, Bytes)>,
-        index_rests_until: &Mutex<Option<Instant>>,
+        ask_first: &AskFirst,
     ) -> Vec<(String, Bytes)> {
-        let resting = index_rests_until.lock().is_some_and(|t| t > Instant::now());
-        if puts.is_empty() || resting {
+        if puts.is_empty() || !ask_first.is_worth_it(puts.iter().map(|(_, v)| v.len()).sum()) {
             return puts;
         }
         let keys: Vec<String> = puts.iter().map(|(k, _)| k.clone()).collect();
         let asked = tokio::time::timeout(INDEX_PATIENCE, self.index.get_many(&keys)).await;
         let Ok(Ok(rows)) = asked else {
-            *index_rests_until.lock() = Some(Instant::now() + INDEX_REST);
+            ask_first.rest();
             return puts;
         };
         let fresh_until = self.clock.now() + self.fresh_for;
@@ -757,6 +746,7 @@ impl Shared {
             }) && multihash::check(&put.0, &put.1) == Match::Yes;
             if known {
                 Metrics::add(&self.metrics.blocks_known, 1);
+                ask_first.found_one();
             } else {
                 new.push(put);
             }

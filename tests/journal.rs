@@ -79,6 +79,12 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
     all
 }
 
+/// Where `value` ends in a segment.
+fn end_of(segment: &[u8], value: &[u8]) -> usize {
+    let at = segment.windows(value.len()).position(|w| w == value);
+    at.expect("the value is in there") + value.len()
+}
+
 async fn keys(store: &WalrusDatastore, options: QueryOptions) -> Vec<String> {
     let mut query = store.query(options).unwrap();
     let mut keys = Vec::new();
@@ -292,14 +298,15 @@ async fn a_torn_end_loses_only_what_was_not_acknowledged() {
     let node = Node::new();
     let store = node.open("").await;
     store.put("/kept", noise(1, 300)).await.unwrap();
-    let whole = fs::read(&segments(&node.journal())[0]).unwrap().len();
     let pair = vec![
         Op::Put("/a".into(), noise(2, 300)),
         Op::Put("/b".into(), noise(3, 300)),
     ];
     store.commit(pair).await.unwrap();
     let file = fs::read(&segments(&node.journal())[0]).unwrap();
-    for cut in (whole..=file.len()).step_by(13).chain([file.len()]) {
+    let (whole, end) = (end_of(&file, &noise(1, 300)), end_of(&file, &noise(3, 300)));
+    assert!(whole < end && end < file.len(), "zeroes follow");
+    for cut in (whole..=end).step_by(13).chain([end]) {
         for zeroed in [false, true] {
             let after = node.crashed_copy();
             let path = &segments(&after.journal())[0];
@@ -314,7 +321,7 @@ async fn a_torn_end_loses_only_what_was_not_acknowledged() {
                 store.has("/a").await.unwrap(),
                 store.has("/b").await.unwrap(),
             ];
-            let complete = cut == file.len();
+            let complete = cut == end;
             assert_eq!(both, [complete, complete], "cut at {cut}, zeroed {zeroed}");
             // The journal goes on from there.
             store.put("/c", noise(4, 10)).await.unwrap();
@@ -349,24 +356,116 @@ async fn damage_is_told_and_never_served() {
     assert!(node.parts.index.rows.lock().contains_key("/good"));
 }
 
+/// A journal of several files: a small one has small files.
+const SMALL_FILES: &str = r#""journalMaxBytes":300000,"drainTimeoutSeconds":0,"#;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_older_file_is_refused_by_name() {
     let node = Node::new();
-    // Each open begins a file.
-    for key in ["/a", "/b"] {
+    let store = node.open(SMALL_FILES).await;
+    for i in 0..20 {
+        store.put(&format!("/{i}"), noise(i, 5000)).await.unwrap();
+    }
+    store.close().await.unwrap();
+    let files = segments(&node.journal());
+    assert!(files.len() > 3);
+    let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
+        ("head", |bytes| bytes[20] ^= 1),
+        ("all of it", Vec::clear),
+        ("its end", |bytes| bytes.truncate(bytes.len() - 6000)),
+        ("a frame and the contents", |bytes| {
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            bytes[64] ^= 1;
+        }),
+        ("zeroes in the middle", |bytes| bytes[64..].fill(0)),
+    ];
+    for (what, damage) in damages {
+        let after = node.crashed_copy();
+        let file = &segments(&after.journal())[1];
+        let mut bytes = fs::read(file).unwrap();
+        damage(&mut bytes);
+        fs::write(file, bytes).unwrap();
+        let e = after.parts.try_open(&after.config("")).err().expect(what);
+        assert_eq!(e.kind(), ErrorKind::Corrupt, "{what}");
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(e.message().contains(name), "{what}: {e}");
+    }
+    // Contents that are damaged can be done without: the frames are all there.
+    let after = node.crashed_copy();
+    let file = &segments(&after.journal())[1];
+    let mut bytes = fs::read(file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(file, bytes).unwrap();
+    let store = after.open(SMALL_FILES).await;
+    for i in 0..20 {
+        let value = store.get(&format!("/{i}")).await.unwrap();
+        assert_eq!(value, Some(noise(i, 5000)));
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opens_that_follow_each_other_go_on_in_one_file() {
+    let node = Node::new();
+    for i in 0..20 {
         let store = node.open(r#""drainTimeoutSeconds":0,"#).await;
-        store.put(key, noise(1, 500)).await.unwrap();
+        store.put(&format!("/{i}"), noise(i, 500)).await.unwrap();
         store.close().await.unwrap();
     }
     let files = segments(&node.journal());
-    assert_eq!(files.len(), 2);
-    let mut bytes = fs::read(&files[0]).unwrap();
-    bytes[20] ^= 1;
-    fs::write(&files[0], bytes).unwrap();
-    let e = node.parts.try_open(&node.config("")).err().unwrap();
-    assert_eq!(e.kind(), ErrorKind::Corrupt);
-    let name = files[0].file_name().unwrap().to_str().unwrap();
-    assert!(e.message().contains(name), "{e}");
+    assert_eq!(files.len(), 1);
+    assert_eq!(fs::metadata(&files[0]).unwrap().len(), 64 << 10, "small");
+    let store = node.open("").await;
+    assert_eq!(metric(&store, "journal_disk_bytes"), 64 << 10);
+    for i in 0..20 {
+        let value = store.get(&format!("/{i}")).await.unwrap();
+        assert_eq!(value, Some(noise(i, 500)));
+    }
+    store.close().await.unwrap();
+    assert_eq!(node.uploads(), 1);
+}
+
+/// Segments as the first version of the layout wrote them: a head of 16 bytes, no zeroes, no contents.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_of_the_first_layout_is_read() {
+    let node = Node::new();
+    let store = node.open(SMALL_FILES).await;
+    for i in 0..8 {
+        store.put(&format!("/{i}"), noise(i, 5000)).await.unwrap();
+    }
+    store.close().await.unwrap();
+    for (i, file) in segments(&node.journal()).iter().enumerate() {
+        let bytes = fs::read(file).unwrap();
+        let last = (0..8).filter_map(|i| {
+            let value = noise(i, 5000);
+            let at = bytes.windows(5000).position(|w| w == value)?;
+            Some(at + 5000)
+        });
+        let frames = &bytes[64..last.max().unwrap()];
+        let id = i as u64 + 1;
+        let old = [&b"WDSJRNL1"[..], &id.to_le_bytes(), frames].concat();
+        fs::write(file, old).unwrap();
+    }
+    // A torn end, as a crash leaves it.
+    let newest = segments(&node.journal()).pop().unwrap();
+    let mut bytes = fs::read(&newest).unwrap();
+    bytes.extend_from_slice(&bytes.clone()[16..50]);
+    fs::write(&newest, bytes).unwrap();
+    for round in 0..2 {
+        let store = node.open(SMALL_FILES).await;
+        for i in 0..8 {
+            let value = store.get(&format!("/{i}")).await.unwrap();
+            assert_eq!(value, Some(noise(i, 5000)), "round {round}");
+        }
+        store.put("/new", noise(99, 100)).await.unwrap();
+        store.close().await.unwrap();
+    }
+    let store = node.open("").await;
+    store.close().await.unwrap();
+    assert_eq!(node.parts.index.rows.lock().len(), 9);
+    assert!(segments(&node.journal()).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,6 +86,7 @@ pub const KEYS: &[KeySpec] = &[
     key("packIdleFlushSeconds", whole(1, MAX_SECONDS), "30", "flush the journal after this time without writes (seconds); used with `journalPath`"),
     key("packMaxAgeSeconds", whole(1, MAX_SECONDS), "300", "flush a journalled block after this time at most (seconds); used with `journalPath`"),
     key("drainTimeoutSeconds", whole(0, MAX_SECONDS), "30", "how long close waits for the journal to empty (seconds); used with `journalPath`"),
+    key("drainPartialPacks", KeyType::Flag, "true", "close also uploads what is neither a full pack nor `packMaxAgeSeconds` old; used with `journalPath`"),
     key("cachePath", KeyType::Text, "", "directory of the read cache on local disk, relative to the repo unless absolute: blocks read from Walrus stay there across restarts; may be deleted at any time"),
     key("cacheBytes", whole(1, i64::MAX), "10737418240", "size of the disk cache at most (bytes); used with `cachePath`"),
     key("packFormat", KeyType::Text, "concat", "how blocks lie in a blob: `concat`; `car` and `quilt` are not supported yet for writing"),

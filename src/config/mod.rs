@@ -127,6 +127,8 @@ pub struct JournalConfig {
     pub max_age: Duration,
     /// How long close waits for the journal to empty.
     pub drain_timeout: Duration,
+    /// Whether close also uploads what is neither a full pack nor `max_age` old.
+    pub drain_partial: bool,
 }
 
 impl Config {
@@ -489,6 +491,7 @@ impl<'a> Fields<'a> {
             idle_flush: self.seconds("packIdleFlushSeconds", 30)?,
             max_age: self.seconds("packMaxAgeSeconds", 300)?,
             drain_timeout: self.seconds("drainTimeoutSeconds", 30)?,
+            drain_partial: self.flag("drainPartialPacks", true)?,
         }))
     }
 

@@ -38,8 +38,9 @@ const LINGER_SHARE: f64 = 0.05;
 const LINGER_MIN: Duration = Duration::from_micros(500);
 const LINGER_MAX: Duration = Duration::from_millis(200);
 
-/// What the packer works with.
-pub(crate) struct PackerParts {
+/// What whoever makes and uploads packs works with.
+#[derive(Clone)]
+pub(crate) struct UploadParts {
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) index: Arc<dyn Index>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -81,7 +82,7 @@ pub(crate) struct Packer {
 
 impl Packer {
     /// Starts the gatherer on the current runtime.
-    pub(crate) fn start(parts: PackerParts) -> Self {
+    pub(crate) fn start(parts: UploadParts) -> Self {
         let (tx, rx) = mpsc::unbounded_channel();
         let limit = UploadLimit::new(parts.workers);
         let shared = Arc::new(Shared {
@@ -131,7 +132,7 @@ impl Packer {
 }
 
 struct Shared {
-    parts: PackerParts,
+    parts: UploadParts,
     /// Moving average of the time an upload takes.
     typical_upload: Mutex<Duration>,
 }

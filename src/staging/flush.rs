@@ -14,16 +14,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Block, Journal};
-use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Index, KeyRecord, Record, Usage};
+use crate::index::{KeyRecord, Record, Usage};
 use crate::locks::KeyLocks;
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
 use crate::pack::limit::{Permit, UploadLimit};
-use crate::pack::row_of;
-use crate::walrus::{BlobStore, Body, StoreOptions, StoreResult};
+use crate::pack::{row_of, UploadParts};
+use crate::walrus::{Body, StoreResult, WHOLE};
 
 /// Pause after a failure, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -31,22 +30,17 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How often a blob that was just stored is looked for, with pauses, before it is stored again.
 const READ_BACK_TRIES: u32 = 8;
 
+/// What the flusher works with.
 pub(crate) struct FlushParts {
     pub(crate) journal: Arc<Journal>,
-    pub(crate) store: Arc<dyn BlobStore>,
-    pub(crate) index: Arc<dyn Index>,
+    pub(crate) upload: UploadParts,
     pub(crate) locks: KeyLocks,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) epoch_clock: Arc<EpochClock>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) log: Arc<Log>,
-    pub(crate) options: StoreOptions,
-    pub(crate) target_bytes: u64,
-    pub(crate) workers: usize,
     /// Flush when nothing was written for so long.
     pub(crate) idle: Duration,
     /// Flush when the oldest block has waited for so long.
     pub(crate) max_age: Duration,
+    /// Whether close brings packs away that are neither full nor that old.
+    pub(crate) drain_partial: bool,
     /// Rows that end sooner than this do not count as stored.
     pub(crate) fresh_for: Duration,
 }
@@ -70,7 +64,7 @@ pub(crate) struct Flusher {
 impl Flusher {
     /// Starts on the current runtime.
     pub(crate) fn start(parts: FlushParts) -> Self {
-        let limit = UploadLimit::new(parts.workers);
+        let limit = UploadLimit::new(parts.upload.workers);
         let shared = Arc::new(Shared {
             parts,
             opened: Instant::now(),
@@ -91,10 +85,14 @@ impl Flusher {
         self.limit.snapshot()
     }
 
-    /// Brings everything to Walrus that can be brought there within `timeout`, then stops. The rest
+    /// Brings to Walrus what should leave and can be brought there within `timeout`, then stops. The rest
     /// stays in the journal.
     pub(crate) async fn close(&self, timeout: Duration) {
         let shared = &self.shared;
+        if timeout.is_zero() {
+            // Nothing is begun that cannot be finished.
+            shared.stop.cancel();
+        }
         shared.draining.store(true, Ordering::Release);
         shared.parts.journal.inner.changed.notify_one();
         let task = self.task.lock().take();
@@ -105,14 +103,14 @@ impl Flusher {
             shared.packs.close();
             shared.packs.wait().await;
         };
-        if timeout.is_zero() || tokio::time::timeout(timeout, drain).await.is_err() {
+        if tokio::time::timeout(timeout, drain).await.is_err() {
             shared.stop.cancel();
             shared.packs.close();
             shared.packs.wait().await;
         }
         let left = shared.parts.journal.staged();
         if left.blocks > 0 {
-            shared.parts.log.push(
+            shared.parts.upload.log.push(
                 Level::Info,
                 format!(
                     "{} blocks ({} bytes) stay in the journal and will be uploaded after the next start",
@@ -145,6 +143,7 @@ async fn run(shared: Arc<Shared>, limit: UploadLimit) {
         }
     };
     tokio::select! {
+        biased;
         () = shared.stop.cancelled() => {}
         () = work => {}
     }
@@ -152,7 +151,11 @@ async fn run(shared: Arc<Shared>, limit: UploadLimit) {
 
 /// The ceiling of a pack now: the configured one, or less if the publishers refuse that.
 fn target(parts: &FlushParts) -> u64 {
-    parts.target_bytes.min(parts.store.size_limit()).max(1)
+    parts
+        .upload
+        .target_bytes
+        .min(parts.upload.store.size_limit())
+        .max(1)
 }
 
 /// Waits until a pack should leave. False: nothing is left, and nothing more will come.
@@ -161,16 +164,26 @@ async fn due(shared: &Shared) -> bool {
     loop {
         let draining = shared.draining.load(Ordering::Acquire);
         let wake = {
-            let state = inner.state.lock();
+            let mut state = inner.state.lock();
+            state.called = false;
+            // Whatever comes first starts the clock; after that, only enough for a pack matters.
+            state.call_at = if state.queue.is_empty() {
+                0
+            } else {
+                target(&shared.parts)
+            };
             match state.queue.front() {
                 None if draining => return false,
                 None => None,
                 Some(_)
-                    if draining
-                        || state.waiting_for_space > 0
+                    if state.waiting_for_space > 0
                         || state.queued_bytes >= target(&shared.parts) =>
                 {
                     return true;
+                }
+                Some(oldest) if draining => {
+                    let parts = &shared.parts;
+                    return parts.drain_partial || oldest.staged.elapsed() >= parts.max_age;
                 }
                 Some(oldest) => {
                     // A one-shot command should not begin an upload that it will not finish: what was
@@ -202,8 +215,9 @@ async fn unless_stopped(
     permit: Permit,
 ) {
     tokio::select! {
+        biased;
         () = shared.stop.cancelled() => {}
-        () = deliver(&shared.parts, &limit, pack, permit) => {}
+        () = deliver(&shared, &limit, pack, permit) => {}
     }
 }
 
@@ -236,16 +250,19 @@ impl Patience<'_> {
     }
 }
 
-/// Brings a pack to Walrus and into the index, however long it takes. Only uploads hold a permit.
+/// Brings a pack to Walrus and into the index, however long it takes; while the datastore is being
+/// closed, it tries once. Only uploads hold a permit.
 async fn deliver(
-    parts: &FlushParts,
+    shared: &Shared,
     limit: &UploadLimit,
     pack: Vec<Arc<Block>>,
     first_permit: Permit,
 ) {
+    let parts = &shared.parts;
+    let closing = || shared.draining.load(Ordering::Acquire);
     let mut first_permit = Some(first_permit);
     let mut patience = Patience {
-        log: &parts.log,
+        log: &parts.upload.log,
         failures: 0,
     };
     let mut stack = vec![pack];
@@ -253,6 +270,10 @@ async fn deliver(
         let (blocks, replaced) = match caught(prepare(parts, blocks.clone())).await {
             Ok(prepared) => prepared,
             Err(e) => {
+                if closing() {
+                    left_behind(parts, &e);
+                    return;
+                }
                 stack.push(blocks);
                 first_permit = None;
                 patience.after("looking up journalled blocks", &e).await;
@@ -266,24 +287,32 @@ async fn deliver(
             Some(permit) => permit,
             None => limit.acquire().await,
         };
-        let throttled_before = parts.store.throttled();
+        let throttled_before = parts.upload.store.throttled();
         failpoint!("flush.prepared");
         let stored = caught(store(parts, &blocks)).await;
-        permit.report(parts.store.throttled() != throttled_before);
+        permit.report(parts.upload.store.throttled() != throttled_before);
         drop(permit);
         let stored = match stored {
             Ok(stored) => stored,
             Err(e) if e.kind() == ErrorKind::TooLarge && blocks.len() > 1 => {
-                Metrics::add(&parts.metrics.packs_split, 1);
+                Metrics::add(&parts.upload.metrics.packs_split, 1);
                 let (first, second) = halves(blocks);
                 stack.push(second);
                 stack.push(first);
                 continue;
             }
             Err(e) => {
-                Metrics::add(&parts.metrics.packs_failed, 1);
-                stack.push(blocks);
-                patience.after("storing a pack", &e).await;
+                Metrics::add(&parts.upload.metrics.packs_failed, 1);
+                let before = blocks.len();
+                let whole = without_damaged(parts, blocks).await;
+                if whole.len() == before {
+                    if closing() {
+                        left_behind(parts, &e);
+                        return;
+                    }
+                    patience.after("storing a pack", &e).await;
+                }
+                stack.push(whole);
                 continue;
             }
         };
@@ -311,60 +340,95 @@ async fn prepare(
     blocks: Vec<Arc<Block>>,
 ) -> Result<(Vec<Arc<Block>>, Vec<Usage>)> {
     let current = parts.journal.current(&blocks);
-    let (blocks, obsolete) = partition(blocks, &current);
+    let (mut blocks, obsolete) = partition(blocks, &current);
+    if blocks.iter().any(|b| b.len() > WHOLE) {
+        // These travel in parts, and cannot be checked on their way.
+        blocks = without_damaged(parts, blocks).await;
+    }
     let keys: Vec<String> = blocks.iter().map(|b| b.key().to_owned()).collect();
     let rows = if keys.is_empty() {
         Vec::new()
     } else {
-        parts.index.get_many(&keys).await?
+        parts.upload.index.get_many(&keys).await?
     };
-    let fresh_until = parts.clock.now() + parts.fresh_for;
+    let fresh_until = parts.upload.clock.now() + parts.fresh_for;
     let fresh: Vec<bool> = rows
         .iter()
         .zip(&blocks)
         .map(|(row, block)| {
             row.as_ref().is_some_and(|r| {
-                r.is_fresh(fresh_until, &parts.epoch_clock)
+                r.is_fresh(fresh_until, &parts.upload.epoch_clock)
                     && r.size == block.len() as i64
                     && !block.store_again.load(Ordering::Relaxed)
             })
         })
         .collect();
-    let judge = {
+    // Only what is indexed already must be looked at here: the rest is checked on its way.
+    let same = {
         let blocks = blocks.clone();
-        move || -> Vec<Result<bool>> {
-            let known = |(block, fresh): (&Arc<Block>, bool)| {
-                let value = block.read()?;
-                Ok(fresh && multihash::check(block.key(), &value) == Match::Yes)
-            };
-            blocks.iter().zip(fresh).map(known).collect()
-        }
+        let same = |(block, fresh): (&Arc<Block>, bool)| {
+            // A damaged one travels no further than to where it is found out.
+            fresh
+                && block
+                    .read()
+                    .is_ok_and(|value| multihash::check(block.key(), &value) == Match::Yes)
+        };
+        blocking(move || blocks.iter().zip(fresh).map(same).collect::<Vec<_>>()).await?
     };
-    let judged = tokio::task::spawn_blocking(judge)
-        .await
-        .map_err(|e| Error::new(ErrorKind::Internal, format!("reading the journal: {e}")))?;
     let mut travel = Vec::with_capacity(blocks.len());
     let mut replaced = Vec::with_capacity(blocks.len());
     let mut known = Vec::new();
-    for ((block, row), judged) in blocks.into_iter().zip(rows).zip(judged) {
-        match judged {
-            Ok(true) => known.push(block),
-            Ok(false) => {
-                travel.push(block);
-                replaced.push(row.map_or(Usage::default(), |r| Usage {
-                    blocks: 1,
-                    bytes: r.size,
-                }));
-            }
-            // It cannot be sent as it is, and stays where it is: an error to whoever asks for it.
-            Err(e) => parts.log.push(Level::Error, format!("not uploaded: {e}")),
+    for ((block, row), same) in blocks.into_iter().zip(rows).zip(same) {
+        if same {
+            known.push(block);
+        } else {
+            travel.push(block);
+            replaced.push(row.map_or(Usage::default(), |r| Usage {
+                blocks: 1,
+                bytes: r.size,
+            }));
         }
     }
-    Metrics::add(&parts.metrics.blocks_known, known.len() as u64);
+    Metrics::add(&parts.upload.metrics.blocks_known, known.len() as u64);
     // Last, when nothing can fail any more: each block is settled once.
     known.extend(obsolete);
     parts.journal.settle(known).await;
     Ok((travel, replaced))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Internal, format!("reading the journal: {e}")))
+}
+
+/// Leaves out blocks that cannot be sent, because they cannot be read as they were written. They stay
+/// where they are: an error to whoever asks for them.
+async fn without_damaged(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Vec<Arc<Block>> {
+    let readable = {
+        let blocks = blocks.clone();
+        let read = |block: &Arc<Block>| block.read().map(drop);
+        blocking(move || blocks.iter().map(read).collect::<Vec<_>>()).await
+    };
+    let Ok(readable) = readable else {
+        return blocks;
+    };
+    let log = &parts.upload.log;
+    let whole = |(block, read): (Arc<Block>, Result<()>)| match read {
+        Ok(()) => Some(block),
+        Err(e) => {
+            log.push(Level::Error, format!("not uploaded: {e}"));
+            None
+        }
+    };
+    blocks.into_iter().zip(readable).filter_map(whole).collect()
+}
+
+fn left_behind(parts: &FlushParts, e: &Error) {
+    parts.upload.log.push(
+        Level::Warn,
+        format!("a pack could not be stored before the end; its blocks stay in the journal: {e}"),
+    );
 }
 
 fn partition<T>(items: Vec<T>, keep: &[bool]) -> (Vec<T>, Vec<T>) {
@@ -386,10 +450,10 @@ async fn store(parts: &FlushParts, blocks: &[Arc<Block>]) -> Result<StoreResult>
         body.push_source(Arc::<Block>::clone(block));
     }
     let len = body.len();
-    let stored = parts.store.store(body, parts.options).await?;
-    Metrics::add(&parts.metrics.packs_stored, 1);
-    Metrics::add(&parts.metrics.pack_bytes, len);
-    Metrics::add(&parts.metrics.blocks_packed, blocks.len() as u64);
+    let stored = parts.upload.store.store(body, parts.upload.options).await?;
+    Metrics::add(&parts.upload.metrics.packs_stored, 1);
+    Metrics::add(&parts.upload.metrics.pack_bytes, len);
+    Metrics::add(&parts.upload.metrics.blocks_packed, blocks.len() as u64);
     Ok(stored)
 }
 
@@ -407,7 +471,12 @@ async fn index(
     stored: &StoreResult,
     patience: &mut Patience<'_>,
 ) {
-    let row = row_of(stored, parts.options, &parts.epoch_clock, parts.clock.now());
+    let row = row_of(
+        stored,
+        parts.upload.options,
+        &parts.upload.epoch_clock,
+        parts.upload.clock.now(),
+    );
     loop {
         let keys = blocks.iter().map(|b| b.key().to_owned()).collect();
         // A deletion that is under way ends first, and one that comes later finds the rows.
@@ -435,11 +504,11 @@ async fn index(
         if rows.is_empty() {
             return;
         }
-        let written = caught(parts.index.put_many(&rows)).await;
+        let written = caught(parts.upload.index.put_many(&rows)).await;
         drop(guard);
         match written {
             Ok(()) => {
-                parts.metrics.usage_delta(delta);
+                parts.upload.metrics.usage_delta(delta);
                 return;
             }
             Err(e) => patience.after("indexing a stored pack", &e).await,
@@ -472,6 +541,7 @@ async fn read_back(
     patience.failures = 0;
     loop {
         let reading = parts
+            .upload
             .store
             .read_range(&stored.blob_id, offset, last.len(), &check);
         let read = caught(reading).await;
@@ -480,7 +550,7 @@ async fn read_back(
         };
         let lost = matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt);
         if lost && patience.failures >= READ_BACK_TRIES {
-            parts.log.push(
+            parts.upload.log.push(
                 Level::Error,
                 format!(
                     "blob {} was stored but cannot be read: its blocks will be stored again: {e}",

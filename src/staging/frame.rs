@@ -1,31 +1,131 @@
 //! How writes lie in a journal segment.
 //!
-//! A segment begins with [`SEGMENT_MAGIC`] and its number (u64). Then come frames, one per write
-//! call, each whole or not there. All numbers are little-endian:
+//! A segment begins with a head of 64 bytes. Then come frames, one per write call, each whole or not
+//! there, and then zeroes, or in a sealed segment its table of contents. All numbers are little-endian:
 //!
 //! ```text
-//! magic u32 | crc32 u32 | seq u64 | time u64 | count u32 | table u32      the head, 32 bytes
-//! count × ( kind u8 | key length u16 | value length u32 | value's crc32 u32 | key )     the table
+//! magic 8 bytes | number u64 | 12 × 0 | crc32 u32                                     the segment's head
+//! end u64 | contents u64 | contents' crc32 u32 | 8 × 0 | crc32 u32                     its seal, or 32 × 0
+//! magic u32 | crc32 u32 | seq u64 | time u64 | count u32 | table u32                   a frame's head, 32 bytes
+//! count × ( kind u8 | key length u16 | value length u32 | value's crc32 u32 | key )    its table
 //! the values, one after another
 //! ```
 //!
-//! `crc32` covers the head after itself and the table. `seq` is the number of the first entry; numbers
-//! go up by one per entry, across segments. `time` is when it was written (milliseconds since 1970).
-//! An entry is a put (1), a delete (2; no value), or a note that entries need no upload any more (3; the
-//! key is two u64: first and last number).
+//! In the seal, `end` is where the frames end and `contents` the length of the table of contents that
+//! follows: for every frame, where it begins (u64), its head and its table. Segments of the first version (`WDSJRNL1`) have a head of magic and
+//! number only, and neither zeroes nor contents; they are read, not written.
+//!
+//! A frame's `crc32` covers the head after itself and the table. `seq` is the number of the first entry;
+//! numbers go up by one per entry, across segments. `time` is when it was written (milliseconds since
+//! 1970). An entry is a put (1), a delete (2; no value), or a note that entries need no upload any more
+//! (3; the key is two u64: first and last number).
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// First bytes of a segment, with the version of this format.
-pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"WDSJRNL1";
+/// First bytes of a segment, with the version of this format, and of the first version.
+const SEGMENT_MAGIC: &[u8; 8] = b"WDSJRNL2";
+const SEGMENT_MAGIC_OLD: &[u8; 8] = b"WDSJRNL1";
 /// Bytes before the first frame.
-pub(super) const SEGMENT_HEAD: u64 = 16;
+pub(super) const SEGMENT_HEAD: u64 = 64;
+pub(super) const SEGMENT_HEAD_OLD: u64 = 16;
+/// Where in the head the seal lies, and how long it is (bytes).
+pub(super) const SEAL_AT: u64 = 32;
+const SEAL: usize = 32;
 
 const FRAME_MAGIC: u32 = 0x4d46_4457;
 pub(super) const FRAME_HEAD: usize = 32;
 const ENTRY_HEAD: usize = 11;
 /// Longest table that is believed (bytes). A commit has some thousands of entries of about 70 bytes.
 const MAX_TABLE: usize = 1 << 30;
+
+/// What a sealed segment says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seal {
+    /// Where the frames end and the table of contents begins (bytes).
+    pub(super) end: u64,
+    /// Length of the table of contents (bytes).
+    pub(super) contents_len: u64,
+    pub(super) contents_crc: u32,
+}
+
+/// The head of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Head {
+    /// Of the first version.
+    Old,
+    /// Not sealed.
+    Open,
+    Sealed(Seal),
+}
+
+/// The head of a segment that is not sealed.
+pub(super) fn encode_head(id: u64) -> [u8; SEGMENT_HEAD as usize] {
+    let mut head = [0; SEGMENT_HEAD as usize];
+    head[..8].copy_from_slice(SEGMENT_MAGIC);
+    head[8..16].copy_from_slice(&id.to_le_bytes());
+    let crc = crc32fast::hash(&head[..28]);
+    head[28..32].copy_from_slice(&crc.to_le_bytes());
+    head
+}
+
+/// What lies at [`SEAL_AT`] in the head: zeroes if the segment is not sealed.
+pub(super) fn encode_seal(seal: Option<Seal>) -> [u8; SEAL] {
+    let mut out = [0; SEAL];
+    if let Some(seal) = seal {
+        out[..8].copy_from_slice(&seal.end.to_le_bytes());
+        out[8..16].copy_from_slice(&seal.contents_len.to_le_bytes());
+        out[16..20].copy_from_slice(&seal.contents_crc.to_le_bytes());
+        let crc = crc32fast::hash(&out[..28]);
+        out[28..].copy_from_slice(&crc.to_le_bytes());
+    }
+    out
+}
+
+/// Reads the head of segment `id`; `None` if it is none. A seal that is not whole is none.
+pub(super) fn decode_head(head: &[u8], id: u64) -> Option<Head> {
+    if u64_at(head, 8)? != id {
+        return None;
+    }
+    if head.starts_with(SEGMENT_MAGIC_OLD) {
+        return Some(Head::Old);
+    }
+    let (name, seal) = head.split_at_checked(SEAL_AT as usize)?;
+    if !head.starts_with(SEGMENT_MAGIC) || u32_at(name, 28)? != crc32fast::hash(&name[..28]) {
+        return None;
+    }
+    let end = u64_at(seal, 0)?;
+    if end == 0 || u32_at(seal, 28)? != crc32fast::hash(&seal[..28]) {
+        return Some(Head::Open);
+    }
+    Some(Head::Sealed(Seal {
+        end,
+        contents_len: u64_at(seal, 8)?,
+        contents_crc: u32_at(seal, 16)?,
+    }))
+}
+
+/// Adds a frame's head and table to a table of contents.
+pub(super) fn push_contents(contents: &mut Vec<u8>, start: u64, encoded: &[u8]) {
+    contents.extend_from_slice(&start.to_le_bytes());
+    contents.extend_from_slice(encoded);
+}
+
+/// The frames of a table of contents, with their offsets (bytes); `None` if it is none.
+pub(super) fn decode_contents(contents: &[u8]) -> Option<Vec<(u64, Frame)>> {
+    let mut frames = Vec::new();
+    let mut rest = contents;
+    while !rest.is_empty() {
+        let start = u64_at(rest, 0)?;
+        let encoded = rest.get(8..)?;
+        let table = table_len(encoded.first_chunk()?)?;
+        let (encoded, after) = encoded.split_at_checked(FRAME_HEAD + table)?;
+        frames.push((start, decode(encoded)?));
+        rest = after;
+    }
+    Some(frames)
+}
 
 /// One entry of a frame that is to be written.
 #[derive(Debug, Clone)]
@@ -52,7 +152,7 @@ impl Write {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Put {
-        key: String,
+        key: Arc<str>,
         /// Where the value begins, counted from the beginning of the frame (bytes).
         offset: u64,
         len: u32,
@@ -69,6 +169,8 @@ pub(super) struct Frame {
     /// When it was written (milliseconds since 1970).
     pub(super) time_ms: u64,
     pub(super) entries: Vec<Entry>,
+    /// Length of its head and table (bytes).
+    pub(super) head_len: u64,
     /// Length of the frame with its values (bytes).
     pub(super) len: u64,
 }
@@ -127,36 +229,34 @@ pub(super) fn table_len(head: &[u8; FRAME_HEAD]) -> Option<usize> {
 }
 
 /// Reads a frame's head and table; `None` if they are damaged.
-pub(super) fn decode(head: &[u8; FRAME_HEAD], table: &[u8]) -> Option<Frame> {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&head[8..]);
-    crc.update(table);
-    if table_len(head)? != table.len() || crc.finalize() != u32_at(head, 4)? {
+pub(super) fn decode(encoded: &[u8]) -> Option<Frame> {
+    let (head, table) = encoded.split_first_chunk::<FRAME_HEAD>()?;
+    if table_len(head)? != table.len() || crc32fast::hash(&encoded[8..]) != u32_at(head, 4)? {
         return None;
     }
     let count = u32_at(head, 24)?;
-    let mut entries = Vec::new();
+    let mut entries = Vec::with_capacity((count as usize).min(table.len() / ENTRY_HEAD));
     let mut rest = table;
-    let mut len = (FRAME_HEAD + table.len()) as u64;
+    let mut len = encoded.len() as u64;
     for _ in 0..count {
         let (entry, after) = rest.split_at_checked(ENTRY_HEAD)?;
         let key_len = u16::from_le_bytes([entry[1], entry[2]]);
         let value_len = u32_at(entry, 3)?;
         let (key, after) = after.split_at_checked(usize::from(key_len))?;
         rest = after;
-        let text = || String::from_utf8(key.to_vec()).ok();
+        let text = || std::str::from_utf8(key).ok();
         entries.push(match entry[0] {
             1 => {
                 let offset = len;
                 len += u64::from(value_len);
                 Entry::Put {
-                    key: text()?,
+                    key: text()?.into(),
                     offset,
                     len: value_len,
                     crc: u32_at(entry, 7)?,
                 }
             }
-            2 => Entry::Delete(text()?),
+            2 => Entry::Delete(text()?.to_owned()),
             3 => Entry::Done(u64_at(key, 0)?, u64_at(key, 8)?),
             _ => return None,
         });
@@ -165,6 +265,7 @@ pub(super) fn decode(head: &[u8; FRAME_HEAD], table: &[u8]) -> Option<Frame> {
         seq: u64_at(head, 8)?,
         time_ms: u64_at(head, 16)?,
         entries,
+        head_len: encoded.len() as u64,
         len,
     })
 }
@@ -173,7 +274,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
@@ -195,16 +296,18 @@ mod tests {
         proptest::collection::vec(one, 0..20)
     }
 
-    fn split(encoded: &[u8]) -> Option<(&[u8; FRAME_HEAD], &[u8])> {
-        encoded.split_first_chunk()
-    }
-
     proptest! {
         #[test]
         fn what_is_written_is_read(writes in writes(), seq: u64, time: u64) {
             let encoded = encode(seq, time, &writes);
-            let (head, table) = split(&encoded).unwrap();
-            let frame = decode(head, table).unwrap();
+            let frame = decode(&encoded).unwrap();
+            let mut contents = Vec::new();
+            push_contents(&mut contents, 64, &encoded);
+            push_contents(&mut contents, 7, &encoded);
+            let listed = decode_contents(&contents).unwrap();
+            prop_assert_eq!(listed.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [64, 7]);
+            prop_assert!(listed.iter().all(|(_, f)| f.entries == frame.entries && f.len == frame.len));
+            prop_assert!(decode_contents(&contents[1..]).is_none());
             prop_assert_eq!((frame.seq, frame.time_ms, frame.len), (seq, time, frame_len(&writes)));
             prop_assert_eq!(frame.entries.len(), writes.len());
             let mut at = encoded.len() as u64;
@@ -212,7 +315,7 @@ mod tests {
                 match write {
                     Write::Put { key: k, value: v, .. } => {
                         prop_assert_eq!(entry, &Entry::Put {
-                            key: k.clone(), offset: at, len: v.len() as u32, crc: crc32fast::hash(v),
+                            key: k.as_str().into(), offset: at, len: v.len() as u32, crc: crc32fast::hash(v),
                         });
                         at += v.len() as u64;
                     }
@@ -227,14 +330,35 @@ mod tests {
             let mut encoded = encode(7, 8, &writes);
             let at = at.index(encoded.len());
             encoded[at] ^= flip;
-            let (head, table) = split(&encoded).unwrap();
-            prop_assert!(decode(head, table).is_none());
+            prop_assert!(decode(&encoded).is_none());
         }
 
         #[test]
         fn noise_is_no_frame(noise in proptest::collection::vec(any::<u8>(), FRAME_HEAD..200)) {
-            let (head, table) = split(&noise).unwrap();
-            prop_assert!(decode(head, table).is_none());
+            prop_assert!(decode(&noise).is_none());
         }
+    }
+
+    #[test]
+    fn a_head_says_what_it_was_told_and_no_changed_byte_goes_unnoticed() {
+        let seal = Seal {
+            end: 1234,
+            contents_len: 56,
+            contents_crc: 7,
+        };
+        for (seal, expected) in [(None, Head::Open), (Some(seal), Head::Sealed(seal))] {
+            let mut head = encode_head(9);
+            head[SEAL_AT as usize..].copy_from_slice(&encode_seal(seal));
+            assert_eq!(decode_head(&head, 9), Some(expected));
+            assert_eq!(decode_head(&head, 8), None);
+            for at in 0..head.len() {
+                let mut changed = head;
+                changed[at] ^= 1;
+                let read = (at >= SEAL_AT as usize).then_some(Head::Open);
+                assert_eq!(decode_head(&changed, 9), read, "byte {at}");
+            }
+        }
+        let old = [&SEGMENT_MAGIC_OLD[..], &9u64.to_le_bytes()].concat();
+        assert_eq!(decode_head(&old, 9), Some(Head::Old));
     }
 }

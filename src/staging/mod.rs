@@ -3,16 +3,18 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `ask` | whether a write asks the index first for what it holds |
+//! | `disk` | the calls that change files, for tests to let them fail |
 //! | `frame` | how writes lie in a file |
 //! | `segment` | one file: appending, syncing, scanning |
-//! | `writer` | the one thread that appends; writes that queue while a sync runs share the next |
+//! | `writer` | who appends, and what happens when that fails; writes that queue while a sync runs share the next |
 //! | `flush` | what travels to Walrus when, and what happens until it may be forgotten |
 //!
 //! This module holds what is staged: key → where its newest value lies in the journal. A block stays
 //! until its row is committed and its blob could be read back. Files go oldest first, so that a
 //! deletion can never be forgotten before the write that it undid.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -30,28 +32,41 @@ use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
 use crate::walrus::Source;
 
+mod ask;
+mod disk;
 mod flush;
 mod frame;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod writer;
 
+pub(crate) use ask::AskFirst;
+use disk::{Disk, RealDisk};
 pub(crate) use flush::{FlushParts, Flusher};
 use frame::{Entry, Write};
 use segment::Segment;
-use writer::Writer;
+use writer::{Position, Writer};
 
 const README: &str = "\
 This is the write journal of walrusds: blocks that were accepted and are not on Walrus yet.
 DELETING A FILE HERE LOSES DATA, unless the node was stopped in order and no *.segment file is left.
 
 NUMBER.segment  blocks, in the order in which they were written. A file is removed by the node when
-                every block in it is on Walrus and in the index, oldest file first.
+                every block in it is on Walrus and in the index, oldest file first. The newest one
+                ends with zeroes: space that the next writes will take.
 LOCK            held by the running node.
 
 To empty the journal, start the node (any ipfs command does) with drainTimeoutSeconds large enough, or
 let the daemon run: it uploads on its own. The layout of a file is described in the sources, in
 src/staging/frame.rs.
 ";
+
+/// A segment is closed when it is this share of the journal's limit, within bounds (bytes); a longer write
+/// makes a longer one.
+const SEGMENT_SHARE: u64 = 16;
+const SEGMENT_LEAST: u64 = 16 << 10;
+const SEGMENT_MOST: u64 = 64 << 20;
 
 /// A staged block.
 #[derive(Debug)]
@@ -109,7 +124,15 @@ impl Source for Block {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.segment.read_at(self.offset + offset, into)
+        self.segment.read_at(self.offset + offset, into)?;
+        // Long blocks come in parts. Those are checked before, when there is no hurry.
+        if into.len() as u64 == self.len() && crc32fast::hash(into) != self.crc {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a block is damaged in the journal",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -138,12 +161,40 @@ struct Inner {
     dir: PathBuf,
     max_bytes: u64,
     log: Arc<Log>,
+    disk: Arc<dyn Disk>,
     state: Mutex<State>,
     /// Space has become free.
     space: Notify,
     /// Something was staged, or waits for space.
     changed: Notify,
     syncs: AtomicU64,
+    /// How long the last sync took (microseconds).
+    last_sync_us: AtomicU64,
+    /// A write or a sync failed, and what it left behind is still there.
+    broken: AtomicBool,
+}
+
+impl Inner {
+    /// Bytes that may be written ahead of the frames of a segment of `len` bytes.
+    fn room_ahead(&self, len: u64) -> u64 {
+        let left = self.max_bytes.saturating_sub(self.state.lock().used());
+        left.min(self.segment_bytes().saturating_sub(len))
+    }
+
+    /// When a segment is full (bytes). Space is given back in these units.
+    fn segment_bytes(&self) -> u64 {
+        (self.max_bytes / SEGMENT_SHARE).clamp(SEGMENT_LEAST, SEGMENT_MOST)
+    }
+
+    /// Wakes the flusher, if there is something new for it to see.
+    fn call_flusher(&self) {
+        let mut state = self.state.lock();
+        if !state.called && state.queued_bytes >= state.call_at {
+            state.called = true;
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -156,13 +207,23 @@ struct State {
     queue: VecDeque<Arc<Block>>,
     queued_bytes: u64,
     segments: VecDeque<Arc<Segment>>,
-    /// Bytes of all segments, and of writes that have been admitted.
-    used: u64,
+    /// Keys that were forgotten although no note of it could be written: they are still in a file.
+    unnoted: HashSet<Arc<str>>,
+    /// Bytes of writes that have been admitted and not written yet.
+    admitted: u64,
     waiting_for_space: usize,
     last_write: Option<Instant>,
+    /// Bytes in the queue from which on the flusher wants to be called, and whether it was.
+    call_at: u64,
+    called: bool,
 }
 
 impl State {
+    /// Bytes that count towards the journal's limit.
+    fn used(&self) -> u64 {
+        self.admitted + self.segments.iter().map(|s| s.space()).sum::<u64>()
+    }
+
     fn is_current(&self, block: &Arc<Block>) -> bool {
         self.blocks
             .get(&block.key)
@@ -186,24 +247,18 @@ impl State {
     }
 }
 
-/// Room in the journal for a write; given back if nothing is written.
+/// Room in the journal for a write, until it is written (then it counts as part of its file) or given
+/// up.
 #[derive(Debug)]
 pub(crate) struct Room {
     inner: Arc<Inner>,
     bytes: u64,
 }
 
-impl Room {
-    /// What was written takes `bytes` of the room; the rest is given back.
-    fn keep(mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-}
-
 impl Drop for Room {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.inner.state.lock().used -= self.bytes;
+            self.inner.state.lock().admitted -= self.bytes;
             self.inner.space.notify_waiters();
         }
     }
@@ -217,21 +272,28 @@ impl Journal {
     /// [`ErrorKind::Locked`] while another process has it open; [`ErrorKind::Disk`];
     /// [`ErrorKind::Corrupt`] if a file is damaged other than at its unfinished end.
     pub(crate) fn open(dir: &Path, max_bytes: u64, log: Arc<Log>) -> Result<Journal> {
+        Self::open_on(Arc::new(RealDisk), dir, max_bytes, log)
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, dir: &Path, max_bytes: u64, log: Arc<Log>) -> Result<Journal> {
         let failed = |e: io::Error| disk_error(&format!("journalPath {}", dir.display()), &e);
         std::fs::create_dir_all(dir).map_err(failed)?;
         let lock = lock(dir)?;
         write_readme(dir).map_err(failed)?;
-        let (state, next_seq, next_id) = replay(dir, &log)?;
+        let (state, position) = replay(dir, &disk, &log)?;
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),
             max_bytes,
             log,
+            disk,
             state: Mutex::new(state),
             space: Notify::new(),
             changed: Notify::new(),
             syncs: AtomicU64::new(0),
+            last_sync_us: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
         });
-        let writer = Writer::start(Arc::clone(&inner), next_seq, next_id)?;
+        let writer = Writer::start(Arc::clone(&inner), position)?;
         writer.reclaim();
         Ok(Journal {
             inner,
@@ -243,10 +305,10 @@ impl Journal {
     /// Waits until there is room for writes of these puts. A single write that is larger than the
     /// journal may ever be is admitted into an empty one.
     pub(crate) async fn room(&self, puts: &[(String, Bytes)]) -> Room {
-        // Each put may travel in a frame of its own at worst.
+        // At worst, each put has a frame of its own; its table is written once more, into the contents.
         let bytes: u64 = puts
             .iter()
-            .map(|(k, v)| (k.len() + v.len()) as u64 + 64)
+            .map(|(k, v)| (2 * k.len() + v.len()) as u64 + 96)
             .sum();
         let mut waiting = None;
         loop {
@@ -256,9 +318,10 @@ impl Journal {
             {
                 let mut state = self.inner.state.lock();
                 // Whoever brings nothing does not wait for those who do.
-                let fits = bytes == 0 || state.used + bytes <= self.inner.max_bytes;
-                if fits || state.used == 0 {
-                    state.used += bytes;
+                let used = state.used();
+                let fits = bytes == 0 || used + bytes <= self.inner.max_bytes;
+                if fits || used == 0 {
+                    state.admitted += bytes;
                     return Room {
                         inner: Arc::clone(&self.inner),
                         bytes,
@@ -295,10 +358,15 @@ impl Journal {
     /// # Errors
     /// [`ErrorKind::Disk`]: they are gone now, but may be back after a restart.
     pub(crate) async fn delete(&self, keys: &[String]) -> Result<()> {
+        // A write that failed may still lie in a file that could not be repaired yet.
+        let broken = self.inner.broken.load(Ordering::Acquire);
         let staged: Vec<Write> = {
             let state = self.inner.state.lock();
             keys.iter()
-                .filter(|k| state.blocks.contains_key(k.as_str()))
+                .filter(|k| {
+                    let k = k.as_str();
+                    broken || state.blocks.contains_key(k) || state.unnoted.contains(k)
+                })
                 .map(|k| Write::Delete(k.clone()))
                 .collect()
         };
@@ -344,7 +412,7 @@ impl Journal {
         Staged {
             blocks: state.blocks.len() as u64,
             bytes: state.bytes,
-            disk_bytes: state.segments.iter().map(|s| s.len()).sum(),
+            disk_bytes: state.segments.iter().map(|s| s.file_len()).sum(),
         }
     }
 
@@ -393,6 +461,8 @@ impl Journal {
             state.queued_bytes += block.len();
             state.queue.push_front(block);
         }
+        drop(state);
+        self.inner.changed.notify_one();
     }
 
     /// Which of these blocks are still the newest values of their keys.
@@ -413,7 +483,7 @@ impl Journal {
             .collect();
         let noted = self.writer.note(notes).await;
         failpoint!("journal.noted");
-        if let Err(e) = noted {
+        if let Err(e) = &noted {
             self.inner.log.push(
                 Level::Warn,
                 format!("{e}; after a restart some blocks will be looked up once more"),
@@ -424,6 +494,9 @@ impl Journal {
             for block in &blocks {
                 if state.is_current(block) {
                     state.forget(&block.key);
+                }
+                if noted.is_err() {
+                    state.unnoted.insert(Arc::clone(&block.key));
                 }
                 block.segment.drop_live();
             }
@@ -496,9 +569,8 @@ fn write_readme(dir: &Path) -> io::Result<()> {
     File::create(path)?.write_all(README.as_bytes())
 }
 
-/// Reads the segments of a directory. Returns what is staged, and the numbers of the next entry and
-/// the next segment.
-fn replay(dir: &Path, log: &Log) -> Result<(State, u64, u64)> {
+/// Reads the segments of a directory: what is staged, and where to go on.
+fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Position)> {
     let failed = |path: &Path, e: io::Error| {
         let kind = match e.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
@@ -506,10 +578,9 @@ fn replay(dir: &Path, log: &Log) -> Result<(State, u64, u64)> {
         };
         Error::new(kind, format!("journal file {}: {e}", path.display()))
     };
-    let segments = Segment::all_in(dir).map_err(|e| failed(dir, e))?;
+    let segments = Segment::all_in(dir, disk).map_err(|e| failed(dir, e))?;
     let mut state = State::default();
     let mut done = Vec::new();
-    let mut next_seq = 1;
     let next_id = match segments.last() {
         None => 1,
         Some(last) => last.id.checked_add(1).ok_or_else(|| {
@@ -522,11 +593,14 @@ fn replay(dir: &Path, log: &Log) -> Result<(State, u64, u64)> {
             )
         })?,
     };
+    let mut position = Position {
+        next_seq: 1,
+        next_id,
+        current: None,
+    };
     let last = segments.len().saturating_sub(1);
     for (i, segment) in segments.into_iter().enumerate() {
         let segment = Arc::new(segment);
-        let found = segment.len();
-        // Files before the last were synced when they were closed: their ends cannot be torn.
         let scan = segment
             .scan(i == last)
             .map_err(|e| failed(segment.path(), e))?;
@@ -540,37 +614,55 @@ fn replay(dir: &Path, log: &Log) -> Result<(State, u64, u64)> {
                 ),
             );
         }
-        if scan.len < found {
-            if i < last {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    format!(
-                        "journal file {} is damaged at byte {} of {found}: what follows cannot be read. Restore \
-                         the file, or move it away to go on without the blocks in it",
-                        segment.path().display(),
-                        scan.len
-                    ),
-                ));
+        // Files before the last, and those that were sealed, are whole: their ends cannot be torn.
+        let expected = match scan.expected {
+            None if i < last => Some(segment.file_len()),
+            expected => expected,
+        };
+        let unborn = scan.len == 0;
+        if let Some(expected) = expected.filter(|len| unborn || *len != scan.len) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "journal file {} is damaged at byte {} of {expected}: what follows cannot be read. Restore \
+                     the file, or move it away to go on without the blocks in it",
+                    segment.path().display(),
+                    scan.len
+                ),
+            ));
+        }
+        if expected.is_none() && (scan.torn || unborn) {
+            let dropped = segment.file_len() - scan.len;
+            if unborn {
+                // A file that was being made.
+                segment.remove()
+            } else {
+                segment.cut(scan.len)
             }
-            segment
-                .truncate(scan.len)
-                .map_err(|e| failed(segment.path(), e))?;
+            .map_err(|e| failed(segment.path(), e))?;
             log.push(
                 Level::Info,
                 format!(
-                    "journal: {} bytes of a write that was never acknowledged were dropped",
-                    found - scan.len
+                    "journal: {dropped} bytes of a write that was never acknowledged were dropped"
                 ),
             );
+            if unborn {
+                continue;
+            }
         }
+        segment.adopt(&scan);
+        if scan.open && i == last {
+            position.current = Some((Arc::clone(&segment), scan.contents));
+        }
+        let read_at = (Instant::now(), SystemTime::now());
         for (start, frame) in scan.frames {
-            let age = SystemTime::now()
+            let age = read_at
+                .1
                 .duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(frame.time_ms))
                 .unwrap_or_default();
-            let now = Instant::now();
-            let staged = now.checked_sub(age).unwrap_or(now);
+            let staged = read_at.0.checked_sub(age).unwrap_or(read_at.0);
             for (entry, seq) in frame.entries.into_iter().zip(frame.seq..) {
-                next_seq = next_seq.max(seq + 1);
+                position.next_seq = position.next_seq.max(seq + 1);
                 match entry {
                     Entry::Put {
                         key,
@@ -578,7 +670,7 @@ fn replay(dir: &Path, log: &Log) -> Result<(State, u64, u64)> {
                         len,
                         crc,
                     } => state.stage(Arc::new(Block {
-                        key: key.into(),
+                        key,
                         seq,
                         segment: Arc::clone(&segment),
                         offset: start + offset,
@@ -592,11 +684,10 @@ fn replay(dir: &Path, log: &Log) -> Result<(State, u64, u64)> {
                 }
             }
         }
-        state.used += segment.len();
         state.segments.push_back(segment);
     }
     leave_out_done(&mut state, done);
-    Ok((state, next_seq, next_id))
+    Ok((state, position))
 }
 
 /// Forgets what needs no upload any more.

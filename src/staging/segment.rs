@@ -1,14 +1,35 @@
 //! One file of the journal.
+//!
+//! A segment is written ahead with zeroes, in growing steps, because syncing what overwrites them is
+//! many times cheaper than syncing a file that has grown: its size and extents stay as they are. A
+//! scan ends at the zeroes. Nothing but zeroes is ever left behind the last frame, so that no old
+//! bytes can be taken for a frame.
+//!
+//! A segment that is full is sealed: its zeroes are cut off and a table of contents is written behind
+//! the frames, so that the next open need not visit each of them.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Write as _};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
 
-use super::frame::{self, Entry, Frame, FRAME_HEAD, SEGMENT_HEAD, SEGMENT_MAGIC};
+use super::disk::Disk;
+use super::frame::{self, Entry, Frame, Head, Seal, FRAME_HEAD};
 
 const SUFFIX: &str = ".segment";
+
+/// Zeroes that are written ahead of the frames (bytes): a new file gets the least, later steps follow
+/// its length.
+const AHEAD_LEAST: u64 = 64 << 10;
+const AHEAD_MOST: u64 = 4 << 20;
+/// Frames of this length (bytes) are not worth it: their own bytes cost more than the file's growth.
+const LONG_FRAME: u64 = 128 << 10;
+/// How much is read at once when a segment is scanned (bytes).
+const WINDOW: usize = 1 << 20;
+
+static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
 
 /// A segment, open for reading (and, while it is the newest, for appending).
 #[derive(Debug)]
@@ -16,55 +37,83 @@ pub(super) struct Segment {
     pub(super) id: u64,
     path: PathBuf,
     file: File,
+    disk: Arc<dyn Disk>,
     /// Bytes that hold whole frames; what comes after is not part of the journal.
     len: AtomicU64,
+    /// Bytes of the file: frames, zeroes ahead, table of contents.
+    file_len: AtomicU64,
+    /// Bytes that the table of contents takes, or will take.
+    contents_len: AtomicU64,
     /// Blocks in it that are neither on Walrus and indexed nor replaced nor deleted.
     live: AtomicUsize,
-    /// Nothing is appended any more.
-    sealed: AtomicBool,
+    /// Of the first version of the layout, which is read only.
+    old: AtomicBool,
+    /// Bytes of short frames since the last long one: as many more are expected.
+    short_run: AtomicU64,
 }
 
 /// What is in a segment.
+#[derive(Debug, Default)]
 pub(super) struct Scan {
     /// Frames with their offsets (bytes).
     pub(super) frames: Vec<(u64, Frame)>,
-    /// Bytes up to the end of the last whole frame.
+    /// Bytes up to the end of the last whole frame. 0: it has no beginning yet.
     pub(super) len: u64,
+    /// Where the frames ought to end (bytes), if the segment says so.
+    pub(super) expected: Option<u64>,
+    /// There are other bytes than zeroes behind the last whole frame.
+    pub(super) torn: bool,
     /// Frames in the middle whose values are damaged.
     pub(super) damaged: usize,
+    /// The table of contents, as far as the frames go.
+    pub(super) contents: Vec<u8>,
+    /// Frames may be appended: the segment is of this version and was not sealed.
+    pub(super) open: bool,
 }
 
 impl Segment {
-    /// Makes a new segment. It is on disk, name and all, on return.
-    pub(super) fn create(dir: &Path, id: u64) -> io::Result<Segment> {
-        let path = dir.join(format!("{id:016x}{SUFFIX}"));
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)?;
+    pub(super) fn path_of(dir: &Path, id: u64) -> PathBuf {
+        dir.join(format!("{id:016x}{SUFFIX}"))
+    }
+
+    /// Makes a new segment, with at most `room` bytes of zeroes. It is on disk, name and all, on return.
+    /// After an error there may be something under its name.
+    pub(super) fn create(
+        dir: &Path,
+        id: u64,
+        disk: &Arc<dyn Disk>,
+        room: u64,
+    ) -> io::Result<Segment> {
+        let path = Segment::path_of(dir, id);
         let segment = Segment {
             id,
+            file: disk.create(&path)?,
             path,
-            file,
+            disk: Arc::clone(disk),
             len: AtomicU64::new(0),
+            file_len: AtomicU64::new(0),
+            contents_len: AtomicU64::new(0),
             live: AtomicUsize::new(0),
-            sealed: AtomicBool::new(false),
+            old: AtomicBool::new(false),
+            short_run: AtomicU64::new(0),
         };
-        let head = [&SEGMENT_MAGIC[..], &id.to_le_bytes()].concat();
-        let made = segment
-            .append(&head, std::iter::empty())
-            .and_then(|_| segment.sync())
-            .and_then(|()| sync_dir(dir));
-        if made.is_err() {
-            let _ = segment.remove();
-        }
-        made.map(|()| segment)
+        disk.write(&segment.file, 0, &[&frame::encode_head(id)])
+            .and_then(|()| {
+                segment.len.store(frame::SEGMENT_HEAD, Ordering::Release);
+                segment
+                    .file_len
+                    .store(frame::SEGMENT_HEAD, Ordering::Release);
+                // Only a help: a disk without room for it may still have some for frames.
+                let ahead = room.min(AHEAD_LEAST).saturating_sub(frame::SEGMENT_HEAD);
+                let _ = segment.write_ahead(ahead);
+                segment.sync()
+            })
+            .and_then(|()| disk.sync_dir(dir))
+            .map(|()| segment)
     }
 
     /// The segments in a directory, oldest first.
-    pub(super) fn all_in(dir: &Path) -> io::Result<Vec<Segment>> {
+    pub(super) fn all_in(dir: &Path, disk: &Arc<dyn Disk>) -> io::Result<Vec<Segment>> {
         let mut all = Vec::new();
         for entry in dir.read_dir()? {
             let path = entry?.path();
@@ -75,15 +124,19 @@ impl Segment {
             let Ok(id) = u64::from_str_radix(id, 16) else {
                 continue;
             };
-            let file = OpenOptions::new().read(true).append(true).open(&path)?;
+            let file = OpenOptions::new().read(true).write(true).open(&path)?;
             let len = file.metadata()?.len();
             all.push(Segment {
                 id,
                 path,
                 file,
+                disk: Arc::clone(disk),
                 len: AtomicU64::new(len),
+                file_len: AtomicU64::new(len),
+                contents_len: AtomicU64::new(0),
                 live: AtomicUsize::new(0),
-                sealed: AtomicBool::new(true),
+                old: AtomicBool::new(false),
+                short_run: AtomicU64::new(0),
             });
         }
         all.sort_by_key(|s| s.id);
@@ -98,12 +151,14 @@ impl Segment {
         self.len.load(Ordering::Acquire)
     }
 
-    pub(super) fn seal(&self) {
-        self.sealed.store(true, Ordering::Release);
+    /// Bytes that the file has now.
+    pub(super) fn file_len(&self) -> u64 {
+        self.file_len.load(Ordering::Acquire)
     }
 
-    pub(super) fn is_sealed(&self) -> bool {
-        self.sealed.load(Ordering::Acquire)
+    /// Bytes that the file will have once it is sealed: those that count towards the journal's limit.
+    pub(super) fn space(&self) -> u64 {
+        self.len() + self.contents_len.load(Ordering::Acquire)
     }
 
     pub(super) fn live(&self) -> usize {
@@ -118,38 +173,112 @@ impl Segment {
         self.live.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Appends `head` and the values; returns where they begin. After an error the segment is as
-    /// before. Only one thread appends.
+    /// Appends `head` and the values; returns where they begin. One thread at a time. Before that it
+    /// writes zeroes ahead, at most `room` bytes, if the frame is short and they are used up. After an
+    /// error there may be part of the frame behind [`len`](Self::len), which must be
+    /// [cut off](Self::trim) before anything else is written.
     pub(super) fn append<'a>(
         &self,
         head: &'a [u8],
         values: impl Iterator<Item = &'a [u8]>,
+        room: impl FnOnce() -> u64,
     ) -> io::Result<u64> {
         let start = self.len();
         let slices: Vec<&[u8]> = std::iter::once(head).chain(values).collect();
-        match write_all(&self.file, &slices) {
-            Ok(()) => {
-                let written: u64 = slices.iter().map(|s| s.len() as u64).sum();
-                self.len.store(start + written, Ordering::Release);
-                Ok(start)
+        let len = slices.iter().map(|s| s.len() as u64).sum();
+        if len >= LONG_FRAME {
+            self.short_run.store(0, Ordering::Release);
+        } else {
+            let (left, wanted) = self.ahead();
+            if len > left {
+                // Only a help: a disk that has no room for it may still have some for the frame.
+                let _ = self.write_ahead(wanted.min(room()));
             }
-            Err(e) => {
-                self.truncate(start)?;
-                Err(e)
-            }
+            self.short_run.fetch_add(len, Ordering::AcqRel);
         }
+        self.disk.write(&self.file, start, &slices)?;
+        self.len.store(start + len, Ordering::Release);
+        self.file_len.fetch_max(start + len, Ordering::AcqRel);
+        Ok(start)
     }
 
-    /// Cuts off what lies behind `len` bytes.
-    pub(super) fn truncate(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)?;
-        self.len.store(len, Ordering::Release);
+    /// Cuts off what lies behind the last whole frame.
+    pub(super) fn trim(&self) -> io::Result<()> {
+        let len = self.len();
+        self.disk.set_len(&self.file, len)?;
+        self.file_len.store(len, Ordering::Release);
         Ok(())
+    }
+
+    /// Bytes of zeroes that the next frame finds, and how many are written when they are used up.
+    pub(super) fn ahead(&self) -> (u64, u64) {
+        let left = self.file_len().saturating_sub(self.len());
+        let run = self.short_run.load(Ordering::Acquire);
+        (left, run.clamp(AHEAD_LEAST, AHEAD_MOST))
+    }
+
+    /// Writes that many zeroes behind the end of the file. Not synced.
+    pub(super) fn write_ahead(&self, bytes: u64) -> io::Result<()> {
+        let mut left = bytes;
+        while left > 0 {
+            let at = self.file_len();
+            let step = left.min(ZEROES.len() as u64);
+            if let Err(e) = self.disk.write(&self.file, at, &[&ZEROES[..step as usize]]) {
+                // What was written of it are zeroes, too.
+                let _ = self.disk.set_len(&self.file, at);
+                return Err(e);
+            }
+            self.file_len.store(at + step, Ordering::Release);
+            left -= step;
+        }
+        Ok(())
+    }
+
+    /// Makes the segment end after `len` bytes of frames, on disk too: after an error nobody knows
+    /// what is behind them. It may be tried again.
+    pub(super) fn cut(&self, len: u64) -> io::Result<()> {
+        self.disk.set_len(&self.file, len)?;
+        if !self.old.load(Ordering::Acquire) {
+            self.write_seal(None)?;
+        }
+        self.sync()?;
+        self.len.store(len, Ordering::Release);
+        self.file_len.store(len, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes the table of contents and what says that there is one. All of it is on disk on return;
+    /// after an error the segment must be [cut](Self::cut).
+    pub(super) fn finish(&self, contents: &[u8]) -> io::Result<()> {
+        let len = self.len();
+        self.disk.write(&self.file, len, &[contents])?;
+        let end = len + contents.len() as u64;
+        self.disk.set_len(&self.file, end)?;
+        // The seal promises that everything before it is whole.
+        self.sync()?;
+        self.write_seal(Some(Seal {
+            end: len,
+            contents_len: contents.len() as u64,
+            contents_crc: crc32fast::hash(contents),
+        }))?;
+        self.sync()?;
+        self.file_len.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Notes how long the table of contents is by now (bytes).
+    pub(super) fn note_contents(&self, len: usize) {
+        self.contents_len.store(len as u64, Ordering::Release);
+    }
+
+    fn write_seal(&self, seal: Option<Seal>) -> io::Result<()> {
+        let seal = frame::encode_seal(seal);
+        self.disk.write(&self.file, frame::SEAL_AT, &[&seal])
     }
 
     /// Returns when everything appended survives a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.disk.sync(&self.file)
     }
 
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
@@ -158,102 +287,190 @@ impl Segment {
 
     /// Removes the file. Readers that hold the segment go on reading.
     pub(super) fn remove(&self) -> io::Result<()> {
-        std::fs::remove_file(&self.path)
+        self.disk.remove(&self.path)
     }
 
-    /// Reads every frame's head and table, and with `values` the values too. What cannot be a frame
-    /// ends the scan. Frames whose values are damaged are left out.
+    /// Reads every frame's head and table: from the table of contents if there is one, else one by one,
+    /// and with `values` the values too, unless it was sealed. What cannot be a frame ends the scan.
+    /// Frames whose values are damaged are left out.
     pub(super) fn scan(&self, values: bool) -> io::Result<Scan> {
-        let end = self.len();
-        let mut scan = Scan {
-            frames: Vec::new(),
-            len: 0,
-            damaged: 0,
+        let file_len = self.file_len();
+        let mut window = Window::new(&self.file, file_len);
+        let Some(head) = window.get(0, frame::SEGMENT_HEAD_OLD)?.map(<[u8]>::to_vec) else {
+            let torn = window.other_than_zero_from(0)?;
+            return Ok(Scan {
+                torn,
+                ..Scan::default()
+            });
         };
-        let mut head = [0; SEGMENT_HEAD as usize];
-        if end < SEGMENT_HEAD {
-            return Ok(scan);
-        }
-        self.read_at(0, &mut head)?;
-        if &head[..8] != SEGMENT_MAGIC || frame::u64_at(&head, 8) != Some(self.id) {
+        let whole = window.get(0, frame::SEGMENT_HEAD)?.unwrap_or(&head);
+        let parsed = frame::decode_head(whole, self.id);
+        let Some(head) = parsed else {
+            // A power cut while the file was made may leave it short, or without content.
+            if file_len < frame::SEGMENT_HEAD || !window.other_than_zero_from(0)? {
+                return Ok(Scan::default());
+            }
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "this is no journal segment of this version",
             ));
+        };
+        let (start, seal) = match head {
+            Head::Old => {
+                self.old.store(true, Ordering::Release);
+                (frame::SEGMENT_HEAD_OLD, None)
+            }
+            Head::Open => (frame::SEGMENT_HEAD, None),
+            Head::Sealed(seal) => (frame::SEGMENT_HEAD, Some(seal)),
+        };
+        if let Some(scan) = seal.and_then(|seal| self.read_contents(seal)) {
+            return Ok(scan);
         }
-        let mut at = SEGMENT_HEAD;
-        scan.len = at;
+        let mut scan = Scan {
+            len: start,
+            expected: seal.map(|seal| seal.end),
+            open: matches!(head, Head::Open),
+            ..Scan::default()
+        };
+        let mut at = start;
         let mut bad = 0;
-        while let Some(frame) = self.frame_at(at, end)? {
+        let mut next_seq = 0;
+        let end = seal.map_or(file_len, |seal| seal.end.min(file_len));
+        while let Some(frame) = window.frame_at(at, end)? {
+            // Numbers only go up: an older frame in this place would be what a disk forgot to overwrite.
+            if frame.seq < next_seq {
+                break;
+            }
+            next_seq = frame.seq + frame.entries.len() as u64;
             let start = at;
             at += frame.len;
-            if values && !self.values_intact(start, &frame)? {
+            if values && seal.is_none() && !window.values_intact(start, &frame)? {
                 bad += 1;
                 continue;
             }
             // What is damaged before a whole frame is not the torn end.
             scan.damaged = bad;
+            if let Some(encoded) = window.get(start, frame.head_len)? {
+                frame::push_contents(&mut scan.contents, start, encoded);
+            }
             scan.frames.push((start, frame));
             scan.len = at;
         }
+        scan.torn = window.other_than_zero_from(scan.len)?;
         Ok(scan)
     }
 
-    fn frame_at(&self, at: u64, end: u64) -> io::Result<Option<Frame>> {
-        let mut head = [0; FRAME_HEAD];
+    /// `None` if there is no table of contents that can be believed.
+    fn read_contents(&self, seal: Seal) -> Option<Scan> {
+        let file_len = self.file_len();
+        if seal.end.checked_add(seal.contents_len)? != file_len {
+            return None;
+        }
+        let mut contents = vec![0; usize::try_from(seal.contents_len).ok()?];
+        self.read_at(seal.end, &mut contents).ok()?;
+        if crc32fast::hash(&contents) != seal.contents_crc {
+            return None;
+        }
+        let frames = frame::decode_contents(&contents)?;
+        Some(Scan {
+            frames,
+            len: seal.end,
+            expected: Some(seal.end),
+            contents,
+            ..Scan::default()
+        })
+    }
+
+    /// Takes the lengths from a scan.
+    pub(super) fn adopt(&self, scan: &Scan) {
+        self.len.store(scan.len, Ordering::Release);
+        self.note_contents(scan.contents.len());
+    }
+}
+
+/// Reads a file from front to back in large steps.
+struct Window<'a> {
+    file: &'a File,
+    file_len: u64,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Window<'a> {
+    fn new(file: &'a File, file_len: u64) -> Self {
+        Window {
+            file,
+            file_len,
+            at: 0,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// `len` bytes from `at` on; `None` if the file ends before.
+    fn get(&mut self, at: u64, len: u64) -> io::Result<Option<&[u8]>> {
+        let Some(end) = at.checked_add(len).filter(|end| *end <= self.file_len) else {
+            return Ok(None);
+        };
+        if at < self.at || end > self.at + self.bytes.len() as u64 {
+            let take = len.max(WINDOW as u64).min(self.file_len - at);
+            self.bytes.resize(take as usize, 0);
+            // Not what it says until it was filled.
+            self.at = u64::MAX - take;
+            self.file.read_exact_at(&mut self.bytes, at)?;
+            self.at = at;
+        }
+        let from = (at - self.at) as usize;
+        Ok(self.bytes.get(from..from + len as usize))
+    }
+
+    fn other_than_zero_from(&mut self, at: u64) -> io::Result<bool> {
+        let mut at = at;
+        while at < self.file_len {
+            let step = (self.file_len - at).min(WINDOW as u64);
+            if self
+                .get(at, step)?
+                .is_some_and(|bytes| bytes.iter().any(|b| *b != 0))
+            {
+                return Ok(true);
+            }
+            at += step;
+        }
+        Ok(false)
+    }
+
+    fn frame_at(&mut self, at: u64, end: u64) -> io::Result<Option<Frame>> {
         let after_head = at + FRAME_HEAD as u64;
         if after_head > end {
             return Ok(None);
         }
-        self.read_at(at, &mut head)?;
-        let Some(len) = frame::table_len(&head).filter(|len| after_head + *len as u64 <= end)
+        let Some(head) = self.get(at, FRAME_HEAD as u64)? else {
+            return Ok(None);
+        };
+        let Some(len) = head
+            .first_chunk()
+            .and_then(frame::table_len)
+            .filter(|len| after_head + *len as u64 <= end)
         else {
             return Ok(None);
         };
-        let mut table = vec![0; len];
-        self.read_at(after_head, &mut table)?;
-        Ok(frame::decode(&head, &table).filter(|frame| at + frame.len <= end))
+        let encoded = self.get(at, (FRAME_HEAD + len) as u64)?;
+        Ok(encoded
+            .and_then(frame::decode)
+            .filter(|frame| at + frame.len <= end))
     }
 
-    fn values_intact(&self, start: u64, frame: &Frame) -> io::Result<bool> {
-        let mut value = Vec::new();
+    fn values_intact(&mut self, start: u64, frame: &Frame) -> io::Result<bool> {
         for entry in &frame.entries {
             if let Entry::Put {
                 offset, len, crc, ..
             } = entry
             {
-                value.resize(*len as usize, 0);
-                self.read_at(start + offset, &mut value)?;
-                if crc32fast::hash(&value) != *crc {
+                let value = self.get(start + offset, u64::from(*len))?;
+                if value.map(crc32fast::hash) != Some(*crc) {
                     return Ok(false);
                 }
             }
         }
         Ok(true)
     }
-}
-
-fn write_all(mut file: &File, slices: &[&[u8]]) -> io::Result<()> {
-    /// What the kernel takes in one call (IOV_MAX).
-    const AT_ONCE: usize = 1024;
-    for group in slices.chunks(AT_ONCE) {
-        let mut slices: Vec<IoSlice<'_>> = group.iter().map(|s| IoSlice::new(s)).collect();
-        let mut rest = &mut slices[..];
-        // Empty slices at the front would read as "nothing was taken".
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            match file.write_vectored(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => IoSlice::advance_slices(&mut rest, n),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Makes the names in a directory survive a power cut.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }

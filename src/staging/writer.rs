@@ -1,11 +1,14 @@
-//! The one thread that appends to the journal. Writes that queue while the disk is synced share the
-//! next sync, so that many small writes cost few.
+//! Appends to the journal. Writes that queue while the disk is synced share the next sync, so that many
+//! small writes cost few. A small write that meets nobody else is written by the thread that brings it:
+//! that saves two passages between threads, which cost as much as a quick disk's sync.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -17,21 +20,34 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::locks::KeyGuard;
 use crate::log::Level;
 
-/// A segment is closed when it is this long (bytes); a longer write makes a longer one. Space is
-/// given back in these units.
-const SEGMENT_BYTES: u64 = 64 << 20;
+/// A segment is also closed when its table of contents, which is kept in memory until then, is this
+/// long (bytes).
+const CONTENTS_BYTES: usize = 8 << 20;
+/// A segment that is full to this share is sealed when the journal is closed. A shorter one is scanned by
+/// the next open, and goes on.
+const SEAL_AT_CLOSE: u64 = 16;
 /// Bytes and writes that share a sync at most: they bound how long the first of them waits.
 const TOGETHER_BYTES: u64 = 32 << 20;
 const TOGETHER: usize = 1024;
+/// A write of at most so many bytes may be written by its caller, if the last sync took no longer than
+/// this: a caller that is cancelled should be free soon.
+const SMALL: u64 = 64 << 10;
+const QUICK: Duration = Duration::from_millis(25);
+/// Notes are kept in memory until they are synced. After so many they are.
+const NOTES_UNSYNCED: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Writer {
+    pub(super) appender: Arc<Mutex<Appender>>,
     queue: Mutex<Option<mpsc::Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    inner: Arc<Inner>,
 }
 
 enum Job {
     Write(Append),
+    /// Write zeroes ahead.
+    Ahead,
     Reclaim,
 }
 
@@ -42,24 +58,45 @@ struct Append {
     puts: Option<(Room, Arc<KeyGuard>)>,
 }
 
+/// Where a journal goes on.
+#[derive(Debug)]
+pub(super) struct Position {
+    pub(super) next_seq: u64,
+    pub(super) next_id: u64,
+    /// The newest segment, if it was not sealed, and its table of contents so far.
+    pub(super) current: Option<(Arc<Segment>, Vec<u8>)>,
+}
+
 impl Writer {
-    pub(super) fn start(inner: Arc<Inner>, next_seq: u64, next_id: u64) -> Result<Writer> {
+    pub(super) fn start(inner: Arc<Inner>, at: Position) -> Result<Writer> {
         let (queue, jobs) = mpsc::channel();
+        let current = at.current.map(|(segment, contents)| Open {
+            synced: (segment.len(), contents.len()),
+            segment,
+            contents,
+            notes: Vec::new(),
+        });
+        let appender = Arc::new(Mutex::new(Appender {
+            inner: Arc::clone(&inner),
+            current,
+            broken: None,
+            litter: Vec::new(),
+            next_seq: at.next_seq,
+            next_id: at.next_id,
+            closed: false,
+        }));
         let thread = std::thread::Builder::new()
             .name("walrusds-journal".into())
-            .spawn(move || {
-                Appender {
-                    inner,
-                    current: None,
-                    next_seq,
-                    next_id,
-                }
-                .run(&jobs);
+            .spawn({
+                let appender = Arc::clone(&appender);
+                move || serve(&appender, &jobs)
             })
             .map_err(|e| disk_error("no thread for the journal", &e))?;
         Ok(Writer {
+            appender,
             queue: Mutex::new(Some(queue)),
             thread: Mutex::new(Some(thread)),
+            inner,
         })
     }
 
@@ -70,27 +107,52 @@ impl Writer {
         room: Room,
         guard: Arc<KeyGuard>,
     ) -> Result<()> {
-        self.send(writes, Some((room, guard))).await
+        let (reply, answer) = oneshot::channel();
+        let append = Append {
+            writes,
+            reply,
+            puts: Some((room, guard)),
+        };
+        if let Some(append) = self.at_once(append) {
+            self.push(Job::Write(append))?;
+        }
+        received(answer).await
     }
 
     /// Appends without a sync: what is written survives this process, but not a power cut.
     pub(super) async fn note(&self, writes: Vec<Write>) -> Result<()> {
-        self.send(writes, None).await
-    }
-
-    async fn send(&self, writes: Vec<Write>, puts: Option<(Room, Arc<KeyGuard>)>) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         self.push(Job::Write(Append {
             writes,
             reply,
-            puts,
+            puts: None,
         }))?;
-        answer.await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Internal,
-                "the journal's thread has died",
-            ))
-        })
+        received(answer).await
+    }
+
+    /// Writes on this thread what is small and alone; gives back what must go through the queue. Tasks
+    /// of the runtime always do: others wait for their threads.
+    fn at_once(&self, append: Append) -> Option<Append> {
+        let quick = Duration::from_micros(self.inner.last_sync_us.load(Ordering::Relaxed)) <= QUICK;
+        if !quick || tokio::task::try_id().is_some() || frame::frame_len(&append.writes) > SMALL {
+            return Some(append);
+        }
+        let Some(mut appender) = self.appender.try_lock() else {
+            return Some(append);
+        };
+        if appender.closed {
+            return Some(append);
+        }
+        let mut written = Vec::new();
+        appender.write(append, &mut written);
+        appender.commit(&mut written);
+        let wants_zeroes = appender.wants_zeroes();
+        drop(appender);
+        if wants_zeroes {
+            // Once closed, nobody needs them.
+            let _ = self.push(Job::Ahead);
+        }
+        None
     }
 
     /// Removes files that nobody needs any more, soon.
@@ -120,85 +182,126 @@ impl Drop for Writer {
     }
 }
 
-struct Appender {
+async fn received(answer: oneshot::Receiver<Result<()>>) -> Result<()> {
+    answer.await.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Internal,
+            "the journal's thread has died",
+        ))
+    })
+}
+
+/// Works off the queue until its other end is dropped.
+fn serve(appender: &Mutex<Appender>, jobs: &mpsc::Receiver<Job>) {
+    while let Ok(first) = jobs.recv() {
+        let mut appender = appender.lock();
+        let mut written = Vec::new();
+        let mut bytes = 0;
+        let mut reclaim = false;
+        let mut next = Some(first);
+        while let Some(job) = next {
+            match job {
+                Job::Reclaim => reclaim = true,
+                Job::Ahead => {}
+                Job::Write(append) if append.reply.is_closed() && append.puts.is_some() => {}
+                Job::Write(append) => {
+                    bytes += frame::frame_len(&append.writes);
+                    appender.write(append, &mut written);
+                }
+            }
+            next = if bytes < TOGETHER_BYTES && written.len() < TOGETHER {
+                jobs.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        appender.commit(&mut written);
+        if reclaim {
+            appender.reclaim();
+        }
+        appender.write_ahead();
+    }
+    appender.lock().close();
+}
+
+/// The only one that changes files.
+#[derive(Debug)]
+pub(super) struct Appender {
     inner: Arc<Inner>,
-    current: Option<Arc<Segment>>,
+    current: Option<Open>,
+    broken: Option<Broken>,
+    /// What is left of files that could not be made.
+    litter: Vec<PathBuf>,
     next_seq: u64,
     next_id: u64,
+    closed: bool,
+}
+
+/// The segment that is appended to.
+#[derive(Debug)]
+struct Open {
+    segment: Arc<Segment>,
+    /// Its table of contents so far.
+    contents: Vec<u8>,
+    /// Lengths of frames and of contents that are on disk for certain (bytes).
+    synced: (u64, usize),
+    /// Notes that came after that, and were acknowledged.
+    notes: Vec<Write>,
+}
+
+/// A segment whose end nobody knows, since a write or a sync failed. Nothing is written until it was cut
+/// off: what lies there must never be read as if it had been acknowledged.
+#[derive(Debug)]
+struct Broken {
+    segment: Arc<Segment>,
+    /// What was synced, and stays.
+    len: u64,
+    contents_len: usize,
+    /// Acknowledged and cut off: they are written again.
+    notes: Vec<Write>,
 }
 
 /// A frame in the file that is not acknowledged yet.
 struct Written {
     append: Append,
     segment: Arc<Segment>,
-    /// Where the frame begins, and the number of its first entry.
-    start: u64,
+    /// Where its values begin, and the number of its first entry.
+    values: u64,
     seq: u64,
 }
 
 impl Appender {
-    fn run(&mut self, jobs: &mpsc::Receiver<Job>) {
-        while let Ok(first) = jobs.recv() {
-            let mut written = Vec::new();
-            let mut bytes = 0;
-            let mut reclaim = false;
-            let mut next = Some(first);
-            while let Some(job) = next {
-                match job {
-                    Job::Reclaim => reclaim = true,
-                    Job::Write(append) if append.reply.is_closed() && append.puts.is_some() => {}
-                    Job::Write(append) => {
-                        bytes += frame::frame_len(&append.writes);
-                        self.write(append, &mut written);
-                    }
-                }
-                next = if bytes < TOGETHER_BYTES && written.len() < TOGETHER {
-                    jobs.try_recv().ok()
-                } else {
-                    None
-                };
-            }
-            self.commit(&mut written);
-            if reclaim {
-                self.reclaim();
-            }
-        }
-        if let Some(current) = self.current.take() {
-            current.seal();
-        }
-    }
-
     /// Appends one frame; a failure is that write's alone.
     fn write(&mut self, append: Append, written: &mut Vec<Written>) {
-        if self
-            .current
-            .as_ref()
-            .is_some_and(|s| s.len() >= SEGMENT_BYTES)
-        {
+        let most = self.inner.segment_bytes();
+        let full =
+            |open: &Open| open.segment.len() >= most || open.contents.len() >= CONTENTS_BYTES;
+        if self.current.as_ref().is_some_and(full) {
             // Only the last file may have an end that was not synced.
-            self.commit_and_close(written);
+            self.commit(written);
+            self.seal();
         }
         match self.append(&append.writes) {
-            Ok((segment, start, seq)) => written.push(Written {
+            Ok((segment, values, seq)) => written.push(Written {
                 append,
                 segment,
-                start,
+                values,
                 seq,
             }),
             Err(e) => {
+                let trimmed = |open: &Open| open.segment.trim().is_ok();
+                if !self.current.as_ref().is_none_or(trimmed) {
+                    // What was written before is not to be cut off with it.
+                    self.commit(written);
+                    self.break_off();
+                }
                 let _ = append.reply.send(Err(e));
             }
         }
     }
 
     fn append(&mut self, writes: &[Write]) -> Result<(Arc<Segment>, u64, u64)> {
-        let segment = match &self.current {
-            Some(segment) => Arc::clone(segment),
-            None => {
-                let segment = self.create()?;
-                Arc::clone(self.current.insert(segment))
-            }
-        };
+        self.mend()?;
         let seq = self.next_seq;
         let time_ms = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -208,95 +311,202 @@ impl Appender {
             Write::Put { value, .. } => Some(&value[..]),
             _ => None,
         });
-        let start = segment
-            .append(&head, values)
-            .map_err(|e| disk_error(&format!("writing to {}", segment.path().display()), &e))?;
+        let open = match self.current.take() {
+            Some(open) => open,
+            None => self.create()?,
+        };
+        let open = self.current.insert(open);
+        let segment = &open.segment;
+        let failed = |e| disk_error(&format!("writing to {}", segment.path().display()), &e);
+        let room = || self.inner.room_ahead(segment.len());
+        let start = segment.append(&head, values, room).map_err(failed)?;
+        frame::push_contents(&mut open.contents, start, &head);
+        segment.note_contents(open.contents.len());
         self.next_seq += writes.len() as u64;
-        Ok((segment, start, seq))
+        Ok((Arc::clone(segment), start + head.len() as u64, seq))
     }
 
-    fn create(&mut self) -> Result<Arc<Segment>> {
-        let dir = &self.inner.dir;
-        let segment = Segment::create(dir, self.next_id)
-            .map_err(|e| disk_error(&format!("new journal file in {}", dir.display()), &e))?;
+    /// Makes the next file.
+    fn create(&mut self) -> Result<Open> {
+        let inner = &self.inner;
+        let failed = |e| disk_error(&format!("new journal file in {}", inner.dir.display()), &e);
+        remove_litter(inner, &mut self.litter).map_err(failed)?;
+        let id = self.next_id;
+        self.next_id = id.saturating_add(1);
+        let made = Segment::create(&inner.dir, id, &inner.disk, inner.room_ahead(0));
+        let segment = made.map(Arc::new).map_err(|e| {
+            self.litter.push(Segment::path_of(&inner.dir, id));
+            // If not now, then before the next file is made.
+            let _ = remove_litter(inner, &mut self.litter);
+            failed(e)
+        })?;
         failpoint!("journal.created");
-        self.next_id += 1;
-        let segment = Arc::new(segment);
-        let mut state = self.inner.state.lock();
-        state.used += segment.len();
+        let mut state = inner.state.lock();
         state.segments.push_back(Arc::clone(&segment));
-        Ok(segment)
+        Ok(Open {
+            synced: (segment.len(), 0),
+            segment,
+            contents: Vec::new(),
+            notes: Vec::new(),
+        })
     }
 
     /// Syncs what was written and lets it be seen, in the order in which it was written.
     fn commit(&mut self, written: &mut Vec<Written>) {
         failpoint!("journal.appended");
-        let synced = match written.iter().find(|w| w.append.puts.is_some()) {
-            None => Ok(()),
-            Some(w) => {
-                self.inner.syncs.fetch_add(1, Ordering::Relaxed);
-                w.segment
-                    .sync()
-                    .map_err(|e| disk_error(&format!("syncing {}", w.segment.path().display()), &e))
-            }
+        let waiting = written.iter().any(|w| w.append.puts.is_some());
+        let synced = match &mut self.current {
+            Some(open) if waiting || open.notes.len() >= NOTES_UNSYNCED => sync(&self.inner, open),
+            _ => Ok(()),
         };
         failpoint!("journal.synced");
         if let Err(e) = synced {
-            self.give_up(written, &e);
+            // What is on disk now, nobody knows. If it cannot be repaired at once, the next write tries.
+            self.break_off();
+            let _ = self.mend();
+            for w in written.drain(..) {
+                let _ = w.append.reply.send(Err(e.clone()));
+            }
+            return;
+        }
+        if written.is_empty() {
             return;
         }
         for w in written.drain(..) {
+            if let (None, Some(open)) = (&w.append.puts, &mut self.current) {
+                if !waiting {
+                    open.notes.extend(w.append.writes.iter().cloned());
+                }
+            }
             self.publish(w);
         }
-        self.inner.changed.notify_one();
+        self.inner.call_flusher();
     }
 
-    fn commit_and_close(&mut self, written: &mut Vec<Written>) {
-        self.commit(written);
-        if let Some(segment) = self.current.take() {
-            // Notes alone do not sync.
-            if let Err(e) = segment.sync() {
+    /// Gives the current segment up at the point up to which it was synced.
+    fn break_off(&mut self) {
+        if let Some(open) = self.current.take() {
+            self.inner.broken.store(true, Ordering::Release);
+            self.broken = Some(Broken {
+                segment: open.segment,
+                len: open.synced.0,
+                contents_len: open.synced.1,
+                notes: open.notes,
+            });
+        }
+    }
+
+    /// Cuts off what a failure left behind, and writes again what must not be lost by that.
+    fn mend(&mut self) -> Result<()> {
+        let Some(broken) = &mut self.broken else {
+            return Ok(());
+        };
+        let segment = Arc::clone(&broken.segment);
+        segment.cut(broken.len).map_err(|e| {
+            disk_error(
+                &format!("repairing {} after a failure", segment.path().display()),
+                &e,
+            )
+        })?;
+        segment.note_contents(broken.contents_len);
+        let notes = std::mem::take(&mut broken.notes);
+        self.broken = None;
+        if !notes.is_empty() {
+            match self.append(&notes) {
+                Ok(_) => {
+                    if let Some(open) = &mut self.current {
+                        open.notes = notes;
+                    }
+                }
+                Err(e) => {
+                    // The notes wait for the next try.
+                    self.break_off();
+                    let broken = self.broken.get_or_insert_with(|| Broken {
+                        len: segment.len(),
+                        contents_len: broken_contents(&segment),
+                        segment,
+                        notes: Vec::new(),
+                    });
+                    broken.notes = notes;
+                    return Err(e);
+                }
+            }
+        }
+        self.inner.broken.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Ends the current segment, with a table of contents.
+    fn seal(&mut self) {
+        let Some(open) = &self.current else {
+            return;
+        };
+        match open.segment.finish(&open.contents) {
+            Ok(()) => self.current = None,
+            Err(e) => {
                 self.inner.log.push(
-                    Level::Error,
-                    format!("journal: syncing {}: {e}", segment.path().display()),
+                    Level::Warn,
+                    format!("journal: closing {}: {e}", open.segment.path().display()),
                 );
+                self.break_off();
             }
-            segment.seal();
         }
     }
 
-    /// After a failed sync nobody knows what is on disk: the file ends where it was last good.
-    fn give_up(&mut self, written: &mut Vec<Written>, e: &Error) {
-        if let Some(segment) = self.current.take() {
-            if let Some(first) = written.first() {
-                let _ = segment.truncate(first.start);
+    /// Whether the next small frame should find more zeroes than there are.
+    fn wants_zeroes(&self) -> bool {
+        self.current.as_ref().is_some_and(|open| {
+            let (left, wanted) = open.segment.ahead();
+            // A segment that had none is one of long frames.
+            left > 0 && left < wanted / 4
+        })
+    }
+
+    /// Writes zeroes ahead while nobody waits.
+    fn write_ahead(&mut self) {
+        if !self.wants_zeroes() {
+            return;
+        }
+        let inner = Arc::clone(&self.inner);
+        if let Some(open) = &mut self.current {
+            let (_, wanted) = open.segment.ahead();
+            let room = inner.room_ahead(open.segment.file_len());
+            let grown = open.segment.write_ahead(wanted.min(room));
+            if grown.is_ok() && sync(&inner, open).is_err() {
+                self.break_off();
             }
-            segment.seal();
         }
-        for w in written.drain(..) {
-            let _ = w.append.reply.send(Err(e.clone()));
+    }
+
+    /// What is acknowledged stays; nothing more is written.
+    fn close(&mut self) {
+        self.closed = true;
+        let long = self.inner.segment_bytes() / SEAL_AT_CLOSE;
+        let is_long = |open: &Open| open.segment.len() >= long;
+        if self.current.as_ref().is_some_and(is_long) {
+            self.seal();
         }
+        if self.broken.is_some() {
+            let _ = self.mend();
+        }
+        self.current = None;
     }
 
     fn publish(&mut self, written: Written) {
         let Written {
             append,
             segment,
-            start,
+            values,
             seq,
         } = written;
-        let writes = append.writes;
-        let len = frame::frame_len(&writes);
-        let mut at = start + len - values_len(&writes);
+        let mut at = values;
         let now = Instant::now();
         {
             let mut state = self.inner.state.lock();
-            if append.puts.is_none() {
-                state.used += len;
-            } else {
+            if append.puts.is_some() {
                 state.last_write = Some(now);
             }
-            for (write, seq) in writes.into_iter().zip(seq..) {
+            for (write, seq) in append.writes.into_iter().zip(seq..) {
                 match write {
                     Write::Put { key, value, crc } => {
                         let len = value.len() as u32;
@@ -317,10 +527,8 @@ impl Appender {
                 }
             }
         }
-        if let Some((room, guard)) = append.puts {
-            room.keep(len);
-            drop(guard);
-        }
+        // The room that was kept is taken now, and the keys are free.
+        drop(append.puts);
         let _ = append.reply.send(Ok(()));
     }
 
@@ -334,11 +542,6 @@ impl Appender {
                     _ => return,
                 }
             };
-            if !oldest.is_sealed() {
-                // The newest one: everything written is published, so nothing is on its way into it.
-                oldest.seal();
-                self.current = None;
-            }
             if let Err(e) = oldest.remove() {
                 self.inner.log.push(
                     Level::Warn,
@@ -346,22 +549,59 @@ impl Appender {
                 );
                 return;
             }
+            // If it is the newest: everything written is published, so nothing is on its way into it,
+            // and its notes speak of blocks that are gone with it.
+            if self
+                .current
+                .as_ref()
+                .is_some_and(|o| o.segment.id == oldest.id)
+            {
+                self.current = None;
+            }
+            if self
+                .broken
+                .as_ref()
+                .is_some_and(|b| b.segment.id == oldest.id)
+            {
+                self.broken = None;
+                self.inner.broken.store(false, Ordering::Release);
+            }
             failpoint!("journal.removed");
-            let mut state = self.inner.state.lock();
-            state.segments.pop_front();
-            state.used = state.used.saturating_sub(oldest.len());
-            drop(state);
+            {
+                let mut state = self.inner.state.lock();
+                state.segments.pop_front();
+                if state.segments.is_empty() {
+                    state.unnoted.clear();
+                }
+            }
             self.inner.space.notify_waiters();
         }
     }
 }
 
-fn values_len(writes: &[Write]) -> u64 {
-    writes
-        .iter()
-        .map(|w| match w {
-            Write::Put { value, .. } => value.len() as u64,
-            _ => 0,
-        })
-        .sum()
+/// Only the last file may be unfinished: what could not be made must be gone before another is.
+fn remove_litter(inner: &Inner, litter: &mut Vec<PathBuf>) -> io::Result<()> {
+    while let Some(path) = litter.last() {
+        match inner.disk.remove(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => litter.pop(),
+        };
+    }
+    Ok(())
+}
+
+fn broken_contents(segment: &Segment) -> usize {
+    usize::try_from(segment.space() - segment.len()).unwrap_or(0)
+}
+
+fn sync(inner: &Inner, open: &mut Open) -> Result<()> {
+    inner.syncs.fetch_add(1, Ordering::Relaxed);
+    let begun = Instant::now();
+    let synced = open.segment.sync();
+    let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    inner.last_sync_us.store(took, Ordering::Relaxed);
+    synced.map_err(|e| disk_error(&format!("syncing {}", open.segment.path().display()), &e))?;
+    open.synced = (open.segment.len(), open.contents.len());
+    open.notes.clear();
+    Ok(())
 }

@@ -11,6 +11,8 @@ use futures_util::stream::{self, Stream};
 
 /// How much is read from sources at once (bytes): each read is a passage to another thread.
 const READ: usize = 512 << 10;
+/// Sources of at most this length (bytes) are read in one piece, so that they can check themselves.
+pub const WHOLE: u64 = 4 << 20;
 
 /// Bytes that are fetched when they are sent. Reading may block: it happens on a blocking thread.
 pub trait Source: Send + Sync + fmt::Debug + 'static {
@@ -22,7 +24,8 @@ pub trait Source: Send + Sync + fmt::Debug + 'static {
         self.len() == 0
     }
 
-    /// Fills `into` with the bytes from `offset` on; both lie within the source.
+    /// Fills `into` with the bytes from `offset` on; both lie within the source. A source that is no
+    /// longer than 4 MiB is read as a whole.
     ///
     /// # Errors
     /// The bytes cannot be read, or are known to be damaged.
@@ -142,9 +145,17 @@ impl Cursor {
                 break;
             };
             let left = source.len() - self.at;
-            let take = usize::try_from(left).unwrap_or(usize::MAX).min(room);
+            let mut take = usize::try_from(left).unwrap_or(usize::MAX);
+            if take > room {
+                if !parts.is_empty() {
+                    break;
+                }
+                if source.len() > WHOLE {
+                    take = room;
+                }
+            }
             parts.push((Arc::clone(source), self.at, take));
-            room -= take;
+            room = room.saturating_sub(take);
             self.at += take as u64;
             if take as u64 == left {
                 self.at = 0;

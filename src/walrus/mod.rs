@@ -35,6 +35,7 @@ mod store;
 mod transport;
 
 pub use auth::Auth;
+pub(crate) use body::WHOLE;
 pub use body::{Body, Source};
 pub use client::{Client, ClientConfig, Stats};
 

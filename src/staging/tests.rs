@@ -1,0 +1,451 @@
+//! The journal on a disk that fails, and on files that a crash left half written.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::*;
+use crate::locks::KeyLocks;
+
+/// What fails, from the n-th call on and for so many calls.
+#[derive(Debug, Clone, Copy)]
+struct Fault {
+    call: Call,
+    after: u32,
+    times: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Create,
+    Write,
+    SetLen,
+    Sync,
+    SyncDir,
+    Remove,
+}
+
+const CALLS: [Call; 6] = [
+    Call::Create,
+    Call::Write,
+    Call::SetLen,
+    Call::Sync,
+    Call::SyncDir,
+    Call::Remove,
+];
+
+/// A real disk with faults. A write that fails leaves half of its bytes; a sync that fails loses what
+/// was written since the last one, as a kernel does that drops the pages it could not write.
+#[derive(Debug, Default)]
+struct FaultyDisk {
+    faults: Mutex<Vec<Fault>>,
+    /// Where something was written that is not synced, and what was there before: inode, offset, bytes.
+    unsynced: Mutex<Vec<(u64, u64, Vec<u8>)>>,
+}
+
+impl FaultyDisk {
+    fn fail(&self, call: Call, after: u32, times: u32) {
+        self.faults.lock().push(Fault { call, after, times });
+    }
+
+    fn recover(&self) {
+        self.faults.lock().clear();
+    }
+
+    fn pass(&self, call: Call) -> io::Result<()> {
+        for fault in self.faults.lock().iter_mut().filter(|f| f.call == call) {
+            if fault.after > 0 {
+                fault.after -= 1;
+            } else if fault.times > 0 {
+                fault.times -= 1;
+                // ENOSPC, or EIO.
+                let code = if call == Call::Sync { 5 } else { 28 };
+                return Err(io::Error::from_raw_os_error(code));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        self.pass(Call::Create)?;
+        RealDisk.create(path)
+    }
+
+    fn write(&self, file: &File, at: u64, slices: &[&[u8]]) -> io::Result<()> {
+        let all = slices.concat();
+        let failed = self.pass(Call::Write);
+        let bytes = if failed.is_err() {
+            &all[..all.len() / 2]
+        } else {
+            &all[..]
+        };
+        let meta = file.metadata()?;
+        let mut before = vec![0; bytes.len()];
+        let there = (meta.len().saturating_sub(at) as usize).min(before.len());
+        file.read_exact_at(&mut before[..there], at)?;
+        self.unsynced.lock().push((meta.ino(), at, before));
+        RealDisk.write(file, at, &[bytes])?;
+        failed
+    }
+
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        self.pass(Call::SetLen)?;
+        RealDisk.set_len(file, len)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        let meta = file.metadata()?;
+        let failed = self.pass(Call::Sync);
+        let mut unsynced = self.unsynced.lock();
+        let all = std::mem::take(&mut *unsynced);
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(i, ..)| *i == meta.ino());
+        *unsynced = elsewhere;
+        if failed.is_ok() {
+            return RealDisk.sync(file);
+        }
+        for (_, at, before) in here.into_iter().rev() {
+            let there = (meta.len().saturating_sub(at) as usize).min(before.len());
+            file.write_all_at(&before[..there], at)?;
+        }
+        failed
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.pass(Call::SyncDir)?;
+        RealDisk.sync_dir(dir)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.pass(Call::Remove)?;
+        RealDisk.remove(path)
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap()
+}
+
+/// Small enough for several files.
+const MAX: u64 = 1 << 20;
+
+struct Scene {
+    dir: tempfile::TempDir,
+    disk: Arc<FaultyDisk>,
+    journal: Arc<Journal>,
+    locks: KeyLocks,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(FaultyDisk::default());
+        let journal = open(&disk, dir.path()).unwrap();
+        Scene {
+            dir,
+            disk,
+            journal,
+            locks: KeyLocks::default(),
+        }
+    }
+
+    async fn put(&self, puts: Vec<(String, Bytes)>) -> Result<()> {
+        let room = self.journal.room(&puts).await;
+        let keys = puts.iter().map(|(k, _)| k.clone()).collect();
+        let guard = Arc::new(self.locks.lock(keys).await);
+        self.journal.append(puts, room, guard).await
+    }
+
+    /// The same from a task of the runtime: through the queue.
+    async fn put_queued(self: &Arc<Self>, puts: Vec<(String, Bytes)>) -> Result<()> {
+        let scene = Arc::clone(self);
+        tokio::spawn(async move { scene.put(puts).await })
+            .await
+            .unwrap()
+    }
+
+    /// What a process finds that starts after this one was killed.
+    fn after_a_kill(&self) -> BTreeMap<String, Bytes> {
+        let copy = tempfile::tempdir().unwrap();
+        let _nothing_moves = self.journal.writer.appender.lock();
+        for entry in fs::read_dir(self.dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+        contents(copy.path()).unwrap()
+    }
+
+    fn now(&self) -> BTreeMap<String, Bytes> {
+        values(&self.journal.inner.state.lock())
+    }
+}
+
+fn open(disk: &Arc<FaultyDisk>, dir: &Path) -> Result<Arc<Journal>> {
+    let disk = Arc::<FaultyDisk>::clone(disk);
+    Journal::open_on(disk, dir, MAX, Arc::default()).map(Arc::new)
+}
+
+fn contents(dir: &Path) -> Result<BTreeMap<String, Bytes>> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let (state, _) = replay(dir, &disk, &Log::default())?;
+    Ok(values(&state))
+}
+
+fn values(state: &State) -> BTreeMap<String, Bytes> {
+    let value = |(key, block): (&Arc<str>, &Arc<Block>)| (key.to_string(), block.read().unwrap());
+    state.blocks.iter().map(value).collect()
+}
+
+fn one(key: &str, len: usize) -> Vec<(String, Bytes)> {
+    vec![(key.to_owned(), vec![len as u8 | 1; len].into())]
+}
+
+#[test]
+fn a_call_that_fails_fails_one_write_and_the_next_goes_on() {
+    runtime().block_on(async {
+        for call in CALLS {
+            for (first, len) in [(true, 100), (false, 100), (false, 100_000)] {
+                let scene = Scene::new();
+                if !first {
+                    scene.put(one("/before", 50)).await.unwrap();
+                }
+                scene.disk.fail(call, 0, 1);
+                let failed = scene.put(one("/a", len)).await;
+                let what = format!("{call:?}, first: {first}, {len} bytes: {failed:?}");
+                if let Err(e) = &failed {
+                    assert_eq!(e.kind(), ErrorKind::Disk, "{what}");
+                    let dir = scene.dir.path().to_str().unwrap();
+                    assert!(e.message().contains(dir), "{what}");
+                    assert!(!scene.now().contains_key("/a"), "{what}");
+                    assert!(!scene.after_a_kill().contains_key("/a"), "{what}");
+                }
+                scene.disk.recover();
+                scene.put(one("/b", 70)).await.expect(&what);
+                let (now, later) = (scene.now(), scene.after_a_kill());
+                assert_eq!(now, later, "{what}");
+                assert!(now.contains_key("/b"), "{what}");
+                assert_eq!(now.contains_key("/before"), !first, "{what}");
+                assert_eq!(now.contains_key("/a"), failed.is_ok(), "{what}");
+                scene.journal.close().await;
+                assert_eq!(contents(scene.dir.path()).unwrap(), now, "{what}");
+            }
+        }
+    });
+}
+
+#[test]
+fn notes_outlive_a_sync_that_fails_after_them() {
+    runtime().block_on(async {
+        let scene = Scene::new();
+        scene.put(one("/gone", 50)).await.unwrap();
+        scene.put(one("/kept", 60)).await.unwrap();
+        scene.journal.delete(&["/gone".into()]).await.unwrap();
+        scene.disk.fail(Call::Sync, 0, 1);
+        scene.put(one("/failed", 70)).await.unwrap_err();
+        scene.put(one("/next", 80)).await.unwrap();
+        let keys: Vec<_> = scene.after_a_kill().into_keys().collect();
+        assert_eq!(keys, ["/kept", "/next"]);
+    });
+}
+
+/// As long as what a failed write left behind may still be read, a deletion must not rely on its absence.
+#[test]
+fn a_deletion_fails_while_a_failed_write_cannot_be_undone() {
+    runtime().block_on(async {
+        let scene = Scene::new();
+        scene.put(one("/kept", 60)).await.unwrap();
+        scene.disk.fail(Call::Sync, 0, u32::MAX);
+        scene.put(one("/failed", 70)).await.unwrap_err();
+        let e = scene.journal.delete(&["/failed".into()]).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Disk);
+        scene.disk.recover();
+        scene.journal.delete(&["/failed".into()]).await.unwrap();
+        let keys: Vec<_> = scene.after_a_kill().into_keys().collect();
+        assert_eq!(keys, ["/kept"]);
+    });
+}
+
+#[test]
+fn a_file_that_was_removed_takes_no_more_writes() {
+    runtime().block_on(async {
+        let scene = Scene::new();
+        scene.put(one("/a", 60)).await.unwrap();
+        let files = Segment::all_in(scene.dir.path(), &scene.journal.inner.disk).unwrap();
+        fs::remove_file(files[0].path()).unwrap();
+        let e = scene.put(one("/b", 60)).await.unwrap_err();
+        assert!(e.message().contains("removed"), "{e}");
+        assert!(scene.now().contains_key("/a"), "it can still be read");
+    });
+}
+
+/// A frame cut at every byte, with nothing, zeroes or an older frame's bytes behind the cut.
+#[test]
+fn a_frame_torn_at_any_byte_is_not_there() {
+    let runtime = runtime();
+    let scene = runtime.block_on(async {
+        let scene = Scene::new();
+        scene.put(one("/kept", 100)).await.unwrap();
+        let mut both = one("/a", 90);
+        both.extend(one("/b", 80));
+        scene.put(both).await.unwrap();
+        scene
+    });
+    let segment = Arc::clone(&scene.journal.inner.state.lock().segments[0]);
+    let whole = fs::read(segment.path()).unwrap();
+    let end = segment.len() as usize;
+    let start = end - (32 + 2 * 11 + 4 + 90 + 80);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(segment.path().file_name().unwrap());
+    for cut in start..=end {
+        let tails = [Vec::new(), vec![0; 500], whole[64..200].to_vec()];
+        for (n, tail) in tails.into_iter().enumerate() {
+            fs::write(&path, [&whole[..cut], &tail].concat()).unwrap();
+            // Twice: what is cut off is gone for good.
+            for _ in 0..2 {
+                let found: Vec<_> = contents(dir.path()).unwrap().into_keys().collect();
+                let expected: &[&str] = match (cut == end, n) {
+                    (true, _) => &["/a", "/b", "/kept"],
+                    // What was torn off was zero anyway.
+                    _ => &["/kept"],
+                };
+                assert_eq!(found, expected, "cut at {cut} of {start}..{end}, tail {n}");
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Put {
+        queued: bool,
+        slots: Vec<(u8, u16)>,
+    },
+    Delete(u8),
+    /// Blocks are on Walrus.
+    Settle(u64),
+    Fault(usize, u32, u32),
+    Recover,
+    Kill,
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let slot = || 0..6u8;
+    let len = prop_oneof![4 => 1..300u16, 1 => Just(60_000u16)];
+    prop_oneof![
+        6 => (any::<bool>(), prop::collection::vec((slot(), len), 1..4))
+            .prop_map(|(queued, slots)| Step::Put { queued, slots }),
+        3 => slot().prop_map(Step::Delete),
+        2 => (1..100_000u64).prop_map(Step::Settle),
+        3 => (0..CALLS.len(), 0..4u32, 1..3u32).prop_map(|(c, a, t)| Step::Fault(c, a, t)),
+        2 => Just(Step::Recover),
+        2 => Just(Step::Kill),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// Plays steps against a map of what each key may hold.
+async fn play(steps: &[Step]) -> std::result::Result<(), String> {
+    let mut scene = Arc::new(Scene::new());
+    let mut model: BTreeMap<String, Vec<Option<Bytes>>> = BTreeMap::new();
+    let mut n = 0u64;
+    let check = |model: &BTreeMap<String, Vec<Option<Bytes>>>,
+                 found: &BTreeMap<String, Bytes>,
+                 when: &str| {
+        for (key, possible) in model {
+            let value = found.get(key).cloned();
+            if !possible.contains(&value) {
+                let len = |v: &Option<Bytes>| v.as_ref().map(Bytes::len);
+                let possible: Vec<_> = possible.iter().map(len).collect();
+                return Err(format!(
+                    "{key} {when}: {:?} bytes, not one of {possible:?}",
+                    len(&value)
+                ));
+            }
+        }
+        Ok(())
+    };
+    for step in steps {
+        match step {
+            Step::Put { queued, slots } => {
+                let mut puts: BTreeMap<String, Bytes> = BTreeMap::new();
+                for (slot, len) in slots {
+                    n += 1;
+                    let mut value = n.to_le_bytes().to_vec();
+                    value.resize(8 + usize::from(*len), *slot);
+                    puts.insert(format!("/{slot}"), value.into());
+                }
+                let list: Vec<_> = puts.clone().into_iter().collect();
+                let put = if *queued {
+                    scene.put_queued(list).await
+                } else {
+                    scene.put(list).await
+                };
+                for (key, value) in puts {
+                    let possible = model.entry(key).or_insert_with(|| vec![None]);
+                    if put.is_ok() {
+                        possible.clear();
+                    }
+                    possible.push(Some(value));
+                }
+            }
+            Step::Delete(slot) => {
+                let key = format!("/{slot}");
+                let deleted = scene.journal.delete(std::slice::from_ref(&key)).await;
+                let possible = model.entry(key).or_insert_with(|| vec![None]);
+                if deleted.is_ok() {
+                    possible.clear();
+                }
+                possible.push(None);
+            }
+            Step::Settle(target) => {
+                let pack = scene.journal.take_pack(*target);
+                for block in &pack {
+                    // It may be back after a restart, if the note of it cannot be written.
+                    let may_be = model.entry(block.key().to_owned()).or_default();
+                    may_be.push(None);
+                }
+                scene.journal.settle(pack).await;
+            }
+            Step::Fault(call, after, times) => scene.disk.fail(CALLS[*call], *after, *times),
+            Step::Recover => scene.disk.recover(),
+            // What a failed sync took along is written again, but that may fail, too.
+            Step::Kill if scene.journal.inner.broken.load(Ordering::Acquire) => {}
+            Step::Kill => check(&model, &scene.after_a_kill(), "after a kill")?,
+            Step::Reopen => {
+                scene.disk.recover();
+                scene.journal.close().await;
+                let old = Arc::into_inner(scene).expect("the only one");
+                let journal = open(&old.disk, old.dir.path()).map_err(|e| e.to_string())?;
+                scene = Arc::new(Scene { journal, ..old });
+            }
+        }
+        check(&model, &scene.now(), "now")?;
+    }
+    scene.disk.recover();
+    scene.journal.close().await;
+    check(
+        &model,
+        &contents(scene.dir.path()).map_err(|e| e.to_string())?,
+        "closed",
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever fails: what was acknowledged is there after a kill, and what was deleted is not.
+    #[test]
+    fn no_fault_loses_or_revives_anything(steps in prop::collection::vec(step(), 1..30)) {
+        let played = runtime().block_on(play(&steps));
+        prop_assert!(played.is_ok(), "{}", played.unwrap_err());
+    }
+}
