@@ -20,7 +20,7 @@ kubo_version := $(or $(IPFS_VERSION),$(KUBO_DEFAULT))
 
 .PHONY: build
 build: ## the engine (library, header) and the local Walrus
-	$(CARGO) build --release --locked --workspace --exclude walrusds-chaos
+	$(CARGO) build --release --locked --workspace --exclude walrusds-chaos --exclude walrusds-bench
 
 .PHONY: kubo
 kubo: build ## ipfs with walrusds built in: build/kubo-<version>/ipfs  [IPFS_VERSION=vX.Y.Z | /path/to/kubo]
@@ -82,7 +82,7 @@ check: ## formatting, lints, and that the committed header is the generated one
 	@scripts/check.sh
 
 .PHONY: bench
-bench: ## the benchmarks
+bench: ## walrusds beside Kubo's own datastores, ~25 minutes  [BENCH_ONLY=add,gc] [BENCH_ROUNDS=3] [UPDATE=1]
 	@scripts/bench.sh
 
 .PHONY: chaos

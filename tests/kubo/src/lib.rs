@@ -509,6 +509,11 @@ impl Daemon {
         daemon
     }
 
+    /// Its process ID.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("not stopped yet").id()
+    }
+
     /// What it printed so far.
     pub fn said(&self) -> String {
         self.said.lock().expect("no reader panics").clone()
@@ -572,6 +577,13 @@ impl Daemon {
             "http://127.0.0.1:{}",
             self.port_of("RPC API server listening on")
         )
+    }
+
+    /// The base URL of the gateway.
+    #[track_caller]
+    pub fn gateway(&self) -> String {
+        let port = self.port_of("Gateway server listening on");
+        format!("http://127.0.0.1:{port}")
     }
 
     /// `GET path` at the gateway.

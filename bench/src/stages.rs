@@ -1,0 +1,453 @@
+//! The workloads. A stage makes one repo and measures several things in it, one after another.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::{ensure, Context as _, Result};
+use kubo_tests::{lines, noise};
+
+use crate::kind::Kind;
+use crate::load::{self, Request, Verb};
+use crate::measure::{self, Cost};
+use crate::node::Node;
+use crate::results::{Results, Sample};
+use crate::settings::Settings;
+
+/// Leaves of the large file (bytes), as Kubo cuts it by default.
+const LEAF: u64 = 256 << 10;
+/// Content of a small file (bytes).
+const SMALL: usize = 4 << 10;
+/// How the CID of a raw block begins (version 1, SHA2-256).
+const RAW: &str = "bafkrei";
+/// What a daemon is asked, and by how many clients at once.
+const READS: [(&str, usize); 5] = [
+    ("gateway-files-16", 16),
+    ("gateway-files-64", 64),
+    ("gateway-ranges-16", 16),
+    ("gateway-ranges-64", 64),
+    ("block-get", 16),
+];
+
+/// Measurements that share a repo.
+#[derive(Debug)]
+pub struct Stage {
+    /// Names of the workloads, in the order in which they run.
+    pub workloads: &'static [&'static str],
+    /// The datastores that take turns.
+    pub kinds: &'static [Kind],
+    run: fn(&mut Bench, Kind) -> Result<()>,
+}
+
+impl Stage {
+    pub fn run(&self, bench: &mut Bench, kind: Kind) -> Result<()> {
+        (self.run)(bench, kind)
+    }
+}
+
+/// All stages.
+pub const STAGES: &[Stage] = &[
+    Stage {
+        workloads: &[
+            "add",
+            "re-add",
+            "cat-cold",
+            "pin-add",
+            "refs-local",
+            "cat-warm",
+            "gc",
+        ],
+        kinds: &[
+            Kind::Flatfs,
+            Kind::Badger,
+            Kind::Pebble,
+            Kind::OnlyHash,
+            Kind::Journal,
+            Kind::JournalPostgres,
+            Kind::JournalSlow,
+            Kind::Through,
+        ],
+        run: large_file,
+    },
+    Stage {
+        workloads: &["add-1m"],
+        kinds: &[
+            Kind::Flatfs,
+            Kind::Badger,
+            Kind::Pebble,
+            Kind::OnlyHash,
+            Kind::Journal,
+        ],
+        run: large_leaves,
+    },
+    Stage {
+        workloads: &["add-small"],
+        kinds: &[
+            Kind::Flatfs,
+            Kind::Badger,
+            Kind::Pebble,
+            Kind::OnlyHash,
+            Kind::Journal,
+            Kind::JournalPostgres,
+            Kind::JournalSlow,
+        ],
+        run: small_files,
+    },
+    Stage {
+        workloads: &["import"],
+        kinds: &[
+            Kind::Flatfs,
+            Kind::Badger,
+            Kind::Pebble,
+            Kind::Journal,
+            Kind::Through,
+        ],
+        run: import,
+    },
+    Stage {
+        workloads: &[
+            "daemon-add",
+            "daemon-add-small",
+            "gateway-files-16",
+            "gateway-files-64",
+            "gateway-ranges-16",
+            "gateway-ranges-64",
+            "block-get",
+        ],
+        kinds: &[
+            Kind::Flatfs,
+            Kind::Badger,
+            Kind::Pebble,
+            Kind::Journal,
+            Kind::JournalPostgres,
+            Kind::JournalSlow,
+        ],
+        run: daemon,
+    },
+    Stage {
+        workloads: &["add-part"],
+        kinds: &[
+            Kind::Flatfs,
+            Kind::Journal,
+            Kind::JournalSlow,
+            Kind::Through,
+            Kind::ThroughSlow,
+        ],
+        run: part,
+    },
+];
+
+/// What is added, and what came out so far.
+#[derive(Debug)]
+pub struct Bench {
+    pub settings: Rc<Settings>,
+    pub results: Results,
+    large: PathBuf,
+    part: PathBuf,
+    small: PathBuf,
+    /// The large file as Kubo exports it, and its root.
+    car: Option<(PathBuf, String)>,
+}
+
+impl Bench {
+    /// Writes the content that is added. It looks random, so nothing is there twice.
+    pub fn new(settings: Settings) -> Result<Bench> {
+        let large = settings.dir.join("large");
+        write_noise(&large, settings.bytes())?;
+        let part = settings.dir.join("part");
+        write_noise(&part, settings.part_mib() << 20)?;
+        let small = settings.dir.join("small");
+        fs::create_dir(&small)?;
+        for i in 0..settings.files {
+            fs::write(small.join(format!("{i:05}")), noise(i as u64, SMALL))?;
+        }
+        Ok(Bench {
+            settings: Rc::new(settings),
+            results: Results::default(),
+            large,
+            part,
+            small,
+            car: None,
+        })
+    }
+
+    fn record(&mut self, workload: &'static str, kind: Kind, sample: Sample) {
+        if self.settings.wants(workload) {
+            eprintln!("  {workload}, {}: {:.2} s", kind.label(), sample.wall);
+            self.results.push(workload, kind, sample);
+        }
+    }
+
+    /// A CAR file of the large file, made at first use.
+    fn car(&mut self) -> Result<(PathBuf, String)> {
+        if self.car.is_none() {
+            let settings = Rc::clone(&self.settings);
+            let node = Node::new(&settings, Kind::Flatfs)?;
+            let (_, cid) = node.add(&[], &self.large)?;
+            let path = self.settings.dir.join("car");
+            node.output(&["dag", "export", "--progress=false", &cid], &path)?;
+            self.car = Some((path, cid));
+        }
+        Ok(self.car.clone().expect("made above"))
+    }
+}
+
+fn write_noise(path: &Path, len: u64) -> Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    let chunk = 1 << 20;
+    for i in 0..len / chunk {
+        file.write_all(&noise(i.wrapping_mul(chunk), chunk as usize))?;
+    }
+    Ok(file.into_inner()?.sync_all()?)
+}
+
+/// Adds a path; then waits until all is on Walrus. Records what both gave.
+fn add(
+    bench: &mut Bench,
+    node: &Node<'_>,
+    workload: &'static str,
+    args: &[&str],
+    path: &Path,
+    bytes: u64,
+) -> Result<String> {
+    let kind = node.kind();
+    let (cost, cid) = node.add(args, path)?;
+    let mut sample = Sample::of(cost);
+    if kind.has_journal() {
+        sample.on_walrus = Some(cost.wall + node.drain()?);
+    }
+    node.count_stored(&mut sample, bytes)?;
+    bench.record(workload, kind, sample);
+    Ok(cid)
+}
+
+/// One large file: in, again, out, and away.
+fn large_file(bench: &mut Bench, kind: Kind) -> Result<()> {
+    let settings = Rc::clone(&bench.settings);
+    let (large, bytes) = (bench.large.clone(), settings.bytes());
+    let node = Node::new(&settings, kind)?;
+    if kind == Kind::OnlyHash {
+        let (cost, _) = node.add(&["--only-hash"], &large)?;
+        bench.record("add", kind, Sample::of(cost));
+        bench.record("re-add", kind, Sample::of(cost));
+        return Ok(());
+    }
+    let cid = add(bench, &node, "add", &[], &large, bytes)?;
+    let mib = settings.mib as f64;
+
+    if settings.wants("re-add") {
+        let (cost, _) = node.add(&[], &large)?;
+        let mut sample = Sample::of(cost);
+        if kind.has_journal() {
+            sample.on_walrus = Some(cost.wall + node.drain()?);
+        }
+        node.count_stored(&mut sample, 0)?;
+        bench.record("re-add", kind, sample);
+    }
+    if settings.wants("cat-cold") {
+        node.forget_cache()?;
+        bench.results.page_cache_kept |= !measure::drop_page_cache();
+        node.text(&["version"])?; // the program itself is not what is read
+        let cost = node.measured(&["cat", &cid])?;
+        bench.record("cat-cold", kind, Sample::of(cost).rate(mib));
+    }
+    if settings.smoke {
+        let copy = settings.dir.join("copy");
+        node.output(&["cat", &cid], &copy)?;
+        ensure!(
+            fs::read(&copy)? == fs::read(&large)?,
+            "{}: what was read is not what was added",
+            kind.label()
+        );
+        fs::remove_file(copy)?;
+    }
+    if kind.is_slow() || kind == Kind::Through {
+        return Ok(()); // from here on like the journal on a fast network
+    }
+    if settings.wants("pin-add") {
+        node.text(&["pin", "rm", &cid])?;
+        let cost = node.measured(&["pin", "add", "--progress=false", &cid])?;
+        bench.record("pin-add", kind, Sample::of(cost));
+    }
+    if settings.wants("refs-local") {
+        let cost = node.measured(&["refs", "local"])?;
+        bench.record("refs-local", kind, Sample::of(cost));
+    }
+    if settings.wants("cat-warm") {
+        node.use_cache()?;
+        node.measured(&["cat", &cid])?;
+        let cost = node.measured(&["cat", &cid])?;
+        bench.record("cat-warm", kind, Sample::of(cost).rate(mib));
+    }
+    if settings.wants("gc") {
+        node.text(&["pin", "rm", &cid])?;
+        let cost = node.measured(&["repo", "gc", "-q"])?;
+        let left = node.text(&["refs", "local"])?.lines().count();
+        ensure!(left < 3, "{left} blocks are left after the collection");
+        bench.record("gc", kind, Sample::of(cost));
+    }
+    Ok(())
+}
+
+/// The large file in leaves of 1 MiB.
+fn large_leaves(bench: &mut Bench, kind: Kind) -> Result<()> {
+    let settings = Rc::clone(&bench.settings);
+    let large = bench.large.clone();
+    let node = Node::new(&settings, kind)?;
+    let mut args = vec!["--chunker=size-1048576", "--raw-leaves"];
+    if kind == Kind::OnlyHash {
+        args.push("--only-hash");
+    }
+    add(bench, &node, "add-1m", &args, &large, settings.bytes())?;
+    Ok(())
+}
+
+/// Many small files in one directory.
+fn small_files(bench: &mut Bench, kind: Kind) -> Result<()> {
+    let settings = Rc::clone(&bench.settings);
+    let small = bench.small.clone();
+    let node = Node::new(&settings, kind)?;
+    let mut args = vec!["-r"];
+    if kind == Kind::OnlyHash {
+        args.push("--only-hash");
+    }
+    let bytes = (settings.files * SMALL) as u64;
+    add(bench, &node, "add-small", &args, &small, bytes)?;
+    Ok(())
+}
+
+/// A sixteenth of the large file: write-through on a slow network takes minutes for all of it.
+fn part(bench: &mut Bench, kind: Kind) -> Result<()> {
+    let settings = Rc::clone(&bench.settings);
+    let part = bench.part.clone();
+    let node = Node::new(&settings, kind)?;
+    let bytes = fs::metadata(&part)?.len();
+    add(bench, &node, "add-part", &[], &part, bytes)?;
+    Ok(())
+}
+
+/// `ipfs dag import` of the large file.
+fn import(bench: &mut Bench, kind: Kind) -> Result<()> {
+    let (car, cid) = bench.car()?;
+    let settings = Rc::clone(&bench.settings);
+    let node = Node::new(&settings, kind)?;
+    let path = car.to_str().context("a path in UTF-8")?;
+    let cost = node.measured(&["dag", "import", path])?;
+    let mut sample = Sample::of(cost);
+    if kind.has_journal() {
+        sample.on_walrus = Some(cost.wall + node.drain()?);
+    }
+    node.count_stored(&mut sample, settings.bytes())?;
+    bench.record("import", kind, sample);
+    let pins = node.text(&["pin", "ls", "--type=recursive", "-q"])?;
+    ensure!(pins.contains(&cid), "the import pinned nothing");
+    Ok(())
+}
+
+/// A daemon that takes files in and serves them.
+fn daemon(bench: &mut Bench, kind: Kind) -> Result<()> {
+    let settings = Rc::clone(&bench.settings);
+    let (large, small) = (bench.large.clone(), bench.small.clone());
+    let node = Node::new(&settings, kind)?;
+    let reads = !kind.is_slow() && READS.iter().any(|(name, _)| settings.wants(name));
+
+    let mut cid = String::new();
+    if reads || settings.wants("daemon-add") {
+        cid = daemon_add(bench, &node, "daemon-add", &[], &large, settings.bytes())?;
+    }
+    let mut names = String::new();
+    if reads || settings.wants("daemon-add-small") {
+        let bytes = (settings.files * SMALL) as u64;
+        names = daemon_add(bench, &node, "daemon-add-small", &["-r"], &small, bytes)?;
+    }
+    if !reads {
+        return Ok(());
+    }
+
+    node.use_cache()?;
+    let up = node.daemon()?;
+    let mut leaves = lines(&node.text(&["refs", "-r", &cid])?);
+    leaves.retain(|cid| cid.starts_with(RAW));
+    let list = ["ls", "--size=false", "--resolve-type=false", &names];
+    let files: Vec<String> = lines(&node.text(&list)?)
+        .iter()
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .collect();
+    ensure!(
+        leaves.len() as u64 == settings.bytes() / LEAF && files.len() == settings.files,
+        "{} leaves and {} files are listed",
+        leaves.len(),
+        files.len()
+    );
+    let wanted = settings.requests;
+    let gateway = up.gateway();
+    let whole: Vec<Request> = load::random(1, files.len() as u64)
+        .take(wanted * 2)
+        .map(|i| Request {
+            url: format!("{gateway}/ipfs/{}", files[i as usize]),
+            verb: Verb::Get,
+            len: SMALL,
+        })
+        .collect();
+    let ranges: Vec<Request> = load::random(2, settings.bytes() / LEAF)
+        .take(wanted / 2)
+        .map(|i| Request {
+            url: format!("{gateway}/ipfs/{cid}"),
+            verb: Verb::Range(i * LEAF),
+            len: LEAF as usize,
+        })
+        .collect();
+    let blocks: Vec<Request> = load::random(3, leaves.len() as u64)
+        .take(wanted / 2)
+        .map(|i| Request {
+            url: format!("{}/api/v0/block/get?arg={}", up.api(), leaves[i as usize]),
+            verb: Verb::Post,
+            len: LEAF as usize,
+        })
+        .collect();
+    for (workload, clients) in READS {
+        let requests = match workload {
+            w if w.starts_with("gateway-files") => &whole,
+            w if w.starts_with("gateway-ranges") => &ranges,
+            _ => &blocks,
+        };
+        if settings.wants(workload) {
+            load::run(clients, requests)?; // so that what is measured is warm for all
+            measure::settle();
+            let (cost, ()) = measure::process(up.pid(), || load::run(clients, requests))?;
+            bench.record(workload, kind, Sample::of(cost).rate(requests.len() as f64));
+        }
+    }
+    up.stop();
+    Ok(())
+}
+
+/// As [`add`], by a daemon that is stopped afterwards.
+fn daemon_add(
+    bench: &mut Bench,
+    node: &Node<'_>,
+    workload: &'static str,
+    args: &[&str],
+    path: &Path,
+    bytes: u64,
+) -> Result<String> {
+    let up = node.daemon()?;
+    let (cost, (client, cid)) = measure::process(up.pid(), || node.add(args, path))?;
+    let stopping = Instant::now();
+    up.stop();
+    let stopping = stopping.elapsed().as_secs_f64();
+    // The client's own time, without the waiting for the disk before it.
+    let cost = Cost {
+        wall: client.wall,
+        ..cost
+    };
+    let mut sample = Sample::of(cost);
+    if node.kind().has_journal() {
+        sample.on_walrus = Some(cost.wall + stopping);
+    }
+    node.count_stored(&mut sample, bytes)?;
+    bench.record(workload, node.kind(), sample);
+    Ok(cid)
+}

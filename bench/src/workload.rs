@@ -1,0 +1,89 @@
+//! What the workloads are called and what they do.
+
+use crate::kind::Kind;
+use crate::settings::Settings;
+
+/// One workload.
+#[derive(Debug)]
+pub struct Workload {
+    pub name: &'static str,
+    pub title: &'static str,
+    /// What is done; `{mib}`, `{part}`, `{files}` and `{requests}` stand for numbers.
+    what: &'static str,
+    /// What the rate counts.
+    pub unit: Option<&'static str>,
+    /// What the others are compared with.
+    pub base: Kind,
+    /// It runs in the first round only: it is too slow for more.
+    pub once: bool,
+}
+
+impl Workload {
+    const fn new(name: &'static str, title: &'static str, what: &'static str) -> Workload {
+        Workload {
+            name,
+            title,
+            what,
+            unit: None,
+            base: Kind::Flatfs,
+            once: false,
+        }
+    }
+
+    const fn once(self) -> Workload {
+        Workload { once: true, ..self }
+    }
+
+    const fn unit(self, unit: &'static str) -> Workload {
+        Workload {
+            unit: Some(unit),
+            ..self
+        }
+    }
+
+    const fn against(self, base: Kind) -> Workload {
+        Workload { base, ..self }
+    }
+
+    /// What is done, at these sizes.
+    pub fn what(&self, settings: &Settings) -> String {
+        self.what
+            .replace("{mib}", &settings.mib.to_string())
+            .replace("{part}", &settings.part_mib().to_string())
+            .replace("{files}", &settings.files.to_string())
+            .replace("{whole}", &(settings.requests * 2).to_string())
+            .replace("{parts}", &(settings.requests / 2).to_string())
+    }
+}
+
+/// All, in the order of the tables.
+pub const WORKLOADS: &[Workload] = &[
+    Workload::new("add", "Adding a large file", "`ipfs add` of {mib} MiB in leaves of 256 KiB, offline, `drainTimeoutSeconds` 0."),
+    Workload::new("add-1m", "Adding in larger leaves", "the same in raw leaves of 1 MiB."),
+    Workload::new("add-small", "Adding small files", "`ipfs add -r` of {files} files of 4 KiB, offline, `drainTimeoutSeconds` 0."),
+    Workload::new("add-part", "Write-through on a slow network", "`ipfs add` of {part} MiB, offline, one run: without a journal every commit of 4 MiB waits for an upload.").once(),
+    Workload::new("re-add", "Adding again what is there", "`ipfs add` of the {mib} MiB once more.").against(Kind::OnlyHash),
+    Workload::new("cat-cold", "Reading, cold", "`ipfs cat` of {mib} MiB by a new process, page cache and disk cache empty.").unit("MiB/s"),
+    Workload::new("cat-warm", "Reading, warm", "the same once more, walrusds with `cachePath`.").unit("MiB/s"),
+    Workload::new("pin-add", "Pinning", "`ipfs pin add` of the {mib} MiB, all blocks there."),
+    Workload::new("refs-local", "Listing", "`ipfs refs local`."),
+    Workload::new("gc", "Collecting garbage", "`ipfs repo gc` of all blocks of the {mib} MiB."),
+    Workload::new("import", "Importing a CAR file", "`ipfs dag import` of the {mib} MiB, offline."),
+    Workload::new("daemon-add", "Adding a large file by a daemon", "`ipfs add` of {mib} MiB by a daemon; CPU and memory are the daemon's; *on Walrus* when it has stopped."),
+    Workload::new("daemon-add-small", "Adding small files by a daemon", "`ipfs add -r` of {files} files of 4 KiB by a daemon."),
+    Workload::new("gateway-files-16", "Gateway: small files, 16 readers", "{whole} requests for one of the small files, at random, all warm, walrusds with `cachePath`.").unit("requests/s"),
+    Workload::new("gateway-files-64", "Gateway: small files, 64 readers", "the same, 64 at once.").unit("requests/s"),
+    Workload::new("gateway-ranges-16", "Gateway: ranges, 16 readers", "{parts} requests for 256 KiB of the large file, at random, all warm.").unit("requests/s"),
+    Workload::new("gateway-ranges-64", "Gateway: ranges, 64 readers", "the same, 64 at once.").unit("requests/s"),
+    Workload::new("block-get", "Random blocks", "{parts} calls of `block/get` for 256 KiB blocks at random, 16 at once, all warm.").unit("blocks/s"),
+];
+
+/// Whether a workload runs in the first round only.
+pub fn is_once(name: &str) -> bool {
+    WORKLOADS
+        .iter()
+        .any(|workload| workload.name == name && workload.once)
+}
+
+/// Workloads with tables of their own.
+pub const OTHERS: [&str; 2] = ["datastore", "open"];
