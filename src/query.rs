@@ -16,9 +16,11 @@ use crate::datastore::Shared;
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index, KeyRange, ListItem};
 
-/// The first page is small so that the first row comes soon, later ones are large.
+/// The first page is small so that the first row comes soon; each later one is larger, up to where the
+/// round trip no longer counts. Three of these are held at most (some 3 MiB).
 const FIRST_PAGE: usize = 64;
-const LATER_PAGES: usize = 2048;
+const LARGEST_PAGE: usize = 8192;
+const GROWTH: usize = 8;
 /// Rows skipped by one statement: what bounds its time.
 const SKIP: usize = 16_384;
 /// Values of a page are bounded in number and bytes, and read this many at a time.
@@ -150,7 +152,7 @@ impl NextPage {
             Vec::new()
         } else {
             self.skip = 0;
-            self.rows = LATER_PAGES;
+            self.rows = (self.rows * GROWTH).min(LARGEST_PAGE);
             rows
         }
     }

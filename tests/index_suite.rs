@@ -1,5 +1,5 @@
 //! One suite for every index: the functions of `shared` run against Postgres (a new table, tables
-//! of the Go plugin in two collations) and SQLite. What only one of them has is in
+//! of the Go plugin in two collations, a table in partitions) and SQLite. What only one of them has is in
 //! `index_suite/postgres.rs` and `index_suite/sqlite.rs`.
 
 mod common;
@@ -44,6 +44,12 @@ macro_rules! suite {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $name() {
                 super::shared::$name(super::on_postgres::env_go(super::on_postgres::ICU).await).await;
+            })+
+        }
+        mod postgres_partitioned {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::shared::$name(super::on_postgres::env_partitioned().await).await;
             })+
         }
         mod sqlite {

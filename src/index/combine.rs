@@ -1,4 +1,4 @@
-//! Lookups that run at the same time travel together. Nothing waits for a timer: while few queries
+//! Lookups, or deletions, that run at the same time travel together. Nothing waits for a timer: while few queries
 //! are under way a lookup leaves at once, and what arrives meanwhile leaves as one query when one of
 //! them is back. An idle index adds no latency; a busy one answers hundreds of keys in a round trip.
 

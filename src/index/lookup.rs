@@ -1,5 +1,5 @@
-//! What the datastore asks its index through: lookups travel together (`combine`), rows are
-//! remembered for a while (`rows`), and every write of this node passes here, so that what is
+//! What the datastore asks its index through: lookups and deletions travel together (`combine`), rows
+//! are remembered for a while (`rows`), and every write of this node passes here, so that what is
 //! remembered never outlives it.
 
 use std::sync::Arc;
@@ -27,24 +27,33 @@ const CACHE_BYTES: usize = 32 << 20;
 pub struct Lookups {
     index: Arc<dyn Index>,
     cache: Arc<RowCache>,
-    combiner: Combiner<Option<Record>>,
+    lookups: Combiner<Option<Record>>,
+    deletes: Combiner<Usage>,
 }
 
 impl Lookups {
     /// Remembers rows of `index` for `ttl`; zero: not at all.
     pub fn new(index: Arc<dyn Index>, ttl: Duration) -> Self {
         let cache = Arc::new(RowCache::new(ttl, CACHE_BYTES));
-        let combiner = Combiner::new(Box::new({
+        let lookups = Combiner::new(Box::new({
             let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
             move |keys| {
                 let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
-                Box::pin(async move { ask(index.as_ref(), &cache, &keys).await })
+                Box::pin(async move { look_up(index.as_ref(), &cache, &keys).await })
+            }
+        }));
+        let deletes = Combiner::new(Box::new({
+            let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
+            move |keys| {
+                let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
+                Box::pin(async move { delete(index.as_ref(), &cache, &keys).await })
             }
         }));
         Lookups {
             index,
             cache,
-            combiner,
+            lookups,
+            deletes,
         }
     }
 
@@ -59,9 +68,9 @@ impl Lookups {
         // Before it travels with others, whose lookups it would fail.
         check_key(key)?;
         if self.index.is_local() {
-            return self.find_anew(key).await;
+            return self.read(key).await;
         }
-        self.combiner.get(key.to_owned()).await
+        self.lookups.get(key.to_owned()).await
     }
 
     /// Looks keys up, as [`find`](Self::find) does; the result has the keys' order.
@@ -92,6 +101,10 @@ impl Lookups {
     /// Those of [`Index::get`].
     pub async fn find_anew(&self, key: &str) -> Result<Option<Record>> {
         self.cache.forget(key);
+        self.read(key).await
+    }
+
+    async fn read(&self, key: &str) -> Result<Option<Record>> {
         let since = self.moment();
         let row = self.index.get(key).await?;
         if let Some(row) = &row {
@@ -119,8 +132,8 @@ impl Lookups {
     }
 }
 
-/// The combined query.
-async fn ask(
+/// A combined lookup.
+async fn look_up(
     index: &dyn Index,
     cache: &RowCache,
     keys: &[String],
@@ -149,6 +162,25 @@ async fn ask(
     Ok(answers)
 }
 
+/// A combined deletion. Keys are written while it runs, whether or not its callers are still there.
+async fn delete(
+    index: &dyn Index,
+    cache: &RowCache,
+    keys: &[String],
+) -> Result<Vec<Result<Usage>>> {
+    let _writing = cache.writing(keys.iter().map(String::as_str));
+    if let [key] = keys {
+        return Ok(vec![index.delete(key).await]);
+    }
+    let mut removed = vec![Ok(Usage::default()); keys.len()];
+    if let Some(first) = removed.first_mut() {
+        *first = Ok(index.delete_many(keys).await?);
+    }
+    Ok(removed)
+}
+
+/// As the index behind it, but for [`delete`](Index::delete): of deletions that travel together, one
+/// is told what all of them removed.
 #[async_trait]
 impl Index for Lookups {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
@@ -173,8 +205,12 @@ impl Index for Lookups {
     }
 
     async fn delete(&self, key: &str) -> Result<Usage> {
-        let _writing = self.cache.writing(std::iter::once(key));
-        self.index.delete(key).await
+        check_key(key)?;
+        if self.index.is_local() {
+            let _writing = self.cache.writing(std::iter::once(key));
+            return self.index.delete(key).await;
+        }
+        self.deletes.get(key.to_owned()).await
     }
 
     async fn delete_many(&self, keys: &[String]) -> Result<Usage> {

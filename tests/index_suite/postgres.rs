@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
-use walrusds::{Error, ErrorKind, Index, KeyRange, Record, Usage};
+use walrusds::{Error, ErrorKind, Index, KeyRange, Record, Renewal, Usage};
 
 use crate::common::postgres::{signal_each, Postgres};
 use crate::shared::{keys, row, time};
@@ -58,6 +58,29 @@ pub async fn env_go(database: &str) -> Env {
     let db = pg.database_with(database);
     pg.execute(&db, GO_NEWEST);
     env(&db, true).await
+}
+
+/// A table made by hand as docs/operations.md says, spread over partitions by the hash of the key.
+pub fn partitioned(partitions: u32) -> String {
+    let mut sql = "CREATE TABLE walrus_index (key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, \
+        blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL, deletable BOOLEAN NOT NULL DEFAULT FALSE, \
+        end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
+        created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now()) \
+        PARTITION BY HASH (key);"
+        .to_owned();
+    for n in 0..partitions {
+        sql.push_str(&format!(
+            "CREATE TABLE walrus_index_{n} PARTITION OF walrus_index FOR VALUES WITH (MODULUS {partitions}, REMAINDER {n});"
+        ));
+    }
+    sql
+}
+
+pub async fn env_partitioned() -> Env {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(&db, &partitioned(16));
+    env(&db, false).await
 }
 
 const KEY: &str = "/CIQKEY";
@@ -1574,6 +1597,65 @@ async fn pages_are_index_scans() {
             "{index_name}: {} entries for some 400 rows",
             read_after - read_before
         );
+    }
+}
+
+/// Lookups, deletes, renewals and neighbours of a block find their rows through an index, whoever made
+/// the table, also where it lies in partitions: no statement may read it from end to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_statement_reads_the_whole_table() {
+    let pg = Postgres::shared();
+    // (A small partition is rightly read from end to end.)
+    for (setup, database, rows) in [
+        (String::new(), "", 20_000),
+        (GO_NEWEST.to_owned(), "", 20_000),
+        (GO_NEWEST.to_owned(), ICU, 20_000),
+        (GO_TABLES[0].to_owned(), ICU, 20_000),
+        (partitioned(16), "", 80_000),
+    ] {
+        let db = pg.database_with(database);
+        pg.execute(&db, &setup);
+        let index = open(&pg.url(&db)).await;
+        let key = |i: i64| format!("/blocks/k{i:06}");
+        let rows: Vec<_> = (0..rows)
+            .map(|i| row(&key(i), &format!("b{}", i / 200), i % 200, 1))
+            .collect();
+        index.put_many(&rows).await.unwrap();
+        index.close().await.unwrap();
+        pg.execute(&db, "VACUUM ANALYZE walrus_index");
+        let full = "SELECT coalesce(sum(seq_tup_read), 0) FROM pg_stat_user_tables \
+                    WHERE relname LIKE 'walrus_index%' AND relname NOT IN ('walrus_index_meta', 'walrus_index_usage')";
+        let used = "SELECT coalesce(sum(idx_scan), 0) FROM pg_stat_user_tables WHERE relname LIKE 'walrus_index%'";
+        // Counters are written when a connection has been idle for a while or ends.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let (full_before, used_before) = (count(&db, full), count(&db, used));
+        let index = open(&pg.url(&db)).await;
+        let some: Vec<String> = (0..10).map(|i| key(i * 1931)).collect();
+        // Often enough for the statements to be prepared, and for their generic plans to be tried.
+        for i in 0..20 {
+            assert!(index.get(&key(i * 97)).await.unwrap().is_some());
+            assert!(index.get("/blocks/none").await.unwrap().is_none());
+            let found = index.get_many(&some).await.unwrap();
+            assert_eq!(found.iter().flatten().count(), some.len());
+            assert_eq!(index.rows_from("b7", 100, 10).await.unwrap().len(), 10);
+            assert_eq!(index.rows_of_blob("b8").await.unwrap().len(), 200);
+            index.put_many(&rows[..2]).await.unwrap();
+            assert_eq!(index.delete(&key(i + 10_000)).await.unwrap().blocks, 1);
+            let two = [key(i + 11_000), key(i + 12_000)];
+            assert_eq!(index.delete_many(&two).await.unwrap().blocks, 2);
+            let renewal = Renewal {
+                end_epoch: 9,
+                expires_at: Some(time(9)),
+            };
+            let renewed = index.update_blob_after_renewal("b9", &renewal).await;
+            assert_eq!(renewed.unwrap(), 200);
+        }
+        index.close().await.unwrap();
+        eventually("the counters are written", || {
+            count(&db, used) - used_before > 20 * 12
+        })
+        .await;
+        assert_eq!(count(&db, full), full_before, "{setup} {database}");
     }
 }
 
