@@ -350,6 +350,44 @@ async fn a_reader_does_not_wait_where_its_file_goes_on_in_another_blob() {
     assert!(reads <= 40, "{reads} for 4 packs");
 }
 
+/// Reads as Kubo does: nodes ahead of time, ten at once; leaves in order. Returns how long it took where
+/// nothing takes time but the store.
+async fn read_as_kubo_does(file: &File, root: &Bytes, nodes: &[Bytes]) -> Duration {
+    let started = tokio::time::Instant::now();
+    assert!(file.ds.get(&key_of(root)).await.unwrap().is_some());
+    for (k, node) in nodes.iter().enumerate() {
+        if k % 5 == 0 {
+            for node in nodes.iter().skip(k).take(10) {
+                let (ds, key) = (Arc::clone(&file.ds), key_of(node));
+                tokio::spawn(async move { ds.get(&key).await.map(drop) });
+            }
+        }
+        assert!(file.ds.get(&key_of(node)).await.unwrap().is_some());
+        for n in (k * 174)..((k + 1) * 174).min(file.blocks.len()) {
+            file.get(n).await;
+        }
+    }
+    started.elapsed()
+}
+
+/// A sixteenth of everything: 1 GiB in blocks of 256 KiB and packs of 64 MiB, with the default budget.
+#[tokio::test(start_paused = true)]
+async fn the_time_that_an_aggregator_takes_is_hidden() {
+    let file = File::new(SMALL, 4096, 256).await;
+    let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
+    let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
+    let root = node(&nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
+    let puts = nodes.iter().chain([&root]);
+    let puts = puts.map(|n| Op::Put(key_of(n), n.clone())).collect();
+    file.ds.commit(puts).await.unwrap();
+    file.parts.store.read_ms.store(150, SeqCst);
+    let took = read_as_kubo_does(&file, &root, &nodes).await;
+    let reads = file.reads().len();
+    // 4 MiB on their way at a time: 2.4 s at best. Block by block: 618 s.
+    assert!(took < Duration::from_secs(6), "{took:?}, {reads} requests");
+    assert!(reads < 160, "{reads} requests");
+}
+
 /// A future that is dropped before it is done: what a deadline in C does.
 async fn briefly<T>(call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(5), call)

@@ -211,11 +211,15 @@ impl Streams {
         self.list.iter_mut().find(|s| s.id == id)
     }
 
-    /// Bytes that a stream which has read `run` may have ahead, and the size of its windows.
-    fn worth(&self, run: u64, now: Instant) -> (u64, u64) {
-        let awake = self.list.iter().filter(|s| s.is_awake(now)).count();
-        let awake = awake.max(1) as u64;
-        let ahead = run.saturating_mul(2).min(self.limits.ahead / awake);
+    /// Bytes that stream `id`, which has read `run`, may have ahead, and the size of its windows. What
+    /// other streams are not worth is left to it.
+    fn worth(&self, id: u64, run: u64, now: Instant) -> (u64, u64) {
+        let others = self.list.iter();
+        let others = others.filter(|s| s.id != id && s.is_awake(now));
+        let fair = self.limits.ahead / (others.clone().count() as u64 + 1);
+        let taken: u64 = others.map(|s| s.run.saturating_mul(2).min(fair)).sum();
+        let share = self.limits.ahead.saturating_sub(taken).max(fair);
+        let ahead = run.saturating_mul(2).min(share);
         let largest = self.limits.window;
         let sizes = [largest, largest / 4, largest / 16];
         let window = sizes.into_iter().find(|&size| size <= ahead);
@@ -234,7 +238,7 @@ impl Streams {
         let Some(stream) = self.list.iter().find(|s| s.id == id) else {
             return Cut::End;
         };
-        let (_, window) = self.worth(stream.run, now);
+        let (_, window) = self.worth(id, stream.run, now);
         let upto = range.start.saturating_add(window);
         if upto <= range.end {
             return Cut::End;
@@ -255,7 +259,7 @@ impl Streams {
         let Some(at) = self.list.iter().position(|s| s.id == id) else {
             return plan;
         };
-        let (ahead, window) = self.worth(self.list[at].run, now);
+        let (ahead, window) = self.worth(id, self.list[at].run, now);
         let stream = &mut self.list[at];
         let upto = stream.pos.saturating_add(ahead);
         match extend(stream, upto, window, map, &mut plan) {
@@ -514,6 +518,19 @@ mod tests {
         }
         let reach = reader.here.iter().map(|(_, r)| r.end).max().unwrap();
         assert!(reach - 1100 * BLOCK > LIMITS.ahead / 2);
+    }
+
+    #[test]
+    fn a_short_stream_takes_little_from_a_long_one() {
+        let mut reader = Reader::new(1 << 40);
+        for n in 0..4 {
+            reader.read("short", n * BLOCK, BLOCK);
+        }
+        for n in 0..1000 {
+            reader.read("long", n * BLOCK, BLOCK);
+        }
+        let reach = reader.here.iter().map(|(_, r)| r.end).max().unwrap();
+        assert!(reach - 1000 * BLOCK > LIMITS.ahead / 8 * 5);
     }
 
     #[test]
