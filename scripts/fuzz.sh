@@ -6,8 +6,8 @@
 # written to build/fuzz/crashes; how to replay it is said at the end.
 #
 # Environment: FUZZ_SECONDS (per target, 60 by default), FUZZ_MINIMISE=1 (afterwards, what adds coverage
-# goes to fuzz/corpus: inputs of up to 2 KiB, at most 30 KiB for each target), FUZZ_REPLAY=FILE (run the
-# one named target on this input, and nothing else).
+# goes to fuzz/corpus, beside what lies there by hand: inputs of up to 2 KiB, at most 30 KiB for each
+# target), FUZZ_REPLAY=FILE (run the one named target on this input, and nothing else).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT/fuzz"
@@ -49,7 +49,8 @@ for target in $targets; do
   if [[ -n ${FUZZ_MINIMISE:-} && $failed -eq 0 ]]; then
     small=$(mktemp -d)
     "$fuzz" "${options[@]}" -merge=1 "$small" "corpus/$target" "$found" >>"$log" 2>&1
-    rm -f "corpus/$target"/*
+    # What has a name of its own was put there by hand: what was fixed, and what to begin with.
+    find "corpus/$target" -regextype posix-extended -regex '.*/[0-9a-f]{40}' -delete
     # The smallest first, until the target's share is used up.
     (cd "$small" && find . -type f -size -2049c -printf '%s %P\n') | sort -n |
       awk '{ sum += $1 } sum <= 30720 { print $2 }' | while read -r file; do
