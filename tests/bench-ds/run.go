@@ -213,6 +213,7 @@ func (b *run) measure(name string, goroutines, total int, call func(n uint64) er
 	// A context that can end, as Kubo's can.
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	defer func(before context.Context) { b.ctx = before }(b.ctx)
 	b.ctx = ctx
 	took := make([][]time.Duration, goroutines)
 	errs := make([]error, goroutines)
