@@ -16,6 +16,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row};
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::Semaphore;
 
 use self::schema::{Readers, Sql};
 use self::writer::Writer;
@@ -58,6 +59,8 @@ impl SqliteOptions {
 pub struct SqliteIndex {
     gate: Arc<Gate>,
     inner: Arc<Inner>,
+    /// One for each connection for reading: who has to wait for one holds no thread meanwhile.
+    turns: Arc<Semaphore>,
 }
 
 struct Inner {
@@ -105,6 +108,7 @@ impl SqliteIndex {
         Ok(SqliteIndex {
             gate: Arc::new(Gate::default()),
             inner: Arc::new(inner),
+            turns: Arc::new(Semaphore::new(READERS as usize)),
         })
     }
 
@@ -115,9 +119,10 @@ impl SqliteIndex {
         T: Send + 'static,
         F: FnOnce(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
     {
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
         let inner = self.inner.clone();
         let task = tokio::task::spawn_blocking(move || {
-            let _pass = pass;
+            let (_pass, _turn) = (pass, turn);
             let readers = inner
                 .readers
                 .lock()
