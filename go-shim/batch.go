@@ -32,15 +32,10 @@ var _ ds.Batch = (*batch)(nil)
 
 // Batch starts a batch. It costs nothing until it is committed.
 func (d *Datastore) Batch(ctx context.Context) (ds.Batch, error) {
-	if err := ctx.Err(); err != nil {
+	if err := d.usable(ctx); err != nil {
 		return nil, err
 	}
-	select {
-	case <-d.closing:
-		return nil, ErrClosed
-	default:
-		return &batch{d: d}, nil
-	}
+	return &batch{d: d}, nil
 }
 
 func (b *batch) Put(ctx context.Context, key ds.Key, value []byte) error {
@@ -73,17 +68,52 @@ func (b *batch) add(ctx context.Context, key ds.Key, o op) error {
 func (b *batch) Commit(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c, err := b.d.begin(ctx, b.d.writes)
+	if err := b.d.write(ctx, b.ops); err != nil {
+		return err
+	}
+	b.ops, b.at = nil, nil
+	return nil
+}
+
+// opBytes is what an operation takes beside its key and value.
+const opBytes = 128
+
+// write applies operations in one call. Their values are copied by the engine before it waits for
+// anything, so that they are the caller's again on return, whatever the outcome.
+func (d *Datastore) write(ctx context.Context, ops []op) error {
+	if err := d.usable(ctx); err != nil || len(ops) == 0 {
+		return err
+	}
+	size := 0
+	for i := range ops {
+		size += opBytes + len(ops[i].key) + len(ops[i].value)
+	}
+	size, err := d.writes.enter(ctx, d.closing, size)
+	if err != nil {
+		return err
+	}
+	defer d.writes.leave(size)
+
+	if !d.direct.tryEnter() {
+		_, err = d.run(ctx, func(o callOptions, q queueID, tag uint64) (completion, bool, error) {
+			done, err := d.eng.commitStart(o, ops, q, tag)
+			return completion{}, done, err
+		})
+		return contextual(ctx, err)
+	}
+	defer d.direct.leave()
+	c, err := d.watch(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.end()
-	if len(b.ops) == 0 {
-		return nil
+	switch {
+	case len(ops) > 1:
+		err = d.eng.commit(c.opts, ops)
+	case ops[0].delete:
+		err = d.eng.delete(c.opts, ops[0].key)
+	default:
+		err = d.eng.put(c.opts, ops[0].key, ops[0].value)
 	}
-	if err := b.d.eng.commit(c.opts, b.ops); err != nil {
-		return contextual(ctx, err)
-	}
-	b.ops, b.at = nil, nil
-	return nil
+	return contextual(ctx, err)
 }

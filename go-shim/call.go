@@ -2,29 +2,76 @@ package walrusds
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
-// How many calls of each class may be inside the engine at once, and so how many operating system
-// threads this datastore can occupy: 352 at the very most. Go's own limit is 10,000.
+// How many calls may be inside the engine at once, and how many of them hold an operating system thread
+// while they wait: 31 at the very most, however many goroutines call. Everybody else waits in Go, which
+// costs no thread.
 //
-//   - lookups (Has, GetSize, Delete) wait for one round trip to the index; the engine pipelines them
-//     on one connection, so that more of them at once would gain nothing;
-//   - reads (Get) and writes (Put, Commit, Sync) wait for HTTP: as many as the engine's default
-//     number of parallel uploads (100), with room for those waiting on the index;
-//   - queries (opening, a page, DiskUsage) hold a database connection each while they run (32 by
-//     default). An open query that nobody reads does not count.
+//   - lookups (Has, GetSize) that memory does not answer travel together, 2 questions at a time
+//     (lookup.go);
+//   - reads and writes hold a thread only while few do (direct). Those beyond are started, and wait
+//     for a channel (queue.go). What bounds them is memory: values that are read are as many as
+//     gateReads, those that are written take at most writeBytes;
+//   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query that nobody
+//     reads does not count.
 const (
-	gateLookups = 64
+	leadLookups = 2
+	directCalls = 8
 	gateReads   = 128
-	gateWrites  = 128
-	gateQueries = 32
+	writeBytes  = 256 << 20
+	gateQueries = 16
+	gateSyncs   = 4
 )
 
 type gate chan struct{}
 
-// call is one passage into the engine: the gate it holds and how it ends early.
+// enter waits for a place.
+func (g gate) enter(ctx context.Context, closing <-chan struct{}) error {
+	select {
+	case g <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case g <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-closing:
+		return ErrClosed
+	}
+}
+
+func (g gate) tryEnter() bool {
+	select {
+	case g <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (g gate) leave() { <-g }
+
+// usable says why no call may start, if that is so.
+func (d *Datastore) usable(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-d.closing:
+		return ErrClosed
+	default:
+		return nil
+	}
+}
+
+// call is one passage into the engine that holds its thread: the gate it holds and how it ends early.
 type call struct {
+	d     *Datastore
 	gate  gate
 	token cancelToken
 	stop  func() bool
@@ -33,62 +80,111 @@ type call struct {
 
 // begin admits a call, or says why it must not start. A nil error obliges to call end.
 func (d *Datastore) begin(ctx context.Context, g gate) (call, error) {
-	if err := ctx.Err(); err != nil {
+	if err := d.usable(ctx); err != nil {
 		return call{}, err
 	}
-	select {
-	case <-d.closing:
-		return call{}, ErrClosed
-	default:
-	}
-	select {
-	case g <- struct{}{}:
-	default:
-		select {
-		case g <- struct{}{}:
-		case <-ctx.Done():
-			return call{}, ctx.Err()
-		case <-d.closing:
-			return call{}, ErrClosed
-		}
-	}
-	c := call{gate: g}
-	if err := c.watch(ctx); err != nil {
-		<-g
+	if err := g.enter(ctx, d.closing); err != nil {
 		return call{}, err
+	}
+	c, err := d.watch(ctx)
+	if err != nil {
+		g.leave()
+		return call{}, err
+	}
+	c.gate = g
+	return c, nil
+}
+
+// watch hands the context over to the engine: its deadline as a timeout, its end as a cancel token. A
+// nil error obliges to call end.
+func (d *Datastore) watch(ctx context.Context) (call, error) {
+	opts, err := d.options(ctx)
+	if err != nil {
+		return call{}, err
+	}
+	c := call{d: d, token: opts.token, opts: opts}
+	if c.token != 0 {
+		c.stop = context.AfterFunc(ctx, c.token.cancel)
 	}
 	return c, nil
 }
 
-// watch hands the context over to the engine: its deadline as a timeout, its end as a cancel token.
-func (c *call) watch(ctx context.Context) error {
+// options is the context as the engine wants it; its token, if there is one, comes from d.tokens.
+func (d *Datastore) options(ctx context.Context) (callOptions, error) {
+	var opts callOptions
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline)
 		if left <= 0 {
-			return context.DeadlineExceeded
+			return opts, context.DeadlineExceeded
 		}
-		c.opts.timeoutMS = uint64((left + time.Millisecond - 1) / time.Millisecond)
+		opts.timeoutMS = uint64((left + time.Millisecond - 1) / time.Millisecond)
 	}
 	if ctx.Done() == nil {
-		return nil
+		return opts, nil
 	}
-	token, err := newCancelToken()
-	if err != nil {
-		return err
-	}
-	c.token, c.opts.token = token, token
-	c.stop = context.AfterFunc(ctx, token.cancel)
-	return nil
+	var err error
+	opts.token, err = d.tokens.get()
+	return opts, err
 }
 
 // end releases what begin took. A cancel that is just under way may reach the engine after the
 // token is freed: tokens are numbers that are not used twice, so this does nothing.
 func (c *call) end() {
 	if c.stop != nil {
-		c.stop()
-		c.token.free()
+		if c.stop() {
+			c.d.tokens.put(c.token)
+		} else {
+			c.token.free()
+		}
 	}
 	if c.gate != nil {
-		<-c.gate
+		c.gate.leave()
+	}
+}
+
+// tokens keeps cancel tokens that were not used, so that most calls need not make one.
+type tokens struct {
+	mu     sync.Mutex
+	spare  []cancelToken
+	closed bool
+}
+
+const spareTokens = 256
+
+func (t *tokens) get() (cancelToken, error) {
+	t.mu.Lock()
+	if n := len(t.spare); n > 0 {
+		token := t.spare[n-1]
+		t.spare = t.spare[:n-1]
+		t.mu.Unlock()
+		return token, nil
+	}
+	t.mu.Unlock()
+	return newCancelToken()
+}
+
+// put takes a token back that nobody has cancelled, nor will.
+func (t *tokens) put(token cancelToken) {
+	if token == 0 {
+		return
+	}
+	t.mu.Lock()
+	keep := !t.closed && len(t.spare) < spareTokens
+	if keep {
+		t.spare = append(t.spare, token)
+	}
+	t.mu.Unlock()
+	if !keep {
+		token.free()
+	}
+}
+
+func (t *tokens) close() {
+	t.mu.Lock()
+	spare := t.spare
+	t.spare, t.closed = nil, true
+	t.mu.Unlock()
+	for _, token := range spare {
+		token.free()
 	}
 }

@@ -3,6 +3,7 @@ package walrusds
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -28,7 +29,11 @@ type Datastore struct {
 	once    sync.Once
 	err     error // of Close
 
-	lookups, reads, writes, queries gate
+	lookups                       lookups
+	reads, direct, queries, syncs gate
+	writes                        *budget
+	queue                         *queue
+	tokens                        tokens
 }
 
 var (
@@ -50,14 +55,21 @@ func Open(spec map[string]any, repoPath string) (*Datastore, error) {
 	if err != nil {
 		return nil, err
 	}
+	queue, err := newQueue()
+	if err != nil {
+		return nil, errors.Join(err, eng.close())
+	}
 	d := &Datastore{
 		eng:     eng,
 		closing: make(chan struct{}),
-		lookups: make(gate, gateLookups),
 		reads:   make(gate, gateReads),
-		writes:  make(gate, gateWrites),
+		direct:  make(gate, directCalls),
 		queries: make(gate, gateQueries),
+		syncs:   make(gate, gateSyncs),
+		writes:  newBudget(writeBytes),
+		queue:   queue,
 	}
+	d.lookups.closing = d.closing
 	eng.logs.start(eng)
 	// A backstop that only tells: closing from a finalizer would hide the mistake, and block the
 	// one goroutine that runs all finalizers.
@@ -127,45 +139,49 @@ func encodeSpec(spec map[string]any) ([]byte, error) {
 
 // Get returns the value of key as the caller's own copy, or ds.ErrNotFound.
 func (d *Datastore) Get(ctx context.Context, key ds.Key) ([]byte, error) {
-	c, err := d.begin(ctx, d.reads)
-	if err != nil {
+	if err := d.usable(ctx); err != nil {
 		return nil, err
 	}
-	defer c.end()
-	value, found, err := d.eng.get(c.opts, key.String())
+	if err := d.reads.enter(ctx, d.closing); err != nil {
+		return nil, err
+	}
+	defer d.reads.leave()
+	c, err := d.read(ctx, key.String())
 	if err != nil {
 		return nil, contextual(ctx, err)
 	}
-	if !found {
+	if !c.found {
 		return nil, ds.ErrNotFound // bare: Kubo compares with ==
 	}
-	return value, nil
+	return c.value.take(), nil
+}
+
+func (d *Datastore) read(ctx context.Context, key string) (completion, error) {
+	if !d.direct.tryEnter() {
+		return d.run(ctx, func(o callOptions, q queueID, tag uint64) (completion, bool, error) {
+			return d.eng.getStart(o, key, q, tag)
+		})
+	}
+	defer d.direct.leave()
+	c, err := d.watch(ctx)
+	if err != nil {
+		return completion{}, err
+	}
+	defer c.end()
+	return d.eng.get(c.opts, key)
 }
 
 // Has tells whether key is there.
 func (d *Datastore) Has(ctx context.Context, key ds.Key) (bool, error) {
-	c, err := d.begin(ctx, d.lookups)
-	if err != nil {
-		return false, err
-	}
-	defer c.end()
-	found, err := d.eng.has(c.opts, key.String())
-	if err != nil {
-		return false, contextual(ctx, err)
-	}
-	return found, nil
+	_, found, err := d.size(ctx, key.String())
+	return found, err
 }
 
 // GetSize returns the length of the value of key, or -1 and ds.ErrNotFound.
 func (d *Datastore) GetSize(ctx context.Context, key ds.Key) (int, error) {
-	c, err := d.begin(ctx, d.lookups)
+	size, found, err := d.size(ctx, key.String())
 	if err != nil {
 		return -1, err
-	}
-	defer c.end()
-	size, found, err := d.eng.getSize(c.opts, key.String())
-	if err != nil {
-		return -1, contextual(ctx, err)
 	}
 	if !found {
 		return -1, ds.ErrNotFound
@@ -173,29 +189,50 @@ func (d *Datastore) GetSize(ctx context.Context, key ds.Key) (int, error) {
 	return int(size), nil
 }
 
-// Put stores value under key. value may be reused when Put has returned.
-func (d *Datastore) Put(ctx context.Context, key ds.Key, value []byte) error {
-	c, err := d.begin(ctx, d.writes)
+func (d *Datastore) size(ctx context.Context, key string) (size uint64, found bool, err error) {
+	if err := d.usable(ctx); err != nil {
+		return 0, false, err
+	}
+	if size, found, known := d.eng.peekSize(key); known {
+		return size, found, nil
+	}
+	return d.lookups.get(ctx, d, key)
+}
+
+// ask answers a batch of lookups with one question to the engine.
+func (d *Datastore) ask(ctx context.Context, batch []*lookup) error {
+	c, err := d.watch(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.end()
-	return contextual(ctx, d.eng.put(c.opts, key.String(), value))
+	return contextual(ctx, d.eng.getSizes(c.opts, batch))
+}
+
+// askAlone is for a key of which the engine has more to say.
+func (d *Datastore) askAlone(ctx context.Context, l *lookup) error {
+	c, err := d.watch(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	l.size, l.found, err = d.eng.getSize(c.opts, l.key)
+	return contextual(ctx, err)
+}
+
+// Put stores value under key. value may be reused when Put has returned.
+func (d *Datastore) Put(ctx context.Context, key ds.Key, value []byte) error {
+	return d.write(ctx, []op{{key: key.String(), value: value}})
 }
 
 // Delete removes key. Deleting an unknown key is no error.
 func (d *Datastore) Delete(ctx context.Context, key ds.Key) error {
-	c, err := d.begin(ctx, d.lookups)
-	if err != nil {
-		return err
-	}
-	defer c.end()
-	return contextual(ctx, d.eng.delete(c.opts, key.String()))
+	return d.write(ctx, []op{{key: key.String(), delete: true}})
 }
 
 // Sync returns when everything acknowledged before it survives a crash of this machine.
 func (d *Datastore) Sync(ctx context.Context, prefix ds.Key) error {
-	c, err := d.begin(ctx, d.writes)
+	c, err := d.begin(ctx, d.syncs)
 	if err != nil {
 		return err
 	}
@@ -221,15 +258,7 @@ func (d *Datastore) DiskUsage(ctx context.Context) (uint64, error) {
 // CollectGarbage has nothing to do: Kubo calls it at the end of `ipfs repo gc`, when the blocks are
 // deleted already. The bytes on Walrus are released when the storage bought for them ends.
 func (d *Datastore) CollectGarbage(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	select {
-	case <-d.closing:
-		return ErrClosed
-	default:
-		return nil
-	}
+	return d.usable(ctx)
 }
 
 // Metrics returns the engine's counters as a JSON document.
@@ -246,6 +275,8 @@ func (d *Datastore) Close() error {
 		close(d.closing)
 		d.eng.logs.stop()
 		d.err = d.eng.close()
+		d.queue.close()
+		d.tokens.close()
 	})
 	return d.err
 }

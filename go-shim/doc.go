@@ -9,20 +9,19 @@
 //
 //   - datastore.go: Open, the point operations, Close
 //   - batch.go, query.go: ds.Batch and ds.Query
-//   - call.go: what surrounds each call into the engine (gate, context, error)
+//   - call.go: what surrounds each call into the engine (gate, context, error); budget.go
+//   - lookup.go: Has and GetSize of many goroutines, as one call
+//   - queue.go: calls that are started and hold no thread
 //   - errors.go: Error and its sentinels
 //   - engine_cgo.go: the only file that talks C; link_*.go only say how to link
 //
 // # Threads
 //
 // A call into C occupies an operating system thread for as long as it lasts, and calls that wait
-// for a network may last seconds. Kubo starts as many goroutines as it likes, so each class of calls
-// passes a gate first (see the gate constants): goroutines beyond it wait in Go, where waiting is
-// free and ends at once when the context does. The engine merges what waits on its side, so wider
-// gates would add threads and no speed.
-//
-// All calls go through Datastore.begin and the functions of engine_cgo.go. A later design in which
-// the engine reports completions asynchronously would replace these two and nothing else.
+// for a network may last seconds. Kubo starts as many goroutines as it likes, so only a few of them
+// wait in C (see the constants in call.go): lookups travel together, and reads and writes beyond the
+// first few are started there and waited for here, where waiting is free and ends at once when the
+// context does.
 //
 // # Linking
 //

@@ -24,7 +24,7 @@ static uint32_t wds_header_abi(void) { return WALRUSDS_ABI_VERSION; }
 
 typedef struct {
 	int32_t rc;
-	bool found;
+	bool found, done;
 	uint64_t n;
 	walrusds_buf buf;
 	walrusds_page page;
@@ -43,14 +43,27 @@ static wds_result wds_get(uint64_t h, uint64_t cancel, uint64_t timeout_ms, cons
 	r.rc = walrusds_get(h, &call, key, key_len, &r.buf, &r.found, &r.err);
 	return r;
 }
-static wds_result wds_has(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
+static wds_result wds_get_start(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len, uint64_t queue, uint64_t tag) {
 	WDS_BEGIN;
-	r.rc = walrusds_has(h, &call, key, key_len, &r.found, &r.err);
+	r.rc = walrusds_get_start(h, &call, key, key_len, queue, tag, &r.buf, &r.found, &r.done, &r.err);
 	return r;
+}
+// The size; or that there is none, or that it is not known.
+enum { WDS_ABSENT = -1, WDS_UNKNOWN = -2 };
+static int64_t wds_peek_size(uint64_t h, const uint8_t *key, size_t key_len) {
+	uint64_t size;
+	bool found, known;
+	if (walrusds_peek_size(h, key, key_len, &size, &found, &known, NULL) != WALRUSDS_OK || !known) return WDS_UNKNOWN;
+	return found ? (int64_t)size : WDS_ABSENT;
 }
 static wds_result wds_get_size(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
 	WDS_BEGIN;
 	r.rc = walrusds_get_size(h, &call, key, key_len, &r.n, &r.found, &r.err);
+	return r;
+}
+static wds_result wds_get_sizes(uint64_t h, uint64_t cancel, uint64_t timeout_ms, walrusds_lookup *lookups, size_t n) {
+	WDS_BEGIN;
+	r.rc = walrusds_get_sizes(h, &call, lookups, n, &r.err);
 	return r;
 }
 static wds_result wds_put(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len, const uint8_t *value, size_t value_len) {
@@ -66,6 +79,23 @@ static wds_result wds_delete(uint64_t h, uint64_t cancel, uint64_t timeout_ms, c
 static wds_result wds_commit(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const walrusds_op *ops, size_t n) {
 	WDS_BEGIN;
 	r.rc = walrusds_batch_commit(h, &call, ops, n, &r.err);
+	return r;
+}
+static wds_result wds_commit_start(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const walrusds_op *ops, size_t n, uint64_t queue, uint64_t tag) {
+	WDS_BEGIN;
+	r.rc = walrusds_batch_start(h, &call, ops, n, queue, tag, &r.done, &r.err);
+	return r;
+}
+static wds_result wds_queue_new(void) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_queue_new(&r.n, &r.err);
+	return r;
+}
+static wds_result wds_queue_next(uint64_t queue, walrusds_completion *out, size_t max) {
+	wds_result r; memset(&r, 0, sizeof r);
+	size_t n;
+	r.rc = walrusds_queue_next(queue, NULL, out, max, &n, &r.err);
+	r.n = n;
 	return r;
 }
 static wds_result wds_sync(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len) {
@@ -136,6 +166,7 @@ static wds_result wds_close(uint64_t h) {
 import "C"
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -144,6 +175,7 @@ import (
 
 type (
 	queryID     uint64
+	queueID     uint64
 	cancelToken uint64
 )
 
@@ -210,8 +242,12 @@ func result(r *C.wds_result) error {
 	if r.rc == 0 {
 		return nil
 	}
-	err := &Error{Code: Code(r.rc), Retryable: bool(r.err.retryable), Message: string(view(r.err.message))}
-	C.wds_error_free(r.err)
+	return engineError(&r.err)
+}
+
+func engineError(e *C.walrusds_error) *Error {
+	err := &Error{Code: Code(e.code), Retryable: bool(e.retryable), Message: string(view(e.message))}
+	C.wds_error_free(*e)
 	return err
 }
 
@@ -290,25 +326,105 @@ func newCancelToken() (cancelToken, error) {
 func (t cancelToken) cancel() { C.walrusds_cancel(C.uint64_t(t), nil) }
 func (t cancelToken) free()   { C.walrusds_cancel_free(C.uint64_t(t), nil) }
 
-func (e *engine) get(o callOptions, key string) ([]byte, bool, error) {
+// engineBuf is memory of the engine's that this side has to free.
+type engineBuf C.walrusds_buf
+
+// take copies the memory, once, and frees it. The result is never nil.
+func (b engineBuf) take() []byte { return take(C.walrusds_buf(b)) }
+
+func (b engineBuf) free() {
+	if b.owner != nil {
+		C.wds_buf_free(C.walrusds_buf(b))
+	}
+}
+
+func (e *engine) get(o callOptions, key string) (completion, error) {
 	cancel, timeout := o.c()
 	k, n := cstr(key)
 	r := C.wds_get(e.h, cancel, timeout, k, n)
-	if err := result(&r); err != nil {
-		return nil, false, err
-	}
-	if !r.found {
-		return nil, false, nil
-	}
-	return take(r.buf), true, nil
+	return completion{value: engineBuf(r.buf), found: bool(r.found)}, result(&r)
 }
 
-func (e *engine) has(o callOptions, key string) (bool, error) {
+// getStart begins a get. Unless it is done or fails at once, its end comes through the queue.
+func (e *engine) getStart(o callOptions, key string, q queueID, tag uint64) (c completion, done bool, err error) {
 	cancel, timeout := o.c()
 	k, n := cstr(key)
-	r := C.wds_has(e.h, cancel, timeout, k, n)
-	return bool(r.found), result(&r)
+	r := C.wds_get_start(e.h, cancel, timeout, k, n, C.uint64_t(q), C.uint64_t(tag))
+	return completion{value: engineBuf(r.buf), found: bool(r.found)}, bool(r.done), result(&r)
 }
+
+// peekSize answers from the engine's memory. An error is found out by whoever asks in earnest.
+func (e *engine) peekSize(key string) (size uint64, found, known bool) {
+	k, n := cstr(key)
+	switch size := C.wds_peek_size(e.h, k, n); size {
+	case C.WDS_UNKNOWN:
+		return 0, false, false
+	case C.WDS_ABSENT:
+		return 0, false, true
+	default:
+		return uint64(size), true, true
+	}
+}
+
+// getSizes answers a batch of lookups. The array and the keys are copied into C memory.
+func (e *engine) getSizes(o callOptions, batch []*lookup) error {
+	size := uintptr(len(batch)) * unsafe.Sizeof(C.walrusds_lookup{})
+	total := size
+	for _, l := range batch {
+		total += uintptr(len(l.key))
+	}
+	mem := C.calloc(1, C.size_t(total)) // never nil: cgo aborts when memory is out
+	defer C.free(mem)
+	lookups := unsafe.Slice((*C.walrusds_lookup)(mem), len(batch))
+	keys := unsafe.Slice((*byte)(mem), int(total))[size:]
+	for i, l := range batch {
+		if n := copy(keys, l.key); n > 0 {
+			lookups[i].key, lookups[i].key_len = (*C.uint8_t)(unsafe.Pointer(&keys[0])), C.size_t(n)
+			keys = keys[n:]
+		}
+	}
+	cancel, timeout := o.c()
+	r := C.wds_get_sizes(e.h, cancel, timeout, (*C.walrusds_lookup)(mem), C.size_t(len(batch)))
+	if err := result(&r); err != nil {
+		return err
+	}
+	for i, l := range batch {
+		c := &lookups[i]
+		l.size, l.found, l.alone = uint64(c.size), bool(c.found), c.code != 0
+	}
+	return nil
+}
+
+func newQueueID() (queueID, error) {
+	r := C.wds_queue_new()
+	return queueID(r.n), result(&r)
+}
+
+// receive tells how calls end that were started on the queue, until it is closed.
+func (id queueID) receive(deliver func(tag uint64, c completion)) {
+	var out [64]C.walrusds_completion
+	for {
+		r := C.wds_queue_next(C.uint64_t(id), &out[0], C.size_t(len(out)))
+		switch err := result(&r); {
+		case errors.Is(err, ErrClosed):
+			return
+		case err != nil: // a defect; those who wait must not be left alone with it
+			log.Errorf("waiting for the engine: %v", err)
+			continue
+		}
+		for i := range out[:r.n] {
+			o := &out[i]
+			c := completion{value: engineBuf(o.value), found: bool(o.found)}
+			if o.error.code != 0 {
+				c.err = engineError(&o.error)
+			}
+			deliver(uint64(o.tag), c)
+			*o = C.walrusds_completion{}
+		}
+	}
+}
+
+func (id queueID) close() { C.walrusds_queue_close(C.uint64_t(id), nil) }
 
 func (e *engine) getSize(o callOptions, key string) (uint64, bool, error) {
 	cancel, timeout := o.c()
@@ -353,22 +469,37 @@ func (e *engine) metrics() ([]byte, error) {
 	return take(r.buf), nil
 }
 
-// commit hands all operations over in one call. The array and the keys (some 60 bytes each) are
-// copied into C memory; the values stay where they are, pinned, as C memory may point to Go memory
-// only when that is pinned.
+// commit hands all operations over in one call.
 func (e *engine) commit(o callOptions, ops []op) error {
+	lent, free := cops(ops)
+	defer free()
+	cancel, timeout := o.c()
+	r := C.wds_commit(e.h, cancel, timeout, lent, C.size_t(len(ops)))
+	return result(&r)
+}
+
+// commitStart begins a commit. Unless it is done or fails at once, its end comes through the queue.
+func (e *engine) commitStart(o callOptions, ops []op, q queueID, tag uint64) (done bool, err error) {
+	lent, free := cops(ops)
+	defer free()
+	cancel, timeout := o.c()
+	r := C.wds_commit_start(e.h, cancel, timeout, lent, C.size_t(len(ops)), C.uint64_t(q), C.uint64_t(tag))
+	return bool(r.done), result(&r)
+}
+
+// cops lends operations to a call. The array and the keys (some 60 bytes each) are copied into C memory;
+// the values stay where they are, pinned, as C memory may point to Go memory only when that is pinned.
+func cops(ops []op) (*C.walrusds_op, func()) {
 	size := uintptr(len(ops)) * unsafe.Sizeof(C.walrusds_op{})
 	total := size
 	for i := range ops {
 		total += uintptr(len(ops[i].key))
 	}
 	mem := C.calloc(1, C.size_t(total)) // never nil: cgo aborts when memory is out
-	defer C.free(mem)
 	cops := unsafe.Slice((*C.walrusds_op)(mem), len(ops))
 	keys := unsafe.Slice((*byte)(mem), int(total))[size:]
 
-	var pin runtime.Pinner
-	defer pin.Unpin()
+	pin := new(runtime.Pinner)
 	for i := range ops {
 		c, o := &cops[i], &ops[i]
 		if n := copy(keys, o.key); n > 0 {
@@ -376,19 +507,20 @@ func (e *engine) commit(o callOptions, ops []op) error {
 			keys = keys[n:]
 		}
 		if o.delete {
-			c.kind = 2
+			c.kind = C.WALRUSDS_OP_DELETE
 			continue
 		}
-		c.kind = 1
+		c.kind = C.WALRUSDS_OP_PUT
 		if len(o.value) > 0 {
 			data := unsafe.SliceData(o.value)
 			pin.Pin(data)
 			c.value, c.value_len = (*C.uint8_t)(data), C.size_t(len(o.value))
 		}
 	}
-	cancel, timeout := o.c()
-	r := C.wds_commit(e.h, cancel, timeout, (*C.walrusds_op)(mem), C.size_t(len(ops)))
-	return result(&r)
+	return (*C.walrusds_op)(mem), func() {
+		pin.Unpin()
+		C.free(mem)
+	}
 }
 
 func (e *engine) queryOpen(o callOptions, q queryOptions) (queryID, error) {

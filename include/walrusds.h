@@ -205,6 +205,33 @@ typedef struct {
 typedef uint64_t walrusds_handle;
 
 /*
+ A key to look up, and what was found. The key is borrowed for the call.
+ */
+typedef struct {
+  /*
+   Key.
+   */
+  const uint8_t *key;
+  /*
+   Bytes of the key.
+   */
+  size_t key_len;
+  /*
+   Filled in: the size in bytes of its value.
+   */
+  uint64_t size;
+  /*
+   Filled in: `WALRUSDS_OK`, or why nothing can be said about this key alone
+   (`walrusds_get_size` tells more).
+   */
+  int32_t code;
+  /*
+   Filled in: whether the key is known.
+   */
+  bool found;
+} walrusds_lookup;
+
+/*
  One operation of a batch. Borrowed for the call.
  */
 typedef struct {
@@ -356,6 +383,34 @@ typedef struct {
  */
 typedef uint64_t walrusds_cancel_token;
 
+/*
+ A queue of calls that were started and not waited for; 0 is never one.
+ */
+typedef uint64_t walrusds_queue;
+
+/*
+ How a call ended that was started on a queue. `value` and `error` are the caller's, to be freed
+ with `walrusds_buf_free` and `walrusds_error_free`.
+ */
+typedef struct {
+  /*
+   What the call was started with.
+   */
+  uint64_t tag;
+  /*
+   Whether there is a value.
+   */
+  bool found;
+  /*
+   The value that was asked for.
+   */
+  walrusds_buf value;
+  /*
+   Whether the call succeeded, and why not.
+   */
+  walrusds_error error;
+} walrusds_completion;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -443,6 +498,28 @@ int32_t walrusds_get_size(walrusds_handle handle,
                           uint64_t *size,
                           bool *found,
                           walrusds_error *err);
+
+/*
+ As `walrusds_get_size`, from memory alone: it never waits. `known` is false when memory does not
+ tell; then `found` says nothing.
+ */
+int32_t walrusds_peek_size(walrusds_handle handle,
+                           const uint8_t *key,
+                           size_t key_len,
+                           uint64_t *size,
+                           bool *found,
+                           bool *known,
+                           walrusds_error *err);
+
+/*
+ Looks many keys up at once, in one question to the index. On an error of the call nothing is
+ filled in.
+ */
+int32_t walrusds_get_sizes(walrusds_handle handle,
+                           const walrusds_call *call,
+                           walrusds_lookup *lookups,
+                           size_t lookups_len,
+                           walrusds_error *err);
 
 /*
  Removes `key`; an unknown key is fine.
@@ -547,6 +624,59 @@ void walrusds_buf_free(walrusds_buf *buf);
  Frees an error's message and leaves no error. NULL is fine.
  */
 void walrusds_error_free(walrusds_error *error);
+
+/*
+ Makes a queue, for calls that shall not hold the thread they are made on. End it with
+ `walrusds_queue_close`.
+ */
+int32_t walrusds_queue_new(walrusds_queue *out, walrusds_error *err);
+
+/*
+ Begins what `walrusds_get` does. What needs no waiting is answered at once: `done` is true, and
+ `out` and `found` are filled. Otherwise the outcome comes through `queue`, once, with `tag`. When
+ this function fails, nothing comes.
+ */
+int32_t walrusds_get_start(walrusds_handle handle,
+                           const walrusds_call *call,
+                           const uint8_t *key,
+                           size_t key_len,
+                           walrusds_queue queue,
+                           uint64_t tag,
+                           walrusds_buf *out,
+                           bool *found,
+                           bool *done,
+                           walrusds_error *err);
+
+/*
+ Begins what `walrusds_batch_commit` does, with a copy of the operations. When it is over at once,
+ `done` is true. Otherwise the outcome comes through `queue`, once, with `tag`. When this function
+ fails, nothing comes.
+ */
+int32_t walrusds_batch_start(walrusds_handle handle,
+                             const walrusds_call *call,
+                             const walrusds_op *ops,
+                             size_t ops_len,
+                             walrusds_queue queue,
+                             uint64_t tag,
+                             bool *done,
+                             walrusds_error *err);
+
+/*
+ Waits until calls that were started on this queue have ended, and gives up to `max` outcomes, in the
+ order in which the calls ended.
+ */
+int32_t walrusds_queue_next(walrusds_queue queue,
+                            const walrusds_call *call,
+                            walrusds_completion *out,
+                            size_t max,
+                            size_t *len,
+                            walrusds_error *err);
+
+/*
+ Closes a queue: whoever waits for outcomes gets `WALRUSDS_CLOSED`. Calls that were started go on
+ (cancel those that shall not), and what they give is freed. The handle is invalid afterwards.
+ */
+int32_t walrusds_queue_close(walrusds_queue queue, walrusds_error *err);
 
 #ifdef __cplusplus
 }  // extern "C"

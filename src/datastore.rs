@@ -19,6 +19,7 @@ use crate::index::lookup::Lookups;
 use crate::index::postgres::{PostgresIndex, PostgresOptions};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
 use crate::index::{Index, KeyRange, ListItem, Record, Usage, MAX_KEY_BYTES};
+use crate::lasting::Lasting;
 use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::locks::KeyLocks;
 use crate::log::{Level, Line, Log};
@@ -365,16 +366,11 @@ impl WalrusDatastore {
         // A statement that has begun may take effect although nobody waits for it any more: it runs
         // to its end, and the keys stay locked until then, so that it cannot land after a later put.
         let shared = Arc::clone(shared);
-        let deleting = tokio::spawn(async move {
+        Lasting::new(async move {
             let _until_done = (call, guard);
             caught(shared.delete(deletes)).await
-        });
-        deleting.await.unwrap_or_else(|e| {
-            Err(Error::new(
-                ErrorKind::Internal,
-                format!("deleting failed: {e}"),
-            ))
         })
+        .await
     }
 
     /// The value of `key`; `None` if the key is unknown.
@@ -407,11 +403,54 @@ impl WalrusDatastore {
         }
         match self.shared.lookup(key).await? {
             None => Ok(None),
-            Some(record) => {
-                let range = record.range().map_err(|e| e.context(key))?;
-                Ok(Some(range.end - range.start))
-            }
+            Some(record) => record.size_of(key).map(Some),
         }
+    }
+
+    /// As [`get_size`](Self::get_size), from memory alone and without waiting; `None` when memory does
+    /// not tell.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub fn peek_size(&self, key: &str) -> Result<Option<Option<u64>>> {
+        let _call = self.enter()?;
+        let known = if let Some(block) = self.shared.staged(key) {
+            Some(Some(block.len()))
+        } else if let Some(record) = self.shared.index.cached(key) {
+            record.size_of(key).ok().map(Some)
+        } else {
+            check_key(key).is_err().then_some(None)
+        };
+        if known.is_some() {
+            Metrics::add(&self.shared.metrics.lookups, 1);
+        }
+        Ok(known)
+    }
+
+    /// As [`get_size`](Self::get_size) for many keys, with one question to the index. The result has the
+    /// keys' order; a row that holds nonsense is its key's own error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`].
+    pub async fn get_sizes(&self, keys: Vec<String>) -> Result<Vec<Result<Option<u64>>>> {
+        let _call = self.enter()?;
+        Metrics::add(&self.shared.metrics.lookups, keys.len() as u64);
+        let mut sizes: Vec<_> = keys
+            .iter()
+            .map(|key| Ok(self.shared.staged(key).map(|block| block.len())))
+            .collect();
+        // Where to look next; a key that no index takes is not there.
+        let rest = |(at, key): (usize, String)| {
+            let ask = matches!(sizes.get(at), Some(Ok(None))) && check_key(&key).is_ok();
+            ask.then_some((at, key))
+        };
+        let (places, keys): (Vec<_>, Vec<_>) =
+            keys.into_iter().enumerate().filter_map(rest).unzip();
+        let records = self.shared.index.find_each(&keys).await?;
+        for ((at, key), record) in places.into_iter().zip(&keys).zip(records) {
+            sizes[at] = record.and_then(|r| r.map(|r| r.size_of(key)).transpose());
+        }
+        Ok(sizes)
     }
 
     /// Removes `key`; an unknown key is fine. Gone on return; for lookups of other nodes that have

@@ -17,6 +17,7 @@ pub mod ffi;
 pub mod index;
 #[cfg(test)]
 mod interleave;
+mod lasting;
 mod lifetime;
 mod locks;
 pub mod log;

@@ -398,6 +398,61 @@ async fn rows_with_nonsense_are_errors() {
 }
 
 #[tokio::test]
+async fn many_sizes_at_once_and_what_memory_knows_of_them() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    ds.commit(vec![put("/a", b"1"), put("/empty", b""), put("/b", b"22")])
+        .await
+        .unwrap();
+    parts.index.rows.lock().insert(
+        "/nonsense".to_owned(),
+        Record {
+            offset: -1,
+            ..Record::default()
+        },
+    );
+    assert_eq!(ds.peek_size("/a").unwrap(), None);
+    assert_eq!(ds.peek_size("/a\0").unwrap(), Some(None));
+    let keys = [
+        "/b",
+        "/unknown",
+        "",
+        "/nonsense",
+        "/a\0",
+        "/empty",
+        "/b",
+        "/a",
+    ];
+    // The second time partly from memory.
+    for _ in 0..2 {
+        let sizes = ds
+            .get_sizes(keys.map(str::to_owned).to_vec())
+            .await
+            .unwrap();
+        let sizes: Vec<_> = sizes.into_iter().map(|s| s.map_err(|e| e.kind())).collect();
+        let found = |n| Ok::<_, ErrorKind>(Some(n));
+        let expected = [
+            found(2),
+            Ok(None),
+            Ok(None),
+            Err(ErrorKind::Corrupt),
+            Ok(None),
+            found(0),
+            found(2),
+            found(1),
+        ];
+        assert_eq!(sizes, expected);
+    }
+    assert_eq!(ds.peek_size("/a").unwrap(), Some(Some(1)));
+    assert_eq!(ds.peek_size("/unknown").unwrap(), None);
+    assert_eq!(ds.peek_size("/nonsense").unwrap(), None);
+    ds.delete("/a").await.unwrap();
+    assert_eq!(ds.peek_size("/a").unwrap(), None);
+    ds.close().await.unwrap();
+    assert_eq!(ds.peek_size("/b").unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
 async fn blocks_staged_by_a_go_node_are_read_and_replaced() {
     let parts = Parts::default();
     let ds = parts.open("");

@@ -37,6 +37,7 @@ struct Known {
     stores: Vec<u64>,
     queries: Vec<u64>,
     tokens: Vec<u64>,
+    queues: Vec<u64>,
 }
 
 /// One of these, of another kind, or any number.
@@ -98,13 +99,13 @@ pub fn calls(data: &[u8]) {
     let input = &mut Input(data);
     let world = &*WORLD;
     let mut known = Known::default();
-    let (mut err, mut buf) = (no_error(), EMPTY);
+    let (mut err, mut buf) = (NO_ERROR, EMPTY);
     let mut page = walrusds_page {
         entries: ptr::null(),
         len: 0,
         owner: ptr::null_mut(),
     };
-    let (mut found, mut number) = (false, 0);
+    let (mut found, mut known_size, mut number) = (false, false, 0);
     // SAFETY: every pair is readable for its length, or one that the functions must refuse without
     // looking at it; outputs are live locals or NULL.
     unsafe {
@@ -113,7 +114,7 @@ pub fn calls(data: &[u8]) {
             if input.is_empty() {
                 break;
             }
-            let what = input.byte() % 22;
+            let what = input.byte() % 28;
             let call = walrusds_call {
                 cancel: match input.byte() {
                     n if n < 200 => 0,
@@ -124,7 +125,7 @@ pub fn calls(data: &[u8]) {
             let call = if input.flag() { &call } else { ptr::null() };
             let store = handle(input, &known.stores, &known.queries);
             let query = handle(input, &known.queries, &known.tokens);
-            let token = handle(input, &known.tokens, &known.stores);
+            let token = handle(input, &known.tokens, &known.queues);
             let e = out(input, &mut err);
             let code = match what {
                 // An open starts threads, and two stores are enough to take one for the other.
@@ -166,19 +167,7 @@ pub fn calls(data: &[u8]) {
                     walrusds_delete(store, call, k.0, k.1, e)
                 }
                 12 => {
-                    let ops: Vec<_> = (0..input.byte() % 4)
-                        .map(|_| {
-                            let (kind, k, v) =
-                                (u32::from(input.byte() % 4), key(input), slice(input));
-                            walrusds_op {
-                                kind,
-                                key: k.0,
-                                key_len: k.1,
-                                value: v.0,
-                                value_len: v.1,
-                            }
-                        })
-                        .collect();
+                    let ops = ops(input);
                     match input.byte() {
                         255 => walrusds_batch_commit(store, call, ptr::null(), ops.len(), e),
                         254 => walrusds_batch_commit(store, call, ops.as_ptr(), usize::MAX, e),
@@ -238,8 +227,74 @@ pub fn calls(data: &[u8]) {
                     known.tokens.extend((code == WALRUSDS_OK).then_some(handle));
                     code
                 }
-                _ if input.flag() => walrusds_cancel(token, e),
-                _ => walrusds_cancel_free(token, e),
+                21 if input.flag() => walrusds_cancel(token, e),
+                21 => walrusds_cancel_free(token, e),
+                22 => {
+                    let k = key(input);
+                    let (n, f) = (out(input, &mut number), out(input, &mut found));
+                    walrusds_peek_size(store, k.0, k.1, n, f, out(input, &mut known_size), e)
+                }
+                23 => {
+                    let mut lookups: Vec<_> = (0..input.byte() % 4)
+                        .map(|_| {
+                            let k = key(input);
+                            walrusds_lookup {
+                                key: k.0,
+                                key_len: k.1,
+                                size: 1,
+                                code: 1,
+                                found: true,
+                            }
+                        })
+                        .collect();
+                    let (keys, len) = (lookups.as_mut_ptr(), lookups.len());
+                    match input.byte() {
+                        255 => walrusds_get_sizes(store, call, ptr::null_mut(), len, e),
+                        254 => walrusds_get_sizes(store, call, keys, usize::MAX, e),
+                        _ => walrusds_get_sizes(store, call, keys, len, e),
+                    }
+                }
+                24 => {
+                    let queue = handle(input, &known.queues, &known.stores);
+                    let k = key(input);
+                    let (tag, b) = (input.number(), out(input, &mut buf));
+                    let (f, done) = (out(input, &mut found), out(input, &mut known_size));
+                    walrusds_get_start(store, call, k.0, k.1, queue, tag, b, f, done, e)
+                }
+                25 => {
+                    let queue = handle(input, &known.queues, &known.stores);
+                    let (ops, tag) = (ops(input), input.number());
+                    let done = out(input, &mut known_size);
+                    walrusds_batch_start(store, call, ops.as_ptr(), ops.len(), queue, tag, done, e)
+                }
+                26 => {
+                    let queue = handle(input, &known.queues, &known.stores);
+                    // What never comes is not waited for.
+                    let mut ended = [const { NO_COMPLETION }; 2];
+                    let soon = walrusds_call {
+                        timeout_ms: 5,
+                        ..*call.as_ref().unwrap_or(&NO_CALL)
+                    };
+                    let max = usize::from(input.byte() % 3);
+                    let (to, mut len) = (out(input, &mut ended), 0);
+                    let len = out(input, &mut len);
+                    let code = walrusds_queue_next(queue, &soon, to.cast(), max, len, e);
+                    for completion in &mut ended {
+                        walrusds_buf_free(&mut completion.value);
+                        walrusds_error_free(&mut completion.error);
+                    }
+                    code
+                }
+                _ if input.flag() => {
+                    let mut handle = 0;
+                    let code = walrusds_queue_new(out(input, &mut handle), e);
+                    known.queues.extend((code == WALRUSDS_OK).then_some(handle));
+                    code
+                }
+                _ => {
+                    let queue = handle(input, &known.queues, &known.stores);
+                    walrusds_queue_close(queue, e)
+                }
             };
             assert!(
                 (WALRUSDS_OK..WALRUSDS_PANIC).contains(&code),
@@ -260,19 +315,48 @@ pub fn calls(data: &[u8]) {
         for token in known.tokens {
             walrusds_cancel_free(token, ptr::null_mut());
         }
+        for queue in known.queues {
+            walrusds_queue_close(queue, ptr::null_mut());
+        }
         for store in known.stores {
             walrusds_close(store, ptr::null_mut());
         }
     }
 }
 
-fn no_error() -> walrusds_error {
-    walrusds_error {
-        code: WALRUSDS_OK,
-        retryable: false,
-        message: EMPTY,
-    }
+/// Some operations, sensible or not.
+fn ops(input: &mut Input<'_>) -> Vec<walrusds_op> {
+    let count = input.byte() % 4;
+    let op = |_| {
+        let (kind, k, v) = (u32::from(input.byte() % 4), key(input), slice(input));
+        walrusds_op {
+            kind,
+            key: k.0,
+            key_len: k.1,
+            value: v.0,
+            value_len: v.1,
+        }
+    };
+    (0..count).map(op).collect()
 }
+
+const NO_CALL: walrusds_call = walrusds_call {
+    cancel: 0,
+    timeout_ms: 0,
+};
+
+const NO_COMPLETION: walrusds_completion = walrusds_completion {
+    tag: 0,
+    found: false,
+    value: EMPTY,
+    error: NO_ERROR,
+};
+
+const NO_ERROR: walrusds_error = walrusds_error {
+    code: WALRUSDS_OK,
+    retryable: false,
+    message: EMPTY,
+};
 
 #[allow(unsafe_code)]
 unsafe fn open(known: &mut Known, config: &str, dir: &std::path::Path) {

@@ -68,6 +68,20 @@ pub(super) unsafe fn slice<'a, T>(name: &str, data: *const T, len: usize) -> Res
     Ok(unsafe { std::slice::from_raw_parts(data, len) })
 }
 
+/// As [`slice`], for what is filled in.
+///
+/// # Safety
+/// `data` must be readable and writable for `len` elements during `'a`, and nobody else's, unless it is
+/// NULL.
+pub(super) unsafe fn slice_mut<'a, T>(name: &str, data: *mut T, len: usize) -> Result<&'a mut [T]> {
+    // SAFETY: readable by contract; nothing is kept of it.
+    if unsafe { slice(name, data, len) }?.is_empty() {
+        return Ok(&mut []);
+    }
+    // SAFETY: not NULL, of a possible length, and the caller's alone by contract.
+    Ok(unsafe { std::slice::from_raw_parts_mut(data, len) })
+}
+
 /// Zeroes an output argument, so that a caller who ignores the code frees nothing.
 ///
 /// # Safety

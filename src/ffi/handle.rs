@@ -20,10 +20,10 @@ pub(super) struct Registry<T> {
     live: Lazy<RwLock<HashMap<u64, Arc<T>>>>,
 }
 
-const TAG_BITS: u32 = 2;
+const TAG_BITS: u32 = 3;
 
 impl<T> Registry<T> {
-    /// `tag` (1 to 3) differs between registries.
+    /// `tag` (1 to 7) differs between registries.
     pub(super) const fn new(what: &'static str, tag: u64) -> Self {
         Registry {
             what,

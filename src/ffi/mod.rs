@@ -35,9 +35,10 @@ mod handle;
 mod page;
 #[cfg(feature = "panic-hook")]
 mod panic_hook;
+mod queue;
 mod runtime;
 
-use buf::{clear, invalid, slice};
+use buf::{clear, invalid, slice, slice_mut};
 use entry::entry;
 use handle::Registry;
 use runtime::{block_on, wait, CANCELS};
@@ -45,6 +46,7 @@ use runtime::{block_on, wait, CANCELS};
 pub use buf::walrusds_buf;
 pub use entry::{walrusds_error, WALRUSDS_OK};
 pub use page::{walrusds_entry, walrusds_page};
+pub use queue::*;
 pub use runtime::walrusds_call;
 
 /// Version of this interface. It changes when anything in this header changes meaning or layout;
@@ -107,6 +109,8 @@ pub type walrusds_handle = u64;
 pub type walrusds_query = u64;
 /// A cancel token; 0 is never one.
 pub type walrusds_cancel_token = u64;
+/// A queue of calls that were started and not waited for; 0 is never one.
+pub type walrusds_queue = u64;
 
 /// Operation of a batch: store `value` under `key`.
 pub const WALRUSDS_OP_PUT: u32 = 1;
@@ -127,6 +131,23 @@ pub struct walrusds_op {
     pub value: *const u8,
     /// Bytes of the value.
     pub value_len: usize,
+}
+
+/// A key to look up, and what was found. The key is borrowed for the call.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct walrusds_lookup {
+    /// Key.
+    pub key: *const u8,
+    /// Bytes of the key.
+    pub key_len: usize,
+    /// Filled in: the size in bytes of its value.
+    pub size: u64,
+    /// Filled in: `WALRUSDS_OK`, or why nothing can be said about this key alone
+    /// (`walrusds_get_size` tells more).
+    pub code: i32,
+    /// Filled in: whether the key is known.
+    pub found: bool,
 }
 
 /// Condition on a key: it is `text`. Keys compare by their bytes.
@@ -435,6 +456,76 @@ pub unsafe extern "C" fn walrusds_get_size(
     }
 }
 
+/// As `walrusds_get_size`, from memory alone: it never waits. `known` is false when memory does not
+/// tell; then `found` says nothing.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_peek_size(
+    handle: walrusds_handle,
+    key: *const u8,
+    key_len: usize,
+    size: *mut u64,
+    found: *mut bool,
+    known: *mut bool,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let size_ok = clear("size", size, 0);
+            let found_ok = clear("found", found, false);
+            clear("known", known, false).and(found_ok).and(size_ok)?;
+            let instance = INSTANCES.get(handle)?;
+            let answer = match storable(slice("key", key, key_len)?) {
+                Some(key) => instance.store.peek_size(key)?,
+                None => Some(None),
+            };
+            if let Some(answer) = answer {
+                known.write(true);
+                size.write(answer.unwrap_or(0));
+                found.write(answer.is_some());
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Looks many keys up at once, in one question to the index. On an error of the call nothing is
+/// filled in.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_get_sizes(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    lookups: *mut walrusds_lookup,
+    lookups_len: usize,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let lookups = slice_mut("lookups", lookups, lookups_len)?;
+            for lookup in lookups.iter_mut() {
+                (lookup.size, lookup.code, lookup.found) = (0, WALRUSDS_OK, false);
+            }
+            let instance = INSTANCES.get(handle)?;
+            let key = |(i, lookup): (usize, &walrusds_lookup)| {
+                let key = slice("key", lookup.key, lookup.key_len)
+                    .map_err(|e| e.context(format_args!("lookup {i}")))?;
+                // In place of what cannot be a key, another that cannot be stored.
+                Ok(storable(key).unwrap_or("\0").to_owned())
+            };
+            let keys = lookups.iter().enumerate().map(key);
+            let keys = keys.collect::<Result<Vec<String>>>()?;
+            let sizes = wait(call, instance.store.get_sizes(keys))?;
+            for (lookup, size) in lookups.iter_mut().zip(sizes) {
+                match size {
+                    Ok(Some(size)) => (lookup.size, lookup.found) = (size, true),
+                    Ok(None) => {}
+                    Err(e) => lookup.code = e.kind() as i32,
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
 /// Removes `key`; an unknown key is fine.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_delete(
@@ -468,18 +559,25 @@ pub unsafe extern "C" fn walrusds_batch_commit(
     unsafe {
         entry(err, || {
             let instance = INSTANCES.get(handle)?;
-            let ops = slice("ops", ops, ops_len)?
-                .iter()
-                .enumerate()
-                .filter_map(|(i, op)| {
-                    op_from(op)
-                        .map_err(|e| e.context(format_args!("operation {i}")))
-                        .transpose()
-                })
-                .collect::<Result<Vec<Op>>>()?;
-            wait(call, instance.store.commit(ops))
+            wait(call, instance.store.commit(ops_from(ops, ops_len)?))
         })
     }
+}
+
+/// The operations of a batch, copied.
+///
+/// # Safety
+/// As the types say.
+unsafe fn ops_from(ops: *const walrusds_op, len: usize) -> Result<Vec<Op>> {
+    // SAFETY: readable by contract.
+    let ops = unsafe { slice("ops", ops, len) }?;
+    let copy = |(i, op)| {
+        // SAFETY: readable by contract.
+        unsafe { op_from(op) }
+            .map_err(|e| e.context(format_args!("operation {i}")))
+            .transpose()
+    };
+    ops.iter().enumerate().filter_map(copy).collect()
 }
 
 /// One operation, copied; `None` if it has no effect.

@@ -9,6 +9,8 @@ pub(super) const IN_ENTRY: u32 = 1;
 pub(super) const IN_WORK: u32 = 2;
 /// In the task that opens a datastore.
 pub(super) const IN_TASK: u32 = 3;
+/// In a call that was started on a queue and has to wait.
+pub(super) const IN_STARTED: u32 = 4;
 
 /// The place that panics next; 0 = none.
 static ARMED: AtomicU32 = AtomicU32::new(0);

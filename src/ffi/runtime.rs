@@ -63,13 +63,13 @@ fn sigpipe() -> libc::sigset_t {
 
 /// The same for the thread of a caller, as long as it works for us: its own disposition may be the
 /// default one. Afterwards its mask is as it was, and a SIGPIPE of ours is gone.
-struct SigpipeBlocked {
+pub(super) struct SigpipeBlocked {
     set: libc::sigset_t,
     by_us: bool,
 }
 
 impl SigpipeBlocked {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let set = sigpipe();
         let mut before = set;
         // SAFETY: both sets are initialised, and only this thread's mask is changed.
@@ -104,13 +104,19 @@ impl Drop for SigpipeBlocked {
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = runtime()?;
     let _blocked = SigpipeBlocked::new();
-    #[cfg(feature = "panic-hook")]
-    let work = async {
-        tokio::task::yield_now().await;
-        super::panic_hook::point(super::panic_hook::IN_WORK);
-        work.await
-    };
-    runtime.block_on(work)
+    runtime.block_on(observed(work))
+}
+
+/// Where a panic can be asked for, in builds for tests.
+#[cfg(feature = "panic-hook")]
+async fn observed<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::task::yield_now().await;
+    super::panic_hook::point(super::panic_hook::IN_WORK);
+    work.await
+}
+#[cfg(not(feature = "panic-hook"))]
+fn observed<T>(work: impl Future<Output = Result<T>>) -> impl Future<Output = Result<T>> {
+    work
 }
 
 /// Runs `work` to its end, or until the call is cancelled or late; then `work` is dropped.
@@ -121,11 +127,33 @@ pub(super) unsafe fn wait<T>(
     call: *const walrusds_call,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
+    // SAFETY: readable by contract.
+    block_on(unsafe { limit(call, work) }?)
+}
+
+/// As [`wait`], as a future.
+///
+/// # Safety
+/// `call` must be readable now, unless it is NULL.
+pub(super) unsafe fn limited<T, W: Future<Output = Result<T>>>(
+    call: *const walrusds_call,
+    work: W,
+) -> Result<impl Future<Output = Result<T>> + use<T, W>> {
+    // SAFETY: readable by contract.
+    unsafe { limit(call, observed(work)) }
+}
+
+/// `work`, which ends early when the call is cancelled or late. With a token that is cancelled already
+/// nothing is begun.
+///
+/// # Safety
+/// `call` must be readable now, unless it is NULL.
+unsafe fn limit<T, W: Future<Output = Result<T>>>(
+    call: *const walrusds_call,
+    work: W,
+) -> Result<impl Future<Output = Result<T>> + use<T, W>> {
     // SAFETY: readable by contract; NULL stands for the default.
     let call = unsafe { call.as_ref() }.copied().unwrap_or_default();
-    if call.cancel == 0 && call.timeout_ms == 0 {
-        return block_on(work);
-    }
     let token = match call.cancel {
         0 => None,
         handle => Some(CANCELS.get(handle)?),
@@ -134,7 +162,7 @@ pub(super) unsafe fn wait<T>(
     if token.as_ref().is_some_and(|t| t.is_cancelled()) {
         return Err(canceled());
     }
-    block_on(async {
+    Ok(async move {
         let stop = async {
             match &token {
                 Some(token) => token.cancelled().await,

@@ -95,6 +95,23 @@ impl Lookups {
         Ok(found)
     }
 
+    /// As [`find_many`](Self::find_many), with an answer for each key: a row that cannot be read does not
+    /// hide the others.
+    ///
+    /// # Errors
+    /// Those of the index as a whole.
+    pub async fn find_each(&self, keys: &[String]) -> Result<Vec<Result<Option<Record>>>> {
+        let mut found: Vec<_> = keys.iter().map(|key| Ok(self.cached(key))).collect();
+        let missing = found.iter().zip(keys).filter(|(row, _)| is_missing(row));
+        let missing: Vec<String> = missing.map(|(_, key)| key.clone()).collect();
+        if !missing.is_empty() {
+            let answers = look_up(self.index.as_ref(), &self.cache, &missing).await?;
+            let places = found.iter_mut().filter(|row| is_missing(row));
+            places.zip(answers).for_each(|(row, answer)| *row = answer);
+        }
+        Ok(found)
+    }
+
     /// Looks a key up in the index alone, for a caller whom what is remembered has led astray.
     ///
     /// # Errors
@@ -130,6 +147,10 @@ impl Lookups {
             self.cache.remember(since, &row.key, &row.record);
         }
     }
+}
+
+fn is_missing(row: &Result<Option<Record>>) -> bool {
+    matches!(row, Ok(None))
 }
 
 /// A combined lookup.

@@ -71,6 +71,12 @@ impl Record {
 }
 
 impl Record {
+    /// The length of the block under `key` (bytes).
+    pub(crate) fn size_of(&self, key: &str) -> Result<u64> {
+        let range = self.range().map_err(|e| e.context(key))?;
+        Ok(range.end - range.start)
+    }
+
     /// Whether what the row points at is on Walrus beyond `until`, as far as anybody knows. What a Go
     /// node has staged is not: that node may never come back.
     pub(crate) fn is_fresh(&self, until: SystemTime, epochs: &EpochClock) -> bool {

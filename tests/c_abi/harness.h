@@ -109,6 +109,6 @@ struct test {
 };
 /* Each ends with a test without a name. */
 extern const struct test open_tests[], value_tests[], argument_tests[], batch_tests[],
-    query_tests[], cancel_tests[], thread_tests[], signal_tests[], panic_tests[];
+    query_tests[], cancel_tests[], queue_tests[], thread_tests[], signal_tests[], panic_tests[];
 
 #endif

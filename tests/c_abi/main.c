@@ -65,8 +65,8 @@ int main(int argc, char **argv) {
   if (report == NULL) return 2;
 
   const struct test *groups[] = {open_tests,  value_tests,  argument_tests, batch_tests,
-                                 query_tests, cancel_tests, thread_tests,   signal_tests,
-                                 panic_tests};
+                                 query_tests, cancel_tests, queue_tests,    thread_tests,
+                                 signal_tests, panic_tests};
   int passes = 0, failures = 0;
   for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
     for (const struct test *test = groups[g]; test->name != NULL; test++) {

@@ -202,7 +202,7 @@ static void handles_that_are_none(void) {
   OK(walrusds_cancel_new(&token, &err));
   const uint64_t garbage[] = {0, 1, 2, 3, 4, UINT64_MAX, UINT64_MAX - 1, UINT64_MAX - 2,
                               handle + 4000000, (uint64_t)(uintptr_t)&handle};
-  /* 1 << 2 | tag is the first handle of a kind, perhaps closed by now: not in the list. */
+  /* 1 << 3 | tag is the first handle of a kind, perhaps closed by now: not in the list. */
   for (size_t i = 0; i < sizeof garbage / sizeof *garbage; i++) {
     walrusds_page page;
     walrusds_call call = {garbage[i], 0};

@@ -9,7 +9,7 @@
 
 /* src/ffi/panic_hook.rs; in no header. */
 uint32_t walrusds_test_panic(uint32_t place);
-enum { IN_ENTRY = 1, IN_WORK = 2, IN_TASK = 3 };
+enum { IN_ENTRY = 1, IN_WORK = 2, IN_TASK = 3, IN_STARTED = 4 };
 
 /* The call panics in `place`, which is noted as an error; afterwards nothing is armed any more. */
 #define PANICS(place, call)                                \
@@ -58,8 +58,12 @@ static void in_the_entry(void) {
   walrusds_op op = {WALRUSDS_OP_PUT, S("/b"), S("v")};
   walrusds_buf out = {NULL, 0, NULL};
   walrusds_page page = {NULL, 0, NULL};
-  bool found = false;
+  bool found = false, done = false;
   uint64_t number = 0;
+  walrusds_lookup lookup = {S("/k"), 0, 0, false};
+  walrusds_queue queue = 0;
+  walrusds_completion completion;
+  size_t len = 0;
   const char *config = config_for(net_url, net_url, "");
   const char *dir = new_dir();
 
@@ -83,7 +87,23 @@ static void in_the_entry(void) {
   PANICS(IN_ENTRY, walrusds_has(handle, NULL, S("/k"), &found, &err));
   /* entry: walrusds_get_size */
   PANICS(IN_ENTRY, walrusds_get_size(handle, NULL, S("/k"), &number, &found, &err));
-  CHECK(!found && number == 0 && out.data == NULL);
+  /* entry: walrusds_peek_size */
+  PANICS(IN_ENTRY, walrusds_peek_size(handle, S("/k"), &number, &found, &done, &err));
+  /* entry: walrusds_get_sizes */
+  PANICS(IN_ENTRY, walrusds_get_sizes(handle, NULL, &lookup, 1, &err));
+  /* entry: walrusds_queue_new */
+  PANICS(IN_ENTRY, walrusds_queue_new(&queue, &err));
+  OK(walrusds_queue_new(&queue, &err));
+  /* entry: walrusds_get_start */
+  PANICS(IN_ENTRY, walrusds_get_start(handle, NULL, S("/k"), queue, 1, &out, &found, &done, &err));
+  /* entry: walrusds_batch_start */
+  PANICS(IN_ENTRY, walrusds_batch_start(handle, NULL, &op, 1, queue, 1, &done, &err));
+  /* entry: walrusds_queue_next */
+  PANICS(IN_ENTRY, walrusds_queue_next(queue, NULL, &completion, 1, &len, &err));
+  /* entry: walrusds_queue_close */
+  PANICS(IN_ENTRY, walrusds_queue_close(queue, &err));
+  OK(walrusds_queue_close(queue, &err));
+  CHECK(!found && !done && number == 0 && out.data == NULL);
   /* entry: walrusds_delete */
   PANICS(IN_ENTRY, walrusds_delete(handle, NULL, S("/k"), &err));
   expect_text(handle, "/k", "v");
@@ -148,6 +168,11 @@ static void in_the_work(void) {
   walrusds_page page;
   bool found;
   uint64_t number;
+  walrusds_lookup lookup = {S("/k"), 0, 0, false};
+  walrusds_queue queue = 0;
+  walrusds_completion completion;
+  size_t len;
+  bool done;
   walrusds_call call = {0, 60000}; /* with a deadline the wait is another */
   const char *config = config_for(net_url, net_url, "");
   const char *dir = new_dir();
@@ -166,6 +191,25 @@ static void in_the_work(void) {
     PANICS_ZEROED(IN_WORK, found, walrusds_has(handle, c, S("/k"), &found, &err));
     PANICS_ZEROED(IN_WORK, number, walrusds_get_size(handle, c, S("/k"), &number, &found, &err));
     CHECK(!found);
+    PANICS(IN_WORK, walrusds_get_sizes(handle, c, &lookup, 1, &err));
+    CHECK(!lookup.found);
+    /* In what was started: it comes as an outcome. */
+    OK(walrusds_queue_new(&queue, &err));
+    for (uint64_t tag = 1; tag <= 2; tag++) {
+      CHECK_INT(walrusds_test_panic(IN_STARTED), 0);
+      if (tag == 1)
+        OK(walrusds_get_start(handle, c, S("/k"), queue, tag, &out, &found, &done, &err));
+      else
+        OK(walrusds_batch_start(handle, c, &op, 1, queue, tag, &done, &err));
+      CHECK(!done);
+      OK(walrusds_queue_next(queue, c, &completion, 1, &len, &err));
+      CHECK(len == 1 && completion.tag == tag && !completion.found);
+      CHECK_INT(completion.error.code, WALRUSDS_PANIC);
+      CHECK(holds(completion.error.message.data, completion.error.message.len, "on purpose"));
+      walrusds_error_free(&completion.error);
+    }
+    PANICS_ZEROED(IN_WORK, len, walrusds_queue_next(queue, c, &completion, 1, &len, &err));
+    OK(walrusds_queue_close(queue, &err));
     PANICS(IN_WORK, walrusds_delete(handle, c, S("/k"), &err));
     expect_text(handle, "/k", "v");
     PANICS(IN_WORK, walrusds_batch_commit(handle, c, &op, 1, &err));

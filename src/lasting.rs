@@ -1,0 +1,98 @@
+//! Work that is not given up together with whoever waits for it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::runtime::Handle;
+
+/// Runs on the task that awaits it, which spares a task of its own and the way to another thread. When
+/// that task gives up midway, the rest runs to its end in the background.
+pub(crate) struct Lasting<T: Send + 'static> {
+    work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    begun: bool,
+    runtime: Handle,
+}
+
+impl<T: Send + 'static> Lasting<T> {
+    /// Must be called within a runtime, where what is left of the work will run.
+    pub(crate) fn new(work: impl Future<Output = T> + Send + 'static) -> Self {
+        Lasting {
+            work: Some(Box::pin(work)),
+            begun: false,
+            runtime: Handle::current(),
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for Lasting<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        self.begun = true;
+        let Some(work) = self.work.as_mut() else {
+            return Poll::Pending; // awaited after its end
+        };
+        let polled = work.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.work = None;
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for Lasting<T> {
+    fn drop(&mut self) {
+        // What was not begun has no effect that would have to be completed.
+        if let (Some(work), true) = (self.work.take(), self.begun) {
+            self.runtime.spawn(work);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::sync::Notify;
+    use tokio::time::{timeout, Duration};
+
+    #[tokio::test]
+    async fn is_done_where_it_is_awaited() {
+        let there = Lasting::new(async {
+            tokio::task::yield_now().await;
+            tokio::task::id()
+        });
+        let in_task = tokio::spawn(async move { (tokio::task::id(), there.await) });
+        let (waits, works) = in_task.await.unwrap();
+        assert_eq!(waits, works);
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_midway_comes_to_its_end() {
+        let (go_on, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let work = {
+            let (go_on, done) = (go_on.clone(), done.clone());
+            Lasting::new(async move {
+                go_on.notified().await;
+                done.notify_one();
+            })
+        };
+        assert!(timeout(Duration::from_millis(1), work).await.is_err());
+        go_on.notify_one();
+        timeout(Duration::from_secs(10), done.notified())
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_was_not_begun_is_dropped() {
+        let held = Arc::new(());
+        let work = {
+            let held = held.clone();
+            Lasting::new(async move { drop(held) })
+        };
+        drop(work);
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+}
