@@ -702,7 +702,7 @@ impl Shared {
                 .await
         };
         if let (Some((cache, name)), Ok(value)) = (cache, &value) {
-            cache.insert(name, value);
+            cache.insert(name, value, self.verify_reads);
         }
         value.map(Some).map_err(|e| {
             e.context(format_args!(

@@ -66,6 +66,8 @@ pub(crate) struct DiskCache {
 struct Insert {
     name: Multihash,
     value: Bytes,
+    /// It is known that the one names the other.
+    checked: bool,
 }
 
 /// What readers and the worker share.
@@ -194,8 +196,9 @@ impl DiskCache {
         }
     }
 
-    /// Keeps a block that `name` names. Never waits: when the disk cannot keep up, it is not kept.
-    pub(crate) fn insert(&self, name: Multihash, value: &Bytes) {
+    /// Keeps a block that `name` names; if that was not `checked` yet it will be. Never waits: when the
+    /// disk cannot keep up, the block is not kept.
+    pub(crate) fn insert(&self, name: Multihash, value: &Bytes, checked: bool) {
         let inner = &self.inner;
         let len = value.len() as u64;
         if len == 0 || len > inner.longest() || name.as_bytes().len() > MAX_NAME {
@@ -208,7 +211,12 @@ impl DiskCache {
         let taken = inner.queued.fetch_add(len, Relaxed) + len <= QUEUE_BYTES
             && self.queue.lock().as_ref().is_some_and(|queue| {
                 let value = value.clone();
-                queue.try_send(Insert { name, value }).is_ok()
+                let insert = Insert {
+                    name,
+                    value,
+                    checked,
+                };
+                queue.try_send(insert).is_ok()
             });
         if !taken {
             inner.queued.fetch_sub(len, Relaxed);

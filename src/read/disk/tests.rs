@@ -97,7 +97,7 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Inserts and waits until the worker has dealt with it.
 async fn insert(cache: &DiskCache, (name, value): (Multihash, Bytes)) {
-    cache.insert(name, &value);
+    cache.insert(name, &value, true);
     settled(cache).await;
 }
 
@@ -130,7 +130,7 @@ async fn blocks_stay_across_restarts() {
         }
         for n in round * 10..(round + 1) * 10 {
             assert!(!has(&cache, block(n)).await);
-            cache.insert(block(n).0, &block(n).1);
+            cache.insert(block(n).0, &block(n).1, true);
         }
         // What is queued is written at the end.
         cache.close().await;
@@ -206,6 +206,18 @@ async fn the_bound_holds_and_what_is_used_outlives_what_is_not() {
     assert!(has(&cache, block(1499)).await);
     assert!(smaller.bytes_on_disk() <= smaller.max);
     cache.close().await;
+}
+
+#[tokio::test]
+async fn what_nobody_checked_is_checked_first() {
+    let fixture = Fixture::new(1 << 20);
+    let cache = fixture.open();
+    cache.insert(block(1).0, &block(2).1, false);
+    cache.insert(block(3).0, &block(3).1, false);
+    settled(&cache).await;
+    assert!(!has(&cache, block(1)).await);
+    assert!(has(&cache, block(3)).await);
+    assert_eq!(count(&cache, "disk_cache_errors"), 0);
 }
 
 #[tokio::test]
@@ -351,7 +363,7 @@ async fn a_directory_that_cannot_be_made_is_said_once() {
     fs::remove_file(fixture.dir.path().join("deep")).unwrap();
     until("it is made", || fixture.path().join("README.txt").exists()).await;
     until("it takes blocks", || {
-        cache.insert(block(1).0, &block(1).1);
+        cache.insert(block(1).0, &block(1).1, true);
         !cache.inner.map.read().slots.is_empty()
     })
     .await;
@@ -368,7 +380,7 @@ async fn a_write_that_fails_is_said_once_and_tried_again() {
         fs::create_dir(Segment::path(&fixture.path(), id)).unwrap();
     }
     until("it goes on", || {
-        cache.insert(block(1).0, &block(1).1);
+        cache.insert(block(1).0, &block(1).1, true);
         !cache.inner.map.read().slots.is_empty()
     })
     .await;
@@ -416,7 +428,7 @@ async fn readers_and_evictions_do_not_meet() {
                     if has(&cache, block(n)).await {
                         hits += 1;
                     } else {
-                        cache.insert(block(n).0, &block(n).1);
+                        cache.insert(block(n).0, &block(n).1, true);
                     }
                 }
                 hits

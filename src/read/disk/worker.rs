@@ -295,6 +295,9 @@ impl<'a> Directory<'a> {
             dropped.fetch_add(1, Relaxed);
             return;
         }
+        if !insert.checked && !insert.name.names(&insert.value) {
+            return;
+        }
         let name = insert.name.as_bytes();
         // Two readers may have brought the same block.
         if self.inner.map.read().slots.contains_key(&layout::tag(name)) {
