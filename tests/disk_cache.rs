@@ -38,8 +38,15 @@ impl Node {
     }
 
     fn open_at(&self, cache: &Path) -> WalrusDatastore {
-        let cache = format!(r#""cachePath":"{}","#, cache.display());
-        self.parts.open(&cache)
+        self.open_with(cache, "")
+    }
+
+    /// Without the cache in memory, which would answer first.
+    fn open_with(&self, cache: &Path, extra: &str) -> WalrusDatastore {
+        let cache = cache.display();
+        self.parts.open(&format!(
+            r#""cachePath":"{cache}","blobCacheBytes":-1,{extra}"#
+        ))
     }
 
     /// Takes everything away from Walrus.
@@ -294,11 +301,8 @@ async fn a_full_disk_stops_the_growth_and_nothing_else() {
 async fn many_readers_share_a_cache_too_small_for_all() {
     let node = Node::new();
     let blocks = Arc::new(blocks(300));
-    let cache = format!(
-        r#""cachePath":"{}","cacheBytes":200000,"#,
-        node.cache().display()
-    );
-    let store = Arc::new(node.parts.open(&cache));
+    let store = node.open_with(&node.cache(), r#""cacheBytes":200000,"#);
+    let store = Arc::new(store);
     put_all(&store, &blocks).await;
     let readers: Vec<_> = (0..16)
         .map(|reader| {
