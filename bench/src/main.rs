@@ -19,6 +19,7 @@ mod stages;
 mod workload;
 
 use std::fs;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{ensure, Context as _, Result};
@@ -50,26 +51,30 @@ fn main() -> Result<()> {
 
     for round in 0..bench.settings.rounds {
         for stage in STAGES {
-            run_stage(&mut bench, stage, round)?;
+            run_stage(&mut bench, stage, round);
         }
     }
-    let settings = &bench.settings;
+    let settings = Rc::clone(&bench.settings);
     if settings.wants("open") {
-        bench.results.opening = Some(open::measure(settings)?);
+        bench.results.opening = bench.attempt("open", |_| open::measure(&settings));
     }
     if settings.wants("datastore") {
-        bench.results.calls = calls::measure(settings)?;
+        let calls = bench.attempt("datastore", |_| calls::measure(&settings));
+        bench.results.calls = calls.unwrap_or_default();
     }
     eprintln!("{} s in all", started.elapsed().as_secs());
-    publish(&bench, &machine)
+    publish(&bench, &machine)?;
+    let failures = &bench.results.failures;
+    ensure!(failures.is_empty(), "failed: {}", failures.join("; "));
+    Ok(())
 }
 
 /// One round of a stage: each datastore once, a different one first each time.
-fn run_stage(bench: &mut Bench, stage: &stages::Stage, round: usize) -> Result<()> {
-    let settings = &bench.settings;
+fn run_stage(bench: &mut Bench, stage: &stages::Stage, round: usize) {
+    let settings = Rc::clone(&bench.settings);
     let wanted = |name: &&str| settings.wants(name) && (round == 0 || !workload::is_once(name));
     if !stage.workloads.iter().any(wanted) {
-        return Ok(());
+        return;
     }
     let mut kinds = stage.kinds.to_vec();
     kinds.retain(|kind| settings.wants_peer(*kind));
@@ -77,11 +82,9 @@ fn run_stage(bench: &mut Bench, stage: &stages::Stage, round: usize) -> Result<(
     kinds.rotate_left(first);
     for kind in kinds {
         eprintln!("round {}, {}", round + 1, kind.label());
-        stage
-            .run(bench, kind)
-            .with_context(|| format!("{}, {}", stage.workloads[0], kind.label()))?;
+        let what = format!("{}, {}", stage.workloads[0], kind.label());
+        bench.attempt(&what, |bench| stage.run(bench, kind));
     }
-    Ok(())
 }
 
 /// Shows what came out, and keeps it.

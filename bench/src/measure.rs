@@ -1,5 +1,6 @@
 //! What a process costs: wall time, CPU seconds, peak memory.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -26,7 +27,8 @@ pub struct Cost {
 
 /// Runs a command to its end; it must succeed. Its output goes to `stdout`, else nowhere.
 pub fn command(mut command: Command, scratch: &Path, stdout: Option<File>) -> Result<Cost> {
-    let what = format!("{command:?}");
+    let args: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+    let what = format!("ipfs {}", args.join(" "));
     let errors = scratch.join("stderr");
     command
         .stdin(Stdio::null())

@@ -97,6 +97,10 @@ pub fn markdown(settings: &Settings, machine: &Machine, results: &Results) -> St
             "The kernel's page cache could not be dropped: what should be cold is warm.\n",
         );
     }
+    for failure in &results.failures {
+        let first = failure.lines().next().unwrap_or_default();
+        let _ = writeln!(out, "\n**Failed**, and missing below: {first}");
+    }
     let goals = goals::check(settings, results);
     if !goals.is_empty() {
         goal_table(&mut out, settings, &goals);
@@ -313,6 +317,7 @@ pub fn json(settings: &Settings, machine: &Machine, results: &Results) -> Value 
             "requests": settings.requests, "smoke": settings.smoke,
             "page_cache_kept": results.page_cache_kept,
         },
+        "failures": results.failures,
         "goals": goals::check(settings, results),
         "runs": results.runs,
         "calls": results.calls,

@@ -87,6 +87,8 @@ pub struct Results {
     pub runs: Vec<Run>,
     pub calls: Vec<Calls>,
     pub opening: Option<Opening>,
+    /// What went wrong, and is therefore missing.
+    pub failures: Vec<String>,
     /// Files were in the kernel's memory when they should not have been.
     pub page_cache_kept: bool,
 }

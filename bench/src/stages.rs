@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
@@ -118,7 +119,6 @@ pub const STAGES: &[Stage] = &[
         ],
         kinds: &[
             Kind::Flatfs,
-            Kind::Badger,
             Kind::Pebble,
             Kind::Journal,
             Kind::JournalPostgres,
@@ -171,6 +171,23 @@ impl Bench {
             small,
             car: None,
         })
+    }
+
+    /// Does some work; if it fails, that is put down and the rest goes on: a run takes long.
+    pub fn attempt<T>(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&mut Bench) -> Result<T>,
+    ) -> Option<T> {
+        // The daemons of the tests' library panic.
+        let why = match panic::catch_unwind(AssertUnwindSafe(|| work(self))) {
+            Ok(Ok(done)) => return Some(done),
+            Ok(Err(why)) => format!("{what}: {why:#}"),
+            Err(_) => format!("{what}: a panic, see above"),
+        };
+        eprintln!("FAILED {why}");
+        self.results.failures.push(why);
+        None
     }
 
     fn record(&mut self, workload: &'static str, kind: Kind, sample: Sample) {

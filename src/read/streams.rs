@@ -476,7 +476,7 @@ mod tests {
             let reach = reader.here.iter().map(|(_, r)| r.end).max().unwrap();
             let ahead = reach - read;
             assert!(
-                ahead <= (2 * read).max(MIB).min(LIMITS.ahead),
+                ahead <= (2 * read).clamp(MIB, LIMITS.ahead),
                 "{read}: {ahead}"
             );
         }
