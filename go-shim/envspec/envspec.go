@@ -22,6 +22,12 @@ const Prefix = "WALRUSDS_"
 // DefaultIndexPath is the index of a node that names none: an embedded one, inside the repo.
 const DefaultIndexPath = "walrusds-index.sqlite"
 
+// DefaultJournalPath is the write journal of a node that names none, inside the repo.
+const DefaultJournalPath = "walrusds-journal"
+
+// JournalOff as the value of WALRUSDS_JOURNAL_PATH means a node without a write journal.
+const JournalOff = "off"
+
 // reservedPrefix begins the variables that steer the project's own tests.
 const reservedPrefix = "WALRUSDS_TEST_"
 
@@ -150,8 +156,11 @@ func convert(value string, key walrusds.ConfigKey) (any, error) {
 	}
 }
 
-// New returns the configuration of a new repo: what the environment says, and an embedded index
-// if it names none. It is validated in full.
+// New returns the configuration of a new repo: what the environment says, an embedded index if it
+// names none, and a write journal unless it is off. It is validated in full.
+//
+// A journal that was not configured further keeps small packs at close: the node may be one that is
+// used by one-shot commands only, and a blob for each of them would cost as much as a full one.
 func (v *Values) New() (map[string]any, error) {
 	var missing []string
 	for _, key := range []string{"publisherURL", "aggregatorURL"} {
@@ -168,6 +177,15 @@ func (v *Values) New() (map[string]any, error) {
 	}
 	if spec["postgresURL"] == nil && spec["indexPath"] == nil {
 		spec["indexPath"] = DefaultIndexPath
+	}
+	switch spec["journalPath"] {
+	case JournalOff:
+		delete(spec, "journalPath")
+	case nil:
+		spec["journalPath"] = DefaultJournalPath
+	}
+	if spec["journalPath"] != nil && spec["drainPartialPacks"] == nil {
+		spec["drainPartialPacks"] = false
 	}
 	if _, err := walrusds.DiskSpec(spec); err != nil {
 		return nil, v.explain(err)
@@ -190,6 +208,9 @@ func (v *Values) Update(old map[string]any) (map[string]any, error) {
 	}
 	if v.Spec["indexPath"] != nil && v.Spec["postgresURL"] == nil {
 		delete(spec, "postgresURL")
+	}
+	if spec["journalPath"] == JournalOff {
+		delete(spec, "journalPath")
 	}
 	if _, err := walrusds.DiskSpec(spec); err != nil {
 		return nil, v.explain(err)

@@ -84,6 +84,42 @@ func TestNewDefaultsToAnEmbeddedIndex(t *testing.T) {
 	}
 }
 
+func TestTheJournalIsOnUnlessItIsOff(t *testing.T) {
+	for _, c := range []struct {
+		env                 []string
+		path, drainsPartial any
+	}{
+		{nil, DefaultJournalPath, false},
+		{[]string{"WALRUSDS_JOURNAL_PATH="}, DefaultJournalPath, false},
+		{[]string{"WALRUSDS_JOURNAL_PATH=/fast/journal"}, "/fast/journal", false},
+		{[]string{"WALRUSDS_DRAIN_PARTIAL_PACKS=true"}, DefaultJournalPath, true},
+		{[]string{"WALRUSDS_JOURNAL_PATH=off"}, nil, nil},
+	} {
+		v, err := Parse(append(c.env, urls...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := v.New()
+		if err != nil || spec["journalPath"] != c.path || spec["drainPartialPacks"] != c.drainsPartial {
+			t.Errorf("%v: %v, %v", c.env, spec, err)
+		}
+	}
+	v, err := Parse([]string{"WALRUSDS_JOURNAL_PATH=off"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "i", "journalPath": "j"}
+	spec, err := v.Update(old)
+	if _, on := spec["journalPath"]; err != nil || on {
+		t.Errorf("%v, %v", spec, err)
+	}
+	v, _ = Parse(nil)
+	delete(old, "journalPath")
+	if spec, err = v.Update(old); err != nil || spec["journalPath"] != nil {
+		t.Errorf("an existing repo got a journal unasked: %v, %v", spec, err)
+	}
+}
+
 func TestErrorsNameTheVariableAndNoSecret(t *testing.T) {
 	for _, c := range []struct {
 		env  string

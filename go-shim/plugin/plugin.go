@@ -36,7 +36,8 @@ func (*walrusPlugin) Init(*plugin.Environment) error {
 	config.Profiles[Profile] = config.Profile{
 		Description: `Keeps the node's blocks on Walrus (walrusds). The settings come from
 environment variables: WALRUSDS_PUBLISHER_URL, WALRUSDS_AGGREGATOR_URL,
-WALRUSDS_POSTGRES_URL or WALRUSDS_INDEX_PATH, and so on.
+WALRUSDS_POSTGRES_URL or WALRUSDS_INDEX_PATH, and so on. Writes go to a
+local journal first, unless WALRUSDS_JOURNAL_PATH is "off".
 
 This profile may only be applied when first initializing the node.
 `,

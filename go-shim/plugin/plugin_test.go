@@ -61,7 +61,8 @@ func TestProfile(t *testing.T) {
 		blocks, root := mounts[0].(map[string]any), mounts[1].(map[string]any)
 		want := map[string]any{
 			"mountpoint": "/blocks", "type": "measure", "prefix": "walrusds.datastore",
-			"child": map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "walrusds-index.sqlite"},
+			"child": map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "walrusds-index.sqlite",
+				"journalPath": "walrusds-journal", "drainPartialPacks": false},
 		}
 		if !reflect.DeepEqual(blocks, want) || root["mountpoint"] != "/" || len(mounts) != 2 {
 			t.Errorf("%v", mounts)

@@ -91,6 +91,15 @@ func run(repo string, check bool) error {
 		return fmt.Errorf("this repo belongs to other data:\n  %s\nThese settings identify the blocks of a repo and cannot change. "+
 			"Restore the old values, or start with a new repo (another volume)", strings.Join(identity, "\n  "))
 	}
+	if journal, _ := old["journalPath"].(string); journal != "" && updated["journalPath"] != journal {
+		if !filepath.IsAbs(journal) {
+			journal = filepath.Join(repo, journal)
+		}
+		if left, _ := filepath.Glob(filepath.Join(journal, "*.segment")); len(left) > 0 {
+			return fmt.Errorf("the write journal %s holds blocks that are not on Walrus yet: let the node run with it until no *.segment "+
+				"file is left (WALRUSDS_DRAIN_PARTIAL_PACKS=true, and a stop in order), then change journalPath", journal)
+		}
+	}
 	fmt.Printf("walrusds: changed in the configuration: %s\n", strings.Join(changed, ", ")) // names only: values may be secrets
 	if old["postgresURL"] != nil && updated["postgresURL"] == nil || old["indexPath"] != nil && updated["indexPath"] == nil {
 		fmt.Println("walrusds: this is another kind of index; blocks known to the old one only will not be found")

@@ -100,3 +100,26 @@ func TestRepoWithoutWalrusds(t *testing.T) {
 		t.Error("broken config, no error")
 	}
 }
+
+func TestAJournalThatHoldsBlocksIsNotLeft(t *testing.T) {
+	dir := repo(t, strings.Replace(config, `"epochs": 5`, `"epochs": 5, "journalPath": "j"`, 1))
+	journal := filepath.Join(dir, "j")
+	if err := os.Mkdir(journal, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	segment := filepath.Join(journal, "0000000000000001.segment")
+	if err := os.WriteFile(segment, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("WALRUSDS_JOURNAL_PATH", "off")
+	before := read(t, dir)
+	if err := run(dir, false); err == nil || !strings.Contains(err.Error(), journal) || read(t, dir) != before {
+		t.Errorf("%v", err)
+	}
+	if err := os.Remove(segment); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(dir, false); err != nil || strings.Contains(read(t, dir), "journalPath") {
+		t.Errorf("%v: %s", err, read(t, dir))
+	}
+}

@@ -100,8 +100,20 @@ pub struct World {
 }
 
 impl World {
+    /// Nodes write through to Walrus, so that what it does shows at once.
     pub fn new(index: Index) -> World {
         World::with(index, Options::default())
+    }
+
+    /// Nodes have the write journal that they have by default. It is small, and so are the packs: a
+    /// file fills several. Commands leave nothing behind in it, so that it shows on Walrus.
+    pub fn journalled(index: Index) -> World {
+        let mut world = World::new(index);
+        world.settings.remove("WALRUSDS_JOURNAL_PATH");
+        world.set("WALRUSDS_JOURNAL_MAX_BYTES", (16 << 20).to_string());
+        world.set("WALRUSDS_PACK_TARGET_SIZE_BYTES", (2 << 20).to_string());
+        world.set("WALRUSDS_DRAIN_PARTIAL_PACKS", "true");
+        world
     }
 
     /// Blob IDs are cheap ones whatever the options say: true ones take minutes unoptimised.
@@ -114,6 +126,7 @@ impl World {
         let mut settings = BTreeMap::from([
             ("WALRUSDS_PUBLISHER_URL".to_owned(), net.url()),
             ("WALRUSDS_AGGREGATOR_URL".to_owned(), net.url()),
+            ("WALRUSDS_JOURNAL_PATH".to_owned(), "off".to_owned()),
         ]);
         let mut database = None;
         if index == Index::Postgres {

@@ -69,7 +69,7 @@ pub fn run(ipfs: &Ipfs, index: Index, report: impl Fn(&StepResult)) -> Vec<StepR
         version: version_of(ipfs),
         ipfs: ipfs.clone(),
         index,
-        world: World::new(index),
+        world: World::journalled(index),
         node: None,
         large: noise(1, objects::LARGE),
     };

@@ -11,6 +11,7 @@ use crate::{noise, run, Index, Node, World, LIMIT};
 pub fn with_test_profile(tour: &mut Tour) {
     let node = tour.world.node_of(&tour.ipfs);
     check_spec(&node, &tour.world);
+    assert!(node.repo().join("walrusds-journal").is_dir());
     let child = &node.config()["Datastore"]["Spec"]["mounts"][0]["child"];
     assert_eq!(
         child.get("postgresURL").is_some(),
@@ -21,7 +22,7 @@ pub fn with_test_profile(tour: &mut Tour) {
 
 /// `ipfs init --profile=walrusds`, and no other profile. (No daemon: its ports are the usual ones.)
 pub fn with_own_profile(tour: &mut Tour) {
-    let world = World::new(tour.index);
+    let world = World::journalled(tour.index);
     let node = Node::without_repo(&tour.ipfs);
     let mut command = node.command(["init", "--profile=walrusds"]);
     command.envs(&world.settings);
