@@ -67,14 +67,14 @@ impl<'a> Node<'a> {
             init.env("WALRUSDS_POSTGRES_URL", node.database_url(&name)?);
             node.database = Some(name);
         }
+        if !kind.has_journal() {
+            init.env("WALRUSDS_JOURNAL_PATH", "off"); // the profile's default is to have one
+        }
         measure::command(init, &node.dir, None)?;
         if kind.has_journal() {
-            node.set("journalPath", json!("walrusds-journal"))?;
-            node.set("drainTimeoutSeconds", json!(0))?;
-        } else if kind.is_walrusds() {
-            node.set("journalPath", Value::Null)?;
+            node.keep_journal()?;
         }
-        // An init stores the empty directory, and drains its journal.
+        // An init may store the empty directory.
         node.count_stored(&mut Sample::default(), 0)?;
         Ok(node)
     }
@@ -104,18 +104,14 @@ impl<'a> Node<'a> {
         command
     }
 
-    /// Sets a key of walrusds' part of the configuration; `null` takes it out.
-    pub fn set(&self, key: &str, value: Value) -> Result<()> {
+    /// Sets a key of walrusds' part of the configuration.
+    fn set(&self, key: &str, value: Value) -> Result<()> {
         let path = self.repo().join("config");
         let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
         let spec = config["Datastore"]["Spec"]["mounts"][0]["child"]
             .as_object_mut()
             .context("the repo is none of walrusds")?;
-        if value.is_null() {
-            spec.remove(key);
-        } else {
-            spec.insert(key.to_owned(), value);
-        }
+        spec.insert(key.to_owned(), value);
         fs::write(path, serde_json::to_vec_pretty(&config)?)?;
         Ok(())
     }
@@ -172,18 +168,30 @@ impl<'a> Node<'a> {
         Ok((cost, fs::read_to_string(out)?.trim().to_owned()))
     }
 
+    /// Has commands and daemons leave their journal as it is when they stop.
+    fn keep_journal(&self) -> Result<()> {
+        self.set("drainTimeoutSeconds", json!(0))?;
+        self.set("drainPartialPacks", json!(false))
+    }
+
+    /// Has them wait until the journal is empty.
+    fn empty_journal(&self) -> Result<()> {
+        self.set("drainTimeoutSeconds", json!(DRAIN))?;
+        self.set("drainPartialPacks", json!(true))
+    }
+
     /// Has a command wait until the journal is empty; how long that took (seconds).
     pub fn drain(&self) -> Result<f64> {
-        self.set("drainTimeoutSeconds", json!(DRAIN))?;
+        self.empty_journal()?;
         let cost = self.measured(&["pin", "ls", "--type=recursive", "-q"])?;
-        self.set("drainTimeoutSeconds", json!(0))?;
+        self.keep_journal()?;
         Ok(cost.wall)
     }
 
     /// A daemon that drains its journal when it stops.
     pub fn daemon(&self) -> Result<Daemon> {
         if self.kind.has_journal() {
-            self.set("drainTimeoutSeconds", json!(DRAIN))?;
+            self.empty_journal()?;
         }
         Ok(Daemon::start(self.command(["daemon"])))
     }
