@@ -111,7 +111,8 @@ fn publish(bench: &Bench, machine: &Machine) -> Result<()> {
     }
     if settings.update {
         let docs = settings.root.join(DOCS);
-        let text = put_between(&fs::read_to_string(&docs)?, &tables)?;
+        let section = format!("![Wall times in relation to flatfs](benchmarks.svg)\n\n{tables}");
+        let text = put_between(&fs::read_to_string(&docs)?, &section)?;
         fs::write(docs, text)?;
         fs::write(
             settings.root.join(PLOT),
