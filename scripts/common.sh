@@ -125,6 +125,7 @@ ipfs_version() {
 # work (a directory) and pids=(), and runs end_pids in the end. Sets URL, and ALSO to the address of --also.
 devnet() {
   local out=$work/devnet.${#pids[@]} pid
+  : >"$out" # it is looked into at once
   [[ " $* " == *' --data '* ]] || set -- --memory "$@"
   "$LIB_DIR/walrus-devnet" --listen 127.0.0.1:0 "$@" >"$out" 2>&1 &
   pid=$!

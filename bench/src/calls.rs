@@ -11,7 +11,7 @@ use crate::settings::Settings;
 pub fn measure(settings: &Settings) -> Result<Vec<Calls>> {
     // It sees BENCH_SMOKE as well.
     let out = Command::new(settings.root.join("scripts/bench-ds.sh"))
-        .args(["-json", "-for", if settings.smoke { "20ms" } else { "1s" }])
+        .arg("-json")
         .env("TMPDIR", &settings.dir)
         .stderr(Stdio::inherit())
         .output()
