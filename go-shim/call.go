@@ -7,19 +7,21 @@ import (
 )
 
 // How many calls may be inside the engine at once, and how many of them hold an operating system thread
-// while they wait: 31 at the very most, however many goroutines call. Everybody else waits in Go, which
+// while they wait: 35 at the very most, however many goroutines call. Everybody else waits in Go, which
 // costs no thread.
 //
 //   - lookups (Has, GetSize) that memory does not answer travel together, 2 questions at a time
 //     (lookup.go);
 //   - reads and writes hold a thread only while few do (direct). Those beyond are started, and wait
-//     for a channel (queue.go). What bounds them is memory: values that are read are as many as
-//     gateReads, those that are written take at most writeBytes;
+//     for a channel (queue.go). Starting and cancelling are short, but Go gives each C call a thread
+//     that lasts, so few do so at once (startCalls). What bounds the calls is memory: values that are
+//     read are as many as gateReads, those that are written take at most writeBytes;
 //   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query that nobody
 //     reads does not count.
 const (
 	leadLookups = 2
 	directCalls = 8
+	startCalls  = 4
 	gateReads   = 128
 	writeBytes  = 256 << 20
 	gateQueries = 16

@@ -29,11 +29,11 @@ type Datastore struct {
 	once    sync.Once
 	err     error // of Close
 
-	lookups                       lookups
-	reads, direct, queries, syncs gate
-	writes                        *budget
-	queue                         *queue
-	tokens                        tokens
+	lookups                               lookups
+	reads, direct, starts, queries, syncs gate
+	writes                                *budget
+	queue                                 *queue
+	tokens                                tokens
 }
 
 var (
@@ -64,6 +64,7 @@ func Open(spec map[string]any, repoPath string) (*Datastore, error) {
 		closing: make(chan struct{}),
 		reads:   make(gate, gateReads),
 		direct:  make(gate, directCalls),
+		starts:  make(gate, startCalls),
 		queries: make(gate, gateQueries),
 		syncs:   make(gate, gateSyncs),
 		writes:  newBudget(writeBytes),

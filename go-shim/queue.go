@@ -83,9 +83,14 @@ func (d *Datastore) run(ctx context.Context, start func(o callOptions, q queueID
 	if err != nil {
 		return completion{}, err
 	}
+	if err := d.starts.enter(ctx, d.closing); err != nil {
+		d.tokens.put(opts.token)
+		return completion{}, err
+	}
 	q := d.queue
 	tag, s := q.add()
 	c, done, err := start(opts, q.id, tag)
+	d.starts.leave()
 	if done || err != nil { // nothing will come
 		q.take(tag)
 		spareStarted.Put(s)
@@ -96,8 +101,10 @@ func (d *Datastore) run(ctx context.Context, start func(o callOptions, q queueID
 	case c = <-s.ended:
 		d.tokens.put(opts.token)
 	case <-ctx.Done():
+		d.starts <- struct{}{}
 		opts.token.cancel()
 		opts.token.free()
+		d.starts.leave()
 		if q.take(tag) != nil { // what comes is freed
 			return completion{}, ctx.Err()
 		}

@@ -369,7 +369,8 @@ async fn a_damaged_older_file_is_refused_by_name() {
     store.close().await.unwrap();
     let files = segments(&node.journal());
     assert!(files.len() > 3);
-    let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 5] = [
         ("head", |bytes| bytes[20] ^= 1),
         ("all of it", Vec::clear),
         ("its end", |bytes| bytes.truncate(bytes.len() - 6000)),

@@ -124,6 +124,11 @@ impl Model {
         }
     }
 
+    /// Whether a write that was given up may still take effect.
+    fn has_loose(&self) -> bool {
+        self.0.values().any(|state| !state.loose.is_empty())
+    }
+
     /// Compares an answer with what is possible and remembers what it tells.
     ///
     /// # Errors
@@ -429,7 +434,8 @@ impl Run<'_> {
                 ..write.clone()
             }]);
         }
-        let alone = writes.is_empty();
+        // So may reads at the same time, one before and one after a write that was given up earlier.
+        let alone = writes.is_empty() && (calls.len() == 1 || !self.model.has_loose());
         self.model.apply(&writes);
         if alone {
             around = std::mem::take(&mut self.model);

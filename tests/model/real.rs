@@ -31,6 +31,8 @@ struct Real {
     clock: Arc<ManualClock>,
     faults: Arc<Faults>,
     seed: u64,
+    /// A directory for each node's disk cache, too small for everything.
+    caches: tempfile::TempDir,
     /// The index below each node's wrapper, to be closed when the node dies.
     open: Mutex<Vec<Option<Arc<dyn Index>>>>,
 }
@@ -73,6 +75,7 @@ fn play_on(place: Place, steps: &[Step], seed: u64) -> Result<(), String> {
             clock: Arc::default(),
             faults: Arc::new(Faults::seeded(seed, rates, Duration::from_millis(5))),
             seed,
+            caches: tempfile::tempdir().expect("directory"),
             open: Mutex::new(vec![None; NODES]),
         };
         world.set_quiet(false);
@@ -133,12 +136,14 @@ impl Real {
         }
     }
 
-    fn config(&self) -> Config {
+    fn config(&self, node: usize) -> Config {
         let url = self.net.url();
+        let cache = self.caches.path().join(node.to_string());
+        let cache = cache.display();
         let mut config = Config::from_json(&format!(
             r#"{{"publisherURL":"{url}","aggregatorURL":"{url}","indexPath":"i","epochs":3,
                 "epochDurationSeconds":1000,"renewIntervalSeconds":1,"packTargetSizeBytes":4096,
-                "requestTimeoutSeconds":5,"maxRetries":2}}"#
+                "requestTimeoutSeconds":5,"maxRetries":2,"cachePath":"{cache}","cacheBytes":20000}}"#
         ))
         .expect("configuration");
         // Time passes by command here, and nobody wants to wait for it.
@@ -166,7 +171,7 @@ impl Real {
 impl World for Real {
     async fn open(&self, node: usize) -> Node {
         let fuse = Arc::new(Fuse::default());
-        let config = self.config();
+        let config = self.config(node);
         let inner = self.index().await;
         self.open.lock()[node] = Some(Arc::clone(&inner));
         let index = FaultyIndex::new(inner, Arc::clone(&self.faults), Arc::clone(&fuse));
