@@ -1583,3 +1583,73 @@ mod not_found {
         }
     }
 }
+
+mod slow {
+    use super::*;
+
+    /// Answers `well` requests, then hangs.
+    async fn then_hangs(well: usize, data: &[u8]) -> Hostile {
+        let data = data.to_vec();
+        Hostile::start(move |seen| match seen.number < well {
+            true => Act::Say(serve_blob(seen, &data)),
+            false => Act::Hang,
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn an_aggregator_that_is_slower_than_usual_is_overtaken() {
+        let data = blob(500);
+        let (slow, good) = (then_hangs(5, &data).await, then_hangs(1000, &data).await);
+        let client = client(reader(&[&slow, &good]));
+        for n in 0..5 {
+            client.read_range(ID, n, 5).await.unwrap();
+        }
+        let got = client.read_range(ID, 7, 5).await.unwrap();
+        assert_eq!(got, data[7..12]);
+        // A busy machine may be slow by itself, and another read have been hedged before.
+        assert!(client.stats().hedges >= 1);
+        // It is not asked first again at once.
+        let before = (slow.count(), good.count());
+        client.read_range(ID, 8, 5).await.unwrap();
+        assert_eq!((slow.count(), good.count()), (before.0, before.1 + 1));
+    }
+
+    #[tokio::test]
+    async fn few_reads_are_asked_of_two() {
+        let data = blob(500);
+        let (slow, other) = (then_hangs(0, &data).await, then_hangs(0, &data).await);
+        let client = client(ClientConfig {
+            request_timeout: ms(4000),
+            max_retries: 0,
+            // Nobody's bad record lasts.
+            cool_down: ms(1),
+            ..reader(&[&slow, &other])
+        });
+        let reads = (0..20).map(|n| client.read_range(ID, n, 5));
+        for read in futures_util::future::join_all(reads).await {
+            assert_eq!(read.unwrap_err().kind(), ErrorKind::Walrus);
+        }
+        let stats = client.stats();
+        assert_eq!(
+            (stats.hedges, stats.hedge_wins),
+            (3, 0),
+            "one, and one in ten"
+        );
+        assert_eq!(slow.count() + other.count(), 40);
+    }
+
+    #[tokio::test]
+    async fn the_only_aggregator_is_waited_for() {
+        let data = blob(500);
+        let slow = then_hangs(1, &data).await;
+        let client = client(ClientConfig {
+            request_timeout: ms(300),
+            max_retries: 0,
+            ..reader(&[&slow])
+        });
+        client.read_range(ID, 0, 5).await.unwrap();
+        client.read_range(ID, 0, 5).await.unwrap_err();
+        assert_eq!((client.stats().hedges, slow.count()), (0, 2));
+    }
+}

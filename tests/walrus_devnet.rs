@@ -378,3 +378,39 @@ async fn the_largest_value() {
     );
     ds.close().await.unwrap();
 }
+
+/// 64 blocks of 256 KiB, read in order through windows of up to 16 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_in_order_takes_few_requests_of_any_aggregator() {
+    let net = devnet().await;
+    let repo = Repo::new(&net);
+    let all = blocks(64, 256 << 10);
+    for (faults, gets) in [
+        (vec![], 12),
+        // Before 1.38: the whole blob, kept.
+        (vec![FaultRule::new(FaultAction::IgnoreRange)], 2),
+        (
+            vec![FaultRule::new(FaultAction::Corrupt { offset: 1 << 19 })
+                .on([Request::Range])
+                .after(1)
+                .times(1)],
+            14,
+        ),
+    ] {
+        let ds = repo.open().await;
+        ds.commit(puts(&all)).await.unwrap();
+        net.set_faults(faults.clone());
+        let before = net.stats().gets;
+        for (key, value) in &all {
+            let got = ds
+                .get(key)
+                .await
+                .unwrap_or_else(|e| panic!("{faults:?}: {e}"));
+            assert_eq!(got.as_ref(), Some(value));
+        }
+        let asked = net.stats().gets - before;
+        assert!(asked <= gets, "{asked} requests with {faults:?}");
+        net.clear_faults();
+        ds.close().await.unwrap();
+    }
+}
