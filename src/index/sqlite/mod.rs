@@ -19,7 +19,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
 use self::schema::{Readers, Sql};
-use self::writer::Writer;
+use self::writer::{Promise, Writer};
 use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
 use super::table::parse_table;
@@ -175,10 +175,26 @@ impl SqliteIndex {
         T: Send + 'static,
         F: FnOnce(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
     {
+        self.write_as(Promise::Durable, what, pass, work).await
+    }
+
+    async fn write_as<T, F>(
+        &self,
+        promise: Promise,
+        what: &'static str,
+        pass: Pass,
+        work: F,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
+    {
         let sql = self.inner.sql.clone();
         self.inner
             .writer
-            .run(what, pass, move |connection| work(connection, &sql))
+            .run(what, promise, pass, move |connection| {
+                work(connection, &sql)
+            })
             .await
     }
 }
@@ -385,20 +401,26 @@ impl Index for SqliteIndex {
             return Ok(Usage::default());
         }
         let keys = keys.to_vec();
-        self.write("deleting rows", pass, move |connection, sql| {
-            let mut delete = connection.prepare_cached(&sql.delete)?;
-            let mut removed = Usage::default();
-            for key in &keys {
-                if let Some(size) = delete
-                    .query_row([key], |row| row.get::<_, i64>(0))
-                    .optional()?
-                {
-                    removed.blocks += 1;
-                    removed.bytes = removed.bytes.saturating_add(size);
+        // A delete that a power cut undoes is harmless: the block is collected next time.
+        self.write_as(
+            Promise::Visible,
+            "deleting rows",
+            pass,
+            move |connection, sql| {
+                let mut delete = connection.prepare_cached(&sql.delete)?;
+                let mut removed = Usage::default();
+                for key in &keys {
+                    if let Some(size) = delete
+                        .query_row([key], |row| row.get::<_, i64>(0))
+                        .optional()?
+                    {
+                        removed.blocks += 1;
+                        removed.bytes = removed.bytes.saturating_add(size);
+                    }
                 }
-            }
-            Ok(removed)
-        })
+                Ok(removed)
+            },
+        )
         .await
     }
 

@@ -13,6 +13,15 @@ use super::failed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Pass;
 
+/// What a call's return promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// What it wrote survives a power cut.
+    Durable,
+    /// What it wrote survives the end of this process; a power cut may undo it.
+    Visible,
+}
+
 /// Calls that share a transaction at most; bounds how long the first of them waits.
 const TOGETHER: usize = 256;
 
@@ -28,13 +37,15 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("walrusds-sqlite".into())
             .spawn(move || {
+                // The schema's, until a transaction needs no sync.
+                let mut synced = Promise::Durable;
                 while let Ok(first) = jobs.recv() {
                     let more = jobs.try_iter().take(TOGETHER - 1);
                     let batch = std::iter::once(first)
                         .chain(more)
                         .filter(|job| !job.abandoned())
                         .collect();
-                    commit(&connection, batch);
+                    commit(&connection, batch, &mut synced);
                 }
                 // The last connection to the file moves the log into it.
                 let _ = connection.close();
@@ -48,9 +59,15 @@ impl Writer {
         })
     }
 
-    /// Runs `work` in a transaction and returns when it is on disk. A call whose future was dropped
-    /// before its turn is left out.
-    pub async fn run<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
+    /// Runs `work` in a transaction and returns when that is committed as promised. A call whose
+    /// future was dropped before its turn is left out.
+    pub async fn run<T, F>(
+        &self,
+        what: &'static str,
+        promise: Promise,
+        pass: Pass,
+        work: F,
+    ) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -58,6 +75,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(Call {
             what,
+            promise,
             work: Some(work),
             value: None,
             reply,
@@ -85,6 +103,7 @@ impl Writer {
 /// A queued call.
 trait Job: Send {
     fn what(&self) -> &'static str;
+    fn promise(&self) -> Promise;
     fn abandoned(&self) -> bool;
     fn run(&mut self, connection: &Connection) -> Result<()>;
     fn finish(self: Box<Self>, outcome: Result<()>);
@@ -92,6 +111,7 @@ trait Job: Send {
 
 struct Call<T, F> {
     what: &'static str,
+    promise: Promise,
     work: Option<F>,
     value: Option<T>,
     reply: oneshot::Sender<Result<T>>,
@@ -105,6 +125,10 @@ where
 {
     fn what(&self) -> &'static str {
         self.what
+    }
+
+    fn promise(&self) -> Promise {
+        self.promise
     }
 
     fn abandoned(&self) -> bool {
@@ -146,15 +170,39 @@ where
     }
 }
 
+/// Has commits keep a promise; `synced` is the one they keep now. In a write-ahead log, NORMAL leaves
+/// the sync to the next commit that makes one, or to the checkpoint.
+fn set_promise(
+    connection: &Connection,
+    promise: Promise,
+    synced: &mut Promise,
+) -> rusqlite::Result<()> {
+    if *synced != promise {
+        let level = match promise {
+            Promise::Durable => "FULL",
+            Promise::Visible => "NORMAL",
+        };
+        connection.pragma_update(None, "synchronous", level)?;
+        *synced = promise;
+    }
+    Ok(())
+}
+
 /// Runs jobs in one transaction, each within a savepoint, so that one's failure is its own.
-fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>) {
+fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>, synced: &mut Promise) {
     if jobs.is_empty() {
         return;
     }
     let what = jobs[0].what();
+    let promise = match jobs.iter().all(|job| job.promise() == Promise::Visible) {
+        true => Promise::Visible,
+        false => Promise::Durable,
+    };
     let mut done: Vec<(Box<dyn Job>, Result<()>)> = Vec::with_capacity(jobs.len());
     let fail = |e: &rusqlite::Error| failed(what, e);
-    if let Err(e) = connection.execute_batch("BEGIN IMMEDIATE") {
+    let begun = set_promise(connection, promise, synced)
+        .and_then(|()| connection.execute_batch("BEGIN IMMEDIATE"));
+    if let Err(e) = begun {
         for job in jobs {
             job.finish(Err(fail(&e)));
         }
@@ -204,5 +252,35 @@ fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>) {
             (_, outcome) => outcome,
         };
         job.finish(outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::index::gate::Gate;
+
+    /// 2 is FULL, 1 is NORMAL. Asked within the transaction, where it is what the commit will do.
+    #[tokio::test]
+    async fn only_what_must_survive_a_power_cut_waits_for_the_disk() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .unwrap();
+        let writer = Writer::start(connection).unwrap();
+        let gate = Arc::new(Gate::default());
+        for (promise, level) in [
+            (Promise::Durable, 2),
+            (Promise::Visible, 1),
+            (Promise::Visible, 1),
+            (Promise::Durable, 2),
+        ] {
+            let seen = writer.run("asking", promise, gate.enter().unwrap(), |connection| {
+                connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0))
+            });
+            assert_eq!(seen.await.unwrap(), level);
+        }
     }
 }
