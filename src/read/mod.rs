@@ -53,6 +53,9 @@ use streams::{Ahead, Cut, Limits, Plan, Streams};
 /// The largest window (bytes), where the budget has room for it.
 const WINDOW: u64 = 16 << 20;
 
+/// How far before its block a large window begins (bytes): what Kubo commits at once.
+const BEHIND: u64 = 4 << 20;
+
 /// Blobs whose extent is remembered.
 const EXTENTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
@@ -81,6 +84,7 @@ struct Inner {
     store: Arc<dyn BlobStore>,
     cache: Arc<BlobCache>,
     metrics: Arc<Metrics>,
+    limits: Limits,
     state: Mutex<State>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -126,6 +130,7 @@ impl Reader {
                 store: parts.store,
                 cache: parts.cache,
                 metrics: parts.metrics,
+                limits,
                 state: Mutex::new(State {
                     streams: Streams::new(limits),
                     nodes: Nodes::new(),
@@ -288,15 +293,18 @@ impl Inner {
                 Cut::At(end) if end > range.end => end,
                 Cut::At(_) | Cut::End => range.end,
             };
-            let window = range.start..end;
+            let window = match end > range.end {
+                true => self.gap(&state, blob, range, end),
+                false => range.clone(),
+            };
             let reserved = match window == *range {
                 true => None,
-                false => self.cache.reserve(end - range.start),
+                false => self.cache.reserve(window.end - window.start),
             };
             let passenger = match reserved {
                 Some(reserved) => {
                     if let Some(id) = id {
-                        state.streams.reached(id, end);
+                        state.streams.reached(id, window.end);
                     }
                     self.launch_window(&mut state, blob, window, reserved, false)
                         .join()
@@ -306,6 +314,20 @@ impl Inner {
             self.go_on(&mut state, id, want, now);
             return Step::Wait(passenger);
         }
+    }
+
+    /// The window up to `end` for the block at `range`, without what is here or on its way. A large one
+    /// begins before its block: blocks that were written at the same time lie in no order, so a reader
+    /// may come first to any of them.
+    fn gap(&self, state: &State, blob: &str, range: &Range<u64>, end: u64) -> Range<u64> {
+        let behind = match end - range.start >= BEHIND {
+            true => BEHIND,
+            false => 0,
+        };
+        let wide = range.start.saturating_sub(behind)..end;
+        let least = self.limits.window / 16;
+        let here = self.cache.gap(blob, range, wide, least);
+        state.gap(blob, range, here, least)
     }
 
     /// Fetches ahead what the stream of a block is worth.
@@ -622,6 +644,21 @@ impl State {
         let flights = self.flights.get(blob)?;
         let flight = flights.iter().find(|flight| flight.covers(range))?;
         Some(flight.join())
+    }
+
+    /// As [`BlobCache::gap`], for what is on its way.
+    fn gap(&self, blob: &str, range: &Range<u64>, wide: Range<u64>, least: u64) -> Range<u64> {
+        let flights = self.flights.get(blob).into_iter().flatten();
+        flights.fold(wide, |wide, flight| {
+            let other = &flight.range;
+            if other.end <= range.start {
+                wide.start.max(other.end)..wide.end
+            } else if other.start >= range.end && other.end - other.start >= least {
+                wide.start..wide.end.min(other.start)
+            } else {
+                wide
+            }
+        })
     }
 
     /// Whether the bytes of a range are all on their way.

@@ -25,15 +25,20 @@ const FRAME: u64 = 256;
 /// What may lie between two blocks of a stream (bytes): a node between leaves, what was deleted.
 const GAP: u64 = 64 << 10;
 
-/// Where a reader may enter the next blob of its file (bytes).
-const ENTRANCE: u64 = 1 << 20;
+/// Where a reader may enter the next blob of its file (bytes): blocks that were written at the same
+/// time lie in no order, and Kubo commits 4 MiB at once.
+const ENTRANCE: u64 = 4 << 20;
 
 /// Streams that are remembered, and first blocks that may become one.
 const STREAMS: usize = 128;
 const STARTS: usize = 64;
 
-/// A stream that has not been read for so long takes no share.
-const ASLEEP: Duration = Duration::from_secs(2);
+/// A stream that has not been read for so long takes no share. A fast reader leaves several behind in
+/// a second, each a few blocks before the end of its blob.
+const ASLEEP: Duration = Duration::from_millis(400);
+
+/// How long a stream that has ended may be gone on with in another blob: the time of a few reads.
+const CARRIED: Duration = Duration::from_secs(2);
 
 /// How far a stream goes before it asks again which blob follows (bytes).
 const ASK_AGAIN: u64 = 4 << 20;
@@ -168,7 +173,7 @@ impl Streams {
     /// What a stream that has come to the end of its blob had read; it ends.
     fn take_ended(&mut self, now: Instant) -> u64 {
         let ended = self.list.iter().position(|s| {
-            let recent = now.saturating_duration_since(s.used) < ASLEEP;
+            let recent = now.saturating_duration_since(s.used) < CARRIED;
             s.flows && recent && s.next.is_none() && s.has_ended()
         });
         ended.map_or(0, |at| self.list.swap_remove(at).run)
@@ -290,6 +295,8 @@ impl Streams {
         let Some(run) = self.find(id).map(|s| s.run) else {
             return;
         };
+        // The blocks before that one are of the same file.
+        let offset = if offset <= ENTRANCE { 0 } else { offset };
         let hash = self.hasher.hash_one(blob);
         let there = |s: &&Stream| {
             let near = s.expected || s.pos.abs_diff(offset) < BACK;

@@ -255,6 +255,29 @@ impl BlobCache {
         }
     }
 
+    /// What of `wide` around `range` is not here: back to the end of what comes before `range`, and on
+    /// to the next piece of `least` bytes or more (below that, fetching again costs less than a cut).
+    pub(crate) fn gap(
+        &self,
+        id: &str,
+        range: &Range<u64>,
+        wide: Range<u64>,
+        least: u64,
+    ) -> Range<u64> {
+        let inner = self.inner.lock();
+        let Some(pieces) = inner.pieces.get(id) else {
+            return wide;
+        };
+        let before = pieces.range(..range.start).rev().take(CANDIDATES);
+        let before = before.map(|(_, slot)| slot.piece.range().end);
+        let start = before.filter(|&end| end <= range.start).max();
+        let mut after = pieces
+            .range(range.end..)
+            .map(|(_, slot)| slot.piece.range());
+        let end = after.find(|piece| piece.end - piece.start >= least);
+        wide.start.max(start.unwrap_or(0))..wide.end.min(end.map_or(u64::MAX, |p| p.start))
+    }
+
     /// Keeps a whole blob or quilt member.
     pub(crate) fn insert_whole(&self, id: &str, bytes: Bytes) {
         self.put(id, Piece::new(0, bytes, true), true, false);

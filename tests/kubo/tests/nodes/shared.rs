@@ -1,5 +1,7 @@
 //! Two nodes, one table in Postgres, one Walrus, and no connection between the nodes.
 
+use std::time::{Duration, Instant};
+
 use kubo_tests::{noise, Index, Ipfs, World};
 
 #[test]
@@ -54,7 +56,16 @@ fn running_node_sees_what_another_adds_and_deletes() {
 
     a.ok(["pin", "rm", &cid]);
     a.ok(["repo", "gc", "-q"]);
-    let said = b.fails(["cat", &cid]);
+    // A node remembers rows for 5 s.
+    let since = Instant::now();
+    let said = loop {
+        let outcome = b.run(["cat", &cid]);
+        if !outcome.status.success() {
+            break outcome.expect_failure("a command of the test");
+        }
+        assert!(since.elapsed() < Duration::from_secs(15), "still there");
+        std::thread::sleep(Duration::from_millis(200));
+    };
     assert!(said.contains("not found"), "{said}");
     up.stop();
 
