@@ -20,7 +20,8 @@ import (
 func TestCrowdInGet(t *testing.T) {
 	onEachIndex(t, func(t *testing.T, index index) {
 		aggregator := newTurnstile(t)
-		d := open(t, index, map[string]any{"aggregatorURL": aggregator.url, "requestTimeoutSeconds": 300})
+		// Without memory for blocks no two gets share a request.
+		d := open(t, index, map[string]any{"aggregatorURL": aggregator.url, "requestTimeoutSeconds": 300, "blobCacheBytes": -1})
 		keys := make([]string, 100)
 		for i := range keys {
 			keys[i] = fmt.Sprintf("/%d", i)
