@@ -11,6 +11,7 @@ mod failpoint;
 pub mod clock;
 pub mod config;
 pub mod datastore;
+mod dirlock;
 pub mod error;
 #[allow(missing_docs)]
 pub mod ffi;

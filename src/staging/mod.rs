@@ -26,6 +26,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
@@ -153,7 +154,7 @@ pub(crate) struct Journal {
     inner: Arc<Inner>,
     writer: Writer,
     /// Held for as long as the journal is open.
-    lock: Mutex<Option<File>>,
+    lock: Mutex<Option<DirLock>>,
 }
 
 #[derive(Debug)]
@@ -537,28 +538,19 @@ fn disk_error(what: &str, e: &io::Error) -> Error {
     Error::retryable(ErrorKind::Disk, format!("{what}: {e}"))
 }
 
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("LOCK");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|e| disk_error(&format!("journalPath: {}", path.display()), &e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::retryable(
+fn lock(dir: &Path) -> Result<DirLock> {
+    DirLock::take(dir).map_err(|e| match e {
+        TryLockError::WouldBlock => Error::retryable(
             ErrorKind::Locked,
             format!(
                 "journalPath: {} is in use by another process or datastore; a journal belongs to one",
                 dir.display()
             ),
-        )),
-        Err(TryLockError::Error(e)) => Err(disk_error(
-            &format!("journalPath: locking {}", path.display()),
-            &e,
-        )),
-    }
+        ),
+        TryLockError::Error(e) => {
+            disk_error(&format!("journalPath: locking {}", dir.display()), &e)
+        }
+    })
 }
 
 fn write_readme(dir: &Path) -> io::Result<()> {

@@ -16,6 +16,7 @@ use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 use super::segment::Segment;
 use super::{Inner, Insert, Slot};
 use crate::config::DiskCacheConfig;
+use crate::dirlock::DirLock;
 use crate::error::Error;
 use crate::log::Level;
 
@@ -180,7 +181,7 @@ struct Directory<'a> {
     inner: &'a Inner,
     dir: &'a Path,
     max: u64,
-    lock: File,
+    lock: DirLock,
     /// Finished segments with their lengths, oldest first.
     finished: VecDeque<(Arc<Segment>, u64)>,
     current: Option<Current>,
@@ -421,7 +422,7 @@ impl<'a> Directory<'a> {
     /// Looks whether the directory and its files are still there. `false`: it is another one.
     fn look(&mut self) -> bool {
         let inode = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|m| (m.dev(), m.ino()));
-        let ours = inode(self.lock.metadata());
+        let ours = inode(self.lock.file().metadata());
         if ours.is_none() || ours != inode(std::fs::metadata(self.dir.join("LOCK"))) {
             self.inner.log.push(
                 Level::Info,
@@ -457,20 +458,13 @@ impl<'a> Directory<'a> {
     }
 }
 
-fn lock(dir: &Path) -> std::result::Result<File, String> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join("LOCK"))
-        .map_err(|e| format!("LOCK: {e}"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err("in use by another process or datastore; a cache belongs to one".to_owned())
+fn lock(dir: &Path) -> std::result::Result<DirLock, String> {
+    DirLock::take(dir).map_err(|e| match e {
+        TryLockError::WouldBlock => {
+            "in use by another process or datastore; a cache belongs to one".to_owned()
         }
-        Err(TryLockError::Error(e)) => Err(format!("LOCK: {e}")),
-    }
+        TryLockError::Error(e) => format!("LOCK: {e}"),
+    })
 }
 
 fn write_readme(dir: &Path) -> io::Result<()> {
