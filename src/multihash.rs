@@ -142,7 +142,7 @@ fn decode_key(key: &str) -> Option<Vec<u8>> {
 }
 
 /// An unsigned LEB128 number of at most nine bytes, and what follows it.
-fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+pub(crate) fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0u64;
     for (i, byte) in bytes.iter().take(9).enumerate() {
         value |= u64::from(byte & 0x7f) << (7 * i);

@@ -10,6 +10,8 @@ use std::hash::{BuildHasher, RandomState};
 use data_encoding::BASE32_NOPAD;
 use lru::LruCache;
 
+use crate::multihash::varint;
+
 /// Links that are remembered, over all nodes (about 100 bytes each).
 const LINKS: usize = 16 << 10;
 
@@ -156,17 +158,6 @@ fn link(field: &[u8]) -> Option<&[u8]> {
 fn delimited(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (len, rest) = varint(bytes)?;
     rest.split_at_checked(usize::try_from(len).ok()?)
-}
-
-fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let mut value = 0u64;
-    for (i, byte) in bytes.iter().take(9).enumerate() {
-        value |= u64::from(byte & 0x7f) << (7 * i);
-        if byte & 0x80 == 0 {
-            return Some((value, &bytes[i + 1..]));
-        }
-    }
-    None
 }
 
 #[cfg(test)]
