@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -339,7 +340,7 @@ func TestCancelAndBoundedThreads(t *testing.T) {
 	time.Sleep(time.Second)
 	// Those of calls, and what Go takes besides.
 	if n := threads(t) - before; n > directCalls+16 {
-		t.Errorf("%d threads more than before", n)
+		t.Errorf("%d threads more than before; now there are %v", n, threadNames(t))
 	}
 	start := time.Now()
 	cancel()
@@ -350,7 +351,7 @@ func TestCancelAndBoundedThreads(t *testing.T) {
 		}
 		last = time.Since(start)
 	}
-	if last > 500*time.Millisecond { // 100 ms for one call; this machine runs 3000
+	if last > 2*time.Second { // 100 ms for one call, on a machine that has better to do than 3000
 		t.Errorf("canceled after %v", last)
 	}
 
@@ -360,7 +361,7 @@ func TestCancelAndBoundedThreads(t *testing.T) {
 	if err := d.Put(short, key("/stuck/late"), []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Put: %v", err)
 	}
-	if took := time.Since(start); took < 150*time.Millisecond || took > 350*time.Millisecond {
+	if took := time.Since(start); took < 150*time.Millisecond || took > time.Second {
 		t.Errorf("a deadline of 200 ms ended after %v", took)
 	}
 	if has, err := d.Has(context.Background(), key("/stuck/late")); has || err != nil {
@@ -376,6 +377,20 @@ func threads(t *testing.T) int {
 	entries, err := os.ReadDir("/proc/self/task")
 	must(t, err)
 	return len(entries)
+}
+
+// threadNames counts threads by their names.
+func threadNames(t *testing.T) map[string]int {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/*/comm")
+	must(t, err)
+	names := make(map[string]int)
+	for _, task := range tasks {
+		if name, err := os.ReadFile(task); err == nil { // it may have ended
+			names[strings.TrimSpace(string(name))]++
+		}
+	}
+	return names
 }
 
 func fill(t testing.TB, d *Datastore, n int) []string {

@@ -79,12 +79,12 @@ func (q *queue) take(tag uint64) *started {
 
 // run starts a call and waits for its end, or for that of the context; then the call is cancelled.
 func (d *Datastore) run(ctx context.Context, start func(o callOptions, q queueID, tag uint64) (c completion, done bool, err error)) (completion, error) {
-	opts, err := d.options(ctx)
-	if err != nil {
+	if err := d.starts.enter(ctx, d.closing); err != nil {
 		return completion{}, err
 	}
-	if err := d.starts.enter(ctx, d.closing); err != nil {
-		d.tokens.put(opts.token)
+	opts, err := d.options(ctx) // within the gate: a new token is a call into the engine as well
+	if err != nil {
+		d.starts.leave()
 		return completion{}, err
 	}
 	q := d.queue

@@ -1,9 +1,10 @@
 //! The embedded index: one SQLite file, for a single node.
 //!
-//! Reads go over a few connections, point lookups on the caller's own thread (they take
+//! Reads go over a few connections (`readers`), point lookups on the caller's own thread (they take
 //! microseconds); writes queue for one connection (`writer`), where those that wait together
 //! share a transaction and its fsync. Other processes may read and write the file meanwhile.
 
+mod readers;
 mod schema;
 mod writer;
 
@@ -13,12 +14,10 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row};
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
 
-use self::schema::{Readers, Sql};
+use self::readers::Readers;
+use self::schema::Sql;
 use self::writer::{Promise, Writer};
 use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
@@ -26,9 +25,7 @@ use super::table::parse_table;
 use super::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Read connections; a point lookup holds one for microseconds.
-const READERS: u32 = 4;
-/// Keys looked up on the caller's thread; more go to a blocking thread.
+/// Keys looked up on the caller's thread; more go to a thread of the index.
 const FEW: usize = 32;
 /// Statements kept prepared per connection.
 const STATEMENTS: usize = 32;
@@ -59,12 +56,10 @@ impl SqliteOptions {
 pub struct SqliteIndex {
     gate: Arc<Gate>,
     inner: Arc<Inner>,
-    /// One for each connection for reading: who has to wait for one holds no thread meanwhile.
-    turns: Arc<Semaphore>,
 }
 
 struct Inner {
-    readers: Mutex<Option<r2d2::Pool<Readers>>>,
+    readers: Readers,
     writer: Writer,
     sql: Arc<Sql>,
     busy_timeout: Duration,
@@ -84,16 +79,8 @@ impl SqliteIndex {
             let connection =
                 schema::open(&options.path, &options.table, &sql, options.busy_timeout)?;
             let writer = Writer::start(connection)?;
-            let readers = r2d2::Pool::builder()
-                .max_size(READERS)
-                .min_idle(Some(0))
-                .test_on_check_out(false)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .connection_timeout(options.busy_timeout.max(Duration::from_secs(1)))
-                .build_unchecked(Readers(options.path));
             Ok(Inner {
-                readers: Mutex::new(Some(readers)),
+                readers: Readers::new(options.path, options.busy_timeout),
                 writer,
                 sql,
                 busy_timeout: options.busy_timeout,
@@ -108,66 +95,34 @@ impl SqliteIndex {
         Ok(SqliteIndex {
             gate: Arc::new(Gate::default()),
             inner: Arc::new(inner),
-            turns: Arc::new(Semaphore::new(READERS as usize)),
         })
     }
 
-    /// A read that may take a while, on a blocking thread. It is not interrupted when the caller
+    /// A read that may take a while, on a thread of the index. It is not interrupted when the caller
     /// goes away: every statement is bounded by a limit or one blob.
     async fn read<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
     {
-        let turn = Arc::clone(&self.turns).acquire_owned().await;
-        let inner = self.inner.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            let (_pass, _turn) = (pass, turn);
-            let readers = inner
-                .readers
-                .lock()
-                .clone()
-                .ok_or_else(|| Error::closed("the index"))?;
-            let connection = readers.get().map_err(|e| {
-                Error::retryable(
-                    ErrorKind::Index,
-                    format!("index in SQLite: {what}: no connection: {e}"),
-                )
-            })?;
-            let wait = |limit| connection.busy_timeout(limit).map_err(|e| failed(what, &e));
-            wait(inner.busy_timeout)?;
-            let result = work(&connection, &inner.sql).map_err(|e| failed(what, &e));
-            wait(Duration::ZERO)?;
-            result
-        });
-        task.await.unwrap_or_else(|e| {
-            Err(Error::new(
-                ErrorKind::Internal,
-                format!("index in SQLite: {what}: {e}"),
-            ))
-        })
+        let sql = self.inner.sql.clone();
+        let work = move |connection: &Connection| work(connection, &sql);
+        self.inner.readers.run(what, pass, work).await
     }
 
-    /// A read of a few rows by key, on this thread if a connection is at hand. In WAL mode a reader
-    /// waits for no writer; should the file be locked all the same, a blocking thread does the waiting.
+    /// A read of a few rows by key, microseconds where the pages are in memory: on this thread if it can
+    /// be. In WAL mode a reader waits for no writer; should the file be locked all the same, a thread of
+    /// the index does the waiting.
     async fn quick<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: Fn(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
     {
-        let attempt = || {
-            let readers = self.inner.readers.lock().clone()?;
-            let connection = readers.try_get()?;
-            match work(&connection, &self.inner.sql) {
-                Err(e) if is_busy(&e) => None,
-                other => Some(other.map_err(|e| failed(what, &e))),
-            }
-        };
-        if let Some(result) = on_this_thread(attempt) {
-            return result;
+        let readers = &self.inner.readers;
+        if let Some(result) = readers.try_here(|connection| work(connection, &self.inner.sql)) {
+            return result.map_err(|e| failed(what, &e));
         }
-        self.read(what, pass, move |connection, sql| work(connection, sql))
-            .await
+        self.read(what, pass, work).await
     }
 
     async fn write<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
@@ -196,15 +151,6 @@ impl SqliteIndex {
                 work(connection, &sql)
             })
             .await
-    }
-}
-
-/// Runs something short that may touch the disk, so that the runtime can put another thread in
-/// this one's place if it takes longer than expected.
-fn on_this_thread<T>(work: impl FnOnce() -> T) -> T {
-    match Handle::try_current().map(|h| h.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        _ => work(),
     }
 }
 
@@ -609,7 +555,7 @@ impl Index for SqliteIndex {
         self.gate.emptied(limit).await;
         let inner = self.inner.clone();
         let closed = tokio::task::spawn_blocking(move || {
-            drop(inner.readers.lock().take());
+            inner.readers.stop();
             // Last, so that it empties the write-ahead log into the file.
             inner.writer.stop();
         });

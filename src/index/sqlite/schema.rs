@@ -1,6 +1,6 @@
 //! The file: opened, checked, created; and the statements on it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
@@ -127,33 +127,18 @@ impl Sql {
     }
 }
 
-/// Opens read connections.
-pub(super) struct Readers(pub PathBuf);
-
-impl r2d2::ManageConnection for Readers {
-    type Connection = Connection;
-    type Error = rusqlite::Error;
-
-    fn connect(&self) -> rusqlite::Result<Connection> {
-        let connection = Connection::open_with_flags(
-            &self.0,
-            // Not read-only: a reader may be the one to recover the log of a killed process.
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
-        connection.busy_timeout(Duration::ZERO)?;
-        connection.pragma_update(None, "query_only", true)?;
-        connection.pragma_update(None, "cache_size", -8192)?; // KiB
-        connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        Ok(connection)
-    }
-
-    fn is_valid(&self, _: &mut Connection) -> rusqlite::Result<()> {
-        Ok(())
-    }
-
-    fn has_broken(&self, _: &mut Connection) -> bool {
-        false
-    }
+/// Opens a connection for reading, which waits at most so long for a lock on the file.
+pub(super) fn open_reader(path: &Path, busy_timeout: Duration) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(
+        path,
+        // Not read-only: a reader may be the one to recover the log of a killed process.
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_timeout(busy_timeout)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "cache_size", -8192)?; // KiB
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(connection)
 }
 
 /// Opens the write connection, after checking that the file is ours, and creates what is missing.

@@ -1,0 +1,267 @@
+//! The connections that read: a few threads with one each, and one for reads so short that they may run
+//! on a thread of the runtime.
+
+use std::collections::VecDeque;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::{failed, is_busy, schema};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::gate::Pass;
+
+/// Threads, started as they are needed.
+const THREADS: usize = 4;
+
+/// Told the connection, or why there is none.
+type Job = Box<dyn FnOnce(std::result::Result<&Connection, &rusqlite::Error>) + Send>;
+
+/// See the module.
+pub(super) struct Readers {
+    shared: Arc<Shared>,
+    here: Mutex<Option<Connection>>,
+}
+
+struct Shared {
+    path: PathBuf,
+    /// How long a read on a thread of ours waits for a lock on the file.
+    busy_timeout: Duration,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Job>,
+    threads: Vec<JoinHandle<()>>,
+    idle: usize,
+    closed: bool,
+}
+
+impl Readers {
+    pub fn new(path: PathBuf, busy_timeout: Duration) -> Readers {
+        Readers {
+            shared: Arc::new(Shared {
+                path,
+                busy_timeout,
+                state: Mutex::default(),
+                changed: Condvar::new(),
+            }),
+            here: Mutex::default(),
+        }
+    }
+
+    /// Runs `work` on this thread, unless another does so just now (so that a slow disk stops one thread
+    /// of the runtime at most), or the file is locked. (Handing the runtime's work over meanwhile, as
+    /// tokio's `block_in_place` does, costs more than such a read, and starts dozens of threads in a
+    /// crowd.)
+    pub fn try_here<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Option<rusqlite::Result<T>> {
+        let mut here = self.here.try_lock()?;
+        let connection = match &*here {
+            Some(connection) => connection,
+            None => {
+                let connection = schema::open_reader(&self.shared.path, Duration::ZERO).ok()?;
+                here.insert(connection)
+            }
+        };
+        match work(connection) {
+            Err(e) if is_busy(&e) => None,
+            result => Some(result),
+        }
+    }
+
+    /// Runs `work` on a thread. It is not interrupted when the caller goes away, and left out if that
+    /// is so before its turn. `pass` is kept until it is done.
+    pub async fn run<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel::<Result<T>>();
+        self.send(Box::new(move |connection| {
+            if reply.is_closed() {
+                return;
+            }
+            let result = match connection {
+                Ok(connection) => work(connection).map_err(|e| failed(what, &e)),
+                Err(e) => Err(failed(what, e)),
+            };
+            // The gate first: whoever gets the answer may close at once.
+            drop(pass);
+            let _ = reply.send(result);
+        }))?;
+        // It is dropped unsent by a panic, which costs that call alone.
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("panic while {what}"),
+            ))
+        })
+    }
+
+    fn send(&self, job: Job) -> Result<()> {
+        let mut state = self.shared.state.lock();
+        if state.closed {
+            return Err(Error::closed("the index"));
+        }
+        if state.queue.len() >= state.idle && state.threads.len() < THREADS {
+            let shared = Arc::clone(&self.shared);
+            let started = std::thread::Builder::new()
+                .name("walrusds-sqlite".into())
+                .spawn(move || shared.work());
+            match started {
+                Ok(thread) => state.threads.push(thread),
+                Err(e) if state.threads.is_empty() => {
+                    return Err(Error::retryable(
+                        ErrorKind::Index,
+                        format!("no thread for the index: {e}"),
+                    ));
+                }
+                Err(_) => {} // those that are there come to it
+            }
+        }
+        state.queue.push_back(job);
+        self.shared.changed.notify_one();
+        Ok(())
+    }
+
+    /// Finishes what is queued and closes the connections; blocks until then.
+    pub fn stop(&self) {
+        let threads = {
+            let mut state = self.shared.state.lock();
+            state.closed = true;
+            std::mem::take(&mut state.threads)
+        };
+        self.shared.changed.notify_all();
+        for thread in threads {
+            let _ = thread.join();
+        }
+        drop(self.here.lock().take());
+    }
+}
+
+impl Drop for Readers {
+    /// Threads of an index that was not closed end by themselves.
+    fn drop(&mut self) {
+        self.shared.state.lock().closed = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    /// A thread's life.
+    fn work(&self) {
+        let mut connection = None;
+        while let Some(job) = self.next() {
+            let opened = match &connection {
+                Some(connection) => Ok(connection),
+                None => schema::open_reader(&self.path, self.busy_timeout)
+                    .map(|new| &*connection.insert(new)),
+            };
+            let _ = catch_unwind(AssertUnwindSafe(|| job(opened.as_ref().copied())));
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                return Some(job);
+            }
+            if state.closed {
+                return None;
+            }
+            state.idle += 1;
+            self.changed.wait(&mut state);
+            state.idle -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::gate::Gate;
+
+    fn readers(dir: &std::path::Path) -> Readers {
+        let path = dir.join("index");
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch(
+                "PRAGMA journal_mode = WAL; CREATE TABLE t (n); INSERT INTO t VALUES (7)",
+            )
+            .unwrap();
+        Readers::new(path, Duration::from_secs(1))
+    }
+
+    fn seven(connection: &Connection) -> rusqlite::Result<i64> {
+        connection.query_row("SELECT n FROM t", [], |row| row.get(0))
+    }
+
+    /// A crowd is served by a few threads, a panic costs the call that panics, and afterwards all are
+    /// gone.
+    #[tokio::test]
+    async fn a_crowd_shares_a_few_threads() {
+        let dir = tempfile::tempdir().unwrap();
+        let readers = Arc::new(readers(dir.path()));
+        let gate = Arc::new(Gate::default());
+        let calls: Vec<_> = (0..500)
+            .map(|n| {
+                let (readers, pass) = (Arc::clone(&readers), gate.enter().unwrap());
+                tokio::spawn(async move {
+                    let work = move |connection: &Connection| match n {
+                        250 => panic!("as meant"),
+                        _ => seven(connection),
+                    };
+                    readers.run("asking", pass, work).await
+                })
+            })
+            .collect();
+        for (n, call) in calls.into_iter().enumerate() {
+            match call.await.unwrap() {
+                Ok(value) => assert_eq!(value, 7),
+                Err(e) => assert!(
+                    n == 250 && e.to_string().contains("panic while asking"),
+                    "{e}"
+                ),
+            }
+        }
+        assert_eq!(readers.shared.state.lock().threads.len(), THREADS);
+        readers.stop();
+        assert_eq!(Arc::strong_count(&readers.shared), 1);
+        let pass = gate.enter().unwrap();
+        let late = readers.run("asking", pass, seven).await.unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::Closed, "{late}");
+        assert!(
+            gate.emptied(Duration::ZERO).await,
+            "a call is still counted"
+        );
+    }
+
+    /// Only one read at a time is on a thread of the runtime, and none waits there for a lock.
+    #[tokio::test]
+    async fn a_read_here_waits_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let readers = readers(dir.path());
+        let nested = readers.try_here(|_| Ok(readers.try_here(seven).is_none()));
+        assert!(nested.unwrap().unwrap());
+        assert_eq!(readers.try_here(seven).unwrap().unwrap(), 7);
+
+        // Out of WAL mode a writer locks readers out.
+        let locking = Connection::open(dir.path().join("index")).unwrap();
+        readers.stop();
+        locking
+            .execute_batch("PRAGMA journal_mode = DELETE; BEGIN EXCLUSIVE")
+            .unwrap();
+        assert!(readers.try_here(seven).is_none());
+    }
+}
