@@ -8,8 +8,10 @@
 #[macro_use]
 mod failpoint;
 
+mod buffer;
 pub mod clock;
 pub mod config;
+mod dag;
 pub mod datastore;
 mod dirlock;
 pub mod error;

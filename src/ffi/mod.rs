@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::buffer;
 use crate::config::{Config, KeyType, KEYS};
 use crate::datastore::{Op, WalrusDatastore};
 use crate::error::{caught, Error, ErrorKind, Result};
@@ -571,27 +572,43 @@ pub unsafe extern "C" fn walrusds_batch_commit(
 unsafe fn ops_from(ops: *const walrusds_op, len: usize) -> Result<Vec<Op>> {
     // SAFETY: readable by contract.
     let ops = unsafe { slice("ops", ops, len) }?;
-    let copy = |(i, op)| {
+    let read = |(i, op)| {
         // SAFETY: readable by contract.
         unsafe { op_from(op) }
             .map_err(|e| e.context(format_args!("operation {i}")))
             .transpose()
     };
-    ops.iter().enumerate().filter_map(copy).collect()
+    let ops: Vec<_> = ops
+        .iter()
+        .enumerate()
+        .filter_map(read)
+        .collect::<Result<_>>()?;
+    let values: Vec<&[u8]> = ops.iter().filter_map(|(_, value)| *value).collect();
+    let mut copies = buffer::copies(&values).into_iter();
+    let owned = |(key, value): OpRef<'_>| match value.and_then(|_| copies.next()) {
+        Some(value) => Op::Put(key.to_owned(), value),
+        None => Op::Delete(key.to_owned()),
+    };
+    Ok(ops.into_iter().map(owned).collect())
 }
 
-/// One operation, copied; `None` if it has no effect.
-unsafe fn op_from(op: &walrusds_op) -> Result<Option<Op>> {
+/// An operation in the caller's memory: a put, or without a value a delete.
+type OpRef<'a> = (&'a str, Option<&'a [u8]>);
+
+/// Reads an operation; `None` if it has no effect.
+///
+/// # Safety
+/// As the types say; what is returned lives as long as what they point at.
+unsafe fn op_from(op: &walrusds_op) -> Result<Option<OpRef<'_>>> {
     // SAFETY: readable by contract.
     let key = unsafe { slice("key", op.key, op.key_len) }?;
     match op.kind {
         WALRUSDS_OP_PUT => {
             // SAFETY: readable by contract.
             let value = unsafe { slice("value", op.value, op.value_len) }?;
-            let key = utf8("key", key)?.to_owned();
-            Ok(Some(Op::Put(key, Bytes::copy_from_slice(value))))
+            Ok(Some((utf8("key", key)?, Some(value))))
         }
-        WALRUSDS_OP_DELETE => Ok(storable(key).map(|key| Op::Delete(key.to_owned()))),
+        WALRUSDS_OP_DELETE => Ok(storable(key).map(|key| (key, None))),
         other => Err(invalid(format!(
             "kind is {other}, expected {WALRUSDS_OP_PUT} (put) or {WALRUSDS_OP_DELETE} (delete)"
         ))),

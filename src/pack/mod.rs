@@ -27,9 +27,11 @@ use crate::metrics::Metrics;
 use crate::walrus::{BlobStore, Body, StoreOptions, StoreResult};
 
 pub(crate) mod limit;
+pub(crate) mod order;
 mod ticket;
 
 use limit::{Permit, UploadLimit};
+use order::Order;
 use ticket::Ticket;
 pub(crate) use ticket::Waiting;
 
@@ -201,6 +203,7 @@ async fn gather(
 ) {
     let uploads = TaskTracker::new();
     let mut gathered = Gathered::default();
+    let mut order = Order::new();
     let mut open = true;
     while open || !gathered.blocks.is_empty() {
         if gathered.blocks.is_empty() {
@@ -230,7 +233,11 @@ async fn gather(
                 },
             }
         };
-        let pack = gathered.take_pack(shared.target());
+        let mut pack = gathered.take_pack(shared.target());
+        for pending in &pack {
+            order.learn(&pending.block.key, &pending.block.value);
+        }
+        order.arrange(&mut pack, |pending| &pending.block.key);
         uploads.spawn(upload(Arc::clone(&shared), pack, permit));
     }
     uploads.close();

@@ -8,7 +8,6 @@
 //! |---|---|
 //! | `streams` | which gets follow each other, and what is worth fetching for them |
 //! | `extent` | where the blocks of a blob end |
-//! | `dag` | which blocks follow a block in its file |
 //! | `flight` | a request on its way, and those who wait for it |
 //! | `check` | whether bytes are the block that was asked for |
 //! | `disk` | the cache on the local disk |
@@ -30,22 +29,21 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::dag::{self, Nodes};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::lookup::Lookups;
-use crate::index::Index as _;
+use crate::index::{Index as _, Record};
 use crate::metrics::Metrics;
 use crate::walrus::cache::{BlobCache, Block, Piece, Reservation};
 use crate::walrus::BlobStore;
 
 mod check;
-mod dag;
 pub(crate) mod disk;
 mod extent;
 mod flight;
 mod streams;
 
 pub(crate) use check::BlockCheck;
-use dag::Nodes;
 use extent::{Extent, ROWS};
 use flight::{Flight, Outcome, Passenger};
 use streams::{Ahead, Cut, Limits, Plan, Streams};
@@ -375,14 +373,21 @@ impl Inner {
             blob,
             range,
         } = ahead;
-        let here = self.cache.reach(blob, range.start).min(range.end);
-        let rest = here..range.end;
-        if !rest.is_empty() && !state.is_flying(blob, &rest) {
-            let Some(reserved) = self.cache.reserve(rest.end - rest.start) else {
+        let mut at = range.start;
+        while at < range.end {
+            // Nothing is asked for twice.
+            let here = self.cache.reach(blob, at).max(state.flying_to(blob, at));
+            if here > at {
+                at = here;
+                continue;
+            }
+            let piece = state.gap(blob, &(at..at), at..range.end, self.limits.window / 16);
+            let Some(reserved) = self.cache.reserve(piece.end - piece.start) else {
                 return false;
             };
-            Metrics::add(&self.metrics.read_ahead_bytes, rest.end - rest.start);
-            self.launch_window(state, blob, rest, reserved, true);
+            Metrics::add(&self.metrics.read_ahead_bytes, piece.end - piece.start);
+            at = piece.end;
+            self.launch_window(state, blob, piece, reserved, true);
         }
         state.streams.reached(*stream, range.end);
         true
@@ -574,11 +579,28 @@ impl Inner {
             return None;
         }
         let rows = self.index.find_many(&keys).await.ok()?;
-        let next = rows.into_iter().flatten().find(|r| r.blob_id != blob)?;
-        let plain = !next.staged && next.patch_id.is_none();
-        let offset = next.range().ok().filter(|_| plain)?.start;
-        Some((next.blob_id, offset))
+        let plain = |row: &Record| !row.staged && row.patch_id.is_none();
+        let rows = rows.into_iter().flatten().filter(plain);
+        let places = rows.filter_map(|row| Some((row.range().ok()?.start, row.blob_id)));
+        next_of(blob, places)
     }
+}
+
+/// Where blocks go on that lie at `places` (offset and blob), in their order, when they leave `blob`. Where
+/// one blob ends and the next begins, a few blocks lie in the other: a blob with few is no goal.
+fn next_of(blob: &str, places: impl Iterator<Item = (u64, String)>) -> Option<(String, u64)> {
+    let mut blobs: Vec<(String, u64, usize)> = Vec::new();
+    for (offset, id) in places.filter(|(_, id)| id != blob) {
+        match blobs.iter_mut().find(|known| known.0 == id) {
+            Some(known) => (known.1, known.2) = (known.1.min(offset), known.2 + 1),
+            None => blobs.push((id, offset, 1)),
+        }
+    }
+    let most = blobs.iter().map(|known| known.2).max()?;
+    let goal = blobs
+        .into_iter()
+        .find(|known| known.2 >= most.div_ceil(2))?;
+    Some((goal.0, goal.1))
 }
 
 /// Whoever asks for rows of a blob; when nobody does any more, nothing is left behind.
@@ -661,9 +683,45 @@ impl State {
         })
     }
 
-    /// Whether the bytes of a range are all on their way.
-    fn is_flying(&self, blob: &str, range: &Range<u64>) -> bool {
-        let flights = self.flights.get(blob);
-        flights.is_some_and(|all| all.iter().any(|flight| flight.covers(range)))
+    /// How far the bytes from `from` on are on their way in one request (the offset of the first that is
+    /// not).
+    fn flying_to(&self, blob: &str, from: u64) -> u64 {
+        let flights = self.flights.get(blob).into_iter().flatten();
+        let here = flights.filter(|flight| flight.range.contains(&from));
+        here.map(|flight| flight.range.end).max().unwrap_or(from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_goes_on_where_most_of_it_lies() {
+        let places = |of: &[(&str, u64)]| {
+            let owned = of.iter().map(|(id, offset)| (*offset, (*id).to_owned()));
+            owned.collect::<Vec<_>>().into_iter()
+        };
+        let next = |of: &[(&str, u64)]| next_of("here", places(of));
+        assert_eq!(next(&[("here", 1), ("here", 2)]), None);
+        assert_eq!(next(&[("here", 9), ("b", 7)]), Some(("b".into(), 7)));
+        // Two of the last blob, then the next, in no order at its beginning, and the one after it.
+        let mut mixed = vec![
+            ("last", 900),
+            ("here", 3),
+            ("last", 800),
+            ("b", 30),
+            ("b", 10),
+        ];
+        mixed.extend([
+            ("b", 20),
+            ("b", 40),
+            ("c", 0),
+            ("c", 1),
+            ("c", 2),
+            ("c", 3),
+            ("c", 4),
+        ]);
+        assert_eq!(next(&mixed), Some(("b".into(), 10)));
     }
 }

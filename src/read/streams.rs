@@ -6,10 +6,11 @@
 //! several batches of blocks at a time. A read that fits no stream is random: exactly its block is
 //! fetched.
 //!
-//! A stream is worth as many bytes ahead as it has read, twice. So windows grow with it, up to the
-//! largest, and then there are several on their way; and what is fetched in vain when it stops is in
-//! proportion. All streams together share one allowance. What a stream has read counts on in the next
-//! blob.
+//! A stream is worth as many bytes ahead as it has read, four times ([`TRUST`]). So windows grow with it,
+//! up to the largest, and then there are several on their way; and what is fetched in vain when it stops
+//! is in proportion. All readers together share one allowance. A reader that goes on in another blob
+//! leaves a stream behind and makes another, of the same *line*: what was read counts on, and the two
+//! count as one.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
@@ -28,6 +29,9 @@ const GAP: u64 = 64 << 10;
 /// Where a reader may enter the next blob of its file (bytes): blocks that were written at the same
 /// time lie in no order, and Kubo commits 4 MiB at once.
 const ENTRANCE: u64 = 4 << 20;
+
+/// How many bytes ahead a byte that was read is worth.
+const TRUST: u64 = 4;
 
 /// Streams that are remembered, and first blocks that may become one.
 const STREAMS: usize = 128;
@@ -87,6 +91,8 @@ pub(super) struct Plan {
 #[derive(Debug)]
 struct Stream {
     id: u64,
+    /// The first stream of its reader.
+    line: u64,
     blob: Arc<str>,
     blob_hash: u64,
     /// End of the furthest block that was read.
@@ -151,7 +157,10 @@ impl Streams {
                 }
         };
         let near = self.list.iter_mut().filter(belongs);
-        if let Some(stream) = near.min_by_key(|s| s.pos.abs_diff(range.start)) {
+        // A stream before a first block: of a node at its beginning, a blob was read long before its reader
+        // comes to it.
+        if let Some(stream) = near.min_by_key(|s| (!s.flows, s.pos.abs_diff(range.start))) {
+            let begins = !stream.flows;
             stream.pos = stream.pos.max(range.end);
             stream.reach = stream.reach.max(stream.pos);
             stream.run = stream.run.saturating_add(range.end - range.start);
@@ -159,40 +168,65 @@ impl Streams {
             stream.expected = false;
             stream.used = now;
             let id = stream.id;
-            self.forget_oldest(true, STREAMS);
+            if begins {
+                self.begin(id, range, now);
+            }
             return Some(id);
         }
-        let carried = match range.start <= ENTRANCE {
+        let before = match range.start <= ENTRANCE {
             true => self.take_ended(now),
-            false => 0,
+            false => None,
         };
-        let id = self.add(blob, hash, range.end, carried, now);
-        (carried > 0).then_some(id)
+        let flows = before.is_some();
+        let id = self.add(blob, hash, range.end, before, now);
+        flows.then_some(id)
     }
 
-    /// What a stream that has come to the end of its blob had read; it ends.
-    fn take_ended(&mut self, now: Instant) -> u64 {
+    /// A first block has become stream `id`: at the beginning of its blob it may go on with another.
+    fn begin(&mut self, id: u64, range: &Range<u64>, now: Instant) {
+        if range.start <= ENTRANCE {
+            if let Some((line, run)) = self.take_ended(now) {
+                if let Some(stream) = self.find(id) {
+                    (stream.line, stream.run) = (line, stream.run.saturating_add(run));
+                }
+            }
+        }
+        self.forget_oldest(true, STREAMS);
+    }
+
+    /// A stream that has come to the end of its blob ends: its line, and what it had read.
+    fn take_ended(&mut self, now: Instant) -> Option<(u64, u64)> {
         let ended = self.list.iter().position(|s| {
             let recent = now.saturating_duration_since(s.used) < CARRIED;
             s.flows && recent && s.next.is_none() && s.has_ended()
         });
-        ended.map_or(0, |at| self.list.swap_remove(at).run)
+        let ended = self.list.swap_remove(ended?);
+        Some((ended.line, ended.run))
     }
 
-    /// A stream at `pos` that has read `carried` bytes elsewhere; with none, a first block.
-    fn add(&mut self, blob: &str, blob_hash: u64, pos: u64, carried: u64, now: Instant) -> u64 {
-        let flows = carried > 0;
+    /// A stream at `pos` of a line that has read so many bytes elsewhere; with none, a first block.
+    fn add(
+        &mut self,
+        blob: &str,
+        blob_hash: u64,
+        pos: u64,
+        before: Option<(u64, u64)>,
+        now: Instant,
+    ) -> u64 {
+        let flows = before.is_some();
         let most = if flows { STREAMS } else { STARTS };
         self.forget_oldest(flows, most - 1);
         let id = self.next_id;
         self.next_id += 1;
+        let (line, run) = before.unwrap_or((id, 0));
         self.list.push(Stream {
             id,
+            line,
             blob: blob.into(),
             blob_hash,
             pos,
             reach: pos,
-            run: carried,
+            run,
             flows,
             end: None,
             next: None,
@@ -216,15 +250,24 @@ impl Streams {
         self.list.iter_mut().find(|s| s.id == id)
     }
 
-    /// Bytes that stream `id`, which has read `run`, may have ahead, and the size of its windows. What
-    /// other streams are not worth is left to it.
-    fn worth(&self, id: u64, run: u64, now: Instant) -> (u64, u64) {
-        let others = self.list.iter();
-        let others = others.filter(|s| s.id != id && s.is_awake(now));
-        let fair = self.limits.ahead / (others.clone().count() as u64 + 1);
-        let taken: u64 = others.map(|s| s.run.saturating_mul(2).min(fair)).sum();
+    /// Bytes that a stream may have ahead, and the size of its windows. What the readers of other lines
+    /// are not worth is left to it.
+    fn worth(&self, stream: &Stream, now: Instant) -> (u64, u64) {
+        let mut others: Vec<(u64, u64)> = Vec::new();
+        for s in self.list.iter().filter(|s| s.line != stream.line) {
+            if !s.is_awake(now) {
+                continue;
+            }
+            match others.iter_mut().find(|other| other.0 == s.line) {
+                Some(other) => other.1 = other.1.max(s.run),
+                None => others.push((s.line, s.run)),
+            }
+        }
+        let fair = self.limits.ahead / (others.len() as u64 + 1);
+        let wanted = |run: u64| run.saturating_mul(TRUST);
+        let taken: u64 = others.iter().map(|other| wanted(other.1).min(fair)).sum();
         let share = self.limits.ahead.saturating_sub(taken).max(fair);
-        let ahead = run.saturating_mul(2).min(share);
+        let ahead = wanted(stream.run).min(share);
         let largest = self.limits.window;
         let sizes = [largest, largest / 4, largest / 16];
         let window = sizes.into_iter().find(|&size| size <= ahead);
@@ -243,7 +286,7 @@ impl Streams {
         let Some(stream) = self.list.iter().find(|s| s.id == id) else {
             return Cut::End;
         };
-        let (_, window) = self.worth(id, stream.run, now);
+        let (_, window) = self.worth(stream, now);
         let upto = range.start.saturating_add(window);
         if upto <= range.end {
             return Cut::End;
@@ -264,7 +307,7 @@ impl Streams {
         let Some(at) = self.list.iter().position(|s| s.id == id) else {
             return plan;
         };
-        let (ahead, window) = self.worth(id, self.list[at].run, now);
+        let (ahead, window) = self.worth(&self.list[at], now);
         let stream = &mut self.list[at];
         let upto = stream.pos.saturating_add(ahead);
         match extend(stream, upto, window, map, &mut plan) {
@@ -292,7 +335,7 @@ impl Streams {
 
     /// Stream `id` goes on at `offset` of `blob`.
     pub(super) fn follow(&mut self, id: u64, blob: &str, offset: u64, now: Instant) {
-        let Some(run) = self.find(id).map(|s| s.run) else {
+        let Some((line, run)) = self.find(id).map(|s| (s.line, s.run)) else {
             return;
         };
         // The blocks before that one are of the same file.
@@ -302,10 +345,16 @@ impl Streams {
             let near = s.expected || s.pos.abs_diff(offset) < BACK;
             s.blob_hash == hash && s.flows && s.id != id && near
         };
-        let next = match self.list.iter().find(there) {
-            Some(stream) => stream.id,
+        let next = match self.list.iter_mut().find(|s| there(&&**s)) {
+            Some(stream) => {
+                // Most likely it is the same reader, who was faster.
+                if stream.line == stream.id && stream.run < run {
+                    (stream.line, stream.run) = (line, run);
+                }
+                stream.id
+            }
             None => {
-                let next = self.add(blob, hash, offset, run, now);
+                let next = self.add(blob, hash, offset, Some((line, run)), now);
                 if let Some(stream) = self.find(next) {
                     stream.expected = true;
                 }
@@ -315,6 +364,7 @@ impl Streams {
         // Another guess was that it is entered elsewhere.
         if let Some(stream) = self.find(next).filter(|s| s.expected && s.pos != offset) {
             (stream.pos, stream.reach, stream.run) = (offset, offset, run);
+            stream.line = line;
         }
         if let Some(stream) = self.find(id) {
             stream.next = Some(next);
@@ -483,7 +533,7 @@ mod tests {
             let reach = reader.here.iter().map(|(_, r)| r.end).max().unwrap();
             let ahead = reach - read;
             assert!(
-                ahead <= (2 * read).clamp(MIB, LIMITS.ahead),
+                ahead <= (TRUST * read).clamp(MIB, LIMITS.ahead),
                 "{read}: {ahead}"
             );
         }
@@ -557,6 +607,25 @@ mod tests {
         assert_eq!(reader.waits.len(), 2, "none in the next blob");
         let first = reader.ahead.iter().find(|a| &*a.blob == "b").unwrap();
         assert_eq!(first.range, 0..16 * MIB);
+    }
+
+    #[test]
+    fn a_reader_that_goes_on_has_all_of_the_allowance() {
+        let mut reader = Reader::new(64 * MIB);
+        // The node before the leaves of the next blob was read early.
+        reader.read("b", 0, BLOCK / 32);
+        for n in 0..256 {
+            let stream = reader.read("a", n * BLOCK, BLOCK).unwrap_or(0);
+            if n == 100 {
+                reader.streams.follow(stream, "b", 0, reader.now);
+            }
+        }
+        // While the last blocks of the first blob are still new.
+        reader.read("b", BLOCK / 32, BLOCK);
+        let in_b = reader.ahead.iter().filter(|a| &*a.blob == "b");
+        let reach = in_b.map(|a| a.range.end).max().unwrap();
+        assert!(reach > 48 * MIB, "{reach}");
+        assert_eq!(reader.waits.len(), 3, "none but the node in the next blob");
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
+use crate::pack::order::Order;
 use crate::walrus::Source;
 
 mod ask;
@@ -117,6 +118,20 @@ impl Block {
         }
         Ok(value.into())
     }
+}
+
+/// The contents of those of the blocks that may be nodes, as far as they can be read. Reads from the local
+/// disk on the calling thread.
+fn nodes(blocks: &[Arc<Block>]) -> Vec<(Arc<str>, Bytes)> {
+    let may_be_node = |block: &&Arc<Block>| {
+        let mut first = [0];
+        let read = block.len() > 0 && block.segment.read_at(block.offset, &mut first).is_ok();
+        read && Order::may_be_node(first[0])
+    };
+    let nodes = blocks.iter().filter(may_be_node);
+    nodes
+        .filter_map(|block| Some((Arc::clone(&block.key), block.read().ok()?)))
+        .collect()
 }
 
 impl Source for Block {
@@ -453,6 +468,20 @@ impl Journal {
             self.writer.reclaim();
         }
         pack
+    }
+
+    /// The blocks among the first `bytes` of the queue that were written after number `after`.
+    fn queued_after(&self, after: Option<u64>, bytes: u64) -> Vec<Arc<Block>> {
+        let state = self.inner.state.lock();
+        let mut left = bytes;
+        let near = state.queue.iter().take_while(|block| {
+            let near = left > 0;
+            left = left.saturating_sub(block.len());
+            near
+        });
+        near.filter(|block| after.is_none_or(|after| block.seq > after))
+            .cloned()
+            .collect()
     }
 
     /// Puts blocks back to the front of the queue.

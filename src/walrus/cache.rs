@@ -1,12 +1,14 @@
 //! Bytes of blobs in memory: whole blobs, quilt members, and windows of blobs, under one budget.
 //!
 //! Windows are mostly read once, from end to end. So they are *cold* at first, and all cold ones
-//! together, with those that are still on their way, take half of the budget at most: a long file does
-//! not drive out what is read again and again. A window of which a block is asked for once more becomes
-//! *hot*. Whole blobs are hot from the beginning. The least recently used goes first, cold ones before
-//! hot ones.
+//! together, with those that are still on their way, take three eighths of the budget at most: a long
+//! file does not drive out what is read again and again, and takes no memory that serves nobody. A window
+//! of which a block is asked for once more becomes *hot*, and one that is fetched again soon after it was
+//! handed out and left is so from the beginning, as whole blobs are. The
+//! least recently used goes first, cold ones before hot ones, and among the older cold ones those that
+//! were handed out already before those that somebody is about to come to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,6 +21,9 @@ const ENTRY_BYTES: u64 = 256;
 
 /// Verdicts on blocks that are remembered per piece.
 const MARKS: usize = 1024;
+
+/// Pieces that were read and left, and are remembered, at most.
+const LEFT: usize = 512;
 
 /// Pieces that are looked at to find one that holds a range.
 const CANDIDATES: usize = 16;
@@ -154,6 +159,9 @@ pub(crate) struct BlobCache {
 }
 
 struct Inner {
+    /// Cold pieces that were handed out and left, the last one last: at most as many bytes as the budget.
+    left: VecDeque<(Arc<str>, Range<u64>)>,
+    left_bytes: u64,
     /// By blob and first byte.
     pieces: HashMap<Arc<str>, BTreeMap<u64, Slot>>,
     cold: LruCache<u64, (Arc<str>, u64)>,
@@ -191,6 +199,8 @@ impl BlobCache {
         BlobCache {
             budget: u64::try_from(budget).unwrap_or(0),
             inner: Mutex::new(Inner {
+                left: VecDeque::new(),
+                left_bytes: 0,
                 pieces: HashMap::new(),
                 cold: LruCache::unbounded(),
                 hot: LruCache::unbounded(),
@@ -332,6 +342,7 @@ impl BlobCache {
         for start in within {
             inner.remove(id, start);
         }
+        let hot = hot || inner.is_back(id, &range);
         inner.add(id, piece, hot);
         inner.trim(self.budget);
     }
@@ -437,19 +448,67 @@ impl Inner {
     }
 
     fn trim(&mut self, budget: u64) {
-        while self.cold_bytes + self.reserved > budget / 2 {
-            let Some((name, start)) = self.cold.peek_lru().map(|(_, place)| place.clone()) else {
+        while self.cold_bytes + self.reserved > budget / 8 * 3 {
+            let Some((name, start)) = self.coldest() else {
                 break;
             };
-            self.remove(&name, start);
+            self.leave(name, start, budget);
         }
         while self.cold_bytes + self.hot_bytes + self.reserved > budget {
-            let oldest = self.cold.peek_lru().or_else(|| self.hot.peek_lru());
-            let Some((name, start)) = oldest.map(|(_, place)| place.clone()) else {
+            if let Some((name, start)) = self.coldest() {
+                self.leave(name, start, budget);
+            } else if let Some((_, (name, start))) = self.hot.peek_lru() {
+                let (name, start) = (Arc::clone(name), *start);
+                self.remove(&name, start);
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// Removes a cold piece, and remembers it if it was read.
+    fn leave(&mut self, name: Arc<str>, start: u64, budget: u64) {
+        let slot = self.pieces.get(&name).and_then(|p| p.get(&start));
+        let read = slot.filter(|slot| slot.piece.untaken() == 0);
+        let range = read.map(|slot| slot.piece.range());
+        self.remove(&name, start);
+        let Some(range) = range else {
+            return;
+        };
+        self.left_bytes += range.end - range.start + ENTRY_BYTES;
+        self.left.push_back((name, range));
+        while self.left_bytes > budget || self.left.len() > LEFT {
+            let Some((_, oldest)) = self.left.pop_front() else {
                 break;
             };
-            self.remove(&name, start);
+            self.left_bytes -= oldest.end - oldest.start + ENTRY_BYTES;
         }
+    }
+
+    /// Whether most of a range was read, and left, not long ago.
+    fn is_back(&self, id: &str, range: &Range<u64>) -> bool {
+        let left = self.left.iter().filter(|(name, _)| **name == *id);
+        let common = left.map(|(_, old)| {
+            let end = old.end.min(range.end);
+            end.saturating_sub(old.start.max(range.start))
+        });
+        common.sum::<u64>() * 2 > range.end - range.start
+    }
+
+    /// The cold piece to go next.
+    fn coldest(&self) -> Option<(Arc<str>, u64)> {
+        let is_done = |place: &&(Arc<str>, u64)| {
+            let slot = self.pieces.get(&place.0).and_then(|p| p.get(&place.1));
+            slot.is_some_and(|slot| slot.piece.untaken() == 0)
+        };
+        let mut oldest = self.cold.iter().rev().map(|(_, place)| place);
+        let first = oldest.clone().next();
+        oldest
+            .by_ref()
+            .take(CANDIDATES)
+            .find(is_done)
+            .or(first)
+            .cloned()
     }
 }
 
@@ -529,34 +588,77 @@ mod tests {
     }
 
     #[test]
-    fn windows_take_half_of_the_budget_until_they_are_read_again() {
+    fn windows_take_a_part_of_the_budget_until_they_are_read_again() {
         let cache = cache(800);
         for n in 0..8 {
             cache.insert("a", n * 100 * KIB, blob(100 * KIB), None);
         }
         let held = || {
-            (0..8).filter(|n| {
-                cache
-                    .find("a", &(n * 100 * KIB..n * 100 * KIB + 1))
-                    .is_some()
-            })
+            let at = |n: &u64| n * 100 * KIB..n * 100 * KIB + 1;
+            let found = (0..8).filter(|n| cache.find("a", &at(n)).is_some());
+            found.collect::<Vec<_>>()
         };
-        assert_eq!(held().collect::<Vec<_>>(), [4, 5, 6, 7]);
-        assert_eq!(cache.wasted(), 400 * KIB);
-        for n in 4..8 {
+        assert_eq!(held(), [5, 6, 7]);
+        assert_eq!(cache.wasted(), 500 * KIB);
+        for n in 5..8 {
             cache.reused("a", n * 100 * KIB);
         }
-        for n in 0..4 {
+        for n in 0..3 {
             cache.insert("a", n * 100 * KIB, blob(100 * KIB), None);
         }
-        assert_eq!(held().count(), 8);
+        assert_eq!(held(), [0, 1, 2, 5, 6, 7]);
         let reserved = cache.reserve(200 * KIB).unwrap();
         assert!(cache.reserve(KIB).is_none(), "a quarter is on its way");
         assert!(cache.used() <= cache.budget());
-        assert_eq!(held().collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
+        assert_eq!(held(), [2, 5, 6, 7]);
         cache.insert("b", 0, blob(200 * KIB), Some(reserved));
         assert_eq!(cache.inner.lock().reserved, 0);
         assert!(cache.find("b", &(0..200 * KIB)).is_some());
+    }
+
+    #[test]
+    fn what_was_handed_out_goes_before_what_somebody_comes_to() {
+        let cache = cache(800);
+        let ahead = cache.insert("a", 0, blob(100 * KIB), None);
+        let read = cache.insert("b", 0, blob(100 * KIB), None);
+        let block = read.block("k", &(0..100 * KIB), &good);
+        assert!(matches!(block, Block::New(_)));
+        cache.find("b", &(0..1));
+        for n in 0..2 {
+            cache.insert("c", n * 100 * KIB, blob(100 * KIB), None);
+        }
+        assert!(cache.find("b", &(0..1)).is_none(), "though used last");
+        assert!(Arc::ptr_eq(&cache.find("a", &(0..1)).unwrap(), &ahead));
+        assert_eq!(cache.wasted(), 0);
+    }
+
+    #[test]
+    fn what_is_read_again_after_it_left_stays() {
+        let cache = cache(800);
+        let read = |id: &str| {
+            for n in 0..4 {
+                let range = n * 100 * KIB..(n + 1) * 100 * KIB;
+                let piece = match cache.find(id, &range) {
+                    Some(piece) => piece,
+                    None => cache.insert(id, range.start, blob(100 * KIB), None),
+                };
+                piece.block("k", &range, &good);
+            }
+        };
+        let held = |id: &str| {
+            let at = |n: &u64| n * 100 * KIB..n * 100 * KIB + 1;
+            (0..4).filter(|n| cache.find(id, &at(n)).is_some()).count()
+        };
+        read("a");
+        assert_eq!(held("a"), 3, "more than the share");
+        read("b");
+        assert_eq!(held("a"), 0);
+        read("a");
+        read("c");
+        read("d");
+        assert_eq!(held("a"), 4);
+        let left = &cache.inner.lock().left;
+        assert!(left.len() <= 8, "as much as the budget");
     }
 
     #[test]

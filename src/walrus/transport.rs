@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use super::endpoints::{redact_url, Endpoint};
 use super::retry::{parse_retry_after, Class, Failure};
+use crate::buffer::Buffer;
 
 /// Size of the pieces in which a body is handed on (bytes).
 pub(super) const PIECE: usize = 64 << 10;
@@ -216,7 +217,7 @@ impl BodyReader {
             return Ok(first);
         }
         // A lie in Content-Length reserves address space at most, and not much of it.
-        let mut body = BytesMut::with_capacity(announced.min(256 << 20) as usize);
+        let mut body = Buffer::with_capacity(announced.min(256 << 20) as usize);
         let mut piece = Some(first);
         while let Some(bytes) = piece {
             if self.received > max {
@@ -225,7 +226,7 @@ impl BodyReader {
             body.extend_from_slice(&bytes);
             piece = self.next().await?;
         }
-        Ok(body.freeze())
+        Ok(body.into())
     }
 }
 

@@ -1,5 +1,6 @@
-//! Which blocks follow a block, by the links of the nodes that were read: when a reader comes to the
-//! end of a blob, the next blob of its file is found here.
+//! In which order the blocks of a file are read, by the links of the nodes that were seen. Packs are
+//! laid out in that order, and when a reader comes to the end of a blob, the next blob of its file is
+//! found here.
 //!
 //! Only dag-pb is understood: it is what files and directories are made of. A block that looks like it
 //! by chance does no harm: its links are keys that nobody asks for.
@@ -18,11 +19,14 @@ const LINKS: usize = 16 << 10;
 /// How many levels a walk goes up or down.
 const LEVELS: usize = 8;
 
+/// The byte that a node with links begins with: the tag of PBNode.Links, which comes first.
+pub(crate) const LINKS_FIRST: u8 = 0x12;
+
 /// The multihash code of a digest that is the block itself: none is stored for it.
 const IDENTITY: u8 = 0x00;
 
-/// The nodes that were read lately.
-pub(super) struct Nodes {
+/// The nodes that were seen lately.
+pub(crate) struct Nodes {
     /// By the hash of a node's key: the keys of its children.
     nodes: LruCache<u64, Vec<Box<str>>>,
     /// Where a key stands: in which node, at which place.
@@ -32,7 +36,7 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Nodes {
             nodes: LruCache::unbounded(),
             places: HashMap::new(),
@@ -42,7 +46,7 @@ impl Nodes {
     }
 
     /// Remembers a node's links, under its key.
-    pub(super) fn learn(&mut self, key: &str, links: &[&[u8]]) {
+    pub(crate) fn learn(&mut self, key: &str, links: &[&[u8]]) {
         let node = self.hasher.hash_one(key);
         if links.len() > LINKS || self.nodes.promote(&node) {
             return;
@@ -73,7 +77,7 @@ impl Nodes {
 
     /// The keys that follow `key` in the order of its tree, as far as nodes are known: at most `limit`.
     /// None for a node itself, as its reader may go down or on.
-    pub(super) fn after(&self, key: &str, limit: usize) -> Vec<String> {
+    pub(crate) fn after(&self, key: &str, limit: usize) -> Vec<String> {
         let mut keys = Vec::new();
         let mut at = self.hasher.hash_one(key);
         if self.nodes.contains(&at) {
@@ -95,6 +99,20 @@ impl Nodes {
         keys
     }
 
+    /// Where a key stands: the topmost node above it that is known, by its hash, and the places on the way
+    /// down from there. Keys under one node are in the order of their places. Without a known parent it
+    /// is its own top.
+    pub(crate) fn position(&self, key: &str) -> (u64, Vec<usize>) {
+        let mut top = self.hasher.hash_one(key);
+        let mut places = Vec::new();
+        while let Some(&(node, place)) = self.places.get(&top).filter(|_| places.len() < LEVELS) {
+            places.push(place);
+            top = node;
+        }
+        places.reverse();
+        (top, places)
+    }
+
     /// The keys under `key` that are no known nodes.
     fn leaves(&self, key: &str, levels: usize, limit: usize, keys: &mut Vec<String>) {
         match self.nodes.peek(&self.hasher.hash_one(key)) {
@@ -113,15 +131,14 @@ impl Nodes {
 
 /// The multihashes of a dag-pb node's links, in order; none if the block is something else, has no
 /// links, or does not begin with them (as every encoder writes them).
-pub(super) fn links(block: &[u8]) -> Option<Vec<&[u8]>> {
+pub(crate) fn links(block: &[u8]) -> Option<Vec<&[u8]>> {
     let mut links = Vec::new();
     let mut rest = block;
     while let Some((&tag, body)) = rest.split_first() {
         let (field, after) = delimited(body)?;
         rest = after;
         match tag {
-            // PBNode.Links
-            0x12 => links.push(link(field)?),
+            LINKS_FIRST => links.push(link(field)?),
             // PBNode.Data comes last.
             0x0a if !links.is_empty() && rest.is_empty() => {}
             _ => return None,
@@ -244,6 +261,29 @@ mod tests {
         // A node that holds itself by a trick ends all the same.
         learn(&mut nodes, 50, &[51, 50]);
         assert!(nodes.after(&key(51), 100).len() <= 100);
+    }
+
+    #[test]
+    fn where_a_key_stands() {
+        let mut nodes = Nodes::new();
+        let learn = |nodes: &mut Nodes, n: u8, children: &[u8]| {
+            nodes.learn(&key(n), &links(&node(children)).unwrap());
+        };
+        let (own, none) = nodes.position(&key(12));
+        assert_eq!((own, none), (nodes.position(&key(12)).0, vec![]));
+        learn(&mut nodes, 10, &[11, 12]);
+        assert_eq!(
+            nodes.position(&key(12)),
+            (nodes.position(&key(10)).0, vec![1])
+        );
+        learn(&mut nodes, 100, &[9, 8, 10]);
+        let top = nodes.position(&key(100)).0;
+        assert_eq!(nodes.position(&key(12)), (top, vec![2, 1]));
+        assert_eq!(nodes.position(&key(8)), (top, vec![1]));
+        assert_ne!(own, top);
+        // A node that holds itself by a trick ends all the same.
+        learn(&mut nodes, 50, &[50]);
+        assert_eq!(nodes.position(&key(50)).1.len(), LEVELS);
     }
 
     #[test]

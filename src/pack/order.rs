@@ -1,0 +1,101 @@
+//! In which order the blocks of a pack lie: as their file is read, as far as nodes tell.
+//!
+//! Kubo hands blocks over in batches of a few MiB, within which they are sorted by their hashes, and a
+//! node comes after the blocks it links to. In such an order a reader of a file jumps about in each
+//! batch, and what it will want next cannot be told from where it was.
+
+use std::collections::HashMap;
+
+use crate::dag::{self, Nodes};
+
+/// See the module.
+pub(crate) struct Order {
+    nodes: Nodes,
+}
+
+impl Order {
+    pub(crate) fn new() -> Self {
+        Order {
+            nodes: Nodes::new(),
+        }
+    }
+
+    /// Whether a block that begins so may be a node.
+    pub(crate) fn may_be_node(first: u8) -> bool {
+        first == dag::LINKS_FIRST
+    }
+
+    /// Takes note of a block's links, if it is a node that has some.
+    pub(crate) fn learn(&mut self, key: &str, block: &[u8]) {
+        if let Some(links) = dag::links(block) {
+            self.nodes.learn(key, &links);
+        }
+    }
+
+    /// Puts blocks in order: files as they come, each with a node before what it links to. Blocks that no
+    /// known node links to stay as they are.
+    pub(crate) fn arrange<T>(&self, blocks: &mut Vec<T>, key: impl Fn(&T) -> &str) {
+        let mut tops = HashMap::new();
+        let mut ranked: Vec<_> = blocks
+            .drain(..)
+            .enumerate()
+            .map(|(at, block)| {
+                let (top, places) = self.nodes.position(key(&block));
+                ((*tops.entry(top).or_insert(at), places), block)
+            })
+            .collect();
+        ranked.sort_by(|a, b| a.0.cmp(&b.0));
+        blocks.extend(ranked.into_iter().map(|(_, block)| block));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::BASE32_NOPAD;
+
+    use super::*;
+
+    fn hash(n: u8) -> Vec<u8> {
+        [&[0x12, 0x20][..], &[n; 32]].concat()
+    }
+
+    fn key(n: u8) -> String {
+        format!("/blocks/{}", BASE32_NOPAD.encode(&hash(n)))
+    }
+
+    /// A dag-pb node with links to dag-pb nodes (CIDv0).
+    fn node(children: &[u8]) -> Vec<u8> {
+        let link = |&n: &u8| [&[0x12, 36, 0x0a, 34][..], &hash(n)].concat();
+        let links: Vec<u8> = children.iter().flat_map(link).collect();
+        [&links[..], &[0x0a, 0x02, 0x08, 0x02]].concat()
+    }
+
+    fn arranged(order: &Order, blocks: &[u8]) -> Vec<u8> {
+        let mut blocks: Vec<(String, u8)> = blocks.iter().map(|&n| (key(n), n)).collect();
+        order.arrange(&mut blocks, |block| &block.0);
+        blocks.into_iter().map(|block| block.1).collect()
+    }
+
+    #[test]
+    fn files_lie_as_they_are_read() {
+        let mut order = Order::new();
+        assert_eq!(arranged(&order, &[3, 1, 2]), [3, 1, 2]);
+        order.learn(&key(1), b"data, not a node");
+        // 20 links to 3, 1, 2, and 21 to 5, 4; 30 to both. 9 belongs to nothing.
+        order.learn(&key(20), &node(&[3, 1, 2]));
+        assert_eq!(arranged(&order, &[9, 1, 2, 3, 5, 20]), [9, 20, 3, 1, 2, 5]);
+        order.learn(&key(21), &node(&[5, 4]));
+        assert_eq!(
+            arranged(&order, &[4, 1, 2, 9, 3, 5, 20, 21]),
+            [21, 5, 4, 20, 3, 1, 2, 9]
+        );
+        order.learn(&key(30), &node(&[20, 21]));
+        assert_eq!(
+            arranged(&order, &[4, 1, 2, 9, 3, 5, 20, 21, 30]),
+            [30, 20, 3, 1, 2, 21, 5, 4, 9]
+        );
+        // The nodes need not lie in the same pack, and a key may be there twice.
+        assert_eq!(arranged(&order, &[9, 4, 1, 3, 5, 4]), [9, 3, 1, 5, 4, 4]);
+        assert!(Order::may_be_node(node(&[1])[0]) && !Order::may_be_node(b'd'));
+    }
+}
