@@ -108,7 +108,7 @@ static wds_result wds_disk_usage(uint64_t h, uint64_t cancel, uint64_t timeout_m
 	r.rc = walrusds_disk_usage(h, &call, &r.n, &r.err);
 	return r;
 }
-static wds_result wds_query_open(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len, const walrusds_key_condition *conditions, size_t conditions_len, bool descending, bool keys_only, uint64_t offset, uint64_t limit) {
+static wds_result wds_query_open(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len, const walrusds_key_condition *conditions, size_t conditions_len, bool descending, bool keys_only, bool without_sizes, uint64_t offset, uint64_t limit) {
 	WDS_BEGIN;
 	walrusds_query_options o;
 	memset(&o, 0, sizeof o);
@@ -118,6 +118,7 @@ static wds_result wds_query_open(uint64_t h, uint64_t cancel, uint64_t timeout_m
 	o.conditions_len = conditions_len;
 	o.descending = descending;
 	o.keys_only = keys_only;
+	o.without_sizes = without_sizes;
 	o.offset = offset;
 	o.limit = limit;
 	r.rc = walrusds_query_open(h, &call, &o, &r.n, &r.err);
@@ -194,6 +195,7 @@ type queryOptions struct {
 	conditions    []keyCondition
 	descending    bool
 	keysOnly      bool
+	withoutSizes  bool
 	offset, limit uint64
 }
 
@@ -529,7 +531,7 @@ func (e *engine) queryOpen(o callOptions, q queryOptions) (queryID, error) {
 	conditions, free := cconditions(q.conditions)
 	defer free()
 	r := C.wds_query_open(e.h, cancel, timeout, p, n, conditions, C.size_t(len(q.conditions)), C.bool(q.descending),
-		C.bool(q.keysOnly), C.uint64_t(q.offset), C.uint64_t(q.limit))
+		C.bool(q.keysOnly), C.bool(q.withoutSizes), C.uint64_t(q.offset), C.uint64_t(q.limit))
 	return queryID(r.n), result(&r)
 }
 

@@ -29,6 +29,7 @@ func (d *Datastore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error)
 	if strip {
 		pushed.keysOnly = false
 	}
+	pushed.withoutSizes = pushed.keysOnly && !q.ReturnsSizes && !q.ReturnExpirations
 
 	ctx, cancel := context.WithCancel(ctx)
 	c, err := d.begin(ctx, d.queries)
@@ -47,7 +48,7 @@ func (d *Datastore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error)
 		cancel()
 		return nil, err
 	}
-	it := &iterator{d: d, ctx: ctx, cancel: cancel, id: id, keysOnly: pushed.keysOnly, expirations: q.ReturnExpirations}
+	it := &iterator{d: d, ctx: ctx, cancel: cancel, id: id, keysOnly: pushed.keysOnly, sizes: !pushed.withoutSizes, expirations: q.ReturnExpirations}
 	results := dsq.ResultsFromIterator(q, dsq.Iterator{Next: it.next, Close: it.close})
 	if len(rest.Filters) == 0 && len(rest.Orders) == 0 {
 		return results, nil
@@ -148,6 +149,7 @@ type iterator struct {
 	ctx         context.Context
 	cancel      context.CancelFunc
 	keysOnly    bool
+	sizes       bool
 	expirations bool
 
 	mu   sync.Mutex
@@ -189,6 +191,9 @@ func (it *iterator) next() (dsq.Result, bool) {
 		return dsq.Result{Error: e.err}, true
 	}
 	r := dsq.Result{Entry: dsq.Entry{Key: e.key, Value: e.value, Size: int(e.size)}}
+	if !it.sizes {
+		r.Size = -1
+	}
 	if it.expirations && e.expiresAt != 0 {
 		r.Expiration = time.Unix(e.expiresAt, 0)
 	}

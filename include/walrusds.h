@@ -304,6 +304,11 @@ typedef struct {
    */
   bool keys_only;
   /*
+   With keys_only: sizes and expirations are not needed either; entries may have 0 for both. Many times
+   faster.
+   */
+  bool without_sizes;
+  /*
    Entries to skip.
    */
   uint64_t offset;

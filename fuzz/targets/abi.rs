@@ -199,6 +199,7 @@ pub fn calls(data: &[u8]) {
                         keys_only: input.flag(),
                         offset: input.number(),
                         limit: input.number(),
+                        without_sizes: input.flag(),
                     };
                     let options = out(input, &mut options);
                     let mut handle = 0;

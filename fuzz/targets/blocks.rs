@@ -160,6 +160,7 @@ pub fn absurd_rows(data: &[u8]) {
                 keys_only: input.flag(),
                 offset: input.number(),
                 limit: input.flag().then(|| input.number()),
+                without_sizes: input.flag(),
             })
             .unwrap();
         while !query.next_page().await.unwrap().is_empty() {}

@@ -194,6 +194,9 @@ pub struct walrusds_query_options {
     pub descending: bool,
     /// Leave the values out (no aggregator is asked).
     pub keys_only: bool,
+    /// With keys_only: sizes and expirations are not needed either; entries may have 0 for both. Many times
+    /// faster.
+    pub without_sizes: bool,
     /// Entries to skip.
     pub offset: u64,
     /// Entries at most; 0 = no limit.
@@ -670,6 +673,7 @@ pub unsafe extern "C" fn walrusds_query_open(
                 conditions: conditions(options)?,
                 descending: options.descending,
                 keys_only: options.keys_only,
+                without_sizes: options.without_sizes,
                 offset: options.offset,
                 limit: (options.limit > 0).then_some(options.limit),
             })?;

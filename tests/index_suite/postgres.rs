@@ -1597,6 +1597,20 @@ async fn pages_are_index_scans() {
             "{index_name}: {} entries for some 400 rows",
             read_after - read_before
         );
+
+        // Of keys alone, no row is read.
+        let rows = format!(
+            "SELECT idx_tup_fetch FROM pg_stat_user_indexes WHERE indexrelname = '{index_name}'"
+        );
+        let rows_before = numbers(&rows);
+        let index = open(&pg.url(&db)).await;
+        for range in [KeyRange::ALL, KeyRange::prefix("/blocks").descending()] {
+            let range = range.keys_alone();
+            assert_eq!(index.list(&range, 0, 500).await.unwrap().len(), 500);
+        }
+        index.close().await.unwrap();
+        eventually("the counters are written", || numbers(&read) > read_after).await;
+        assert_eq!(numbers(&rows), rows_before, "{index_name}");
     }
 }
 

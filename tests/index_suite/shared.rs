@@ -420,7 +420,8 @@ pub async fn ranges_of_keys(env: Env) {
                 .except(key.as_str())
                 .to(including(other)),
         ] {
-            for range in [range.clone(), range.descending()] {
+            let alone = range.clone().keys_alone();
+            for range in [range.clone(), range.descending(), alone] {
                 let mut expected: Vec<_> = sorted.iter().filter(|k| range.contains(k)).collect();
                 if range.descending {
                     expected.reverse();

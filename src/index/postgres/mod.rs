@@ -657,7 +657,11 @@ impl Index for PostgresIndex {
             };
             let whole = |n| i64::try_from(n).unwrap_or(i64::MAX);
             let (skip, rows) = (whole(skip), whole(rows));
-            let sql = self.inner.sql.list(range, staged);
+            let as_array = range.keys_alone && !staged;
+            let sql = match as_array {
+                true => self.inner.sql.list_keys(range),
+                false => self.inner.sql.list(range, staged),
+            };
             let bounds = range.comparisons().into_iter();
             let bounds: Vec<String> = bounds.map(|(_, key)| key.to_owned()).collect();
             let work = move |client: &mut Session| {
@@ -680,13 +684,22 @@ impl Index for PostgresIndex {
                 .pool
                 .run(WHAT, pass.clone(), Repeat::Harmless, None, work)
                 .await?
-                .map(|rows| (staged, rows));
+                .map(|rows| (staged, as_array, rows));
             if found.is_some() {
                 break;
             }
             self.inner.look_for_staging(pass.clone()).await?;
         }
-        let (merge, rows) = found.unwrap_or_default();
+        let (merge, as_array, rows) = found.unwrap_or_default();
+        if as_array {
+            let keys = read(WHAT, &rows, |row| row.try_get::<_, Option<Vec<String>>>(0))?;
+            let item = |key| ListItem {
+                key,
+                size: 0,
+                expires_at: None,
+            };
+            return Ok(keys.into_iter().flatten().flatten().map(item).collect());
+        }
         let mut items = read(WHAT, &rows, |row| {
             let staged: bool = row.try_get(0)?;
             let item = ListItem {

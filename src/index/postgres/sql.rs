@@ -289,16 +289,27 @@ impl Sql {
         let part = |from: &str, columns: &str| {
             format!("SELECT {columns} FROM {from} {conditions}ORDER BY key{using} LIMIT ${limit} OFFSET ${offset}")
         };
-        let index = part(&self.table, "FALSE AS staged, key, size, expires_at");
+        // Without the rows, the primary key's index is all that is read.
+        let (size, expires_at) = match range.keys_alone {
+            true => ("0::bigint AS size", "NULL::timestamptz AS expires_at"),
+            false => ("size", "expires_at"),
+        };
+        let columns = format!("FALSE AS staged, key, {size}, {expires_at}");
+        let index = part(&self.table, &columns);
         if staged {
-            let staging = part(
-                &self.staging,
-                "TRUE AS staged, key, size, NULL::timestamptz AS expires_at",
-            );
+            let columns = format!("TRUE AS staged, key, {size}, NULL::timestamptz AS expires_at");
+            let staging = part(&self.staging, &columns);
             format!("({staging}) UNION ALL ({index})")
         } else {
             index
         }
+    }
+
+    /// The keys of a page as one array, NULL for none: a row for each costs more than the key. Parameters
+    /// are those of [`list`](Self::list).
+    pub fn list_keys(&self, range: &KeyRange) -> String {
+        let page = self.list(range, false);
+        format!("SELECT array_agg(key) FROM ({page}) AS page")
     }
 }
 

@@ -119,8 +119,12 @@ impl Sql {
                 Compare::Not => "key <> ? ",
             });
         }
+        let columns = match range.keys_alone {
+            true => "key, 0, NULL",
+            false => "key, size, expires_at",
+        };
         format!(
-            "SELECT key, size, expires_at FROM {} {conditions}ORDER BY key{} LIMIT ? OFFSET ?",
+            "SELECT {columns} FROM {} {conditions}ORDER BY key{} LIMIT ? OFFSET ?",
             self.table,
             if range.descending { " DESC" } else { "" },
         )
@@ -296,10 +300,12 @@ mod tests {
         let connection = open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
         let range = KeyRange::prefix("/a").after("/ab").except("/ac");
         let (page, back) = (sql.list(&range), sql.list(&range.clone().descending()));
+        let alone = sql.list(&range.clone().keys_alone());
         for statement in [
             &sql.get,
             &page,
             &back,
+            &alone,
             &sql.delete,
             &sql.rows_of_blob,
             &sql.rows_from,
