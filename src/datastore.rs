@@ -744,16 +744,19 @@ impl Shared {
         Ok(blocks)
     }
 
-    /// Leaves out what is in the journal already.
+    /// Leaves out what is in the journal already. Not where a writer holds the key: a deletion that its
+    /// caller has given up takes effect before a later put, so that must wait for it.
     fn without_staged(
         &self,
         puts: Vec<(String, Bytes)>,
         journal: &Journal,
     ) -> Vec<(String, Bytes)> {
         let staged = |(key, value): &(String, Bytes)| {
-            journal
-                .find(key)
-                .is_some_and(|block| block.len() == value.len() as u64)
+            let is_it =
+                |block: Arc<Block>| block.len() == value.len() as u64 && !block.is_doubted();
+            // In this order: a deletion that is not seen begins later.
+            !self.locks.is_held(key)
+                && journal.find(key).is_some_and(is_it)
                 && multihash::check(key, value) == Match::Yes
         };
         let (known, new): (Vec<_>, Vec<_>) = puts.into_iter().partition(staged);
@@ -799,18 +802,32 @@ impl Shared {
         failpoint!("delete.begun");
         let removed = match keys.as_slice() {
             [] => return Ok(()),
-            [key] => self.index.delete(key).await?,
-            keys => self.index.delete_many(keys).await?,
+            [key] => self.index.delete(key).await,
+            keys => self.index.delete_many(keys).await,
         };
         failpoint!("delete.done");
-        Metrics::add(&self.metrics.deletes, keys.len() as u64);
-        self.metrics.usage_delta(Usage::default().minus(removed));
-        // After the index, so that a failure leaves everything as it was. The keys are held, so
-        // nothing can be staged or indexed in between.
-        if let Writes::Journal { journal, .. } = &self.writes {
-            journal.delete(&keys).await?;
+        let journal = match &self.writes {
+            Writes::Journal { journal, .. } => Some(journal),
+            Writes::Through(_) => None,
+        };
+        let deleted = match (removed, journal) {
+            (Ok(removed), journal) => {
+                Metrics::add(&self.metrics.deletes, keys.len() as u64);
+                self.metrics.usage_delta(Usage::default().minus(removed));
+                // After the index, so that a failure leaves everything as it was. The keys are held,
+                // so nothing can be staged or indexed in between.
+                match journal {
+                    Some(journal) => journal.delete(&keys).await,
+                    None => Ok(()),
+                }
+            }
+            (Err(e), _) => Err(e),
+        };
+        // Rows may be gone all the same, of blocks that are about to leave the journal for them.
+        if let (Err(_), Some(journal)) = (&deleted, journal) {
+            journal.doubt(&keys);
         }
-        Ok(())
+        deleted
     }
 }
 

@@ -51,6 +51,11 @@ impl KeyLocks {
             keys,
         }
     }
+
+    /// Whether a writer holds this key.
+    pub(crate) fn is_held(&self, key: &str) -> bool {
+        self.0.lock().contains_key(key)
+    }
 }
 
 impl Drop for KeyGuard {

@@ -506,6 +506,56 @@ async fn a_deletion_wins_over_the_upload_under_way() {
     store.close().await.unwrap();
 }
 
+/// Waits for what other tasks do.
+async fn until(what: &str, so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed().as_secs() < 20, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_failed_and_removed_the_row_does_not_lose_the_block() {
+    let node = Node::new();
+    let (value, key) = (noise(1, 50), key_of(&noise(1, 50)));
+    let store = node.open(r#""packTargetSizeBytes":1,"#).await;
+    // Indexed, and not read back yet, so that the journal has it still.
+    let held = node.parts.store.hold_reads.write().await;
+    store.put(&key, value.clone()).await.unwrap();
+    let indexed = || node.parts.index.rows.lock().contains_key(&key);
+    until("it is indexed", indexed).await;
+    node.parts.index.lose_deletes.store(true, SeqCst);
+    let failed = store.delete(&key).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Index, "{failed}");
+    assert!(!indexed());
+    node.parts.index.lose_deletes.store(false, SeqCst);
+    store.put(&key, value.clone()).await.unwrap();
+    drop(held);
+    store.close().await.unwrap();
+    assert!(indexed());
+    let store = node.open("").await;
+    assert_eq!(store.get(&key).await.unwrap().unwrap(), value);
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_comes_after_a_deletion_that_was_given_up() {
+    let node = Node::new();
+    let (value, key) = (noise(1, 50), key_of(&noise(1, 50)));
+    let store = node.open("").await;
+    store.put(&key, value.clone()).await.unwrap();
+    node.parts.index.write_ms.store(200, SeqCst);
+    let given_up = tokio::time::timeout(Duration::from_millis(20), store.delete(&key));
+    assert!(given_up.await.is_err());
+    store.put(&key, value.clone()).await.unwrap();
+    node.parts.index.write_ms.store(0, SeqCst);
+    store.close().await.unwrap();
+    let store = node.open("").await;
+    assert_eq!(store.get(&key).await.unwrap().unwrap(), value);
+    store.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_journal_holds_writers_up_and_loses_nothing() {
     let node = Node::new();

@@ -8,6 +8,8 @@
 
 mod common;
 
+#[path = "model/journals.rs"]
+mod journals;
 #[path = "model/memory.rs"]
 mod memory;
 #[path = "model/real.rs"]
@@ -17,7 +19,7 @@ mod strategy;
 
 use common::faulty::Fault;
 use common::model::Step;
-use memory::play_in_memory;
+use memory::{play_in_memory, play_with_journals};
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRng, TestRunner};
 use strategy::steps;
@@ -71,6 +73,28 @@ fn a_model_agrees() {
     });
 }
 
+fn at_one_node(steps: &mut [Step]) {
+    for step in steps {
+        if let Step::Together(calls) | Step::Crash(_, calls) = step {
+            calls.iter_mut().for_each(|call| call.node = 0);
+        }
+    }
+}
+
+/// With a write journal: what a killed process leaves behind in it is what the next one goes on with.
+#[test]
+fn a_model_agrees_with_a_journal() {
+    run(
+        (steps(40), any::<u64>(), 0.0..0.25f64),
+        cases(1500),
+        |(mut steps, seed, rate)| {
+            at_one_node(&mut steps);
+            let rates = Fault::HONEST.map(|fault| (fault, rate)).into();
+            play_with_journals(&steps, seed, rates)
+        },
+    );
+}
+
 /// As above at one node, which remembers what it looked up.
 #[test]
 fn a_model_agrees_with_rows_remembered() {
@@ -78,11 +102,7 @@ fn a_model_agrees_with_rows_remembered() {
         (steps(40), any::<u64>(), 0.01..0.25f64),
         cases(2000),
         |(mut steps, seed, rate)| {
-            for step in &mut steps {
-                if let Step::Together(calls) | Step::Crash(_, calls) = step {
-                    calls.iter_mut().for_each(|call| call.node = 0);
-                }
-            }
+            at_one_node(&mut steps);
             let rates = Fault::HONEST.map(|fault| (fault, rate)).into();
             play_in_memory(&steps, seed, rates)
         },
@@ -125,5 +145,13 @@ fn a_model_agrees_on_the_real_parts_with_sqlite() {
 fn a_model_agrees_on_the_real_parts_with_postgres() {
     run((steps(16), any::<u64>()), cases(40), |(steps, seed)| {
         real::play_on_postgres(&steps, seed)
+    });
+}
+
+#[test]
+fn a_model_agrees_on_the_real_parts_with_a_journal() {
+    run((steps(16), any::<u64>()), cases(30), |(mut steps, seed)| {
+        at_one_node(&mut steps);
+        real::play_on_sqlite_with_journals(&steps, seed)
     });
 }

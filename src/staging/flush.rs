@@ -6,10 +6,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -235,7 +236,7 @@ async fn due(shared: &Shared) -> bool {
             Some(at) => {
                 tokio::select! {
                     () = inner.changed.notified() => {}
-                    () = tokio::time::sleep_until(at.into()) => {}
+                    () = tokio::time::sleep_until(at) => {}
                 }
             }
             None => inner.changed.notified().await,
@@ -384,6 +385,9 @@ async fn prepare(
     let rows = if keys.is_empty() {
         Vec::new()
     } else {
+        for block in &blocks {
+            block.doubted.store(false, Ordering::Release);
+        }
         parts.upload.index.get_many(&keys).await?
     };
     let fresh_until = parts.upload.clock.now() + parts.fresh_for;

@@ -20,11 +20,12 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
@@ -83,11 +84,18 @@ pub(crate) struct Block {
     staged: Instant,
     /// It is indexed, but its blob could not be read.
     store_again: AtomicBool,
+    /// A deletion of its key has failed, and may have removed its row all the same.
+    doubted: AtomicBool,
 }
 
 impl Block {
     pub(crate) fn key(&self) -> &str {
         &self.key
+    }
+
+    /// Whether its row may have been removed since it was looked for.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Acquire)
     }
 
     /// Length of the value (bytes).
@@ -392,6 +400,13 @@ impl Journal {
         self.writer.note(staged).await
     }
 
+    /// A deletion of `keys` has failed: what is staged under them stays until its row is seen again.
+    pub(crate) fn doubt(&self, keys: &[String]) {
+        let state = self.inner.state.lock();
+        let staged = keys.iter().filter_map(|key| state.blocks.get(key.as_str()));
+        staged.for_each(|block| block.doubted.store(true, Ordering::Release));
+    }
+
     /// The staged block under `key`.
     pub(crate) fn find(&self, key: &str) -> Option<Arc<Block>> {
         self.inner.state.lock().blocks.get(key).cloned()
@@ -501,11 +516,18 @@ impl Journal {
         blocks.iter().map(|b| state.is_current(b)).collect()
     }
 
-    /// Forgets blocks that are on Walrus and indexed, or were replaced or deleted.
+    /// Forgets blocks that are on Walrus and indexed, or were replaced or deleted. Those whose rows are
+    /// in doubt go back to the queue.
     async fn settle(&self, blocks: Vec<Arc<Block>>) {
+        let (doubted, mut blocks): (Vec<_>, Vec<_>) =
+            blocks.into_iter().partition(|block| block.is_doubted());
+        if !doubted.is_empty() {
+            self.put_back(doubted);
+        }
         if blocks.is_empty() {
             return;
         }
+        blocks.sort_unstable_by_key(|block| block.seq);
         // First on paper: a block that is forgotten here must not be back after a crash of this
         // process, or a deletion that comes in between would be undone.
         let notes = ranges(blocks.iter().map(|b| b.seq))
@@ -522,6 +544,12 @@ impl Journal {
         {
             let mut state = self.inner.state.lock();
             for block in &blocks {
+                // Since a moment ago.
+                if block.is_doubted() && state.is_current(block) {
+                    state.queued_bytes += block.len();
+                    state.queue.push_front(Arc::clone(block));
+                    continue;
+                }
                 if state.is_current(block) {
                     state.forget(&block.key);
                 }
@@ -699,6 +727,7 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
                         crc,
                         staged,
                         store_again: AtomicBool::new(false),
+                        doubted: AtomicBool::new(false),
                     })),
                     Entry::Delete(key) => state.forget(&key),
                     Entry::Done(first, last) => done.push((first, last)),

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::frame::{self, Write};
 use super::segment::Segment;
@@ -107,34 +109,40 @@ impl Writer {
         room: Room,
         guard: Arc<KeyGuard>,
     ) -> Result<()> {
-        let (reply, answer) = oneshot::channel();
-        let append = Append {
-            writes,
-            reply,
-            puts: Some((room, guard)),
-        };
-        if let Some(append) = self.at_once(append) {
-            self.push(Job::Write(append))?;
-        }
-        received(answer).await
+        self.send(writes, Some((room, guard))).await
     }
 
     /// Appends without a sync: what is written survives this process, but not a power cut.
     pub(super) async fn note(&self, writes: Vec<Write>) -> Result<()> {
+        self.send(writes, None).await
+    }
+
+    async fn send(&self, writes: Vec<Write>, puts: Option<(Room, Arc<KeyGuard>)>) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.push(Job::Write(Append {
+        let append = Append {
             writes,
             reply,
-            puts: None,
-        }))?;
-        received(answer).await
+            puts,
+        };
+        if let Some(append) = self.at_once(append) {
+            self.push(Job::Write(append))?;
+        }
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                "the journal's thread has died",
+            ))
+        })
     }
 
     /// Writes on this thread what is small and alone; gives back what must go through the queue. Tasks
-    /// of the runtime always do: others wait for their threads.
+    /// on threads of a runtime do: others wait for those.
     fn at_once(&self, append: Append) -> Option<Append> {
         let quick = Duration::from_micros(self.inner.last_sync_us.load(Ordering::Relaxed)) <= QUICK;
-        if !quick || tokio::task::try_id().is_some() || frame::frame_len(&append.writes) > SMALL {
+        let own_thread = tokio::task::try_id().is_none()
+            || Handle::try_current()
+                .is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::CurrentThread);
+        if !quick || !own_thread || frame::frame_len(&append.writes) > SMALL {
             return Some(append);
         }
         let Some(mut appender) = self.appender.try_lock() else {
@@ -180,15 +188,6 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-async fn received(answer: oneshot::Receiver<Result<()>>) -> Result<()> {
-    answer.await.unwrap_or_else(|_| {
-        Err(Error::new(
-            ErrorKind::Internal,
-            "the journal's thread has died",
-        ))
-    })
 }
 
 /// Works off the queue until its other end is dropped.
@@ -519,6 +518,7 @@ impl Appender {
                             crc,
                             staged: now,
                             store_again: AtomicBool::new(false),
+                            doubted: AtomicBool::new(false),
                         }));
                         at += u64::from(len);
                     }
@@ -596,7 +596,7 @@ fn broken_contents(segment: &Segment) -> usize {
 
 fn sync(inner: &Inner, open: &mut Open) -> Result<()> {
     inner.syncs.fetch_add(1, Ordering::Relaxed);
-    let begun = Instant::now();
+    let begun = std::time::Instant::now();
     let synced = open.segment.sync();
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     inner.last_sync_us.store(took, Ordering::Relaxed);

@@ -11,16 +11,21 @@ use crate::common::epochs::{EpochStore, TokioClock};
 use crate::common::faulty::{Fault, Faults, FaultyIndex, FaultyStore, Fuse};
 use crate::common::mem::MemIndex;
 use crate::common::model::{play, Node, Step, World};
+use crate::journals::Journals;
 
 const EPOCH: Duration = Duration::from_secs(1000);
 
+/// With journals nothing runs out: while a journal's thread writes, the paused clock runs ahead.
+const LONG_EPOCH: Duration = Duration::from_secs(1_000_000);
+
 /// Renewal is on: blobs of three epochs, renewed a thousand seconds before their end. Nodes that do not
 /// share their index remember rows as nodes do.
-fn config(shared: bool) -> Config {
-    let mut config = Config::from_json(
-        r#"{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","epochs":3,
-            "epochDurationSeconds":1000,"renewIntervalSeconds":30,"packTargetSizeBytes":4096}"#,
-    )
+fn config(shared: bool, epoch: Duration) -> Config {
+    let mut config = Config::from_json(&format!(
+        r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","epochs":3,
+            "epochDurationSeconds":{},"renewIntervalSeconds":30,"packTargetSizeBytes":4096}}"#,
+        epoch.as_secs()
+    ))
     .expect("configuration");
     if shared {
         config.row_ttl = Duration::ZERO;
@@ -38,15 +43,23 @@ struct Memory {
     lying: bool,
     /// Whether two nodes write.
     shared: bool,
+    journals: Option<Journals>,
+    epoch: Duration,
 }
 
 impl Memory {
-    fn new(seed: u64, rates: Vec<(Fault, f64)>, shared: bool) -> Self {
+    fn new(seed: u64, rates: Vec<(Fault, f64)>, shared: bool, journals: Option<Journals>) -> Self {
+        let epoch = match journals {
+            Some(_) => LONG_EPOCH,
+            None => EPOCH,
+        };
         let can_fail = |(f, _): &(Fault, f64)| *f != Fault::Delay;
         Memory {
             shared,
+            journals,
+            epoch,
             index: Arc::default(),
-            network: Arc::new(EpochStore::start(EPOCH)),
+            network: Arc::new(EpochStore::start(epoch)),
             faulty: rates.iter().any(can_fail),
             lying: rates.iter().any(|(f, _)| Fault::LIES.contains(f)),
             faults: Arc::new(Faults::seeded(seed, rates, Duration::from_millis(20))),
@@ -57,7 +70,7 @@ impl Memory {
 
 #[async_trait]
 impl World for Memory {
-    async fn open(&self, _node: usize) -> Node {
+    async fn open(&self, node: usize) -> Node {
         let fuse = Arc::new(Fuse::default());
         let index = FaultyIndex::new(
             Arc::clone(&self.index),
@@ -70,19 +83,20 @@ impl World for Memory {
             Arc::clone(&fuse),
         );
         let clock = Arc::<TokioClock>::clone(&self.clock);
-        let datastore = WalrusDatastore::with_parts(
-            &config(self.shared),
-            Arc::new(index),
-            Arc::new(store),
-            clock,
-        );
+        let mut config = config(self.shared, self.epoch);
+        config.journal = self.journals.as_ref().map(|journals| journals.of(node));
+        let datastore =
+            WalrusDatastore::with_parts(&config, Arc::new(index), Arc::new(store), clock);
         Node {
             datastore: Arc::new(datastore.expect("opening")),
             fuse,
         }
     }
 
-    async fn crashed(&self, _node: usize) {
+    async fn crashed(&self, node: usize) {
+        if let Some(journals) = &self.journals {
+            journals.crashed(node);
+        }
         // Else a node that dies again and again would hold renewal up for longer than blobs last.
         *self.index.lease.lock() = None;
     }
@@ -122,13 +136,31 @@ fn writers(steps: &[Step]) -> usize {
 
 /// Plays steps in memory. Nothing here takes real time; what hangs shows as a day gone by.
 pub fn play_in_memory(steps: &[Step], seed: u64, rates: Vec<(Fault, f64)>) -> Result<(), String> {
+    play_with(steps, seed, rates, None)
+}
+
+/// The same with write journals, at one node: another does not see what is not uploaded yet.
+pub fn play_with_journals(
+    steps: &[Step],
+    seed: u64,
+    rates: Vec<(Fault, f64)>,
+) -> Result<(), String> {
+    play_with(steps, seed, rates, Some(Journals::new()))
+}
+
+fn play_with(
+    steps: &[Step],
+    seed: u64,
+    rates: Vec<(Fault, f64)>,
+    journals: Option<Journals>,
+) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("runtime");
     runtime.block_on(async {
-        let world = Memory::new(seed, rates, writers(steps) > 1);
+        let world = Memory::new(seed, rates, writers(steps) > 1, journals);
         let day = Duration::from_secs(86_400);
         match tokio::time::timeout(day, play(&world, steps)).await {
             Ok(done) => done.map(drop),

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Loss, Op, Options};
 use walrusds::clock::Clock;
+use walrusds::config::JournalConfig;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Client, ClientConfig, Config, Index, WalrusDatastore};
@@ -17,6 +18,7 @@ use crate::common::faulty::{Fault, Faults, FaultyIndex, FaultyStore, Fuse};
 use crate::common::mem::ManualClock;
 use crate::common::model::{play, Node, Step, World, NODES};
 use crate::common::postgres::Postgres;
+use crate::journals::Journals;
 
 const EPOCH: Duration = Duration::from_secs(1000);
 
@@ -33,6 +35,7 @@ struct Real {
     seed: u64,
     /// A directory for each node's disk cache, too small for everything.
     caches: tempfile::TempDir,
+    journals: Option<Journals>,
     /// The index below each node's wrapper, to be closed when the node dies.
     open: Mutex<Vec<Option<Arc<dyn Index>>>>,
 }
@@ -44,7 +47,13 @@ fn runtime() -> &'static Runtime {
 
 pub fn play_on_sqlite(steps: &[Step], seed: u64) -> Result<(), String> {
     let dir = tempfile::tempdir().expect("directory");
-    play_on(Place::Sqlite(dir), steps, seed)
+    play_on(Place::Sqlite(dir), steps, seed, None)
+}
+
+/// The same with write journals, at one node.
+pub fn play_on_sqlite_with_journals(steps: &[Step], seed: u64) -> Result<(), String> {
+    let dir = tempfile::tempdir().expect("directory");
+    play_on(Place::Sqlite(dir), steps, seed, Some(Journals::new()))
 }
 
 pub fn play_on_postgres(steps: &[Step], seed: u64) -> Result<(), String> {
@@ -55,10 +64,15 @@ pub fn play_on_postgres(steps: &[Step], seed: u64) -> Result<(), String> {
         database: database.clone(),
         table: format!("t{}", TABLES.fetch_add(1, Relaxed)),
     };
-    play_on(place, steps, seed)
+    play_on(place, steps, seed, None)
 }
 
-fn play_on(place: Place, steps: &[Step], seed: u64) -> Result<(), String> {
+fn play_on(
+    place: Place,
+    steps: &[Step],
+    seed: u64,
+    journals: Option<Journals>,
+) -> Result<(), String> {
     runtime().block_on(async {
         let net = Devnet::start(Options {
             cheap_ids: true,
@@ -76,6 +90,7 @@ fn play_on(place: Place, steps: &[Step], seed: u64) -> Result<(), String> {
             faults: Arc::new(Faults::seeded(seed, rates, Duration::from_millis(5))),
             seed,
             caches: tempfile::tempdir().expect("directory"),
+            journals,
             open: Mutex::new(vec![None; NODES]),
         };
         world.set_quiet(false);
@@ -171,7 +186,11 @@ impl Real {
 impl World for Real {
     async fn open(&self, node: usize) -> Node {
         let fuse = Arc::new(Fuse::default());
-        let config = self.config(node);
+        let mut config = self.config(node);
+        config.journal = self.journals.as_ref().map(|journals| JournalConfig {
+            idle_flush: Duration::from_millis(50),
+            ..journals.of(node)
+        });
         let inner = self.index().await;
         self.open.lock()[node] = Some(Arc::clone(&inner));
         let index = FaultyIndex::new(inner, Arc::clone(&self.faults), Arc::clone(&fuse));
@@ -195,6 +214,9 @@ impl World for Real {
     }
 
     async fn crashed(&self, node: usize) {
+        if let Some(journals) = &self.journals {
+            journals.crashed(node);
+        }
         let inner = self.open.lock()[node].take();
         if let Some(inner) = inner {
             inner.close().await.expect("closing the dead node's index");

@@ -1,0 +1,69 @@
+//! The write journals of nodes that are killed.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use walrusds::config::JournalConfig;
+
+use crate::common::model::NODES;
+
+/// Where a node's write journal is: a new copy after each crash, which is all that is left of a killed
+/// process. What the dead one still has open is not touched by it any more.
+pub struct Journals {
+    dir: tempfile::TempDir,
+    crashes: Mutex<[u32; NODES]>,
+}
+
+impl Journals {
+    pub fn new() -> Self {
+        // Syncing is part of what is tested, waiting for a disk is not.
+        let memory = tempfile::tempdir_in("/dev/shm");
+        Journals {
+            dir: memory.or_else(|_| tempfile::tempdir()).expect("directory"),
+            crashes: Mutex::default(),
+        }
+    }
+
+    /// The journal of a node: a small one, whose packs leave soon.
+    pub fn of(&self, node: usize) -> JournalConfig {
+        JournalConfig {
+            path: self.path(node),
+            max_bytes: 64 << 10,
+            idle_flush: Duration::from_secs(30),
+            max_age: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(600),
+            drain_partial: true,
+        }
+    }
+
+    fn path(&self, node: usize) -> PathBuf {
+        let crashes = self.crashes.lock()[node];
+        self.dir.path().join(format!("{node}-{crashes}"))
+    }
+
+    /// Goes on with what the dead node left behind.
+    pub fn crashed(&self, node: usize) {
+        let before = self.path(node);
+        self.crashes.lock()[node] += 1;
+        let after = self.path(node);
+        // The dead process's thread may still be removing a file.
+        while let Err(e) = copy(&before, &after) {
+            assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
+            std::fs::remove_dir_all(&after).expect("directory");
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir(to)?;
+    if !from.exists() {
+        return Ok(()); // it was never opened
+    }
+    for file in std::fs::read_dir(from)? {
+        let file = file?;
+        std::fs::copy(file.path(), to.join(file.file_name()))?;
+    }
+    Ok(())
+}
