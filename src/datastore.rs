@@ -810,8 +810,8 @@ impl Shared {
             Writes::Journal { journal, .. } => Some(journal),
             Writes::Through(_) => None,
         };
-        let deleted = match (removed, journal) {
-            (Ok(removed), journal) => {
+        let deleted = match removed {
+            Ok(removed) => {
                 Metrics::add(&self.metrics.deletes, keys.len() as u64);
                 self.metrics.usage_delta(Usage::default().minus(removed));
                 // After the index, so that a failure leaves everything as it was. The keys are held,
@@ -821,7 +821,7 @@ impl Shared {
                     None => Ok(()),
                 }
             }
-            (Err(e), _) => Err(e),
+            Err(e) => Err(e),
         };
         // Rows may be gone all the same, of blocks that are about to leave the journal for them.
         if let (Err(_), Some(journal)) = (&deleted, journal) {

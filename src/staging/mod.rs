@@ -541,16 +541,16 @@ impl Journal {
                 format!("{e}; after a restart some blocks will be looked up once more"),
             );
         }
+        let mut again = Vec::new();
         {
             let mut state = self.inner.state.lock();
             for block in &blocks {
-                // Since a moment ago.
-                if block.is_doubted() && state.is_current(block) {
-                    state.queued_bytes += block.len();
-                    state.queue.push_front(Arc::clone(block));
+                let current = state.is_current(block);
+                if current && block.is_doubted() {
+                    again.push(Arc::clone(block)); // since a moment ago
                     continue;
                 }
-                if state.is_current(block) {
+                if current {
                     state.forget(&block.key);
                 }
                 if noted.is_err() {
@@ -558,6 +558,9 @@ impl Journal {
                 }
                 block.segment.drop_live();
             }
+        }
+        if !again.is_empty() {
+            self.put_back(again);
         }
         self.writer.reclaim();
     }
