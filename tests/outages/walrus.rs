@@ -438,8 +438,9 @@ async fn storm(case: &'static str, time: Duration) {
     for report in net.faults() {
         assert!(report.seen > 0, "never seen: {:?}", report.rule);
     }
+    // A write is refused for good where both publishers happen not to know `permanent`.
     const ANY: Allowed = Allowed::new(
-        &[(ErrorKind::Walrus, true)],
+        &[(ErrorKind::Walrus, true), (ErrorKind::Walrus, false)],
         &[
             (ErrorKind::Walrus, true),
             (ErrorKind::Walrus, false),
