@@ -800,34 +800,32 @@ impl Shared {
         // What cannot be stored is not there.
         keys.retain(|key| check_key(key).is_ok());
         failpoint!("delete.begun");
-        let removed = match keys.as_slice() {
-            [] => return Ok(()),
-            [key] => self.index.delete(key).await,
-            keys => self.index.delete_many(keys).await,
-        };
-        failpoint!("delete.done");
-        let journal = match &self.writes {
-            Writes::Journal { journal, .. } => Some(journal),
-            Writes::Through(_) => None,
-        };
-        let deleted = match removed {
-            Ok(removed) => {
-                Metrics::add(&self.metrics.deletes, keys.len() as u64);
-                self.metrics.usage_delta(Usage::default().minus(removed));
-                // After the index, so that a failure leaves everything as it was. The keys are held,
-                // so nothing can be staged or indexed in between.
-                match journal {
-                    Some(journal) => journal.delete(&keys).await,
-                    None => Ok(()),
-                }
-            }
-            Err(e) => Err(e),
-        };
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let deleted = self.delete_rows(&keys).await;
         // Rows may be gone all the same, of blocks that are about to leave the journal for them.
-        if let (Err(_), Some(journal)) = (&deleted, journal) {
+        if let (Err(_), Writes::Journal { journal, .. }) = (&deleted, &self.writes) {
             journal.doubt(&keys);
         }
         deleted
+    }
+
+    /// Deletes from the index, then from the journal.
+    async fn delete_rows(&self, keys: &[String]) -> Result<()> {
+        let removed = match keys {
+            [key] => self.index.delete(key).await?,
+            keys => self.index.delete_many(keys).await?,
+        };
+        failpoint!("delete.done");
+        Metrics::add(&self.metrics.deletes, keys.len() as u64);
+        self.metrics.usage_delta(Usage::default().minus(removed));
+        // After the index, so that a failure leaves everything as it was. The keys are held, so
+        // nothing can be staged or indexed in between.
+        if let Writes::Journal { journal, .. } = &self.writes {
+            journal.delete(keys).await?;
+        }
+        Ok(())
     }
 }
 

@@ -51,6 +51,13 @@ impl Node {
         }
     }
 
+    /// Opens, and finds the block.
+    async fn holds(&self, key: &str, value: &Bytes) {
+        let store = self.open("").await;
+        assert_eq!(store.get(key).await.unwrap().unwrap(), *value);
+        store.close().await.unwrap();
+    }
+
     /// What a kill leaves behind: the files as they are now, in a journal of their own.
     fn crashed_copy(&self) -> Node {
         let copy = Node {
@@ -66,6 +73,15 @@ impl Node {
 
     fn uploads(&self) -> usize {
         self.parts.store.puts.load(SeqCst)
+    }
+}
+
+/// Waits for what other tasks do.
+async fn until(what: &str, so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed().as_secs() < 20, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -224,11 +240,10 @@ async fn a_full_pack_leaves_at_once() {
     for (key, value) in blocks(200) {
         store.put(&key, value).await.unwrap();
     }
-    let started = Instant::now();
-    while metric(&store, "journal_bytes") >= 10_000 {
-        assert!(started.elapsed().as_secs() < 20);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("full packs leave", || {
+        metric(&store, "journal_bytes") < 10_000
+    })
+    .await;
     assert!(node.uploads() >= 2);
     assert!(
         metric(&store, "journal_blocks") > 0,
@@ -249,11 +264,7 @@ async fn idle_and_old_blocks_leave_on_their_own() {
         );
         let store = node.parts.try_open(&config).unwrap();
         store.put("/k", Bytes::from_static(b"v")).await.unwrap();
-        let started = Instant::now();
-        while metric(&store, "journal_blocks") > 0 {
-            assert!(started.elapsed().as_secs() < 20, "{setting}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(setting, || metric(&store, "journal_blocks") == 0).await;
         assert_eq!(node.uploads(), 1);
         store.close().await.unwrap();
     }
@@ -488,11 +499,8 @@ async fn a_deletion_wins_over_the_upload_under_way() {
     let store = node.open(r#""packTargetSizeBytes":1,"#).await;
     store.put("/gone", noise(1, 50)).await.unwrap();
     store.put("/back", noise(2, 50)).await.unwrap();
-    let started = Instant::now();
-    while node.parts.store.puts_running.load(SeqCst) < 2 {
-        assert!(started.elapsed().as_secs() < 20);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let running = || node.parts.store.puts_running.load(SeqCst);
+    until("both are on their way", || running() >= 2).await;
     store.delete("/gone").await.unwrap();
     store.delete("/back").await.unwrap();
     store.put("/back", noise(3, 50)).await.unwrap();
@@ -504,15 +512,6 @@ async fn a_deletion_wins_over_the_upload_under_way() {
     assert!(!store.has("/gone").await.unwrap(), "nor after a kill");
     assert_eq!(store.get("/back").await.unwrap().unwrap(), noise(3, 50));
     store.close().await.unwrap();
-}
-
-/// Waits for what other tasks do.
-async fn until(what: &str, so: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !so() {
-        assert!(started.elapsed().as_secs() < 20, "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -534,9 +533,7 @@ async fn a_deletion_that_failed_and_removed_the_row_does_not_lose_the_block() {
     drop(held);
     store.close().await.unwrap();
     assert!(indexed());
-    let store = node.open("").await;
-    assert_eq!(store.get(&key).await.unwrap().unwrap(), value);
-    store.close().await.unwrap();
+    node.holds(&key, &value).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -551,9 +548,7 @@ async fn a_put_comes_after_a_deletion_that_was_given_up() {
     store.put(&key, value.clone()).await.unwrap();
     node.parts.index.write_ms.store(0, SeqCst);
     store.close().await.unwrap();
-    let store = node.open("").await;
-    assert_eq!(store.get(&key).await.unwrap().unwrap(), value);
-    store.close().await.unwrap();
+    node.holds(&key, &value).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

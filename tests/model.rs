@@ -17,6 +17,8 @@ mod real;
 #[path = "model/strategy.rs"]
 mod strategy;
 
+use std::ops::Range;
+
 use common::faulty::Fault;
 use common::model::Step;
 use memory::{play_in_memory, play_with_journals};
@@ -81,32 +83,36 @@ fn at_one_node(steps: &mut [Step]) {
     }
 }
 
-/// With a write journal: what a killed process leaves behind in it is what the next one goes on with.
-#[test]
-fn a_model_agrees_with_a_journal() {
+/// Plays at one node, where calls fail as those of an honest network and database do.
+fn run_at_one_node(
+    rates: Range<f64>,
+    cases: u32,
+    play: impl Fn(&[Step], u64, Vec<(Fault, f64)>) -> Result<(), String>,
+) {
     run(
-        (steps(40), any::<u64>(), 0.0..0.25f64),
-        cases(1500),
+        (steps(40), any::<u64>(), rates),
+        cases,
         |(mut steps, seed, rate)| {
             at_one_node(&mut steps);
-            let rates = Fault::HONEST.map(|fault| (fault, rate)).into();
-            play_with_journals(&steps, seed, rates)
+            play(
+                &steps,
+                seed,
+                Fault::HONEST.map(|fault| (fault, rate)).into(),
+            )
         },
     );
 }
 
-/// As above at one node, which remembers what it looked up.
+/// With a write journal: what a killed process leaves behind in it is what the next one goes on with.
+#[test]
+fn a_model_agrees_with_a_journal() {
+    run_at_one_node(0.0..0.25, cases(1500), play_with_journals);
+}
+
+/// A node that is alone remembers what it looked up.
 #[test]
 fn a_model_agrees_with_rows_remembered() {
-    run(
-        (steps(40), any::<u64>(), 0.01..0.25f64),
-        cases(2000),
-        |(mut steps, seed, rate)| {
-            at_one_node(&mut steps);
-            let rates = Fault::HONEST.map(|fault| (fault, rate)).into();
-            play_in_memory(&steps, seed, rates)
-        },
-    );
+    run_at_one_node(0.01..0.25, cases(2000), play_in_memory);
 }
 
 #[test]

@@ -136,7 +136,8 @@ impl Writer {
     }
 
     /// Writes on this thread what is small and alone; gives back what must go through the queue. Tasks
-    /// on threads of a runtime do: others wait for those.
+    /// do, as others wait for their threads; on a runtime of one thread that would gain nothing, and its
+    /// clock, if paused, would run ahead meanwhile.
     fn at_once(&self, append: Append) -> Option<Append> {
         let quick = Duration::from_micros(self.inner.last_sync_us.load(Ordering::Relaxed)) <= QUICK;
         let own_thread = tokio::task::try_id().is_none()

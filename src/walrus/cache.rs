@@ -4,9 +4,9 @@
 //! together, with those that are still on their way, take three eighths of the budget at most: a long
 //! file does not drive out what is read again and again, and takes no memory that serves nobody. A window
 //! of which a block is asked for once more becomes *hot*, and one that is fetched again soon after it was
-//! handed out and left is so from the beginning, as whole blobs are. The
-//! least recently used goes first, cold ones before hot ones, and among the older cold ones those that
-//! were handed out already before those that somebody is about to come to.
+//! handed out and left is so from the beginning, as whole blobs are. The least recently used goes first,
+//! cold ones before hot ones, and among the older cold ones those that were handed out already before those
+//! that somebody is about to come to.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -468,9 +468,7 @@ impl Inner {
 
     /// Removes a cold piece, and remembers it if it was read.
     fn leave(&mut self, name: Arc<str>, start: u64, budget: u64) {
-        let slot = self.pieces.get(&name).and_then(|p| p.get(&start));
-        let read = slot.filter(|slot| slot.piece.untaken() == 0);
-        let range = read.map(|slot| slot.piece.range());
+        let range = self.handed_out(&name, start).map(|piece| piece.range());
         self.remove(&name, start);
         let Some(range) = range else {
             return;
@@ -497,18 +495,16 @@ impl Inner {
 
     /// The cold piece to go next.
     fn coldest(&self) -> Option<(Arc<str>, u64)> {
-        let is_done = |place: &&(Arc<str>, u64)| {
-            let slot = self.pieces.get(&place.0).and_then(|p| p.get(&place.1));
-            slot.is_some_and(|slot| slot.piece.untaken() == 0)
-        };
         let mut oldest = self.cold.iter().rev().map(|(_, place)| place);
-        let first = oldest.clone().next();
-        oldest
-            .by_ref()
-            .take(CANDIDATES)
-            .find(is_done)
-            .or(first)
-            .cloned()
+        let mut older = oldest.clone().take(CANDIDATES);
+        let done = older.find(|(name, start)| self.handed_out(name, *start).is_some());
+        done.or_else(|| oldest.next()).cloned()
+    }
+
+    /// The piece at a place, if all of it was handed out.
+    fn handed_out(&self, name: &str, start: u64) -> Option<&Piece> {
+        let piece = &self.pieces.get(name)?.get(&start)?.piece;
+        (piece.untaken() == 0).then_some(piece)
     }
 }
 
