@@ -595,9 +595,15 @@ impl Shared {
         }
         let mut failed: Option<(Record, Error)> = None;
         loop {
-            let record = match failed {
-                None => self.lookup(key).await?,
-                Some(_) => self.index.find_anew(key).await?,
+            let remembered = match failed {
+                None => self.index.cached(key),
+                Some(_) => None,
+            };
+            let asked = remembered.is_none();
+            let record = match (remembered, &failed) {
+                (Some(record), _) => Some(record),
+                (None, None) => self.lookup(key).await?,
+                (None, Some(_)) => self.index.find_anew(key).await?,
             };
             let Some(record) = record else {
                 return Ok(None);
@@ -609,7 +615,7 @@ impl Shared {
                 }
                 failed = None;
             }
-            match self.read(key, &record).await {
+            match self.read(key, &record, asked).await {
                 Ok(Some(value)) => {
                     self.count_get(&value);
                     return Ok(Some(value));
@@ -654,8 +660,9 @@ impl Shared {
         self.index.find(key).await
     }
 
-    /// The bytes a row points at, checked. `None` if they were staged and no longer are.
-    async fn read(&self, key: &str, record: &Record) -> Result<Option<Bytes>> {
+    /// The bytes a row points at, checked. `None` if they were staged and no longer are. `asked`: the index
+    /// had to be asked for the row.
+    async fn read(&self, key: &str, record: &Record, asked: bool) -> Result<Option<Bytes>> {
         if record.staged {
             let value = self.index.staged_value(key).await?;
             let wrong = |value: &Bytes| {
@@ -685,6 +692,9 @@ impl Shared {
         }
         if let Some((cache, name)) = &cache {
             if let Some(value) = cache.get(name, len).await {
+                if asked && record.patch_id.is_none() {
+                    self.reader.rows_follow(&record.blob_id, &range);
+                }
                 return Ok(Some(value));
             }
         }

@@ -204,6 +204,34 @@ impl Reader {
         Some(bytes)
     }
 
+    /// A block was found elsewhere, but the index had to be asked where it lies: if it is one of a stream,
+    /// the rows after it are fetched ahead.
+    pub(crate) fn rows_follow(&self, blob: &str, range: &Range<u64>) {
+        let inner = &self.inner;
+        // An index on this machine answers as quickly as memory.
+        if inner.index.is_local() || inner.stop.is_cancelled() {
+            return;
+        }
+        let mut state = inner.state.lock();
+        let in_stream = state.streams.note(blob, range, Instant::now()).is_some();
+        if !in_stream || state.asking.contains_key(blob) {
+            return;
+        }
+        let blob: Arc<str> = blob.into();
+        state.asking.insert(Arc::clone(&blob), Arc::default());
+        drop(state);
+        let from = range.end;
+        let asking = Arc::clone(inner);
+        inner.spawn(async move {
+            let _asking = Asking {
+                inner: &asking,
+                blob: &blob,
+            };
+            // They are remembered on their way. An index that cannot be asked says so to whoever needs a row.
+            let _ = asking.index.rows_from(&blob, from, ROWS).await;
+        });
+    }
+
     /// Gives up what is being fetched ahead, and returns when nothing runs any more.
     pub(crate) async fn close(&self) {
         self.inner.stop.cancel();

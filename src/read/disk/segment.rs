@@ -22,11 +22,33 @@ pub(super) struct Segment {
     complained: AtomicBool,
 }
 
+/// A record in memory. Nothing has checked its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    bytes: Bytes,
+    /// Where the value begins.
+    value: usize,
+}
+
+impl Record {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn value(&self) -> &[u8] {
+        &self.bytes[self.value..]
+    }
+
+    pub(super) fn into_value(self) -> Bytes {
+        self.bytes.slice(self.value..)
+    }
+}
+
 /// What a look at a record gave.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// The bytes under this name. Nothing has checked them yet.
-    Value(Bytes),
+    /// The record under this name.
+    Record(Record),
     /// Another block.
     Other,
     /// No record at all.
@@ -181,7 +203,10 @@ impl Segment {
         let mut record = vec![0; head.len() + value_len as usize];
         match self.file.read_exact_at(&mut record, u64::from(offset)) {
             Ok(()) if record.starts_with(&head) => {
-                return Ok(Found::Value(Bytes::from(record).slice(head.len()..)));
+                return Ok(Found::Record(Record {
+                    bytes: record.into(),
+                    value: head.len(),
+                }));
             }
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(e),
             Ok(()) | Err(_) => {}

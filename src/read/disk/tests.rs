@@ -285,6 +285,34 @@ async fn a_truncated_file_loses_its_end_alone() {
     assert!(has(&cache, block(9)).await);
 }
 
+/// What was right once is known by another digest, which must not make up for other bytes.
+#[tokio::test]
+async fn a_block_that_is_known_is_still_checked() {
+    let fixture = Fixture::new(64 << 20);
+    let cache = fixture.open();
+    let large = |n| block_of(n, 100 << 10);
+    for n in 0..3 {
+        insert(&cache, large(n)).await;
+    }
+    let [file] = fixture.files().try_into().unwrap();
+    for _ in 0..3 {
+        assert!(has(&cache, large(1)).await);
+    }
+    let tag = layout::tag(large(1).0.as_bytes());
+    assert_eq!(
+        cache.inner.known.get(tag).flatten().is_some(),
+        known::SHORTEST < 100 << 10
+    );
+    let bytes = fs::read(&file).unwrap();
+    let head = layout::record_head(large(1).0.as_bytes(), 100 << 10);
+    let at = bytes.windows(head.len()).position(|w| w == head).unwrap() + head.len();
+    let other = large(2).1;
+    let changed = [&bytes[..at], &other[..], &bytes[at + other.len()..]].concat();
+    fs::write(&file, &changed).unwrap();
+    assert!(has(&cache, large(2)).await);
+    assert!(!has(&cache, large(1)).await);
+}
+
 #[tokio::test]
 async fn a_directory_that_is_deleted_or_replaced_is_begun_anew() {
     let fixture = Fixture::new(1 << 20);

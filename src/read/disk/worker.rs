@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 use super::segment::Segment;
-use super::{Inner, Insert, Slot};
+use super::{known, Inner, Insert, Slot};
 use crate::config::DiskCacheConfig;
 use crate::dirlock::DirLock;
 use crate::error::Error;
@@ -308,6 +308,9 @@ impl<'a> Directory<'a> {
         let written = self
             .make_room((head.len() + insert.value.len()) as u64)
             .and_then(|()| self.append(&head, &insert.value));
+        if written.is_ok() && insert.value.len() >= known::SHORTEST {
+            self.inner.known.add(layout::tag(name), None);
+        }
         self.count();
         match written {
             Ok(()) => {
