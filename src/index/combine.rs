@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
 use crate::error::{caught, Error, Result};
+use crate::lasting::Lasting;
 use crate::sync::Mutex;
 
 /// Queries under way at once. With one, server and node would take turns at working; measured, a
@@ -82,13 +83,18 @@ impl<V: Send + 'static> Combiner<V> {
     /// # Errors
     /// Those of the query, which everyone in it gets.
     pub(super) async fn get(&self, key: String) -> Result<V> {
-        let (answer, leader) = self.join(key);
-        if let Some(leader) = leader {
-            // On its own: the caller may leave, and those who joined it must not be stranded.
-            tokio::spawn(leader);
-        }
+        let (mut answer, leader) = self.join(key);
+        let answer = match leader {
+            None => answer.await,
+            // Here, which spares the way to another thread and back. When the caller has its answer, or
+            // leaves, the rest goes on by itself: those who joined must not be stranded.
+            Some(leader) => tokio::select! {
+                biased;
+                answer = &mut answer => answer,
+                () = Lasting::new(leader) => answer.await,
+            },
+        };
         answer
-            .await
             // The runtime is going down.
             .unwrap_or_else(|_| Err(Error::closed("the index")))
     }
