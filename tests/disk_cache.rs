@@ -7,6 +7,7 @@ mod disk;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,6 +108,40 @@ async fn warm(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
         assert!(started.elapsed() < Duration::from_secs(30), "never warm");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn who_reads_in_order_asks_the_index_now_and_then() {
+    let node = Node::new();
+    let mut blocks = blocks(200);
+    let store = node.open();
+    put_all(&store, &blocks).await;
+    {
+        let rows = node.parts.index.rows.lock();
+        blocks.sort_by_key(|(key, _)| (rows[key].blob_id.clone(), rows[key].offset));
+    }
+    warm(&store, &blocks).await;
+    store.close().await.unwrap();
+
+    let store = node.open();
+    let lookups = || node.parts.index.lookups.load(Relaxed);
+    let before = lookups();
+    for block in &blocks {
+        read_all(&store, std::slice::from_ref(block)).await;
+        // The rows are fetched by a task.
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(metric(&store, "disk_cache_hits"), blocks.len() as u64);
+    assert!(lookups() - before < 10, "{} lookups", lookups() - before);
+
+    // Here and there: each is looked up, and no rows are fetched for it.
+    let store = node.open();
+    let before = lookups();
+    for block in blocks.iter().step_by(3) {
+        read_all(&store, std::slice::from_ref(block)).await;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(lookups() - before, blocks.len().div_ceil(3));
 }
 
 #[tokio::test]

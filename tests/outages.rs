@@ -9,6 +9,8 @@
 mod common;
 #[path = "outages/disk.rs"]
 mod disk;
+#[path = "outages/journal.rs"]
+mod journal;
 #[path = "outages/net.rs"]
 mod net;
 #[path = "outages/node.rs"]

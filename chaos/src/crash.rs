@@ -17,11 +17,14 @@ use walrusds::{Config, WalrusDatastore, FAILPOINTS};
 
 use crate::backend::Backend;
 use crate::common::mem::key_of;
+use crate::vandal::Vandal;
 use crate::workload::{Client, Journal, Manner, Tally};
 use crate::Settings;
 
 const CLIENTS: usize = 12;
 const LENGTH: usize = 200;
+/// The read cache's directory within the repository.
+pub const READ_CACHE: &str = "read-cache";
 /// A process that does not come to its end by then hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -97,6 +100,8 @@ pub fn worker() -> Option<ExitCode> {
 pub struct Crashes {
     /// Processes that died.
     pub deaths: u64,
+    /// What happened to the read cache meanwhile.
+    pub damages: u64,
     /// Acknowledged writes, as the journals tell.
     pub writes: u64,
     /// Keys that were compared after the deaths.
@@ -109,6 +114,7 @@ pub struct Crashes {
 impl Crashes {
     pub fn add(&mut self, other: Crashes) {
         self.deaths += other.deaths;
+        self.damages += other.damages;
         self.writes += other.writes;
         self.checked += other.checked;
         self.rows += other.rows;
@@ -155,6 +161,11 @@ impl<'a> Scene<'a> {
         self.dir.path().join("journal")
     }
 
+    fn vandal(&self) -> Vandal {
+        let seed = self.settings.seed + self.result.deaths;
+        Vandal::start(self.dir.path().join(READ_CACHE), seed)
+    }
+
     /// Starts a worker. With renewal, its blobs are due from the beginning on.
     fn spawn(
         &self,
@@ -166,6 +177,7 @@ impl<'a> Scene<'a> {
         let mut config = self.settings.config(serde_json::json!({
             "publisherURL": self.net.url(), "aggregatorURL": self.net.url(),
             "packTargetSizeBytes": 65536, "requestTimeoutSeconds": 5, "epochs": 20,
+            "cachePath": READ_CACHE, "cacheBytes": 100_000,
         }));
         if self.journalled {
             // Small packs, so that many are on their way at once.
@@ -199,6 +211,7 @@ impl<'a> Scene<'a> {
 
     fn wait(&mut self, mut child: Child) -> Ended {
         let until = Instant::now() + PATIENCE;
+        let vandal = self.vandal();
         let status = loop {
             match child.try_wait().expect("waiting for a worker") {
                 Some(status) => break status,
@@ -209,6 +222,7 @@ impl<'a> Scene<'a> {
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
         };
+        self.result.damages += vandal.stop();
         let mut ended = Ended {
             signal: status.signal(),
             out: String::new(),
@@ -272,6 +286,7 @@ impl<'a> Scene<'a> {
         let before = lines(&self.journal());
         let mut child = self.spawn(u64::MAX, Duration::ZERO, false, None);
         let until = Instant::now() + PATIENCE;
+        let vandal = self.vandal();
         while lines(&self.journal()) < before + more {
             if Instant::now() > until || !matches!(child.try_wait(), Ok(None)) {
                 break;
@@ -279,6 +294,7 @@ impl<'a> Scene<'a> {
             std::thread::sleep(Duration::from_millis(1));
         }
         let _ = child.kill();
+        self.result.damages += vandal.stop();
         let ended = self.wait(child);
         if ended.signal != Some(9) {
             self.complain("a worker was not there to be killed", &ended);

@@ -8,6 +8,7 @@ mod common;
 mod crash;
 mod memory;
 mod real;
+mod vandal;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -89,12 +90,17 @@ fn main() -> ExitCode {
         let name = format!("{:x}", rand::random::<u64>());
         Backend::sqlite(dir.path(), &name)
     };
-    for backend in [fresh_file(), Backend::postgres(&server)] {
-        let tally = Tally::default();
-        let counts = runtime.block_on(real::run(&settings, &backend, ops * 3 / 40, &tally));
-        report.part(&format!("local Walrus, {}", backend.name()), &tally, counts);
+    for journalled in [false, true] {
+        let way = if journalled { ", journal" } else { "" };
+        for backend in [fresh_file(), Backend::postgres(&server)] {
+            let tally = Tally::default();
+            let run = real::run(&settings, &backend, journalled, ops * 3 / 40, &tally);
+            let counts = runtime.block_on(run);
+            let caches = if journalled { " and read cache" } else { "" };
+            let name = format!("local Walrus, {}{way}{caches}", backend.name());
+            report.part(&name, &tally, counts);
+        }
     }
-
     for journalled in [false, true] {
         let way = if journalled { ", journal" } else { "" };
         let crashes = crash::at_every_point(&settings, fresh_file, journalled, rounds);
@@ -177,14 +183,14 @@ impl Report {
     fn crashes(&mut self, name: &str, crashes: Crashes) {
         self.head(name);
         println!(
-            "  {} deaths, {} writes acknowledged, {} answers compared, {} rows followed to their bytes, {} complaints",
-            crashes.deaths, crashes.writes, crashes.checked, crashes.rows, crashes.complaints.len()
+            "  {} deaths, {} damages to the cache, {} writes acknowledged, {} answers compared, {} rows followed to their bytes, {} complaints",
+            crashes.deaths, crashes.damages, crashes.writes, crashes.checked, crashes.rows, crashes.complaints.len()
         );
         for complaint in &crashes.complaints {
             println!("  ! {complaint}");
         }
         self.writes += crashes.writes;
-        self.faults += crashes.deaths;
+        self.faults += crashes.deaths + crashes.damages;
         self.wrong += crashes.complaints.len() as u64;
     }
 

@@ -9,6 +9,8 @@ use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Loss, Op, Options
 use walrusds::{Config, WalrusDatastore};
 
 use crate::backend::Backend;
+use crate::crash::READ_CACHE;
+use crate::vandal::Vandal;
 use crate::workload::{Client, Manner, Tally};
 use crate::{Counts, Settings};
 
@@ -80,8 +82,15 @@ fn plan(seed: u64) -> FaultPlan {
     FaultPlan { seed, rules }
 }
 
-/// Runs until so many writes are acknowledged.
-pub async fn run(settings: &Settings, backend: &Backend, writes: u64, tally: &Tally) -> Counts {
+/// Runs until so many writes are acknowledged: without caches, or with a write journal and a read cache,
+/// beside somebody who damages that.
+pub async fn run(
+    settings: &Settings,
+    backend: &Backend,
+    journalled: bool,
+    writes: u64,
+    tally: &Tally,
+) -> Counts {
     let net = Devnet::start(Options {
         cheap_ids: true,
         max_body: 64 << 20,
@@ -95,6 +104,13 @@ pub async fn run(settings: &Settings, backend: &Backend, writes: u64, tally: &Ta
         "publisherURL": net.url(), "aggregatorURL": net.url(), "requestTimeoutSeconds": 1,
         "packTargetSizeBytes": 16_384, "maxRetries": 2, "blobCacheBytes": 1_000_000,
     }));
+    if journalled {
+        // Alone: with it, half of the reads do not meet what goes wrong on the way.
+        config["cachePath"] = READ_CACHE.into();
+        config["cacheBytes"] = 1_000_000.into();
+        config["journalPath"] = "write-journal".into();
+        config["packIdleFlushSeconds"] = 1.into();
+    }
     backend.configure(&mut config);
     let config = Config::from_json(&config.to_string()).expect("configuration");
     let manner = Manner {
@@ -108,6 +124,7 @@ pub async fn run(settings: &Settings, backend: &Backend, writes: u64, tally: &Ta
         .map(|id| Client::new(id, settings.seed, manner.length))
         .collect();
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let vandal = Vandal::start(repo.path().join(READ_CACHE), settings.seed);
     for life in 1..=LIVES {
         let open = || WalrusDatastore::open(config.clone(), repo.path());
         let ds = open().await.expect("opening");
@@ -138,5 +155,6 @@ pub async fn run(settings: &Settings, backend: &Backend, writes: u64, tally: &Ta
         crate::together(verifying).await;
         ds.close().await.expect("closing");
     }
+    counts.insert("damages to the cache".to_owned(), vandal.stop());
     counts
 }

@@ -30,6 +30,8 @@ pub struct MemIndex {
     pub fail_puts: AtomicBool,
     pub put_calls: AtomicUsize,
     pub list_calls: AtomicUsize,
+    /// Keys that were looked up.
+    pub lookups: AtomicUsize,
 }
 
 #[async_trait]
@@ -54,6 +56,7 @@ impl Index for MemIndex {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
+        self.lookups.fetch_add(1, SeqCst);
         if let Some(value) = self.staged.lock().get(key) {
             return Ok(Some(Record {
                 size: value.len() as i64,

@@ -1,0 +1,75 @@
+//! Somebody who damages a read cache while it is in use: cuts, overwrites and removes its files, and leaves
+//! foreign ones. None of that may make an answer wrong.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+
+/// Between two deeds: the cache is filled again meanwhile.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// At work until it is [stopped](Vandal::stop).
+pub struct Vandal {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Vandal {
+    pub fn start(cache: PathBuf, seed: u64) -> Vandal {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut deeds = 0;
+            while !stopped.load(Relaxed) {
+                // What is not there cannot be damaged.
+                deeds += u64::from(damage(&cache, &mut rng).is_ok());
+                std::thread::sleep(PAUSE);
+            }
+            deeds
+        });
+        Vandal { stop, thread }
+    }
+
+    /// How much was damaged.
+    pub fn stop(self) -> u64 {
+        self.stop.store(true, Relaxed);
+        self.thread.join().expect("vandal")
+    }
+}
+
+fn damage(cache: &Path, rng: &mut StdRng) -> io::Result<()> {
+    if rng.random_range(0..50) == 0 {
+        return fs::remove_dir_all(cache);
+    }
+    if rng.random_range(0..20) == 0 {
+        let path = cache.join(format!("{:010}.blocks", rng.random_range(0..100)));
+        return fs::write(path, noise(rng));
+    }
+    let files = fs::read_dir(cache)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let files: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|e| e == "blocks"))
+        .collect();
+    let path = files.choose(rng).ok_or(io::ErrorKind::NotFound)?;
+    let file = File::options().write(true).open(path)?;
+    let at = rng.random_range(0..file.metadata()?.len().max(1));
+    match rng.random_range(0..4) {
+        0 => fs::remove_file(path),
+        1 => file.set_len(at),
+        _ => file.write_all_at(&noise(rng), at),
+    }
+}
+
+fn noise(rng: &mut StdRng) -> Vec<u8> {
+    let len = rng.random_range(1..2000);
+    (0..len).map(|_| rng.random()).collect()
+}

@@ -1,0 +1,175 @@
+//! The same with a write journal and a read cache on the local disk: the network is away, the database, the
+//! disks of either.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request};
+use walrusds::ErrorKind;
+
+use crate::common::postgres::Postgres;
+use crate::disk::SmallDisk;
+use crate::scene::{
+    a_while, devnet, open, spec, Allowed, Scene, AGGREGATOR, INDEX_RETRYABLE, NOTHING,
+};
+
+const GROUP: &str = "Write journal and read cache";
+
+/// A node with both, whose blocks travel soon.
+async fn start(
+    net: &Devnet,
+    case: &'static str,
+    change: impl FnOnce(&mut serde_json::Value),
+) -> (tempfile::TempDir, Scene) {
+    let repo = tempfile::tempdir().expect("repo");
+    let mut spec = spec(net);
+    spec["indexPath"] = "index.sqlite".into();
+    spec["journalPath"] = "journal".into();
+    spec["cachePath"] = "cache".into();
+    spec["packIdleFlushSeconds"] = 1.into();
+    spec["packTargetSizeBytes"] = (64 << 10).into();
+    spec["requestTimeoutSeconds"] = 1.into();
+    change(&mut spec);
+    let ds = open(&spec, repo.path()).await;
+    (repo, Scene::start(GROUP, case, vec![ds]).await)
+}
+
+fn on(requests: &[Request], action: FaultAction) -> Vec<FaultRule> {
+    vec![FaultRule::new(action).on(requests.iter().copied())]
+}
+
+/// Walrus fails in this way for a while.
+async fn network(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
+    let net = devnet().await;
+    let (_repo, mut scene) = start(&net, case, |_| {}).await;
+    scene.only_verified_reads().await;
+    scene.strike(|| net.set_faults(rules)).await;
+    scene.hold(a_while()).await;
+    let fired = net.faults().iter().map(|f| f.fired).sum::<u64>();
+    assert!(fired > 0, "{case}: the fault never struck");
+    scene.heal(|| net.clear_faults(), allowed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn publisher_away() {
+    let rules = on(&[Request::Put], FaultAction::Unavailable);
+    network("503 to uploads", rules, NOTHING).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn uploads_hang() {
+    let rules = on(&[Request::Put], FaultAction::Hang);
+    network("no answer to uploads", rules, NOTHING).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn network_away() {
+    let rules = vec![FaultRule::new(FaultAction::Reset { after: 0 })];
+    let case = "connections reset on every request";
+    network(case, rules, AGGREGATOR).await;
+}
+
+/// Blocks are damaged on their way back, when uploads are checked and when they are read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn reads_damaged() {
+    let reads = [Request::Get, Request::Range];
+    let rules = on(&reads, FaultAction::Corrupt { offset: 17 });
+    const CORRUPT: Allowed = Allowed::readers(&[(ErrorKind::Corrupt, false)]);
+    network("a flipped bit in every read", rules, CORRUPT).await;
+}
+
+/// Writers wait for room: no error, and who has a deadline gets away in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn journal_full() {
+    let net = devnet().await;
+    let case = "journalMaxBytes reached, uploads away";
+    let (_repo, mut scene) = start(&net, case, |spec| {
+        spec["journalMaxBytes"] = (4 << 20).into();
+    })
+    .await;
+    let rules = on(&[Request::Put], FaultAction::Unavailable);
+    scene.strike(|| net.set_faults(rules)).await;
+    scene.hold(a_while()).await;
+    scene.heal(|| net.clear_faults(), NOTHING).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn database_away() {
+    let mut pg = Postgres::start();
+    let db = pg.database();
+    let net = devnet().await;
+    let case = "PostgreSQL stopped";
+    let url = pg.url(&db);
+    let (_repo, mut scene) = start(&net, case, |spec| {
+        spec.as_object_mut().map(|s| s.remove("indexPath"));
+        spec["postgresURL"] = url.into();
+    })
+    .await;
+    scene.strike(|| pg.down_now()).await;
+    scene.hold(a_while()).await;
+    scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn disk_of_the_journal_full() {
+    let Some(disk) = SmallDisk::mount(16) else {
+        return;
+    };
+    let net = devnet().await;
+    let path = disk.path().join("journal");
+    let (_repo, mut scene) = start(&net, "the journal's disk full", |spec| {
+        spec["journalPath"] = text(&path).into();
+        spec["journalMaxBytes"] = (8 << 20).into();
+    })
+    .await;
+    scene.strike(|| disk.fill()).await;
+    scene.hold(a_while()).await;
+    const DISK: Allowed = Allowed::writers(&[(ErrorKind::Disk, true)]);
+    let outcome = scene.heal(|| disk.free(), DISK).await;
+    assert!(!outcome.messages.is_empty(), "the disk was not full");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn disk_of_the_cache_full() {
+    let Some(disk) = SmallDisk::mount(4) else {
+        return;
+    };
+    let net = devnet().await;
+    let path = disk.path().join("cache");
+    let (_repo, mut scene) = start(&net, "the cache's disk full", |spec| {
+        spec["cachePath"] = text(&path).into();
+    })
+    .await;
+    scene.strike(|| disk.fill()).await;
+    scene.hold(a_while()).await;
+    scene.heal(|| disk.free(), NOTHING).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn cache_removed() {
+    let net = devnet().await;
+    let case = "the cache's directory removed ten times a second";
+    let (repo, mut scene) = start(&net, case, |_| {}).await;
+    let (path, over) = (repo.path().join("cache"), AtomicBool::new(false));
+    std::thread::scope(|threads| {
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                let remove = || {
+                    while !over.load(Relaxed) {
+                        // It is made anew meanwhile.
+                        let _ = std::fs::remove_dir_all(&path);
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                };
+                scene.strike(|| drop(threads.spawn(remove))).await;
+                scene.hold(a_while()).await;
+                scene.heal(|| over.store(true, Relaxed), NOTHING).await;
+            });
+        });
+    });
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of text")
+}
