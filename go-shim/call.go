@@ -2,6 +2,7 @@ package walrusds
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -10,8 +11,8 @@ import (
 // while they wait: 35 at the very most, however many goroutines call. Everybody else waits in Go, which
 // costs no thread.
 //
-//   - lookups (Has, GetSize) that memory does not answer travel together, 2 questions at a time
-//     (lookup.go);
+//   - lookups (Has, GetSize) that memory does not answer travel together, in 1 or 2 questions at a time
+//     (leadLookups, lookup.go);
 //   - reads and writes hold a thread only while few do (direct). Those beyond are started, and wait
 //     for a channel (queue.go). Starting and cancelling are short, but Go gives each C call a thread
 //     that lasts, so few do so at once (startCalls). What bounds the calls is memory: values that are
@@ -19,7 +20,6 @@ import (
 //   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query that nobody
 //     reads does not count.
 const (
-	leadLookups = 2
 	directCalls = 8
 	startCalls  = 4
 	gateReads   = 128
@@ -27,6 +27,13 @@ const (
 	gateQueries = 16
 	gateSyncs   = 4
 )
+
+// leadLookups is how many questions may be under way. While a goroutine waits inside the engine, the processor
+// that Go has given it is free again only when Go's monitor comes by and notices, which takes up to 10 ms. So
+// that those who wait for its answer can run meanwhile, one processor is left out.
+func leadLookups() int {
+	return max(1, min(2, runtime.GOMAXPROCS(0)-1))
+}
 
 type gate chan struct{}
 

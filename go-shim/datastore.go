@@ -70,7 +70,7 @@ func Open(spec map[string]any, repoPath string) (*Datastore, error) {
 		writes:  newBudget(writeBytes),
 		queue:   queue,
 	}
-	d.lookups.closing = d.closing
+	d.lookups.closing, d.lookups.most = d.closing, leadLookups()
 	eng.logs.start(eng)
 	// A backstop that only tells: closing from a finalizer would hide the mistake, and block the
 	// one goroutine that runs all finalizers.

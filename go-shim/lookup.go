@@ -11,15 +11,16 @@ import (
 const maxLookups = 512
 
 // lookups lets Has and GetSize of many goroutines travel together. Nothing waits for a timer: while
-// fewer than leadLookups questions are under way, a goroutine asks at once, on its own thread; whoever
+// fewer than most questions are under way, a goroutine asks at once, on its own thread; whoever
 // comes meanwhile waits for a channel, and when a question is answered, the first of those who wait asks
 // for all of them.
 type lookups struct {
 	closing <-chan struct{}
+	most    int
 
 	mu      sync.Mutex
 	leading int       // goroutines that ask, or were told to
-	waiting []*lookup // nobody waits while fewer than leadLookups lead
+	waiting []*lookup // nobody waits while fewer than most lead
 	gone    int       // of waiting, those who do not any more
 }
 
@@ -61,7 +62,7 @@ func (l *lookups) get(ctx context.Context, by asker, key string) (uint64, bool, 
 	*me = lookup{key: key, wake: me.wake}
 
 	l.mu.Lock()
-	leads := l.leading < leadLookups
+	leads := l.leading < l.most
 	if leads {
 		l.leading++
 		me.state = lookupLeads

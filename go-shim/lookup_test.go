@@ -46,9 +46,12 @@ func (a *fakeEngine) askAlone(_ context.Context, l *lookup) error {
 	return nil
 }
 
+// leading is how many ask at once in these tests.
+const leading = 2
+
 func newLookups() (*lookups, chan struct{}) {
 	closing := make(chan struct{})
-	return &lookups{closing: closing}, closing
+	return &lookups{closing: closing, most: leading}, closing
 }
 
 // idle fails unless nobody leads and nobody waits.
@@ -91,18 +94,18 @@ func TestLookupsTravelTogether(t *testing.T) {
 			t.Errorf("%d: %d, %v, %v", i, size, found, err)
 		}
 	}
-	wg.Add(leadLookups + others)
-	for i := 0; i < leadLookups; i++ {
+	wg.Add(leading + others)
+	for i := 0; i < leading; i++ {
 		go get(i)
 	}
-	until(t, "leaders ask", func() bool { return a.running.Load() == leadLookups })
+	until(t, "leaders ask", func() bool { return a.running.Load() == leading })
 	for i := 0; i < others; i++ {
 		go get(i)
 	}
 	until(t, "the others wait", l.waits(others))
 	close(a.gate)
 	wg.Wait()
-	if asks, most := a.asks.Load(), a.most.Load(); asks > leadLookups+(others+maxLookups-1)/maxLookups+1 || most > leadLookups {
+	if asks, most := a.asks.Load(), a.most.Load(); asks > leading+(others+maxLookups-1)/maxLookups+1 || most > leading {
 		t.Errorf("%d questions for %d keys, %d at once", asks, a.keys.Load(), most)
 	}
 	l.idle(t)
@@ -121,12 +124,12 @@ func TestLookupsAreNotGivenUpTogether(t *testing.T) {
 		_, _, err := l.get(ctx, a, "key")
 		results <- err
 	}
-	for i := 0; i < leadLookups; i++ {
+	for i := 0; i < leading; i++ {
 		go get(first)
 	}
-	until(t, "leaders ask", func() bool { return a.running.Load() == leadLookups })
+	until(t, "leaders ask", func() bool { return a.running.Load() == leading })
 	// The next who ask are these; they take the rest along.
-	for i := 0; i < leadLookups; i++ {
+	for i := 0; i < leading; i++ {
 		go get(next)
 		until(t, "they wait", l.waits(i+1))
 	}
@@ -134,22 +137,22 @@ func TestLookupsAreNotGivenUpTogether(t *testing.T) {
 	for i := 0; i < patient; i++ {
 		go get(context.Background())
 	}
-	until(t, "all wait", l.waits(leadLookups+patient))
+	until(t, "all wait", l.waits(leading+patient))
 	hasty, leave := context.WithCancel(context.Background())
 	go get(hasty)
-	until(t, "one more waits", l.waits(leadLookups+patient+1))
+	until(t, "one more waits", l.waits(leading+patient+1))
 	leave()
 	if err := <-results; err != context.Canceled {
 		t.Error(err)
 	}
 	for _, cancel := range []func(){cancelFirst, cancelNext} {
 		cancel()
-		for i := 0; i < leadLookups; i++ {
+		for i := 0; i < leading; i++ {
 			if err := <-results; err != context.Canceled {
 				t.Error(err)
 			}
 		}
-		until(t, "somebody asks for all", func() bool { return a.running.Load() > 0 && a.keys.Load() >= 2*leadLookups+patient })
+		until(t, "somebody asks for all", func() bool { return a.running.Load() > 0 && a.keys.Load() >= 2*leading+patient })
 	}
 	close(a.gate)
 	for i := 0; i < patient; i++ {
@@ -172,11 +175,11 @@ func TestLookupsFailAndAreOdd(t *testing.T) {
 		}
 	}
 	round := func(want error) {
-		wg.Add(leadLookups + 4)
-		for i := 0; i < leadLookups; i++ {
+		wg.Add(leading + 4)
+		for i := 0; i < leading; i++ {
 			go get("first", want)
 		}
-		until(t, "leaders ask", func() bool { return a.running.Load() == leadLookups })
+		until(t, "leaders ask", func() bool { return a.running.Load() == leading })
 		for _, key := range []string{"odd", "a", "bc", "odd"} {
 			go get(key, want)
 		}
@@ -248,14 +251,14 @@ func TestLookupsThatLeaveTakeNoRoom(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	l, _ := newLookups()
 	var leaders sync.WaitGroup
-	for i := 0; i < leadLookups; i++ {
+	for i := 0; i < leading; i++ {
 		leaders.Add(1)
 		go func() {
 			defer leaders.Done()
 			l.get(context.Background(), a, "leads")
 		}()
 	}
-	until(t, "leaders ask", func() bool { return a.running.Load() == leadLookups })
+	until(t, "leaders ask", func() bool { return a.running.Load() == leading })
 	for i := 0; i < 20; i++ {
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
