@@ -225,10 +225,10 @@ impl WalrusDatastore {
                 }
             }
         };
-        let disk_cache = config
-            .disk_cache
-            .clone()
-            .map(|settings| DiskCache::open(settings, Arc::clone(&log)));
+        let disk_cache = config.disk_cache.clone().map(|settings| {
+            cache.share_with_disk();
+            DiskCache::open(settings, Arc::clone(&log))
+        });
         let mut workers = vec![tokio::spawn(flush_usage(
             Arc::clone(&index),
             Arc::clone(&metrics),

@@ -75,7 +75,7 @@ pub const KEYS: &[KeySpec] = &[
     key("workers", whole(1, 10_000), "100", "ceiling of parallel uploads; actual concurrency adapts to 429/503"),
     key("maxOpenConns", whole(1, 10_000), "32", "Postgres connections, at most"),
     key("packTargetSizeBytes", whole(1, MAX_BLOB_BYTES), "67108864", "ceiling of a pack in bytes, never a floor"),
-    key("blobCacheBytes", KeyType::Whole { min: i64::MIN, max: i64::MAX }, "268435456", "memory for what is read, read-ahead included (bytes); one entry takes a quarter at most; negative disables both"),
+    key("blobCacheBytes", KeyType::Whole { min: i64::MIN, max: i64::MAX }, "268435456", "memory for what is read, read-ahead included (bytes); one entry takes a quarter at most; with `cachePath` half of it is kept at most; negative disables both"),
     key("requestTimeoutSeconds", whole(1, 86_400), "60", "per HTTP attempt, without progress (seconds)"),
     key("maxRetries", whole(0, 100), "3", "retries per request after the first attempt, exponential backoff with jitter"),
     key("epochDurationSeconds", whole(0, MAX_SECONDS), "0", "length of a storage epoch (seconds; Mainnet 1209600, Testnet 86400); 0 = unknown, renewal off"),

@@ -159,6 +159,8 @@ pub(crate) struct BlobCache {
 }
 
 struct Inner {
+    /// What all pieces may take (bytes): the budget, or less.
+    keeps: u64,
     /// Cold pieces that were handed out and left, the last one last: at most as many bytes as the budget.
     left: VecDeque<(Arc<str>, Range<u64>)>,
     left_bytes: u64,
@@ -196,9 +198,11 @@ impl Drop for Reservation {
 impl BlobCache {
     /// `budget` in bytes; zero or less disables the cache.
     pub(crate) fn new(budget: i64) -> Self {
+        let budget = u64::try_from(budget).unwrap_or(0);
         BlobCache {
-            budget: u64::try_from(budget).unwrap_or(0),
+            budget,
             inner: Mutex::new(Inner {
+                keeps: budget,
                 left: VecDeque::new(),
                 left_bytes: 0,
                 pieces: HashMap::new(),
@@ -215,6 +219,12 @@ impl BlobCache {
 
     pub(crate) fn budget(&self) -> u64 {
         self.budget
+    }
+
+    /// What is read lies on a local disk, too, and mostly in the system's memory: half of the budget is enough
+    /// to keep it, the other half is for what is on its way.
+    pub(crate) fn share_with_disk(&self) {
+        self.inner.lock().keeps = self.budget / 2;
     }
 
     /// Longest entry taken (bytes): a quarter of the budget, so that one blob cannot empty the cache.
@@ -454,7 +464,7 @@ impl Inner {
             };
             self.leave(name, start, budget);
         }
-        while self.cold_bytes + self.hot_bytes + self.reserved > budget {
+        while self.cold_bytes + self.hot_bytes + self.reserved > self.keeps {
             if let Some((name, start)) = self.coldest() {
                 self.leave(name, start, budget);
             } else if let Some((_, (name, start))) = self.hot.peek_lru() {
@@ -558,6 +568,20 @@ mod tests {
             assert!(off.whole("a").is_none());
             assert!(off.reserve(1).is_none());
         }
+    }
+
+    #[test]
+    fn beside_a_disk_half_is_kept_and_windows_have_as_much_as_ever() {
+        let cache = cache(800);
+        cache.share_with_disk();
+        for id in ["a", "b", "c", "d", "e"] {
+            cache.insert_whole(id, blob(100 * KIB));
+        }
+        assert_eq!(cache.used(), 400 * KIB + 4 * ENTRY_BYTES);
+        let on_its_way = cache.reserve(200 * KIB);
+        assert!(on_its_way.is_some(), "a quarter of the budget");
+        assert_eq!(cache.used(), 400 * KIB + 2 * ENTRY_BYTES);
+        assert!(cache.whole("d").is_some() && cache.whole("c").is_none());
     }
 
     #[test]
