@@ -51,6 +51,8 @@ pub fn secrets_stay_secret(data: &[u8]) {
             input.text(),
             input.text()
         ),
+        // Only there is this a password: elsewhere it may be a path, which is no secret.
+        _ if !["postgresURL", "authTokenCommand"].contains(&key) => return,
         _ => format!(
             "{}user={} password={PASSWORD} {}",
             input.text(),

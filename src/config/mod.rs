@@ -76,7 +76,7 @@ pub struct Config {
     pub max_open_conns: u32,
     /// Ceiling of a pack (bytes).
     pub pack_target_size_bytes: u64,
-    /// Memory for whole blobs (bytes); negative disables.
+    /// Memory for what is read and fetched ahead (bytes); negative disables.
     pub blob_cache_bytes: i64,
     /// Time without progress after which an HTTP attempt is given up.
     pub request_timeout: Duration,

@@ -71,7 +71,15 @@ pub(super) fn parse(url: &str) -> Result<Spec> {
         .strip_prefix("postgres://")
         .or_else(|| url.strip_prefix("postgresql://"))
     {
-        split_url(rest)?
+        let spec = split_url(rest).and_then(build);
+        // Perhaps the ? is one in the user name or the password, and what follows it theirs.
+        let misplaced = rest.split_once('?').is_some_and(|(_, q)| q.contains('@'));
+        return match spec {
+            Err(_) if misplaced => Err(bad(
+                "the parameters after ? are wrong, and there is an @ among them: a ? or @ in the user name, the password or a parameter must be percent-encoded (%3F, %40)",
+            )),
+            other => other,
+        };
     } else if url.contains("://") {
         return Err(bad("the scheme must be postgres:// or postgresql://"));
     } else if url.contains('=') {
@@ -137,6 +145,12 @@ fn split_url(rest: &str) -> Result<Params> {
             .split_once('=')
             .ok_or_else(|| bad("a parameter after ? has no value (name=value)"))?;
         let name = decode("the name of a parameter", name)?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if !name.chars().all(plain) {
+            return Err(bad(
+                "what stands after ? is no name of a parameter (a ? in the user name or the password is written as %3F)",
+            ));
+        }
         let value = decode(&format!("parameter {name:?}"), value)?;
         params.insert(name, value);
     }
@@ -537,6 +551,8 @@ mod tests {
             spec.targets[0].config.get_hosts(),
             [Host::Unix(_)]
         ));
+        let spec = parse("postgres://h/d?user=me@work&password=a@b").unwrap();
+        assert_eq!(spec.user, "me@work");
         // A password with an @ in it, written plainly: the last @ separates.
         let spec = parse("postgres://u:a@b@h/d").unwrap();
         assert_eq!(spec.targets[0].config.get_password(), Some(&b"a@b"[..]));
@@ -573,6 +589,10 @@ mod tests {
             ("postgres://u:hunter2@a,b:1,c/d?port=1,2", "port"),
             ("user=u password='hunter2", "closing quote"),
             ("postgres://u:hunter2@h/d#x", "fragment"),
+            ("postgres://us?er:hunter2@h/d?a=%fs", "%3F"),
+            ("postgres://us?er:hunter2@h/d=x", "%3F"),
+            ("postgres://u:pa?hunter2=x@h/d", "%3F"),
+            ("postgres://us?er:hunter2=x", "%3F"),
         ] {
             let message = error(url);
             assert!(message.contains(part), "{url}: {message}");
