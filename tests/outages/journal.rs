@@ -106,7 +106,7 @@ async fn database_away() {
         spec["postgresURL"] = url.into();
     })
     .await;
-    scene.strike(|| pg.down_now()).await;
+    scene.strike(|| pg.down()).await;
     scene.hold(a_while()).await;
     scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
 }
