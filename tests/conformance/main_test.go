@@ -43,9 +43,10 @@ func onEachIndex(t *testing.T, test func(*testing.T, index)) {
 }
 
 // journalled makes a datastore write to a journal, and what is in it travel soon: in the middle of a
-// test some values are in the journal, and some on Walrus. Close leaves the rest to the next open.
+// test some values are in the journal, and some on Walrus or in the read cache. Close leaves the rest to the
+// next open.
 var journalled = map[string]any{
-	"journalPath": "journal", "packIdleFlushSeconds": 1, "packMaxAgeSeconds": 1, "drainTimeoutSeconds": 0,
+	"journalPath": "journal", "cachePath": "cache", "packIdleFlushSeconds": 1, "packMaxAgeSeconds": 1, "drainTimeoutSeconds": 0,
 }
 
 // onEachStore runs a test on both kinds of index, without a write journal and with one: the test adds
