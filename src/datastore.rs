@@ -595,15 +595,12 @@ impl Shared {
         }
         let mut failed: Option<(Record, Error)> = None;
         loop {
-            let remembered = match failed {
-                None => self.index.cached(key),
-                Some(_) => None,
-            };
-            let asked = remembered.is_none();
-            let record = match (remembered, &failed) {
-                (Some(record), _) => Some(record),
-                (None, None) => self.lookup(key).await?,
-                (None, Some(_)) => self.index.find_anew(key).await?,
+            let (record, asked) = match failed {
+                None => match self.index.cached(key) {
+                    Some(record) => (Some(record), false),
+                    None => (self.lookup(key).await?, true),
+                },
+                Some(_) => (self.index.find_anew(key).await?, true),
             };
             let Some(record) = record else {
                 return Ok(None);

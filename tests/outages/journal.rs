@@ -10,9 +10,8 @@ use walrusds::ErrorKind;
 
 use crate::common::postgres::Postgres;
 use crate::disk::SmallDisk;
-use crate::scene::{
-    a_while, devnet, open, spec, Allowed, Scene, AGGREGATOR, INDEX_RETRYABLE, NOTHING,
-};
+use crate::scene::{a_while, devnet, Allowed, Scene, AGGREGATOR, INDEX_RETRYABLE, NOTHING};
+use crate::walrus::start_on;
 
 const GROUP: &str = "Write journal and read cache";
 
@@ -22,17 +21,14 @@ async fn start(
     case: &'static str,
     change: impl FnOnce(&mut serde_json::Value),
 ) -> (tempfile::TempDir, Scene) {
-    let repo = tempfile::tempdir().expect("repo");
-    let mut spec = spec(net);
-    spec["indexPath"] = "index.sqlite".into();
-    spec["journalPath"] = "journal".into();
-    spec["cachePath"] = "cache".into();
-    spec["packIdleFlushSeconds"] = 1.into();
-    spec["packTargetSizeBytes"] = (64 << 10).into();
-    spec["requestTimeoutSeconds"] = 1.into();
-    change(&mut spec);
-    let ds = open(&spec, repo.path()).await;
-    (repo, Scene::start(GROUP, case, vec![ds]).await)
+    start_on(net, GROUP, case, |spec| {
+        spec["journalPath"] = "journal".into();
+        spec["cachePath"] = "cache".into();
+        spec["packIdleFlushSeconds"] = 1.into();
+        spec["packTargetSizeBytes"] = (64 << 10).into();
+        change(spec);
+    })
+    .await
 }
 
 fn on(requests: &[Request], action: FaultAction) -> Vec<FaultRule> {
@@ -42,13 +38,8 @@ fn on(requests: &[Request], action: FaultAction) -> Vec<FaultRule> {
 /// Walrus fails in this way for a while.
 async fn network(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
     let net = devnet().await;
-    let (_repo, mut scene) = start(&net, case, |_| {}).await;
-    scene.only_verified_reads().await;
-    scene.strike(|| net.set_faults(rules)).await;
-    scene.hold(a_while()).await;
-    let fired = net.faults().iter().map(|f| f.fired).sum::<u64>();
-    assert!(fired > 0, "{case}: the fault never struck");
-    scene.heal(|| net.clear_faults(), allowed).await;
+    let (_repo, scene) = start(&net, case, |_| {}).await;
+    scene.break_walrus(&net, rules, allowed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
-use walrus_devnet::{Devnet, Options};
+use walrus_devnet::{Devnet, FaultRule, Options};
 use walrusds::{Config, Error, ErrorKind, Op, QueryOptions, Result, WalrusDatastore};
 
 use crate::common::mem::{key_of, noise};
@@ -542,6 +542,16 @@ impl Scene {
     /// Lets the load run.
     pub async fn hold(&self, time: Duration) {
         tokio::time::sleep(time).await;
+    }
+
+    /// Walrus breaks in this way for a while: the whole case.
+    pub async fn break_walrus(mut self, net: &Devnet, rules: Vec<FaultRule>, allowed: Allowed) {
+        self.only_verified_reads().await;
+        self.strike(|| net.set_faults(rules)).await;
+        self.hold(a_while()).await;
+        let fired = net.faults().iter().map(|f| f.fired).sum::<u64>();
+        assert!(fired > 0, "{}: the fault never struck", self.case);
+        self.heal(|| net.clear_faults(), allowed).await;
     }
 
     /// The cause goes away (`cure` may block): waits until every kind of call works, reads

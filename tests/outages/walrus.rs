@@ -22,7 +22,7 @@ fn ms(n: u64) -> Duration {
 }
 
 /// A node with an SQLite index on `net`; `change` adds to its configuration.
-async fn start_on(
+pub async fn start_on(
     net: &Devnet,
     group: &'static str,
     case: &'static str,
@@ -42,13 +42,8 @@ async fn start_on(
 /// Every publisher and aggregator there is breaks in this way for a while.
 async fn alone(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
     let net = devnet().await;
-    let (_repo, mut scene) = start_on(&net, ONE, case, |_| {}).await;
-    scene.only_verified_reads().await;
-    scene.strike(|| net.set_faults(rules)).await;
-    scene.hold(a_while()).await;
-    let fired = net.faults().iter().map(|f| f.fired).sum::<u64>();
-    assert!(fired > 0, "{case}: the fault never struck");
-    scene.heal(|| net.clear_faults(), allowed).await;
+    let (_repo, scene) = start_on(&net, ONE, case, |_| {}).await;
+    scene.break_walrus(&net, rules, allowed).await;
     paid_once(&net);
 }
 
@@ -57,7 +52,7 @@ async fn first_of_three(case: &'static str, actions: Vec<FaultAction>) {
     let net = devnet().await;
     let more: Vec<String> = (0..2).map(|_| add(&net, Role::Daemon)).collect();
     let all = format!("{},{}", net.url(), more.join(","));
-    let (_repo, mut scene) = start_on(&net, SEVERAL, case, |spec| {
+    let (_repo, scene) = start_on(&net, SEVERAL, case, |spec| {
         spec["publisherURL"] = all.as_str().into();
         spec["aggregatorURL"] = all.as_str().into();
     })
@@ -66,12 +61,7 @@ async fn first_of_three(case: &'static str, actions: Vec<FaultAction>) {
         .into_iter()
         .map(|action| FaultRule::new(action).at(0))
         .collect();
-    scene.only_verified_reads().await;
-    scene.strike(|| net.set_faults(rules)).await;
-    scene.hold(a_while()).await;
-    let fired = net.faults().iter().map(|f| f.fired).sum::<u64>();
-    assert!(fired > 0, "{case}: the fault never struck");
-    scene.heal(|| net.clear_faults(), NOTHING).await;
+    scene.break_walrus(&net, rules, NOTHING).await;
     paid_once(&net);
 }
 

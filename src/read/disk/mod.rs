@@ -9,8 +9,9 @@
 //!
 //! It replaces an aggregator and nothing else: whether a key exists is the index's business. Only
 //! blocks whose keys name their contents are taken, and each is checked against its name whenever it
-//! is read, or known to be what was checked before, so it does not matter what happens to the files. Nothing here fails a read or a write:
-//! what goes wrong is a miss, a counter and at most a line in the log. Nothing is synced either.
+//! is read, or known to be what was checked before, so it does not matter what happens to the files.
+//! Nothing here fails a read or a write: what goes wrong is a miss, a counter and at most a line in the
+//! log. Nothing is synced either.
 //!
 //! Blocks lie in files of 1/128 of the budget that are only ever appended to, so that reading one
 //! costs one call to the system and no opening of a file. The oldest file goes first; of what was
