@@ -13,6 +13,9 @@ VERSIONS ?=
 CARGO ?= cargo
 GO ?= go
 export GO CARGO
+# The parts of make test and make test-full that are to run. Left out, all.
+PART ?=
+export PART
 
 kubo_version := $(or $(IPFS_VERSION),$(KUBO_DEFAULT))
 
@@ -53,8 +56,12 @@ demo: ## a node on a local Walrus, from init to garbage collection
 ##@ Developing
 
 .PHONY: test
-test: ## all tests
+test: ## the tests, 12 minutes at most once built  [PART=name,... for some of them alone]
 	@scripts/test.sh
+
+.PHONY: test-full
+test-full: ## the longer tests  [PART=...]
+	@scripts/test.sh --full
 
 .PHONY: conformance
 conformance: build ## go-datastore's own suite and our tests of its contract  [CONFORMANCE_SHORT=1]

@@ -1,40 +1,66 @@
 #!/usr/bin/env bash
-# Usage: scripts/test.sh        (make test)
+# Usage: scripts/test.sh [--full]        (make test, make test-full)
 #
-# All tests: formatting and lints, the engine (with a PostgreSQL of its own), the local Walrus, the C
-# interface, foreign clients, the Go shim, the contract of a go-datastore, and real Kubo nodes with the
-# plugin built in and as an external file. Stops at the first part that fails.
+# The tests, in parts that run side by side (scripts/parts.sh): every part runs, the last lines say what
+# became of each, and PART=NAME[,NAME...] runs one again.
+#
+# Without --full, on two processors and once everything is built, they take less than 12 minutes: lints,
+# the engine (with a PostgreSQL of its own), outages, the local Walrus, the C interface, the Go shim, and a
+# real Kubo node with walrusds built in. With --full, the longer ones: every other form of the plugin and
+# Kubo's oldest version, the contract of a go-datastore, schedules of threads, faults and crashes, memory
+# checkers, foreign clients, the demo, and short runs of fuzzer, mutations and benchmark.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/parts.sh
+source "$ROOT/scripts/parts.sh"
 cd "$ROOT"
 CARGO=${CARGO:-cargo}
-started=$SECONDS
-part() {
-  printf '\n== %s (%d min %02d s so far)\n' "$*" $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
-}
+full='' PARTS_TARGET=test
+if [[ ${1:-} == --full ]]; then full=1 PARTS_TARGET=test-full; fi
 
-part "what is needed"
+# cargo_test FLAGS...: with the features of the whole workspace, so that no part compiles anything again.
+cargo_test=("$CARGO" test --locked --workspace)
+# The engine's test programs that are no part of their own.
+engine=()
+for file in tests/*.rs; do
+  case $(basename "$file" .rs) in
+    index_suite | outages | walrus_client) ;;
+    *) engine+=(--test "$(basename "$file" .rs)") ;;
+  esac
+done
+devnet=()
+for file in devnet/tests/*.rs; do devnet+=(--test "$(basename "$file" .rs)"); done
+
+if [[ -z $full ]]; then
+  # The longest first.
+  part kubo scripts/kubo-test.sh --built-in
+  part lints scripts/check.sh
+  part index "${cargo_test[@]}" --test index_suite
+  part outages "${cargo_test[@]}" --test outages
+  part engine "${cargo_test[@]}" --lib --bins "${engine[@]}"
+  part client "${cargo_test[@]}" --test walrus_client
+  part devnet "${cargo_test[@]}" "${devnet[@]}"
+  part documents "${cargo_test[@]}" --doc
+  part c-interface env SKIP='sanitizers valgrind panic' scripts/c-abi-test.sh
+  part go-shim scripts/go-test.sh
+else
+  part kubo-others scripts/kubo-test.sh --others
+  part conformance env CONFORMANCE_SHORT=1 scripts/conformance.sh
+  part c-interface-checked env SKIP='static dynamic' scripts/c-abi-test.sh
+  part interleavings scripts/interleavings.sh
+  part chaos env CHAOS_SMOKE=1 scripts/chaos.sh
+  part outages-long "${cargo_test[@]}" --test outages -- --ignored --skip frozen_node
+  part go-shim-race scripts/go-test.sh -race
+  part foreign scripts/foreign-test.sh
+  part demo scripts/demo.sh
+  part fuzz env FUZZ_SECONDS=2 scripts/fuzz.sh
+  part bench env BENCH_SMOKE=1 scripts/bench.sh
+fi
+
+printf '== what is needed\n'
 scripts/deps.sh
-part "building"
+printf '\n== building\n'
 "$CARGO" build --release --locked --workspace
-part "formatting and lints"
-scripts/check.sh
-part "engine and local Walrus"
-"$CARGO" test --locked --workspace --exclude kubo-tests --exclude walrusds-chaos
-part "interleavings of threads"
-scripts/interleavings.sh
-part "faults and crashes, smoke run"
-CHAOS_SMOKE=1 scripts/chaos.sh
-part "C interface"
-scripts/c-abi-test.sh
-part "foreign clients"
-scripts/foreign-test.sh
-part "Go shim"
-scripts/go-test.sh
-part "contract of a go-datastore"
-CONFORMANCE_SHORT=1 scripts/conformance.sh
-part "real Kubo nodes"
-scripts/kubo-test.sh
-part "benchmark, smoke run"
-BENCH_SMOKE=1 scripts/bench.sh
-part "all parts passed"
+"${cargo_test[@]}" --no-run
+printf '\n== %d parts, %d at once; logs: build/logs\n' ${#part_names[@]} "${PARTS_AT_ONCE:-$(nproc)}"
+run_parts

@@ -45,10 +45,12 @@ impl SmallDisk {
         self.dir.path().join("filler")
     }
 
-    /// Takes all the space that is left.
+    /// Takes all the space that is left, and again what has become free since.
     pub fn fill(&self) {
         use std::io::Write;
-        let mut file = std::fs::File::create(self.filler()).expect("filler");
+        let mut options = std::fs::File::options();
+        let file = options.create(true).append(true).open(self.filler());
+        let mut file = file.expect("filler");
         let block = vec![0; 4096];
         while file.write_all(&block).is_ok() {}
     }

@@ -25,7 +25,7 @@ pub mod tour;
 use pg::Postgres;
 
 /// No command of a test takes longer, unless something hangs.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// The file that a variable of `scripts/kubo-test.sh` names.
 pub fn from_script(variable: &str) -> PathBuf {
@@ -509,7 +509,10 @@ impl Daemon {
         while !daemon.said().contains("Daemon is ready") {
             let child = daemon.child.as_mut().expect("not stopped yet");
             if let Some(status) = child.try_wait().expect("waiting for the daemon") {
-                thread::sleep(Duration::from_millis(100)); // its last words
+                // Its last words.
+                for reader in daemon.readers.drain(..) {
+                    let _ = reader.join();
+                }
                 panic!("the daemon ended with {status}:\n{}", daemon.said());
             }
             assert!(
@@ -546,7 +549,7 @@ impl Daemon {
             if let Some(status) = child.try_wait().expect("waiting for the daemon") {
                 break status;
             }
-            if started.elapsed() > Duration::from_secs(60) {
+            if started.elapsed() > LIMIT {
                 let _ = child.kill();
                 let _ = child.wait();
                 panic!("the daemon does not stop:\n{}", self.said());

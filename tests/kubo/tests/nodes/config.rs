@@ -1,7 +1,5 @@
 //! Settings: bad input, and secrets. (A config written by hand is part of the tour.)
 
-use std::time::Duration;
-
 use kubo_tests::pg::Postgres;
 use kubo_tests::{Index, Ipfs, Node, World};
 use serde_json::json;
@@ -107,10 +105,6 @@ fn database_failures_are_named_and_keep_the_secret() {
         node.edit_spec(|child| child["postgresURL"] = json!(url));
         for args in [&["cat", cid.as_str()][..], &["daemon"], &["repo", "stat"]] {
             let outcome = node.run(args);
-            assert!(
-                outcome.took < Duration::from_secs(30),
-                "{expected}: {outcome}"
-            );
             let said = outcome.expect_failure(expected);
             assert!(said.contains(expected), "{said}");
             // The server is named, or, once it has let us in, the table.

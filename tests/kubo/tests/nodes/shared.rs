@@ -2,13 +2,23 @@
 
 use std::time::{Duration, Instant};
 
-use kubo_tests::{noise, Index, Ipfs, World};
+use kubo_tests::{noise, Index, Ipfs, World, LIMIT};
 
 #[test]
 fn nodes_share_an_index() {
+    nodes_share_an_index_with(&Ipfs::preloaded());
+}
+
+/// Nodes of different versions.
+#[test]
+fn nodes_share_an_index_v0_30_external() {
+    nodes_share_an_index_with(&Ipfs::external_30());
+}
+
+fn nodes_share_an_index_with(other: &Ipfs) {
     let world = World::new(Index::Postgres);
     let a = world.node();
-    let b = world.node_of(&Ipfs::external_30()); // versions may differ
+    let b = world.node_of(other);
     let large = noise(1, 8 << 20);
     let large_cid = a.add(&large);
     let small_cid = a.add(b"from node A");
@@ -63,7 +73,7 @@ fn running_node_sees_what_another_adds_and_deletes() {
         if !outcome.status.success() {
             break outcome.expect_failure("a command of the test");
         }
-        assert!(since.elapsed() < Duration::from_secs(15), "still there");
+        assert!(since.elapsed() < LIMIT, "still there");
         std::thread::sleep(Duration::from_millis(200));
     };
     assert!(said.contains("not found"), "{said}");
