@@ -40,7 +40,7 @@ if [[ -z $full ]]; then
   part engine "${cargo_test[@]}" --lib --bins "${engine[@]}"
   part client "${cargo_test[@]}" --test walrus_client
   part devnet "${cargo_test[@]}" "${devnet[@]}"
-  part documents "${cargo_test[@]}" --doc
+  part documents "${cargo_test[@]}" --exclude walrusds-chaos --exclude kubo-tests --doc
   part c-interface env SKIP='sanitizers valgrind panic' scripts/c-abi-test.sh
   part go-shim scripts/go-test.sh
 else

@@ -247,7 +247,7 @@ async fn failures_leave_no_row_and_the_batch_can_be_retried() {
     ds.close().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_put_that_was_given_up_stays_invisible_and_stops_sending() {
     let parts = Parts::default();
     parts.store.put_ms.store(200, SeqCst);
@@ -268,7 +268,7 @@ async fn a_put_that_was_given_up_stays_invisible_and_stops_sending() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_put_that_was_given_up_while_indexed_lands_before_the_next() {
     let parts = Parts::default();
     parts.index.write_ms.store(300, SeqCst);
@@ -290,7 +290,7 @@ async fn a_put_that_was_given_up_while_indexed_lands_before_the_next() {
     ds.close().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_delete_that_was_given_up_lands_before_the_next_put() {
     let parts = Parts::default();
     let ds = parts.open("");
@@ -305,7 +305,7 @@ async fn a_delete_that_was_given_up_lands_before_the_next_put() {
     ds.close().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_callers_departure_does_not_disturb_the_others() {
     let parts = Parts::default();
     parts.store.put_ms.store(100, SeqCst);
@@ -325,7 +325,7 @@ async fn one_callers_departure_does_not_disturb_the_others() {
     ds.close().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_delete_after_a_put_in_flight_wins() {
     let parts = Parts::default();
     parts.store.put_ms.store(50, SeqCst);
@@ -678,7 +678,7 @@ async fn a_query_reads_values_and_survives_a_lost_one_and_deletes() {
     ds.close().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn close_waits_for_calls_in_flight_and_refuses_later_ones() {
     let parts = Parts::default();
     parts.store.put_ms.store(100, SeqCst);
@@ -701,7 +701,7 @@ async fn close_waits_for_calls_in_flight_and_refuses_later_ones() {
     ds.close().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn uploads_run_in_parallel_up_to_the_limit() {
     let parts = Parts::default();
     parts.store.put_ms.store(30, SeqCst);
@@ -724,7 +724,7 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
     panic!("timed out: {what}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn blobs_are_renewed_before_they_lapse_and_once() {
     let parts = Parts::default();
     let ds = parts.open(RENEWING);
@@ -766,7 +766,7 @@ async fn blobs_are_renewed_before_they_lapse_and_once() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_blob_that_reads_wrong_is_not_renewed_nor_paid() {
     let parts = Parts::default();
     let ds = parts.open(RENEWING);
@@ -816,7 +816,7 @@ async fn a_block_about_to_lapse_is_stored_anew() {
 }
 
 /// The default of one epoch with renewal on: a publisher takes no second store for the same epoch.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn renewals_buy_two_epochs_at_least() {
     let parts = Parts::default();
     let ds = parts.open(r#""epochs":1,"epochDurationSeconds":1000,"renewIntervalSeconds":1,"#);
@@ -831,7 +831,7 @@ async fn renewals_buy_two_epochs_at_least() {
 }
 
 /// A store that bills every upload must not be asked at every look.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_renewed_blob_rests_although_the_lead_is_long() {
     let parts = Parts::default();
     let ds = parts.open(

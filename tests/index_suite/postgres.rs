@@ -8,6 +8,7 @@ use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::{Error, ErrorKind, Index, KeyRange, Record, Renewal, Usage};
 
 use crate::common::postgres::{signal_each, Postgres};
+use crate::common::{eventually, PATIENCE};
 use crate::shared::{keys, row, time};
 use crate::Env;
 
@@ -94,17 +95,6 @@ async fn refused(options: PostgresOptions) -> Error {
 
 fn count(db: &str, sql: &str) -> i64 {
     Postgres::shared().scalar(db, sql).parse().unwrap()
-}
-
-/// Waits (briefly) for something that happens in another process.
-async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    for _ in 0..100 {
-        if check() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("not within 5 s: {what}");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -645,13 +635,7 @@ async fn what_is_wrong_with_the_connection_is_said() {
     for (url, kind, retryable, parts) in cases {
         let mut options = options(&url);
         options.connect_timeout = Duration::from_secs(2);
-        let started = Instant::now();
         let error = refused(options.clone()).await;
-        assert!(
-            started.elapsed() < Duration::from_secs(3),
-            "{url}: {:?}",
-            started.elapsed()
-        );
         assert_eq!(
             (error.kind(), error.is_retryable()),
             (kind, retryable),
@@ -760,7 +744,6 @@ async fn a_restarted_server_is_found_again() {
         "added exactly once each"
     );
     pg.down();
-    let started = Instant::now();
     for error in [
         index.get(KEY).await.unwrap_err(),
         index.put(&row(KEY, "b", 0, 1)).await.unwrap_err(),
@@ -778,11 +761,6 @@ async fn a_restarted_server_is_found_again() {
             "{error}"
         );
     }
-    assert!(
-        started.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        started.elapsed()
-    );
     pg.up();
     assert!(index.get(KEY).await.unwrap().is_some());
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
@@ -803,11 +781,13 @@ async fn killed_backends_are_replaced() {
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
     index.delete("/x").await.unwrap();
     // And under load, again and again: no call fails.
+    let rounds = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let tasks: Vec<_> = (0..8)
         .map(|t| {
-            let index = index.clone();
+            let (index, rounds) = (index.clone(), rounds.clone());
             tokio::spawn(async move {
                 for i in 0..150 {
+                    rounds.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     assert!(index.get(KEY).await.unwrap().is_some());
                     if i % 10 == 0 {
                         index
@@ -820,8 +800,9 @@ async fn killed_backends_are_replaced() {
             })
         })
         .collect();
-    for _ in 0..2 {
-        tokio::time::sleep(Duration::from_millis(120)).await;
+    for after in [8 * 50, 8 * 100] {
+        let done = || rounds.load(std::sync::atomic::Ordering::Relaxed);
+        eventually("the load goes on", || done() >= after).await;
         count(&db, kill);
     }
     for task in tasks {
@@ -886,7 +867,6 @@ async fn a_statement_that_takes_too_long_is_cancelled() {
         .map(|i| row(&format!("/{i}"), "b", 0, 1))
         .collect();
     let new_row = row(KEY, "b", 0, 1);
-    let started = Instant::now();
     let every_key = KeyRange::prefix("/");
     let (get, put, put_many, delete, list) = tokio::join!(
         index.get(KEY),
@@ -908,11 +888,6 @@ async fn a_statement_that_takes_too_long_is_cancelled() {
             "{error}"
         );
     }
-    assert!(
-        started.elapsed() < Duration::from_secs(6),
-        "{:?}",
-        started.elapsed()
-    );
     eventually("nothing waits any more", || blocked(&db) == 0).await;
     drop(lock);
     assert!(index.get(KEY).await.unwrap().is_some());
@@ -938,10 +913,8 @@ async fn a_dropped_future_cancels_its_statement() {
             }
         });
         eventually("the statement waits", || blocked(&db) == 1).await;
-        let started = Instant::now();
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
-        assert!(started.elapsed() < Duration::from_secs(1));
         eventually("the statement is cancelled", || blocked(&db) == 0).await;
     }
     drop(_lock);
@@ -967,7 +940,10 @@ async fn a_cancel_does_not_fail_its_neighbours() {
     for call in calls.iter().step_by(2) {
         call.abort();
     }
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    eventually("half of them have gone", || {
+        calls.iter().step_by(2).all(|call| call.is_finished())
+    })
+    .await;
     drop(lock);
     for (i, call) in calls.into_iter().enumerate() {
         match call.await {
@@ -990,9 +966,9 @@ async fn a_delete_that_waits_holds_up_no_read() {
         tokio::spawn(async move { index.delete(KEY).await })
     };
     eventually("the delete waits", || blocked(&db) == 1).await;
-    let started = Instant::now();
+    // The lock is held until the get has ended.
     assert!(index.get(KEY).await.unwrap().is_some());
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(!deleting.is_finished());
     drop(lock);
     assert_eq!(deleting.await.unwrap().unwrap().blocks, 1);
     index.close().await.unwrap();
@@ -1013,33 +989,19 @@ async fn a_hung_server_does_not_hang_the_node() {
     let index = PostgresIndex::open(through).await.unwrap();
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
     proxy.hang(true);
-    let started = Instant::now();
     let new_row = row(KEY, "b", 0, 1);
     let (get, put) = tokio::join!(index.get(KEY), index.put(&new_row));
     assert!(get.unwrap_err().is_retryable());
     assert!(put.unwrap_err().is_retryable());
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
     proxy.hang(false);
     eventually("lookups work again", || proxy.accepted() > 0).await;
-    for _ in 0..100 {
-        if index.get(KEY).await.is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    let begun = Instant::now();
+    while index.get(KEY).await.is_err() {
+        assert!(begun.elapsed() < PATIENCE, "lookups never work again");
     }
     assert!(index.get(KEY).await.unwrap().is_some());
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
-    let started = Instant::now();
     index.close().await.unwrap();
-    assert!(
-        started.elapsed() < Duration::from_secs(15),
-        "{:?}",
-        started.elapsed()
-    );
 }
 
 /// Forwards TCP connections to a port.
@@ -1288,7 +1250,7 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
             if !put.is_finished() {
                 break put;
             }
-            assert!(begun.elapsed() < Duration::from_secs(20), "no put waits");
+            assert!(begun.elapsed() < PATIENCE, "no put waits");
             put.await.unwrap().unwrap();
             index.delete(KEY).await.unwrap();
         };
@@ -1526,13 +1488,21 @@ async fn a_go_node_that_joins_later_is_noticed() {
     stage(&db, KEY, "xyz");
     tokio::time::sleep(Duration::from_secs(61)).await;
     let _ = index.get(KEY).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(index.get(KEY).await.unwrap().unwrap().staged);
+    let begun = Instant::now();
+    while !index.get(KEY).await.unwrap().is_some_and(|row| row.staged) {
+        assert!(begun.elapsed() < PATIENCE, "the staged row is never seen");
+    }
     index.close().await.unwrap();
 }
 
 // ---------------------------------------------------------------------------------------------
 // Plans and durability
+
+/// The server writes a connection's counters before the connection is gone.
+async fn counters_are_written(db: &str) {
+    let ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    eventually("every connection has ended", || count(db, ours) == 0).await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_are_index_scans() {
@@ -1559,9 +1529,8 @@ async fn pages_are_index_scans() {
             "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = '{index_name}'"
         );
         let full = "SELECT coalesce(seq_tup_read, 0) FROM pg_stat_user_tables WHERE relname = 'walrus_index'";
-        // Counters are written when a connection has been idle for a while or ends.
         index.close().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        counters_are_written(&db).await;
         let (read_before, full_before) = (numbers(&read), numbers(full));
         let index = open(&pg.url(&db)).await;
         let middle = || "/blocks/k010000".to_owned();
@@ -1640,8 +1609,7 @@ async fn no_statement_reads_the_whole_table() {
         let full = "SELECT coalesce(sum(seq_tup_read), 0) FROM pg_stat_user_tables \
                     WHERE relname LIKE 'walrus_index%' AND relname NOT IN ('walrus_index_meta', 'walrus_index_usage')";
         let used = "SELECT coalesce(sum(idx_scan), 0) FROM pg_stat_user_tables WHERE relname LIKE 'walrus_index%'";
-        // Counters are written when a connection has been idle for a while or ends.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        counters_are_written(&db).await;
         let (full_before, used_before) = (count(&db, full), count(&db, used));
         let index = open(&pg.url(&db)).await;
         let some: Vec<String> = (0..10).map(|i| key(i * 1931)).collect();
@@ -1684,18 +1652,28 @@ async fn a_delete_does_not_wait_for_the_disk_and_a_put_does() {
     for setup in ["", GO_NEWEST] {
         pg.execute(&db, setup);
         let index = open(&pg.url(&db)).await;
-        let unflushed = || {
-            pg.scalar(
-                &db,
-                "SELECT pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn()",
-            ) == "t"
+        // Where the log ends, and how much of it is on the disk (bytes).
+        let log = || {
+            let sql = "SELECT pg_current_wal_insert_lsn() - '0/0' || ' ' || (pg_current_wal_flush_lsn() - '0/0')";
+            let text = pg.scalar(&db, sql);
+            let (end, synced) = text.split_once(' ').expect("two numbers");
+            (end.parse::<u64>().unwrap(), synced.parse::<u64>().unwrap())
         };
-        index.put(&row(KEY, "b", 0, 1)).await.unwrap();
-        assert!(!unflushed(), "an acknowledged row is on disk");
-        assert_eq!(index.delete(KEY).await.unwrap().blocks, 1);
-        assert!(unflushed(), "a delete's commit was synced");
-        index.put(&row(KEY, "b", 0, 1)).await.unwrap();
-        assert!(!unflushed(), "the setting did not outlive the delete");
+        let puts_are_synced = async |why: &str| {
+            let (end, _) = log();
+            index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+            assert!(log().1 > end, "{why}");
+        };
+        puts_are_synced("an acknowledged row is on disk").await;
+        // The server syncs its log on its own now and then, too.
+        let mut unsynced = false;
+        for _ in 0..10 {
+            let (_, synced) = log();
+            assert_eq!(index.delete(KEY).await.unwrap().blocks, 1);
+            unsynced |= log().1 == synced;
+            puts_are_synced("the setting did not outlive the delete").await;
+        }
+        assert!(unsynced, "every delete's commit was synced");
         index.close().await.unwrap();
         pg.execute(
             &db,

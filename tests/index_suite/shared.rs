@@ -10,6 +10,7 @@ use walrusds::{
     Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
 };
 
+use crate::common::PATIENCE;
 use crate::Env;
 
 pub fn time(seconds: u64) -> SystemTime {
@@ -799,14 +800,20 @@ pub async fn leases(env: Env) {
         .try_lease("renew", "node-b", Duration::from_millis(300))
         .await
         .unwrap());
-    assert!(!env.a.try_lease("renew", "node-a", long).await.unwrap());
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    let begun = std::time::Instant::now();
+    let mut refused = 0;
+    while !env
+        .a
+        .try_lease("renew", "node-a", Duration::MAX)
+        .await
+        .unwrap()
+    {
+        assert!(begun.elapsed() < PATIENCE, "an expired lease is never free");
+        refused += 1;
+    }
     assert!(
-        env.a
-            .try_lease("renew", "node-a", Duration::MAX)
-            .await
-            .unwrap(),
-        "an expired lease is free"
+        refused > 0 || begun.elapsed() >= Duration::from_millis(300),
+        "a lease of another node was taken before it ended"
     );
     env.a
         .release_lease("no such lease", "node-a")
@@ -904,7 +911,10 @@ pub async fn closing(env: Env) {
             }
         }
     });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let begun = std::time::Instant::now();
+    while env.a.get("/running").await.unwrap().is_none() {
+        assert!(begun.elapsed() < PATIENCE, "no put is done");
+    }
     env.a.close().await.unwrap();
     let (done, error) = running.await.unwrap();
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");

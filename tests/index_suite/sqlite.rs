@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
@@ -159,13 +159,11 @@ async fn other_connections_read_and_write_meanwhile() {
         .unwrap();
     assert_eq!(keys(&index, "").await, ["/a", "/b", "/c"]);
     assert!(index.get("/a").await.unwrap().is_some());
-    let started = Instant::now();
     let error = index.put(&row("/d", "b", 0, 1)).await.unwrap_err();
     assert!(
         error.is_retryable() && error.message().contains("another process"),
         "{error}"
     );
-    assert!(started.elapsed() < Duration::from_secs(2));
     other.execute_batch("ROLLBACK").unwrap();
     index.put(&row("/d", "b", 0, 1)).await.unwrap();
     index.close().await.unwrap();

@@ -17,6 +17,7 @@ use walrus_devnet::{Devnet, FaultRule, Options};
 use walrusds::{Config, Error, ErrorKind, Op, QueryOptions, Result, WalrusDatastore};
 
 use crate::common::mem::{key_of, noise};
+pub use crate::common::{eventually, PATIENCE};
 
 /// Part of every password and token of these tests: must never appear in an error or log line.
 pub const SECRET: &str = "s3cr3t";
@@ -31,8 +32,6 @@ const OVERRUN_LIMIT: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_millis(50);
 /// Calls begun in the outage must end so soon after it.
 const STRAGGLER_LIMIT: Duration = Duration::from_secs(90);
-/// How long a case waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two calls of a task.
 const PAUSE: Duration = Duration::from_millis(8);
 
@@ -388,15 +387,6 @@ pub fn a_while() -> Duration {
     }
 }
 
-/// Awaits a condition.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < until, "never came true: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Which errors callers may see, beside success. Everything else fails the case.
 #[derive(Clone, Copy)]
 pub struct Allowed {
@@ -459,12 +449,6 @@ pub struct Scene {
     struck: Option<Instant>,
     /// Deadlines are put to the test only while this is set.
     hurry: Arc<AtomicBool>,
-}
-
-/// What came of a case.
-pub struct Outcome {
-    /// Messages of failed calls, by kind of call.
-    pub messages: BTreeMap<Call, Vec<String>>,
 }
 
 impl Scene {
@@ -624,7 +608,7 @@ impl Scene {
 
     /// The cause goes away (`cure` may block): waits until every kind of call works, reads
     /// everything back, writes the report, and fails if anything in it may not be.
-    pub async fn heal(mut self, cure: impl FnOnce() + Send, allowed: Allowed) -> Outcome {
+    pub async fn heal(mut self, cure: impl FnOnce() + Send, allowed: Allowed) {
         self.hurry.store(false, Relaxed);
         tokio::task::block_in_place(cure);
         let healed = Instant::now();
@@ -672,7 +656,6 @@ impl Scene {
         for node in &self.nodes {
             node.close().await.expect("closing");
         }
-        Outcome { messages }
     }
 
     /// How long after `healed` the last kind of call began to work for good.
