@@ -3,6 +3,7 @@ package walrusds
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand"
@@ -337,36 +338,44 @@ func TestCancelAndBoundedThreads(t *testing.T) {
 	for i := 0; i < cap(errs); i++ {
 		go func() { errs <- d.Put(ctx, key("/stuck/%d", i), []byte{byte(i), byte(i >> 8)}) }()
 	}
-	time.Sleep(time.Second)
+	until(t, "every Put has begun", func() bool { return counter(t, d, "commits") >= cap(errs) })
 	// Those of calls, and what Go takes besides.
 	if n := threads(t) - before; n > directCalls+16 {
 		t.Errorf("%d threads more than before; now there are %v", n, threadNames(t))
 	}
-	start := time.Now()
 	cancel()
-	var last time.Duration
 	for i := 0; i < cap(errs); i++ {
 		if err := <-errs; !errors.Is(err, context.Canceled) {
 			t.Fatalf("Put: %v", err)
 		}
-		last = time.Since(start)
-	}
-	if last > 2*time.Second { // 100 ms for one call, on a machine that has better to do than 3000
-		t.Errorf("canceled after %v", last)
 	}
 
 	short, cancel2 := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel2()
-	start = time.Now()
+	start := time.Now()
 	if err := d.Put(short, key("/stuck/late"), []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Put: %v", err)
 	}
-	if took := time.Since(start); took < 150*time.Millisecond || took > time.Second {
+	if took := time.Since(start); took < 150*time.Millisecond || took > patience {
 		t.Errorf("a deadline of 200 ms ended after %v", took)
 	}
 	if has, err := d.Has(context.Background(), key("/stuck/late")); has || err != nil {
 		t.Errorf("Has after all this: %v, %v", has, err)
 	}
+}
+
+// counter is one of the engine's counters.
+func counter(t *testing.T, d *Datastore, name string) int {
+	t.Helper()
+	text, err := d.Metrics()
+	must(t, err)
+	all := map[string]int{}
+	must(t, json.Unmarshal(text, &all))
+	n, known := all[name]
+	if !known {
+		t.Fatalf("there is no counter %q in %s", name, text)
+	}
+	return n
 }
 
 func threads(t *testing.T) int {
@@ -553,7 +562,7 @@ func TestClose(t *testing.T) {
 			}
 		}()
 	}
-	time.Sleep(50 * time.Millisecond)
+	until(t, "gets run", func() bool { return counter(t, d, "gets") >= 64 })
 	for i := 0; i < 4; i++ {
 		wg.Add(1)
 		go func() { defer wg.Done(); must(t, d.Close()) }()
@@ -654,18 +663,18 @@ func TestForgottenDatastoreIsNoticed(t *testing.T) {
 	runtime.SetFinalizer(d, nil)
 	runtime.SetFinalizer(d, func(*Datastore) { close(noticed) })
 	d = nil
-	for i := 0; i < 50; i++ {
+	until(t, "the collector takes a Datastore that only our own could keep alive", func() bool {
 		runtime.GC()
 		select {
 		case <-noticed:
-			eng.logs.stop()
-			must(t, eng.close())
-			queue.close()
-			return
-		case <-time.After(20 * time.Millisecond):
+			return true
+		default:
+			return false
 		}
-	}
-	t.Error("something of our own keeps the Datastore alive")
+	})
+	eng.logs.stop()
+	must(t, eng.close())
+	queue.close()
 }
 
 func BenchmarkGetCached(b *testing.B) {

@@ -29,7 +29,7 @@ func runDevnet(program string) (func(), error) {
 		cmd.Wait()
 		os.RemoveAll(dir)
 	}
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if port, err := os.ReadFile(portFile); err == nil && len(port) > 0 {
 			walrusURL = "http://127.0.0.1:" + strings.TrimSpace(string(port))
 			return stop, nil

@@ -94,7 +94,7 @@ func procStatus(t testing.TB, field string) int {
 // eventually waits until there is nothing to complain about.
 func eventually(t testing.TB, what string, complaint func() string) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		last := complaint()
 		if last == "" {
