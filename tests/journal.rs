@@ -43,7 +43,7 @@ impl Node {
         loop {
             match self.parts.try_open(&self.config(extra)) {
                 Ok(store) => return store,
-                Err(e) if e.kind() == ErrorKind::Locked && started.elapsed().as_secs() < 10 => {
+                Err(e) if e.kind() == ErrorKind::Locked && started.elapsed() < common::PATIENCE => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Err(e) => panic!("{e}"),
@@ -80,7 +80,7 @@ impl Node {
 async fn until(what: &str, so: impl Fn() -> bool) {
     let started = Instant::now();
     while !so() {
-        assert!(started.elapsed().as_secs() < 20, "{what}");
+        assert!(started.elapsed() < common::PATIENCE, "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -565,7 +565,10 @@ async fn a_full_journal_holds_writers_up_and_loses_nothing() {
             }
         }
     });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until("there is no room for another block", || {
+        metric(&store, "journal_disk_bytes") > 90_000
+    })
+    .await;
     assert!(!writing.is_finished());
     assert!(metric(&store, "journal_disk_bytes") <= 100_000);
     // Whoever gives up while waiting leaves nothing behind.
@@ -577,7 +580,7 @@ async fn a_full_journal_holds_writers_up_and_loses_nothing() {
     let first = &blocks[0];
     store.put(&key_of(first), first.clone()).await.unwrap();
     node.parts.store.fail_puts.store(false, SeqCst);
-    tokio::time::timeout(Duration::from_secs(60), writing)
+    tokio::time::timeout(common::PATIENCE, writing)
         .await
         .expect("goes on once there is room")
         .unwrap();
@@ -604,7 +607,7 @@ async fn outages_of_publisher_and_index_do_not_fail_writes() {
         assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
     }
     node.parts.store.fail_puts.store(false, SeqCst);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until("a pack is uploaded", || node.uploads() > 0).await;
     node.parts.index.fail_puts.store(false, SeqCst);
     store.close().await.unwrap();
     assert_eq!(node.parts.index.rows.lock().len(), 20);
@@ -632,12 +635,11 @@ async fn what_is_stored_already_is_neither_journalled_nor_uploaded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn close_leaves_what_it_cannot_drain_for_the_next_open() {
     let node = Node::new();
-    node.parts.store.put_ms.store(60_000, SeqCst);
+    node.parts.store.put_ms.store(u64::from(u32::MAX), SeqCst);
     let store = node.open(r#""drainTimeoutSeconds":1,"#).await;
     store.put("/k", noise(1, 100)).await.unwrap();
-    let started = Instant::now();
+    // The upload would take weeks longer than that.
     store.close().await.unwrap();
-    assert!(started.elapsed() < Duration::from_secs(20));
     assert_eq!(segments(&node.journal()).len(), 1);
     node.parts.store.put_ms.store(0, SeqCst);
     let store = node.open("").await;
