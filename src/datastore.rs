@@ -1,6 +1,6 @@
 //! The datastore: keys and blocks, kept on Walrus and found through the index.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,9 @@ use crate::pack::{NewBlock, Packer, UploadParts};
 use crate::query::{Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::{BlockCheck, Reader, ReaderParts};
-use crate::staging::{AskFirst, Block, FlushParts, Flusher, Journal, Staged};
+use crate::staging::{
+    abandoned, needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room, Staged,
+};
 use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
@@ -119,6 +121,7 @@ enum Writes {
         journal: Arc<Journal>,
         flusher: Flusher,
         drain_timeout: Duration,
+        full_timeout: Duration,
         ask_first: AskFirst,
     },
 }
@@ -148,7 +151,29 @@ impl WalrusDatastore {
         };
         let store = Arc::new(Client::new(config.client())?);
         let cache = store.cache();
-        Self::assemble(&config, index, store, Arc::new(SystemClock), cache)
+        let log = Arc::new(Log::default());
+        let owner = match index.identity().await {
+            Ok(identity) => identity.map(|identity| Owner {
+                identity,
+                name: config.table.to_string(),
+            }),
+            Err(e) => {
+                let _ = index.close().await;
+                return Err(e);
+            }
+        };
+        let journal = config
+            .journal
+            .as_ref()
+            .map(|journal| journal.path.as_path());
+        let opened = abandoned(repo, journal, owner.as_ref(), &log).and_then(|()| {
+            let (index, clock) = (Arc::clone(&index), Arc::new(SystemClock));
+            Self::assemble(&config, index, store, clock, cache, owner.as_ref(), log)
+        });
+        if opened.is_err() {
+            let _ = index.close().await;
+        }
+        opened
     }
 
     /// Puts a datastore together from parts: for tests, and for embedders with an index or store
@@ -164,7 +189,7 @@ impl WalrusDatastore {
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
         let cache = Arc::new(BlobCache::new(config.blob_cache_bytes));
-        Self::assemble(config, index, store, clock, cache)
+        Self::assemble(config, index, store, clock, cache, None, Arc::default())
     }
 
     fn assemble(
@@ -173,12 +198,13 @@ impl WalrusDatastore {
         store: Arc<dyn BlobStore>,
         clock: Arc<dyn Clock>,
         cache: Arc<BlobCache>,
+        owner: Option<&Owner>,
+        log: Arc<Log>,
     ) -> Result<Self> {
         let lookups = Arc::new(Lookups::new(index, config.row_ttl));
         // Whatever is written passes there.
         let index: Arc<dyn Index> = Arc::<Lookups>::clone(&lookups);
         let metrics = Arc::new(Metrics::default());
-        let log = Arc::new(Log::default());
         let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
         let options = StoreOptions {
             epochs: config.epochs,
@@ -207,7 +233,8 @@ impl WalrusDatastore {
         let writes = match &config.journal {
             None => Writes::Through(Packer::start(upload)),
             Some(settings) => {
-                let journal = Journal::open(&settings.path, settings.max_bytes, Arc::clone(&log))?;
+                let journal =
+                    Journal::open(&settings.path, settings.max_bytes, owner, Arc::clone(&log))?;
                 let journal = Arc::new(journal);
                 Writes::Journal {
                     flusher: Flusher::start(FlushParts {
@@ -221,6 +248,7 @@ impl WalrusDatastore {
                     }),
                     journal,
                     drain_timeout: settings.drain_timeout,
+                    full_timeout: settings.full_timeout,
                     ask_first: AskFirst::default(),
                 }
             }
@@ -300,7 +328,8 @@ impl WalrusDatastore {
     /// survives a power cut of this machine.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for a key no index takes; [`ErrorKind::TooLarge`] for a value
+    /// [`ErrorKind::InvalidArgument`] for a key that no index takes, and for a value that is not what the
+    /// multihash in its key names; [`ErrorKind::TooLarge`] for a value
     /// beyond [`MAX_VALUE_BYTES`] or what the publishers take; [`ErrorKind::Walrus`],
     /// [`ErrorKind::Index`]; with a journal, [`ErrorKind::Disk`].
     pub async fn put(&self, key: &str, value: Bytes) -> Result<()> {
@@ -323,24 +352,28 @@ impl WalrusDatastore {
             }
         }
         let (puts, deletes) = last_wins(ops);
+        let puts = puts.into_iter().map(Put::new).collect::<Result<Vec<_>>>()?;
         Metrics::add(&shared.metrics.commits, 1);
         Metrics::add(&shared.metrics.blocks_put, puts.len() as u64);
-        let bytes: usize = puts.iter().map(|(_, v)| v.len()).sum();
+        let bytes: usize = puts.iter().map(|put| put.value.len()).sum();
         Metrics::add(&shared.metrics.bytes_put, bytes as u64);
 
         let (puts, room) = match &shared.writes {
             Writes::Through(_) => (puts, None),
-            Writes::Journal { journal, .. } => {
-                let puts = shared.without_staged(puts, journal);
-                // Room before locks: whoever waits for room must not hold up the blocks that will
-                // make it.
-                let room = journal.room(&puts).await;
+            Writes::Journal {
+                journal,
+                full_timeout,
+                ..
+            } => {
+                // Room before locks: a write that waits for room must not hold up the blocks that will make it.
+                let puts = shared.without_staged(puts, journal).await?;
+                let (puts, room) = shared.with_room(puts, journal, *full_timeout).await?;
                 (puts, Some(room))
             }
         };
         let locked = puts
             .iter()
-            .map(|(k, _)| k.clone())
+            .map(|put| put.key.clone())
             .chain(deletes.iter().cloned())
             .collect();
         let guard = Arc::new(shared.locks.lock(locked).await);
@@ -356,6 +389,7 @@ impl WalrusDatastore {
             } => {
                 let puts = shared.without_indexed(puts, ask_first).await;
                 if let Some(room) = room {
+                    let puts = puts.into_iter().map(|put| (put.key, put.value)).collect();
                     journal.append(puts, room, Arc::clone(&guard)).await?;
                 }
             }
@@ -582,8 +616,7 @@ impl Drop for WalrusDatastore {
 
 impl Shared {
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        if let Some(block) = self.staged(key) {
-            let value = block.read()?;
+        if let Some(value) = self.staged_value(key)? {
             if self.verify_reads && multihash::check(key, &value) == Match::No {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
@@ -603,7 +636,7 @@ impl Shared {
                 Some(_) => (self.index.find_anew(key).await?, true),
             };
             let Some(record) = record else {
-                return Ok(None);
+                return self.absent(key).map(|()| None);
             };
             if let Some((before, error)) = failed {
                 // The row may have moved to another blob meanwhile; if it has not, that is it.
@@ -638,6 +671,30 @@ impl Shared {
         match &self.writes {
             Writes::Journal { journal, .. } => journal.find(key),
             Writes::Through(_) => None,
+        }
+    }
+
+    /// Its value; `None` also if it is damaged, as a row may point to another copy.
+    fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
+        let Writes::Journal { journal, .. } = &self.writes else {
+            return Ok(None);
+        };
+        match journal.find(key).map(|block| journal.read(&block)) {
+            None => Ok(None),
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(e)) if e.kind() == ErrorKind::Corrupt => Ok(None),
+            Some(Err(e)) => Err(e),
+        }
+    }
+
+    /// That nothing is known of a key is no answer for a block that was accepted and is damaged.
+    fn absent(&self, key: &str) -> Result<()> {
+        let Writes::Journal { journal, .. } = &self.writes else {
+            return Ok(());
+        };
+        match journal.damage(key) {
+            None => Ok(()),
+            Some(damage) => Err(Error::new(ErrorKind::Corrupt, damage)),
         }
     }
 
@@ -720,28 +777,24 @@ impl Shared {
     }
 
     /// The blocks of a batch that must be uploaded, with what they replace.
-    async fn not_stored_yet(&self, puts: Vec<(String, Bytes)>) -> Result<Vec<NewBlock>> {
+    async fn not_stored_yet(&self, puts: Vec<Put>) -> Result<Vec<NewBlock>> {
         if puts.is_empty() {
             return Ok(Vec::new());
         }
-        let keys: Vec<String> = puts.iter().map(|(k, _)| k.clone()).collect();
+        let keys: Vec<String> = puts.iter().map(|put| put.key.clone()).collect();
         let known = self.index.get_many(&keys).await?;
         let fresh_until = self.clock.now() + self.fresh_for;
         let mut blocks = Vec::with_capacity(puts.len());
-        for ((key, value), known) in puts.into_iter().zip(known) {
+        for (put, known) in puts.into_iter().zip(known) {
             if let Some(record) = &known {
-                // Only a key that names its content can be known to hold this value already.
-                if record.is_fresh(fresh_until, &self.epoch_clock)
-                    && record.size == value.len() as i64
-                    && multihash::check(&key, &value) == Match::Yes
-                {
+                if record.is_fresh(fresh_until, &self.epoch_clock) && put.is_in(record.size) {
                     Metrics::add(&self.metrics.blocks_known, 1);
                     continue;
                 }
             }
             blocks.push(NewBlock {
-                key,
-                value,
+                key: put.key,
+                value: put.value,
                 replaces: known.map(|record| Usage {
                     blocks: 1,
                     bytes: record.size.max(0),
@@ -751,56 +804,102 @@ impl Shared {
         Ok(blocks)
     }
 
-    /// Leaves out what is in the journal already. Not where a writer holds the key: a deletion that its
-    /// caller has given up takes effect before a later put, so that must wait for it.
-    fn without_staged(
-        &self,
-        puts: Vec<(String, Bytes)>,
-        journal: &Journal,
-    ) -> Vec<(String, Bytes)> {
-        let staged = |(key, value): &(String, Bytes)| {
-            let is_it =
-                |block: Arc<Block>| block.len() == value.len() as u64 && !block.is_doubted();
+    /// Leaves out the blocks that are in the journal already. Not where a writer holds the key: a deletion that
+    /// its caller has given up takes effect before a later put, so that must wait for it. The staged copy is
+    /// read before it is relied on: a damaged one is no reason to let a good one go.
+    async fn without_staged(&self, puts: Vec<Put>, journal: &Arc<Journal>) -> Result<Vec<Put>> {
+        let mut copies = Vec::new();
+        for (at, put) in puts.iter().enumerate() {
             // In this order: a deletion that is not seen begins later.
-            !self.locks.is_held(key)
-                && journal.find(key).is_some_and(is_it)
-                && multihash::check(key, value) == Match::Yes
+            if !put.names_content || self.locks.is_held(&put.key) {
+                continue;
+            }
+            let copy = journal
+                .find(&put.key)
+                .filter(|block| block.len() == put.value.len() as u64 && block.may_be_relied_on());
+            copies.extend(copy.map(|copy| (at, copy)));
+        }
+        if copies.is_empty() {
+            return Ok(puts);
+        }
+        let whole = {
+            let journal = Arc::clone(journal);
+            let read = move || {
+                let whole =
+                    |(at, copy): (usize, Arc<Block>)| journal.read(&copy).is_ok().then_some(at);
+                copies.into_iter().filter_map(whole).collect::<HashSet<_>>()
+            };
+            tokio::task::spawn_blocking(read)
+                .await
+                .map_err(|e| Error::new(ErrorKind::Internal, format!("reading the journal: {e}")))?
         };
-        let (known, new): (Vec<_>, Vec<_>) = puts.into_iter().partition(staged);
-        Metrics::add(&self.metrics.blocks_known, known.len() as u64);
+        Metrics::add(&self.metrics.blocks_known, whole.len() as u64);
+        let new = puts.into_iter().enumerate();
+        let new = new
+            .filter(|(at, _)| !whole.contains(at))
+            .map(|(_, put)| put);
+        Ok(new.collect())
+    }
+
+    /// Room in the journal for puts. If there is none, those that are indexed need none: Kubo puts the empty
+    /// directory at every start, and must start while nothing can be uploaded.
+    async fn with_room(
+        &self,
+        puts: Vec<Put>,
+        journal: &Journal,
+        patience: Duration,
+    ) -> Result<(Vec<Put>, Room)> {
+        let bytes = |puts: &[Put]| needed(puts.iter().map(|p| (p.key.len(), p.value.len())));
+        if let Some(room) = journal.room_now(bytes(&puts)) {
+            return Ok((puts, room));
+        }
+        // As in `without_staged`: a deletion that is not seen begins later.
+        let (held, free): (Vec<_>, Vec<_>) = puts
+            .into_iter()
+            .partition(|put| self.locks.is_held(&put.key));
+        let mut puts = self.without_rows(free).await.0;
+        puts.extend(held);
+        let room = journal.room(bytes(&puts), patience).await?;
+        Ok((puts, room))
+    }
+
+    /// Leaves out the blocks that are indexed already, as far as that is worth a question.
+    async fn without_indexed(&self, puts: Vec<Put>, ask_first: &AskFirst) -> Vec<Put> {
+        if puts.is_empty() || !ask_first.is_worth_it(puts.iter().map(|p| p.value.len()).sum()) {
+            return puts;
+        }
+        let before = puts.len();
+        let (new, answered) = self.without_rows(puts).await;
+        if !answered {
+            ask_first.rest();
+        } else if new.len() < before {
+            ask_first.found_one();
+        }
         new
     }
 
-    /// Leaves out what is indexed already, as far as that is worth a question. An index that does not
-    /// answer does not hold a write up: what it knows is found out before the upload, too.
-    async fn without_indexed(
-        &self,
-        puts: Vec<(String, Bytes)>,
-        ask_first: &AskFirst,
-    ) -> Vec<(String, Bytes)> {
-        if puts.is_empty() || !ask_first.is_worth_it(puts.iter().map(|(_, v)| v.len()).sum()) {
-            return puts;
+    /// Leaves out the blocks that are indexed, and whether the index has answered. An index that does not
+    /// does not hold a write up: the rows are looked for before the upload, too.
+    async fn without_rows(&self, puts: Vec<Put>) -> (Vec<Put>, bool) {
+        if puts.is_empty() {
+            return (puts, true);
         }
-        let keys: Vec<String> = puts.iter().map(|(k, _)| k.clone()).collect();
+        let keys: Vec<String> = puts.iter().map(|put| put.key.clone()).collect();
         let asked = tokio::time::timeout(INDEX_PATIENCE, self.index.get_many(&keys)).await;
         let Ok(Ok(rows)) = asked else {
-            ask_first.rest();
-            return puts;
+            return (puts, false);
         };
         let fresh_until = self.clock.now() + self.fresh_for;
-        let mut new = Vec::with_capacity(puts.len());
-        for (put, row) in puts.into_iter().zip(rows) {
-            let known = row.is_some_and(|r| {
-                r.is_fresh(fresh_until, &self.epoch_clock) && r.size == put.1.len() as i64
-            }) && multihash::check(&put.0, &put.1) == Match::Yes;
-            if known {
-                Metrics::add(&self.metrics.blocks_known, 1);
-                ask_first.found_one();
-            } else {
-                new.push(put);
-            }
-        }
-        new
+        let before = puts.len();
+        let rows = puts.into_iter().zip(rows);
+        let new = rows.filter(|(put, row)| {
+            !row.as_ref().is_some_and(|row| {
+                row.is_fresh(fresh_until, &self.epoch_clock) && put.is_in(row.size)
+            })
+        });
+        let new: Vec<Put> = new.map(|(put, _)| put).collect();
+        Metrics::add(&self.metrics.blocks_known, (before - new.len()) as u64);
+        (new, true)
     }
 
     async fn delete(&self, mut keys: Vec<String>) -> Result<()> {
@@ -852,6 +951,47 @@ async fn flush_usage(index: Arc<dyn Index>, metrics: Arc<Metrics>, stop: Cancell
         if stopping {
             return;
         }
+    }
+}
+
+/// A value that is to be stored.
+#[derive(Debug)]
+pub(crate) struct Put {
+    pub(crate) key: String,
+    pub(crate) value: Bytes,
+    /// Whether the key is the multihash of the value: only then can anything that is stored under the key
+    /// be known to be this value.
+    names_content: bool,
+}
+
+impl Put {
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if the key is the multihash of other bytes: it could be stored and
+    /// never be read.
+    fn new((key, value): (String, Bytes)) -> Result<Put> {
+        let names_content = match multihash::check(&key, &value) {
+            Match::Yes => true,
+            Match::Unknown => false,
+            Match::No => {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!(
+                        "the value of {} bytes does not hash to the multihash in its key {key}: nothing was stored",
+                        value.len()
+                    ),
+                ));
+            }
+        };
+        Ok(Put {
+            key,
+            value,
+            names_content,
+        })
+    }
+
+    /// Whether a row of this size under its key is of this value.
+    fn is_in(&self, size: i64) -> bool {
+        self.names_content && i64::try_from(self.value.len()) == Ok(size)
     }
 }
 

@@ -4,24 +4,34 @@
 //! multihash: varint hash code, varint digest length, digest
 //! (<https://github.com/multiformats/multihash>, codes from the multicodec table).
 
-use sha2::{Digest, Sha256, Sha512};
-use sha3::{Keccak256, Keccak512, Sha3_224, Sha3_256, Sha3_384, Sha3_512};
+use sha1::Sha1;
+use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
+use sha3::{Keccak224, Keccak256, Keccak384, Keccak512, Sha3_224, Sha3_256, Sha3_384, Sha3_512};
+use shake::digest::{ExtendableOutput, Update, XofReader};
+use shake::{Shake128, Shake256};
 
 /// Shortest digest that counts as one: what IPFS accepts in a CID. Shorter ones are more likely
 /// keys that happen to look like a multihash.
 const MIN_DIGEST: usize = 20;
 
 const IDENTITY: u64 = 0x00;
+const SHA1: u64 = 0x11;
 const SHA2_256: u64 = 0x12;
 const SHA2_512: u64 = 0x13;
 const SHA3_512: u64 = 0x14;
 const SHA3_384: u64 = 0x15;
 const SHA3_256: u64 = 0x16;
 const SHA3_224: u64 = 0x17;
+const SHAKE_128: u64 = 0x18;
+const SHAKE_256: u64 = 0x19;
+const KECCAK_224: u64 = 0x1a;
 const KECCAK_256: u64 = 0x1b;
+const KECCAK_384: u64 = 0x1c;
 const KECCAK_512: u64 = 0x1d;
 const BLAKE3: u64 = 0x1e;
+const SHA2_384: u64 = 0x20;
 const DBL_SHA2_256: u64 = 0x56;
+const SHA2_224: u64 = 0x1013;
 /// `blake2b-8` is this + 1 … `blake2b-512` is this + 64.
 const BLAKE2B: u64 = 0xb200;
 /// `blake2s-8` is this + 1 … `blake2s-256` is this + 32.
@@ -97,21 +107,33 @@ fn split(multihash: &[u8]) -> Option<(u64, &[u8])> {
     (whole && long_enough).then_some((code, digest))
 }
 
-/// Whether `digest` is a (possibly truncated) digest of `value`; `None` for an unknown code.
+/// Whether `digest` is a digest of `value`; `None` for an unknown code.
+///
+/// The functions are those that Kubo accepts (boxo's `verifcid.DefaultAllowlist`) and the SHA-2 family. A
+/// digest may be cut short for every one of them, BLAKE2 included: go-multihash's `Sum` computes the
+/// digest that the code stands for and keeps its first bytes. The extendable functions give at most as
+/// many bytes as go-multihash takes of them, but for BLAKE3, whose length go-multihash asks for.
 fn digest_matches(code: u64, digest: &[u8], value: &[u8]) -> Option<bool> {
     let prefix = |full: &[u8]| full.get(..digest.len()) == Some(digest);
     Some(match code {
         // Unlike a hash, an identity digest holds the value itself and may be of any length, so a
         // short key can look like one by accident: only equality tells anything.
         IDENTITY if digest == value => true,
+        SHA1 => prefix(&Sha1::digest(value)),
+        SHA2_224 => prefix(&Sha224::digest(value)),
         SHA2_256 => prefix(&Sha256::digest(value)),
+        SHA2_384 => prefix(&Sha384::digest(value)),
         SHA2_512 => prefix(&Sha512::digest(value)),
         DBL_SHA2_256 => prefix(&Sha256::digest(Sha256::digest(value))),
         SHA3_224 => prefix(&Sha3_224::digest(value)),
         SHA3_256 => prefix(&Sha3_256::digest(value)),
         SHA3_384 => prefix(&Sha3_384::digest(value)),
         SHA3_512 => prefix(&Sha3_512::digest(value)),
+        SHAKE_128 => prefix(&extended::<32>(Shake128::default(), value)),
+        SHAKE_256 => prefix(&extended::<64>(Shake256::default(), value)),
+        KECCAK_224 => prefix(&Keccak224::digest(value)),
         KECCAK_256 => prefix(&Keccak256::digest(value)),
+        KECCAK_384 => prefix(&Keccak384::digest(value)),
         KECCAK_512 => prefix(&Keccak512::digest(value)),
         BLAKE3 => {
             let mut full = vec![0; digest.len()];
@@ -121,19 +143,30 @@ fn digest_matches(code: u64, digest: &[u8], value: &[u8]) -> Option<bool> {
                 .fill(&mut full);
             full == digest
         }
-        // The length is a parameter of BLAKE2, so the code gives it and truncation is not meant.
+        // The length of the whole digest is a parameter of BLAKE2: the code gives it.
         _ if (BLAKE2B + MIN_DIGEST as u64..=BLAKE2B + 64).contains(&code) => {
             let len = (code - BLAKE2B) as usize;
             let full = blake2b_simd::Params::new().hash_length(len).hash(value);
-            full.as_bytes() == digest
+            prefix(full.as_bytes())
         }
         _ if (BLAKE2S + MIN_DIGEST as u64..=BLAKE2S + 32).contains(&code) => {
             let len = (code - BLAKE2S) as usize;
             let full = blake2s_simd::Params::new().hash_length(len).hash(value);
-            full.as_bytes() == digest
+            prefix(full.as_bytes())
         }
         _ => return None,
     })
+}
+
+/// The first bytes of what an extendable function makes of `value`.
+fn extended<const LEN: usize>(
+    mut function: impl Update + ExtendableOutput,
+    value: &[u8],
+) -> [u8; LEN] {
+    let mut out = [0; LEN];
+    function.update(value);
+    function.finalize_xof().read(&mut out);
+    out
 }
 
 fn decode_key(key: &str) -> Option<Vec<u8>> {
@@ -218,9 +251,53 @@ mod tests {
         assert!(!hash.names(b"abd"));
         let short = key(&[0x13], &Sha512::digest(b"abc")[..8]);
         let identity = key(&[0x00], b"a value of at least twenty bytes");
-        let unknown = key(&[0x11], &[7; 20]);
+        let unknown = key(&[0xd5, 0x01], &[7; 20]); // MD5
         for other in ["", "/a/b", &short, &identity, &unknown] {
             assert_eq!(Multihash::of_key(other), None, "{other}");
+        }
+    }
+
+    /// Every function that Kubo accepts by default, whole and cut to 20 bytes (the least that it
+    /// accepts), from a table that go-multihash v0.2.3 made: code, digest, and the value it is of.
+    #[test]
+    fn what_kubo_accepts_is_checked() {
+        let table = include_str!("multihash/kubo.tsv");
+        let mut codes = std::collections::BTreeSet::new();
+        for line in table.lines().filter(|line| !line.starts_with('#')) {
+            let mut fields = line.split('\t');
+            let code = u64::from_str_radix(fields.next().unwrap(), 16).unwrap();
+            let multihash = hex(fields.next().unwrap());
+            let value = hex(fields.next().unwrap());
+            let key = format!("/{}", data_encoding::BASE32_NOPAD.encode(&multihash));
+            assert_eq!(check(&key, &value), Match::Yes, "{code:x}: {key}");
+            if code == IDENTITY {
+                continue;
+            }
+            let other = [&value[..], b"x"].concat();
+            assert_eq!(check(&key, &other), Match::No, "{code:x}: {key}");
+            assert!(Multihash::of_key(&key).is_some(), "{code:x}: {key}");
+            codes.insert(code);
+        }
+        // verifcid's defaultAllowlist.IsAllowed (boxo v0.42.1, verifcid/allowlist.go), but for identity. Its
+        // Keccak-224 and -384 and BLAKE2s below 32 bytes are not in go-multihash's registry.
+        let allowed = [
+            0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x19, 0x1b, 0x1d, 0x1e, 0x56, 0xb260,
+        ];
+        let allowed = allowed.into_iter().chain(0xb214..=0xb240);
+        assert_eq!(codes, allowed.collect());
+        for code in [0x1a_u64, 0x1c].into_iter().chain(0xb254..=0xb260) {
+            assert!(digest_matches(code, &[0; 20], b"").is_some(), "{code:x}");
+        }
+    }
+
+    #[test]
+    fn keccak_of_other_lengths() {
+        // Keccak-224 and -384 of the empty string (the Keccak team's KeccakKAT).
+        for (code, digest) in [
+            (0x1a, "f71837502ba8e10837bdd8d365adb85591895602fc552b48b7390abd"),
+            (0x1c, "2c23146a63a29acf99e73b88f8c24eaa7dc60aa771780ccc006afbfa8fe2479b2dd2b21362337441ac12b515911957ff"),
+        ] {
+            assert_eq!(digest_matches(code, &hex(digest), b""), Some(true), "{code:x}");
         }
     }
 

@@ -83,6 +83,7 @@ pub const KEYS: &[KeySpec] = &[
     key("renewLeadSeconds", whole(0, MAX_SECONDS), "one epoch", "renew blobs that end within this time (seconds)"),
     key("journalPath", KeyType::Text, "", "directory of the local write journal, relative to the repo unless absolute: a write returns when it is on the local disk"),
     key("journalMaxBytes", whole(1, i64::MAX), "4294967296", "size of the journal at which writers wait (bytes); used with `journalPath`"),
+    key("journalFullSeconds", whole(1, MAX_SECONDS), "600", "how long a write waits for room in a full journal before it fails and says why (seconds); used with `journalPath`"),
     key("packIdleFlushSeconds", whole(1, MAX_SECONDS), "30", "flush the journal after this time without writes (seconds); used with `journalPath`"),
     key("packMaxAgeSeconds", whole(1, MAX_SECONDS), "300", "flush a journalled block after this time at most (seconds); used with `journalPath`"),
     key("drainTimeoutSeconds", whole(0, MAX_SECONDS), "30", "how long close waits for the journal to empty (seconds); used with `journalPath`"),

@@ -121,6 +121,8 @@ pub struct JournalConfig {
     pub path: PathBuf,
     /// Size at which writers wait (bytes).
     pub max_bytes: u64,
+    /// How long a write waits for room.
+    pub full_timeout: Duration,
     /// Flush after this time without writes.
     pub idle_flush: Duration,
     /// Flush a block after this time at most.
@@ -488,6 +490,7 @@ impl<'a> Fields<'a> {
         Ok(Some(JournalConfig {
             path: PathBuf::from(path),
             max_bytes: self.number("journalMaxBytes", 4 << 30)?,
+            full_timeout: self.seconds("journalFullSeconds", 600)?,
             idle_flush: self.seconds("packIdleFlushSeconds", 30)?,
             max_age: self.seconds("packMaxAgeSeconds", 300)?,
             drain_timeout: self.seconds("drainTimeoutSeconds", 30)?,

@@ -269,6 +269,10 @@ impl Index for Lookups {
         self.index.update_blob_after_renewal(blob_id, renewal).await
     }
 
+    async fn identity(&self) -> Result<Option<String>> {
+        self.index.identity().await
+    }
+
     async fn usage(&self) -> Result<Usage> {
         self.index.usage().await
     }

@@ -86,6 +86,11 @@ impl Record {
     }
 }
 
+/// A new identity of a table.
+pub(crate) fn new_identity() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
 /// A [`Record`] with the key it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRecord {
@@ -217,6 +222,12 @@ pub trait Index: Send + Sync + 'static {
     /// Notes a renewal on every row of the blob, never moving an end backwards. Returns how many
     /// rows were changed.
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64>;
+
+    /// What the table of this index is known by, wherever it goes: a text that it keeps, made at the first
+    /// call. `None` if it keeps none.
+    async fn identity(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
 
     /// The running total, read in O(1).
     async fn usage(&self) -> Result<Usage>;

@@ -6,6 +6,9 @@ use std::io::{self, IoSlice, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+/// The ending of segments that are kept for an operator, because blocks in them are damaged.
+pub(super) const ASIDE: &str = "damaged";
+
 /// Changes to files. Reading is not part of it.
 pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Makes a file that did not exist.
@@ -45,6 +48,11 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Makes the names in a directory survive a power cut.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    /// Gives a file the ending [`ASIDE`]: it is no part of the journal any more.
+    fn set_aside(&self, path: &Path) -> io::Result<()> {
+        std::fs::rename(path, path.with_extension(ASIDE))
     }
 
     /// Removes a file.

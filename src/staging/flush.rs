@@ -14,11 +14,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::trouble::Failures;
 use super::{Block, Journal};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{KeyRecord, Record, Usage};
 use crate::locks::KeyLocks;
-use crate::log::{Level, Log};
+use crate::log::Level;
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
 use crate::pack::limit::{Permit, UploadLimit};
@@ -264,25 +265,34 @@ fn pause(failures: u32) -> Duration {
         .min(RETRY_MAX)
 }
 
-/// Counts failures of one step, tells of them now and then, and pauses.
+/// Counts failures of one pack in a row, has them told, and pauses.
 struct Patience<'a> {
-    log: &'a Log,
-    failures: u32,
+    journal: &'a Journal,
+    failures: Failures<'a>,
 }
 
-impl Patience<'_> {
+impl<'a> Patience<'a> {
+    fn new(journal: &'a Journal) -> Self {
+        let failures = Failures::new(&journal.inner.trouble);
+        Patience { journal, failures }
+    }
+
     async fn after(&mut self, what: &str, e: &Error) {
-        self.failures += 1;
-        if self.failures.is_power_of_two() {
-            self.log.push(
-                Level::Warn,
-                format!(
-                    "{what} failed ({} times in a row; the blocks stay in the journal): {e}",
-                    self.failures
-                ),
-            );
-        }
-        tokio::time::sleep(pause(self.failures)).await;
+        self.failures.failed(what, e, || {
+            let staged = self.journal.staged();
+            let oldest = self.journal.oldest().unwrap_or_default();
+            format!(
+                "{} bytes in {} blocks wait, the oldest for {} s",
+                staged.bytes,
+                staged.blocks,
+                oldest.as_secs()
+            )
+        });
+        tokio::time::sleep(pause(self.failures.count)).await;
+    }
+
+    fn well(&mut self) {
+        self.failures.well();
     }
 }
 
@@ -297,10 +307,7 @@ async fn deliver(
     let parts = &shared.parts;
     let closing = || shared.draining.load(Ordering::Acquire);
     let mut first_permit = Some(first_permit);
-    let mut patience = Patience {
-        log: &parts.upload.log,
-        failures: 0,
-    };
+    let mut patience = Patience::new(&parts.journal);
     let mut stack = vec![pack];
     while let Some(blocks) = stack.pop() {
         let (blocks, replaced) = match caught(prepare(parts, blocks.clone())).await {
@@ -339,21 +346,20 @@ async fn deliver(
             }
             Err(e) => {
                 Metrics::add(&parts.upload.metrics.packs_failed, 1);
-                let before = blocks.len();
-                let whole = without_damaged(parts, blocks).await;
-                if whole.len() == before {
+                // Without them it can be stored at once.
+                if !lose_damaged(parts, &blocks).await {
                     if closing() {
                         left_behind(parts, &e);
                         return;
                     }
                     patience.after("storing a pack", &e).await;
                 }
-                stack.push(whole);
+                stack.push(blocks);
                 continue;
             }
         };
         failpoint!("flush.stored");
-        patience.failures = 0;
+        patience.well();
         index(parts, &blocks, &replaced, &stored, &mut patience).await;
         failpoint!("flush.indexed");
         if read_back(parts, &blocks, &stored, &mut patience).await {
@@ -375,12 +381,12 @@ async fn prepare(
     parts: &FlushParts,
     blocks: Vec<Arc<Block>>,
 ) -> Result<(Vec<Arc<Block>>, Vec<Usage>)> {
+    // These travel in parts, and cannot be checked on their way.
+    let long = blocks.iter().filter(|b| b.len() > WHOLE);
+    let long: Vec<Arc<Block>> = long.cloned().collect();
+    lose_damaged(parts, &long).await;
     let current = parts.journal.current(&blocks);
-    let (mut blocks, obsolete) = partition(blocks, &current);
-    if blocks.iter().any(|b| b.len() > WHOLE) {
-        // These travel in parts, and cannot be checked on their way.
-        blocks = without_damaged(parts, blocks).await;
-    }
+    let (blocks, mut obsolete) = partition(blocks, &current);
     let keys: Vec<String> = blocks.iter().map(|b| b.key().to_owned()).collect();
     let rows = if keys.is_empty() {
         Vec::new()
@@ -404,21 +410,32 @@ async fn prepare(
         .collect();
     // Only what is indexed already must be looked at here: the rest is checked on its way.
     let same = {
-        let blocks = blocks.clone();
-        let same = |(block, fresh): (&Arc<Block>, bool)| {
-            // A damaged one travels no further than to where it is found out.
-            fresh
-                && block
-                    .read()
-                    .is_ok_and(|value| multihash::check(block.key(), &value) == Match::Yes)
-        };
-        blocking(move || blocks.iter().zip(fresh).map(same).collect::<Vec<_>>()).await?
+        let (blocks, journal) = (blocks.clone(), Arc::clone(&parts.journal));
+        blocking(move || {
+            let same =
+                |(block, fresh): (&Arc<Block>, bool)| match fresh.then(|| journal.read(block)) {
+                    None => Ok(false),
+                    Some(Ok(value)) => Ok(multihash::check(block.key(), &value) == Match::Yes),
+                    // It is staged no longer.
+                    Some(Err(e)) if e.kind() == ErrorKind::Corrupt => Ok(false),
+                    Some(Err(e)) => Err(e),
+                };
+            blocks
+                .iter()
+                .zip(fresh)
+                .map(same)
+                .collect::<Result<Vec<_>>>()
+        })
+        .await??
     };
+    let current = parts.journal.current(&blocks);
     let mut travel = Vec::with_capacity(blocks.len());
     let mut replaced = Vec::with_capacity(blocks.len());
     let mut known = Vec::new();
-    for ((block, row), same) in blocks.into_iter().zip(rows).zip(same) {
-        if same {
+    for (((block, row), same), current) in blocks.into_iter().zip(rows).zip(same).zip(current) {
+        if !current {
+            obsolete.push(block);
+        } else if same {
             known.push(block);
         } else {
             travel.push(block);
@@ -441,31 +458,26 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|e| Error::new(ErrorKind::Internal, format!("reading the journal: {e}")))
 }
 
-/// Leaves out blocks that cannot be sent, because they cannot be read as they were written. They stay
-/// where they are: an error to whoever asks for them.
-async fn without_damaged(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Vec<Arc<Block>> {
-    let readable = {
-        let blocks = blocks.clone();
-        let read = |block: &Arc<Block>| block.read().map(drop);
-        blocking(move || blocks.iter().map(read).collect::<Vec<_>>()).await
+/// Reads blocks, so that those that are damaged are staged no longer. Whether there were any.
+async fn lose_damaged(parts: &FlushParts, blocks: &[Arc<Block>]) -> bool {
+    if blocks.is_empty() {
+        return false;
+    }
+    let (blocks, journal) = (blocks.to_vec(), Arc::clone(&parts.journal));
+    let damaged = move || {
+        let damaged = |block: &Arc<Block>| {
+            let read = journal.read(block);
+            read.is_err_and(|e| e.kind() == ErrorKind::Corrupt)
+        };
+        // All of them are read.
+        blocks.iter().filter(|block| damaged(block)).count() > 0
     };
-    let Ok(readable) = readable else {
-        return blocks;
-    };
-    let log = &parts.upload.log;
-    let whole = |(block, read): (Arc<Block>, Result<()>)| match read {
-        Ok(()) => Some(block),
-        Err(e) => {
-            log.push(Level::Error, format!("not uploaded: {e}"));
-            None
-        }
-    };
-    blocks.into_iter().zip(readable).filter_map(whole).collect()
+    blocking(damaged).await.unwrap_or(false)
 }
 
 fn left_behind(parts: &FlushParts, e: &Error) {
     parts.upload.log.push(
-        Level::Warn,
+        Level::Error,
         format!("a pack could not be stored before the end; its blocks stay in the journal: {e}"),
     );
 }
@@ -548,6 +560,7 @@ async fn index(
         match written {
             Ok(()) => {
                 parts.upload.metrics.usage_delta(delta);
+                patience.well();
                 return;
             }
             Err(e) => patience.after("indexing a stored pack", &e).await,
@@ -577,7 +590,7 @@ async fn read_back(
             Err("the bytes are not those that were stored".to_owned())
         }
     };
-    patience.failures = 0;
+    patience.well();
     loop {
         let reading = parts
             .upload
@@ -585,10 +598,11 @@ async fn read_back(
             .read_range(&stored.blob_id, offset, last.len(), &check);
         let read = caught(reading).await;
         let Err(e) = read else {
+            patience.well();
             return true;
         };
         let lost = matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt);
-        if lost && patience.failures >= READ_BACK_TRIES {
+        if lost && patience.failures.count >= READ_BACK_TRIES {
             parts.upload.log.push(
                 Level::Error,
                 format!(

@@ -34,7 +34,7 @@ pub(super) const SEGMENT_HEAD_OLD: u64 = 16;
 pub(super) const SEAL_AT: u64 = 32;
 const SEAL: usize = 32;
 
-const FRAME_MAGIC: u32 = 0x4d46_4457;
+pub(super) const FRAME_MAGIC: u32 = 0x4d46_4457;
 pub(super) const FRAME_HEAD: usize = 32;
 const ENTRY_HEAD: usize = 11;
 /// Longest table that is believed (bytes). A commit has some thousands of entries of about 70 bytes.
@@ -160,6 +160,8 @@ pub(super) enum Entry {
     },
     Delete(String),
     Done(u64, u64),
+    /// A put whose value is damaged, or an entry that cannot be trusted (never in a file).
+    Lost,
 }
 
 /// The head and table of a frame.

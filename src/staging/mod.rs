@@ -6,7 +6,10 @@
 //! | `ask` | whether a write asks the index first for what it holds |
 //! | `disk` | the calls that change files, for tests to let them fail |
 //! | `frame` | how writes lie in a file |
+//! | `owner` | which index the blocks belong to, and journals that were left behind |
+//! | `room` | who may write how much, in turn |
 //! | `segment` | one file: appending, syncing, scanning |
+//! | `trouble` | what an operator is told of blocks that do not leave |
 //! | `writer` | who appends, and what happens when that fails; writes that queue while a sync runs share the next |
 //! | `flush` | what travels to Walrus when, and what happens until it may be forgotten |
 //!
@@ -14,7 +17,7 @@
 //! until its row is committed and its blob could be read back. Files go oldest first, so that a
 //! deletion can never be forgotten before the write that it undid.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -39,16 +42,22 @@ mod ask;
 mod disk;
 mod flush;
 mod frame;
+mod owner;
+mod room;
 mod segment;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod writer;
 
 pub(crate) use ask::AskFirst;
 use disk::{Disk, RealDisk};
 pub(crate) use flush::{FlushParts, Flusher};
 use frame::{Entry, Write};
+pub(crate) use owner::{abandoned, Owner};
+pub(crate) use room::{needed, Room};
 use segment::Segment;
+use trouble::Trouble;
 use writer::{Position, Writer};
 
 const README: &str = "\
@@ -58,7 +67,9 @@ DELETING A FILE HERE LOSES DATA, unless the node was stopped in order and no *.s
 NUMBER.segment  blocks, in the order in which they were written. A file is removed by the node when
                 every block in it is on Walrus and in the index, oldest file first. The newest one
                 ends with zeroes: space that the next writes will take.
+NUMBER.damaged  such a file in which a block was found damaged; no part of the journal any more.
 LOCK            held by the running node.
+OWNER           the table of the index for which the blocks were accepted.
 
 To empty the journal, start the node (any ipfs command does) with drainTimeoutSeconds large enough, or
 let the daemon run: it uploads on its own. The layout of a file is described in the sources, in
@@ -86,6 +97,9 @@ pub(crate) struct Block {
     store_again: AtomicBool,
     /// A deletion of its key has failed, and may have removed its row all the same.
     doubted: AtomicBool,
+    /// The file says that it needs no upload any more, and then its row came to be in doubt. It is looked
+    /// up again, but would not be back after a restart.
+    let_go: AtomicBool,
 }
 
 impl Block {
@@ -98,6 +112,12 @@ impl Block {
         self.doubted.load(Ordering::Acquire)
     }
 
+    /// Whether a later put of the same value may rely on this one: its row is not in doubt, and it would be
+    /// back after a restart.
+    pub(crate) fn may_be_relied_on(&self) -> bool {
+        !self.is_doubted() && !self.let_go.load(Ordering::Acquire)
+    }
+
     /// Length of the value (bytes).
     pub(crate) fn len(&self) -> u64 {
         u64::from(self.len)
@@ -106,9 +126,9 @@ impl Block {
     /// The value. Reads from the local disk (mostly its cache) on the calling thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Disk`] if it cannot be read; [`ErrorKind::Corrupt`] if it is not what was
+    /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value that was
     /// written.
-    pub(crate) fn read(&self) -> Result<Bytes> {
+    fn read(&self) -> Result<Bytes> {
         let mut value = vec![0; self.len as usize];
         self.segment
             .read_at(self.offset, &mut value)
@@ -189,6 +209,12 @@ struct Inner {
     state: Mutex<State>,
     /// Space has become free.
     space: Notify,
+    /// Held by the write that is next to get room; the others wait for it in their order.
+    turn: tokio::sync::Mutex<()>,
+    /// When the log was last told that the journal is full.
+    said_full: Mutex<Option<Instant>>,
+    /// Why blocks do not leave.
+    trouble: Trouble,
     /// Something was staged, or waits for space.
     changed: Notify,
     syncs: AtomicU64,
@@ -224,6 +250,8 @@ impl Inner {
 #[derive(Debug, Default)]
 struct State {
     blocks: BTreeMap<Arc<str>, Arc<Block>>,
+    /// Keys whose newest value was found damaged, and how. They are not staged any more.
+    damaged: HashMap<Arc<str>, String>,
     /// Bytes of the values in `blocks`.
     bytes: u64,
     /// Blocks in the order in which they were written, until they travel. Some may have been replaced
@@ -248,6 +276,14 @@ impl State {
         self.admitted + self.segments.iter().map(|s| s.space()).sum::<u64>()
     }
 
+    fn staged(&self) -> Staged {
+        Staged {
+            blocks: self.blocks.len() as u64,
+            bytes: self.bytes,
+            disk_bytes: self.segments.iter().map(|s| s.file_len()).sum(),
+        }
+    }
+
     fn is_current(&self, block: &Arc<Block>) -> bool {
         self.blocks
             .get(&block.key)
@@ -262,28 +298,12 @@ impl State {
 
     fn stage(&mut self, block: Arc<Block>) {
         block.segment.add_live();
+        self.damaged.remove(&block.key);
         self.bytes += block.len();
         self.queued_bytes += block.len();
         self.queue.push_back(Arc::clone(&block));
         if let Some(old) = self.blocks.insert(Arc::clone(&block.key), block) {
             self.bytes -= old.len();
-        }
-    }
-}
-
-/// Room in the journal for a write, until it is written (then it counts as part of its file) or given
-/// up.
-#[derive(Debug)]
-pub(crate) struct Room {
-    inner: Arc<Inner>,
-    bytes: u64,
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.inner.state.lock().admitted -= self.bytes;
-            self.inner.space.notify_waiters();
         }
     }
 }
@@ -295,23 +315,43 @@ impl Journal {
     /// # Errors
     /// [`ErrorKind::Locked`] while another process has it open; [`ErrorKind::Disk`];
     /// [`ErrorKind::Corrupt`] if a file is damaged other than at its unfinished end.
-    pub(crate) fn open(dir: &Path, max_bytes: u64, log: Arc<Log>) -> Result<Journal> {
-        Self::open_on(Arc::new(RealDisk), dir, max_bytes, log)
+    ///
+    /// With an `owner` it is opened only if its blocks belong to that one: [`ErrorKind::Config`] else.
+    pub(crate) fn open(
+        dir: &Path,
+        max_bytes: u64,
+        owner: Option<&Owner>,
+        log: Arc<Log>,
+    ) -> Result<Journal> {
+        Self::open_on(Arc::new(RealDisk), dir, max_bytes, owner, log)
     }
 
-    fn open_on(disk: Arc<dyn Disk>, dir: &Path, max_bytes: u64, log: Arc<Log>) -> Result<Journal> {
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        max_bytes: u64,
+        owner: Option<&Owner>,
+        log: Arc<Log>,
+    ) -> Result<Journal> {
         let failed = |e: io::Error| disk_error(&format!("journalPath {}", dir.display()), &e);
         std::fs::create_dir_all(dir).map_err(failed)?;
         let lock = lock(dir)?;
         write_readme(dir).map_err(failed)?;
+        report_aside(dir, &log).map_err(failed)?;
         let (state, position) = replay(dir, &disk, &log)?;
+        if let Some(owner) = owner {
+            owner.take(dir, state.staged(), &log)?;
+        }
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),
             max_bytes,
+            trouble: Trouble::new(Arc::clone(&log)),
             log,
             disk,
             state: Mutex::new(state),
             space: Notify::new(),
+            turn: tokio::sync::Mutex::default(),
+            said_full: Mutex::default(),
             changed: Notify::new(),
             syncs: AtomicU64::new(0),
             last_sync_us: AtomicU64::new(0),
@@ -324,37 +364,6 @@ impl Journal {
             writer,
             lock: Mutex::new(Some(lock)),
         })
-    }
-
-    /// Waits until there is room for writes of these puts. A single write that is larger than the
-    /// journal may ever be is admitted into an empty one.
-    pub(crate) async fn room(&self, puts: &[(String, Bytes)]) -> Room {
-        // At worst, each put has a frame of its own; its table is written once more, into the contents.
-        let bytes: u64 = puts
-            .iter()
-            .map(|(k, v)| (2 * k.len() + v.len()) as u64 + 96)
-            .sum();
-        let mut waiting = None;
-        loop {
-            let freed = self.inner.space.notified();
-            tokio::pin!(freed);
-            freed.as_mut().enable();
-            {
-                let mut state = self.inner.state.lock();
-                // Whoever brings nothing does not wait for those who do.
-                let used = state.used();
-                let fits = bytes == 0 || used + bytes <= self.inner.max_bytes;
-                if fits || used == 0 {
-                    state.admitted += bytes;
-                    return Room {
-                        inner: Arc::clone(&self.inner),
-                        bytes,
-                    };
-                }
-            }
-            waiting.get_or_insert_with(|| WaitingForSpace::new(Arc::clone(&self.inner)));
-            freed.await;
-        }
     }
 
     /// Stages puts as one unit: after a crash all of them are there or none. Returns when they
@@ -385,7 +394,12 @@ impl Journal {
         // A write that failed may still lie in a file that could not be repaired yet.
         let broken = self.inner.broken.load(Ordering::Acquire);
         let staged: Vec<Write> = {
-            let state = self.inner.state.lock();
+            let mut state = self.inner.state.lock();
+            if !state.damaged.is_empty() {
+                state
+                    .damaged
+                    .retain(|key, _| !keys.iter().any(|k| **k == **key));
+            }
             keys.iter()
                 .filter(|k| {
                     let k = k.as_str();
@@ -405,6 +419,52 @@ impl Journal {
         let state = self.inner.state.lock();
         let staged = keys.iter().filter_map(|key| state.blocks.get(key.as_str()));
         staged.for_each(|block| block.doubted.store(true, Ordering::Release));
+    }
+
+    /// The value of a staged block. One that is damaged is staged no longer: it cannot be uploaded, must not
+    /// be relied on, and its file must become free; a later put under its key is staged anew. Reads from
+    /// the local disk on the calling thread.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value that was
+    /// written.
+    pub(crate) fn read(&self, block: &Arc<Block>) -> Result<Bytes> {
+        let read = block.read();
+        if let Err(e) = &read {
+            if e.kind() == ErrorKind::Corrupt {
+                self.lose(block, e);
+            }
+        }
+        read
+    }
+
+    /// The queue and the packs that hold the block find that it is no longer current.
+    fn lose(&self, block: &Arc<Block>, why: &Error) {
+        {
+            let mut state = self.inner.state.lock();
+            if !state.is_current(block) {
+                return;
+            }
+            state.forget(&block.key);
+            state
+                .damaged
+                .insert(Arc::clone(&block.key), why.to_string());
+        }
+        block.segment.keep();
+        self.inner.log.push(
+            Level::Error,
+            format!(
+                "{why}. It was accepted and is lost on this disk: put it again (ipfs add, or fetch it from \
+                 another node). Its file is kept with the ending .{} once the other blocks in it are on Walrus",
+                disk::ASIDE
+            ),
+        );
+    }
+
+    /// What is known of the damage to the newest value of `key`, if that was damaged and nothing has taken
+    /// its place.
+    pub(crate) fn damage(&self, key: &str) -> Option<String> {
+        self.inner.state.lock().damaged.get(key).cloned()
     }
 
     /// The staged block under `key`.
@@ -439,12 +499,7 @@ impl Journal {
 
     /// What is staged now.
     pub(crate) fn staged(&self) -> Staged {
-        let state = self.inner.state.lock();
-        Staged {
-            blocks: state.blocks.len() as u64,
-            bytes: state.bytes,
-            disk_bytes: state.segments.iter().map(|s| s.file_len()).sum(),
-        }
+        self.inner.state.lock().staged()
     }
 
     /// How often the disk was synced since open.
@@ -547,7 +602,9 @@ impl Journal {
             for block in &blocks {
                 let current = state.is_current(block);
                 if current && block.is_doubted() {
-                    again.push(Arc::clone(block)); // since a moment ago
+                    // Since a moment ago, and the note is written.
+                    block.let_go.store(true, Ordering::Release);
+                    again.push(Arc::clone(block));
                     continue;
                 }
                 if current {
@@ -574,23 +631,6 @@ impl Journal {
         });
         // A panic in the thread has been answered for already.
         let _ = closing.await;
-    }
-}
-
-/// Counts a writer as waiting for as long as it does.
-struct WaitingForSpace(Arc<Inner>);
-
-impl WaitingForSpace {
-    fn new(inner: Arc<Inner>) -> Self {
-        inner.state.lock().waiting_for_space += 1;
-        inner.changed.notify_one();
-        WaitingForSpace(inner)
-    }
-}
-
-impl Drop for WaitingForSpace {
-    fn drop(&mut self) {
-        self.0.state.lock().waiting_for_space -= 1;
     }
 }
 
@@ -656,15 +696,12 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
         let scan = segment
             .scan(i == last)
             .map_err(|e| failed(segment.path(), e))?;
-        if scan.damaged > 0 {
-            log.push(
-                Level::Error,
-                format!(
-                    "journal file {}: {} writes are damaged and were left out",
-                    segment.path().display(),
-                    scan.damaged
-                ),
-            );
+        report_damage(&segment, &scan, log);
+        if i == last && scan.len > 0 {
+            // A process that was killed may have left frames that no power cut would survive. Later puts
+            // rely on what is staged.
+            segment.sync().map_err(|e| failed(segment.path(), e))?;
+            disk.sync_dir(dir).map_err(|e| failed(dir, e))?;
         }
         // Files before the last, and those that were sealed, are whole: their ends cannot be torn.
         let expected = match scan.expected {
@@ -731,9 +768,11 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
                         staged,
                         store_again: AtomicBool::new(false),
                         doubted: AtomicBool::new(false),
+                        let_go: AtomicBool::new(false),
                     })),
                     Entry::Delete(key) => state.forget(&key),
                     Entry::Done(first, last) => done.push((first, last)),
+                    Entry::Lost => {}
                 }
             }
         }
@@ -741,6 +780,64 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
     }
     leave_out_done(&mut state, done);
     Ok((state, position))
+}
+
+/// Tells the log which blocks of a segment are damaged.
+fn report_damage(segment: &Segment, scan: &segment::Scan, log: &Log) {
+    let file = segment.path().display();
+    let some = |keys: &[Arc<str>]| {
+        let shown: Vec<&str> = keys.iter().take(5).map(|key| &**key).collect();
+        let more = if keys.len() > shown.len() {
+            ", …"
+        } else {
+            ""
+        };
+        format!("{}{more}", shown.join(", "))
+    };
+    if !scan.damaged.is_empty() || scan.gaps > 0 {
+        segment.keep();
+        log.push(
+            Level::Error,
+            format!(
+                "journal file {file} is damaged: {} blocks that were accepted are lost on this disk ({}), and {} bytes \
+                 between its writes cannot be read. Put them again. The file is kept with the ending .{} once \
+                 the other blocks in it are on Walrus",
+                scan.damaged.len(),
+                some(&scan.damaged),
+                scan.gaps,
+                disk::ASIDE
+            ),
+        );
+    }
+    if !scan.unfinished.is_empty() {
+        log.push(
+            Level::Warn,
+            format!(
+                "journal file {file}: the last write is not whole; {} blocks of it were never acknowledged or are \
+                 damaged ({})",
+                scan.unfinished.len(),
+                some(&scan.unfinished)
+            ),
+        );
+    }
+}
+
+/// Tells the log of files that were set aside for an operator.
+fn report_aside(dir: &Path, log: &Log) -> io::Result<()> {
+    for entry in dir.read_dir()? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == disk::ASIDE) {
+            log.push(
+                Level::Error,
+                format!(
+                    "journal: {} holds blocks that were accepted and could not be read when they were to be \
+                     uploaded; an earlier line of the log has their keys. Delete the file when they are stored again",
+                    path.display()
+                ),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Forgets what needs no upload any more.

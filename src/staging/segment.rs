@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use super::disk::Disk;
 use super::frame::{self, Entry, Frame, Head, Seal, FRAME_HEAD};
+use crate::multihash::{self, Match};
 
 const SUFFIX: &str = ".segment";
 
@@ -48,6 +49,8 @@ pub(super) struct Segment {
     live: AtomicUsize,
     /// Of the first version of the layout, which is read only.
     old: AtomicBool,
+    /// A block in it is damaged: when it is free it is set aside, for an operator to see.
+    keep: AtomicBool,
     /// Bytes of short frames since the last long one: as many more are expected.
     short_run: AtomicU64,
 }
@@ -63,8 +66,13 @@ pub(super) struct Scan {
     pub(super) expected: Option<u64>,
     /// There are other bytes than zeroes behind the last whole frame.
     pub(super) torn: bool,
-    /// Frames in the middle whose values are damaged.
-    pub(super) damaged: usize,
+    /// Keys whose values are damaged, in frames that others follow.
+    pub(super) damaged: Vec<Arc<str>>,
+    /// Keys whose values are not whole in the last frame: the write was never acknowledged, or they are
+    /// damaged.
+    pub(super) unfinished: Vec<Arc<str>>,
+    /// Bytes between whole frames that are none.
+    pub(super) gaps: u64,
     /// The table of contents, as far as the frames go.
     pub(super) contents: Vec<u8>,
     /// Frames may be appended: the segment is of this version and was not sealed.
@@ -95,6 +103,7 @@ impl Segment {
             contents_len: AtomicU64::new(0),
             live: AtomicUsize::new(0),
             old: AtomicBool::new(false),
+            keep: AtomicBool::new(false),
             short_run: AtomicU64::new(0),
         };
         disk.write(&segment.file, 0, &[&frame::encode_head(id)])
@@ -136,6 +145,7 @@ impl Segment {
                 contents_len: AtomicU64::new(0),
                 live: AtomicUsize::new(0),
                 old: AtomicBool::new(false),
+                keep: AtomicBool::new(false),
                 short_run: AtomicU64::new(0),
             });
         }
@@ -285,14 +295,28 @@ impl Segment {
         self.file.read_exact_at(into, offset)
     }
 
-    /// Removes the file. Readers that hold the segment go on reading.
+    /// A block in it is damaged.
+    pub(super) fn keep(&self) {
+        self.keep.store(true, Ordering::Release);
+    }
+
+    /// Removes the file, or sets it aside if a block in it is damaged. Readers that hold the segment go on
+    /// reading.
     pub(super) fn remove(&self) -> io::Result<()> {
-        self.disk.remove(&self.path)
+        if self.keep.load(Ordering::Acquire) {
+            self.disk.set_aside(&self.path)
+        } else {
+            self.disk.remove(&self.path)
+        }
     }
 
     /// Reads every frame's head and table: from the table of contents if there is one, else one by one,
-    /// and with `values` the values too, unless it was sealed. What cannot be a frame ends the scan.
-    /// Frames whose values are damaged are left out.
+    /// and with `values` the values too, unless it was sealed. A put whose value is damaged is
+    /// [lost](Entry::Lost), and its neighbours in the frame are not, unless the end of the last frame is missing.
+    ///
+    /// Bytes that are no frame end the scan, unless frames follow them: then a head was damaged, and the scan goes on
+    /// behind it. A block may hold bytes that look like a frame; so of frames that come behind a gap
+    /// only puts count, whose value is whole and is the one that its key names.
     pub(super) fn scan(&self, values: bool) -> io::Result<Scan> {
         let file_len = self.file_len();
         let mut window = Window::new(&self.file, file_len);
@@ -333,28 +357,45 @@ impl Segment {
             ..Scan::default()
         };
         let mut at = start;
-        let mut bad = 0;
         let mut next_seq = 0;
         let end = seal.map_or(file_len, |seal| seal.end.min(file_len));
-        while let Some(frame) = window.frame_at(at, end)? {
-            // Numbers only go up: an older frame in this place would be what a disk forgot to overwrite.
-            if frame.seq < next_seq {
-                break;
-            }
+        let values = values && seal.is_none();
+        let mut torn = false;
+        loop {
+            // Numbers only go up: an older frame in this place would be one that the disk forgot to overwrite.
+            let found = window.frame_at(at, end)?;
+            let found = found.filter(|frame| frame.seq >= next_seq);
+            let (begins, mut frame) = match found {
+                Some(frame) => (at, frame),
+                None if !values => break,
+                None => match window.frame_after(at, end, next_seq)? {
+                    Some((begins, frame)) => {
+                        scan.gaps += begins - at;
+                        (begins, frame)
+                    }
+                    None => break,
+                },
+            };
             next_seq = frame.seq + frame.entries.len() as u64;
-            let start = at;
-            at += frame.len;
-            if values && seal.is_none() && !window.values_intact(start, &frame)? {
-                bad += 1;
-                continue;
+            at = begins + frame.len;
+            scan.damaged.append(&mut scan.unfinished);
+            if values {
+                (scan.unfinished, torn) = window.lose_damaged(begins, &mut frame, scan.gaps > 0)?;
             }
-            // What is damaged before a whole frame is not the torn end.
-            scan.damaged = bad;
-            if let Some(encoded) = window.get(start, frame.head_len)? {
-                frame::push_contents(&mut scan.contents, start, encoded);
+            if let Some(encoded) = window.get(begins, frame.head_len)? {
+                frame::push_contents(&mut scan.contents, begins, encoded);
             }
-            scan.frames.push((start, frame));
+            scan.frames.push((begins, frame));
             scan.len = at;
+        }
+        // A write whose end is missing was never acknowledged.
+        if torn {
+            if let Some((begins, frame)) = scan.frames.pop() {
+                scan.len = begins;
+                let contents = scan.contents.len() - (8 + frame.head_len as usize);
+                scan.contents.truncate(contents);
+                scan.unfinished.clear();
+            }
         }
         scan.torn = window.other_than_zero_from(scan.len)?;
         Ok(scan)
@@ -424,9 +465,13 @@ impl<'a> Window<'a> {
     }
 
     fn other_than_zero_from(&mut self, at: u64) -> io::Result<bool> {
+        self.other_than_zero(at, self.file_len)
+    }
+
+    fn other_than_zero(&mut self, at: u64, end: u64) -> io::Result<bool> {
         let mut at = at;
-        while at < self.file_len {
-            let step = (self.file_len - at).min(WINDOW as u64);
+        while at < end {
+            let step = (end - at).min(WINDOW as u64);
             if self
                 .get(at, step)?
                 .is_some_and(|bytes| bytes.iter().any(|b| *b != 0))
@@ -459,18 +504,74 @@ impl<'a> Window<'a> {
             .filter(|frame| at + frame.len <= end))
     }
 
-    fn values_intact(&mut self, start: u64, frame: &Frame) -> io::Result<bool> {
-        for entry in &frame.entries {
-            if let Entry::Put {
-                offset, len, crc, ..
-            } = entry
-            {
-                let value = self.get(start + offset, u64::from(*len))?;
-                if value.map(crc32fast::hash) != Some(*crc) {
-                    return Ok(false);
+    /// The next frame behind byte `at`, where there is none, with a number that may follow `seq`.
+    fn frame_after(&mut self, at: u64, end: u64, seq: u64) -> io::Result<Option<(u64, Frame)>> {
+        /// More writes than lie in one segment.
+        const JUMP: u64 = 1 << 24;
+        let magic = frame::FRAME_MAGIC.to_le_bytes();
+        let mut from = at + 1;
+        while from + FRAME_HEAD as u64 <= end {
+            let step = (end - from).min(WINDOW as u64);
+            let Some(bytes) = self.get(from, step)? else {
+                return Ok(None);
+            };
+            let places = bytes.windows(magic.len()).enumerate();
+            let places: Vec<u64> = places
+                .filter(|(_, bytes)| *bytes == magic)
+                .map(|(place, _)| from + place as u64)
+                .collect();
+            for place in places {
+                let found = self.frame_at(place, end)?;
+                if let Some(frame) = found.filter(|f| (seq..seq + JUMP).contains(&f.seq)) {
+                    return Ok(Some((place, frame)));
                 }
             }
+            // A magic may lie across two steps.
+            from += (step - magic.len() as u64 + 1).max(1);
         }
-        Ok(true)
+        Ok(None)
+    }
+
+    /// Makes entries lost whose values are damaged and, behind a gap, those that cannot be trusted. Gives the
+    /// keys of damaged ones, and whether the frame looks torn: its end is missing, since from some byte on
+    /// there are zeroes, and every damaged value reaches there.
+    fn lose_damaged(
+        &mut self,
+        start: u64,
+        frame: &mut Frame,
+        behind_gap: bool,
+    ) -> io::Result<(Vec<Arc<str>>, bool)> {
+        let mut damaged = Vec::new();
+        // Where the first damaged value ends: the others end behind it.
+        let mut first_end = None;
+        for entry in &mut frame.entries {
+            let Entry::Put {
+                key,
+                offset,
+                len,
+                crc,
+            } = &*entry
+            else {
+                if behind_gap {
+                    *entry = Entry::Lost;
+                }
+                continue;
+            };
+            let value = self.get(start + offset, u64::from(*len))?;
+            let whole = value.is_some_and(|value| {
+                crc32fast::hash(value) == *crc
+                    && (!behind_gap || multihash::check(key, value) != Match::No)
+            });
+            if !whole {
+                first_end.get_or_insert(start + *offset + u64::from(*len));
+                damaged.push(Arc::clone(key));
+                *entry = Entry::Lost;
+            }
+        }
+        let torn = match first_end {
+            None => false,
+            Some(end) => !self.other_than_zero(end - 1, start + frame.len)?,
+        };
+        Ok((damaged, torn))
     }
 }

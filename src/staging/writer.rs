@@ -520,6 +520,7 @@ impl Appender {
                             staged: now,
                             store_again: AtomicBool::new(false),
                             doubted: AtomicBool::new(false),
+                            let_go: AtomicBool::new(false),
                         }));
                         at += u64::from(len);
                     }

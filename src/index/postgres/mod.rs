@@ -42,7 +42,9 @@ use self::sql::{Sql, DELETE_FORMS, UPSERT_FORMS};
 use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
 use super::table::{parse_table, TableName};
-use super::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use super::{
+    new_identity, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Rows of one bulk statement: large enough that the round trip does not matter, small enough that
@@ -825,6 +827,33 @@ impl Index for PostgresIndex {
                 },
             )
             .await
+    }
+
+    async fn identity(&self) -> Result<Option<String>> {
+        const WHAT: &str = "reading the table's identity";
+        let known = async || -> Result<Option<String>> {
+            let pass = self.enter()?;
+            let sql = Query::once(self.inner.sql.identity.clone());
+            let rows = self
+                .inner
+                .lookups
+                .query(WHAT, pass, sql, Arc::new([]))
+                .await?;
+            let found = read(WHAT, &rows, |row| row.try_get::<_, String>(0))?;
+            Ok(found.into_iter().next())
+        };
+        if let Some(known) = known().await? {
+            return Ok(Some(known));
+        }
+        let (inner, new) = (self.inner.clone(), new_identity());
+        let pass = self.enter()?;
+        self.inner
+            .pool
+            .run(WHAT, pass, Repeat::Harmless, None, move |client| {
+                client.execute_typed(&inner.sql.add_identity, &[(&new, Type::TEXT)])
+            })
+            .await?;
+        known().await
     }
 
     async fn usage(&self) -> Result<Usage> {

@@ -96,6 +96,8 @@ pub(super) struct Sql {
     pub rows_of_blob: String,
     pub rows_from: Query,
     pub update_blob: String,
+    pub identity: String,
+    pub add_identity: String,
     pub usage: Query,
     pub add_usage: String,
     pub try_lease: String,
@@ -115,6 +117,7 @@ impl Sql {
             .unwrap_or_default();
         let leases = shape.table.companion("_leases").quoted();
         let usage = shape.table.companion("_usage").quoted();
+        let meta = shape.table.companion("_meta").quoted();
         let patch = if shape.has_patch_id {
             "patch_id"
         } else {
@@ -240,6 +243,10 @@ impl Sql {
             update_blob: format!(
                 "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
+            ),
+            identity: format!("SELECT value FROM {meta} WHERE name = 'identity'"),
+            add_identity: format!(
+                "INSERT INTO {meta} (name, value) VALUES ('identity', $1) ON CONFLICT (name) DO NOTHING"
             ),
             usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),
             add_usage: format!(

@@ -22,7 +22,9 @@ use self::writer::{Promise, Writer};
 use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
 use super::table::parse_table;
-use super::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use super::{
+    new_identity, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Keys looked up on the caller's thread; more go to a thread of the index.
@@ -480,6 +482,27 @@ impl Index for SqliteIndex {
                     to_micros(SystemTime::now()),
                 ])?;
             Ok(changed as u64)
+        })
+        .await
+    }
+
+    async fn identity(&self) -> Result<Option<String>> {
+        const WHAT: &str = "reading the table's identity";
+        fn read(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<String>> {
+            let mut statement = connection.prepare_cached(&sql.identity)?;
+            statement.query_row([], |row| row.get(0)).optional()
+        }
+        let pass = self.gate.enter()?;
+        if let Some(known) = self.quick(WHAT, pass, read).await? {
+            return Ok(Some(known));
+        }
+        let new = new_identity();
+        let pass = self.gate.enter()?;
+        self.write(WHAT, pass, move |connection, sql| {
+            connection
+                .prepare_cached(&sql.add_identity)?
+                .execute([&new])?;
+            read(connection, sql)
         })
         .await
     }

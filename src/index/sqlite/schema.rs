@@ -30,6 +30,8 @@ pub(super) struct Sql {
     pub release_lease: String,
     create: String,
     version: String,
+    pub identity: String,
+    pub add_identity: String,
     meta: String,
     table: String,
 }
@@ -97,6 +99,10 @@ impl Sql {
                 expires_idx = quoted("_expires_at_idx"),
             ),
             version: format!("SELECT value FROM {meta} WHERE name = 'schema_version'"),
+            identity: format!("SELECT value FROM {meta} WHERE name = 'identity'"),
+            add_identity: format!(
+                "INSERT INTO {meta} (name, value) VALUES ('identity', ?1) ON CONFLICT (name) DO NOTHING"
+            ),
             meta: format!("{table}_meta"),
             table: main,
         }

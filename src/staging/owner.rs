@@ -1,0 +1,231 @@
+//! Which index the blocks of a journal belong to, and journals that were left behind.
+//!
+//! A journal belongs to one table of one index: its blocks were accepted for that table alone. The file
+//! OWNER in its directory names the table by its identity, a random text that is kept with the table and
+//! goes where it goes (to a new address, a replica, a restored copy). A journal that holds blocks is only
+//! opened for the table that it names. An empty one changes hands without a word.
+//!
+//! A repo remembers where its journals were, in the file [`PLACES`]. Blocks that lie in such a place while
+//! the configuration names another one, or none, were accepted and would be out of sight.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk::Disk;
+use super::{disk_error, replay, Staged};
+use crate::dirlock::DirLock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::log::{Level, Log};
+
+const FILE: &str = "OWNER";
+/// In the repo: the directories of its journals, one a line.
+pub(crate) const PLACES: &str = "walrusds-journals";
+/// Where the init profile puts a journal, in the repo.
+const USUAL: &str = "walrusds-journal";
+
+/// A table of an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Owner {
+    /// What the index says of itself.
+    pub(crate) identity: String,
+    /// For people: the table's name. Holds no secret.
+    pub(crate) name: String,
+}
+
+impl Owner {
+    fn of(dir: &Path) -> io::Result<Option<Owner>> {
+        let text = match std::fs::read_to_string(dir.join(FILE)) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let mut lines = text.lines();
+        let identity = lines.next().unwrap_or_default().to_owned();
+        let name = lines.next().unwrap_or("unknown").to_owned();
+        Ok((!identity.is_empty()).then_some(Owner { identity, name }))
+    }
+
+    fn write(&self, dir: &Path) -> io::Result<()> {
+        let new = dir.join("OWNER.new");
+        let mut file = File::create(&new)?;
+        writeln!(file, "{}\n{}", self.identity, self.name)?;
+        file.sync_all()?;
+        std::fs::rename(new, dir.join(FILE))?;
+        File::open(dir)?.sync_all()
+    }
+
+    /// Makes the journal in `dir`, which is locked and holds these blocks, this owner's.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if it holds blocks of another; [`ErrorKind::Disk`].
+    pub(super) fn take(&self, dir: &Path, staged: Staged, log: &Log) -> Result<()> {
+        let failed = |e| disk_error(&format!("journalPath {}: {FILE}", dir.display()), &e);
+        match Owner::of(dir).map_err(failed)? {
+            Some(owner) if owner.identity == self.identity => return Ok(()),
+            Some(owner) if staged.blocks > 0 => {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    format!(
+                        "journalPath: {} holds {} blocks ({} bytes) that were accepted for another index (table {}), \
+                         not for this one (table {}). Give this datastore a journal of its own. To bring the \
+                         blocks away, start a node with that index until its journal is empty; to give them \
+                         up, move the directory away",
+                        dir.display(),
+                        staged.blocks,
+                        staged.bytes,
+                        owner.name,
+                        self.name
+                    ),
+                ))
+            }
+            Some(_) => {}
+            None if staged.blocks > 0 => log.push(
+                Level::Info,
+                format!(
+                    "journal {}: its {} blocks name no index yet; they are taken for those of table {}",
+                    dir.display(),
+                    staged.blocks,
+                    self.name
+                ),
+            ),
+            None => {}
+        }
+        self.write(dir).map_err(failed)
+    }
+}
+
+/// Looks for blocks in places where this repo has had journals, other than `now`, and remembers `now`.
+/// `owner` is the table that is being opened.
+///
+/// # Errors
+/// [`ErrorKind::Config`] if there are blocks of this table, or of a table that nothing names: the
+/// configuration would leave them out of sight.
+pub(crate) fn abandoned(
+    repo: &Path,
+    now: Option<&Path>,
+    owner: Option<&Owner>,
+    log: &Log,
+) -> Result<()> {
+    let list = repo.join(PLACES);
+    let text = std::fs::read_to_string(&list).unwrap_or_default();
+    let known: Vec<PathBuf> = text.lines().map(PathBuf::from).collect();
+    let real = |path: &Path| path.canonicalize().ok();
+    let usual = repo.join(USUAL);
+    for place in known.iter().chain([&usual]) {
+        if now.is_some_and(|now| now == place || real(now).is_some_and(|n| Some(n) == real(place)))
+        {
+            continue;
+        }
+        let Some(staged) = blocks_in(place)? else {
+            continue;
+        };
+        let other = Owner::of(place).ok().flatten();
+        let other = other.filter(|other| owner.is_none_or(|own| own.identity != other.identity));
+        if let Some(other) = other {
+            log.push(
+                Level::Error,
+                format!(
+                    "the write journal {} holds {} blocks ({} bytes) that were accepted for another index \
+                     (table {}). They are not uploaded until a node with that index opens it",
+                    place.display(),
+                    staged.blocks,
+                    staged.bytes,
+                    other.name
+                ),
+            );
+            continue;
+        }
+        let found = match now {
+            None => "no journalPath is set".to_owned(),
+            Some(now) => format!("journalPath is {}", now.display()),
+        };
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "journalPath: {found}, but the write journal of this repo was {}, and holds {} blocks ({} bytes) that \
+                 were accepted and are not on Walrus yet. Set journalPath to it until it is empty, then \
+                 change it; to give the blocks up, move that directory away",
+                place.display(),
+                staged.blocks,
+                staged.bytes
+            ),
+        ));
+    }
+    remember(&list, &known, now);
+    Ok(())
+}
+
+/// Adds `now` to the list, and leaves out what is gone.
+fn remember(list: &Path, known: &[PathBuf], now: Option<&Path>) {
+    let mut places: Vec<&Path> = known.iter().map(PathBuf::as_path).collect();
+    places.retain(|place| place.is_dir());
+    if let Some(now) = now {
+        if !places.contains(&now) {
+            places.push(now);
+        }
+    }
+    if places.len() == known.len() && places.iter().zip(known).all(|(a, b)| a == b) {
+        return;
+    }
+    let text: String = places
+        .iter()
+        .map(|p| format!("{}\n", p.display()))
+        .collect();
+    // A repo that cannot be written to does without: the usual place is looked into all the same.
+    let _ = std::fs::write(list, text);
+}
+
+/// What the journal in `dir` holds, if it is one with blocks and no datastore has it open. Changes
+/// nothing.
+fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
+    let has_segments = |dir: &Path| {
+        let mut entries = dir.read_dir().ok()?.flatten();
+        entries.find(|e| e.path().extension().is_some_and(|x| x == "segment"))
+    };
+    if has_segments(dir).is_none() {
+        return Ok(None);
+    }
+    let Ok(_lock) = DirLock::take(dir) else {
+        return Ok(None);
+    };
+    let disk: Arc<dyn Disk> = Arc::new(Untouched);
+    let (state, _) = replay(dir, &disk, &Log::default())?;
+    let staged = state.staged();
+    Ok((staged.blocks > 0).then_some(staged))
+}
+
+/// A disk on which nothing is changed.
+#[derive(Debug)]
+struct Untouched;
+
+impl Disk for Untouched {
+    fn create(&self, _: &Path) -> io::Result<File> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn write(&self, _: &File, _: u64, _: &[&[u8]]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, _: &File, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self, _: &File) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_aside(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
