@@ -67,6 +67,25 @@ async fn memory_for_blocks_is_what_is_counted() {
     assert!(held < 8 << 20, "{held} bytes for {} blocks", kept.len());
     drop(kept);
 
+    // Small blocks that were read by themselves out of a large buffer hold what is counted, not the buffer.
+    let parts = Parts::default();
+    let ds = parts.open(r#""blobCacheBytes":67108864,"#);
+    let keys = fill(&ds, 40_000, 512).await;
+    let blobs: usize = parts.store.blobs.lock().values().map(Bytes::len).sum();
+    let before = HELD.load(SeqCst) - blobs;
+    for key in keys.iter().step_by(8) {
+        ds.get(key).await.unwrap().unwrap();
+    }
+    parts.store.blobs.lock().clear();
+    let held = HELD.load(SeqCst).saturating_sub(before);
+    let counted = counter(&ds, "read_cache_bytes");
+    assert!(counted >= 5000 * 512);
+    // Beside it the rows, and the store's record of reads.
+    assert!(held < 2 * counted, "{held} bytes, {counted} counted");
+    ds.close().await.unwrap();
+    drop(ds);
+    drop(parts);
+
     // Dag-pb nodes with a link of 1 MiB each.
     let parts = Parts::default();
     let ds = parts.open(r#""blobCacheBytes":-1,"#);
