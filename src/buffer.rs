@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 const LEAST: usize = 1 << 20;
 
 /// Capacities are multiples of this (bytes), so that windows of nearly the same length share.
-const UNIT: usize = 1 << 20;
+const UNIT: usize = 256 << 10;
 
 /// What lies idle at most (bytes).
 const IDLE: usize = 32 << 20;
@@ -35,7 +35,7 @@ struct Pool {
 impl Pool {
     /// One for `len` bytes that is not much too large.
     fn take(&mut self, len: usize) -> Option<Vec<u8>> {
-        let fits = |buffer: &Vec<u8>| (len..=len + len / 4 + UNIT).contains(&buffer.capacity());
+        let fits = |buffer: &Vec<u8>| (len..=len + len / 8 + UNIT).contains(&buffer.capacity());
         let at = self.idle.iter().rposition(fits)?;
         let buffer = self.idle.remove(at);
         self.bytes -= buffer.capacity();

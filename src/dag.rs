@@ -11,10 +11,19 @@ use std::hash::{BuildHasher, RandomState};
 use data_encoding::BASE32_NOPAD;
 use lru::LruCache;
 
+use crate::index::MAX_KEY_BYTES;
 use crate::multihash::varint;
 
-/// Links that are remembered, over all nodes (about 100 bytes each).
-const LINKS: usize = 16 << 10;
+/// Memory for links, over all nodes (bytes): about 25,000 of the usual ones. A node that would take more is
+/// not remembered.
+const BYTES: usize = 4 << 20;
+
+/// What a link costs beside its key (bytes): the key's place in its node, where it stands, and what the
+/// allocator adds.
+const LINK_BYTES: usize = 112;
+
+/// What a node costs beside its links (bytes).
+const NODE_BYTES: usize = 112;
 
 /// How many levels a walk goes up or down.
 const LEVELS: usize = 8;
@@ -31,7 +40,8 @@ pub(crate) struct Nodes {
     nodes: LruCache<u64, Vec<Box<str>>>,
     /// Where a key stands: in which node, at which place.
     places: HashMap<u64, (u64, usize)>,
-    links: usize,
+    /// What all of them cost.
+    bytes: usize,
     hasher: RandomState,
 }
 
@@ -40,32 +50,39 @@ impl Nodes {
         Nodes {
             nodes: LruCache::unbounded(),
             places: HashMap::new(),
-            links: 0,
+            bytes: 0,
             hasher: RandomState::new(),
         }
     }
 
-    /// Remembers a node's links, under its key.
+    /// Remembers a node's links, under its key. Links that no index takes as keys are left out.
     pub(crate) fn learn(&mut self, key: &str, links: &[&[u8]]) {
         let node = self.hasher.hash_one(key);
-        if links.len() > LINKS || self.nodes.promote(&node) {
+        if self.nodes.promote(&node) {
             return;
         }
         let parent = &key[..key.rfind('/').map_or(0, |at| at + 1)];
-        let children = links.iter();
-        let children = children.map(|hash| format!("{parent}{}", BASE32_NOPAD.encode(hash)).into());
+        let len = |hash: &&&[u8]| parent.len() + BASE32_NOPAD.encode_len(hash.len());
+        let keys = links.iter().filter(|hash| len(hash) <= MAX_KEY_BYTES);
+        let costs = keys.clone().map(|hash| len(&hash) + LINK_BYTES);
+        let cost = NODE_BYTES + costs.sum::<usize>();
+        if cost > BYTES {
+            return;
+        }
+        let children = keys.map(|hash| format!("{parent}{}", BASE32_NOPAD.encode(hash)).into());
         let children: Vec<Box<str>> = children.collect();
         for (place, child) in children.iter().enumerate() {
             let child = self.hasher.hash_one(&**child);
             self.places.insert(child, (node, place));
         }
-        self.links += children.len();
+        self.bytes += cost;
         self.nodes.put(node, children);
-        while self.links > LINKS {
+        while self.bytes > BYTES {
             let Some((old, children)) = self.nodes.pop_lru() else {
                 break;
             };
-            self.links -= children.len();
+            let costs = children.iter().map(|child| child.len() + LINK_BYTES);
+            self.bytes -= NODE_BYTES + costs.sum::<usize>();
             for child in &children {
                 let child = self.hasher.hash_one(&**child);
                 if self.places.get(&child).is_some_and(|place| place.0 == old) {
@@ -296,8 +313,42 @@ mod tests {
             let links: Vec<&[u8]> = hashes.iter().map(Vec::as_slice).collect();
             nodes.learn(&format!("/{n}"), &links);
         }
-        assert!(nodes.links <= LINKS);
-        assert!(nodes.places.len() <= LINKS);
-        assert_eq!(nodes.nodes.len(), LINKS / 20);
+        assert!(nodes.bytes <= BYTES);
+        let links: usize = nodes.nodes.iter().map(|(_, links)| links.len()).sum();
+        assert!(nodes.places.len() <= links);
+        assert!(links > 10_000, "usual ones find room: {links}");
+        assert!(nodes.nodes.contains(&nodes.hasher.hash_one("/1999")));
+    }
+
+    #[test]
+    fn links_are_bounded_in_bytes() {
+        let held = |nodes: &Nodes| -> usize {
+            let all = nodes.nodes.iter().flat_map(|(_, links)| links);
+            all.map(|link| link.len()).sum()
+        };
+        let mut nodes = Nodes::new();
+        // A key that an index takes, and one that it does not.
+        let digest = vec![7; 1000];
+        let huge = vec![7; 1 << 20];
+        for n in 0..10_000 {
+            let digest = [&digest[..], format!("{n}").as_bytes()].concat();
+            nodes.learn(&format!("/{n}"), &[&huge, &digest, &huge]);
+            assert!(held(&nodes) + nodes.places.len() * 32 <= BYTES);
+        }
+        assert!(nodes.nodes.len() > 1000);
+        let (_, links) = nodes.nodes.iter().next().unwrap();
+        assert_eq!(links.len(), 1, "too long for a key");
+        // Short links, under a long prefix: 30 MiB of keys.
+        let mut nodes = Nodes::new();
+        let hashes: Vec<Vec<u8>> = (0..16_000u32).map(|n| n.to_le_bytes().to_vec()).collect();
+        let links: Vec<&[u8]> = hashes.iter().map(Vec::as_slice).collect();
+        nodes.learn(&format!("/{}/node", "x".repeat(2000)), &links);
+        assert_eq!((nodes.nodes.len(), nodes.places.len()), (0, 0));
+        // Very many nodes with a link each.
+        for n in 0..200_000u32 {
+            nodes.learn(&format!("/{n}"), &[&n.to_le_bytes()]);
+        }
+        assert!(nodes.nodes.len() * (NODE_BYTES + LINK_BYTES) <= BYTES);
+        assert!(nodes.places.len() <= nodes.nodes.len());
     }
 }

@@ -26,7 +26,7 @@ use crate::log::{Level, Line, Log};
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match, Multihash};
 use crate::pack::{NewBlock, Packer, UploadParts};
-use crate::query::{Query, QueryOptions};
+use crate::query::{owned, Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::{BlockCheck, Reader, ReaderParts};
 use crate::staging::{
@@ -407,12 +407,18 @@ impl WalrusDatastore {
         .await
     }
 
-    /// The value of `key`; `None` if the key is unknown.
+    /// The value of `key`, in memory of its own; `None` if the key is unknown.
     ///
     /// # Errors
     /// [`ErrorKind::BlobNotFound`] and [`ErrorKind::Corrupt`] name key and blob: the key is known,
     /// but no aggregator gave its bytes, or all gave wrong ones.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        Ok(self.get_shared(key).await?.map(owned))
+    }
+
+    /// As [`get`](Self::get). The value may be a part of a window, and keep all of it in memory: for a caller
+    /// who copies it at once.
+    pub(crate) async fn get_shared(&self, key: &str) -> Result<Option<Bytes>> {
         let _call = self.enter()?;
         self.shared.get(key).await
     }
@@ -759,7 +765,7 @@ impl Shared {
                 .map_err(|reason| Error::new(ErrorKind::Corrupt, reason))
         } else if let Some(patch) = &record.patch_id {
             let check = |bytes: &[u8]| check.judge(bytes);
-            self.store.read_patch(patch, &check).await
+            self.store.read_patch_of(patch, len, &check).await
         } else {
             self.reader
                 .block(&record.blob_id, range.clone(), &check)

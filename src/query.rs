@@ -317,7 +317,7 @@ fn merge(
 
 /// The value without what it may be a part of: a page of values must not keep a window for each in
 /// memory.
-fn owned(value: Bytes) -> Bytes {
+pub(crate) fn owned(value: Bytes) -> Bytes {
     if value.is_unique() {
         value
     } else {

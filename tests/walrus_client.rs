@@ -944,6 +944,33 @@ mod reading {
     }
 
     #[tokio::test]
+    async fn what_is_read_once_leaves_no_trace() {
+        let data = blob(1000);
+        let aggregator = serving(&data).await;
+        let client = client(reader(&[&aggregator]));
+        for _ in 0..2 {
+            assert_eq!(client.read_once(ID, &check_ok).await.unwrap(), data);
+        }
+        assert_eq!(aggregator.seen().len(), 2, "not kept");
+        assert_eq!(client.read(ID).await.unwrap(), data);
+        assert_eq!(client.read_once(ID, &check_ok).await.unwrap(), data);
+        assert_eq!(aggregator.seen().len(), 3, "what is kept is used");
+    }
+
+    #[tokio::test]
+    async fn a_patch_of_another_length_is_refused() {
+        let data = blob(1000);
+        let aggregator = serving(&data).await;
+        let client = client(reader(&[&aggregator]));
+        for len in [999, 1001, 10] {
+            let error = client.read_patch_of(PATCH, len, &check_ok).await;
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::Corrupt, "{len}");
+        }
+        let read = client.read_patch_of(PATCH, 1000, &check_ok).await;
+        assert_eq!(read.unwrap(), data);
+    }
+
+    #[tokio::test]
     async fn a_200_to_a_range_request_is_sliced_and_kept() {
         let data = blob(1000);
         let old = Hostile::always(answer("200 OK", &[], &data)).await;

@@ -28,7 +28,7 @@ use crate::buffer;
 use crate::config::{Config, KeyType, KEYS};
 use crate::datastore::{Op, WalrusDatastore};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::query::{KeyCondition, Query, QueryOptions};
+use crate::query::{owned, KeyCondition, Query, QueryOptions};
 
 mod buf;
 mod entry;
@@ -53,6 +53,9 @@ pub use runtime::walrusds_call;
 /// Version of this interface. It changes when anything in this header changes meaning or layout;
 /// additions do not change it. Compare with `walrusds_abi_version()` before any other call.
 pub const WALRUSDS_ABI_VERSION: u32 = 2;
+
+/// Values below this length (bytes) are copied for the caller.
+const KEPT: usize = 64 << 10;
 
 /// An argument that the call cannot work with: a key with a NUL, a NULL pointer, an unknown handle.
 pub const WALRUSDS_INVALID_ARGUMENT: i32 = 1;
@@ -396,7 +399,12 @@ pub unsafe extern "C" fn walrusds_get(
             let Some(key) = storable(slice("key", key, key_len)?) else {
                 return Ok(());
             };
-            if let Some(value) = wait(call, instance.store.get(key))? {
+            if let Some(value) = wait(call, instance.store.get_shared(key))? {
+                // Most callers copy it and free it at once. Some keep it: a short one must not hold a window.
+                let value = match value.len() < KEPT {
+                    true => owned(value),
+                    false => value,
+                };
                 out.write(walrusds_buf::new(value));
                 found.write(true);
             }

@@ -190,7 +190,7 @@ async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
         return Ok(Outcome::Renewed(None));
     }
     let check = |bytes: &[u8]| check_rows(&rows, bytes);
-    let bytes: Bytes = parts.store.read(&item.blob_id, &check).await?;
+    let bytes: Bytes = parts.store.read_once(&item.blob_id, &check).await?;
     failpoint!("renew.read");
     let options = StoreOptions {
         deletable: item.deletable,

@@ -46,7 +46,7 @@ mod streams;
 pub(crate) use check::BlockCheck;
 use extent::{Extent, ROWS};
 use flight::{Flight, Outcome, Passenger};
-use streams::{Ahead, Cut, Limits, Plan, Streams};
+use streams::{Ahead, Cut, Limits, Noted, Plan, Streams};
 
 /// The largest window (bytes), where the budget has room for it.
 const WINDOW: u64 = 16 << 20;
@@ -273,7 +273,7 @@ impl Inner {
         }
     }
 
-    fn step(self: &Arc<Self>, want: &Want<'_>, stream: &mut Option<Option<u64>>) -> Step {
+    fn step(self: &Arc<Self>, want: &Want<'_>, stream: &mut Option<Option<Noted>>) -> Step {
         let now = Instant::now();
         let (blob, range) = (want.blob, &want.range);
         loop {
@@ -304,11 +304,11 @@ impl Inner {
             }
             let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
             let cut = match id {
-                Some(id) if !state.is_barred(blob, now) => {
+                Some(noted) if !state.is_barred(blob, now) => {
                     let State {
                         streams, extents, ..
                     } = &mut *state;
-                    streams.window(id, range, now, &|blob, from, upto| {
+                    streams.window(noted, range, now, &|blob, from, upto| {
                         cut(extents, blob, from, upto)
                     })
                 }
@@ -327,14 +327,14 @@ impl Inner {
                 true => None,
                 false => self.cache.reserve(window.end - window.start),
             };
+            if let Some(noted) = id {
+                let part = if reserved.is_some() { &window } else { range };
+                state.streams.fetched(noted.stream, part);
+            }
             let passenger = match reserved {
-                Some(reserved) => {
-                    if let Some(id) = id {
-                        state.streams.reached(id, window.end);
-                    }
-                    self.launch_window(&mut state, blob, window, reserved, false)
-                        .join()
-                }
+                Some(reserved) => self
+                    .launch_window(&mut state, blob, window, reserved, false)
+                    .join(),
                 None => self.launch_alone(&mut state, want).join(),
             };
             self.go_on(&mut state, id, want, now);
@@ -357,8 +357,14 @@ impl Inner {
     }
 
     /// Fetches ahead what the stream of a block is worth.
-    fn go_on(self: &Arc<Self>, state: &mut State, id: Option<u64>, want: &Want<'_>, now: Instant) {
-        let Some(id) = id else {
+    fn go_on(
+        self: &Arc<Self>,
+        state: &mut State,
+        noted: Option<Noted>,
+        want: &Want<'_>,
+        now: Instant,
+    ) {
+        let Some(id) = noted.filter(|n| n.follows).map(|n| n.stream) else {
             return;
         };
         if state.is_barred(want.blob, now) {
@@ -415,6 +421,7 @@ impl Inner {
             };
             Metrics::add(&self.metrics.read_ahead_bytes, piece.end - piece.start);
             at = piece.end;
+            state.streams.fetched(*stream, &piece);
             self.launch_window(state, blob, piece, reserved, true);
         }
         state.streams.reached(*stream, range.end);
@@ -553,16 +560,16 @@ impl Inner {
     /// Keeps a block that was checked.
     fn keep(&self, want: &Want<'_>, bytes: Bytes) -> Arc<Piece> {
         self.look_at(want, &bytes);
-        let piece = self.cache.insert_block(want.blob, want.range.start, bytes);
-        piece.vouch(want.check.key(), &want.range);
-        piece
+        let key = want.check.key();
+        self.cache
+            .insert_block(want.blob, want.range.start, bytes, key)
     }
 
     /// Reads the block for this caller, past all requests on their way.
     async fn fetch_alone(&self, want: &Want<'_>) -> Result<Bytes> {
         let bytes = self.read_alone(want).await?;
         if self.cache.enabled() {
-            self.keep(want, bytes.clone());
+            return Ok(self.keep(want, bytes).bytes());
         }
         Ok(bytes)
     }

@@ -6,14 +6,16 @@
 //! several batches of blocks at a time. A read that fits no stream is random: exactly its block is
 //! fetched.
 //!
-//! A stream is worth as many bytes ahead as it has read, four times ([`TRUST`]). So windows grow with it,
-//! up to the largest, and then there are several on their way; and what is fetched in vain when it stops
-//! is in proportion. All readers together share one allowance. A reader that goes on in another blob
+//! All that is fetched for a stream is at most four times ([`TRUST`]) what it has read, from its second block
+//! on. So windows grow with it, up to the largest, and then there are several on their way; and what is
+//! fetched in vain when it stops, or leaves out much of its windows, is in proportion. A block that is not
+//! here and does not follow what the stream has read counts as random: a reader has begun anew there. A
+//! stream that was not read for a while is forgotten. All readers together share one allowance. A reader that goes on in another blob
 //! leaves a stream behind and makes another, of the same *line*: what was read counts on, and the two
 //! count as one.
 
 use std::hash::{BuildHasher, RandomState};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,8 +32,15 @@ const GAP: u64 = 64 << 10;
 /// time lie in no order, and Kubo commits 4 MiB at once.
 const ENTRANCE: u64 = 4 << 20;
 
-/// How many bytes ahead a byte that was read is worth.
+/// How many bytes may be fetched for each byte that was read.
 const TRUST: u64 = 4;
+
+/// From this length on (bytes), what a stream read and what was fetched for it count half: waste of long ago
+/// is forgiven, and thrift of long ago is no credit. Enough for the largest allowance.
+const LONG: u64 = 128 << 20;
+
+/// A stream, or a first block, that was not read for so long is forgotten.
+const EXPIRES: Duration = Duration::from_secs(60);
 
 /// Streams that are remembered, and first blocks that may become one.
 const STREAMS: usize = 128;
@@ -44,13 +53,18 @@ const ASLEEP: Duration = Duration::from_millis(400);
 /// How long a stream that has ended may be gone on with in another blob: the time of a few reads.
 const CARRIED: Duration = Duration::from_secs(2);
 
+/// How many reads, of all readers, may lie between two of one reader that are not side by side; and what a
+/// stream is worth that has ended (bytes), as it is only a guess that its reader is the one who goes on.
+const READS_BETWEEN: u64 = 16;
+const GUESSED: u64 = 1 << 20;
+
 /// How far a stream goes before it asks again which blob follows (bytes).
 const ASK_AGAIN: u64 = 4 << 20;
 
 /// Sizes in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// The largest window; the smallest is a sixteenth of it.
+    /// The largest window; smaller ones are a fourth of it, a sixteenth, and so on.
     pub window: u64,
     /// What all streams together may have fetched ahead.
     pub ahead: u64,
@@ -95,12 +109,16 @@ struct Stream {
     line: u64,
     blob: Arc<str>,
     blob_hash: u64,
+    /// Beginning of what was read or fetched for it.
+    from: u64,
     /// End of the furthest block that was read.
     pos: u64,
     /// End of what is here or on its way.
     reach: u64,
-    /// Bytes read in a row.
+    /// Bytes read in a row, without its first block.
     run: u64,
+    /// Bytes fetched meanwhile.
+    fetched: u64,
     /// Whether it is more than a first block.
     flows: bool,
     /// Where the blob's blocks end.
@@ -112,9 +130,54 @@ struct Stream {
     /// Asks for the next blob when it is here.
     ask_at: u64,
     used: Instant,
+    /// Number of the last read that followed the one before.
+    last_read: u64,
 }
 
 impl Stream {
+    /// Where a read belongs to it.
+    fn region(&self) -> RangeInclusive<u64> {
+        if !self.flows {
+            return self.pos..=self.pos.saturating_add(FRAME);
+        }
+        let before = self.from.saturating_sub(self.near());
+        let from = before.max(self.pos.saturating_sub(BACK));
+        from..=self.reach.max(self.pos).saturating_add(GAP)
+    }
+
+    /// How far from its furthest block a read still follows it (bytes): blocks that were written at the same
+    /// time lie in no order, and several are read at once.
+    fn near(&self) -> u64 {
+        self.run.min(ENTRANCE)
+    }
+
+    /// Whether a block at `start` follows what was read. `recent`: its reader was there a few reads ago.
+    fn follows(&self, start: u64, recent: bool) -> bool {
+        let near = if recent { self.near() } else { 0 };
+        let from = self.pos.saturating_sub(near);
+        let until = self.pos.saturating_add(near).saturating_add(GAP);
+        !self.flows || self.expected || (from..=until).contains(&start)
+    }
+
+    /// Notes that a block is read.
+    fn read(&mut self, range: &Range<u64>, now: Instant) {
+        self.pos = self.pos.max(range.end);
+        self.reach = self.reach.max(self.pos);
+        self.run = self.run.saturating_add(range.end - range.start);
+        if self.run > LONG {
+            self.run /= 2;
+            self.fetched /= 2;
+        }
+        self.flows = true;
+        self.expected = false;
+        self.used = now;
+    }
+
+    /// Bytes that may be fetched now.
+    fn credit(&self) -> u64 {
+        self.run.saturating_mul(TRUST).saturating_sub(self.fetched)
+    }
+
     fn has_ended(&self) -> bool {
         self.end.is_some_and(|end| self.pos >= end)
     }
@@ -126,11 +189,21 @@ impl Stream {
     }
 }
 
+/// A read that belongs to a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Noted {
+    pub stream: u64,
+    /// The block follows what was read. If not, nothing is fetched ahead, and if it is not here it is read alone.
+    pub follows: bool,
+}
+
 /// See the module.
 pub(super) struct Streams {
     limits: Limits,
     list: Vec<Stream>,
     next_id: u64,
+    /// Reads so far.
+    reads: u64,
     hasher: RandomState,
 }
 
@@ -140,46 +213,55 @@ impl Streams {
             limits,
             list: Vec::new(),
             next_id: 0,
+            reads: 0,
             hasher: RandomState::new(),
         }
     }
 
-    /// Notes that a block is read. Returns the stream it belongs to; `None` for a random read.
-    pub(super) fn note(&mut self, blob: &str, range: &Range<u64>, now: Instant) -> Option<u64> {
+    /// Notes that a block is read. `None` for a random read, which belongs to no stream.
+    pub(super) fn note(&mut self, blob: &str, range: &Range<u64>, now: Instant) -> Option<Noted> {
+        self.list
+            .retain(|s| now.saturating_duration_since(s.used) < EXPIRES);
+        self.reads += 1;
         let hash = self.hasher.hash_one(blob);
-        let belongs = |s: &&mut Stream| {
-            s.blob_hash == hash
-                && if s.flows {
-                    let until = s.reach.max(s.pos).saturating_add(GAP);
-                    (s.pos.saturating_sub(BACK)..=until).contains(&range.start)
-                } else {
-                    (s.pos..=s.pos.saturating_add(FRAME)).contains(&range.start)
-                }
-        };
+        let belongs = |s: &&mut Stream| s.blob_hash == hash && s.region().contains(&range.start);
         let near = self.list.iter_mut().filter(belongs);
         // A stream before a first block: of a node at its beginning, a blob was read long before its reader
-        // comes to it.
-        if let Some(stream) = near.min_by_key(|s| (!s.flows, s.pos.abs_diff(range.start))) {
+        // comes to it. But not one that is further already: a reader has begun anew at the first block.
+        let rank = |s: &&mut Stream| {
+            let is_further = s.flows && range.start < s.pos;
+            (is_further, !s.flows, s.pos.abs_diff(range.start))
+        };
+        if let Some(stream) = near.min_by_key(rank) {
             let begins = !stream.flows;
-            stream.pos = stream.pos.max(range.end);
-            stream.reach = stream.reach.max(stream.pos);
-            stream.run = stream.run.saturating_add(range.end - range.start);
-            stream.flows = true;
-            stream.expected = false;
-            stream.used = now;
-            let id = stream.id;
-            if begins {
-                self.begin(id, range, now);
+            let recent = self.reads - stream.last_read <= READS_BETWEEN;
+            let noted = Noted {
+                stream: stream.id,
+                follows: stream.follows(range.start, recent),
+            };
+            stream.read(range, now);
+            if noted.follows {
+                stream.last_read = self.reads;
+            } else {
+                // Perhaps it is another reader: trust is earned from there on.
+                (stream.run, stream.fetched) = (0, 0);
             }
-            return Some(id);
+            if begins {
+                self.begin(noted.stream, range, now);
+            }
+            return Some(noted);
         }
         let before = match range.start <= ENTRANCE {
             true => self.take_ended(now),
             false => None,
         };
         let flows = before.is_some();
-        let id = self.add(blob, hash, range.end, before, now);
-        flows.then_some(id)
+        let from = if flows { 0 } else { range.start };
+        let stream = self.add(blob, hash, from..range.end, before, now);
+        flows.then_some(Noted {
+            stream,
+            follows: true,
+        })
     }
 
     /// A first block has become stream `id`: at the beginning of its blob it may go on with another.
@@ -194,22 +276,25 @@ impl Streams {
         self.forget_oldest(true, STREAMS);
     }
 
-    /// A stream that has come to the end of its blob ends: its line, and what it had read.
+    /// A stream that has come to the end of its blob ends: its line, and what it had read, as far as that
+    /// counts where it is not known that the reader goes on there.
     fn take_ended(&mut self, now: Instant) -> Option<(u64, u64)> {
         let ended = self.list.iter().position(|s| {
             let recent = now.saturating_duration_since(s.used) < CARRIED;
-            s.flows && recent && s.next.is_none() && s.has_ended()
+            let near = self.reads - s.last_read <= READS_BETWEEN;
+            s.flows && recent && near && s.next.is_none() && s.has_ended()
         });
         let ended = self.list.swap_remove(ended?);
-        Some((ended.line, ended.run))
+        Some((ended.line, ended.run.min(GUESSED)))
     }
 
-    /// A stream at `pos` of a line that has read so many bytes elsewhere; with none, a first block.
+    /// A stream that has come to the end of `part`, of a line that has read so many bytes elsewhere; with none,
+    /// a first block.
     fn add(
         &mut self,
         blob: &str,
         blob_hash: u64,
-        pos: u64,
+        part: Range<u64>,
         before: Option<(u64, u64)>,
         now: Instant,
     ) -> u64 {
@@ -224,15 +309,18 @@ impl Streams {
             line,
             blob: blob.into(),
             blob_hash,
-            pos,
-            reach: pos,
+            from: part.start,
+            pos: part.end,
+            reach: part.end,
             run,
+            fetched: 0,
             flows,
             end: None,
             next: None,
             expected: false,
             ask_at: 0,
             used: now,
+            last_read: self.reads,
         });
         id
     }
@@ -268,25 +356,37 @@ impl Streams {
         let taken: u64 = others.iter().map(|other| wanted(other.1).min(fair)).sum();
         let share = self.limits.ahead.saturating_sub(taken).max(fair);
         let ahead = wanted(stream.run).min(share);
-        let largest = self.limits.window;
-        let sizes = [largest, largest / 4, largest / 16];
-        let window = sizes.into_iter().find(|&size| size <= ahead);
-        (ahead, window.unwrap_or(largest / 16))
+        (ahead, self.size(ahead))
     }
 
-    /// Where a window for a block of stream `id` that is not here should end: at or before the block's
-    /// own end for the block alone.
+    /// The largest size of windows that is not above `most` (bytes).
+    fn size(&self, most: u64) -> u64 {
+        let mut size = self.limits.window;
+        while size > most {
+            size /= 4;
+        }
+        size
+    }
+
+    /// Where a window for a block that is not here should end: at or before the block's own end for the
+    /// block alone.
     pub(super) fn window(
         &mut self,
-        id: u64,
+        noted: Noted,
         range: &Range<u64>,
         now: Instant,
         map: Map<'_>,
     ) -> Cut {
-        let Some(stream) = self.list.iter().find(|s| s.id == id) else {
+        let Some(stream) = self.list.iter().find(|s| s.id == noted.stream) else {
             return Cut::End;
         };
-        let (_, window) = self.worth(stream, now);
+        if !noted.follows {
+            let (blob, hash) = (Arc::clone(&stream.blob), stream.blob_hash);
+            self.add(&blob, hash, range.clone(), None, now);
+            return Cut::End;
+        }
+        let (ahead, _) = self.worth(stream, now);
+        let window = self.size(ahead.min(stream.credit()));
         let upto = range.start.saturating_add(window);
         if upto <= range.end {
             return Cut::End;
@@ -301,7 +401,17 @@ impl Streams {
         }
     }
 
-    /// What to fetch ahead for a stream. The caller reports what it did by [`reached`](Self::reached).
+    /// A part of the blob is being fetched for a stream.
+    pub(super) fn fetched(&mut self, id: u64, part: &Range<u64>) {
+        if let Some(stream) = self.find(id) {
+            stream.from = stream.from.min(part.start);
+            stream.reach = stream.reach.max(part.end);
+            stream.fetched = stream.fetched.saturating_add(part.end - part.start);
+        }
+    }
+
+    /// What to fetch ahead for a stream. The caller reports what it did by [`reached`](Self::reached)
+    /// and [`fetched`](Self::fetched).
     pub(super) fn plan(&mut self, id: u64, now: Instant, map: Map<'_>) -> Plan {
         let mut plan = Plan::default();
         let Some(at) = self.list.iter().position(|s| s.id == id) else {
@@ -354,7 +464,7 @@ impl Streams {
                 stream.id
             }
             None => {
-                let next = self.add(blob, hash, offset, Some((line, run)), now);
+                let next = self.add(blob, hash, offset..offset, Some((line, run)), now);
                 if let Some(stream) = self.find(next) {
                     stream.expected = true;
                 }
@@ -364,7 +474,7 @@ impl Streams {
         // Another guess was that it is entered elsewhere.
         if let Some(stream) = self.find(next).filter(|s| s.expected && s.pos != offset) {
             (stream.pos, stream.reach, stream.run) = (offset, offset, run);
-            stream.line = line;
+            (stream.from, stream.line) = (offset, line);
         }
         if let Some(stream) = self.find(id) {
             stream.next = Some(next);
@@ -381,6 +491,7 @@ fn extend(
     plan: &mut Plan,
 ) -> Option<u64> {
     let mut reach = stream.reach;
+    let upto = upto.min(reach.saturating_add(stream.credit()));
     loop {
         if stream.end.is_some_and(|end| reach >= end) {
             return stream.end;
@@ -460,12 +571,13 @@ mod tests {
         fn read(&mut self, blob: &str, start: u64, len: u64) -> Option<u64> {
             let range = start..start + len;
             let map = blocks(self.len);
-            let id = self.streams.note(blob, &range, self.now);
+            let noted = self.streams.note(blob, &range, self.now);
+            let id = noted.map(|noted| noted.stream);
             let holds = |(b, r): &(String, Range<u64>)| {
                 b == blob && r.start <= range.start && r.end >= range.end
             };
             if !self.here.iter().any(holds) {
-                let cut = id.map(|id| self.streams.window(id, &range, self.now, &map));
+                let cut = noted.map(|noted| self.streams.window(noted, &range, self.now, &map));
                 let end = match cut {
                     Some(Cut::At(end)) => end.max(range.end),
                     _ => range.end,
@@ -473,14 +585,14 @@ mod tests {
                 self.waits.push((start, end - start));
                 self.here.push((blob.into(), start..end));
                 if let Some(id) = id {
-                    self.streams.reached(id, end);
+                    self.streams.fetched(id, &(start..end));
                 }
             }
             if let Some(id) = id {
                 let plan = self.streams.plan(id, self.now, &map);
                 self.follows += usize::from(plan.follow);
                 for ahead in plan.ahead {
-                    self.streams.reached(ahead.stream, ahead.range.end);
+                    self.streams.fetched(ahead.stream, &ahead.range);
                     self.here
                         .push((ahead.blob.to_string(), ahead.range.clone()));
                     self.ahead.push(ahead);
@@ -638,7 +750,7 @@ mod tests {
         reader.read("b", 100 * MIB, BLOCK);
         assert_eq!(reader.waits[2].1, BLOCK, "not where a file goes on");
         reader.read("b", BLOCK, BLOCK);
-        assert_eq!(reader.waits[3].1, 16 * MIB);
+        assert_eq!(reader.waits[3].1, 4 * MIB);
         reader.read("c", 0, BLOCK);
         assert_eq!(reader.waits[4].1, BLOCK, "only once");
     }
@@ -649,8 +761,9 @@ mod tests {
         let now = Instant::now();
         let unknown = |_: &str, _, _| Cut::Unknown;
         streams.note("a", &(0..BLOCK), now);
-        let id = streams.note("a", &(BLOCK..2 * BLOCK), now).unwrap();
-        let window = streams.window(id, &(BLOCK..2 * BLOCK), now, &unknown);
+        let noted = streams.note("a", &(BLOCK..2 * BLOCK), now).unwrap();
+        let id = noted.stream;
+        let window = streams.window(noted, &(BLOCK..2 * BLOCK), now, &unknown);
         assert_eq!(window, Cut::Unknown);
         for n in 2..9 {
             streams.note("a", &(n * BLOCK..(n + 1) * BLOCK), now);
@@ -684,6 +797,7 @@ mod tests {
         }
         assert!(streams.list.len() <= STREAMS + STARTS);
         let range = 2 * BLOCK..3 * BLOCK;
-        assert_eq!(streams.note("flows", &range, now), stream);
+        let id = |noted: Option<Noted>| noted.map(|noted| noted.stream);
+        assert_eq!(id(streams.note("flows", &range, now)), id(stream));
     }
 }

@@ -35,6 +35,9 @@ const LINGER: Duration = Duration::from_millis(300);
 /// How far behind a block the node that links to it comes, for the most part: Kubo's nodes have 174 links,
 /// to blocks of 256 KiB (bytes).
 const LOOKAHEAD: u64 = 48 << 20;
+
+/// Blocks that may be nodes are read from the disk in portions of so many bytes.
+const PORTION: u64 = 8 << 20;
 /// How often a blob that was just stored is looked for, with pauses, before it is stored again.
 const READ_BACK_TRIES: u32 = 8;
 
@@ -176,11 +179,31 @@ async fn learn(parts: &FlushParts, order: &mut Order, seen: &mut Option<u64>) {
     let near = target(parts).saturating_add(lookahead(parts));
     let blocks = parts.journal.queued_after(*seen, near);
     *seen = blocks.iter().map(|block| block.seq).max().max(*seen);
-    // Without it packs are as good, but for the order of their blocks.
-    let nodes = blocking(move || super::nodes(&blocks)).await;
-    for (key, node) in nodes.unwrap_or_default() {
-        order.learn(&key, &node);
+    // Anything may look like a node: not all of the pack is read at once.
+    for blocks in portions(&blocks) {
+        let blocks = blocks.to_vec();
+        // Without it packs are as good, but for the order of their blocks.
+        let nodes = blocking(move || super::nodes(&blocks)).await;
+        for (key, node) in nodes.unwrap_or_default() {
+            order.learn(&key, &node);
+        }
     }
+}
+
+/// Blocks in portions of at most [`PORTION`] bytes, or of a single block.
+fn portions(blocks: &[Arc<Block>]) -> impl Iterator<Item = &[Arc<Block>]> {
+    let mut rest = blocks;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |block: &&Arc<Block>| {
+            bytes += block.len();
+            bytes <= PORTION
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (portion, after) = rest.split_at_checked(count)?;
+        rest = after;
+        Some(portion)
+    })
 }
 
 /// How many bytes behind a full pack it waits for, for a moment.

@@ -85,6 +85,11 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Reads a whole blob.
     async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes>;
 
+    /// Reads a whole blob that will not be read again soon: memory is left to other readers.
+    async fn read_once(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.read(blob_id, check).await
+    }
+
     /// Reads exactly `len` bytes from `offset` on (bytes). `len` 0 gives no bytes without asking.
     async fn read_range(
         &self,
@@ -102,6 +107,16 @@ pub trait BlobStore: Send + Sync + 'static {
 
     /// Reads one member of a quilt.
     async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes>;
+
+    /// Reads one member of a quilt that is `len` bytes long. Another length is an error, and no more than
+    /// that is taken into memory.
+    async fn read_patch_of(&self, patch_id: &str, len: u64, check: Check<'_>) -> Result<Bytes> {
+        let judge = |bytes: &[u8]| match bytes.len() as u64 == len {
+            true => check(bytes),
+            false => Err(format!("{} bytes instead of {len}", bytes.len())),
+        };
+        self.read_patch(patch_id, &judge).await
+    }
 
     /// The largest body worth sending, as far as refusals have taught (bytes).
     fn size_limit(&self) -> u64 {

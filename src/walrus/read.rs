@@ -68,6 +68,8 @@ pub(super) enum Want<'a> {
     Blob(&'a str),
     Range(&'a str, u64, u64),
     Patch(&'a str),
+    /// A patch of known length.
+    PatchOf(&'a str, u64),
 }
 
 /// How hard a read tries.
@@ -75,6 +77,8 @@ pub(super) enum Want<'a> {
 pub(super) enum Effort {
     /// By all the rules of this module.
     Full,
+    /// The same, but a whole blob is not kept.
+    Aside,
     /// Each aggregator is asked once, and nothing is waited for: the caller has another way.
     Once,
 }
@@ -97,14 +101,14 @@ impl Fetched {
 impl<'a> Want<'a> {
     fn id(self) -> &'a str {
         match self {
-            Want::Blob(id) | Want::Range(id, ..) | Want::Patch(id) => id,
+            Want::Blob(id) | Want::Range(id, ..) | Want::Patch(id) | Want::PatchOf(id, _) => id,
         }
     }
 
     fn path(self) -> String {
         match self {
             Want::Blob(id) | Want::Range(id, ..) => format!("/v1/blobs/{id}"),
-            Want::Patch(id) => format!("/v1/blobs/by-quilt-patch-id/{id}"),
+            Want::Patch(id) | Want::PatchOf(id, _) => format!("/v1/blobs/by-quilt-patch-id/{id}"),
         }
     }
 
@@ -114,7 +118,7 @@ impl<'a> Want<'a> {
             Want::Range(id, offset, len) => {
                 format!("reading bytes {offset}-{} of blob {id}", offset + len - 1)
             }
-            Want::Patch(id) => format!("reading quilt patch {id}"),
+            Want::Patch(id) | Want::PatchOf(id, _) => format!("reading quilt patch {id}"),
         }
     }
 
@@ -123,7 +127,9 @@ impl<'a> Want<'a> {
         match self {
             Want::Blob(id) | Want::Range(id, ..) => decode_blob_id(id),
             // A patch ID is the quilt's blob ID and five more bytes.
-            Want::Patch(id) => URL_SAFE_NO_PAD.decode(id).ok()?.get(..32)?.try_into().ok(),
+            Want::Patch(id) | Want::PatchOf(id, _) => {
+                URL_SAFE_NO_PAD.decode(id).ok()?.get(..32)?.try_into().ok()
+            }
         }
     }
 
@@ -131,7 +137,7 @@ impl<'a> Want<'a> {
         let wrong = |text: String| Err(Error::new(ErrorKind::InvalidArgument, text));
         let id = self.id();
         match self {
-            Want::Patch(_) => {
+            Want::Patch(_) | Want::PatchOf(..) => {
                 let url_safe = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
                 if id.is_empty() || id.len() > 128 || !id.bytes().all(url_safe) {
                     let shown = one_line(id, 60);
@@ -193,7 +199,7 @@ impl Inner {
             return Err(Error::new(ErrorKind::Config, text));
         }
         let policy = match effort {
-            Effort::Full => self.policy.clone(),
+            Effort::Full | Effort::Aside => self.policy.clone(),
             Effort::Once => Policy {
                 max_retries: 0,
                 ..self.policy.clone()
@@ -206,7 +212,7 @@ impl Inner {
         self.count(&rotation);
         let fetched = fetched?;
         self.stats.gets.fetch_add(1, Relaxed);
-        if let Some(whole) = fetched.whole {
+        if let Some(whole) = fetched.whole.filter(|_| effort != Effort::Aside) {
             self.cache.insert_whole(want.id(), whole);
         }
         Ok(fetched.bytes)
@@ -393,6 +399,17 @@ impl Inner {
             _ if !reader.is_delimited() => {
                 let text = format!("HTTP {status}: answer without a length");
                 Err(Failure::new(Class::Wrong, text))
+            }
+            (_, Want::PatchOf(_, len)) => {
+                let max = len.min(self.max_blob_bytes);
+                match reader.collect(max).await {
+                    // Longer than the row says: another's bytes.
+                    Err(failure) if failure.class == Class::Refused => {
+                        let text = format!("HTTP {status}: more than the {len} bytes of the patch");
+                        Err(Failure::new(Class::Corrupt, text))
+                    }
+                    collected => collected.map(Fetched::whole),
+                }
             }
             _ => reader
                 .collect(self.max_blob_bytes)

@@ -214,7 +214,8 @@ impl BodyReader {
         };
         if first.len() as u64 == announced && announced > 0 {
             self.next().await?;
-            return Ok(first);
+            // A part of a connection's buffer, which is several times as long.
+            return Ok(Bytes::copy_from_slice(&first));
         }
         // A lie in Content-Length reserves address space at most, and not much of it.
         let mut body = Buffer::with_capacity(announced.min(256 << 20) as usize);

@@ -203,7 +203,8 @@ impl DiskCache {
     }
 
     /// Keeps a block that `name` names; if that was not `checked` yet it will be. Never waits: when the
-    /// disk cannot keep up, the block is not kept.
+    /// disk cannot keep up, the block is not kept. The queue holds copies: the value may be a part of a window,
+    /// and would keep all of it in memory.
     pub(crate) fn insert(&self, name: Multihash, value: &Bytes, checked: bool) {
         let inner = &self.inner;
         let len = value.len() as u64;
@@ -216,7 +217,7 @@ impl DiskCache {
         }
         let taken = inner.queued.fetch_add(len, Relaxed) + len <= QUEUE_BYTES
             && self.queue.lock().as_ref().is_some_and(|queue| {
-                let value = value.clone();
+                let value = Bytes::copy_from_slice(value);
                 let insert = Insert {
                     name,
                     value,

@@ -1,0 +1,258 @@
+//! What is fetched for readers at random, who want a few blocks here and there.
+
+mod common;
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::mem::ManualClock;
+use walrusds::walrus::Check;
+use walrusds::{
+    BlobStore, Body, Config, Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record,
+    RenewItem, Renewal, Result, StoreOptions, StoreResult, Usage, WalrusDatastore,
+};
+
+/// Gives zeroes and counts.
+struct Zeroes {
+    bytes: AtomicU64,
+    asked: AtomicU64,
+    zeroes: Bytes,
+}
+
+impl Zeroes {
+    fn part(&self, len: u64) -> Result<Bytes> {
+        self.bytes.fetch_add(len, SeqCst);
+        self.asked.fetch_add(1, SeqCst);
+        Ok(self.zeroes.slice(..len as usize))
+    }
+}
+
+fn not_here<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Internal, "not in this test"))
+}
+
+#[async_trait]
+impl BlobStore for Zeroes {
+    async fn store(&self, _: Body, _: StoreOptions) -> Result<StoreResult> {
+        not_here()
+    }
+    async fn read(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
+        not_here()
+    }
+    async fn read_range(&self, _: &str, _: u64, len: u64, _: Check<'_>) -> Result<Bytes> {
+        self.part(len)
+    }
+    async fn read_window(&self, _: &str, _: u64, len: u64) -> Result<Bytes> {
+        self.part(len)
+    }
+    async fn read_patch(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
+        not_here()
+    }
+}
+
+/// The rows of the blobs, which are too many to be kept in a map and looked through.
+struct Rows {
+    block: u64,
+}
+
+impl Rows {
+    fn row(&self, blob: u64, n: u64) -> Record {
+        Record {
+            blob_id: format!("{blob:043}"),
+            offset: (n * self.block) as i64,
+            size: self.block as i64,
+            ..Record::default()
+        }
+    }
+}
+
+#[async_trait]
+impl Index for Rows {
+    async fn put_many(&self, _: &[KeyRecord]) -> Result<()> {
+        not_here()
+    }
+    async fn get(&self, key: &str) -> Result<Option<Record>> {
+        let mut parts = key[2..].split('/').map(|part| part.parse().unwrap());
+        Ok(Some(self.row(parts.next().unwrap(), parts.next().unwrap())))
+    }
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        let mut rows = Vec::new();
+        for key in keys {
+            rows.push(self.get(key).await?);
+        }
+        Ok(rows)
+    }
+    async fn staged_value(&self, _: &str) -> Result<Option<Bytes>> {
+        Ok(None)
+    }
+    async fn delete(&self, _: &str) -> Result<Usage> {
+        not_here()
+    }
+    async fn delete_many(&self, _: &[String]) -> Result<Usage> {
+        not_here()
+    }
+    async fn list(&self, _: &KeyRange, _: usize, _: usize) -> Result<Vec<ListItem>> {
+        not_here()
+    }
+    async fn due_for_renewal(
+        &self,
+        _: SystemTime,
+        _: Option<&RenewItem>,
+        _: usize,
+    ) -> Result<Vec<RenewItem>> {
+        not_here()
+    }
+    async fn rows_of_blob(&self, _: &str) -> Result<Vec<KeyRecord>> {
+        not_here()
+    }
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
+        let blob = blob_id.parse().unwrap();
+        let all = from.div_ceil(self.block)..BLOB / self.block;
+        let rows = all.take(limit).map(|n| KeyRecord {
+            key: key(blob, n),
+            record: self.row(blob, n),
+        });
+        Ok(rows.collect())
+    }
+    async fn update_blob_after_renewal(&self, _: &str, _: &Renewal) -> Result<u64> {
+        not_here()
+    }
+    async fn usage(&self) -> Result<Usage> {
+        Ok(Usage::default())
+    }
+    async fn add_usage(&self, _: Usage) -> Result<()> {
+        Ok(())
+    }
+    async fn try_lease(&self, _: &str, _: &str, _: Duration) -> Result<bool> {
+        Ok(false)
+    }
+    async fn release_lease(&self, _: &str, _: &str) -> Result<()> {
+        Ok(())
+    }
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+const BLOBS: u64 = 16;
+const BLOB: u64 = 64 << 20;
+
+fn key(blob: u64, n: u64) -> String {
+    format!("/b{blob:02}/{n:06}")
+}
+
+/// Blobs of 64 MiB, full of blocks of the same size.
+struct Blobs {
+    store: Arc<Zeroes>,
+    ds: WalrusDatastore,
+    block: u64,
+    random: u64,
+}
+
+impl Blobs {
+    fn new(block: u64) -> Blobs {
+        let index = Arc::new(Rows { block });
+        let store = Arc::new(Zeroes {
+            bytes: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            zeroes: vec![0; BLOB as usize].into(),
+        });
+        let config = r#"{"verifyReads":false,"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}"#;
+        let config = Config::from_json(config).unwrap();
+        let clock = Arc::new(ManualClock::default());
+        let ds = WalrusDatastore::with_parts(&config, index, store.clone(), clock).unwrap();
+        let random = 7;
+        Blobs {
+            store,
+            ds,
+            block,
+            random,
+        }
+    }
+
+    async fn read(&self, blob: u64, from: u64, blocks: u64) {
+        for n in from..from + blocks {
+            let value = self.ds.get(&key(blob, n)).await.unwrap().unwrap();
+            assert_eq!(value.len() as u64, self.block);
+        }
+    }
+
+    fn random(&mut self, below: u64) -> u64 {
+        let next = self.random.wrapping_mul(6364136223846793005);
+        self.random = next.wrapping_add(1442695040888963407);
+        (self.random >> 33) % below
+    }
+
+    /// What is fetched for so many files at random, as a multiple of what they hold.
+    async fn at_random(&mut self, files: u64, blocks: u64) -> f64 {
+        self.all_landed().await;
+        let before = self.store.bytes.load(SeqCst);
+        for _ in 0..files {
+            let blob = self.random(BLOBS);
+            let from = self.random(BLOB / self.block - blocks);
+            self.read(blob, from, blocks).await;
+        }
+        self.all_landed().await;
+        let fetched = self.store.bytes.load(SeqCst) - before;
+        fetched as f64 / (files * blocks * self.block) as f64
+    }
+
+    /// What is fetched ahead counts once it is asked for; the store answers at once, on this thread.
+    async fn all_landed(&self) {
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn small_files_at_random_cost_at_most_four_times_what_they_hold() {
+    for block in [4 << 10, 32 << 10, 256 << 10] {
+        for blocks in [1, 2, 3, 4, 6, 8, 16, 40] {
+            // 256 KiB blocks of many files are a good part of all there is.
+            let files = if block < 256 << 10 { 1000 } else { 100 };
+            let times = Blobs::new(block).at_random(files, blocks).await;
+            assert!(
+                times <= 4.2,
+                "files of {blocks} blocks of {block}: {times:.1} times"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_scan_is_no_reason_to_fetch_more_for_readers_at_random() {
+    // From the first block that is read, and how many are.
+    for (from, scanned) in [
+        (8192, 256),
+        (0, 256),
+        (0, 16384),
+        (12000, 4384),
+        (4096, 8192),
+    ] {
+        for blocks in [1, 2] {
+            let mut blobs = Blobs::new(4096);
+            for blob in 0..BLOBS {
+                blobs.read(blob, from, scanned).await;
+            }
+            let times = blobs.at_random(1000, blocks).await;
+            assert!(
+                times <= 4.5,
+                "{blocks} blocks, after {scanned} from {from} on: {times:.1} times"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_scan_is_fetched_once_and_in_few_requests() {
+    let blobs = Blobs::new(4096);
+    blobs.read(3, 0, BLOB / 4096).await;
+    blobs.all_landed().await;
+    assert_eq!(blobs.store.bytes.load(SeqCst), BLOB);
+    let asked = blobs.store.asked.load(SeqCst);
+    assert!(asked <= 40, "{asked} requests for a blob");
+}
