@@ -44,6 +44,16 @@ struct FaultyDisk {
     faults: Mutex<Vec<Fault>>,
     /// Where something was written that is not synced, and what was there before: inode, offset, bytes.
     unsynced: Mutex<Vec<(u64, u64, Vec<u8>)>>,
+    /// What happens at the next write.
+    meanwhile: Mutex<Option<Meanwhile>>,
+}
+
+struct Meanwhile(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meanwhile")
+    }
 }
 
 impl FaultyDisk {
@@ -77,6 +87,9 @@ impl Disk for FaultyDisk {
     }
 
     fn write(&self, file: &File, at: u64, slices: &[&[u8]]) -> io::Result<()> {
+        if let Some(Meanwhile(happens)) = self.meanwhile.lock().take() {
+            happens();
+        }
         let all = slices.concat();
         let failed = self.pass(Call::Write);
         let bytes = if failed.is_err() {
@@ -284,6 +297,45 @@ fn a_file_that_was_removed_takes_no_more_writes() {
         let e = scene.put(one("/b", 60)).await.unwrap_err();
         assert!(e.message().contains("removed"), "{e}");
         assert!(scene.now().contains_key("/a"), "it can still be read");
+    });
+}
+
+/// A process that was killed may have left bytes in the system's memory alone.
+#[test]
+fn an_open_relies_on_nothing_that_it_could_not_sync() {
+    let runtime = runtime();
+    let scene = Scene::new();
+    runtime.block_on(async { scene.put(one("/a", 100)).await.unwrap() });
+    let copy = tempfile::tempdir().unwrap();
+    let file = Arc::clone(&scene.journal.inner.state.lock().segments[0]);
+    let name = file.path().file_name().unwrap();
+    fs::copy(file.path(), copy.path().join(name)).unwrap();
+    let disk = Arc::new(FaultyDisk::default());
+    disk.fail(Call::Sync, 0, 1);
+    let error = open(&disk, copy.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Disk, "{error}");
+    assert!(open(&disk, copy.path()).unwrap().find("/a").is_some());
+}
+
+/// A deletion fails while the note is written that a block needs no upload any more: the block goes back
+/// to the queue, and no later put relies on it, as it would not be back after a kill.
+#[test]
+fn a_block_that_was_let_go_on_paper_is_not_relied_on() {
+    let runtime = runtime();
+    runtime.block_on(async {
+        let scene = Scene::new();
+        scene.put(one("/a", 100)).await.unwrap();
+        let taken = scene.journal.take_pack(1000);
+        assert!(taken[0].may_be_relied_on());
+        let journal = Arc::clone(&scene.journal);
+        let doubts = move || journal.doubt(&["/a".to_owned()]);
+        *scene.disk.meanwhile.lock() = Some(Meanwhile(Box::new(doubts)));
+        scene.journal.settle(taken).await;
+        let block = scene.journal.find("/a").unwrap();
+        assert!(!scene.after_a_kill().contains_key("/a"));
+        // What the flusher does before it looks for the row again.
+        block.doubted.store(false, Ordering::Release);
+        assert!(!block.may_be_relied_on());
     });
 }
 

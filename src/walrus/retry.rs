@@ -82,6 +82,8 @@ pub(super) enum Class {
     Corrupt,
     /// 413.
     TooLarge,
+    /// The body could not be read on this side: no endpoint is to blame.
+    Local,
 }
 
 impl Class {
@@ -99,6 +101,7 @@ impl Class {
             Class::Transient | Class::Throttled | Class::BrokenSend => true,
             Class::Wrong | Class::Corrupt => true,
             Class::Token | Class::Refused | Class::NotFound | Class::TooLarge => false,
+            Class::Local => false,
         }
     }
 }

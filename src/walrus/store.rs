@@ -82,6 +82,10 @@ impl Inner {
                     self.count(&rotation);
                     return Ok(result);
                 }
+                Err(failure) if failure.class == Class::Local => {
+                    let text = format!("{what}: reading them on this side: {}", failure.reason);
+                    return Err(Error::retryable(ErrorKind::Disk, text));
+                }
                 Err(failure) => {
                     self.note(&self.publishers, index, failure.class);
                     // A publisher that refuses one upload will hardly take the next.
@@ -244,11 +248,11 @@ fn stream_of(body: &Body, progress: &Arc<Progress>) -> reqwest::Body {
     if body.is_empty() {
         return reqwest::Body::from(Bytes::new());
     }
-    let progress = progress.clone();
-    reqwest::Body::wrap_stream(
-        body.stream(PIECE)
-            .inspect_ok(move |piece| progress.sent(piece.len())),
-    )
+    let (sent, failed) = (progress.clone(), progress.clone());
+    let pieces = body
+        .stream(PIECE)
+        .inspect_ok(move |piece| sent.sent(piece.len()));
+    reqwest::Body::wrap_stream(pieces.inspect_err(move |error| failed.unreadable(error)))
 }
 
 /// What a publisher answered.

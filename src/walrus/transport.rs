@@ -65,6 +65,8 @@ pub(super) struct Progress {
     allowance: Duration,
     started: Instant,
     sent: Mutex<(u64, Instant)>,
+    /// Why the body could not be read.
+    unreadable: Mutex<Option<String>>,
 }
 
 impl Progress {
@@ -86,7 +88,13 @@ impl Progress {
             allowance,
             started: now,
             sent: Mutex::new((0, now)),
+            unreadable: Mutex::default(),
         })
+    }
+
+    /// The body could not be read: the request breaks off.
+    pub(super) fn unreadable(&self, error: &io::Error) {
+        *self.unreadable.lock() = Some(error.to_string());
     }
 
     /// A piece of `len` bytes was handed on.
@@ -233,6 +241,9 @@ impl BodyReader {
 
 /// The failure behind an error of the HTTP library before an answer began.
 pub(super) fn send_failure(error: reqwest::Error, progress: &Progress) -> Failure {
+    if let Some(reason) = progress.unreadable.lock().take() {
+        return Failure::new(Class::Local, reason);
+    }
     let broken = !error.is_connect() && broke_while_sending(&error, progress);
     let class = if broken {
         Class::BrokenSend

@@ -33,6 +33,7 @@ impl Journals {
             max_bytes: 64 << 10,
             idle_flush: Duration::from_secs(30),
             max_age: Duration::from_secs(60),
+            full_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(600),
             drain_partial: true,
         }

@@ -1,0 +1,480 @@
+//! Damage, owners and room of the write journal, through the datastore.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::mem::{key_of, noise, Parts};
+use common::{eventually, PATIENCE};
+use walrusds::log::Level;
+use walrusds::{Config, ErrorKind, Op, WalrusDatastore};
+
+/// A journal from which nothing leaves by itself.
+const IDLE: &str = r#""packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"#;
+/// One from which everything leaves soon.
+const BUSY: &str = r#""packIdleFlushSeconds":1,"packMaxAgeSeconds":1,"#;
+
+struct Node {
+    parts: Parts,
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Node {
+        Node {
+            parts: Parts::default(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.dir.path().join("journal")
+    }
+
+    fn open(&self, extra: &str) -> Arc<WalrusDatastore> {
+        let path = self.journal();
+        let config = format!(r#"{extra}"journalPath":"{}","#, path.display());
+        Arc::new(self.parts.try_open(&config).unwrap())
+    }
+
+    /// Flips a bit of the first place where the bytes lie in a segment.
+    fn damage(&self, what: &[u8]) {
+        for path in files(&self.journal(), "segment") {
+            let file = fs::read(&path).unwrap();
+            if let Some(at) = file.windows(what.len()).position(|w| w == what) {
+                let writing = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                writing.write_all_at(&[file[at] ^ 1], at as u64).unwrap();
+                return;
+            }
+        }
+        panic!("not in the journal");
+    }
+
+    /// What a kill leaves behind: the files as they are now.
+    fn crashed(&self) -> Node {
+        let copy = Node {
+            parts: self.parts.clone(),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir_all(copy.journal()).unwrap();
+        for file in files(&self.journal(), "segment") {
+            fs::copy(&file, copy.journal().join(file.file_name().unwrap())).unwrap();
+        }
+        copy
+    }
+}
+
+fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut all: Vec<_> = all
+        .filter(|p| p.extension().is_some_and(|x| x == ending))
+        .collect();
+    all.sort();
+    all
+}
+
+fn metric(ds: &WalrusDatastore, name: &str) -> u64 {
+    ds.metrics()
+        .into_iter()
+        .find(|(n, _)| *n == name)
+        .unwrap()
+        .1
+}
+
+fn lines(ds: &WalrusDatastore) -> Vec<(Level, String)> {
+    let lines = std::iter::from_fn(|| ds.next_log_line());
+    lines.map(|line| (line.level, line.message)).collect()
+}
+
+fn has_error(lines: &[(Level, String)], words: &[&str]) -> bool {
+    lines
+        .iter()
+        .any(|(level, text)| *level == Level::Error && words.iter().all(|word| text.contains(word)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_block_holds_nothing_up_and_can_be_put_again() {
+    let node = Node::new();
+    let small = r#""journalMaxBytes":300000,"packTargetSizeBytes":20000,"#;
+    let ds = node.open(&format!("{small}{BUSY}"));
+    node.parts.store.fail_puts.store(true, SeqCst);
+    let bad = noise(0, 5000);
+    let key = key_of(&bad);
+    ds.put(&key, bad.clone()).await.unwrap();
+    node.damage(&bad[200..300]);
+    node.parts.store.fail_puts.store(false, SeqCst);
+    // Many times what the journal holds: it becomes free again and again.
+    for i in 1..400 {
+        let value = noise(i, 5000);
+        let key = key_of(&value);
+        let put = ds.put(&key, value);
+        tokio::time::timeout(PATIENCE, put)
+            .await
+            .expect("a writer hangs")
+            .unwrap();
+    }
+    eventually("everything else leaves", || {
+        node.parts.index.rows.lock().len() == 399
+    })
+    .await;
+    assert!(has_error(&lines(&ds), &[&key, "damaged"]));
+    let error = ds.get(&key).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.message().contains(&key), "{error}");
+    // Nothing relies on it: Kubo may ask before it puts.
+    assert!(!ds.has(&key).await.unwrap());
+    eventually("its file is set aside", || {
+        files(&node.journal(), "damaged").len() == 1
+    })
+    .await;
+    ds.put(&key, bad.clone()).await.unwrap();
+    assert_eq!(ds.get(&key).await.unwrap().unwrap(), bad);
+    ds.close().await.unwrap();
+    assert!(node.parts.index.rows.lock().contains_key(&key));
+    assert!(files(&node.journal(), "segment").is_empty());
+    // The next start says that something is left for the operator.
+    let ds = node.open(BUSY);
+    assert!(has_error(&lines(&ds), &[".damaged"]));
+    assert_eq!(ds.get(&key).await.unwrap().unwrap(), bad);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_does_not_rely_on_a_damaged_copy() {
+    let node = Node::new();
+    let ds = node.open(IDLE);
+    let bad = noise(0, 5000);
+    let key = key_of(&bad);
+    ds.put(&key, bad.clone()).await.unwrap();
+    node.damage(&bad[200..300]);
+    ds.put(&key, bad.clone()).await.unwrap();
+    assert_eq!(ds.get(&key).await.unwrap().unwrap(), bad);
+    // Also after a kill, and on Walrus.
+    let copy = node.crashed();
+    let again = copy.open(IDLE);
+    assert_eq!(again.get(&key).await.unwrap().unwrap(), bad);
+    again.close().await.unwrap();
+    ds.close().await.unwrap();
+    assert!(node.parts.index.rows.lock().contains_key(&key));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_block_that_is_deleted_is_gone() {
+    let node = Node::new();
+    let ds = node.open(IDLE);
+    let bad = noise(0, 5000);
+    let key = key_of(&bad);
+    ds.put(&key, bad.clone()).await.unwrap();
+    node.damage(&bad[200..300]);
+    assert_eq!(ds.get(&key).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    ds.delete(&key).await.unwrap();
+    assert_eq!(ds.get(&key).await.unwrap(), None);
+    ds.close().await.unwrap();
+    assert!(files(&node.journal(), "segment").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_flipped_bit_loses_one_block_of_a_write() {
+    for which in 0..11 {
+        let node = Node::new();
+        let blocks: Vec<_> = (0..11).map(|i| noise(i, 3000)).collect();
+        let ds = node.open(IDLE);
+        let puts = blocks.iter().map(|b| Op::Put(key_of(b), b.clone()));
+        ds.commit(puts.collect()).await.unwrap();
+        let copy = node.crashed();
+        copy.damage(&blocks[which][1000..1100]);
+        let again = copy.open(IDLE);
+        for (i, block) in blocks.iter().enumerate() {
+            let got = again.get(&key_of(block)).await;
+            match i == which {
+                true => assert!(!matches!(got, Ok(Some(_))), "{i}"),
+                false => assert_eq!(got.unwrap().as_ref(), Some(block), "{i} of {which}"),
+            }
+        }
+        let said = lines(&again);
+        assert!(
+            said.iter()
+                .any(|(_, text)| text.contains(&key_of(&blocks[which]))),
+            "{said:?}"
+        );
+        again.close().await.unwrap();
+        ds.close().await.unwrap();
+    }
+}
+
+/// A flipped bit in the head of a write takes that write's blocks, and none of those behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_head_does_not_take_later_writes_along() {
+    let node = Node::new();
+    let blocks: Vec<_> = (0..20).map(|i| noise(i, 3000)).collect();
+    let ds = node.open(IDLE);
+    for block in &blocks {
+        ds.put(&key_of(block), block.clone()).await.unwrap();
+    }
+    let copy = node.crashed();
+    // The key stands in the table behind the head.
+    copy.damage(key_of(&blocks[4]).as_bytes());
+    let again = copy.open(IDLE);
+    for (i, block) in blocks.iter().enumerate().filter(|(i, _)| *i != 4) {
+        assert_eq!(
+            again.get(&key_of(block)).await.unwrap().as_ref(),
+            Some(block),
+            "{i}"
+        );
+    }
+    assert!(has_error(&lines(&again), &["damaged", ".segment"]));
+    // It goes on with the same file.
+    let more = noise(99, 3000);
+    again.put(&key_of(&more), more.clone()).await.unwrap();
+    let third = copy.crashed();
+    let last = third.open(IDLE);
+    assert_eq!(last.get(&key_of(&more)).await.unwrap().unwrap(), more);
+    for ds in [ds, again, last] {
+        ds.close().await.unwrap();
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Room
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_batch_gets_its_turn_beside_small_writers() {
+    let node = Node::new();
+    node.parts.store.put_ms.store(20, SeqCst);
+    let small = r#""journalMaxBytes":400000,"packTargetSizeBytes":50000,"workers":1,"#;
+    let ds = node.open(&format!("{small}{BUSY}"));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers: Vec<_> = (0..8u64)
+        .map(|writer| {
+            let (ds, stop) = (ds.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut n = 0;
+                while !stop.load(SeqCst) {
+                    n += 1;
+                    let value = noise(writer << 32 | n, 5000);
+                    ds.put(&key_of(&value), value).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    eventually("the journal is full", || {
+        metric(&ds, "journal_disk_bytes") > 380_000
+    })
+    .await;
+    for round in 0..3u64 {
+        let batch = (0..60).map(|i| noise(1 << 50 | round << 8 | i, 5000));
+        let batch = batch.map(|v| Op::Put(key_of(&v), v)).collect();
+        let done = tokio::time::timeout(PATIENCE, ds.commit(batch)).await;
+        done.expect("the batch starves").unwrap();
+    }
+    stop.store(true, SeqCst);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    ds.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_journal_says_why_and_lets_known_blocks_pass() {
+    let node = Node::new();
+    let known = noise(1, 100);
+    let known_key = key_of(&known);
+    {
+        let ds = node.open(BUSY);
+        ds.put(&known_key, known.clone()).await.unwrap();
+        ds.close().await.unwrap();
+    }
+    node.parts.store.fail_puts.store(true, SeqCst);
+    let full = r#""journalMaxBytes":60000,"journalFullSeconds":2,"packTargetSizeBytes":20000,"drainTimeoutSeconds":0,"#;
+    let ds = node.open(&format!("{full}{BUSY}"));
+    let mut refused = None;
+    for i in 10..100 {
+        let value = noise(i, 5000);
+        if let Err(e) = ds.put(&key_of(&value), value).await {
+            refused = Some(e);
+            break;
+        }
+    }
+    let error = refused.expect("a full journal refuses in the end");
+    assert!(error.is_retryable(), "{error}");
+    for word in ["journalFullSeconds", "bytes", "publisher is down"] {
+        assert!(error.message().contains(word), "{word}: {error}");
+    }
+    assert!(has_error(&lines(&ds), &["full", "publisher is down"]));
+    // As Kubo does at each start, also in a process of its own.
+    ds.put(&known_key, known.clone()).await.unwrap();
+    ds.close().await.unwrap();
+    let ds = node.open(&format!("{full}{BUSY}"));
+    ds.put(&known_key, known.clone()).await.unwrap();
+    // A caller's deadline is kept.
+    let value = noise(500, 5000);
+    let key = key_of(&value);
+    let put = tokio::time::timeout(Duration::from_millis(200), ds.put(&key, value));
+    assert!(put.await.is_err());
+    ds.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_nothing_reaches_walrus_is_an_error_in_the_log() {
+    let node = Node::new();
+    node.parts.store.fail_puts.store(true, SeqCst);
+    let ds = node.open(BUSY);
+    let value = noise(1, 1000);
+    ds.put(&key_of(&value), value).await.unwrap();
+    let mut said = Vec::new();
+    eventually("it is said", || {
+        said.extend(lines(&ds));
+        has_error(&said, &["publisher is down", "1 blocks"])
+    })
+    .await;
+    node.parts.store.fail_puts.store(false, SeqCst);
+    eventually("that it is over, too", || {
+        said.extend(lines(&ds));
+        said.iter()
+            .any(|(level, text)| *level == Level::Info && text.contains("again"))
+    })
+    .await;
+    ds.close().await.unwrap();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Owners
+
+async fn open_repo(repo: &Path, index: &Path, extra: &str) -> walrusds::Result<WalrusDatastore> {
+    let config = format!(
+        r#"{{{extra}"drainTimeoutSeconds":0,"publisherURL":"http://127.0.0.1:1","aggregatorURL":"http://127.0.0.1:1","indexPath":"{}"}}"#,
+        index.display()
+    );
+    WalrusDatastore::open(Config::from_json(&config).unwrap(), repo).await
+}
+
+fn refused(opened: walrusds::Result<WalrusDatastore>, words: &[&str]) {
+    let Err(error) = opened else {
+        panic!("it was opened");
+    };
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    for word in words {
+        assert!(error.message().contains(word), "{word}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_belongs_to_one_table() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let journal = a.path().join("j");
+    let with = format!(r#""journalPath":"{}","#, journal.display());
+    let own = Path::new("i.sqlite");
+    let value = noise(1, 1000);
+    let key = key_of(&value);
+    let ds = open_repo(a.path(), own, &with).await.unwrap();
+    ds.put(&key, value.clone()).await.unwrap();
+    ds.close().await.unwrap();
+
+    // Another repo's index, and another table of the same one.
+    refused(
+        open_repo(b.path(), own, &with).await,
+        &["journalPath", "1 blocks", "walrus_index"],
+    );
+    let table = format!(r#"{with}"table":"other","#);
+    refused(
+        open_repo(a.path(), own, &table).await,
+        &["journalPath", "other"],
+    );
+    // Removed, or misspelt.
+    refused(
+        open_repo(a.path(), own, "").await,
+        &["journalPath", "1 blocks", "j"],
+    );
+    let misspelt = format!(r#""journalPath":"{}","#, a.path().join("jj").display());
+    refused(
+        open_repo(a.path(), own, &misspelt).await,
+        &["journalPath", "1 blocks"],
+    );
+
+    // The index may be moved: it is the same one.
+    fs::rename(a.path().join("i.sqlite"), a.path().join("moved.sqlite")).unwrap();
+    let ds = open_repo(a.path(), Path::new("moved.sqlite"), &with)
+        .await
+        .unwrap();
+    assert_eq!(ds.get(&key).await.unwrap().unwrap(), value);
+    // An empty journal is anyone's, and may be left.
+    ds.delete(&key).await.unwrap();
+    ds.close().await.unwrap();
+    let ds = open_repo(b.path(), own, &with).await.unwrap();
+    ds.close().await.unwrap();
+    let ds = open_repo(a.path(), Path::new("moved.sqlite"), "")
+        .await
+        .unwrap();
+    ds.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_was_given_up_on_purpose_is_no_hindrance() {
+    let repo = tempfile::tempdir().unwrap();
+    let own = Path::new("i.sqlite");
+    let ds = open_repo(repo.path(), own, r#""journalPath":"walrusds-journal","#)
+        .await
+        .unwrap();
+    ds.put("/k", Bytes::from_static(b"v")).await.unwrap();
+    ds.close().await.unwrap();
+    // The usual place is looked into although nothing names it.
+    let _ = fs::remove_file(repo.path().join("walrusds-journals"));
+    refused(open_repo(repo.path(), own, "").await, &["walrusds-journal"]);
+    fs::rename(
+        repo.path().join("walrusds-journal"),
+        repo.path().join("given-up"),
+    )
+    .unwrap();
+    let ds = open_repo(repo.path(), own, "").await.unwrap();
+    ds.close().await.unwrap();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Keys
+
+#[tokio::test]
+async fn a_value_that_its_key_does_not_name_is_refused_at_once() {
+    for journal in [false, true] {
+        let node = Node::new();
+        let ds = match journal {
+            true => node.open(IDLE),
+            false => Arc::new(node.parts.open("")),
+        };
+        let good = noise(1, 100);
+        let wrong = key_of(&noise(2, 100));
+        let ops = vec![
+            Op::Put(key_of(&good), good.clone()),
+            Op::Put(wrong.clone(), good.clone()),
+        ];
+        let error = ds.commit(ops).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.message().contains(&wrong), "{error}");
+        assert!(
+            !ds.has(&key_of(&good)).await.unwrap(),
+            "nothing of the batch is stored"
+        );
+        // Keys that are no multihash take anything.
+        ds.put("/CIQ", good.clone()).await.unwrap();
+        ds.close().await.unwrap();
+    }
+}
+
+/// `ipfs block put --mhtype blake2b-512 --mhlen 32`.
+#[tokio::test]
+async fn blocks_under_digests_that_are_cut_short_are_read() {
+    let parts = Parts::default();
+    let ds = parts.open("");
+    let value = noise(1, 1000);
+    let full = blake2b_simd::Params::new().hash_length(64).hash(&value);
+    let multihash = [&[0xc0, 0xe4, 0x02, 32], &full.as_bytes()[..32]].concat();
+    let key = format!("/{}", data_encoding::BASE32_NOPAD.encode(&multihash));
+    ds.put(&key, value.clone()).await.unwrap();
+    assert_eq!(ds.get(&key).await.unwrap(), Some(value));
+    ds.close().await.unwrap();
+}
