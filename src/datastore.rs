@@ -30,7 +30,7 @@ use crate::query::{owned, Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::{BlockCheck, Reader, ReaderParts};
 use crate::staging::{
-    abandoned, needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room, Staged,
+    abandoned, needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room, Staged, PLACES,
 };
 use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
@@ -152,10 +152,16 @@ impl WalrusDatastore {
         let store = Arc::new(Client::new(config.client())?);
         let cache = store.cache();
         let log = Arc::new(Log::default());
-        let owner = match index.identity().await {
+        // Asked for where there is a journal to belong to it, or might be.
+        let has_place = config.journal.is_some() || repo.join(PLACES).exists();
+        let identity = match has_place {
+            true => index.identity().await,
+            false => Ok(None),
+        };
+        let owner = match identity {
             Ok(identity) => identity.map(|identity| Owner {
                 identity,
-                name: config.table.to_string(),
+                name: config.table.clone(),
             }),
             Err(e) => {
                 let _ = index.close().await;
@@ -211,9 +217,28 @@ impl WalrusDatastore {
             deletable: config.deletable,
         };
         let stop = CancellationToken::new();
-        let renewing = !config.renew_interval.is_zero() && !config.disable_flush;
+        let only_reads = lookups.only_reads();
+        if let (Some(why), Some(journal)) = (only_reads, &config.journal) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "journalPath: {why}, so blocks in a write journal ({}) could be uploaded and paid for, and never \
+                     be found: remove journalPath from this node's configuration, or give it an index to which it \
+                     may write",
+                    journal.path.display()
+                ),
+            ));
+        }
+        if let Some(why) = only_reads {
+            log.push(
+                Level::Info,
+                format!("{why}: this node reads, and refuses to store and to delete"),
+            );
+        }
+        let keeps = !config.disable_flush && only_reads.is_none();
+        let renewing = !config.renew_interval.is_zero() && keeps;
         // With epochs of 1 every row is due at once: only what has lapsed is stored anew.
-        let fresh_for = if renewing {
+        let fresh_for = if renewing || !keeps {
             Duration::ZERO
         } else {
             config.renew_lead.min(config.epoch_duration / 2)
@@ -257,11 +282,11 @@ impl WalrusDatastore {
             cache.share_with_disk();
             DiskCache::open(settings, Arc::clone(&log))
         });
-        let mut workers = vec![tokio::spawn(flush_usage(
-            Arc::clone(&index),
-            Arc::clone(&metrics),
-            stop.clone(),
-        ))];
+        let mut workers = Vec::new();
+        if only_reads.is_none() {
+            let (index, metrics) = (Arc::clone(&index), Arc::clone(&metrics));
+            workers.push(tokio::spawn(flush_usage(index, metrics, stop.clone())));
+        }
         if renewing {
             if config.epochs < MIN_RENEWAL_EPOCHS {
                 log.push(
@@ -358,6 +383,9 @@ impl WalrusDatastore {
         let bytes: usize = puts.iter().map(|put| put.value.len()).sum();
         Metrics::add(&shared.metrics.bytes_put, bytes as u64);
 
+        if let Some(why) = shared.index.only_reads() {
+            return shared.refuse_new(why, puts, &deletes).await;
+        }
         let (puts, room) = match &shared.writes {
             Writes::Through(_) => (puts, None),
             Writes::Journal {
@@ -808,6 +836,29 @@ impl Shared {
             });
         }
         Ok(blocks)
+    }
+
+    /// What a node does whose index can only be read: a block that is indexed is stored, however long, and Kubo
+    /// puts the empty directory at every start. Everything else is refused.
+    async fn refuse_new(&self, why: &str, puts: Vec<Put>, deletes: &[String]) -> Result<()> {
+        let keys: Vec<String> = puts.iter().map(|put| put.key.clone()).collect();
+        let rows = self.index.get_many(&keys).await?;
+        let mut new = puts.iter().zip(&rows).filter(|(put, row)| {
+            !row.as_ref()
+                .is_some_and(|row| !row.staged && put.is_in(row.size))
+        });
+        let (what, key) = match (new.next(), deletes.first()) {
+            (Some((put, _)), _) => ("stored", &put.key),
+            (None, Some(key)) => ("deleted", key),
+            (None, None) => {
+                Metrics::add(&self.metrics.blocks_known, puts.len() as u64);
+                return Ok(());
+            }
+        };
+        Err(Error::new(
+            ErrorKind::Index,
+            format!("{key} cannot be {what} by this node: {why}. Use a node that may write to the index"),
+        ))
     }
 
     /// Leaves out the blocks that are in the journal already. Not where a writer holds the key: a deletion that

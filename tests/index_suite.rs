@@ -3,6 +3,8 @@
 //! `index_suite/postgres.rs` and `index_suite/sqlite.rs`.
 
 mod common;
+#[path = "index_suite/companions.rs"]
+mod companions;
 #[path = "index_suite/measure.rs"]
 mod measure;
 #[path = "index_suite/postgres.rs"]

@@ -223,6 +223,12 @@ pub trait Index: Send + Sync + 'static {
     /// rows were changed.
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64>;
 
+    /// Why nothing can be written to this index, if that was found when it was opened: every method that
+    /// writes fails.
+    fn only_reads(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What the table of this index is known by, wherever it goes: a text that it keeps, made at the first
     /// call. `None` if it keeps none.
     async fn identity(&self) -> Result<Option<String>> {

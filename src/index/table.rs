@@ -9,6 +9,17 @@ use crate::error::{Error, ErrorKind, Result};
 /// Postgres cuts longer identifiers off silently; two long names could become one.
 const MAX_IDENTIFIER_BYTES: usize = 63;
 
+/// What is appended to a table's name for its companions: the Go plugin's staging table, and those of this
+/// library, today's and those that its design names.
+pub(crate) const COMPANIONS: [&str; 6] = [
+    "_staging", "_meta", "_leases", "_usage", "_blobs", "_deleted",
+];
+
+/// Whether a table with these columns is an index, and no companion of one.
+pub(crate) fn is_index(has_column: impl Fn(&str) -> bool) -> bool {
+    ["key", "blob_id", "size"].into_iter().all(has_column)
+}
+
 /// A validated table name with an optional schema, in the case it was given.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TableName {
@@ -107,6 +118,33 @@ impl TableName {
         let hash: String = digest.iter().take(5).map(|b| format!("{b:02x}")).collect();
         let keep = MAX_IDENTIFIER_BYTES - suffix.len() - hash.len() - 1;
         format!("{}_{hash}{suffix}", &self.name[..keep])
+    }
+
+    /// The table whose companion this would be, by its name; `None` if it can be none.
+    pub(crate) fn main_table(&self) -> Option<TableName> {
+        let mut names = COMPANIONS.iter().filter_map(|suffix| {
+            let at = self.name.len().checked_sub(suffix.len())?;
+            let (main, end) = self.name.split_at_checked(at)?;
+            (!main.is_empty() && end.eq_ignore_ascii_case(suffix)).then_some(main)
+        });
+        Some(TableName {
+            schema: self.schema.clone(),
+            name: names.next()?.to_owned(),
+        })
+    }
+
+    /// The error for a name that another index makes unusable.
+    pub(crate) fn collides_with(&self, other: &str) -> Error {
+        Error::new(
+            ErrorKind::Config,
+            format!(
+                "table {self:?} cannot be used beside the index table {other:?}: one of the two names is that of a \
+                 companion of the other (NAME and one of {}), so their rows would be taken for each other's; choose \
+                 another name with \"table\", or rename one of the tables",
+                COMPANIONS.join(", "),
+                self = self.to_string(),
+            ),
+        )
     }
 
     /// The Go plugin's staging table; `None` where its name would be too long to exist.

@@ -203,7 +203,11 @@ impl PostgresIndex {
         for migrated in [false, true] {
             let (found, current, cockroach) = Self::inspect(wanted, lookups, pass).await?;
             if current && schema::check_current(&found)? {
-                return Ok(found.shape(cockroach));
+                let read_only = Self::only_reads(&found, lookups, pass).await?;
+                return Ok(Shape {
+                    read_only,
+                    ..found.shape(cockroach)
+                });
             }
             if migrated {
                 break;
@@ -230,6 +234,27 @@ impl PostgresIndex {
             ErrorKind::Index,
             format!("index in Postgres: the tables of {wanted} were changed while they were set up; try again"),
         ))
+    }
+
+    /// Why this node may not write here, if so: a standby, a role without the rights, or a setting.
+    async fn only_reads(
+        found: &Found,
+        lookups: &Pipe,
+        pass: &Arc<Pass>,
+    ) -> Result<Option<&'static str>> {
+        let what = "checking the rights";
+        let params = [Param::Text(found.table.quoted())].into();
+        let asked = Query::once(schema::MAY_WRITE);
+        let answer = lookups.query_raw(what, pass.clone(), asked, params).await?;
+        // An engine without these functions: its first write tells.
+        let rows = answer.unwrap_or_default();
+        let flag = |at: usize| rows.first().and_then(|row| row.try_get::<_, bool>(at).ok());
+        Ok(match (flag(0), flag(1), flag(2)) {
+            (Some(true), ..) => Some("the server is a standby"),
+            (_, Some(true), _) => Some("transactions of this role are read-only"),
+            (_, _, Some(false)) => Some("this role has no right to write to the table"),
+            _ => None,
+        })
     }
 
     /// One round trip: the columns, the version rows and the kind of engine, pipelined.
@@ -399,10 +424,7 @@ impl Inner {
             .lookups
             .find("looking for the staging table", pass, Find::new(staging))
             .await?;
-        let present = rows.iter().any(|row| {
-            row.try_get::<_, String>(1)
-                .is_ok_and(|name| name == staging.name())
-        });
+        let present = schema::has_staging(staging.name(), &rows);
         self.staging.present.store(present, Ordering::Relaxed);
         *self.staging.checked.lock() = Instant::now();
         Ok(())
@@ -829,6 +851,10 @@ impl Index for PostgresIndex {
             .await
     }
 
+    fn only_reads(&self) -> Option<&'static str> {
+        self.inner.shape.read_only
+    }
+
     async fn identity(&self) -> Result<Option<String>> {
         const WHAT: &str = "reading the table's identity";
         let known = async || -> Result<Option<String>> {
@@ -842,8 +868,9 @@ impl Index for PostgresIndex {
             let found = read(WHAT, &rows, |row| row.try_get::<_, String>(0))?;
             Ok(found.into_iter().next())
         };
-        if let Some(known) = known().await? {
-            return Ok(Some(known));
+        let found = known().await?;
+        if found.is_some() || self.inner.shape.read_only.is_some() {
+            return Ok(found);
         }
         let (inner, new) = (self.inner.clone(), new_identity());
         let pass = self.enter()?;

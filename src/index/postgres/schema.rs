@@ -11,7 +11,7 @@ use super::error::PgError;
 use super::session::Session;
 use super::sql::{clamped_sum, ByteOrder};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::table::TableName;
+use crate::index::table::{is_index, TableName, COMPANIONS};
 
 /// Version of the schema this library writes.
 const VERSION: i64 = 1;
@@ -31,6 +31,8 @@ pub(super) struct Shape {
     pub has_object_id: bool,
     pub has_encoded_size: bool,
     pub has_cost: bool,
+    /// Why nothing can be written, if so.
+    pub read_only: Option<&'static str>,
 }
 
 /// Finds the tables a name could mean, with their columns: one row per column (or one per table
@@ -46,6 +48,14 @@ pub(super) const FIND: &str = "\
     WHERE c.relname = ANY(($1::text[])::name[]) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') \
       AND ($2::text[] IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ANY(($2::text[])::name[]))";
 
+/// Whether the server is a standby, whether transactions are read-only, and whether the role may write to the
+/// table (`$1`, quoted).
+pub(super) const MAY_WRITE: &str = "\
+    SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on', \
+           COALESCE(pg_catalog.has_table_privilege(t.oid, 'INSERT') AND pg_catalog.has_table_privilege(t.oid, 'UPDATE') \
+                    AND pg_catalog.has_table_privilege(t.oid, 'DELETE'), TRUE) \
+    FROM (SELECT pg_catalog.to_regclass($1::text)::oid AS oid) AS t";
+
 /// Parameters of [`FIND`].
 pub(super) struct Find {
     names: Vec<String>,
@@ -59,6 +69,11 @@ impl Find {
         for table in [wanted, &wanted.folded()] {
             names.push(table.name().to_owned());
             names.extend(table.go_staging().map(|t| t.name().to_owned()));
+            let companions = COMPANIONS.iter().map(|suffix| table.with_suffix(suffix));
+            names.extend(companions);
+            if let Some(main) = table.main_table() {
+                names.extend([main.folded().name().to_owned(), main.name().to_owned()]);
+            }
             schemas.extend(table.schema().map(str::to_owned));
         }
         Find {
@@ -85,6 +100,21 @@ pub(super) fn read_meta(table: &TableName) -> String {
         "SELECT name, value FROM {}",
         table.companion("_meta").quoted()
     )
+}
+
+/// Whether a table with these columns is a staging table of the Go plugin.
+fn is_staging(has_column: impl Fn(&str) -> bool) -> bool {
+    ["key", "value", "size"].into_iter().all(&has_column) && !has_column("blob_id")
+}
+
+/// Whether these rows of [`FIND`] tell of a staging table of that name.
+pub(super) fn has_staging(name: &str, rows: &[Row]) -> bool {
+    let columns: Vec<String> = rows
+        .iter()
+        .filter(|row| row.try_get::<_, String>(1).is_ok_and(|found| found == name))
+        .filter_map(|row| row.try_get(3).ok())
+        .collect();
+    is_staging(|column| columns.iter().any(|c| c == column))
 }
 
 struct Column {
@@ -139,7 +169,19 @@ impl Found {
             (None, Some(key)) => (folded, Some(key)),
             (None, None) => (wanted.clone(), None),
         };
-        let staging_exists = table.go_staging().is_some_and(|s| find(&s).is_some());
+        let columns_of = |table: &TableName| find(table).and_then(|key| tables.get(&key));
+        let index = |table: &TableName| {
+            columns_of(table).is_some_and(|(_, columns)| is_index(|c| columns.contains_key(c)))
+        };
+        let companions = COMPANIONS.iter().map(|suffix| table.companion(suffix));
+        let main = table.main_table();
+        let main = main.iter().flat_map(|main| [main.clone(), main.folded()]);
+        if let Some(other) = companions.chain(main).find(index) {
+            return Ok(Err(table.collides_with(&other.to_string())));
+        }
+        let staging_exists = table.go_staging().is_some_and(|staging| {
+            columns_of(&staging).is_some_and(|(_, columns)| is_staging(|c| columns.contains_key(c)))
+        });
         let (relkind, columns) = key.and_then(|key| tables.remove(&key)).unwrap_or_default();
         let found = Found {
             exists: !relkind.is_empty(),
@@ -180,6 +222,7 @@ impl Found {
             has_object_id: has("object_id"),
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
+            read_only: None,
         }
     }
 

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use super::{failed, is_busy, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
-use crate::index::table::TableName;
+use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
 
 /// Marks a file as ours ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
@@ -201,6 +201,7 @@ pub(super) fn open(
     if application != APPLICATION_ID && (application != 0 || objects > 0) {
         return Err(bad("is the database of another application".into()));
     }
+    check_names(&connection, table).map_err(explain)??;
     let mode = wal(&connection, busy_timeout).map_err(explain)?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(bad(format!(
@@ -242,6 +243,25 @@ pub(super) fn open(
     Ok(connection)
 }
 
+/// Refuses a table whose name, or the name of a companion of which, is that of another index.
+fn check_names(connection: &Connection, table: &str) -> rusqlite::Result<Result<()>> {
+    let wanted = match parse_table(table) {
+        Ok(wanted) => wanted,
+        Err(e) => return Ok(Err(e)),
+    };
+    let companions = COMPANIONS.iter().map(|suffix| wanted.companion(suffix));
+    let others: Vec<TableName> = companions.chain(wanted.main_table()).collect();
+    let mut columns = connection.prepare("SELECT name FROM pragma_table_info(?1)")?;
+    for other in others {
+        let found = columns.query_map([other.name()], |row| row.get(0))?;
+        let found = found.collect::<rusqlite::Result<Vec<String>>>()?;
+        if is_index(|column| found.iter().any(|c| c == column)) {
+            return Ok(Err(wanted.collides_with(other.name())));
+        }
+    }
+    Ok(Ok(()))
+}
+
 /// Switching the journal mode does not wait for other processes by itself.
 fn wal(connection: &Connection, limit: Duration) -> rusqlite::Result<String> {
     let started = Instant::now();
@@ -275,7 +295,6 @@ fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::table::parse_table;
 
     #[test]
     fn an_acknowledged_row_survives_a_power_cut() {
