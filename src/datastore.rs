@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -24,6 +24,7 @@ use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::locks::KeyLocks;
 use crate::log::{Level, Line, Log};
 use crate::metrics::Metrics;
+use crate::missing::Missing;
 use crate::multihash::{self, Match, Multihash};
 use crate::pack::{NewBlock, Packer, UploadParts};
 use crate::query::{owned, Query, QueryOptions};
@@ -101,6 +102,7 @@ pub(crate) struct Shared {
     log: Arc<Log>,
     clock: Arc<dyn Clock>,
     epoch_clock: Arc<EpochClock>,
+    missing: Arc<Missing>,
     /// Rows that end sooner than this do not count as stored.
     fresh_for: Duration,
     locks: KeyLocks,
@@ -212,6 +214,7 @@ impl WalrusDatastore {
         let index: Arc<dyn Index> = Arc::<Lookups>::clone(&lookups);
         let metrics = Arc::new(Metrics::default());
         let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
+        let missing = Arc::new(Missing::default());
         let options = StoreOptions {
             epochs: config.epochs,
             deletable: config.deletable,
@@ -249,6 +252,7 @@ impl WalrusDatastore {
             index: Arc::clone(&index),
             clock: Arc::clone(&clock),
             epoch_clock: Arc::clone(&epoch_clock),
+            missing: Arc::clone(&missing),
             metrics: Arc::clone(&metrics),
             log: Arc::clone(&log),
             options,
@@ -306,6 +310,7 @@ impl WalrusDatastore {
                     metrics: Arc::clone(&metrics),
                     log: Arc::clone(&log),
                     options,
+                    bought: config.epochs,
                     interval: config.renew_interval,
                     lead: config.renew_lead,
                     epoch: config.epoch_duration,
@@ -328,6 +333,7 @@ impl WalrusDatastore {
                 log,
                 clock,
                 epoch_clock,
+                missing,
                 fresh_for,
                 locks,
                 disk_cache,
@@ -675,6 +681,9 @@ impl Shared {
             if let Some((before, error)) = failed {
                 // The row may have moved to another blob meanwhile; if it has not, that is it.
                 if before == record {
+                    if error.kind() == ErrorKind::BlobNotFound && !error.is_retryable() {
+                        self.missing.note(&record.blob_id);
+                    }
                     return Err(error);
                 }
                 failed = None;
@@ -821,7 +830,7 @@ impl Shared {
         let mut blocks = Vec::with_capacity(puts.len());
         for (put, known) in puts.into_iter().zip(known) {
             if let Some(record) = &known {
-                if record.is_fresh(fresh_until, &self.epoch_clock) && put.is_in(record.size) {
+                if put.is_in(record.size) && self.is_kept(record, fresh_until) {
                     Metrics::add(&self.metrics.blocks_known, 1);
                     continue;
                 }
@@ -920,6 +929,11 @@ impl Shared {
         Ok((puts, room))
     }
 
+    /// Whether a row's block is on Walrus beyond a time, as far as this node knows.
+    fn is_kept(&self, row: &Record, until: SystemTime) -> bool {
+        row.is_fresh(until, &self.epoch_clock) && !self.missing.has(&row.blob_id)
+    }
+
     /// Leaves out the blocks that are indexed already, as far as that is worth a question.
     async fn without_indexed(&self, puts: Vec<Put>, ask_first: &AskFirst) -> Vec<Put> {
         if puts.is_empty() || !ask_first.is_worth_it(puts.iter().map(|p| p.value.len()).sum()) {
@@ -950,9 +964,8 @@ impl Shared {
         let before = puts.len();
         let rows = puts.into_iter().zip(rows);
         let new = rows.filter(|(put, row)| {
-            !row.as_ref().is_some_and(|row| {
-                row.is_fresh(fresh_until, &self.epoch_clock) && put.is_in(row.size)
-            })
+            !row.as_ref()
+                .is_some_and(|row| put.is_in(row.size) && self.is_kept(row, fresh_until))
         });
         let new: Vec<Put> = new.map(|(put, _)| put).collect();
         Metrics::add(&self.metrics.blocks_known, (before - new.len()) as u64);

@@ -607,7 +607,8 @@ async fn outages_of_publisher_and_index_do_not_fail_writes() {
         assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
     }
     node.parts.store.fail_puts.store(false, SeqCst);
-    until("a pack is uploaded", || node.uploads() > 0).await;
+    let stored = || node.parts.store.blobs.lock().len();
+    until("all are uploaded", || stored() == 20).await;
     node.parts.index.fail_puts.store(false, SeqCst);
     store.close().await.unwrap();
     assert_eq!(node.parts.index.rows.lock().len(), 20);

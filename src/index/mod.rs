@@ -86,6 +86,10 @@ impl Record {
     }
 }
 
+/// No lease is taken for longer (seconds; an eighth of the longest epoch that is configured is shorter by far). One that
+/// would run for longer was taken while a clock was ahead, and is free.
+pub(crate) const LEASE_MOST: u64 = 60 * 86_400;
+
 /// A new identity of a table.
 pub(crate) fn new_identity() -> String {
     format!("{:032x}", rand::random::<u128>())

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,13 @@ const LEASE: &str = "renewal";
 /// A node that dies holds the others up for this long.
 const LEASE_TTL: Duration = Duration::from_secs(300);
 const PAGE: usize = 256;
+/// The first look comes so soon after the start, so that a process that lives for less than the interval
+/// renews too; a one-shot command does not.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// Ends of storage that no clock that was right can have told are looked for so many at a time.
+const ODD_PAGE: usize = 1 << 16;
+/// Beyond every end of storage.
+const FAR: Duration = Duration::from_secs(200 * 365 * 86_400);
 /// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
 /// this epoch again (the publisher answers that it is stored already), and when the epoch is over
 /// the blob is gone.
@@ -40,6 +48,8 @@ pub(crate) struct RenewalParts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
     pub(crate) options: StoreOptions,
+    /// Epochs that this node buys for a new blob.
+    pub(crate) bought: u32,
     pub(crate) interval: Duration,
     pub(crate) lead: Duration,
     pub(crate) epoch: Duration,
@@ -68,18 +78,29 @@ struct Rest {
     failures: u32,
 }
 
+/// What the node remembers between its looks.
+#[derive(Default)]
+struct Memory {
+    /// By blob ID.
+    resting: HashMap<String, Rest>,
+    /// When ends of storage that cannot be were looked for.
+    odd_ends: Option<Instant>,
+}
+
 /// Renews blobs until stopped. Runs on every node; a lease in the index lets one work at a time.
 pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
     let owner = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
-    let mut resting: HashMap<String, Rest> = HashMap::new();
+    let mut memory = Memory::default();
+    let mut pause = parts.interval.min(FIRST_LOOK);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(parts.interval) => {}
+            () = tokio::time::sleep(pause) => {}
         }
+        pause = parts.interval;
         let round = async {
             match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await {
-                Ok(true) => round(&parts, &owner, &mut resting).await,
+                Ok(true) => round(&parts, &owner, &mut memory).await,
                 Ok(false) => Ok(()),
                 Err(e) => Err(e),
             }
@@ -96,14 +117,11 @@ pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
 }
 
 /// Goes once through every blob that is due.
-async fn round(
-    parts: &RenewalParts,
-    owner: &str,
-    resting: &mut HashMap<String, Rest>,
-) -> Result<()> {
+async fn round(parts: &RenewalParts, owner: &str, memory: &mut Memory) -> Result<()> {
     let now = Instant::now();
     // Long past their rest and never seen again: no longer due.
-    resting.retain(|_, rest| rest.until + 2 * RETRY_MAX > now);
+    let kept = parts.fraction_of_epoch().max(2 * RETRY_MAX);
+    memory.resting.retain(|_, rest| rest.until + kept > now);
     let before = parts.clock.now() + parts.lead;
     let mut after: Option<RenewItem> = None;
     loop {
@@ -111,48 +129,103 @@ async fn round(
             .index
             .due_for_renewal(before, after.as_ref(), PAGE)
             .await?;
-        for item in &due {
-            if resting
-                .get(&item.blob_id)
-                .is_some_and(|rest| rest.until > Instant::now())
-            {
-                continue;
-            }
-            if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-                return Ok(());
-            }
-            let rest = match with_lease(parts, owner, caught(renew_blob(parts, item))).await {
-                Ok(Outcome::Renewed(expires_at)) => parts.rest_after_renewal(expires_at),
-                Ok(Outcome::NotYet) => Some(Rest {
-                    until: Instant::now() + parts.fraction_of_epoch().min(RETRY_MAX),
-                    failures: 0,
-                }),
-                Err(e) => {
-                    Metrics::add(&parts.metrics.renewals_failed, 1);
-                    parts.log.push(
-                        Level::Error,
-                        format!("blob {} could not be renewed: {e}", item.blob_id),
-                    );
-                    let failures = resting.get(&item.blob_id).map_or(0, |r| r.failures);
-                    let pause = RETRY_FIRST
-                        .saturating_mul(1 << failures.min(10))
-                        .min(parts.fraction_of_epoch().min(RETRY_MAX));
-                    Some(Rest {
-                        until: Instant::now() + pause,
-                        failures: failures + 1,
-                    })
-                }
-            };
-            match rest {
-                Some(rest) => drop(resting.insert(item.blob_id.clone(), rest)),
-                None => drop(resting.remove(&item.blob_id)),
-            }
+        if !renew_all(parts, owner, &due, memory).await? {
+            return Ok(());
         }
         if due.len() < PAGE {
-            return Ok(());
+            break;
         }
         after = due.into_iter().next_back();
     }
+    let look = parts.fraction_of_epoch();
+    if memory.odd_ends.is_none_or(|at| at.elapsed() >= look) {
+        let odd = odd_ends(parts, before).await?;
+        if !renew_all(parts, owner, &odd, memory).await? {
+            return Ok(());
+        }
+        memory.odd_ends = Some(Instant::now());
+    }
+    Ok(())
+}
+
+/// Blobs whose estimated end lies later than any that this node could have bought now: its clock, or another
+/// node's, was ahead when the estimate was made. They are due by the epochs that are known, or if none is.
+async fn odd_ends(parts: &RenewalParts, before: SystemTime) -> Result<Vec<RenewItem>> {
+    let most = parts.bought.max(MIN_RENEWAL_EPOCHS) + 1;
+    let latest = parts.clock.now() + parts.epoch.saturating_mul(most);
+    let mut odd = Vec::new();
+    let mut after = Some(RenewItem {
+        blob_id: String::new(),
+        expires_at: latest.max(before),
+        end_epoch: 0,
+        deletable: false,
+    });
+    loop {
+        let far = SystemTime::UNIX_EPOCH + FAR;
+        let page = parts.index.due_for_renewal(far, after.as_ref(), ODD_PAGE);
+        let mut page = page.await?;
+        let last = page.len() < ODD_PAGE;
+        after = page.last().cloned();
+        page.retain(|item| {
+            let end = u64::try_from(item.end_epoch).unwrap_or(0);
+            let left = parts.epoch_clock.left_until(end);
+            left.is_none_or(|left| left <= parts.lead)
+        });
+        odd.append(&mut page);
+        if last {
+            return Ok(odd);
+        }
+    }
+}
+
+/// Renews blobs one after another; false if another node has taken the renewal over.
+async fn renew_all(
+    parts: &RenewalParts,
+    owner: &str,
+    due: &[RenewItem],
+    memory: &mut Memory,
+) -> Result<bool> {
+    for item in due {
+        let resting = memory.resting.get(&item.blob_id);
+        if resting.is_some_and(|rest| rest.until > Instant::now()) {
+            continue;
+        }
+        if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
+            return Ok(false);
+        }
+        let rest = match with_lease(parts, owner, caught(renew_blob(parts, owner, item))).await {
+            Ok(Outcome::Renewed(expires_at)) => parts.rest_after_renewal(expires_at),
+            Ok(Outcome::NotYet) => Some(Rest {
+                until: Instant::now() + parts.fraction_of_epoch().min(RETRY_MAX),
+                failures: 0,
+            }),
+            // It was said, and paid for, when it was found out.
+            Ok(Outcome::Wrong) => Some(Rest {
+                until: Instant::now() + parts.fraction_of_epoch(),
+                failures: 0,
+            }),
+            Err(e) => {
+                Metrics::add(&parts.metrics.renewals_failed, 1);
+                parts.log.push(
+                    Level::Error,
+                    format!("blob {} could not be renewed: {e}", item.blob_id),
+                );
+                let failures = resting.map_or(0, |r| r.failures);
+                let pause = RETRY_FIRST
+                    .saturating_mul(1 << failures.min(10))
+                    .min(parts.fraction_of_epoch().min(RETRY_MAX));
+                Some(Rest {
+                    until: Instant::now() + pause,
+                    failures: failures + 1,
+                })
+            }
+        };
+        match rest {
+            Some(rest) => drop(memory.resting.insert(item.blob_id.clone(), rest)),
+            None => drop(memory.resting.remove(&item.blob_id)),
+        }
+    }
+    Ok(true)
 }
 
 /// Keeps the lease alive while a blob travels, which may take longer than the lease.
@@ -182,16 +255,44 @@ enum Outcome {
     Renewed(Option<SystemTime>),
     /// The network still holds the blob for as long as a renewal would buy.
     NotYet,
+    /// Other bytes were paid for lately, instead of the blob's: it rests.
+    Wrong,
 }
 
-async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
+/// The lease that a blob rests under, on every node and across restarts, after other bytes were paid for.
+fn rest_of(blob_id: &str) -> String {
+    format!("renewal-rest:{blob_id}")
+}
+
+async fn renew_blob(parts: &RenewalParts, owner: &str, item: &RenewItem) -> Result<Outcome> {
     let rows = parts.index.rows_of_blob(&item.blob_id).await?;
     if rows.is_empty() {
         return Ok(Outcome::Renewed(None));
     }
-    let check = |bytes: &[u8]| check_rows(&rows, bytes);
+    let rest = rest_of(&item.blob_id);
+    if !parts.index.try_lease(&rest, owner, LEASE_TTL).await? {
+        return Ok(Outcome::Wrong);
+    }
+    let odd = Mutex::new(Vec::new());
+    let check = |bytes: &[u8]| {
+        *odd.lock() = check_rows(&rows, bytes)?;
+        Ok(())
+    };
     let bytes: Bytes = parts.store.read_once(&item.blob_id, &check).await?;
     failpoint!("renew.read");
+    let odd = odd.into_inner();
+    if let Some((key, why)) = odd.first() {
+        parts.log.push(
+            Level::Error,
+            format!(
+                "blob {}: {} of its {} rows do not fit its bytes, and it is renewed for the others; the first: {key}: \
+                 {why}",
+                item.blob_id,
+                odd.len(),
+                rows.len()
+            ),
+        );
+    }
     let options = StoreOptions {
         deletable: item.deletable,
         epochs: parts.options.epochs.max(MIN_RENEWAL_EPOCHS),
@@ -199,15 +300,23 @@ async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
     let stored = parts.store.store(bytes.into(), options).await?;
     failpoint!("renew.stored");
     if stored.blob_id != item.blob_id {
-        return Err(Error::new(
-            ErrorKind::Corrupt,
+        let pause = parts.fraction_of_epoch();
+        // Each try is paid for. If this fails, this process remembers it all the same.
+        let _ = caught(parts.index.try_lease(&rest, owner, pause)).await;
+        Metrics::add(&parts.metrics.renewals_failed, 1);
+        parts.log.push(
+            Level::Error,
             format!(
-                "its bytes were stored as blob {} instead: the aggregator gave other bytes, or the \
-                 publisher encodes otherwise",
-                stored.blob_id
+                "blob {} could not be renewed: its bytes were stored, and paid for, as blob {} instead: the \
+                 aggregator gave other bytes, or the publisher encodes otherwise. It is tried again in {} s",
+                item.blob_id,
+                stored.blob_id,
+                pause.as_secs()
             ),
-        ));
+        );
+        return Ok(Outcome::Wrong);
     }
+    let _ = caught(parts.index.release_lease(&rest, owner)).await;
     let end_epoch = i64::try_from(stored.end_epoch).unwrap_or(i64::MAX);
     let expires_at = expiry(
         &parts.epoch_clock,
@@ -235,26 +344,51 @@ async fn renew_blob(parts: &RenewalParts, item: &RenewItem) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Paying for wrong bytes would let the right ones lapse: every block of the blob is checked.
-fn check_rows(rows: &[KeyRecord], blob: &[u8]) -> std::result::Result<(), String> {
+/// Paying for wrong bytes would let the right ones lapse: every block of the blob is checked. Rows that do not
+/// fit are given back, with the reason; they veto nothing if a block of another row proves the bytes.
+///
+/// # Errors
+/// No block proves the bytes, and a row speaks against them.
+fn check_rows(
+    rows: &[KeyRecord],
+    blob: &[u8],
+) -> std::result::Result<Vec<(String, String)>, String> {
+    let mut odd = Vec::new();
+    let mut proven = false;
     for row in rows.iter().filter(|r| r.record.patch_id.is_none()) {
-        let range = row.record.range().map_err(|e| e.to_string())?;
-        let block = usize::try_from(range.start)
-            .ok()
-            .zip(usize::try_from(range.end).ok())
-            .and_then(|(start, end)| blob.get(start..end))
-            .ok_or_else(|| {
-                format!(
-                    "blob of {} bytes is too short for block {} at {}..{}",
-                    blob.len(),
-                    row.key,
-                    range.start,
-                    range.end
-                )
-            })?;
-        if multihash::check(&row.key, block) == Match::No {
-            return Err(format!("block {} does not hash to its key", row.key));
+        match check_row(row, blob) {
+            Ok(proof) => proven |= proof,
+            Err(why) => odd.push((row.key.clone(), why)),
         }
     }
-    Ok(())
+    match odd.first() {
+        Some((_, why)) if !proven => Err(why.clone()),
+        _ => Ok(odd),
+    }
+}
+
+/// Whether a row's block proves the bytes.
+///
+/// # Errors
+/// It does not fit them.
+fn check_row(row: &KeyRecord, blob: &[u8]) -> std::result::Result<bool, String> {
+    let range = row.record.range().map_err(|e| e.to_string())?;
+    let block = usize::try_from(range.start)
+        .ok()
+        .zip(usize::try_from(range.end).ok())
+        .and_then(|(start, end)| blob.get(start..end))
+        .ok_or_else(|| {
+            format!(
+                "blob of {} bytes is too short for block {} at {}..{}",
+                blob.len(),
+                row.key,
+                range.start,
+                range.end
+            )
+        })?;
+    match multihash::check(&row.key, block) {
+        Match::Yes => Ok(!block.is_empty()),
+        Match::Unknown => Ok(false),
+        Match::No => Err(format!("block {} does not hash to its key", row.key)),
+    }
 }

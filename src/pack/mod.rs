@@ -24,6 +24,7 @@ use crate::index::{Index, KeyRecord, Record, Usage};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
+use crate::missing::Missing;
 use crate::walrus::{BlobStore, Body, StoreOptions, StoreResult};
 
 pub(crate) mod limit;
@@ -47,6 +48,7 @@ pub(crate) struct UploadParts {
     pub(crate) index: Arc<dyn Index>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) epoch_clock: Arc<EpochClock>,
+    pub(crate) missing: Arc<Missing>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
     pub(crate) options: StoreOptions,
@@ -350,6 +352,7 @@ async fn store(shared: &Shared, pack: &[Pending]) -> Result<StoreResult> {
     let len = body.len();
     let started = Instant::now();
     let stored = shared.parts.store.store(body, shared.parts.options).await?;
+    shared.parts.missing.found(&stored.blob_id);
     shared.note_upload(started.elapsed());
     let metrics = &shared.parts.metrics;
     Metrics::add(&metrics.packs_stored, 1);

@@ -40,6 +40,9 @@ const LOOKAHEAD: u64 = 48 << 20;
 const PORTION: u64 = 8 << 20;
 /// How often a blob that was just stored is looked for, with pauses, before it is stored again.
 const READ_BACK_TRIES: u32 = 8;
+/// For blocks that were stored again it is four times as often each time, up to this power of two: with
+/// pauses of 10 s, a day and more.
+const READ_BACK_LONGER: u32 = 10;
 
 /// What the flusher works with.
 pub(crate) struct FlushParts {
@@ -391,7 +394,7 @@ async fn deliver(
             failpoint!("flush.settled");
         } else {
             for block in &blocks {
-                block.store_again.store(true, Ordering::Relaxed);
+                block.lost.fetch_add(1, Ordering::Relaxed);
             }
             parts.journal.put_back(blocks);
         }
@@ -427,7 +430,8 @@ async fn prepare(
             row.as_ref().is_some_and(|r| {
                 r.is_fresh(fresh_until, &parts.upload.epoch_clock)
                     && r.size == block.len() as i64
-                    && !block.store_again.load(Ordering::Relaxed)
+                    && block.lost.load(Ordering::Relaxed) == 0
+                    && !parts.upload.missing.has(&r.blob_id)
             })
         })
         .collect();
@@ -525,6 +529,7 @@ async fn store(parts: &FlushParts, blocks: &[Arc<Block>]) -> Result<StoreResult>
     }
     let len = body.len();
     let stored = parts.upload.store.store(body, parts.upload.options).await?;
+    parts.upload.missing.found(&stored.blob_id);
     Metrics::add(&parts.upload.metrics.packs_stored, 1);
     Metrics::add(&parts.upload.metrics.pack_bytes, len);
     Metrics::add(&parts.upload.metrics.blocks_packed, blocks.len() as u64);
@@ -614,6 +619,9 @@ async fn read_back(
         }
     };
     patience.well();
+    // Each store may be paid for: the more there were, the longer the aggregators are given.
+    let stores = blocks.iter().map(|b| b.lost.load(Ordering::Relaxed)).max();
+    let tries = READ_BACK_TRIES << (2 * stores.unwrap_or(0)).min(READ_BACK_LONGER);
     loop {
         let reading = parts
             .upload
@@ -625,7 +633,7 @@ async fn read_back(
             return true;
         };
         let lost = matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt);
-        if lost && patience.failures.count >= READ_BACK_TRIES {
+        if lost && patience.failures.count >= tries {
             parts.upload.log.push(
                 Level::Error,
                 format!(

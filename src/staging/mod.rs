@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -93,8 +93,8 @@ pub(crate) struct Block {
     len: u32,
     crc: u32,
     staged: Instant,
-    /// It is indexed, but its blob could not be read.
-    store_again: AtomicBool,
+    /// How often it was indexed and its blob could not be read: it must be stored again.
+    lost: AtomicU32,
     /// A deletion of its key has failed, and may have removed its row all the same.
     doubted: AtomicBool,
     /// The file says that it needs no upload any more, and then its row came to be in doubt. It is looked
@@ -766,7 +766,7 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
                         len,
                         crc,
                         staged,
-                        store_again: AtomicBool::new(false),
+                        lost: AtomicU32::new(0),
                         doubted: AtomicBool::new(false),
                         let_go: AtomicBool::new(false),
                     })),

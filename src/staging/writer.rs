@@ -4,7 +4,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -518,7 +518,7 @@ impl Appender {
                             len,
                             crc,
                             staged: now,
-                            store_again: AtomicBool::new(false),
+                            lost: AtomicU32::new(0),
                             doubted: AtomicBool::new(false),
                             let_go: AtomicBool::new(false),
                         }));

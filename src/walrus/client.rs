@@ -31,6 +31,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use lru::LruCache;
@@ -48,6 +50,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How many blobs stored by this client are remembered (for the meaning of a 404).
 const CERTIFIED_REMEMBERED: usize = 65_536;
+
+/// How long such a blob counts as just stored: caches keep a 404 for less.
+const JUST: Duration = Duration::from_secs(300);
 
 /// Idle connections are dropped before servers and proxies usually do it: an upload that goes out on
 /// a connection which the other side is just closing fails.
@@ -209,7 +214,7 @@ pub(super) struct Inner {
     pub(super) not_found_backoff: Vec<Duration>,
     pub(super) auth: Auth,
     pub(super) cache: Arc<BlobCache>,
-    pub(super) certified: Mutex<LruCache<[u8; 32], ()>>,
+    pub(super) certified: Mutex<LruCache<[u8; 32], Instant>>,
     pub(super) stats: Counters,
     pub(super) hedging: Hedging,
 }
@@ -238,9 +243,16 @@ impl Inner {
         }
     }
 
+    /// Whether this client has stored the blob a moment ago: then a 404 comes of a cache. Later it says that the
+    /// blob has lapsed, or was deleted.
+    pub(super) fn has_just_certified(&self, key: &[u8; 32]) -> bool {
+        let certified = self.certified.lock();
+        certified.peek(key).is_some_and(|at| at.elapsed() < JUST)
+    }
+
     pub(super) fn remember_certified(&self, blob_id: &str) {
         if let Some(key) = decode_blob_id(blob_id) {
-            self.certified.lock().put(key, ());
+            self.certified.lock().put(key, Instant::now());
         }
     }
 }

@@ -14,7 +14,7 @@
 //! **404.** The network is consistent, but caches in front of aggregators keep a 404 from before the
 //! blob was certified. So a 404 is
 //!
-//! - *transient* for a blob that this client stored: all aggregators are asked again after 0.5, 1, 2,
+//! - *transient* for a blob that this client has stored within five minutes: all aggregators are asked again after 0.5, 1, 2,
 //!   4 and 8 s (`not_found_backoff`; these repeats do not count against `max_retries`);
 //! - *final* for others after two aggregators said so, or the only one that answers did so twice.
 //!
@@ -246,7 +246,7 @@ impl Inner {
     ) -> Result<Fetched> {
         let own = want
             .blob_key()
-            .is_some_and(|key| self.certified.lock().contains(&key));
+            .is_some_and(|key| self.has_just_certified(&key));
         let mut repeat = 0;
         loop {
             while let Some((index, _)) = rotation.next().await {

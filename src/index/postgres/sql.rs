@@ -10,6 +10,7 @@ use super::fence;
 use super::pipe::Query;
 use super::schema::Shape;
 use crate::index::keys::{Compare, KeyRange};
+use crate::index::LEASE_MOST;
 
 /// Columns of a lookup, in the order [`super::rows::record`] reads them (after `staged`).
 const STAGED_COLUMNS: &str =
@@ -257,7 +258,7 @@ impl Sql {
             try_lease: format!(
                 "INSERT INTO {leases} AS l (name, owner, expires_at) SELECT $1, $2, now() + $3 * interval '1 second' WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET owner = EXCLUDED.owner, expires_at = EXCLUDED.expires_at \
-                 WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() RETURNING owner",
+                 WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() OR l.expires_at > now() + interval '{LEASE_MOST} seconds' RETURNING owner",
                 fence::when_begun(4),
             ),
             release_lease: format!(

@@ -9,6 +9,7 @@ use super::{failed, is_busy, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
+use crate::index::LEASE_MOST;
 
 /// Marks a file as ours ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
@@ -78,7 +79,7 @@ impl Sql {
             try_lease: format!(
                 "INSERT INTO {leases} AS l (name, owner, expires_at) VALUES (?1, ?2, ?3) \
                  ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at \
-                 WHERE l.owner = excluded.owner OR l.expires_at <= ?4"
+                 WHERE l.owner = excluded.owner OR l.expires_at <= ?4 OR l.expires_at > ?4 + {LEASE_MOST}000000"
             ),
             release_lease: format!("DELETE FROM {leases} WHERE name = ?1 AND owner = ?2"),
             create: format!(

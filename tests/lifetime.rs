@@ -1,0 +1,303 @@
+//! Renewal that must neither lapse nor pay in vain, and blobs that have lapsed.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::epochs::{EpochStore, TokioClock};
+use common::mem::{key_of, noise, MemIndex, MemStore, Parts};
+use parking_lot::Mutex;
+use walrusds::clock::Clock;
+use walrusds::walrus::Check;
+use walrusds::{
+    BlobStore, Body, Config, Error, ErrorKind, Index, Op, Result, StoreOptions, StoreResult,
+    WalrusDatastore,
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const EPOCH: Duration = Duration::from_secs(14 * 86_400);
+
+fn config(extra: &str) -> Config {
+    Config::from_json(&format!(
+        r#"{{{extra}"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}}"#
+    ))
+    .unwrap()
+}
+
+fn metric(ds: &WalrusDatastore, name: &str) -> u64 {
+    ds.metrics()
+        .into_iter()
+        .find(|(n, _)| *n == name)
+        .unwrap()
+        .1
+}
+
+fn log(ds: &WalrusDatastore) -> Vec<String> {
+    std::iter::from_fn(|| ds.next_log_line())
+        .map(|l| l.message)
+        .collect()
+}
+
+/// Rows that do not fit (damaged by hand, or by another program) veto nothing for their neighbours.
+#[tokio::test(start_paused = true)]
+async fn odd_rows_do_not_let_a_pack_lapse() {
+    for odd in 0..4 {
+        let epoch = Duration::from_secs(1000);
+        let store = Arc::new(EpochStore::start(epoch));
+        let index = Arc::new(MemIndex::default());
+        let config = config(r#""epochs":3,"epochDurationSeconds":1000,"renewIntervalSeconds":1,"#);
+        let clock = Arc::new(TokioClock::start());
+        let ds = WalrusDatastore::with_parts(&config, index.clone(), store, clock).unwrap();
+        let blocks: Vec<Bytes> = (0..20).map(|n| noise(n, 1000)).collect();
+        let puts = blocks.iter().map(|b| Op::Put(key_of(b), b.clone()));
+        ds.commit(puts.collect()).await.unwrap();
+        {
+            let mut rows = index.rows.lock();
+            let mut row = rows[&key_of(&blocks[3])].clone();
+            match odd {
+                0 => row.offset += 1,
+                1 => row.size = 1 << 40,
+                2 => row.offset = -5,
+                _ => row.size = i64::MAX,
+            }
+            rows.insert(key_of(&noise(999, 10)), row);
+        }
+        tokio::time::sleep(10 * epoch).await;
+        for block in &blocks {
+            assert_eq!(
+                ds.get(&key_of(block)).await.unwrap().as_ref(),
+                Some(block),
+                "case {odd}"
+            );
+        }
+        let said = log(&ds);
+        assert!(
+            said.iter()
+                .any(|text| text.contains(&key_of(&noise(999, 10)))),
+            "{said:?}"
+        );
+        ds.close().await.unwrap();
+    }
+}
+
+/// A store whose whole reads come with a byte too many, or whose reads find nothing.
+struct Odd {
+    inner: Arc<MemStore>,
+    longer: AtomicBool,
+    missing: AtomicBool,
+    paid: AtomicUsize,
+}
+
+impl Odd {
+    fn of(parts: &Parts) -> Arc<Odd> {
+        Arc::new(Odd {
+            inner: parts.store.clone(),
+            longer: AtomicBool::new(false),
+            missing: AtomicBool::new(false),
+            paid: AtomicUsize::new(0),
+        })
+    }
+}
+
+#[async_trait]
+impl BlobStore for Odd {
+    async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
+        self.paid.fetch_add(1, SeqCst);
+        self.inner.store(body, options).await
+    }
+
+    async fn read(&self, id: &str, check: Check<'_>) -> Result<Bytes> {
+        let bytes = self.inner.read(id, check).await?;
+        if !self.longer.load(SeqCst) {
+            return Ok(bytes);
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        check(&longer).map_err(|reason| Error::new(ErrorKind::Corrupt, reason))?;
+        Ok(longer.into())
+    }
+
+    async fn read_range(&self, id: &str, offset: u64, len: u64, check: Check<'_>) -> Result<Bytes> {
+        if self.missing.load(SeqCst) {
+            return Err(Error::new(ErrorKind::BlobNotFound, "404"));
+        }
+        self.inner.read_range(id, offset, len, check).await
+    }
+
+    async fn read_patch(&self, id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.inner.read_patch(id, check).await
+    }
+}
+
+fn open(parts: &Parts, store: Arc<dyn BlobStore>, extra: &str) -> WalrusDatastore {
+    let clock: Arc<dyn Clock> = parts.clock.clone();
+    WalrusDatastore::with_parts(&config(extra), parts.index.clone(), store, clock).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_blob_is_not_paid_for_again_and_again() {
+    let parts = Parts::default();
+    let store = Odd::of(&parts);
+    let renewing = r#""epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":600,"#;
+    let ds = open(&parts, store.clone(), renewing);
+    ds.put("/k", noise(1, 100)).await.unwrap();
+    parts.clock.advance(EPOCH * 7 / 2);
+    store.longer.store(true, SeqCst);
+    let before = store.paid.load(SeqCst);
+    tokio::time::sleep(2 * DAY).await;
+    let paid = store.paid.load(SeqCst) - before;
+    assert!(
+        (1..4).contains(&paid),
+        "{paid} paid stores of wrong blobs in two days"
+    );
+    assert!(log(&ds).iter().any(|text| text.contains("paid for")));
+    ds.close().await.unwrap();
+}
+
+/// Other nodes, and this one after a new start, know that a blob rests.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = Parts::default();
+    let store = Odd::of(&parts);
+    store.longer.store(true, SeqCst);
+    let renewing = r#""epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":1,"#;
+    let mut tried = 0;
+    for start in 0..3 {
+        let path = dir.path().join("i.sqlite");
+        let options = walrusds::index::sqlite::SqliteOptions::new(path, "walrus_index");
+        let index = walrusds::index::sqlite::SqliteIndex::open(options)
+            .await
+            .unwrap();
+        let clock: Arc<dyn Clock> = parts.clock.clone();
+        let index: Arc<dyn Index> = Arc::new(index);
+        let ds = WalrusDatastore::with_parts(&config(renewing), index, store.clone(), clock);
+        let ds = ds.unwrap();
+        if start == 0 {
+            ds.put("/k", noise(1, 100)).await.unwrap();
+            parts.clock.advance(EPOCH * 7 / 2);
+            tried = store.paid.load(SeqCst);
+            common::eventually("it is tried", || store.paid.load(SeqCst) > tried).await;
+            tried = store.paid.load(SeqCst);
+            common::eventually("that is noted", || metric(&ds, "renewals_failed") > 0).await;
+        } else {
+            // A look goes by: another blob is renewed in it.
+            store.longer.store(false, SeqCst);
+            let other = noise(100 + start, 50);
+            ds.put(&key_of(&other), other.clone()).await.unwrap();
+            tried += 1;
+            parts.clock.advance(EPOCH * 7 / 2);
+            let renewed = || metric(&ds, "renewals") > 0;
+            common::eventually("the other blob is renewed", renewed).await;
+            tried += metric(&ds, "renewals") as usize;
+            store.longer.store(true, SeqCst);
+        }
+        ds.close().await.unwrap();
+    }
+    assert!(
+        store.paid.load(SeqCst) <= tried + 1,
+        "paid again after a start"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_that_live_shortly_renew_too() {
+    let parts = Parts::default();
+    let renewing = r#""epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":3600,"#;
+    let ds = parts.open(renewing);
+    ds.put("/k", noise(1, 100)).await.unwrap();
+    ds.close().await.unwrap();
+    let mut renewed = 0;
+    for _ in 0..(5 * 14 * 24) {
+        let ds = parts.open(renewing);
+        tokio::time::sleep(Duration::from_secs(3000)).await;
+        renewed += metric(&ds, "renewals");
+        ds.close().await.unwrap();
+        parts.clock.advance(Duration::from_secs(3600));
+    }
+    assert!(renewed > 0, "the blob has lapsed");
+}
+
+struct SetClock(Mutex<SystemTime>);
+
+impl Clock for SetClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_ahead_at_the_store_lets_nothing_lapse() {
+    let store = Arc::new(EpochStore::start(EPOCH));
+    let start = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+    let clock = Arc::new(SetClock(Mutex::new(start + 365 * DAY)));
+    let index = Arc::new(MemIndex::default());
+    let config =
+        config(r#""epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":3600,"#);
+    let ds = WalrusDatastore::with_parts(&config, index, store, clock.clone()).unwrap();
+    let block = noise(1, 100);
+    ds.put(&key_of(&block), block.clone()).await.unwrap();
+    let began = tokio::time::Instant::now();
+    for _ in 0..(7 * 14 * 4) {
+        *clock.0.lock() = start + began.elapsed();
+        tokio::time::sleep(DAY / 4).await;
+    }
+    assert_eq!(ds.get(&key_of(&block)).await.unwrap(), Some(block));
+    ds.close().await.unwrap();
+}
+
+/// `deletable` blobs are paid for each time.
+#[tokio::test(start_paused = true)]
+async fn a_pack_that_no_aggregator_sees_is_not_paid_for_every_minute() {
+    let parts = Parts::default();
+    let store = Odd::of(&parts);
+    store.missing.store(true, SeqCst);
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("j");
+    let extra = format!(
+        r#""deletable":true,"packIdleFlushSeconds":1,"drainTimeoutSeconds":0,"journalPath":"{}","#,
+        journal.display()
+    );
+    let ds = open(&parts, store.clone(), &extra);
+    let block = noise(1, 100);
+    ds.put(&key_of(&block), block.clone()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let paid = store.paid.load(SeqCst);
+    assert!((1..6).contains(&paid), "paid {paid} times in an hour");
+    store.missing.store(false, SeqCst);
+    ds.close().await.unwrap();
+}
+
+/// A block that no aggregator has any more is stored anew when it is put again, with and without a journal, also
+/// where no length of an epoch is configured.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_whose_blob_is_gone_is_stored_anew() {
+    for journal in [false, true] {
+        let parts = Parts::default();
+        let dir = tempfile::tempdir().unwrap();
+        let extra = match journal {
+            false => String::new(),
+            true => format!(r#""journalPath":"{}","#, dir.path().join("j").display()),
+        };
+        let block = noise(1, 5000);
+        let key = key_of(&block);
+        let ds = parts.open(&extra);
+        ds.put(&key, block.clone()).await.unwrap();
+        ds.close().await.unwrap();
+        parts.store.blobs.lock().clear();
+        let ds = parts.open(&extra);
+        assert_eq!(
+            ds.get(&key).await.unwrap_err().kind(),
+            ErrorKind::BlobNotFound
+        );
+        ds.put(&key, block.clone()).await.unwrap();
+        ds.close().await.unwrap();
+        assert_eq!(parts.store.blobs.lock().len(), 1, "journal: {journal}");
+        let ds = parts.open("");
+        assert_eq!(ds.get(&key).await.unwrap(), Some(block));
+        ds.close().await.unwrap();
+    }
+}
