@@ -274,8 +274,9 @@ func (d *Datastore) Close() error {
 	d.once.Do(func() {
 		runtime.SetFinalizer(d, nil)
 		close(d.closing)
-		d.eng.logs.stop()
+		// Closing may take as long as the journal is drained, and has something to say.
 		d.err = d.eng.close()
+		d.eng.logs.stop()
 		d.queue.close()
 		d.tokens.close()
 	})

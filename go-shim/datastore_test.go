@@ -1,12 +1,15 @@
 package walrusds
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,6 +20,7 @@ import (
 
 	ds "github.com/ipfs/go-datastore"
 	dsq "github.com/ipfs/go-datastore/query"
+	logging "github.com/ipfs/go-log/v2"
 )
 
 // The tests run against a local Walrus: one that runs already (WALRUSDS_TEST_WALRUS_URL), or the
@@ -702,4 +706,36 @@ func BenchmarkHasWithContext(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// What closing has to say arrives: blocks that stay behind because the publisher refuses them.
+func TestLastWordsArrive(t *testing.T) {
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "the publisher is out of money", http.StatusPaymentRequired)
+	}))
+	defer refusing.Close()
+	s := spec(t)
+	s["publisherURL"] = refusing.URL
+	s["journalPath"] = "j"
+	s["drainTimeoutSeconds"] = 30
+	pipe := logging.NewPipeReader(logging.PipeFormat(logging.PlaintextOutput))
+	defer pipe.Close()
+	lines := make(chan string, 1000)
+	go func() {
+		for scanner := bufio.NewScanner(pipe); scanner.Scan(); {
+			lines <- scanner.Text()
+		}
+	}()
+	d, err := Open(s, t.TempDir())
+	must(t, err)
+	must(t, d.Put(context.Background(), key("/stays"), []byte("x")))
+	must(t, d.Close())
+	until(t, "closing says why the block stays", func() bool {
+		select {
+		case line := <-lines:
+			return strings.Contains(line, "before the end") && strings.Contains(line, "402")
+		default:
+			return false
+		}
+	})
 }

@@ -606,8 +606,7 @@ func (e *engine) drainLogs() {
 	}
 }
 
-// close is called once. The messages of the closing itself are fetched afterwards, as far as the
-// engine still gives them.
+// close is called once. The engine gives the messages of the closing itself until all were fetched.
 func (e *engine) close() error {
 	e.drainLogs()
 	r := C.wds_close(e.h)

@@ -597,7 +597,8 @@ int32_t walrusds_disk_usage(walrusds_handle handle,
 int32_t walrusds_metrics(walrusds_handle handle, walrusds_buf *out, walrusds_error *err);
 
 /*
- Takes the oldest log line out; never waits. A JSON object with `time_ms` (Unix, milliseconds),
+ Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or was, can be
+ taken until there are none left; then the handle is `WALRUSDS_CLOSED`. A JSON object with `time_ms` (Unix, milliseconds),
  `level` ("error", "warn", "info") and `message`. `found` is false when there is none.
  */
 int32_t walrusds_log_next(walrusds_handle handle,

@@ -139,6 +139,7 @@ impl WalrusDatastore {
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
         let config = config.resolve(repo);
         config.check_paths()?;
+        config.check_repo(repo)?;
         let index: Arc<dyn Index> = match &config.index {
             IndexConfig::Postgres(url) => Arc::new(
                 PostgresIndex::open(PostgresOptions {
@@ -600,6 +601,11 @@ impl WalrusDatastore {
         all.extend(shared.disk_cache.iter().flat_map(DiskCache::counters));
         all.extend(shared.reader.counters());
         all
+    }
+
+    /// The log, to be read when the datastore is closed.
+    pub(crate) fn log(&self) -> Arc<Log> {
+        Arc::clone(&self.shared.log)
     }
 
     /// Takes the oldest log line out.

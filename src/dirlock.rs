@@ -1,6 +1,8 @@
 //! A directory that belongs to one datastore at a time, in this process or another.
 
 use std::fs::{File, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 /// Holds the lock of a directory until dropped, or the process ends.
@@ -17,6 +19,7 @@ impl DirLock {
             .create(true)
             .truncate(false)
             .write(true)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(dir.join("LOCK"))
             .map_err(TryLockError::Error)?;
         file.try_lock()?;
@@ -27,6 +30,21 @@ impl DirLock {
     pub(crate) fn file(&self) -> &File {
         &self.0
     }
+}
+
+/// Puts a README with this text into a directory of ours. A link in its place is not followed: it may lead to
+/// a file of somebody else's.
+pub(crate) fn write_readme(dir: &Path, text: &str) -> io::Result<()> {
+    let path = dir.join("README.txt");
+    match std::fs::symlink_metadata(&path) {
+        Ok(found) if !found.is_file() => return Ok(()),
+        Ok(_) if std::fs::read(&path).is_ok_and(|found| found == text.as_bytes()) => return Ok(()),
+        _ => {}
+    }
+    let mut options = File::options();
+    options.create(true).truncate(true).write(true);
+    let file = options.custom_flags(libc::O_NOFOLLOW).open(path);
+    file?.write_all(text.as_bytes())
 }
 
 impl Drop for DirLock {
@@ -40,6 +58,21 @@ impl Drop for DirLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_in_place_of_the_readme_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let foreign = dir.path().join("foreign");
+        std::fs::write(&foreign, "mine").unwrap();
+        std::os::unix::fs::symlink(&foreign, dir.path().join("README.txt")).unwrap();
+        write_readme(dir.path(), "ours").unwrap();
+        assert_eq!(std::fs::read_to_string(foreign).unwrap(), "mine");
+        let own = tempfile::tempdir().unwrap();
+        write_readme(own.path(), "ours").unwrap();
+        write_readme(own.path(), "ours, newer").unwrap();
+        let text = std::fs::read_to_string(own.path().join("README.txt")).unwrap();
+        assert_eq!(text, "ours, newer");
+    }
 
     #[test]
     fn a_dropped_lock_is_free_whoever_has_the_file() {

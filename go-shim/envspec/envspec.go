@@ -85,6 +85,9 @@ func parse(environ []string, keys []walrusds.ConfigKey) (*Values, error) {
 			continue
 		}
 		key, ok := known[name]
+		if !ok && isServiceLink(name) {
+			continue
+		}
 		if !ok {
 			if key, ok = files[name]; !ok {
 				errs = append(errs, fmt.Errorf("%s is not a setting of walrusds; did you mean %s?", name, nearest(name, known)))
@@ -124,6 +127,15 @@ func parse(environ []string, keys []walrusds.ConfigKey) (*Values, error) {
 		return nil, fmt.Errorf("walrusds: %w", errors.Join(errs...))
 	}
 	return v, nil
+}
+
+// serviceLink is what Kubernetes and Docker put into the environment of every container for a service or a
+// linked container: of one called walrusds, or walrusds-something, it begins like our settings
+// (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables).
+var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+
+func isServiceLink(name string) bool {
+	return serviceLink.MatchString(name)
 }
 
 func convert(value string, key walrusds.ConfigKey) (any, error) {

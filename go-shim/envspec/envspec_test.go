@@ -179,3 +179,24 @@ func TestUpdate(t *testing.T) {
 		t.Error("Update changed what it was given")
 	}
 }
+
+// Kubernetes puts these into every container of a namespace that has a service called walrusds.
+func TestServiceLinksAreNoSettings(t *testing.T) {
+	environ := []string{
+		"WALRUSDS_SERVICE_HOST=10.0.0.1", "WALRUSDS_SERVICE_PORT=8080", "WALRUSDS_SERVICE_PORT_GATEWAY=8080",
+		"WALRUSDS_PORT=tcp://10.0.0.1:8080", "WALRUSDS_PORT_8080_TCP=tcp://10.0.0.1:8080",
+		"WALRUSDS_PORT_8080_TCP_PROTO=tcp", "WALRUSDS_PORT_8080_TCP_PORT=8080", "WALRUSDS_PORT_8080_TCP_ADDR=10.0.0.1",
+		"WALRUSDS_GATEWAY_PORT=tcp://10.0.0.2:80", "WALRUSDS_GATEWAY_SERVICE_HOST=10.0.0.2",
+		"WALRUSDS_EPOCHS=5",
+	}
+	v, err := Parse(environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(v.Spec) != 1 || v.Spec["epochs"] != int64(5) {
+		t.Errorf("%v", v.Spec)
+	}
+	if _, err := Parse([]string{"WALRUSDS_PORTS=1"}); err == nil {
+		t.Error("a misspelt setting was accepted")
+	}
+}

@@ -253,8 +253,8 @@ impl Config {
                 return Err(bad(format!(
                     "cachePath {:?} and journalPath {:?} lie in one another: a cache may be deleted \
                      at any time and a journal must not, so give each a directory of its own",
-                    shorten(&cache.to_string_lossy()),
-                    shorten(&journal.to_string_lossy())
+                    shown(&cache),
+                    shown(&journal)
                 )));
             }
         }
@@ -262,11 +262,37 @@ impl Config {
             IndexConfig::Sqlite(index) if plain(index).starts_with(&cache) => Err(bad(format!(
                 "indexPath {:?} lies in cachePath {:?}: a cache may be deleted at any time and an \
                  index must not, so give the cache a directory of its own",
-                shorten(&index.to_string_lossy()),
-                shorten(&cache.to_string_lossy())
+                shown(index),
+                shown(&cache)
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a journal or a cache in a directory of Kubo's own: each would fill the other's, and both take a
+    /// file LOCK there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] naming the key.
+    pub fn check_repo(&self, repo: &Path) -> Result<()> {
+        const KUBOS: [&str; 4] = ["datastore", "keystore", "blocks", "plugins"];
+        let journal = self.journal.as_ref().map(|j| ("journalPath", &j.path));
+        let cache = self.disk_cache.as_ref().map(|c| ("cachePath", &c.path));
+        let repo = plain(repo);
+        for (key, path) in journal.into_iter().chain(cache) {
+            let path = plain(&path);
+            for name in KUBOS {
+                let kubos = repo.join(name);
+                if path.starts_with(&kubos) || kubos.starts_with(&path) {
+                    return Err(bad(format!(
+                        "{key} {:?} is, holds or lies in {:?}, which belongs to Kubo; give it a directory of its own",
+                        shown(&path),
+                        shown(&kubos)
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The part that the Walrus client needs.
@@ -328,6 +354,14 @@ fn shorten(s: &str) -> String {
         s.to_owned()
     } else {
         s.chars().take(SHOWN).chain(['…']).collect()
+    }
+}
+
+/// A path for an error; the directory itself is a dot.
+fn shown(path: &Path) -> String {
+    match path.as_os_str().is_empty() {
+        true => ".".to_owned(),
+        false => shorten(&path.to_string_lossy()),
     }
 }
 

@@ -235,3 +235,31 @@ fn renewal_needs_the_epoch_length() {
     let c = parse(r#""renewIntervalSeconds":60,"epochDurationSeconds":100"#).unwrap();
     assert_eq!(c.renew_lead, Duration::from_secs(100));
 }
+
+#[test]
+fn directories_of_kubo_are_refused() {
+    let repo = Path::new("/repo");
+    for (key, path) in [
+        ("journalPath", "datastore"),
+        ("journalPath", "keystore/j"),
+        ("cachePath", "blocks"),
+        ("cachePath", "."),
+        ("journalPath", "x/.."),
+        ("cachePath", ".."),
+    ] {
+        let json = format!(
+            r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","{key}":"{path}"}}"#
+        );
+        let config = Config::from_json(&json).unwrap().resolve(repo);
+        let error = config.check_repo(repo).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.message().contains(key), "{path}: {error}");
+        assert!(!error.message().contains("\"\""), "{path}: {error}");
+    }
+    let json = r#"{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","journalPath":"walrusds-journal","cachePath":"datastores"}"#;
+    Config::from_json(json)
+        .unwrap()
+        .resolve(repo)
+        .check_repo(repo)
+        .unwrap();
+}

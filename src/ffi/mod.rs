@@ -33,6 +33,7 @@ use crate::query::{owned, KeyCondition, Query, QueryOptions};
 mod buf;
 mod entry;
 mod handle;
+mod last_words;
 mod page;
 #[cfg(feature = "panic-hook")]
 mod panic_hook;
@@ -42,6 +43,7 @@ mod runtime;
 use buf::{clear, invalid, slice, slice_mut};
 use entry::entry;
 use handle::Registry;
+use last_words::LastWords;
 use runtime::{block_on, wait, CANCELS};
 
 pub use buf::walrusds_buf;
@@ -218,6 +220,7 @@ struct RunningQuery {
 }
 
 static INSTANCES: Registry<Instance> = Registry::new("datastore", 1);
+static LAST_WORDS: LastWords = LastWords::new();
 static QUERIES: Registry<RunningQuery> = Registry::new("query", 2);
 
 fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str> {
@@ -347,12 +350,15 @@ pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walru
     unsafe {
         entry(err, || {
             let instance = INSTANCES.remove(handle)?;
+            LAST_WORDS.begin(handle, instance.store.log());
             let queries = instance.queries.lock().take();
             for query in queries.iter().flatten() {
                 // Closed by its owner at the same moment: fine.
                 let _ = QUERIES.remove(*query);
             }
-            block_on(instance.store.close())
+            let closed = block_on(instance.store.close());
+            LAST_WORDS.end(handle);
+            closed
         })
     }
 }
@@ -812,7 +818,8 @@ pub unsafe extern "C" fn walrusds_metrics(
     }
 }
 
-/// Takes the oldest log line out; never waits. A JSON object with `time_ms` (Unix, milliseconds),
+/// Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or was, can be
+/// taken until there are none left; then the handle is `WALRUSDS_CLOSED`. A JSON object with `time_ms` (Unix, milliseconds),
 /// `level` ("error", "warn", "info") and `message`. `found` is false when there is none.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_log_next(
@@ -825,8 +832,11 @@ pub unsafe extern "C" fn walrusds_log_next(
         entry(err, || {
             let out_ok = clear("out", out, walrusds_buf::EMPTY);
             clear("found", found, false).and(out_ok)?;
-            let instance = INSTANCES.get(handle)?;
-            if let Some(line) = instance.store.next_log_line() {
+            let line = match INSTANCES.get(handle) {
+                Ok(instance) => instance.store.next_log_line(),
+                Err(closed) => LAST_WORDS.next(handle).ok_or(closed)?,
+            };
+            if let Some(line) = line {
                 let since = line.time.duration_since(SystemTime::UNIX_EPOCH);
                 let time_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(0);
                 let json = serde_json::json!({

@@ -86,14 +86,13 @@ impl Drop for SigpipeBlocked {
         if !self.by_us {
             return;
         }
-        let mut pending = self.set;
-        let mut signal = 0;
-        // SAFETY: the sets are initialised; sigwait returns at once for a signal that is pending.
+        // SAFETY: the set and the time are initialised. With no time to wait, the call takes a signal that is
+        // pending or returns at once: another thread may take one that was sent to the process.
         unsafe {
-            if libc::sigpending(&mut pending) == 0
-                && libc::sigismember(&pending, libc::SIGPIPE) == 1
+            let at_once: libc::timespec = std::mem::zeroed();
+            while libc::sigtimedwait(&self.set, std::ptr::null_mut(), &at_once) == -1
+                && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
             {
-                libc::sigwait(&self.set, &mut signal);
             }
             libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.set, std::ptr::null_mut());
         }

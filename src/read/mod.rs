@@ -485,14 +485,17 @@ impl Inner {
         };
         let flights = state.flights.entry(Arc::clone(&name)).or_default();
         flights.push(Arc::clone(&flight));
-        let until_done = Landing {
-            inner: Arc::clone(self),
-            blob: name,
-            flight: Arc::clone(&flight),
-        };
+        let landing = (Arc::clone(self), name, Arc::clone(&flight));
         let of_task = Arc::clone(&flight);
         self.spawn(async move {
-            let until_done = until_done;
+            // Made here, and not before: a runtime that is shutting down drops the task at once, on this thread,
+            // which holds the lock that a landing takes.
+            let (inner, blob, flight) = landing;
+            let until_done = Landing {
+                inner,
+                blob,
+                flight,
+            };
             let outcome = tokio::select! {
                 biased;
                 () = of_task.abandoned() => return,

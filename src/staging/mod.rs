@@ -18,8 +18,8 @@
 //! deletion can never be forgotten before the write that it undid.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fs::{File, TryLockError};
-use std::io::{self, Write as _};
+use std::fs::TryLockError;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::dirlock::DirLock;
+use crate::dirlock::{write_readme, DirLock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
@@ -336,7 +336,7 @@ impl Journal {
         let failed = |e: io::Error| disk_error(&format!("journalPath {}", dir.display()), &e);
         std::fs::create_dir_all(dir).map_err(failed)?;
         let lock = lock(dir)?;
-        write_readme(dir).map_err(failed)?;
+        write_readme(dir, README).map_err(failed)?;
         report_aside(dir, &log).map_err(failed)?;
         let (state, position) = replay(dir, &disk, &log)?;
         if let Some(owner) = owner {
@@ -651,14 +651,6 @@ fn lock(dir: &Path) -> Result<DirLock> {
             disk_error(&format!("journalPath: locking {}", dir.display()), &e)
         }
     })
-}
-
-fn write_readme(dir: &Path) -> io::Result<()> {
-    let path = dir.join("README.txt");
-    if std::fs::read(&path).is_ok_and(|text| text == README.as_bytes()) {
-        return Ok(());
-    }
-    File::create(path)?.write_all(README.as_bytes())
 }
 
 /// Reads the segments of a directory: what is staged, and where to go on.

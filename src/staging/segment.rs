@@ -133,8 +133,11 @@ impl Segment {
             let Ok(id) = u64::from_str_radix(id, 16) else {
                 continue;
             };
-            let file = OpenOptions::new().read(true).write(true).open(&path)?;
-            let len = file.metadata()?.len();
+            // The error of one file names it.
+            let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+            let open = OpenOptions::new().read(true).write(true).open(&path);
+            let file = open.map_err(named)?;
+            let len = file.metadata().map_err(named)?.len();
             all.push(Segment {
                 id,
                 path,

@@ -1,7 +1,7 @@
 //! The journal on a disk that fails, and on files that a crash left half written.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use parking_lot::Mutex;

@@ -181,8 +181,16 @@ pub(super) fn open(
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(bad(format!("cannot be used: {e}"))),
     }
-    let explain =
-        |e: rusqlite::Error| failed("opening", &e).context(format!("indexPath {}", path.display()));
+    let explain = |e: rusqlite::Error| {
+        let error = failed("opening", &e).context(format!("indexPath {}", path.display()));
+        match full_disk(&e, parent) {
+            Some(free) => Error::retryable(
+                ErrorKind::Index,
+                format!("{error}: its disk is full ({free} bytes are free)"),
+            ),
+            None => error,
+        }
+    };
 
     let connection = Connection::open_with_flags(
         path,
@@ -242,6 +250,18 @@ pub(super) fn open(
         connection.prepare(statement).map_err(explain)?;
     }
     Ok(connection)
+}
+
+/// How many bytes are free on the disk of a directory, if an error comes of there being hardly any: SQLite
+/// calls that an I/O error where it has no room for its files beside the database.
+fn full_disk(error: &rusqlite::Error, dir: &Path) -> Option<u64> {
+    const HARDLY_ANY: u64 = 256 << 10;
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, SystemIoFailure};
+    let code = error.sqlite_error_code()?;
+    let may_be = matches!(code, CannotOpen | DiskFull | SystemIoFailure);
+    let disk = may_be.then(|| rustix::fs::statvfs(dir).ok()).flatten()?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    (free < HARDLY_ANY).then_some(free)
 }
 
 /// Refuses a table whose name, or the name of a companion of which, is that of another index.

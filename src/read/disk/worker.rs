@@ -2,8 +2,8 @@
 //! took it away), appends, evicts.
 
 use std::collections::VecDeque;
-use std::fs::{File, TryLockError};
-use std::io::{self, Write as _};
+use std::fs::TryLockError;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 use super::segment::Segment;
 use super::{known, Inner, Insert, Slot};
 use crate::config::DiskCacheConfig;
-use crate::dirlock::DirLock;
+use crate::dirlock::{write_readme, DirLock};
 use crate::error::Error;
 use crate::log::Level;
 
@@ -221,7 +221,7 @@ impl<'a> Directory<'a> {
         let failed = |e: io::Error| e.to_string();
         std::fs::create_dir_all(dir).map_err(failed)?;
         let lock = lock(dir)?;
-        write_readme(dir).map_err(failed)?;
+        write_readme(dir, README).map_err(failed)?;
         let ids = Segment::all_in(dir).map_err(failed)?;
         let mut directory = Directory {
             inner,
@@ -468,12 +468,4 @@ fn lock(dir: &Path) -> std::result::Result<DirLock, String> {
         }
         TryLockError::Error(e) => format!("LOCK: {e}"),
     })
-}
-
-fn write_readme(dir: &Path) -> io::Result<()> {
-    let path = dir.join("README.txt");
-    if std::fs::read(&path).is_ok_and(|text| text == README.as_bytes()) {
-        return Ok(());
-    }
-    File::create(path)?.write_all(README.as_bytes())
 }
