@@ -222,6 +222,9 @@ impl WalrusDatastore {
         };
         let stop = CancellationToken::new();
         let only_reads = lookups.only_reads();
+        while let Some(notice) = lookups.take_notice() {
+            log.push(Level::Error, notice);
+        }
         if let (Some(why), Some(journal)) = (only_reads, &config.journal) {
             return Err(Error::new(
                 ErrorKind::Config,

@@ -5,6 +5,8 @@
 mod common;
 #[path = "index_suite/companions.rs"]
 mod companions;
+#[path = "index_suite/connecting.rs"]
+mod connecting;
 #[path = "index_suite/measure.rs"]
 mod measure;
 #[path = "index_suite/postgres.rs"]

@@ -243,12 +243,12 @@ fn directories_of_kubo_are_refused() {
         ("journalPath", "datastore"),
         ("journalPath", "keystore/j"),
         ("cachePath", "blocks"),
-        ("cachePath", "."),
+        ("journalPath", "."),
         ("journalPath", "x/.."),
-        ("cachePath", ".."),
+        ("journalPath", ".."),
     ] {
         let json = format!(
-            r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","{key}":"{path}"}}"#
+            r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"/i","{key}":"{path}"}}"#
         );
         let config = Config::from_json(&json).unwrap().resolve(repo);
         let error = config.check_repo(repo).unwrap_err();

@@ -269,6 +269,10 @@ impl Index for Lookups {
         self.index.update_blob_after_renewal(blob_id, renewal).await
     }
 
+    fn take_notice(&self) -> Option<String> {
+        self.index.take_notice()
+    }
+
     fn only_reads(&self) -> Option<&'static str> {
         self.index.only_reads()
     }

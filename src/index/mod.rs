@@ -227,6 +227,11 @@ pub trait Index: Send + Sync + 'static {
     /// rows were changed.
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64>;
 
+    /// What an operator must know of the index, for the log; each thing once.
+    fn take_notice(&self) -> Option<String> {
+        None
+    }
+
     /// Why nothing can be written to this index, if that was found when it was opened: every method that
     /// writes fails.
     fn only_reads(&self) -> Option<&'static str> {

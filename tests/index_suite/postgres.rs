@@ -1685,7 +1685,7 @@ async fn a_delete_does_not_wait_for_the_disk_and_a_put_does() {
 // ---------------------------------------------------------------------------------------------
 // TLS
 
-fn openssl(dir: &std::path::Path, args: &str) {
+pub fn openssl(dir: &std::path::Path, args: &str) {
     let out = std::process::Command::new("openssl")
         .args(args.split_whitespace())
         .current_dir(dir)

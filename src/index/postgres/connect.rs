@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::select_ok;
 use parking_lot::Mutex;
 use tokio::time::{timeout, Instant};
+use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::{CancelToken, Client, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -50,6 +51,8 @@ pub(super) struct Connector {
     home: AtomicUsize,
     /// The latest look for a server that may have moved: from where, when, and whether it had.
     looked: tokio::sync::Mutex<Option<(usize, Instant, bool)>>,
+    /// A connection without TLS to a server that offers it, for the log.
+    downgrades: Mutex<Option<String>>,
 }
 
 /// Why a host gave no connection.
@@ -68,6 +71,7 @@ impl Connector {
             silent: Mutex::new(vec![None; spec.targets.len()]),
             home: AtomicUsize::new(0),
             looked: tokio::sync::Mutex::new(None),
+            downgrades: Mutex::default(),
             spec,
         })
     }
@@ -86,19 +90,30 @@ impl Connector {
         self.home.load(Ordering::Relaxed)
     }
 
+    /// What an operator must know of the connections, once.
+    pub fn take_notice(&self) -> Option<String> {
+        self.downgrades.lock().take()
+    }
+
     /// Opens a connection to the first host that takes one.
     pub async fn open(&self) -> Result<Opened> {
         let started = Instant::now();
-        let order = self.order();
+        let hosts = self.order();
+        // As libpq means prefer-standby: every host is asked for a standby first.
+        let standbys = hosts.iter().filter(|_| self.spec.prefer_standby);
+        let order = standbys.map(|&host| (host, true));
+        let order: Vec<_> = order
+            .chain(hosts.iter().map(|&host| (host, false)))
+            .collect();
         let mut errors = Vec::new();
-        for (tried, &host) in order.iter().enumerate() {
+        for (tried, &(host, standby)) in order.iter().enumerate() {
             let left = self.timeout.saturating_sub(started.elapsed());
             if left.is_zero() {
                 break;
             }
             // One silent host must leave time for the next.
             let share = left / u32::try_from(order.len() - tried).unwrap_or(1);
-            match timeout(share, self.try_host(host)).await {
+            match timeout(share, self.try_host(host, standby)).await {
                 Ok(Ok(opened)) => {
                     self.home.store(host, Ordering::Relaxed);
                     return Ok(opened);
@@ -138,9 +153,9 @@ impl Connector {
 
     async fn look_beyond(&self, host: usize) -> bool {
         let others = (0..self.spec.targets.len()).filter(|other| *other != host);
-        let others = others.map(|other| Box::pin(self.try_host(other)));
+        let others = others.map(|other| Box::pin(self.try_host(other, false)));
         let (own, other) = tokio::join!(
-            timeout(LOOK_LIMIT, self.try_host(host)),
+            timeout(LOOK_LIMIT, self.try_host(host, false)),
             timeout(LOOK_LIMIT, select_ok(others)),
         );
         if matches!(own, Ok(Ok(_))) {
@@ -180,7 +195,7 @@ impl Connector {
         )
     }
 
-    async fn try_host(&self, host: usize) -> std::result::Result<Opened, Refusal> {
+    async fn try_host(&self, host: usize, standby: bool) -> std::result::Result<Opened, Refusal> {
         use tokio_postgres::config::SslMode as Tls;
         let target: &Target = &self.spec.targets[host];
         let modes: &[Tls] = match self.spec.ssl_mode {
@@ -194,10 +209,24 @@ impl Connector {
         for mode in modes {
             let mut config = target.config.clone();
             config.ssl_mode(*mode);
+            if standby {
+                config.target_session_attrs(TargetSessionAttrs::ReadOnly);
+            }
             config.connect_timeout(self.timeout);
             match config.connect(self.tls.clone()).await {
                 Ok((client, connection)) => {
                     self.silent.lock()[host] = None;
+                    if let (SslMode::Prefer, Some(why)) = (self.spec.ssl_mode, &first_error) {
+                        let said: &Error = why;
+                        self.downgrades.lock().get_or_insert_with(|| {
+                            format!(
+                                "sslmode=prefer: the connection to {} is not encrypted, since TLS failed: {}. Set \
+                                 sslmode=require or stricter to refuse that",
+                                target.label,
+                                said.message()
+                            )
+                        });
+                    }
                     return Ok(Opened {
                         client,
                         connection,

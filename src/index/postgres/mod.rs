@@ -851,6 +851,10 @@ impl Index for PostgresIndex {
             .await
     }
 
+    fn take_notice(&self) -> Option<String> {
+        self.inner.connector.take_notice()
+    }
+
     fn only_reads(&self) -> Option<&'static str> {
         self.inner.shape.read_only
     }

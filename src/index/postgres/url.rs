@@ -53,6 +53,10 @@ pub(super) struct Spec {
     /// Certificate chain and key files of the client.
     pub ssl_client: Option<(PathBuf, PathBuf)>,
     pub connect_timeout: Option<Duration>,
+    /// A standby is asked before others.
+    pub prefer_standby: bool,
+    /// There are parameters that the server is to judge.
+    passed_on: bool,
     pub user: String,
     pub dbname: String,
 }
@@ -75,7 +79,7 @@ pub(super) fn parse(url: &str) -> Result<Spec> {
         // Perhaps the ? is one in the user name or the password, and what follows it theirs.
         let misplaced = rest.split_once('?').is_some_and(|(_, q)| q.contains('@'));
         return match spec {
-            Err(_) if misplaced => Err(bad(
+            Err(_) | Ok(Spec { passed_on: true, .. }) if misplaced => Err(bad(
                 "the parameters after ? are wrong, and there is an @ among them: a ? or @ in the user name, the password or a parameter must be percent-encoded (%3F, %40)",
             )),
             other => other,
@@ -105,6 +109,13 @@ fn split_url(rest: &str) -> Result<Params> {
         Some((authority, path)) => (authority, Some(path)),
         None => (rest, None),
     };
+    if path.is_some_and(|path| path.contains('@')) {
+        // What stands before the / would be taken for a host, and be printed.
+        return Err(bad(
+            "an @ follows the first /: a / in the user name or the password must be percent-encoded (%2F), and so must \
+             an @ in the database name (%40)",
+        ));
+    }
     let hosts = match authority.rsplit_once('@') {
         Some((userinfo, hosts)) => {
             let (user, password) = match userinfo.split_once(':') {
@@ -144,14 +155,19 @@ fn split_url(rest: &str) -> Result<Params> {
         let (name, value) = pair
             .split_once('=')
             .ok_or_else(|| bad("a parameter after ? has no value (name=value)"))?;
-        let name = decode("the name of a parameter", name)?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        // A blank after the ? stands in a published example of the Go plugin.
+        let name = decode("the name of a parameter", name)?.trim().to_owned();
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
         if !name.chars().all(plain) {
             return Err(bad(
                 "what stands after ? is no name of a parameter (a ? in the user name or the password is written as %3F)",
             ));
         }
-        let value = decode(&format!("parameter {name:?}"), value)?;
+        let mut value = decode(&format!("parameter {name:?}"), value)?;
+        if name == "options" {
+            // A blank, as lib/pq reads it. (libpq does not; a + means nothing to the server there.)
+            value = value.replace('+', " ");
+        }
         params.insert(name, value);
     }
     Ok(params)
@@ -247,6 +263,7 @@ fn split_keywords(text: &str) -> Result<Params> {
 
 fn build(mut params: Params) -> Result<Spec> {
     let env = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let passed_on = pass_on(&mut params)?;
     let mut take = |name: &str| params.remove(name).filter(|v| !v.is_empty());
 
     let mut base = Config::new();
@@ -259,19 +276,22 @@ fn build(mut params: Params) -> Result<Spec> {
     if let Some(password) = take("password").or_else(|| env("PGPASSWORD")) {
         base.password(password);
     }
-    let dbname = take("dbname").unwrap_or_else(|| user.clone());
+    let dbname = take("dbname").or_else(|| env("PGDATABASE"));
+    let dbname = dbname.unwrap_or_else(|| user.clone());
     base.dbname(&dbname);
     let fallback = take("fallback_application_name");
     base.application_name(
         take("application_name")
+            .or_else(|| env("PGAPPNAME"))
             .or(fallback)
             .unwrap_or_else(|| "walrusds".into()),
     );
-    if let Some(options) = take("options") {
+    if let Some(options) = take("options").or_else(|| env("PGOPTIONS")) {
         base.options(options);
     }
 
     let connect_timeout = take("connect_timeout")
+        .or_else(|| env("PGCONNECT_TIMEOUT"))
         .map(|v| number("connect_timeout", &v))
         .transpose()?
         .filter(|seconds| *seconds > 0)
@@ -303,7 +323,8 @@ fn build(mut params: Params) -> Result<Spec> {
         None => Duration::from_secs(30),
     });
 
-    let ssl_root_cert = take("sslrootcert").map(|v| match v.as_str() {
+    let ssl_root_cert = take("sslrootcert").or_else(|| env("PGSSLROOTCERT"));
+    let ssl_root_cert = ssl_root_cert.map(|v| match v.as_str() {
         "system" => RootCert::System,
         _ => RootCert::File(v.into()),
     });
@@ -354,7 +375,9 @@ fn build(mut params: Params) -> Result<Spec> {
         }
         Some(_) => return Err(bad("channel_binding must be disable, prefer or require")),
     }
-    match take("target_session_attrs").as_deref() {
+    let attrs = take("target_session_attrs").or_else(|| env("PGTARGETSESSIONATTRS"));
+    let prefer_standby = attrs.as_deref() == Some("prefer-standby");
+    match attrs.as_deref() {
         None | Some("any" | "prefer-standby") => {}
         Some("read-write" | "primary") => {
             base.target_session_attrs(TargetSessionAttrs::ReadWrite);
@@ -388,7 +411,12 @@ fn build(mut params: Params) -> Result<Spec> {
         }
     }
 
-    let (hosts, addresses, ports) = (take("host"), take("hostaddr"), take("port"));
+    let (hosts, addresses) = (take("host"), take("hostaddr"));
+    let ports = take("port").or_else(|| env("PGPORT"));
+    let hosts = match addresses {
+        Some(_) => hosts,
+        None => hosts.or_else(|| env("PGHOST")),
+    };
     if let Some(name) = params.keys().next() {
         return Err(bad(format!("parameter {name:?} is not known (a special character in the password must be percent-encoded)")));
     }
@@ -404,9 +432,82 @@ fn build(mut params: Params) -> Result<Spec> {
         ssl_root_cert,
         ssl_client,
         connect_timeout,
+        prefer_standby,
+        passed_on,
         user,
         dbname,
     })
+}
+
+/// The parameters of libpq and lib/pq; every other one is a run-time parameter of the server, as lib/pq has it.
+const KNOWN: &[&str] = &[
+    "user",
+    "password",
+    "dbname",
+    "host",
+    "hostaddr",
+    "port",
+    "passfile",
+    "service",
+    "application_name",
+    "fallback_application_name",
+    "options",
+    "connect_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+    "target_session_attrs",
+    "load_balance_hosts",
+    "gssencmode",
+    "client_encoding",
+    "binary_parameters",
+    "channel_binding",
+    "replication",
+    "requirepeer",
+    "krbsrvname",
+    "krbspn",
+    "gsslib",
+    "gssdelegation",
+    "require_auth",
+    "min_protocol_version",
+    "max_protocol_version",
+    "disable_prepared_binary_result",
+];
+
+/// Turns the server's run-time parameters (`search_path`, `statement_timeout`, …) into options; whether there were
+/// any.
+fn pass_on(params: &mut Params) -> Result<bool> {
+    // A misspelt parameter about TLS must not be left to the server.
+    let known = |name: &str| KNOWN.contains(&name) || name.starts_with("ssl");
+    let others: Vec<String> = params.keys().filter(|name| !known(name)).cloned().collect();
+    let mut options = String::new();
+    for name in &others {
+        let first = name.chars().next();
+        if !first.is_some_and(|c| c.is_ascii_lowercase() || c == '_') || name.len() > 63 {
+            return Err(bad(
+                "what stands after ? is no name of a parameter (a special character in the password must be percent-encoded)",
+            ));
+        }
+        let value = params.remove(name).unwrap_or_default();
+        let mut escaped = String::new();
+        for c in value.chars() {
+            if c.is_whitespace() || c == '\\' {
+                escaped.push('\\');
+            }
+            escaped.push(c);
+        }
+        options.push_str(&format!(" -c {name}={escaped}"));
+    }
+    if !options.is_empty() {
+        let given = params.remove("options").unwrap_or_default();
+        params.insert(
+            "options".into(),
+            format!("{given}{options}").trim().to_owned(),
+        );
+    }
+    Ok(!others.is_empty())
 }
 
 fn targets(
@@ -565,6 +666,42 @@ mod tests {
     }
 
     #[test]
+    fn what_lib_pq_takes_is_taken() {
+        let options = |url: &str| {
+            let spec = parse(url).unwrap_or_else(|e| panic!("{url}: {e}"));
+            spec.targets[0]
+                .config
+                .get_options()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        for (url, expected) in [
+            ("postgres://u@h/d? sslmode=disable", ""),
+            (
+                "postgres://u@h/d?search_path=blocks",
+                "-c search_path=blocks",
+            ),
+            (
+                "postgres://u@h/d?statement_timeout=5000&timezone=UTC",
+                "-c statement_timeout=5000 -c timezone=UTC",
+            ),
+            ("postgres://u@h/d?options=-c+geqo%3Doff", "-c geqo=off"),
+            (
+                "postgres://u@h/d?options=-cgeqo%3Doff&search_path=a%2C%20b%5C",
+                "-cgeqo=off -c search_path=a,\\ b\\\\",
+            ),
+            ("host=h user=u dbname=d my.setting=1", "-c my.setting=1"),
+        ] {
+            assert_eq!(options(url), expected, "{url}");
+        }
+        assert!(
+            parse("postgres://u@h/d?target_session_attrs=prefer-standby")
+                .unwrap()
+                .prefer_standby
+        );
+    }
+
+    #[test]
     fn errors_name_the_part_and_no_secret() {
         for (url, part) in [
             ("mysql://u:hunter2@h/d", "scheme"),
@@ -575,7 +712,12 @@ mod tests {
             ("postgres://u:hunter2@[::1/d", "IPv6"),
             ("postgres://u:hunter2@::1/d", "IPv6"),
             ("postgres://u:hunter2@h/d?sslmode=maybe", "sslmode"),
-            ("postgres://u:hunter2@h/d?frobnicate=1", "\"frobnicate\""),
+            (
+                "postgres://u:hunter2@h/d?sslfrobnicate=1",
+                "\"sslfrobnicate\"",
+            ),
+            ("postgres://u:hun/ter2@h/d", "%2F"),
+            ("postgres://u:hun/hunter2@h:5/d", "%2F"),
             (
                 "postgres://u:hunter2@h/d?connect_timeout=x",
                 "connect_timeout",
