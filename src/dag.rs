@@ -165,6 +165,23 @@ pub(crate) fn links(block: &[u8]) -> Option<Vec<&[u8]>> {
     (!links.is_empty()).then_some(links)
 }
 
+/// Whether a block is a dag-pb node of a UnixFS directory: its data begins with the type Directory (1) or
+/// HAMTShard (5), which every encoder writes first.
+pub(crate) fn is_directory(block: &[u8]) -> bool {
+    let mut rest = block;
+    while let Some((&tag, body)) = rest.split_first() {
+        let Some((field, after)) = delimited(body) else {
+            return false;
+        };
+        match tag {
+            LINKS_FIRST => rest = after,
+            0x0a => return matches!(field, [0x08, 1 | 5, ..]) && after.is_empty(),
+            _ => return false,
+        }
+    }
+    false
+}
+
 /// The multihash of a PBLink: Hash, perhaps Name and Tsize.
 fn link(field: &[u8]) -> Option<&[u8]> {
     let (0x0a, body) = field.split_first().map(|(tag, body)| (*tag, body))? else {
@@ -255,6 +272,29 @@ mod tests {
             &[&block[..], &v0].concat(),
         ] {
             assert_eq!(links(other), None, "{other:x?}");
+        }
+    }
+
+    #[test]
+    fn directories() {
+        let data = |kind: u8| field(0x0a, &[0x08, kind]);
+        assert!(is_directory(&[0x0a, 0x02, 0x08, 0x01]), "the empty one");
+        let link = field(0x12, &field(0x0a, &hash(9)));
+        for (kind, is) in [(1, true), (5, true), (2, false), (0, false), (4, false)] {
+            assert_eq!(
+                is_directory(&[&link[..], &data(kind)].concat()),
+                is,
+                "{kind}"
+            );
+        }
+        for other in [
+            &b""[..],
+            b"raw",
+            &link,
+            &link[..3],
+            &[&data(1)[..], b"x"].concat(),
+        ] {
+            assert!(!is_directory(other), "{other:x?}");
         }
     }
 

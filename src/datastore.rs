@@ -29,6 +29,7 @@ use crate::multihash::{self, Match, Multihash};
 use crate::pack::{NewBlock, Packer, UploadParts};
 use crate::query::{owned, Query, QueryOptions};
 use crate::read::disk::DiskCache;
+use crate::read::roots::Roots;
 use crate::read::{BlockCheck, Reader, ReaderParts};
 use crate::staging::{
     abandoned, needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room, Staged, PLACES,
@@ -107,11 +108,21 @@ pub(crate) struct Shared {
     fresh_for: Duration,
     locks: KeyLocks,
     disk_cache: Option<DiskCache>,
+    /// Where the datastore belongs to a repo.
+    roots: Option<Roots>,
     reader: Reader,
     writes: Writes,
     calls: TaskTracker,
     stop: CancellationToken,
     workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What a datastore is part of.
+#[derive(Default)]
+struct Own<'a> {
+    /// The table, if the index tells.
+    owner: Option<&'a Owner>,
+    repo: Option<&'a Path>,
 }
 
 /// Where writes go.
@@ -177,7 +188,11 @@ impl WalrusDatastore {
             .map(|journal| journal.path.as_path());
         let opened = abandoned(repo, journal, owner.as_ref(), &log).and_then(|()| {
             let (index, clock) = (Arc::clone(&index), Arc::new(SystemClock));
-            Self::assemble(&config, index, store, clock, cache, owner.as_ref(), log)
+            let own = Own {
+                owner: owner.as_ref(),
+                repo: Some(repo),
+            };
+            Self::assemble(&config, index, store, clock, cache, own, log)
         });
         if opened.is_err() {
             let _ = index.close().await;
@@ -198,7 +213,8 @@ impl WalrusDatastore {
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
         let cache = Arc::new(BlobCache::new(config.blob_cache_bytes));
-        Self::assemble(config, index, store, clock, cache, None, Arc::default())
+        let own = Own::default();
+        Self::assemble(config, index, store, clock, cache, own, Arc::default())
     }
 
     fn assemble(
@@ -207,7 +223,7 @@ impl WalrusDatastore {
         store: Arc<dyn BlobStore>,
         clock: Arc<dyn Clock>,
         cache: Arc<BlobCache>,
-        owner: Option<&Owner>,
+        own: Own<'_>,
         log: Arc<Log>,
     ) -> Result<Self> {
         let lookups = Arc::new(Lookups::new(index, config.row_ttl));
@@ -266,8 +282,12 @@ impl WalrusDatastore {
         let writes = match &config.journal {
             None => Writes::Through(Packer::start(upload)),
             Some(settings) => {
-                let journal =
-                    Journal::open(&settings.path, settings.max_bytes, owner, Arc::clone(&log))?;
+                let journal = Journal::open(
+                    &settings.path,
+                    settings.max_bytes,
+                    own.owner,
+                    Arc::clone(&log),
+                )?;
                 let journal = Arc::new(journal);
                 Writes::Journal {
                     flusher: Flusher::start(FlushParts {
@@ -322,6 +342,9 @@ impl WalrusDatastore {
                 stop.clone(),
             )));
         }
+        let roots = own
+            .repo
+            .map(|repo| Roots::open(repo, &config.table, Arc::clone(&log)));
         let reader = Reader::new(ReaderParts {
             index: Arc::clone(&lookups),
             store: Arc::clone(&store),
@@ -341,6 +364,7 @@ impl WalrusDatastore {
                 fresh_for,
                 locks,
                 disk_cache,
+                roots,
                 reader,
                 writes,
                 calls: TaskTracker::new(),
@@ -388,6 +412,10 @@ impl WalrusDatastore {
         }
         let (puts, deletes) = last_wins(ops);
         let puts = puts.into_iter().map(Put::new).collect::<Result<Vec<_>>>()?;
+        if let Some(roots) = &shared.roots {
+            let named = puts.iter().filter(|put| put.names_content);
+            named.for_each(|put| roots.keep(&put.key, &put.value, true));
+        }
         Metrics::add(&shared.metrics.commits, 1);
         Metrics::add(&shared.metrics.blocks_put, puts.len() as u64);
         let bytes: usize = puts.iter().map(|put| put.value.len()).sum();
@@ -652,6 +680,9 @@ impl WalrusDatastore {
         if let Some(cache) = &shared.disk_cache {
             cache.close().await;
         }
+        if let Some(roots) = &shared.roots {
+            roots.close().await;
+        }
         failpoint!("close.stopped");
         shared.index.close().await
     }
@@ -796,6 +827,11 @@ impl Shared {
                 return Ok(Some(value));
             }
         }
+        if let Some(roots) = &self.roots {
+            if let Some(value) = roots.get(key, len).await {
+                return Ok(Some(value));
+            }
+        }
         if let Some((cache, name)) = &cache {
             if let Some(value) = cache.get(name, len).await {
                 if asked && record.patch_id.is_none() {
@@ -817,6 +853,9 @@ impl Shared {
                 .block(&record.blob_id, range.clone(), &check)
                 .await
         };
+        if let (Some(roots), Ok(value)) = (&self.roots, &value) {
+            roots.keep(key, value, self.verify_reads);
+        }
         if let (Some((cache, name)), Ok(value)) = (cache, &value) {
             cache.insert(name, value, self.verify_reads);
         }

@@ -11,6 +11,7 @@
 //! | `flight` | a request on its way, and those who wait for it |
 //! | `check` | whether bytes are the block that was asked for |
 //! | `disk` | the cache on the local disk |
+//! | `roots` | the newest directories, on the local disk always |
 //!
 //! Memory is the cache's business (`walrus::cache`): windows are fetched only into room that was
 //! reserved. Windows are not checked as a whole; each block is when it is handed out. A block that is
@@ -41,6 +42,7 @@ mod check;
 pub(crate) mod disk;
 mod extent;
 mod flight;
+pub(crate) mod roots;
 mod streams;
 
 pub(crate) use check::BlockCheck;

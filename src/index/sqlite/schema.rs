@@ -261,7 +261,8 @@ fn full_disk(error: &rusqlite::Error, dir: &Path) -> Option<u64> {
     let may_be = matches!(code, CannotOpen | DiskFull | SystemIoFailure);
     let disk = may_be.then(|| rustix::fs::statvfs(dir).ok()).flatten()?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    (free < HARDLY_ANY).then_some(free)
+    // A file system without blocks is none that fills up.
+    (disk.f_blocks > 0 && free < HARDLY_ANY).then_some(free)
 }
 
 /// Refuses a table whose name, or the name of a companion of which, is that of another index.

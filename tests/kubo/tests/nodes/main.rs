@@ -6,4 +6,5 @@ mod daemon;
 mod failures;
 mod install;
 mod shared;
+mod start;
 mod tour;
