@@ -27,6 +27,10 @@ impl Clock for SystemClock {
 /// the exclusive end epoch. When an epoch began is not told, so the estimate is the earliest
 /// moment that is consistent with what was seen: renewing too early costs a little, too late
 /// loses data.
+///
+/// Two things may be wrong. The machine's clock may jump, so the age of a sighting is measured by the
+/// monotonic clock as well. An answer may name an absurd epoch, so an epoch that cannot have been reached
+/// since the last sighting counts only when the next such answer agrees with it.
 #[derive(Debug)]
 pub struct EpochClock {
     duration: Duration,
@@ -37,44 +41,88 @@ pub struct EpochClock {
 struct Seen {
     epoch: u64,
     /// Epoch `epoch` cannot have begun before this.
-    not_before: Option<SystemTime>,
+    not_before: Option<Moment>,
     /// Last time the current epoch was seen to be `epoch`.
-    last: Option<SystemTime>,
-    /// The same on a clock that nobody sets.
-    at: Option<Instant>,
-    /// An epoch that is too far from `epoch` to be believed of one answer.
-    doubtful: Option<u64>,
+    last: Option<Moment>,
+    /// More than one answer agrees with `epoch`.
+    confirmed: bool,
+    /// An epoch that one answer named and that does not fit `epoch`.
+    odd: Option<u64>,
 }
 
-/// Epochs that lie further apart than this are not believed of one answer: longer than any storage that is
-/// sold, after which a node has nothing left to judge.
-const JUMP: u64 = 64;
+/// A moment on the machine's clock and on the monotonic one.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    wall: SystemTime,
+    steady: Instant,
+}
+
+impl Moment {
+    fn new(wall: SystemTime) -> Self {
+        Moment {
+            wall,
+            steady: Instant::now(),
+        }
+    }
+
+    /// How long ago it was. If the two clocks disagree, the longer time counts; a wall clock that lies
+    /// before the moment was set back.
+    fn age(&self, now: SystemTime) -> Duration {
+        let wall = now.duration_since(self.wall).unwrap_or_default();
+        wall.max(self.steady.elapsed())
+    }
+}
+
+/// So many epochs may pass between two sightings that nothing else is known about.
+const STEP: u64 = 64;
 
 impl Seen {
-    /// Notes that an answer said that `current` is the epoch now; false if it is not believed.
-    fn note(&mut self, current: u64, now: SystemTime) -> bool {
-        let near = |a: u64, b: u64| a.abs_diff(b) <= JUMP;
-        let first = self.at.is_none();
-        if !first && !near(current, self.epoch) {
-            // One publisher's nonsense must not make everything lapsed, or nothing. A second answer that
-            // agrees says that the epoch before was the nonsense.
-            if !self.doubtful.is_some_and(|other| near(current, other)) {
-                self.doubtful = Some(current);
-                return false;
+    /// Whether the epoch may be `current` now.
+    fn may_be(&self, now: SystemTime, current: u64, duration: Duration) -> bool {
+        let Some(last) = self.last else {
+            return true;
+        };
+        let passed = match duration.is_zero() {
+            true => u128::from(STEP),
+            false => last.age(now).as_nanos() / duration.as_nanos() + 2,
+        };
+        current >= self.epoch && u128::from(current - self.epoch) <= passed
+    }
+
+    /// Takes note that the epoch is said to be `current`.
+    fn note(&mut self, now: SystemTime, current: u64, duration: Duration) {
+        if !self.may_be(now, current, duration) {
+            // A publisher that lags by one epoch, around a change.
+            if current + 1 == self.epoch && self.confirmed {
+                return;
             }
-            (self.epoch, self.not_before, self.last) = (current, None, None);
+            let agrees = |odd: u64| current.abs_diff(odd) <= 2;
+            let lower_than_a_guess = current < self.epoch && !self.confirmed;
+            if !lower_than_a_guess && !self.odd.is_some_and(agrees) {
+                self.odd = Some(current);
+                return;
+            }
+            self.confirmed = !lower_than_a_guess;
+            self.epoch = current;
+            self.not_before = None;
+        } else {
+            self.confirmed |= self.last.is_some();
         }
-        self.doubtful = None;
+        self.odd = None;
         if current > self.epoch {
             // The boundary lies after the last moment at which an older epoch was seen, if that
             // was the one just before.
             self.not_before = self.last.filter(|_| current == self.epoch + 1);
             self.epoch = current;
         }
-        if current == self.epoch {
-            (self.last, self.at) = (Some(now), Some(Instant::now()));
-        }
-        true
+        self.last = Some(Moment::new(now));
+    }
+
+    /// Epoch `epoch` began at most so long ago.
+    fn age(&self, now: SystemTime, duration: Duration) -> Option<Duration> {
+        let by_last = self.last?.age(now).saturating_add(duration);
+        let by_boundary = self.not_before.map(|boundary| boundary.age(now));
+        Some(by_boundary.map_or(by_last, |age| age.min(by_last)))
     }
 }
 
@@ -90,33 +138,66 @@ impl EpochClock {
     /// The earliest moment at which `end_epoch` may begin, given that `current` is the epoch now.
     pub fn expires_at(&self, now: SystemTime, current: u64, end_epoch: u64) -> Option<SystemTime> {
         let mut seen = self.seen.lock();
-        seen.note(current, now);
+        seen.note(now, current, self.duration);
         if self.duration.is_zero() {
             return None;
         }
-        let begun = match seen.not_before {
-            Some(t) if current == seen.epoch => t.max(now - self.duration.min(since_epoch(now))),
-            _ => now - self.duration.min(since_epoch(now)),
+        let age = match seen.age(now, self.duration) {
+            Some(age) if current == seen.epoch => age.min(self.duration),
+            _ => self.duration,
         };
+        let begun = now - age.min(since_epoch(now));
         let epochs = u32::try_from(end_epoch.saturating_sub(current)).unwrap_or(u32::MAX);
         begun.checked_add(self.duration.checked_mul(epochs)?)
-    }
-
-    /// How long a blob with this exclusive end epoch is stored at least, by the last epoch that an answer told and
-    /// the time since, on a clock that is never set; `None` if no answer told any.
-    pub(crate) fn left_until(&self, end_epoch: u64) -> Option<Duration> {
-        let seen = self.seen.lock();
-        let since = seen.at?.elapsed();
-        let epochs = u32::try_from(end_epoch.saturating_sub(seen.epoch)).unwrap_or(u32::MAX);
-        // The epoch may have been about to end when it was told.
-        let total = self.duration.saturating_mul(epochs.saturating_sub(1));
-        Some(total.saturating_sub(since))
     }
 
     /// Whether a blob with this exclusive end epoch has certainly lapsed. Only what stores have told
     /// counts, so "no" may mean "not known".
     pub fn is_over(&self, end_epoch: u64) -> bool {
         end_epoch > 0 && self.seen.lock().epoch >= end_epoch
+    }
+
+    /// The last end epoch that may begin within `lead` from now, judged by the epochs that were seen and
+    /// not by any clock at the moment of a store. `None` if no epoch was seen or its length is unknown.
+    pub fn ends_within(&self, now: SystemTime, lead: Duration) -> Option<u64> {
+        if self.duration.is_zero() {
+            return None;
+        }
+        let seen = self.seen.lock();
+        let ahead = seen.age(now, self.duration)?.saturating_add(lead);
+        // Epoch `epoch + n` begins `n` epochs after `epoch` began: within the lead if that is less than `ahead`.
+        let epochs = ahead.as_nanos().div_ceil(self.duration.as_nanos());
+        let epochs = u64::try_from(epochs).unwrap_or(u64::MAX);
+        Some(seen.epoch.saturating_add(epochs.saturating_sub(1)))
+    }
+
+    /// The last epoch that was seen and when, for [`was_seen`](Self::was_seen) after a restart.
+    pub fn last_seen(&self, now: SystemTime) -> Option<(u64, SystemTime)> {
+        let seen = self.seen.lock();
+        let ago = seen.last?.steady.elapsed();
+        Some((seen.epoch, now - ago.min(since_epoch(now))))
+    }
+
+    /// An epoch that an earlier process or another node saw. It counts until an answer disagrees with it. A
+    /// moment in the future says that the clock was wrong there: the epoch may have been seen long ago, so
+    /// many may have passed since.
+    pub fn was_seen(&self, now: SystemTime, epoch: u64, at: SystemTime) {
+        let ago = now
+            .duration_since(at)
+            .unwrap_or_else(|_| self.duration.saturating_mul(STEP as u32));
+        let at = now - ago.min(since_epoch(now));
+        let Some(steady) = Instant::now().checked_sub(ago) else {
+            return;
+        };
+        let mut seen = self.seen.lock();
+        let newer = seen.last.is_none_or(|last| last.steady < steady);
+        if newer && (seen.last.is_none() || seen.may_be(now, epoch, self.duration)) {
+            if epoch != seen.epoch {
+                seen.not_before = None;
+            }
+            seen.epoch = epoch;
+            seen.last = Some(Moment { wall: at, steady });
+        }
     }
 
     /// As [`expires_at`](Self::expires_at) for a blob that the network had already: its answer holds no current epoch, but
@@ -170,22 +251,66 @@ mod tests {
         assert_eq!(clock.expires_at_least(at(1000), 3), None);
     }
 
+    /// One answer with an absurd epoch does not end every blob; two that agree are believed.
     #[test]
     fn one_absurd_epoch_is_not_believed() {
+        for duration in [Duration::ZERO, Duration::from_secs(100)] {
+            let clock = EpochClock::new(duration);
+            clock.expires_at(at(1000), 7, 9);
+            clock.expires_at(at(1001), u64::MAX - 1, u64::MAX);
+            assert!(!clock.is_over(9));
+            clock.expires_at(at(1002), 1 << 40, (1 << 40) + 2);
+            assert!(!clock.is_over(9));
+            clock.expires_at(at(1003), 7, 9);
+            clock.expires_at(at(1004), 1 << 40, (1 << 40) + 2);
+            assert!(
+                !clock.is_over(9),
+                "two answers that did not follow each other"
+            );
+            clock.expires_at(at(1005), 1 << 40, (1 << 40) + 2);
+            assert!(clock.is_over(9), "two answers that agree");
+        }
+    }
+
+    /// The first answer of all may be the absurd one: the next ordinary answer corrects it.
+    #[test]
+    fn an_absurd_first_epoch_is_corrected() {
         let clock = EpochClock::new(Duration::from_secs(100));
+        clock.expires_at(at(1000), 1 << 40, (1 << 40) + 2);
+        clock.expires_at(at(1001), 7, 9);
+        assert!(!clock.is_over(9));
+        assert!(clock.is_over(7));
+    }
+
+    /// A clock that was ahead and was set back does not move the beginning of an epoch.
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_epoch_begin_later() {
+        let clock = EpochClock::new(Duration::from_secs(100));
+        clock.expires_at(at(900_000), 7, 8);
+        clock.expires_at(at(900_010), 8, 9);
+        assert!(clock.expires_at(at(1000), 8, 10) <= Some(at(1200)));
+    }
+
+    #[test]
+    fn end_epochs_within_a_lead_are_judged_by_sightings() {
+        let clock = EpochClock::new(Duration::from_secs(100));
+        let lead = Duration::from_secs(90);
+        assert_eq!(clock.ends_within(at(1000), lead), None);
         clock.expires_at(at(1000), 7, 9);
-        clock.expires_at(at(1010), 1_000_000_007, 1_000_000_009);
-        assert!(!clock.is_over(8));
-        clock.expires_at(at(1020), 7, 9);
-        assert!(!clock.is_over(8));
-        // The first answer may be the absurd one.
-        let clock = EpochClock::new(Duration::ZERO);
-        clock.expires_at(at(1000), 1_000_000_007, 1_000_000_009);
-        clock.expires_at(at(1010), 7, 9);
-        clock.expires_at(at(1020), 7, 9);
-        assert!(!clock.is_over(8));
-        clock.expires_at(at(1030), 8, 9);
-        assert!(clock.is_over(8));
+        // Epoch 7 may be about to end: 8 may begin now, 9 in 100 s, which is beyond the lead.
+        assert_eq!(clock.ends_within(at(1000), lead), Some(8));
+        assert_eq!(clock.ends_within(at(1050), lead), Some(9));
+        assert_eq!(clock.ends_within(at(1450), lead), Some(13));
+        let other = EpochClock::new(Duration::from_secs(100));
+        let (epoch, seen_at) = clock.last_seen(at(1000)).unwrap();
+        other.was_seen(at(1450), epoch, seen_at);
+        assert_eq!(other.ends_within(at(1450), lead), Some(13));
+        let other = EpochClock::new(Duration::from_secs(100));
+        // Seen in the future: it may have been long ago, until a store tells.
+        other.was_seen(at(500), epoch, seen_at);
+        assert!(other.ends_within(at(500), lead) > Some(50));
+        other.expires_at(at(500), 8, 10);
+        assert_eq!(other.ends_within(at(500), lead), Some(9));
     }
 
     #[test]

@@ -20,11 +20,11 @@ use crate::index::postgres::{PostgresIndex, PostgresOptions};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
 use crate::index::{Index, KeyRange, ListItem, Record, Usage, MAX_KEY_BYTES};
 use crate::lasting::Lasting;
+use crate::lifetime::gone::Gone;
 use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::locks::KeyLocks;
 use crate::log::{Level, Line, Log};
 use crate::metrics::Metrics;
-use crate::missing::Missing;
 use crate::multihash::{self, Match, Multihash};
 use crate::pack::{NewBlock, Packer, UploadParts};
 use crate::query::{owned, Query, QueryOptions};
@@ -103,7 +103,7 @@ pub(crate) struct Shared {
     log: Arc<Log>,
     clock: Arc<dyn Clock>,
     epoch_clock: Arc<EpochClock>,
-    missing: Arc<Missing>,
+    gone: Arc<Gone>,
     /// Rows that end sooner than this do not count as stored.
     fresh_for: Duration,
     locks: KeyLocks,
@@ -231,7 +231,6 @@ impl WalrusDatastore {
         let index: Arc<dyn Index> = Arc::<Lookups>::clone(&lookups);
         let metrics = Arc::new(Metrics::default());
         let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
-        let missing = Arc::new(Missing::default());
         let options = StoreOptions {
             epochs: config.epochs,
             deletable: config.deletable,
@@ -267,14 +266,15 @@ impl WalrusDatastore {
             config.renew_lead.min(config.epoch_duration / 2)
         };
         let locks = KeyLocks::default();
+        let gone = Arc::new(Gone::default());
         let upload = UploadParts {
             store: Arc::clone(&store),
             index: Arc::clone(&index),
             clock: Arc::clone(&clock),
             epoch_clock: Arc::clone(&epoch_clock),
-            missing: Arc::clone(&missing),
             metrics: Arc::clone(&metrics),
             log: Arc::clone(&log),
+            gone: Arc::clone(&gone),
             options,
             target_bytes: config.pack_target_size_bytes,
             workers: config.workers,
@@ -334,7 +334,6 @@ impl WalrusDatastore {
                     metrics: Arc::clone(&metrics),
                     log: Arc::clone(&log),
                     options,
-                    bought: config.epochs,
                     interval: config.renew_interval,
                     lead: config.renew_lead,
                     epoch: config.epoch_duration,
@@ -360,7 +359,7 @@ impl WalrusDatastore {
                 log,
                 clock,
                 epoch_clock,
-                missing,
+                gone,
                 fresh_for,
                 locks,
                 disk_cache,
@@ -721,8 +720,8 @@ impl Shared {
             if let Some((before, error)) = failed {
                 // The row may have moved to another blob meanwhile; if it has not, that is it.
                 if before == record {
-                    if error.kind() == ErrorKind::BlobNotFound && !error.is_retryable() {
-                        self.missing.note(&record.blob_id);
+                    if error.kind() == ErrorKind::BlobNotFound {
+                        self.gone.insert(&record.blob_id);
                     }
                     return Err(error);
                 }
@@ -848,6 +847,8 @@ impl Shared {
         } else if let Some(patch) = &record.patch_id {
             let check = |bytes: &[u8]| check.judge(bytes);
             self.store.read_patch_of(patch, len, &check).await
+        } else if let Some(read) = self.read_lapsed(record, range.start, len, &check).await {
+            read
         } else {
             self.reader
                 .block(&record.blob_id, range.clone(), &check)
@@ -867,6 +868,36 @@ impl Shared {
         })
     }
 
+    /// Whether the epoch has begun in which a row's blob is no longer stored.
+    fn is_over(&self, row: &Record) -> bool {
+        self.epoch_clock
+            .is_over(u64::try_from(row.end_epoch).unwrap_or(0))
+    }
+
+    /// A block of a blob that has lapsed, as far as this node knows; `None` if it has not, or if that does not
+    /// settle it. Another node may have renewed it, so the aggregators are asked, but a 404 is not waited over.
+    async fn read_lapsed(
+        &self,
+        record: &Record,
+        start: u64,
+        len: u64,
+        check: &BlockCheck,
+    ) -> Option<Result<Bytes>> {
+        if !self.is_over(record) {
+            return None;
+        }
+        match self.store.read_window(&record.blob_id, start, len).await {
+            Ok(bytes) => check.judge(&bytes).is_ok().then_some(Ok(bytes)),
+            Err(e) if e.kind() == ErrorKind::BlobNotFound => Some(Err(e)),
+            Err(_) => None,
+        }
+    }
+
+    /// Whether what a row points at is on Walrus beyond `until`, as far as this node knows.
+    fn is_stored(&self, row: &Record, until: SystemTime) -> bool {
+        row.is_fresh(until, &self.epoch_clock) && !self.gone.contains(&row.blob_id)
+    }
+
     /// The blocks of a batch that must be uploaded, with what they replace.
     async fn not_stored_yet(&self, puts: Vec<Put>) -> Result<Vec<NewBlock>> {
         if puts.is_empty() {
@@ -878,7 +909,7 @@ impl Shared {
         let mut blocks = Vec::with_capacity(puts.len());
         for (put, known) in puts.into_iter().zip(known) {
             if let Some(record) = &known {
-                if put.is_in(record.size) && self.is_kept(record, fresh_until) {
+                if self.is_stored(record, fresh_until) && put.is_in(record.size) {
                     Metrics::add(&self.metrics.blocks_known, 1);
                     continue;
                 }
@@ -977,11 +1008,6 @@ impl Shared {
         Ok((puts, room))
     }
 
-    /// Whether a row's block is on Walrus beyond a time, as far as this node knows.
-    fn is_kept(&self, row: &Record, until: SystemTime) -> bool {
-        row.is_fresh(until, &self.epoch_clock) && !self.missing.has(&row.blob_id)
-    }
-
     /// Leaves out the blocks that are indexed already, as far as that is worth a question.
     async fn without_indexed(&self, puts: Vec<Put>, ask_first: &AskFirst) -> Vec<Put> {
         if puts.is_empty() || !ask_first.is_worth_it(puts.iter().map(|p| p.value.len()).sum()) {
@@ -1013,7 +1039,7 @@ impl Shared {
         let rows = puts.into_iter().zip(rows);
         let new = rows.filter(|(put, row)| {
             !row.as_ref()
-                .is_some_and(|row| put.is_in(row.size) && self.is_kept(row, fresh_until))
+                .is_some_and(|row| self.is_stored(row, fresh_until) && put.is_in(row.size))
         });
         let new: Vec<Put> = new.map(|(put, _)| put).collect();
         Metrics::add(&self.metrics.blocks_known, (before - new.len()) as u64);

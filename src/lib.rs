@@ -25,7 +25,6 @@ mod lifetime;
 mod locks;
 pub mod log;
 pub mod metrics;
-mod missing;
 mod multihash;
 mod pack;
 pub mod query;

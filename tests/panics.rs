@@ -69,6 +69,9 @@ trapped! {
         list(range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>>;
         due_for_renewal(before: SystemTime, after: Option<&RenewItem>, limit: usize)
             -> Result<Vec<RenewItem>>;
+        ending_by(epoch: i64, after: Option<&str>, limit: usize) -> Result<Vec<RenewItem>>;
+        note(name: &str) -> Result<Option<String>>;
+        set_note(name: &str, text: Option<&str>) -> Result<()>;
         rows_of_blob(blob_id: &str) -> Result<Vec<KeyRecord>>;
         rows_from(blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>>;
         update_blob_after_renewal(blob_id: &str, renewal: &Renewal) -> Result<u64>;
@@ -268,6 +271,8 @@ async fn background_workers_outlive_a_panic() {
         "read",
         "store",
         "update_blob_after_renewal",
+        "ending_by",
+        "set_note",
     ] {
         parts.trap.arm(method);
         // Due again: less than the lead is left of two epochs.

@@ -252,6 +252,23 @@ impl Index for Lookups {
         self.index.due_for_renewal(before, after, limit).await
     }
 
+    async fn ending_by(
+        &self,
+        epoch: i64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        self.index.ending_by(epoch, after, limit).await
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<String>> {
+        self.index.note(name).await
+    }
+
+    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
+        self.index.set_note(name, text).await
+    }
+
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
         self.index.rows_of_blob(blob_id).await
     }

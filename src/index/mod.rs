@@ -23,6 +23,17 @@ pub mod table;
 
 pub use keys::KeyRange;
 
+/// No lease runs for longer.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(3600);
+
+/// How many blobs [`Index::ending_by`] asks for at a time where an index has no query for it.
+const ENDING_PAGE: usize = 4096;
+
+/// Later than any `expires_at` that an index holds.
+fn far_future() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(200_000_000_000)
+}
+
 /// Longest key an index takes, in bytes. Postgres refuses a B-tree entry beyond 2,704 bytes
 /// (a third of a page), and a table of the Go plugin has two such indexes on the key.
 pub const MAX_KEY_BYTES: usize = 2048;
@@ -85,10 +96,6 @@ impl Record {
             && !epochs.is_over(u64::try_from(self.end_epoch).unwrap_or(0))
     }
 }
-
-/// No lease is taken for longer (seconds; an eighth of the longest epoch that is configured is shorter by far). One that
-/// would run for longer was taken while a clock was ahead, and is free.
-pub(crate) const LEASE_MOST: u64 = 60 * 86_400;
 
 /// A new identity of a table.
 pub(crate) fn new_identity() -> String {
@@ -216,6 +223,48 @@ pub trait Index: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<RenewItem>>;
 
+    /// Up to `limit` distinct blobs whose end epoch is known and at most `epoch`, whatever their `expires_at`
+    /// says, in the order of their IDs, after `after` in that order. An item without `expires_at` has the
+    /// Unix epoch instead. An index that does not implement this leaves out the rows without `expires_at`.
+    async fn ending_by(
+        &self,
+        epoch: i64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        let mut found: Vec<RenewItem> = Vec::new();
+        let mut last: Option<RenewItem> = None;
+        loop {
+            let page = self
+                .due_for_renewal(far_future(), last.as_ref(), ENDING_PAGE)
+                .await?;
+            let whole = page.len() >= ENDING_PAGE;
+            last = page.last().cloned();
+            let ending = |item: &RenewItem| {
+                (1..=epoch).contains(&item.end_epoch)
+                    && after.is_none_or(|after| item.blob_id.as_str() > after)
+            };
+            found.extend(page.into_iter().filter(ending));
+            if !whole {
+                break;
+            }
+        }
+        found.sort_by(|a, b| a.blob_id.cmp(&b.blob_id));
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    /// A text that nodes keep beside the index under `name`, to know it after a restart. An index that does
+    /// not implement notes keeps none.
+    async fn note(&self, _name: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Keeps a text under `name`, in place of an earlier one; `None` removes it.
+    async fn set_note(&self, _name: &str, _text: Option<&str>) -> Result<()> {
+        Ok(())
+    }
+
     /// All rows of one blob, in key order.
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>>;
 
@@ -251,7 +300,8 @@ pub trait Index: Send + Sync + 'static {
     async fn add_usage(&self, delta: Usage) -> Result<()>;
 
     /// Takes or prolongs the lease `name` for `owner`; false if another owner's is still running.
-    /// Judged by the database's clock.
+    /// Judged by the database's clock. A lease runs for [`LONGEST_LEASE`] at most. One that ends later than
+    /// that from now was taken while the clock was wrong, and counts as run out.
     async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool>;
 
     /// Gives a lease back, if `owner` holds it.

@@ -2,36 +2,42 @@
 //!
 //! There is no "extend" over HTTP: keeping a blob means uploading its bytes again, at full price.
 //! The blob ID is computed from the bytes, so rows keep pointing where they did.
+//!
+//! A blob is due by its `expires_at`, and by its end epoch: the first is an estimate that was made by the
+//! clock at the moment of the store, which may have been wrong; the second is what the network said. How far
+//! the network's epochs have come is told by every store, and remembered in the index.
+//!
+//! Each round goes through the blobs that are due by `expires_at`. Those that are due by their end epochs alone
+//! are looked for more seldom, as there is no index on that column. When the last round ended is kept
+//! in the index: a node that is started often renews as often as one that runs on.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Index, KeyRecord, RenewItem, Renewal};
+use crate::index::{Index, RenewItem, Renewal};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
-use crate::multihash::{self, Match};
 use crate::pack::expiry;
 use crate::walrus::{BlobStore, StoreOptions};
+
+mod check;
+pub(crate) mod gone;
+mod memory;
+
+use check::Rows;
+use memory::{seconds, Memory, Past};
 
 const LEASE: &str = "renewal";
 /// A node that dies holds the others up for this long.
 const LEASE_TTL: Duration = Duration::from_secs(300);
 const PAGE: usize = 256;
-/// The first look comes so soon after the start, so that a process that lives for less than the interval
-/// renews too; a one-shot command does not.
-const FIRST_LOOK: Duration = Duration::from_secs(10);
-/// Ends of storage that no clock that was right can have told are looked for so many at a time.
-const ODD_PAGE: usize = 1 << 16;
-/// Beyond every end of storage.
-const FAR: Duration = Duration::from_secs(200 * 365 * 86_400);
 /// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
 /// this epoch again (the publisher answers that it is stored already), and when the epoch is over
 /// the blob is gone.
@@ -39,6 +45,18 @@ pub(crate) const MIN_RENEWAL_EPOCHS: u32 = 2;
 /// Pause after a failed renewal of a blob, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
+/// The first round comes so long after the start, or sooner, if one is overdue.
+const FIRST_ROUND: Duration = Duration::from_secs(1);
+/// No network sells storage for more epochs at a time.
+const MOST_EPOCHS: u32 = 53;
+/// Blobs that are renewed to learn the epoch, at a time: of those that have lapsed nothing is learnt.
+const PROBES: usize = 3;
+/// Rows that do not fit their blob, of which the log names the first ones.
+const ODD_ROWS_NAMED: usize = 5;
+
+/// Notes in the index: when the last round ended, and the last epoch that was seen and when.
+const ROUND_NOTE: &str = "renewal.round";
+const EPOCH_NOTE: &str = "renewal.epoch";
 
 pub(crate) struct RenewalParts {
     pub(crate) index: Arc<dyn Index>,
@@ -48,8 +66,6 @@ pub(crate) struct RenewalParts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
     pub(crate) options: StoreOptions,
-    /// Epochs that this node buys for a new blob.
-    pub(crate) bought: u32,
     pub(crate) interval: Duration,
     pub(crate) lead: Duration,
     pub(crate) epoch: Duration,
@@ -58,49 +74,53 @@ pub(crate) struct RenewalParts {
 impl RenewalParts {
     /// A lead that is long for what was bought makes a blob due again at once. It rests until a
     /// quarter of its time is left: a deletable blob would be paid for at every look otherwise.
-    fn rest_after_renewal(&self, expires_at: Option<SystemTime>) -> Option<Rest> {
+    fn rest_after_renewal(&self, expires_at: Option<SystemTime>) -> Option<Instant> {
         let left = expires_at?.duration_since(self.clock.now()).ok()?;
-        (left <= self.lead).then(|| Rest {
-            until: Instant::now() + left.mul_f64(0.75),
-            failures: 0,
-        })
+        (left <= self.lead).then(|| Instant::now() + left.mul_f64(0.75))
     }
 
-    /// No blob rests for longer: it must be looked at several times before its storage ends.
+    fn longest_rest(&self) -> Duration {
+        self.lead.mul_f64(0.75).max(self.epoch / 2)
+    }
+
+    /// No blob rests for longer after a failure: it must be looked at several times before its storage ends.
     fn fraction_of_epoch(&self) -> Duration {
         self.epoch / 8
     }
+
+    /// How often blobs are looked for that are due by their end epochs alone.
+    fn audit_interval(&self) -> Duration {
+        self.interval.max(self.epoch / 16)
+    }
 }
 
-/// A blob that must not be tried again for a while.
-struct Rest {
-    until: Instant,
-    failures: u32,
-}
-
-/// What the node remembers between its looks.
+/// What one node's rounds remember.
 #[derive(Default)]
-struct Memory {
-    /// By blob ID.
-    resting: HashMap<String, Rest>,
-    /// When ends of storage that cannot be were looked for.
-    odd_ends: Option<Instant>,
+struct State {
+    memory: Memory,
+    /// When blobs were last looked for by their end epochs.
+    audited: Option<Instant>,
+    /// The last epoch that was noted in the index.
+    noted_epoch: Option<u64>,
 }
 
 /// Renews blobs until stopped. Runs on every node; a lease in the index lets one work at a time.
 pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
     let owner = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
-    let mut memory = Memory::default();
-    let mut pause = parts.interval.min(FIRST_LOOK);
+    let mut state = State::default();
+    let mut wait = tokio::select! {
+        () = stop.cancelled() => return,
+        wait = caught(first_wait(&parts)) => wait.unwrap_or(parts.interval),
+    };
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(wait) => {}
         }
-        pause = parts.interval;
+        wait = parts.interval;
         let round = async {
             match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await {
-                Ok(true) => round(&parts, &owner, &mut memory).await,
+                Ok(true) => round(&parts, &owner, &mut state).await,
                 Ok(false) => Ok(()),
                 Err(e) => Err(e),
             }
@@ -116,115 +136,199 @@ pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
     let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
 }
 
+/// How long the first round waits: until an interval has passed since the last one, whichever process made it.
+async fn first_wait(parts: &RenewalParts) -> Result<Duration> {
+    let soon = FIRST_ROUND.min(parts.interval / 10);
+    let last = parts.index.note(ROUND_NOTE).await?;
+    let Some(last) = last.and_then(|last| last.parse::<u64>().ok()) else {
+        return Ok(soon);
+    };
+    // A round in the future was made under a wrong clock.
+    let since = seconds(parts.clock.now()).checked_sub(last);
+    let left = since.map(|since| parts.interval.saturating_sub(Duration::from_secs(since)));
+    Ok(left.unwrap_or_default().max(soon))
+}
+
 /// Goes once through every blob that is due.
-async fn round(parts: &RenewalParts, owner: &str, memory: &mut Memory) -> Result<()> {
-    let now = Instant::now();
-    // Long past their rest and never seen again: no longer due.
-    let kept = parts.fraction_of_epoch().max(2 * RETRY_MAX);
-    memory.resting.retain(|_, rest| rest.until + kept > now);
+async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<()> {
+    share_epoch(parts, state).await?;
     let before = parts.clock.now() + parts.lead;
+    let mut done = HashSet::new();
     let mut after: Option<RenewItem> = None;
     loop {
         let due = parts
             .index
             .due_for_renewal(before, after.as_ref(), PAGE)
             .await?;
-        if !renew_all(parts, owner, &due, memory).await? {
-            return Ok(());
+        for item in &due {
+            done.insert(item.blob_id.clone());
+            if !attend(parts, owner, state, item).await? {
+                return Ok(());
+            }
         }
         if due.len() < PAGE {
             break;
         }
         after = due.into_iter().next_back();
     }
-    let look = parts.fraction_of_epoch();
-    if memory.odd_ends.is_none_or(|at| at.elapsed() >= look) {
-        let odd = odd_ends(parts, before).await?;
-        if !renew_all(parts, owner, &odd, memory).await? {
-            return Ok(());
-        }
-        memory.odd_ends = Some(Instant::now());
+    let audit_due = |last: Instant| last.elapsed() >= parts.audit_interval();
+    if state.audited.is_none_or(audit_due) && !audit(parts, owner, state, &mut done).await? {
+        return Ok(());
     }
-    Ok(())
+    state.memory.retain(&done);
+    share_epoch(parts, state).await?;
+    let now = seconds(parts.clock.now());
+    parts
+        .index
+        .set_note(ROUND_NOTE, Some(&now.to_string()))
+        .await
 }
 
-/// Blobs whose estimated end lies later than any that this node could have bought now: its clock, or another
-/// node's, was ahead when the estimate was made. They are due by the epochs that are known, or if none is.
-async fn odd_ends(parts: &RenewalParts, before: SystemTime) -> Result<Vec<RenewItem>> {
-    let most = parts.bought.max(MIN_RENEWAL_EPOCHS) + 1;
-    let latest = parts.clock.now() + parts.epoch.saturating_mul(most);
-    let mut odd = Vec::new();
-    let mut after = Some(RenewItem {
-        blob_id: String::new(),
-        expires_at: latest.max(before),
-        end_epoch: 0,
-        deletable: false,
-    });
-    loop {
-        let far = SystemTime::UNIX_EPOCH + FAR;
-        let page = parts.index.due_for_renewal(far, after.as_ref(), ODD_PAGE);
-        let mut page = page.await?;
-        let last = page.len() < ODD_PAGE;
-        after = page.last().cloned();
-        page.retain(|item| {
-            let end = u64::try_from(item.end_epoch).unwrap_or(0);
-            let left = parts.epoch_clock.left_until(end);
-            left.is_none_or(|left| left <= parts.lead)
-        });
-        odd.append(&mut page);
-        if last {
-            return Ok(odd);
+/// Learns which epoch other nodes and earlier processes have seen, and tells them of a later one.
+async fn share_epoch(parts: &RenewalParts, state: &mut State) -> Result<()> {
+    if state.noted_epoch.is_none() {
+        let note = parts.index.note(EPOCH_NOTE).await?;
+        let seen = note.as_deref().and_then(|note| note.split_once(' '));
+        let seen = seen.and_then(|(epoch, at)| Some((epoch.parse().ok()?, at.parse().ok()?)));
+        if let Some((epoch, at)) = seen {
+            let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at));
+            if let Some(at) = at {
+                parts.epoch_clock.was_seen(parts.clock.now(), epoch, at);
+            }
+            state.noted_epoch = Some(epoch);
         }
+    }
+    match parts.epoch_clock.last_seen(parts.clock.now()) {
+        Some((epoch, at)) if state.noted_epoch != Some(epoch) => {
+            let text = format!("{epoch} {}", seconds(at));
+            parts.index.set_note(EPOCH_NOTE, Some(&text)).await?;
+            state.noted_epoch = Some(epoch);
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
-/// Renews blobs one after another; false if another node has taken the renewal over.
-async fn renew_all(
+/// Goes through the blobs that end soon by their end epochs, and of which `expires_at` says nothing or something
+/// else. False: the lease is lost.
+async fn audit(
     parts: &RenewalParts,
     owner: &str,
-    due: &[RenewItem],
-    memory: &mut Memory,
+    state: &mut State,
+    done: &mut HashSet<String>,
 ) -> Result<bool> {
-    for item in due {
-        let resting = memory.resting.get(&item.blob_id);
-        if resting.is_some_and(|rest| rest.until > Instant::now()) {
-            continue;
-        }
-        if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-            return Ok(false);
-        }
-        let rest = match with_lease(parts, owner, caught(renew_blob(parts, owner, item))).await {
-            Ok(Outcome::Renewed(expires_at)) => parts.rest_after_renewal(expires_at),
-            Ok(Outcome::NotYet) => Some(Rest {
-                until: Instant::now() + parts.fraction_of_epoch().min(RETRY_MAX),
-                failures: 0,
-            }),
-            // It was said, and paid for, when it was found out.
-            Ok(Outcome::Wrong) => Some(Rest {
-                until: Instant::now() + parts.fraction_of_epoch(),
-                failures: 0,
-            }),
-            Err(e) => {
-                Metrics::add(&parts.metrics.renewals_failed, 1);
-                parts.log.push(
-                    Level::Error,
-                    format!("blob {} could not be renewed: {e}", item.blob_id),
-                );
-                let failures = resting.map_or(0, |r| r.failures);
-                let pause = RETRY_FIRST
-                    .saturating_mul(1 << failures.min(10))
-                    .min(parts.fraction_of_epoch().min(RETRY_MAX));
-                Some(Rest {
-                    until: Instant::now() + pause,
-                    failures: failures + 1,
-                })
+    let ends_within = || parts.epoch_clock.ends_within(parts.clock.now(), parts.lead);
+    if ends_within().is_none() && !probe(parts, owner, state, done).await? {
+        return Ok(false);
+    }
+    let Some(epoch) = ends_within() else {
+        return Ok(true);
+    };
+    let epoch = i64::try_from(epoch).unwrap_or(i64::MAX);
+    let mut after: Option<String> = None;
+    loop {
+        let ending = parts.index.ending_by(epoch, after.as_deref(), PAGE).await?;
+        for item in &ending {
+            // Each store tells the epoch anew, perhaps an earlier one than was thought.
+            let end = u64::try_from(item.end_epoch).unwrap_or(0);
+            if ends_within().is_some_and(|epoch| end <= epoch)
+                && done.insert(item.blob_id.clone())
+                && !attend(parts, owner, state, item).await?
+            {
+                return Ok(false);
             }
-        };
-        match rest {
-            Some(rest) => drop(memory.resting.insert(item.blob_id.clone(), rest)),
-            None => drop(memory.resting.remove(&item.blob_id)),
+        }
+        if ending.len() < PAGE {
+            break;
+        }
+        after = ending.into_iter().next_back().map(|item| item.blob_id);
+    }
+    state.audited = Some(Instant::now());
+    Ok(true)
+}
+
+/// Renews a few blobs whose `expires_at` is missing or cannot be true, so that a store tells the epoch: no node
+/// has noted one, and this one has stored nothing yet. False: the lease is lost.
+async fn probe(
+    parts: &RenewalParts,
+    owner: &str,
+    state: &mut State,
+    done: &mut HashSet<String>,
+) -> Result<bool> {
+    let most = parts.epoch.saturating_mul(MOST_EPOCHS + 1);
+    let Some(latest) = parts.clock.now().checked_add(most) else {
+        return Ok(true);
+    };
+    let mut probes = 0;
+    let mut after: Option<String> = None;
+    loop {
+        let known = parts
+            .index
+            .ending_by(i64::MAX, after.as_deref(), PAGE)
+            .await?;
+        for item in &known {
+            let doubtful = item.expires_at <= SystemTime::UNIX_EPOCH || item.expires_at > latest;
+            if !doubtful || !done.insert(item.blob_id.clone()) {
+                continue;
+            }
+            if !attend(parts, owner, state, item).await? {
+                return Ok(false);
+            }
+            probes += 1;
+            let told = parts.epoch_clock.last_seen(parts.clock.now()).is_some();
+            if told || probes >= PROBES {
+                return Ok(true);
+            }
+        }
+        if known.len() < PAGE {
+            return Ok(true);
+        }
+        after = known.into_iter().next_back().map(|item| item.blob_id);
+    }
+}
+
+/// Renews a blob that is due, unless it rests. False: the lease is lost.
+async fn attend(
+    parts: &RenewalParts,
+    owner: &str,
+    state: &mut State,
+    item: &RenewItem,
+) -> Result<bool> {
+    let mut past = state.memory.of(parts, &item.blob_id).await?;
+    if past.rests() {
+        return Ok(true);
+    }
+    if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
+        return Ok(false);
+    }
+    let renewal = caught(renew_blob(parts, item, &mut past));
+    match with_lease(parts, owner, renewal).await {
+        Ok(Outcome::Renewed(expires_at)) => {
+            past = past.renewed(parts.rest_after_renewal(expires_at), true);
+        }
+        Ok(Outcome::NotYet) => {
+            let rest = parts.fraction_of_epoch().min(RETRY_MAX);
+            past = past.renewed(Some(Instant::now() + rest), false);
+        }
+        Err(e) => {
+            Metrics::add(&parts.metrics.renewals_failed, 1);
+            parts.log.push(
+                Level::Error,
+                format!("blob {} could not be renewed: {e}", item.blob_id),
+            );
+            let pause = RETRY_FIRST
+                .saturating_mul(1 << past.failures.min(10))
+                .min(parts.fraction_of_epoch().min(RETRY_MAX));
+            // Rows of blobs that lapsed long ago may be many, and stay until they are deleted.
+            let end = u64::try_from(item.end_epoch).unwrap_or(0);
+            let lapsed = e.kind() == ErrorKind::BlobNotFound && parts.epoch_clock.is_over(end);
+            let pause = if lapsed { parts.epoch / 2 } else { pause };
+            past.rest = Some(Instant::now() + pause);
+            past.paid = false;
+            past.failures += 1;
         }
     }
+    state.memory.keep(parts, &item.blob_id, past).await?;
     Ok(true)
 }
 
@@ -255,68 +359,62 @@ enum Outcome {
     Renewed(Option<SystemTime>),
     /// The network still holds the blob for as long as a renewal would buy.
     NotYet,
-    /// Other bytes were paid for lately, instead of the blob's: it rests.
-    Wrong,
 }
 
-/// The lease that a blob rests under, on every node and across restarts, after other bytes were paid for.
-fn rest_of(blob_id: &str) -> String {
-    format!("renewal-rest:{blob_id}")
-}
-
-async fn renew_blob(parts: &RenewalParts, owner: &str, item: &RenewItem) -> Result<Outcome> {
+async fn renew_blob(parts: &RenewalParts, item: &RenewItem, past: &mut Past) -> Result<Outcome> {
     let rows = parts.index.rows_of_blob(&item.blob_id).await?;
     if rows.is_empty() {
         return Ok(Outcome::Renewed(None));
     }
-    let rest = rest_of(&item.blob_id);
-    if !parts.index.try_lease(&rest, owner, LEASE_TTL).await? {
-        return Ok(Outcome::Wrong);
-    }
-    let odd = Mutex::new(Vec::new());
-    let check = |bytes: &[u8]| {
-        *odd.lock() = check_rows(&rows, bytes)?;
-        Ok(())
-    };
-    let bytes: Bytes = parts.store.read_once(&item.blob_id, &check).await?;
-    failpoint!("renew.read");
-    let odd = odd.into_inner();
-    if let Some((key, why)) = odd.first() {
-        parts.log.push(
-            Level::Error,
+    if let Some(rest) = past.too_often() {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
             format!(
-                "blob {}: {} of its {} rows do not fit its bytes, and it is renewed for the others; the first: {key}: \
-                 {why}",
-                item.blob_id,
-                odd.len(),
-                rows.len()
+                "its bytes were stored as other blobs several times; it is not paid for again for {} s. Check \
+                 the aggregators",
+                rest.as_secs()
             ),
-        );
+        ));
     }
+    let rows = Rows::new(&rows, past.refused(), past.was_wrong());
+    let (bytes, odd) = right_bytes(parts, item, &rows, past.turn()).await?;
+    failpoint!("renew.read");
     let options = StoreOptions {
         deletable: item.deletable,
         epochs: parts.options.epochs.max(MIN_RENEWAL_EPOCHS),
     };
-    let stored = parts.store.store(bytes.into(), options).await?;
+    let stored = parts.store.store(bytes.clone().into(), options).await?;
     failpoint!("renew.stored");
     if stored.blob_id != item.blob_id {
-        let pause = parts.fraction_of_epoch();
-        // Each try is paid for. If this fails, this process remembers it all the same.
-        let _ = caught(parts.index.try_lease(&rest, owner, pause)).await;
-        Metrics::add(&parts.metrics.renewals_failed, 1);
+        past.stored_wrong(check::digest(&bytes), parts.epoch);
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "its bytes were stored, and paid for, as blob {} instead: the aggregator gave other bytes, or the \
+                 publisher encodes otherwise",
+                stored.blob_id
+            ),
+        ));
+    }
+    if !odd.is_empty() && !past.odd_rows_named {
+        past.odd_rows_named = true;
+        let named: Vec<&str> = odd
+            .iter()
+            .take(ODD_ROWS_NAMED)
+            .map(String::as_str)
+            .collect();
         parts.log.push(
             Level::Error,
             format!(
-                "blob {} could not be renewed: its bytes were stored, and paid for, as blob {} instead: the \
-                 aggregator gave other bytes, or the publisher encodes otherwise. It is tried again in {} s",
+                "{} index rows of blob {} do not fit its bytes, and their blocks cannot be read; the blob is \
+                 renewed for its other blocks: {}{}",
+                odd.len(),
                 item.blob_id,
-                stored.blob_id,
-                pause.as_secs()
+                named.join("; "),
+                if odd.len() > named.len() { "; …" } else { "" },
             ),
         );
-        return Ok(Outcome::Wrong);
     }
-    let _ = caught(parts.index.release_lease(&rest, owner)).await;
     let end_epoch = i64::try_from(stored.end_epoch).unwrap_or(i64::MAX);
     let expires_at = expiry(
         &parts.epoch_clock,
@@ -344,51 +442,23 @@ async fn renew_blob(parts: &RenewalParts, owner: &str, item: &RenewItem) -> Resu
     Ok(outcome)
 }
 
-/// Paying for wrong bytes would let the right ones lapse: every block of the blob is checked. Rows that do not
-/// fit are given back, with the reason; they veto nothing if a block of another row proves the bytes.
-///
-/// # Errors
-/// No block proves the bytes, and a row speaks against them.
-fn check_rows(
-    rows: &[KeyRecord],
-    blob: &[u8],
-) -> std::result::Result<Vec<(String, String)>, String> {
-    let mut odd = Vec::new();
-    let mut proven = false;
-    for row in rows.iter().filter(|r| r.record.patch_id.is_none()) {
-        match check_row(row, blob) {
-            Ok(proof) => proven |= proof,
-            Err(why) => odd.push((row.key.clone(), why)),
-        }
-    }
-    match odd.first() {
-        Some((_, why)) if !proven => Err(why.clone()),
-        _ => Ok(odd),
-    }
-}
-
-/// Whether a row's block proves the bytes.
-///
-/// # Errors
-/// It does not fit them.
-fn check_row(row: &KeyRecord, blob: &[u8]) -> std::result::Result<bool, String> {
-    let range = row.record.range().map_err(|e| e.to_string())?;
-    let block = usize::try_from(range.start)
-        .ok()
-        .zip(usize::try_from(range.end).ok())
-        .and_then(|(start, end)| blob.get(start..end))
-        .ok_or_else(|| {
-            format!(
-                "blob of {} bytes is too short for block {} at {}..{}",
-                blob.len(),
-                row.key,
-                range.start,
-                range.end
-            )
-        })?;
-    match multihash::check(&row.key, block) {
-        Match::Yes => Ok(!block.is_empty()),
-        Match::Unknown => Ok(false),
-        Match::No => Err(format!("block {} does not hash to its key", row.key)),
-    }
+/// The bytes of a blob, and the rows that do not fit them. Paying for wrong bytes would let the right ones
+/// lapse, so every aggregator is asked for bytes that fit in every respect before others are taken.
+async fn right_bytes(
+    parts: &RenewalParts,
+    item: &RenewItem,
+    rows: &Rows<'_>,
+    turn: u32,
+) -> Result<(Bytes, Vec<String>)> {
+    let strictly = |bytes: &[u8]| rows.strictly(bytes);
+    let error = match parts.store.read_once(&item.blob_id, &strictly).await {
+        Ok(bytes) => return Ok((bytes, Vec::new())),
+        Err(e) => e,
+    };
+    let Some(best) = rows.best(turn) else {
+        return Err(error);
+    };
+    let like = |bytes: &[u8]| rows.like(&best, bytes);
+    let bytes = parts.store.read_once(&item.blob_id, &like).await?;
+    Ok((bytes, best.fit.odd))
 }

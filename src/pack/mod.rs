@@ -21,10 +21,10 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index, KeyRecord, Record, Usage};
+use crate::lifetime::gone::Gone;
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
-use crate::missing::Missing;
 use crate::walrus::{BlobStore, Body, StoreOptions, StoreResult};
 
 pub(crate) mod limit;
@@ -48,9 +48,9 @@ pub(crate) struct UploadParts {
     pub(crate) index: Arc<dyn Index>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) epoch_clock: Arc<EpochClock>,
-    pub(crate) missing: Arc<Missing>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
+    pub(crate) gone: Arc<Gone>,
     pub(crate) options: StoreOptions,
     pub(crate) target_bytes: u64,
     pub(crate) workers: usize,
@@ -352,7 +352,7 @@ async fn store(shared: &Shared, pack: &[Pending]) -> Result<StoreResult> {
     let len = body.len();
     let started = Instant::now();
     let stored = shared.parts.store.store(body, shared.parts.options).await?;
-    shared.parts.missing.found(&stored.blob_id);
+    shared.parts.gone.remove(&stored.blob_id);
     shared.note_upload(started.elapsed());
     let metrics = &shared.parts.metrics;
     Metrics::add(&metrics.packs_stored, 1);
@@ -428,7 +428,11 @@ pub(crate) fn expiry(
     epochs: u32,
 ) -> Option<SystemTime> {
     match stored.start_epoch {
-        Some(start) => epoch_clock.expires_at(now, start, stored.end_epoch),
+        // An end that is farther away than what was asked for is no reason to renew later.
+        Some(start) => {
+            let asked = start.saturating_add(u64::from(epochs));
+            epoch_clock.expires_at(now, start, stored.end_epoch.min(asked))
+        }
         None => epoch_clock.expires_at_least(now, epochs),
     }
 }

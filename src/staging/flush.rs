@@ -38,11 +38,10 @@ const LOOKAHEAD: u64 = 48 << 20;
 
 /// Blocks that may be nodes are read from the disk in portions of so many bytes.
 const PORTION: u64 = 8 << 20;
-/// How often a blob that was just stored is looked for, with pauses, before it is stored again.
-const READ_BACK_TRIES: u32 = 8;
-/// For blocks that were stored again it is four times as often each time, up to this power of two: with
-/// pauses of 10 s, a day and more.
-const READ_BACK_LONGER: u32 = 10;
+/// For how long a blob that was just stored is looked for before its blocks are stored again: that may cost as
+/// much as the first time. The time doubles with each store of the same blocks.
+const LOOK_FIRST: Duration = Duration::from_secs(300);
+const LOOK_MAX: Duration = Duration::from_secs(86_400);
 
 /// What the flusher works with.
 pub(crate) struct FlushParts {
@@ -429,9 +428,9 @@ async fn prepare(
         .map(|(row, block)| {
             row.as_ref().is_some_and(|r| {
                 r.is_fresh(fresh_until, &parts.upload.epoch_clock)
+                    && !parts.upload.gone.contains(&r.blob_id)
                     && r.size == block.len() as i64
                     && block.lost.load(Ordering::Relaxed) == 0
-                    && !parts.upload.missing.has(&r.blob_id)
             })
         })
         .collect();
@@ -529,7 +528,7 @@ async fn store(parts: &FlushParts, blocks: &[Arc<Block>]) -> Result<StoreResult>
     }
     let len = body.len();
     let stored = parts.upload.store.store(body, parts.upload.options).await?;
-    parts.upload.missing.found(&stored.blob_id);
+    parts.upload.gone.remove(&stored.blob_id);
     Metrics::add(&parts.upload.metrics.packs_stored, 1);
     Metrics::add(&parts.upload.metrics.pack_bytes, len);
     Metrics::add(&parts.upload.metrics.blocks_packed, blocks.len() as u64);
@@ -619,9 +618,11 @@ async fn read_back(
         }
     };
     patience.well();
-    // Each store may be paid for: the more there were, the longer the aggregators are given.
-    let stores = blocks.iter().map(|b| b.lost.load(Ordering::Relaxed)).max();
-    let tries = READ_BACK_TRIES << (2 * stores.unwrap_or(0)).min(READ_BACK_LONGER);
+    let times = blocks.iter().map(|b| b.lost.load(Ordering::Relaxed)).max();
+    let look = LOOK_FIRST
+        .saturating_mul(1 << times.unwrap_or(0).min(16))
+        .min(LOOK_MAX);
+    let mut lost_since = None;
     loop {
         let reading = parts
             .upload
@@ -633,12 +634,14 @@ async fn read_back(
             return true;
         };
         let lost = matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt);
-        if lost && patience.failures.count >= tries {
+        if lost && lost_since.get_or_insert_with(Instant::now).elapsed() >= look {
             parts.upload.log.push(
                 Level::Error,
                 format!(
-                    "blob {} was stored but cannot be read: its blocks will be stored again: {e}",
-                    stored.blob_id
+                    "blob {} was stored {} s ago but cannot be read: its blocks are paid for and stored again. \
+                     Check aggregatorURL: {e}",
+                    stored.blob_id,
+                    look.as_secs()
                 ),
             );
             return false;

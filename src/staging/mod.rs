@@ -93,7 +93,7 @@ pub(crate) struct Block {
     len: u32,
     crc: u32,
     staged: Instant,
-    /// How often it was indexed and its blob could not be read: it must be stored again.
+    /// How often it was indexed in a blob that could not be read: then it is stored again.
     lost: AtomicU32,
     /// A deletion of its key has failed, and may have removed its row all the same.
     doubted: AtomicBool,

@@ -31,13 +31,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use async_trait::async_trait;
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
+use tokio::time::Instant;
 
 use super::auth::Auth;
 use super::cache::BlobCache;
@@ -51,8 +50,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// How many blobs stored by this client are remembered (for the meaning of a 404).
 const CERTIFIED_REMEMBERED: usize = 65_536;
 
-/// How long such a blob counts as just stored: caches keep a 404 for less.
-const JUST: Duration = Duration::from_secs(300);
+/// For how long: caches in front of aggregators keep a 404 for a minute or so. Later a 404 says that the
+/// blob has lapsed.
+const CERTIFIED_REMEMBER: Duration = Duration::from_secs(180);
 
 /// Idle connections are dropped before servers and proxies usually do it: an upload that goes out on
 /// a connection which the other side is just closing fails.
@@ -243,17 +243,28 @@ impl Inner {
         }
     }
 
-    /// Whether this client has stored the blob a moment ago: then a 404 comes of a cache. Later it says that the
-    /// blob has lapsed, or was deleted.
-    pub(super) fn has_just_certified(&self, key: &[u8; 32]) -> bool {
-        let certified = self.certified.lock();
-        certified.peek(key).is_some_and(|at| at.elapsed() < JUST)
-    }
-
     pub(super) fn remember_certified(&self, blob_id: &str) {
         if let Some(key) = decode_blob_id(blob_id) {
             self.certified.lock().put(key, Instant::now());
         }
+    }
+
+    /// Whether this client stored the blob so shortly ago that an aggregator may not know it yet.
+    pub(super) fn just_certified(&self, key: [u8; 32]) -> bool {
+        let mut certified = self.certified.lock();
+        match certified.peek(&key) {
+            Some(at) if at.elapsed() < CERTIFIED_REMEMBER => true,
+            Some(_) => {
+                certified.pop(&key);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Aggregators know the blob by now, or will not learn of it: a 404 means from now on what it says.
+    pub(super) fn forget_certified(&self, key: [u8; 32]) {
+        self.certified.lock().pop(&key);
     }
 }
 

@@ -14,8 +14,9 @@
 //! **404.** The network is consistent, but caches in front of aggregators keep a 404 from before the
 //! blob was certified. So a 404 is
 //!
-//! - *transient* for a blob that this client has stored within five minutes: all aggregators are asked again after 0.5, 1, 2,
-//!   4 and 8 s (`not_found_backoff`; these repeats do not count against `max_retries`);
+//! - *transient* for a blob that this client stored in the last minutes and has not read yet: all
+//!   aggregators are asked again after 0.5, 1, 2, 4 and 8 s (`not_found_backoff`; these repeats do not count
+//!   against `max_retries`). If none has it then, later reads of the blob do not wait like that;
 //! - *final* for others after two aggregators said so, or the only one that answers did so twice.
 //!
 //! A repeat carries a legal query that means the default (`?skip_consistency_check=false` and the
@@ -244,13 +245,13 @@ impl Inner {
         effort: Effort,
         rotation: &mut Rotation<'_>,
     ) -> Result<Fetched> {
-        let own = want
-            .blob_key()
-            .is_some_and(|key| self.has_just_certified(&key));
+        let just_stored = want.blob_key().filter(|key| self.just_certified(*key));
+        let own = just_stored.is_some();
         let mut repeat = 0;
         loop {
             while let Some((index, _)) = rotation.next().await {
                 if let Some(fetched) = self.ask(index, want, check, repeat, rotation).await {
+                    just_stored.inspect(|key| self.forget_certified(*key));
                     return Ok(fetched);
                 }
                 if !own && rotation.count(Class::NotFound) >= 2 {
@@ -273,6 +274,9 @@ impl Inner {
             tokio::time::sleep(wait).await;
             repeat += 1;
             rotation.readmit(Class::NotFound);
+        }
+        if effort != Effort::Once && rotation.count(Class::NotFound) > 0 {
+            just_stored.inspect(|key| self.forget_certified(*key));
         }
         let what = want.describe();
         let (corrupt, missing) = (

@@ -376,6 +376,29 @@ impl<I: Index + ?Sized> Index for FaultyIndex<I> {
         Around::end(Call::Renewal, fault, due)
     }
 
+    async fn ending_by(
+        &self,
+        epoch: i64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let ending = self.inner.ending_by(epoch, after, limit).await;
+        Around::end(Call::Renewal, fault, ending)
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<String>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let note = self.inner.note(name).await;
+        Around::end(Call::Renewal, fault, note)
+    }
+
+    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let kept = self.inner.set_note(name, text).await;
+        Around::end(Call::Renewal, fault, kept)
+    }
+
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
         let rows = self.inner.rows_of_blob(blob_id).await;

@@ -27,6 +27,7 @@ pub struct MemIndex {
     pub usage: Mutex<Usage>,
     /// Its owner, and when it runs out on tokio's clock.
     pub lease: Mutex<Option<(String, tokio::time::Instant)>>,
+    pub notes: Mutex<BTreeMap<String, String>>,
     pub fail_puts: AtomicBool,
     pub put_calls: AtomicUsize,
     pub list_calls: AtomicUsize,
@@ -145,6 +146,19 @@ impl Index for MemIndex {
         due.retain(|i| after.is_none_or(|a| order(i) > order(a)));
         due.truncate(limit);
         Ok(due)
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.notes.lock().get(name).cloned())
+    }
+
+    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
+        let mut notes = self.notes.lock();
+        match text {
+            Some(text) => drop(notes.insert(name.to_owned(), text.to_owned())),
+            None => drop(notes.remove(name)),
+        }
+        Ok(())
     }
 
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {

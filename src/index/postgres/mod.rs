@@ -44,6 +44,7 @@ use super::keys::{check_key, check_text};
 use super::table::{parse_table, TableName};
 use super::{
     new_identity, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
+    LONGEST_LEASE,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -796,6 +797,73 @@ impl Index for PostgresIndex {
         })
     }
 
+    async fn ending_by(
+        &self,
+        epoch: i64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        const WHAT: &str = "listing blobs by their end epochs";
+        let pass = self.enter()?;
+        let sql = self.inner.sql.ending[usize::from(after.is_some())].clone();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let after = after.map(str::to_owned);
+        let rows = self
+            .inner
+            .pool
+            .run(WHAT, pass, Repeat::Harmless, None, move |client| {
+                let mut params: Vec<(&(dyn ToSql + Sync), Type)> =
+                    vec![(&epoch, Type::INT8), (&limit, Type::INT8)];
+                params.extend(after.iter().map(|a| (a as &(dyn ToSql + Sync), Type::TEXT)));
+                client.query_typed(&sql, &params)
+            })
+            .await?;
+        read(WHAT, &rows, |row| {
+            let expires_at: Option<SystemTime> = row.try_get(1)?;
+            Ok(RenewItem {
+                blob_id: row.try_get(0)?,
+                expires_at: expires_at.unwrap_or(SystemTime::UNIX_EPOCH),
+                end_epoch: row.try_get(2)?,
+                deletable: row.try_get(3)?,
+            })
+        })
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<String>> {
+        const WHAT: &str = "reading a note";
+        let pass = self.enter()?;
+        check_text("name of a note", name)?;
+        let params = Arc::new([Param::Text(name.to_owned())]);
+        let sql = self.inner.sql.note.clone();
+        let rows = self.inner.lookups.query(WHAT, pass, sql, params).await?;
+        let found = read(WHAT, &rows, |row| row.try_get::<_, String>(0))?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
+        let pass = self.enter()?;
+        check_text("name of a note", name)?;
+        check_text("note", text.unwrap_or_default())?;
+        let (inner, name, text) = (self.inner.clone(), name.to_owned(), text.map(str::to_owned));
+        self.inner
+            .pool
+            .run(
+                "keeping a note",
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| match &text {
+                    Some(text) => client.execute_typed(
+                        &inner.sql.set_note,
+                        &[(&name, Type::TEXT), (text, Type::TEXT)],
+                    ),
+                    None => client.execute_typed(&inner.sql.drop_note, &[(&name, Type::TEXT)]),
+                },
+            )
+            .await?;
+        Ok(())
+    }
+
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
         const WHAT: &str = "listing the rows of a blob";
         let pass = self.enter()?;
@@ -938,7 +1006,7 @@ impl Index for PostgresIndex {
         check_text("name of the lease", name)?;
         check_text("owner of the lease", owner)?;
         let (inner, name, owner) = (self.inner.clone(), name.to_owned(), owner.to_owned());
-        let ttl = ttl.as_secs_f64().min(3_155_760_000.0);
+        let ttl = ttl.min(LONGEST_LEASE).as_secs_f64();
         let rows = self
             .inner
             .pool

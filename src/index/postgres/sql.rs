@@ -10,7 +10,7 @@ use super::fence;
 use super::pipe::Query;
 use super::schema::Shape;
 use crate::index::keys::{Compare, KeyRange};
-use crate::index::LEASE_MOST;
+use crate::index::LONGEST_LEASE;
 
 /// Columns of a lookup, in the order [`super::rows::record`] reads them (after `staged`).
 const STAGED_COLUMNS: &str =
@@ -94,6 +94,10 @@ pub(super) struct Sql {
     pub upsert: [[String; UPSERT_FORMS]; 2],
     pub delete_staged: String,
     pub due: [String; 2],
+    pub ending: [String; 2],
+    pub note: Query,
+    pub set_note: String,
+    pub drop_note: String,
     pub rows_of_blob: String,
     pub rows_from: Query,
     pub update_blob: String,
@@ -215,6 +219,14 @@ impl Sql {
                 },
             )
         };
+        // In the order of the column's own collation, in which its index is.
+        let ending = |after: bool| {
+            let after = if after { "AND blob_id > $3 " } else { "" };
+            format!(
+                "SELECT blob_id, min(expires_at), min(end_epoch), bool_or(deletable) FROM {table} \
+                 WHERE end_epoch > 0 AND end_epoch <= $1 {after}GROUP BY blob_id ORDER BY blob_id LIMIT $2"
+            )
+        };
         let using = shape.order.ops().ascending;
         Sql {
             get: [
@@ -234,6 +246,12 @@ impl Sql {
             upsert: [upserts(false), upserts(true)],
             delete_staged: format!("DELETE FROM {staging} WHERE key = ANY($1)"),
             due: [due(false), due(true)],
+            ending: [ending(false), ending(true)],
+            note: Query::once(format!("SELECT value FROM {meta} WHERE name = $1")),
+            set_note: format!(
+                "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"
+            ),
+            drop_note: format!("DELETE FROM {meta} WHERE name = $1"),
             rows_of_blob: format!(
                 "SELECT FALSE AS staged, {columns}, key FROM {table} WHERE blob_id = $1 ORDER BY key{using}"
             ),
@@ -258,8 +276,10 @@ impl Sql {
             try_lease: format!(
                 "INSERT INTO {leases} AS l (name, owner, expires_at) SELECT $1, $2, now() + $3 * interval '1 second' WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET owner = EXCLUDED.owner, expires_at = EXCLUDED.expires_at \
-                 WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() OR l.expires_at > now() + interval '{LEASE_MOST} seconds' RETURNING owner",
+                 WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() \
+                 OR l.expires_at > now() + interval '{} seconds' RETURNING owner",
                 fence::when_begun(4),
+                LONGEST_LEASE.as_secs(),
             ),
             release_lease: format!(
                 "DELETE FROM {leases} WHERE name = $1 AND owner = $2 AND {}",

@@ -24,6 +24,7 @@ use super::keys::{check_key, check_text};
 use super::table::parse_table;
 use super::{
     new_identity, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
+    LONGEST_LEASE,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -434,6 +435,64 @@ impl Index for SqliteIndex {
         .await
     }
 
+    async fn ending_by(
+        &self,
+        epoch: i64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        let pass = self.gate.enter()?;
+        let after = after.unwrap_or_default().to_owned();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(
+            "listing blobs by their end epochs",
+            pass,
+            move |connection, sql| {
+                let mut ending = connection.prepare_cached(&sql.ending)?;
+                let rows = ending.query_map(params![epoch, after, limit], |row| {
+                    let expires_at = row.get::<_, Option<i64>>(1)?.map(from_micros);
+                    Ok(RenewItem {
+                        blob_id: row.get(0)?,
+                        expires_at: expires_at.unwrap_or(SystemTime::UNIX_EPOCH),
+                        end_epoch: row.get(2)?,
+                        deletable: row.get(3)?,
+                    })
+                })?;
+                rows.collect()
+            },
+        )
+        .await
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<String>> {
+        let pass = self.gate.enter()?;
+        let name = name.to_owned();
+        self.quick("reading a note", pass, move |connection, sql| {
+            let mut note = connection.prepare_cached(&sql.note)?;
+            note.query_row([&name], |row| row.get(0)).optional()
+        })
+        .await
+    }
+
+    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
+        let pass = self.gate.enter()?;
+        check_text("name of a note", name)?;
+        check_text("note", text.unwrap_or_default())?;
+        let (name, text) = (name.to_owned(), text.map(str::to_owned));
+        self.write("keeping a note", pass, move |connection, sql| {
+            match &text {
+                Some(text) => connection
+                    .prepare_cached(&sql.set_note)?
+                    .execute([&name, text])?,
+                None => connection
+                    .prepare_cached(&sql.drop_note)?
+                    .execute([&name])?,
+            };
+            Ok(())
+        })
+        .await
+    }
+
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
         let pass = self.gate.enter()?;
         check_text("blob ID", blob_id)?;
@@ -546,10 +605,13 @@ impl Index for SqliteIndex {
         let (name, owner) = (name.to_owned(), owner.to_owned());
         self.write("taking a lease", pass, move |connection, sql| {
             let now = to_micros(SystemTime::now());
-            let until = now.saturating_add(i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX));
+            let after = |time: Duration| {
+                now.saturating_add(i64::try_from(time.as_micros()).unwrap_or(i64::MAX))
+            };
+            let (until, longest) = (after(ttl.min(LONGEST_LEASE)), after(LONGEST_LEASE));
             let taken = connection
                 .prepare_cached(&sql.try_lease)?
-                .execute(params![name, owner, until, now])?;
+                .execute(params![name, owner, until, now, longest])?;
             Ok(taken > 0)
         })
         .await

@@ -9,7 +9,6 @@ use super::{failed, is_busy, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
-use crate::index::LEASE_MOST;
 
 /// Marks a file as ours ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
@@ -22,6 +21,10 @@ pub(super) struct Sql {
     pub upsert: String,
     pub delete: String,
     pub due: String,
+    pub ending: String,
+    pub note: String,
+    pub set_note: String,
+    pub drop_note: String,
     pub rows_of_blob: String,
     pub rows_from: String,
     pub update_blob: String,
@@ -63,6 +66,15 @@ impl Sql {
                  GROUP BY +blob_id HAVING ?2 IS NULL OR (min(expires_at), blob_id) > (?2, ?3) \
                  ORDER BY min(expires_at), blob_id LIMIT ?4"
             ),
+            ending: format!(
+                "SELECT blob_id, min(expires_at), min(end_epoch), max(deletable) FROM {main} \
+                 WHERE blob_id > ?2 AND end_epoch > 0 AND end_epoch <= ?1 GROUP BY blob_id ORDER BY blob_id LIMIT ?3"
+            ),
+            note: format!("SELECT value FROM {meta} WHERE name = ?1"),
+            set_note: format!(
+                "INSERT INTO {meta} (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            ),
+            drop_note: format!("DELETE FROM {meta} WHERE name = ?1"),
             rows_of_blob: format!("SELECT {columns}, key FROM {main} WHERE blob_id = ?1 ORDER BY key"),
             rows_from: format!(
                 "SELECT {columns}, key FROM {main} WHERE blob_id = ?1 AND blob_offset >= ?2 ORDER BY blob_offset LIMIT ?3"
@@ -79,7 +91,7 @@ impl Sql {
             try_lease: format!(
                 "INSERT INTO {leases} AS l (name, owner, expires_at) VALUES (?1, ?2, ?3) \
                  ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at \
-                 WHERE l.owner = excluded.owner OR l.expires_at <= ?4 OR l.expires_at > ?4 + {LEASE_MOST}000000"
+                 WHERE l.owner = excluded.owner OR l.expires_at <= ?4 OR l.expires_at > ?5"
             ),
             release_lease: format!("DELETE FROM {leases} WHERE name = ?1 AND owner = ?2"),
             create: format!(
@@ -357,6 +369,7 @@ mod tests {
             &sql.rows_of_blob,
             &sql.rows_from,
             &sql.due,
+            &sql.ending,
             &sql.update_blob,
         ] {
             let mut plan = connection

@@ -1,0 +1,308 @@
+//! Whether bytes that an aggregator gave are those of a blob.
+//!
+//! The blob ID is computed from the bytes, but by the publisher, after it was paid. What is known before is
+//! each row's key, which is the hash of its block, and where the blocks lie. Two things can be wrong: the
+//! bytes, and a row. So an answer that fits all rows and ends where they end is taken at once. If no
+//! aggregator gives such an answer, the best one is taken in which at least some blocks hash to their keys:
+//! the rows that do not fit are wrong then, or the bytes are, which the blob ID will show.
+//!
+//! Once bytes of a blob were stored as another blob, only an answer is taken that is certainly right, or that
+//! comes twice: an aggregator that gives other bytes each time is never paid for again, and others have
+//! their turn.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+
+use crate::index::KeyRecord;
+use crate::multihash::{self, Match};
+
+/// The hash of a blob's bytes.
+pub(super) type Digest = [u8; 32];
+
+pub(super) fn digest(bytes: &[u8]) -> Digest {
+    Sha256::digest(bytes).into()
+}
+
+/// How an answer fits the rows of its blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fit {
+    len: usize,
+    /// Blocks that hash to their keys.
+    verified: usize,
+    /// Blocks whose keys are no hashes that can be checked.
+    unknown: usize,
+    /// Why rows do not fit, each with its key.
+    pub(super) odd: Vec<String>,
+    /// The bytes do not end where the last block ends, although the rows leave no gap.
+    pub(super) odd_end: bool,
+}
+
+impl Fit {
+    fn perfect(&self) -> bool {
+        self.odd.is_empty() && !self.odd_end
+    }
+
+    /// Whether what does not fit may be the rows' fault.
+    fn plausible(&self) -> bool {
+        self.odd.is_empty() || self.verified > 0 || self.unknown > self.odd.len()
+    }
+
+    /// The smaller, the better.
+    fn rank(&self) -> (usize, bool, usize) {
+        (self.odd.len(), self.odd_end, self.len)
+    }
+
+    fn reason(&self) -> String {
+        match self.odd.first() {
+            Some(first) if self.odd.len() > 1 => {
+                format!("{first} (and {} more)", self.odd.len() - 1)
+            }
+            Some(first) => first.clone(),
+            None if self.odd_end => format!(
+                "blob of {} bytes does not end where its last block ends",
+                self.len
+            ),
+            None => "its rows do not prove the bytes, which were wrong before".to_owned(),
+        }
+    }
+}
+
+/// The rows of a blob, as far as they say what its bytes are.
+pub(super) struct Rows<'a> {
+    ranges: Vec<(&'a str, Range<u64>)>,
+    /// Rows that point nowhere, whatever the bytes are.
+    nonsense: Vec<String>,
+    /// Where the last block ends, if the blocks leave no gap.
+    end: Option<u64>,
+    /// Digests of bytes that are known to be another blob.
+    refused: HashSet<Digest>,
+    cautious: bool,
+    seen: Mutex<Vec<Answer>>,
+}
+
+/// An answer that was not taken at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) fit: Fit,
+    /// Of an answer that must come twice.
+    digest: Option<Digest>,
+}
+
+const REFUSED: &str =
+    "these bytes were stored before and are another blob, so they are not paid for again yet";
+
+impl<'a> Rows<'a> {
+    /// `cautious`: bytes of this blob were wrong before, `refused` among them.
+    pub(super) fn new(rows: &'a [KeyRecord], refused: HashSet<Digest>, cautious: bool) -> Self {
+        let mut ranges = Vec::new();
+        let mut nonsense = Vec::new();
+        for row in rows.iter().filter(|r| r.record.patch_id.is_none()) {
+            match row.record.range() {
+                Ok(range) => ranges.push((row.key.as_str(), range)),
+                Err(e) => nonsense.push(format!("block {}: {e}", row.key)),
+            }
+        }
+        ranges.sort_by_key(|(_, range)| range.start);
+        let mut end = Some(0);
+        for (_, range) in &ranges {
+            end = end
+                .filter(|end| range.start <= *end)
+                .map(|end| end.max(range.end));
+        }
+        Rows {
+            end: end.filter(|end| *end > 0),
+            ranges,
+            nonsense,
+            refused,
+            cautious,
+            seen: Mutex::default(),
+        }
+    }
+
+    fn fit(&self, blob: &[u8]) -> Fit {
+        let mut fit = Fit {
+            len: blob.len(),
+            verified: 0,
+            unknown: 0,
+            odd: self.nonsense.clone(),
+            odd_end: self.end.is_some_and(|end| end != blob.len() as u64),
+        };
+        for (key, range) in &self.ranges {
+            let block = usize::try_from(range.start)
+                .ok()
+                .zip(usize::try_from(range.end).ok())
+                .and_then(|(start, end)| blob.get(start..end));
+            let Some(block) = block else {
+                fit.odd.push(format!(
+                    "blob of {} bytes is too short for block {key} at {}..{}",
+                    blob.len(),
+                    range.start,
+                    range.end
+                ));
+                continue;
+            };
+            match multihash::check(key, block) {
+                Match::Yes => fit.verified += 1,
+                Match::Unknown => fit.unknown += 1,
+                Match::No => fit
+                    .odd
+                    .push(format!("block {key} does not hash to its key")),
+            }
+        }
+        fit
+    }
+
+    fn refuses(&self, blob: &[u8]) -> bool {
+        !self.refused.is_empty() && self.refused.contains(&digest(blob))
+    }
+
+    /// Whether every byte belongs to a block that hashes to its key.
+    fn proves(&self, fit: &Fit) -> bool {
+        fit.perfect() && self.end.is_some() && fit.unknown == 0
+    }
+
+    /// Takes an answer that fits in every respect.
+    pub(super) fn strictly(&self, blob: &[u8]) -> Result<(), String> {
+        if self.refuses(blob) {
+            return Err(REFUSED.to_owned());
+        }
+        let fit = self.fit(blob);
+        if self.proves(&fit) || (fit.perfect() && !self.cautious) {
+            return Ok(());
+        }
+        let reason = fit.reason();
+        let digest = self.cautious.then(|| digest(blob));
+        self.seen.lock().push(Answer { fit, digest });
+        Err(reason)
+    }
+
+    /// The best of the answers that were not taken, if it may be right all the same; of several that are as
+    /// good, another one at each `turn`.
+    pub(super) fn best(&self, turn: u32) -> Option<Answer> {
+        let seen = self.seen.lock();
+        let plausible = || seen.iter().filter(|answer| answer.fit.plausible());
+        let rank = plausible().map(|answer| answer.fit.rank()).min()?;
+        let mut best: Vec<&Answer> = plausible()
+            .filter(|answer| self.cautious || answer.fit.rank() == rank)
+            .collect();
+        best.sort_by_key(|answer| answer.fit.rank());
+        let turn = usize::try_from(turn).unwrap_or(0) % best.len().max(1);
+        best.get(turn).copied().cloned()
+    }
+
+    /// Takes an answer like `best`.
+    pub(super) fn like(&self, best: &Answer, blob: &[u8]) -> Result<(), String> {
+        if self.refuses(blob) {
+            return Err(REFUSED.to_owned());
+        }
+        if let Some(expected) = &best.digest {
+            return match digest(blob) == *expected {
+                true => Ok(()),
+                false => Err("other bytes than in the answer before".to_owned()),
+            };
+        }
+        let fit = self.fit(blob);
+        match fit.plausible() && fit.rank() <= best.fit.rank() {
+            true => Ok(()),
+            false => Err(fit.reason()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Record;
+
+    fn row(key: &str, offset: i64, size: i64) -> KeyRecord {
+        KeyRecord {
+            key: key.to_owned(),
+            record: Record {
+                offset,
+                size,
+                ..Record::default()
+            },
+        }
+    }
+
+    fn key_of(block: &[u8]) -> String {
+        let mut multihash = vec![0x12, 0x20];
+        multihash.extend_from_slice(&digest(block));
+        format!("/{}", data_encoding::BASE32_NOPAD.encode(&multihash))
+    }
+
+    fn judge(rows: &[KeyRecord], blob: &[u8]) -> (bool, Option<Fit>) {
+        let rows = Rows::new(rows, HashSet::new(), false);
+        let taken = rows.strictly(blob).is_ok();
+        let best = rows.best(0);
+        if let Some(best) = &best {
+            assert!(rows.like(best, blob).is_ok());
+        }
+        (taken, best.map(|best| best.fit))
+    }
+
+    #[test]
+    fn rows_and_bytes_are_told_apart() {
+        let (a, b) = (key_of(b"first"), key_of(b"second"));
+        let rows = [row(&a, 0, 5), row(&b, 5, 6)];
+        assert!(judge(&rows, b"firstsecond").0);
+        for (wrong, plausible) in [
+            (&b"firstsecond!"[..], true), // a byte too many
+            (b"firstsecon", true),        // cut
+            (b"firstsxcond", true),       // one block of two
+            (b"f1rsts3cond", false),      // none
+            (b"", false),
+        ] {
+            let (taken, best) = judge(&rows, wrong);
+            assert!(!taken, "{wrong:?}");
+            assert_eq!(best.is_some(), plausible, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn rows_that_point_nowhere_do_not_speak_against_the_bytes() {
+        let a = key_of(b"first");
+        let rows = [row(&a, 0, 5), row("/x", -1, 5), row("/y", 3, i64::MAX)];
+        let (taken, best) = judge(&rows, b"first");
+        assert!(!taken);
+        assert_eq!(best.unwrap().odd.len(), 2);
+    }
+
+    /// The last block was deleted, or one in between.
+    #[test]
+    fn a_blob_may_be_longer_than_rows_with_gaps_say() {
+        let b = key_of(b"second");
+        assert!(judge(&[row(&b, 5, 6)], b"firstsecond...").0);
+        let (taken, best) = judge(&[row(&key_of(b"first"), 0, 5)], b"firstsecond");
+        assert!(!taken && best.is_some());
+    }
+
+    #[test]
+    fn known_wrong_bytes_are_refused() {
+        let rows = [row(&key_of(b"first"), 0, 5)];
+        let rows = Rows::new(&rows, HashSet::from([digest(b"first!")]), true);
+        assert_eq!(rows.strictly(b"first!"), Err(REFUSED.to_owned()));
+        assert_eq!(rows.best(0), None);
+        assert!(rows.strictly(b"first").is_ok(), "every byte is proven");
+    }
+
+    /// After wrong bytes, what the rows do not prove must come twice.
+    #[test]
+    fn bytes_that_change_each_time_are_not_taken_after_a_wrong_store() {
+        let rows = [row(&key_of(b"second"), 5, 6)];
+        let rows = Rows::new(&rows, HashSet::new(), true);
+        for answer in [&b"firstsecond1"[..], b"firstsecond"] {
+            assert!(rows.strictly(answer).is_err());
+        }
+        let (one, other) = (rows.best(0).unwrap(), rows.best(1).unwrap());
+        assert_ne!(one, other);
+        assert!(rows.like(&one, b"firstsecond2").is_err());
+        assert!(rows.like(&other, b"firstsecond2").is_err());
+        let like = [&one, &other].map(|best| rows.like(best, b"firstsecond").is_ok());
+        assert_eq!(like.iter().filter(|ok| **ok).count(), 1);
+        assert_eq!(rows.best(2).unwrap(), one);
+    }
+}

@@ -1,0 +1,615 @@
+//! Renewal where rows, aggregators, clocks and leases are wrong, and blocks whose blobs have lapsed. Years
+//! pass in no time, by tokio's paused clock.
+
+mod common;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::epochs::{EpochStore, TokioClock};
+use common::mem::{key_of, noise, MemIndex};
+use walrusds::clock::Clock;
+use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
+use walrusds::log::Level;
+use walrusds::walrus::Check;
+use walrusds::{
+    BlobStore, Body, Client, ClientConfig, Config, Error, ErrorKind, Index, KeyRecord, Op, Record,
+    Result, StoreOptions, StoreResult, WalrusDatastore,
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Epochs of 1,000 s, of which a store buys 3.
+const RENEWING: &str = r#""epochs":3,"epochDurationSeconds":1000,"renewIntervalSeconds":10,"#;
+const EPOCH: Duration = Duration::from_secs(1000);
+
+fn open(
+    index: &Arc<MemIndex>,
+    store: &Arc<Odd>,
+    clock: Arc<dyn Clock>,
+    extra: &str,
+) -> WalrusDatastore {
+    let config = format!(
+        r#"{{{extra}"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}}"#
+    );
+    let config = Config::from_json(&config).unwrap();
+    let (index, store) = (Arc::clone(index), Arc::clone(store));
+    WalrusDatastore::with_parts(&config, index, store, clock).unwrap()
+}
+
+/// What aggregators do wrong.
+#[derive(Default)]
+struct Odd {
+    inner: Option<EpochStore>,
+    stores: AtomicUsize,
+    reads: AtomicUsize,
+    /// Whole blobs come with another byte at the end, from the first aggregator.
+    append: AtomicBool,
+    /// A second aggregator gives what is right.
+    second: AtomicBool,
+    /// That byte is another one each time.
+    random: AtomicBool,
+    /// Everything is answered 404.
+    missing: AtomicBool,
+    /// The next store names this epoch instead of the true one.
+    claim: AtomicU64,
+}
+
+impl Odd {
+    fn start(epoch: Duration) -> Arc<Odd> {
+        Arc::new(Odd {
+            inner: Some(EpochStore::start(epoch)),
+            ..Odd::default()
+        })
+    }
+
+    fn inner(&self) -> &EpochStore {
+        self.inner.as_ref().unwrap()
+    }
+
+    fn stores(&self) -> usize {
+        self.stores.load(SeqCst)
+    }
+
+    fn found(&self) -> Result<()> {
+        self.reads.fetch_add(1, SeqCst);
+        match self.missing.load(SeqCst) {
+            true => Err(Error::new(ErrorKind::BlobNotFound, "404 everywhere")),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl BlobStore for Odd {
+    async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
+        self.stores.fetch_add(1, SeqCst);
+        let mut stored = self.inner().store(body, options).await?;
+        match self.claim.swap(0, SeqCst) {
+            0 => {}
+            claim => stored.start_epoch = stored.start_epoch.map(|_| claim),
+        }
+        Ok(stored)
+    }
+
+    async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.found()?;
+        if !self.append.load(SeqCst) {
+            return self.inner().read(blob_id, check).await;
+        }
+        let mut wrong = self.inner().read(blob_id, &|_| Ok(())).await?.to_vec();
+        let random = self.random.load(SeqCst);
+        wrong.push(if random {
+            self.reads.load(SeqCst) as u8
+        } else {
+            0
+        });
+        match check(&wrong) {
+            Ok(()) => Ok(wrong.into()),
+            Err(_) if self.second.load(SeqCst) => self.inner().read(blob_id, check).await,
+            Err(reason) => Err(Error::new(ErrorKind::Corrupt, reason)),
+        }
+    }
+
+    async fn read_range(&self, id: &str, offset: u64, len: u64, check: Check<'_>) -> Result<Bytes> {
+        self.found()?;
+        self.inner().read_range(id, offset, len, check).await
+    }
+
+    async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.inner().read_patch(patch_id, check).await
+    }
+}
+
+/// A clock that is wrong by so many seconds for a while.
+struct Ahead {
+    clock: TokioClock,
+    by: AtomicU64,
+}
+
+impl Ahead {
+    fn start(by: Duration) -> Arc<Ahead> {
+        Arc::new(Ahead {
+            clock: TokioClock::start(),
+            by: AtomicU64::new(by.as_secs()),
+        })
+    }
+}
+
+impl Clock for Ahead {
+    fn now(&self) -> SystemTime {
+        self.clock.now() + Duration::from_secs(self.by.load(SeqCst))
+    }
+}
+
+fn blocks(count: u64) -> Vec<Op> {
+    let blocks = (0..count).map(|n| noise(n, 1000));
+    blocks.map(|b| Op::Put(key_of(&b), b)).collect()
+}
+
+async fn is_there(ds: &WalrusDatastore, n: u64) -> bool {
+    let block = noise(n, 1000);
+    matches!(ds.get(&key_of(&block)).await, Ok(Some(got)) if got == block)
+}
+
+fn errors(ds: &WalrusDatastore) -> Vec<String> {
+    let lines = std::iter::from_fn(|| ds.next_log_line());
+    let lines = lines.filter(|line| line.level == Level::Error);
+    lines.map(|line| line.message).collect()
+}
+
+/// Rows of a blob that fit nothing: a wrong hash, a range beyond its end, one that cannot be.
+#[tokio::test(start_paused = true)]
+async fn an_odd_row_does_not_let_its_neighbours_lapse() {
+    let store = Odd::start(EPOCH);
+    let index = Arc::new(MemIndex::default());
+    let ds = open(&index, &store, Arc::new(TokioClock::start()), RENEWING);
+    ds.commit(blocks(20)).await.unwrap();
+    let row = index.rows.lock().values().next().unwrap().clone();
+    let odd = |key: &str, offset, size| KeyRecord {
+        key: key.to_owned(),
+        record: Record {
+            offset,
+            size,
+            ..row.clone()
+        },
+    };
+    let wrong_hash = key_of(b"other bytes");
+    index
+        .put_many(&[
+            odd(&wrong_hash, 0, 1000),
+            odd(&key_of(b"beyond"), 19_500, 1000),
+            odd("/negative", -1, 1000),
+            odd("/overflow", i64::MAX, i64::MAX),
+        ])
+        .await
+        .unwrap();
+    tokio::time::sleep(10 * EPOCH).await;
+    for n in 0..20 {
+        assert!(is_there(&ds, n).await, "block {n} has lapsed");
+    }
+    let told = errors(&ds);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains(&wrong_hash) && told[0].contains("/negative"),
+        "{told:?}"
+    );
+    ds.close().await.unwrap();
+}
+
+/// Rows of blobs that lapsed long ago are looked at seldom: there may be many.
+#[tokio::test(start_paused = true)]
+async fn blobs_that_lapsed_are_not_asked_for_all_the_time() {
+    let store = Odd::start(EPOCH);
+    let index = Arc::new(MemIndex::default());
+    let clock = Arc::new(TokioClock::start());
+    let ds = open(&index, &store, Arc::<TokioClock>::clone(&clock), RENEWING);
+    let dead = KeyRecord {
+        key: key_of(b"dead"),
+        record: Record {
+            blob_id: "dead".to_owned(),
+            size: 4,
+            end_epoch: 1,
+            expires_at: Some(clock.now()),
+            ..Record::default()
+        },
+    };
+    ds.put("/tells-the-epoch", noise(1, 10)).await.unwrap();
+    index.put_many(&[dead]).await.unwrap();
+    tokio::time::sleep(10 * EPOCH).await;
+    let reads = store.reads.load(SeqCst);
+    assert!((1..=40).contains(&reads), "{reads} reads in 10 epochs");
+    ds.close().await.unwrap();
+}
+
+/// An aggregator that appends a byte gives another blob, which is paid for: seldom, and ever more so, also if
+/// the process is started again every two hours.
+#[tokio::test(start_paused = true)]
+async fn wrong_bytes_are_not_paid_for_again_and_again() {
+    for (random, restarts) in [(false, 0), (false, 24), (true, 0), (true, 24)] {
+        let store = Odd::start(DAY);
+        let index = Arc::new(MemIndex::default());
+        let clock: Arc<dyn Clock> = Arc::new(TokioClock::start());
+        let settings = r#""epochs":5,"epochDurationSeconds":86400,"renewIntervalSeconds":60,"renewLeadSeconds":432000,"#;
+        let ds = open(&index, &store, Arc::clone(&clock), settings);
+        ds.commit(blocks(3)).await.unwrap();
+        // The first block was deleted, so the rows have a gap, and do not tell where the blob ends.
+        let first = index
+            .rows
+            .lock()
+            .iter()
+            .find(|(_, r)| r.offset == 0)
+            .unwrap()
+            .0
+            .clone();
+        ds.delete(&first).await.unwrap();
+        let other = (0..3).find(|n| key_of(&noise(*n, 1000)) != first).unwrap();
+        store.append.store(true, SeqCst);
+        store.random.store(random, SeqCst);
+        let mut ds = Some(ds);
+        for _ in 0..restarts {
+            tokio::time::sleep(2 * DAY / restarts).await;
+            ds.take().unwrap().close().await.unwrap();
+            ds = Some(open(&index, &store, Arc::clone(&clock), settings));
+        }
+        if restarts == 0 {
+            tokio::time::sleep(2 * DAY).await;
+        }
+        let paid = store.stores() - 1;
+        assert!(
+            (1..=9).contains(&paid),
+            "paid {paid} times in 48 h (random {random}, {restarts} restarts)"
+        );
+        // Another aggregator that gives the right bytes: none of this keeps the blob from being renewed.
+        store.second.store(true, SeqCst);
+        tokio::time::sleep(10 * DAY).await;
+        let ds = ds.unwrap();
+        assert!(
+            is_there(&ds, other).await,
+            "random {random}, {restarts} restarts"
+        );
+        ds.close().await.unwrap();
+    }
+}
+
+/// As long as another aggregator gives the right bytes, nothing is paid for in vain.
+#[tokio::test(start_paused = true)]
+async fn right_bytes_of_another_aggregator_are_preferred() {
+    let store = Odd::start(EPOCH);
+    let index = Arc::new(MemIndex::default());
+    let ds = open(&index, &store, Arc::new(TokioClock::start()), RENEWING);
+    ds.commit(blocks(3)).await.unwrap();
+    store.append.store(true, SeqCst);
+    store.second.store(true, SeqCst);
+    tokio::time::sleep(10 * EPOCH).await;
+    assert!(is_there(&ds, 0).await);
+    assert_eq!(errors(&ds), Vec::<String>::new());
+    ds.close().await.unwrap();
+}
+
+/// Processes that end before an interval has passed renew all the same.
+#[tokio::test(start_paused = true)]
+async fn short_lived_processes_renew() {
+    let store = Odd::start(DAY);
+    let index = Arc::new(MemIndex::default());
+    let clock: Arc<dyn Clock> = Arc::new(TokioClock::start());
+    let settings = r#""epochs":3,"epochDurationSeconds":86400,"renewIntervalSeconds":3600,"#;
+    let ds = open(&index, &store, Arc::clone(&clock), settings);
+    ds.commit(blocks(3)).await.unwrap();
+    ds.close().await.unwrap();
+    for _ in 0..12 * 24 {
+        let ds = open(&index, &store, Arc::clone(&clock), settings);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        ds.close().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3300)).await;
+    }
+    let ds = open(&index, &store, clock, settings);
+    assert!(is_there(&ds, 1).await);
+    assert!(store.stores() <= 12, "{} stores", store.stores());
+    ds.close().await.unwrap();
+}
+
+/// A clock that is a year ahead while blocks are stored, and right again afterwards.
+#[tokio::test(start_paused = true)]
+async fn blocks_stored_under_a_clock_that_is_ahead_are_renewed() {
+    // After a restart, another store may have told the epoch under the right clock, or none has, or no node
+    // has kept notes.
+    for (restart, told, noted, ahead) in [
+        (false, false, true, 365 * DAY),
+        (true, true, true, 365 * DAY),
+        (true, false, true, 365 * DAY),
+        (true, false, false, 365 * DAY),
+        (false, false, true, 5 * EPOCH),
+        (true, false, true, 5 * EPOCH),
+    ] {
+        let store = Odd::start(EPOCH);
+        let index = Arc::new(MemIndex::default());
+        let clock = Ahead::start(ahead);
+        let mut ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+        ds.commit(blocks(3)).await.unwrap();
+        clock.by.store(0, SeqCst);
+        if restart {
+            if told {
+                ds.put("/later", noise(77, 10)).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            ds.close().await.unwrap();
+            if !noted {
+                index.notes.lock().clear();
+            }
+            ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+        }
+        tokio::time::sleep(20 * EPOCH).await;
+        assert!(
+            is_there(&ds, 1).await,
+            "restart {restart}, told {told}, noted {noted}, {ahead:?} ahead"
+        );
+        // Renewed as often as under a right clock, and not at every look.
+        assert!(store.stores() < 50, "{} stores", store.stores());
+        ds.close().await.unwrap();
+    }
+}
+
+/// Rows without `expires_at`, from the time when the length of an epoch was not set.
+#[tokio::test]
+async fn rows_without_an_estimate_are_found_by_their_end_epochs() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = SqliteIndex::open(SqliteOptions::new(dir.path().join("i"), "t"))
+        .await
+        .unwrap();
+    let row = |key: &str, blob: &str, end_epoch, expires_at| KeyRecord {
+        key: key.to_owned(),
+        record: Record {
+            blob_id: blob.to_owned(),
+            size: 1,
+            end_epoch,
+            expires_at,
+            ..Record::default()
+        },
+    };
+    let later = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9_000_000_000));
+    index
+        .put_many(&[
+            row("/1", "a", 7, None),
+            row("/2", "b", 8, later),
+            row("/3", "c", 9, later),
+            row("/4", "d", 0, None),
+        ])
+        .await
+        .unwrap();
+    let found = |epoch, after: Option<&'static str>, limit| {
+        let index = &index;
+        async move {
+            let found = index.ending_by(epoch, after, limit).await.unwrap();
+            found.into_iter().map(|i| i.blob_id).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(found(8, None, 10).await, ["a", "b"]);
+    assert_eq!(found(9, None, 2).await, ["a", "b"]);
+    assert_eq!(found(9, Some("b"), 2).await, ["c"]);
+    index.close().await.unwrap();
+}
+
+/// One answer that names an absurd epoch neither renews everything nor stores everything anew.
+#[tokio::test(start_paused = true)]
+async fn an_absurd_epoch_costs_little() {
+    let store = Odd::start(EPOCH);
+    let index = Arc::new(MemIndex::default());
+    let settings = r#""epochs":20,"epochDurationSeconds":1000,"renewIntervalSeconds":10,"#;
+    let ds = open(&index, &store, Arc::new(TokioClock::start()), settings);
+    for n in 0..20 {
+        ds.put(&key_of(&noise(n, 1000)), noise(n, 1000))
+            .await
+            .unwrap();
+    }
+    store.claim.store(1 << 40, SeqCst);
+    ds.put("/odd", noise(99, 10)).await.unwrap();
+    ds.commit(blocks(20)).await.unwrap();
+    assert_eq!(store.stores(), 21, "nothing is over");
+    tokio::time::sleep(5 * EPOCH).await;
+    assert!(store.stores() <= 23, "{} stores", store.stores());
+    ds.close().await.unwrap();
+}
+
+async fn sqlite(path: &Path) -> SqliteIndex {
+    let options = SqliteOptions::new(path, "t");
+    SqliteIndex::open(options).await.unwrap()
+}
+
+/// A lease that was taken while the clock was years ahead.
+#[tokio::test]
+async fn a_lease_from_the_far_future_has_lapsed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("i");
+    let index = sqlite(&path).await;
+    let ttl = Duration::from_secs(300);
+    assert!(index.try_lease("renewal", "a", ttl).await.unwrap());
+    assert!(!index.try_lease("renewal", "b", ttl).await.unwrap());
+    let file = rusqlite::Connection::open(&path).unwrap();
+    file.execute(
+        "UPDATE t_leases SET expires_at = expires_at + 5 * 365 * 86400 * 1000000",
+        [],
+    )
+    .unwrap();
+    assert!(index.try_lease("renewal", "b", ttl).await.unwrap());
+    assert!(!index.try_lease("renewal", "a", ttl).await.unwrap());
+    // No lease is given for longer than a lease may run.
+    assert!(index.try_lease("long", "a", Duration::MAX).await.unwrap());
+    assert!(!index.try_lease("long", "b", ttl).await.unwrap());
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_from_the_far_future_has_lapsed_on_postgres() {
+    use common::postgres::Postgres;
+    use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
+    let server = Postgres::shared();
+    let database = server.database();
+    let options = PostgresOptions::new(server.url(&database), "t");
+    let index = PostgresIndex::open(options).await.unwrap();
+    let ttl = Duration::from_secs(300);
+    assert!(index.try_lease("renewal", "a", ttl).await.unwrap());
+    assert!(!index.try_lease("renewal", "b", ttl).await.unwrap());
+    let later = "UPDATE t_leases SET expires_at = expires_at + interval '5 years'";
+    server.execute(&database, later);
+    assert!(index.try_lease("renewal", "b", ttl).await.unwrap());
+    assert!(!index.try_lease("renewal", "a", ttl).await.unwrap());
+    // Notes, and blobs by their end epochs.
+    assert_eq!(index.note("n").await.unwrap(), None);
+    for text in ["one", "two"] {
+        index.set_note("n", Some(text)).await.unwrap();
+        assert_eq!(index.note("n").await.unwrap().as_deref(), Some(text));
+    }
+    index.set_note("n", None).await.unwrap();
+    assert_eq!(index.note("n").await.unwrap(), None);
+    let row = |key: &str, blob: &str, end_epoch| KeyRecord {
+        key: key.to_owned(),
+        record: Record {
+            blob_id: blob.to_owned(),
+            size: 1,
+            end_epoch,
+            ..Record::default()
+        },
+    };
+    let rows = [
+        row("/1", "a", 7),
+        row("/2", "b", 8),
+        row("/3", "c", 9),
+        row("/4", "d", 0),
+    ];
+    index.put_many(&rows).await.unwrap();
+    let first = index.ending_by(8, None, 1).await.unwrap();
+    assert_eq!(first[0].blob_id, "a");
+    let rest = index.ending_by(8, Some("a"), 9).await.unwrap();
+    assert_eq!(rest.len(), 1);
+    assert_eq!((rest[0].blob_id.as_str(), rest[0].end_epoch), ("b", 8));
+    index.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn notes_are_kept_across_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("i");
+    let index = sqlite(&path).await;
+    assert_eq!(index.note("n").await.unwrap(), None);
+    index.set_note("n", Some("one")).await.unwrap();
+    index.set_note("n", Some("two")).await.unwrap();
+    index.close().await.unwrap();
+    let index = sqlite(&path).await;
+    assert_eq!(index.note("n").await.unwrap().as_deref(), Some("two"));
+    index.set_note("n", None).await.unwrap();
+    assert_eq!(index.note("n").await.unwrap(), None);
+    index.close().await.unwrap();
+}
+
+/// Without the length of an epoch, a 404 is all that tells that a blob has lapsed: the same block is stored
+/// anew when it is put.
+#[tokio::test(start_paused = true)]
+async fn a_block_that_a_read_has_missed_is_stored_anew() {
+    for journal in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = match journal {
+            true => format!(
+                r#""journalPath":"{}","packIdleFlushSeconds":1,"#,
+                dir.path().join("j").display()
+            ),
+            false => String::new(),
+        };
+        let store = Odd::start(EPOCH);
+        let index = Arc::new(MemIndex::default());
+        let settings = format!(r#""epochs":1,{journal}"#);
+        let ds = open(&index, &store, Arc::new(TokioClock::start()), &settings);
+        let stored = |count| {
+            let store = Arc::clone(&store);
+            common::eventually("a store", move || store.stores() == count)
+        };
+        ds.commit(blocks(1)).await.unwrap();
+        stored(1).await;
+        while !index.rows.lock().contains_key(&key_of(&noise(0, 1000))) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(3 * EPOCH).await;
+        assert!(!is_there(&ds, 0).await);
+        ds.commit(blocks(1)).await.unwrap();
+        stored(2).await;
+        assert!(is_there(&ds, 0).await);
+        ds.commit(blocks(1)).await.unwrap();
+        ds.close().await.unwrap();
+        assert_eq!(store.stores(), 2, "known again");
+    }
+}
+
+/// A stored pack that no aggregator knows is looked for ever longer before it is paid for again.
+#[tokio::test(start_paused = true)]
+async fn a_pack_that_cannot_be_read_back_is_not_paid_for_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = format!(
+        r#""epochs":5,"deletable":true,"journalPath":"{}","packIdleFlushSeconds":1,"drainTimeoutSeconds":0,"#,
+        dir.path().join("j").display()
+    );
+    let store = Odd::start(DAY);
+    store.missing.store(true, SeqCst);
+    let index = Arc::new(MemIndex::default());
+    let ds = open(&index, &store, Arc::new(TokioClock::start()), &settings);
+    ds.commit(blocks(3)).await.unwrap();
+    tokio::time::sleep(2 * DAY).await;
+    let paid = store.stores();
+    assert!((2..=12).contains(&paid), "paid {paid} times in 48 h");
+    assert!(
+        errors(&ds).iter().any(|e| e.contains("stored again")),
+        "an operator is told"
+    );
+    assert!(is_there(&ds, 1).await, "the journal keeps it");
+    ds.close().await.unwrap();
+}
+
+/// A blob that this client stored, and that has lapsed: a read does not wait for an aggregator to catch up.
+#[tokio::test]
+async fn reads_of_own_blobs_that_lapsed_do_not_wait() {
+    let options = walrus_devnet::Options {
+        cheap_ids: true,
+        ..Default::default()
+    };
+    let net = tokio::task::spawn_blocking(|| walrus_devnet::Devnet::start_blocking(options))
+        .await
+        .unwrap()
+        .unwrap();
+    let client = |wait: Duration| {
+        Client::new(ClientConfig {
+            publishers: vec![net.url()],
+            aggregators: vec![net.url()],
+            not_found_backoff: vec![wait],
+            ..ClientConfig::default()
+        })
+        .unwrap()
+    };
+    let once = StoreOptions {
+        epochs: 1,
+        deletable: false,
+    };
+    // It was read once, so the aggregator had caught up.
+    let patient = client(Duration::from_secs(3600));
+    let read = patient.store(&b"read before"[..], once).await.unwrap();
+    patient.read_range(&read.blob_id, 0, 4).await.unwrap();
+    net.advance_epoch(2);
+    let gone = tokio::time::timeout(common::PATIENCE, patient.read_range(&read.blob_id, 0, 5));
+    let gone = gone.await.expect("a read waits").unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::BlobNotFound);
+    // It was not: the first read waits, later ones do not.
+    let client = client(Duration::from_millis(1));
+    let unread = client.store(&b"never read"[..], once).await.unwrap();
+    net.advance_epoch(2);
+    let mut asked = Vec::new();
+    for _ in 0..3 {
+        let before = client.stats().not_found;
+        let gone = client.read_range(&unread.blob_id, 0, 5).await.unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::BlobNotFound);
+        asked.push((client.stats().not_found - before, gone.is_retryable()));
+    }
+    assert!(asked[0].1, "an aggregator may lag: {asked:?}");
+    assert!(!asked[1].1 && !asked[2].1, "it has lapsed: {asked:?}");
+}
