@@ -32,7 +32,8 @@ use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{BlockCheck, Reader, ReaderParts};
 use crate::staging::{
-    abandoned, needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room, Staged, PLACES,
+    abandoned, had_journal, needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room,
+    Staged, PLACES,
 };
 use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
@@ -167,7 +168,7 @@ impl WalrusDatastore {
         let cache = store.cache();
         let log = Arc::new(Log::default());
         // Asked for where there is a journal to belong to it, or might be.
-        let has_place = config.journal.is_some() || repo.join(PLACES).exists();
+        let has_place = config.journal.is_some() || had_journal(repo);
         let identity = match has_place {
             true => index.identity().await,
             false => Ok(None),

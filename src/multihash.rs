@@ -159,10 +159,7 @@ fn digest_matches(code: u64, digest: &[u8], value: &[u8]) -> Option<bool> {
 }
 
 /// The first bytes of what an extendable function makes of `value`.
-fn extended<const LEN: usize>(
-    mut function: impl Update + ExtendableOutput,
-    value: &[u8],
-) -> [u8; LEN] {
+fn extended<const LEN: usize>(mut function: impl ExtendableOutput, value: &[u8]) -> [u8; LEN] {
     let mut out = [0; LEN];
     function.update(value);
     function.finalize_xof().read(&mut out);

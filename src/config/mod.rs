@@ -280,7 +280,7 @@ impl Config {
         let cache = self.disk_cache.as_ref().map(|c| ("cachePath", &c.path));
         let repo = plain(repo);
         for (key, path) in journal.into_iter().chain(cache) {
-            let path = plain(&path);
+            let path = plain(path);
             for name in KUBOS {
                 let kubos = repo.join(name);
                 if path.starts_with(&kubos) || kubos.starts_with(&path) {

@@ -54,7 +54,7 @@ pub(crate) use ask::AskFirst;
 use disk::{Disk, RealDisk};
 pub(crate) use flush::{FlushParts, Flusher};
 use frame::{Entry, Write};
-pub(crate) use owner::{abandoned, Owner, PLACES};
+pub(crate) use owner::{abandoned, had_journal, Owner};
 pub(crate) use room::{needed, Room};
 use segment::Segment;
 use trouble::Trouble;

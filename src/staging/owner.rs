@@ -21,7 +21,7 @@ use crate::log::{Level, Log};
 
 const FILE: &str = "OWNER";
 /// In the repo: the directories of its journals, one a line.
-pub(crate) const PLACES: &str = "walrusds-journals";
+const PLACES: &str = "walrusds-journals";
 /// Where the init profile puts a journal, in the repo.
 const USUAL: &str = "walrusds-journal";
 
@@ -94,6 +94,11 @@ impl Owner {
         }
         self.write(dir).map_err(failed)
     }
+}
+
+/// Whether a repo has, or had, a journal, as far as its files tell.
+pub(crate) fn had_journal(repo: &Path) -> bool {
+    repo.join(PLACES).exists() || repo.join(USUAL).is_dir()
 }
 
 /// Looks for blocks in places where this repo has had journals, other than `now`, and remembers `now`.
