@@ -33,7 +33,7 @@ use crate::read::roots::Roots;
 use crate::read::{BlockCheck, Reader, ReaderParts};
 use crate::staging::{
     abandoned, had_journal, needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room,
-    Staged, PLACES,
+    Staged,
 };
 use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};

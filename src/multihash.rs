@@ -7,7 +7,7 @@
 use sha1::Sha1;
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use sha3::{Keccak224, Keccak256, Keccak384, Keccak512, Sha3_224, Sha3_256, Sha3_384, Sha3_512};
-use shake::digest::{ExtendableOutput, Update, XofReader};
+use shake::digest::{ExtendableOutput, XofReader};
 use shake::{Shake128, Shake256};
 
 /// Shortest digest that counts as one: what IPFS accepts in a CID. Shorter ones are more likely

@@ -8,7 +8,7 @@
 //! A repo remembers where its journals were, in the file [`PLACES`]. Blocks that lie in such a place while
 //! the configuration names another one, or none, were accepted and would be out of sight.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -192,8 +192,12 @@ fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
     if has_segments(dir).is_none() {
         return Ok(None);
     }
-    let Ok(_lock) = DirLock::take(dir) else {
-        return Ok(None);
+    let _lock = match DirLock::take(dir) {
+        Ok(lock) => lock,
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(e)) => {
+            return Err(disk_error(&format!("journal {}: LOCK", dir.display()), &e))
+        }
     };
     let disk: Arc<dyn Disk> = Arc::new(Untouched);
     let (state, _) = replay(dir, &disk, &Log::default())?;
