@@ -191,7 +191,8 @@ impl WalrusDatastore {
             let (index, clock) = (Arc::clone(&index), Arc::new(SystemClock));
             let own = Own {
                 owner: owner.as_ref(),
-                repo: Some(repo),
+                // Without a repo there is no directory of ours.
+                repo: Some(repo).filter(|repo| !repo.as_os_str().is_empty()),
             };
             Self::assemble(&config, index, store, clock, cache, own, log)
         });

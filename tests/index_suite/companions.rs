@@ -161,6 +161,18 @@ async fn a_node_that_may_only_read_says_so_at_once() {
     ] {
         pg.execute(&db, sql);
     }
+    // A role that may do all but delete is no reader.
+    for sql in [
+        "CREATE ROLE keeper LOGIN",
+        "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO keeper",
+    ] {
+        pg.execute(&db, sql);
+    }
+    let keeper = on_postgres(&pg.url_as("keeper", &db), "walrus_index")
+        .await
+        .unwrap();
+    assert_eq!(keeper.only_reads(), None);
+    keeper.close().await.unwrap();
     only_reads(&pg.url_as("reader", &db), "no right to write").await;
     only_reads(&pg.url_as("careful", &db), "read-only").await;
     let replica = pg.start_replica();

@@ -52,8 +52,7 @@ pub(super) const FIND: &str = "\
 /// table (`$1`, quoted).
 pub(super) const MAY_WRITE: &str = "\
     SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on', \
-           COALESCE(pg_catalog.has_table_privilege(t.oid, 'INSERT') AND pg_catalog.has_table_privilege(t.oid, 'UPDATE') \
-                    AND pg_catalog.has_table_privilege(t.oid, 'DELETE'), TRUE) \
+           COALESCE(pg_catalog.has_table_privilege(t.oid, 'INSERT') AND pg_catalog.has_table_privilege(t.oid, 'UPDATE'), TRUE) \
     FROM (SELECT pg_catalog.to_regclass($1::text)::oid AS oid) AS t";
 
 /// Parameters of [`FIND`].
