@@ -37,6 +37,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
 use tokio::time::Instant;
+use url::{Host, Url};
 
 use super::auth::Auth;
 use super::cache::BlobCache;
@@ -206,6 +207,10 @@ stats! {
 
 pub(super) struct Inner {
     pub(super) http: reqwest::Client,
+    /// For this machine's own addresses: without the proxy of the environment.
+    pub(super) http_local: reqwest::Client,
+    /// 429 and 503 answers of publishers.
+    pub(super) stores_throttled: AtomicU64,
     pub(super) publishers: Endpoints,
     pub(super) aggregators: Endpoints,
     pub(super) policy: Policy,
@@ -225,6 +230,14 @@ impl Inner {
         self.stats.failovers.fetch_add(rotation.failovers, Relaxed);
     }
 
+    /// The HTTP client for requests to `url`.
+    pub(super) fn http(&self, url: &Url) -> &reqwest::Client {
+        match is_local(url) {
+            true => &self.http_local,
+            false => &self.http,
+        }
+    }
+
     /// Counts a failed attempt, and remembers it if it speaks against the endpoint.
     pub(super) fn note(&self, endpoints: &Endpoints, index: usize, class: Class) {
         let counter = match class {
@@ -235,6 +248,10 @@ impl Inner {
         };
         if let Some(counter) = counter {
             counter.fetch_add(1, Relaxed);
+        }
+        // Uploads at once follow the publishers alone.
+        if class == Class::Throttled && std::ptr::eq(endpoints, &self.publishers) {
+            self.stores_throttled.fetch_add(1, Relaxed);
         }
         if class.is_bad_sign() {
             endpoints.failed(index);
@@ -345,7 +362,9 @@ impl Client {
         let certified = NonZeroUsize::new(CERTIFIED_REMEMBERED).unwrap_or(NonZeroUsize::MIN);
         Ok(Client {
             inner: Arc::new(Inner {
-                http: http_client(capped(config.connect_timeout))?,
+                http: http_client(capped(config.connect_timeout), true)?,
+                http_local: http_client(capped(config.connect_timeout), false)?,
+                stores_throttled: AtomicU64::new(0),
                 publishers,
                 aggregators,
                 policy: Policy {
@@ -468,7 +487,7 @@ impl BlobStore for Client {
     }
 
     fn throttled(&self) -> u64 {
-        self.inner.stats.throttled.load(Relaxed)
+        self.inner.stores_throttled.load(Relaxed)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -476,10 +495,24 @@ impl BlobStore for Client {
     }
 }
 
-fn http_client(connect_timeout: Duration) -> Result<reqwest::Client> {
+/// Whether `url` names this machine (`localhost`, 127.0.0.0/8, `::1`): such requests pass no proxy, as in Go.
+fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+fn http_client(connect_timeout: Duration, proxy: bool) -> Result<reqwest::Client> {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    reqwest::Client::builder()
+    let builder = match proxy {
+        true => reqwest::Client::builder(),
+        false => reqwest::Client::builder().no_proxy(),
+    };
+    builder
         .tls_backend_preconfigured((*crate::tls::client_config()).clone())
         .user_agent(concat!("walrusds/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
@@ -496,4 +529,25 @@ fn http_client(connect_timeout: Duration) -> Result<reqwest::Client> {
             let text = format!("cannot set up HTTP: {}", super::transport::describe(error));
             Error::new(ErrorKind::Internal, text)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_this_machine() {
+        for (url, local) in [
+            ("http://localhost:31415/", true),
+            ("http://LOCALHOST/", true),
+            ("http://127.0.0.1/", true),
+            ("http://127.9.8.7:1/", true),
+            ("http://[::1]:1/", true),
+            ("http://localhost.example/", false),
+            ("http://128.0.0.1/", false),
+            ("http://[::2]/", false),
+        ] {
+            assert_eq!(is_local(&Url::parse(url).unwrap()), local, "{url}");
+        }
+    }
 }

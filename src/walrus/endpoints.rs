@@ -12,7 +12,8 @@
 //! one `cool_down`, a series of failures after a few.
 //!
 //! **Pace.** How long an aggregator takes to begin its answer is remembered as a moving mean and
-//! deviation. One that was overtaken by another, asked later, counts as failed by three quarters.
+//! deviation. One that was overtaken by another, asked later, counts as failed by three quarters, and
+//! every request that still waits for it is told so.
 //!
 //! **Size limits.** No endpoint tells the largest body it takes: 10 MiB on a stock publisher, 1 MiB
 //! behind a stock nginx, anything elsewhere. A refusal of N bytes teaches a cap: 10 MiB if N was
@@ -27,6 +28,8 @@ use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use parking_lot::Mutex;
 use reqwest::header::HeaderValue;
+use tokio::sync::futures::Notified;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use url::Url;
 
@@ -53,6 +56,8 @@ pub(super) struct Endpoint {
     /// What must never be shown.
     secrets: Vec<String>,
     state: Mutex<State>,
+    /// Wakes the requests that wait for an answer of this endpoint when it was overtaken.
+    overtaken: Notify,
 }
 
 /// How long an answer may take to begin before another endpoint is asked too.
@@ -124,6 +129,7 @@ impl Endpoint {
             basic,
             secrets,
             state: Mutex::default(),
+            overtaken: Notify::new(),
         })
     }
 
@@ -201,6 +207,11 @@ impl Endpoint {
             let usual = Duration::from_secs_f64(mean + 4.0 * deviation);
             usual.clamp(PATIENCE_LEAST, PATIENCE_MOST)
         })
+    }
+
+    /// Ends when another endpoint has overtaken this one after this call.
+    pub(super) fn overtaken(&self) -> Notified<'_> {
+        self.overtaken.notified()
     }
 
     /// Notes that a body of `len` bytes was taken.
@@ -370,6 +381,7 @@ impl Endpoints {
     /// Another endpoint answered first although it was asked later.
     pub(super) fn was_slow(&self, index: usize) {
         self.list[index].change_penalty(self.cool_down, |penalty| penalty + 0.75);
+        self.list[index].overtaken.notify_waiters();
     }
 
     /// The largest body worth sending: the largest cap among the healthy endpoints (among all, if

@@ -27,12 +27,15 @@
 //! **Slow aggregators.** If no answer has begun after the time in which that aggregator usually answers
 //! (mean and four deviations, between 50 ms and 5 s), the next one that this read has not asked yet is
 //! asked too, the first good answer counts, and the other is dropped. At most one read in ten does so.
+//! When an aggregator was overtaken in this way, every other read that waits for it without an answer
+//! asks the next aggregator too; this is not counted among the one in ten.
 //! Whoever was overtaken is asked later than others for a while.
 //!
 //! 403 BLOB_TOO_LARGE (that aggregator's limit for whole reads) and 451 (its operator's block list)
 //! are that aggregator's business: the next one is asked.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
@@ -45,11 +48,17 @@ use url::Url;
 
 use super::client::Inner;
 use super::endpoints::Endpoint;
-use super::retry::{Class, Failure, Policy, Rotation};
+use super::retry::{Class, Failure, Rotation};
 use super::store::decode_blob_id;
 use super::transport::{is_encoded, one_line, send_failure, BodyReader, ErrorAnswer, Progress};
 use super::Check;
 use crate::error::{Error, ErrorKind, Result};
+
+/// After so long without an answer a second aggregator is asked, outside the budget.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// How often a read that may not ask a second aggregator yet looks again.
+const RECONSIDER: Duration = Duration::from_millis(250);
 
 /// Redirects followed per attempt.
 const MAX_REDIRECTS: usize = 5;
@@ -80,7 +89,8 @@ pub(super) enum Effort {
     Full,
     /// The same, but a whole blob is not kept.
     Aside,
-    /// Each aggregator is asked once, and nothing is waited for: the caller has another way.
+    /// Each aggregator is asked once, since the caller has another way; but one that asks for less (429,
+    /// 503) is waited for and asked again: the caller's other way would ask it for more.
     Once,
 }
 
@@ -199,14 +209,10 @@ impl Inner {
             let text = "aggregatorURL: no aggregator is configured, so nothing can be read";
             return Err(Error::new(ErrorKind::Config, text));
         }
-        let policy = match effort {
-            Effort::Full | Effort::Aside => self.policy.clone(),
-            Effort::Once => Policy {
-                max_retries: 0,
-                ..self.policy.clone()
-            },
-        };
-        let mut rotation = Rotation::new(&self.aggregators, &policy);
+        let mut rotation = Rotation::new(&self.aggregators, &self.policy);
+        if effort == Effort::Once {
+            rotation.repeat_only(Class::Throttled);
+        }
         let fetched = self
             .fetch_anywhere(want, check, effort, &mut rotation)
             .await;
@@ -321,8 +327,14 @@ impl Inner {
         };
         let mut running = FuturesUnordered::new();
         running.push(attempt(first));
+        let asked = Instant::now();
         let patience = tokio::time::sleep(self.aggregators.get(first).patience());
         tokio::pin!(patience);
+        let overtaken = self.aggregators.get(first).overtaken();
+        tokio::pin!(overtaken);
+        // A request that is made from now on is told.
+        overtaken.as_mut().enable();
+        let mut told = self.aggregators.len() < 2;
         self.hedging.asked();
         let mut waited = self.aggregators.len() < 2;
         let mut second = None;
@@ -346,11 +358,29 @@ impl Inner {
                         }
                     }
                 },
-                () = &mut patience, if !waited => {
-                    waited = true;
-                    if answered.load(Relaxed) || !rotation.has_fresh() || !self.hedging.allows() {
+                () = &mut overtaken, if !told => {
+                    told = true;
+                    if answered.load(Relaxed) || second.is_some() {
                         continue;
                     }
+                    if let Some(index) = rotation.take_fresh() {
+                        waited = true;
+                        self.stats.hedges.fetch_add(1, Relaxed);
+                        second = Some(index);
+                        running.push(attempt(index));
+                    }
+                }
+                () = &mut patience, if !waited => {
+                    if answered.load(Relaxed) || !rotation.has_fresh() {
+                        waited = true;
+                        continue;
+                    }
+                    // A long silence is reason enough, whatever was asked twice before.
+                    if asked.elapsed() < SILENT && !self.hedging.allows() {
+                        patience.as_mut().reset(Instant::now() + RECONSIDER);
+                        continue;
+                    }
+                    waited = true;
                     if let Some(index) = rotation.take_fresh() {
                         self.stats.hedges.fetch_add(1, Relaxed);
                         second = Some(index);
@@ -436,7 +466,7 @@ impl Inner {
         let origin = url.origin();
         let mut visited = Vec::new();
         loop {
-            let mut request = self.http.get(url.clone());
+            let mut request = self.http(&url).get(url.clone());
             let mut expected = 0;
             if let Want::Range(_, offset, len) = want {
                 request = request.header(RANGE, format!("bytes={offset}-{}", offset + len - 1));
@@ -462,6 +492,12 @@ impl Inner {
             let Some(mut next) = next.filter(|n| matches!(n.scheme(), "http" | "https")) else {
                 return Err(wrong(format!("HTTP {status} without a usable Location")));
             };
+            if is_downgrade(&url, &next) {
+                let host = next.host_str().unwrap_or("");
+                let text =
+                    format!("HTTP {status} redirects from https:// to http:// ({host}): refused");
+                return Err(wrong(text));
+            }
             // The HTTP library would turn them into an Authorization header.
             let _ = next.set_username("");
             let _ = next.set_password(None);
@@ -516,6 +552,11 @@ impl Inner {
         }
         Err(short(reader.received()))
     }
+}
+
+/// Whether a redirect would leave TLS: what is asked for, and the answer, would be open to anyone on the way.
+fn is_downgrade(from: &Url, to: &Url) -> bool {
+    from.scheme() == "https" && to.scheme() != "https"
 }
 
 /// The body of a 206.
@@ -595,6 +636,20 @@ fn judge(mut answer: ErrorAnswer, want: Want<'_>, buster: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redirects_do_not_leave_tls() {
+        for (from, to, refused) in [
+            ("https://a/", "http://a/", true),
+            ("https://a/", "http://b/", true),
+            ("https://a/", "https://b/", false),
+            ("http://a/", "http://b/", false),
+            ("http://a/", "https://b/", false),
+        ] {
+            let [from, to] = [from, to].map(|url| Url::parse(url).unwrap());
+            assert_eq!(is_downgrade(&from, &to), refused, "{from} to {to}");
+        }
+    }
 
     #[test]
     fn content_ranges() {

@@ -145,6 +145,8 @@ pub(super) struct Rotation<'a> {
     slots: Vec<Slot>,
     retries_left: u32,
     waits: u32,
+    /// Only endpoints that failed in this way last are asked again.
+    repeat_only: Option<Class>,
     pub(super) retries: u64,
     pub(super) failovers: u64,
 }
@@ -158,9 +160,20 @@ impl<'a> Rotation<'a> {
             slots: vec![Slot::default(); endpoints.len()],
             retries_left: policy.max_retries,
             waits: 0,
+            repeat_only: None,
             retries: 0,
             failovers: 0,
         }
+    }
+
+    /// Asks endpoints again only if their last failure was of `class`.
+    pub(super) fn repeat_only(&mut self, class: Class) {
+        self.repeat_only = Some(class);
+    }
+
+    fn may_repeat(&self, slot: &Slot) -> bool {
+        let last = slot.last.as_ref().map(|failure| failure.class);
+        !slot.excluded && (self.repeat_only.is_none() || last == self.repeat_only)
     }
 
     /// The endpoint to ask next, after the wait that the policy wants; `None` when the request has
@@ -206,7 +219,7 @@ impl<'a> Rotation<'a> {
             .order
             .iter()
             .copied()
-            .filter(|&i| !self.slots[i].excluded)
+            .filter(|&i| self.may_repeat(&self.slots[i]))
             .min_by_key(|&i| (held(&self.slots[i]), self.slots[i].asked))?;
         self.retries_left -= 1;
         self.retries += 1;

@@ -22,6 +22,7 @@ use reqwest::header::{HeaderValue, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, 
 use serde_json::{Map, Value};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
+use url::Url;
 
 use super::client::Inner;
 use super::endpoints::Endpoint;
@@ -156,8 +157,9 @@ impl Inner {
         let token = token.map_err(|reason| Failure::new(Class::Token, reason))?;
         let url = publisher.url(&format!("/v1/blobs?epochs={epochs}{persistence}"));
         let progress = Progress::upload(self.request_timeout, body.len());
+        let url = Url::parse(&url).map_err(|e| Failure::new(Class::Wrong, format!("URL: {e}")))?;
         let mut request = self
-            .http
+            .http(&url)
             .put(url)
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_LENGTH, body.len())
