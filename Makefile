@@ -80,6 +80,10 @@ kubo-own: build ## Kubo's own end-to-end tests, every repo on walrusds  [IPFS_VE
 fuzz: ## search for inputs that fail, with libFuzzer  [FUZZ_SECONDS=60 for each target]
 	@scripts/fuzz.sh
 
+.PHONY: mutants
+mutants: ## changes to the engine's code that no test notices, as many as fit  [MUTANTS_MINUTES=60] [MUTANTS_FILES=...]
+	@scripts/mutants.sh
+
 .PHONY: interleavings
 interleavings: ## the engine's concurrent parts in many schedules of their threads  [SCHEDULES=20 times as many]
 	@scripts/interleavings.sh

@@ -82,3 +82,67 @@ async fn uploads_follow_publishers_alone() {
     client.store(vec![2; 8], options).await.unwrap();
     assert_eq!((client.throttled(), client.stats().throttled), (1, 2));
 }
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 % 251) as u8).collect()
+}
+
+/// An aggregator that does not know ranges sends the whole blob; its readers share one body.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_of_an_aggregator_without_ranges_share_a_body() {
+    const BLOB: usize = 8 << 20;
+    let data = bytes(BLOB);
+    let sent = data.clone();
+    let whole = Hostile::start(move |_| Act::Say(answer("200 OK", &[], &sent))).await;
+    for cache in [-1, 256 << 20] {
+        let client = Client::new(ClientConfig {
+            blob_cache_bytes: cache,
+            ..config(&[&whole])
+        })
+        .unwrap();
+        let readers = (0..48usize).map(|n| {
+            let (client, data) = (client.clone(), data.clone());
+            tokio::spawn(async move {
+                let at = n * 100_000;
+                let got = client.read_range(ID, at as u64, 1000).await.unwrap();
+                assert_eq!(got, &data[at..at + 1000]);
+            })
+        });
+        for reader in readers.collect::<Vec<_>>() {
+            reader.await.unwrap();
+        }
+        let received = client.stats().get_bytes;
+        // The first ones may come after another while the cache is off.
+        assert!(
+            received < 12 * BLOB as u64,
+            "{} bodies",
+            received / BLOB as u64
+        );
+    }
+}
+
+/// A body that drips is left for an aggregator that is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_drips_is_left() {
+    let data = bytes(4 << 20);
+    let drips = data.clone();
+    let dripping = Hostile::start(move |_| {
+        let last = drips.len() - 1;
+        let header = format!("content-range: bytes 0-{last}/{}", drips.len());
+        Act::Drip(
+            answer("206 Partial Content", &[&header], &drips),
+            Duration::from_millis(50),
+        )
+    })
+    .await;
+    let well = {
+        let data = data.clone();
+        Hostile::start(move |seen| Act::Say(serve_blob(seen, &data))).await
+    };
+    let client = Client::new(config(&[&dripping, &well])).unwrap();
+    for _ in 0..3 {
+        let got = client.read_range(ID, 0, data.len() as u64).await.unwrap();
+        assert_eq!(got, data);
+    }
+    assert_eq!(dripping.count(), 1, "the next reads begin elsewhere");
+}

@@ -42,7 +42,7 @@ use url::{Host, Url};
 use super::auth::Auth;
 use super::cache::BlobCache;
 use super::endpoints::{redact_url, Endpoints, Hedging};
-use super::read::{Effort, Want};
+use super::read::{Effort, Joined, Want};
 use super::retry::{Class, Policy, Rotation};
 use super::store::decode_blob_id;
 use super::{BlobStore, Body, Check, StoreOptions, StoreResult};
@@ -222,6 +222,7 @@ pub(super) struct Inner {
     pub(super) certified: Mutex<LruCache<[u8; 32], Instant>>,
     pub(super) stats: Counters,
     pub(super) hedging: Hedging,
+    pub(super) joined: Joined,
 }
 
 impl Inner {
@@ -386,6 +387,7 @@ impl Client {
                 certified: Mutex::new(LruCache::new(certified)),
                 stats: Counters::default(),
                 hedging: Hedging::default(),
+                joined: Joined::default(),
             }),
         })
     }

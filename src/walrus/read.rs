@@ -6,7 +6,8 @@
 //!
 //! **Ranges.** `Range: bytes=A-B`, both ends given: aggregators accept no other form and do not
 //! clamp (beyond the end is 416). A 206 must be exactly the range. Aggregators before 1.38, and
-//! caches, answer 200 with the whole blob: that is sliced; it is kept in the cache if it fits (a
+//! caches, answer 200 with the whole blob: that is sliced, and readers of one blob who wait at the same time
+//! share one body; it is kept in the cache if it fits (a
 //! quarter of the budget), else only the wanted part is kept in memory and the connection dropped
 //! behind it. So memory is bounded by the larger of the range and the cache's entry cap, and a whole
 //! read by `max_blob_bytes`.
@@ -31,16 +32,22 @@
 //! asks the next aggregator too; this is not counted among the one in ten.
 //! Whoever was overtaken is asked later than others for a while.
 //!
+//! A body that has begun and drips is left in the same way: when a second after its beginning the rest would
+//! take 3 s at its pace (8 s without credit).
+//!
 //! 403 BLOB_TOO_LARGE (that aggregator's limit for whole reads) and 451 (its operator's block list)
 //! are that aggregator's business: the next one is asked.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use parking_lot::Mutex;
 use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, LOCATION, RANGE};
 use reqwest::Response;
 use tokio::time::Instant;
@@ -71,6 +78,14 @@ const CACHE_BUSTERS: [&str; 5] = [
     "?skip_consistency_check=false&strict_consistency_check=false",
     "?strict_consistency_check=false&skip_consistency_check=false",
 ];
+
+/// When a body is judged to be slow, after its answer began.
+const DRIPPING: Duration = Duration::from_secs(1);
+/// A body that takes so much longer is overtaken, if there is credit for it, and if without.
+const TOO_SLOW: Duration = Duration::from_secs(3);
+const MUCH_TOO_SLOW: Duration = Duration::from_secs(8);
+/// Whole bodies of at most so many bytes are shared, although the cache does not keep them: a full pack.
+const JOINED: u64 = 64 << 20;
 
 /// What is to be read.
 #[derive(Clone, Copy)]
@@ -113,6 +128,14 @@ impl<'a> Want<'a> {
     fn id(self) -> &'a str {
         match self {
             Want::Blob(id) | Want::Range(id, ..) | Want::Patch(id) | Want::PatchOf(id, _) => id,
+        }
+    }
+
+    /// Its length, where that is known beforehand (bytes).
+    fn len(self) -> Option<u64> {
+        match self {
+            Want::Range(_, _, len) | Want::PatchOf(_, len) => Some(len),
+            Want::Blob(_) | Want::Patch(_) => None,
         }
     }
 
@@ -312,12 +335,12 @@ impl Inner {
         repeat: usize,
         rotation: &mut Rotation<'_>,
     ) -> Option<Fetched> {
-        let answered = AtomicBool::new(false);
+        let course = Course::default();
         let attempt = |index: usize| {
-            let answered = &answered;
+            let course = (index == first).then_some(&course);
             async move {
                 let aggregator = self.aggregators.get(index);
-                let fetched = self.get(aggregator, want, repeat, answered).await;
+                let fetched = self.get(aggregator, want, repeat, course).await;
                 let fetched = fetched.and_then(|fetched| match check(&fetched.bytes) {
                     Ok(()) => Ok(fetched),
                     Err(reason) => Err(Failure::new(Class::Corrupt, one_line(&reason, 400))),
@@ -338,6 +361,7 @@ impl Inner {
         self.hedging.asked();
         let mut waited = self.aggregators.len() < 2;
         let mut second = None;
+        let mut looks = tokio::time::interval_at(asked + DRIPPING, RECONSIDER);
         loop {
             tokio::select! {
                 biased;
@@ -358,9 +382,20 @@ impl Inner {
                         }
                     }
                 },
+                _ = looks.tick(), if second.is_none() && rotation.has_fresh() => {
+                    let left = want.len().and_then(|len| course.left(len));
+                    let slow = left.is_some_and(|left| {
+                        left > MUCH_TOO_SLOW || left > TOO_SLOW && self.hedging.allows()
+                    });
+                    if let Some(index) = slow.then(|| rotation.take_fresh()).flatten() {
+                        self.stats.hedges.fetch_add(1, Relaxed);
+                        second = Some(index);
+                        running.push(attempt(index));
+                    }
+                }
                 () = &mut overtaken, if !told => {
                     told = true;
-                    if answered.load(Relaxed) || second.is_some() {
+                    if course.has_answered() || second.is_some() {
                         continue;
                     }
                     if let Some(index) = rotation.take_fresh() {
@@ -371,7 +406,7 @@ impl Inner {
                     }
                 }
                 () = &mut patience, if !waited => {
-                    if answered.load(Relaxed) || !rotation.has_fresh() {
+                    if course.has_answered() || !rotation.has_fresh() {
                         waited = true;
                         continue;
                     }
@@ -391,19 +426,21 @@ impl Inner {
         }
     }
 
-    /// One attempt. Sets `answered` as soon as an answer has begun.
+    /// One attempt. Tells its course.
     async fn get(
         &self,
         aggregator: &Endpoint,
         want: Want<'_>,
         repeat: usize,
-        answered: &AtomicBool,
+        course: Option<&Course>,
     ) -> std::result::Result<Fetched, Failure> {
         let buster = CACHE_BUSTERS[repeat % CACHE_BUSTERS.len()];
         let url = aggregator.url(&format!("{}{buster}", want.path()));
         let asked = Instant::now();
         let response = self.send_get(aggregator, &url, want).await?;
-        answered.store(true, Relaxed);
+        if let Some(course) = course {
+            course.answered();
+        }
         if response.status().is_success() {
             aggregator.answered_in(asked.elapsed());
         }
@@ -426,9 +463,15 @@ impl Inner {
             }
             _ => BodyReader::new(response, self.request_timeout),
         };
+        if let Some(course) = course {
+            reader.watch(&course.received);
+        }
         let fetched = match (status, want) {
             (206, Want::Range(_, _, len)) => exactly(&mut reader, len).await,
-            (_, Want::Range(_, offset, len)) => self.slice(&mut reader, offset, len).await,
+            (_, Want::Range(id, offset, len)) => {
+                let from = (aggregator.shown(), id);
+                self.slice(&mut reader, from, offset, len).await
+            }
             // Without a length, a broken connection would look like the end.
             _ if !reader.is_delimited() => {
                 let text = format!("HTTP {status}: answer without a length");
@@ -518,6 +561,7 @@ impl Inner {
     async fn slice(
         &self,
         reader: &mut BodyReader,
+        from: (&str, &str),
         offset: u64,
         len: u64,
     ) -> std::result::Result<Fetched, Failure> {
@@ -530,12 +574,35 @@ impl Inner {
             if announced < end {
                 return Err(short(announced));
             }
-            if announced <= self.cache.entry_cap() {
-                let whole = reader.collect(announced).await?;
+            if announced <= self.cache.entry_cap().max(JOINED) {
+                // Readers of one blob share one body: the others' are dropped unread.
+                let joined = self.joined.of(from);
+                let mut body = joined.lock().await;
+                let keeps = announced <= self.cache.entry_cap();
+                let whole = match &*body {
+                    Some(whole) if whole.len() as u64 == announced => whole.clone(),
+                    _ if keeps => body.insert(reader.collect(announced).await?).clone(),
+                    _ => {
+                        let mut read = BytesMut::new();
+                        while let Some(piece) = reader.next().await? {
+                            read.extend_from_slice(&piece);
+                            let alone = Arc::strong_count(&joined) == 1;
+                            if read.len() as u64 >= end && alone {
+                                break;
+                            }
+                        }
+                        let read = read.freeze();
+                        if read.len() as u64 == announced {
+                            *body = Some(read.clone());
+                        }
+                        read
+                    }
+                };
+                drop(body);
                 let part = Want::Range("", offset, len).cut_from(&whole);
                 return Ok(Fetched {
                     bytes: part.ok_or_else(|| short(whole.len() as u64))?,
-                    whole: Some(whole),
+                    whole: keeps.then_some(whole),
                 });
             }
         }
@@ -551,6 +618,56 @@ impl Inner {
             }
         }
         Err(short(reader.received()))
+    }
+}
+
+/// How an attempt goes.
+#[derive(Default)]
+struct Course {
+    /// When its answer began.
+    answered: Mutex<Option<Instant>>,
+    received: Arc<AtomicU64>,
+}
+
+impl Course {
+    fn answered(&self) {
+        *self.answered.lock() = Some(Instant::now());
+    }
+
+    fn has_answered(&self) -> bool {
+        self.answered.lock().is_some()
+    }
+
+    /// How long the rest of `len` bytes takes at the pace so far, once that can be told.
+    fn left(&self, len: u64) -> Option<Duration> {
+        let since = self.answered.lock().as_ref()?.elapsed();
+        let received = self.received.load(Relaxed);
+        if since < DRIPPING {
+            return None;
+        }
+        let rest = len.saturating_sub(received) as f64;
+        let seconds = since.as_secs_f64() * rest / received.max(1) as f64;
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+}
+
+/// Whole bodies that several readers of ranges wait for, by aggregator and blob: an aggregator that does not
+/// know ranges sends all of a blob to each of them.
+#[derive(Default)]
+pub(super) struct Joined(Mutex<HashMap<(String, String), Weak<tokio::sync::Mutex<Option<Bytes>>>>>);
+
+impl Joined {
+    /// The body of a blob; it is given up when its last reader lets it go.
+    fn of(&self, (origin, blob): (&str, &str)) -> Arc<tokio::sync::Mutex<Option<Bytes>>> {
+        let mut bodies = self.0.lock();
+        bodies.retain(|_, body| body.strong_count() > 0);
+        let name = (origin.to_owned(), blob.to_owned());
+        if let Some(body) = bodies.get(&name).and_then(Weak::upgrade) {
+            return body;
+        }
+        let body = Arc::default();
+        bodies.insert(name, Arc::downgrade(&body));
+        body
     }
 }
 

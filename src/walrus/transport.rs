@@ -16,6 +16,7 @@
 use std::fmt::Write as _;
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -149,6 +150,8 @@ pub(super) struct BodyReader {
     timeout: Duration,
     started: Instant,
     received: u64,
+    /// Told how many bytes were received.
+    watched: Option<Arc<AtomicU64>>,
 }
 
 impl BodyReader {
@@ -158,7 +161,13 @@ impl BodyReader {
             timeout,
             started: Instant::now(),
             received: 0,
+            watched: None,
         }
+    }
+
+    /// Has `received` follow the bytes as they come.
+    pub(super) fn watch(&mut self, received: &Arc<AtomicU64>) {
+        self.watched = Some(Arc::clone(received));
     }
 
     /// `Content-Length`, if there is a well-formed one.
@@ -185,6 +194,9 @@ impl BodyReader {
         match tokio::time::timeout_at(limit, self.response.chunk()).await {
             Ok(Ok(Some(piece))) => {
                 self.received += piece.len() as u64;
+                if let Some(watched) = &self.watched {
+                    watched.store(self.received, Relaxed);
+                }
                 Ok(Some(piece))
             }
             Ok(Ok(None)) => match self.announced() {
