@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use url::Url;
 
+use super::crowd::Crowd;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a stock publisher takes (bytes).
@@ -58,6 +59,8 @@ pub(super) struct Endpoint {
     state: Mutex<State>,
     /// Wakes the requests that wait for an answer of this endpoint when it was overtaken.
     overtaken: Notify,
+    /// The reads that it is asked for.
+    pub(super) crowd: Crowd,
 }
 
 /// How long an answer may take to begin before another endpoint is asked too.
@@ -130,6 +133,7 @@ impl Endpoint {
             secrets,
             state: Mutex::default(),
             overtaken: Notify::new(),
+            crowd: Crowd::default(),
         })
     }
 

@@ -28,6 +28,7 @@ mod body;
 pub(crate) mod cache;
 pub mod client;
 pub mod cost;
+mod crowd;
 mod endpoints;
 mod read;
 mod retry;

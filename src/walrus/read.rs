@@ -436,6 +436,7 @@ impl Inner {
     ) -> std::result::Result<Fetched, Failure> {
         let buster = CACHE_BUSTERS[repeat % CACHE_BUSTERS.len()];
         let url = aggregator.url(&format!("{}{buster}", want.path()));
+        let member = aggregator.crowd.join().await;
         let asked = Instant::now();
         let response = self.send_get(aggregator, &url, want).await?;
         if let Some(course) = course {
@@ -448,6 +449,9 @@ impl Inner {
         match (status, want) {
             (206, Want::Range(..)) | (200, _) => {}
             _ => {
+                if matches!(status, 429 | 503) {
+                    member.refused();
+                }
                 let answer = ErrorAnswer::read(response, aggregator, None).await;
                 return Err(judge(answer, want, buster));
             }
@@ -494,6 +498,9 @@ impl Inner {
                 .map(Fetched::whole),
         };
         self.stats.get_bytes.fetch_add(reader.received(), Relaxed);
+        if fetched.is_ok() {
+            member.answered();
+        }
         fetched
     }
 
@@ -654,11 +661,14 @@ impl Course {
 /// Whole bodies that several readers of ranges wait for, by aggregator and blob: an aggregator that does not
 /// know ranges sends all of a blob to each of them.
 #[derive(Default)]
-pub(super) struct Joined(Mutex<HashMap<(String, String), Weak<tokio::sync::Mutex<Option<Bytes>>>>>);
+pub(super) struct Joined(Mutex<HashMap<(String, String), Weak<WholeBody>>>);
+
+/// Held by the reader that receives the body.
+type WholeBody = tokio::sync::Mutex<Option<Bytes>>;
 
 impl Joined {
     /// The body of a blob; it is given up when its last reader lets it go.
-    fn of(&self, (origin, blob): (&str, &str)) -> Arc<tokio::sync::Mutex<Option<Bytes>>> {
+    fn of(&self, (origin, blob): (&str, &str)) -> Arc<WholeBody> {
         let mut bodies = self.0.lock();
         bodies.retain(|_, body| body.strong_count() > 0);
         let name = (origin.to_owned(), blob.to_owned());
