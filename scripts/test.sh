@@ -24,7 +24,7 @@ cargo_test=("$CARGO" test --locked --workspace)
 engine=()
 for file in tests/*.rs; do
   case $(basename "$file" .rs) in
-    index_suite | outages | walrus_client) ;;
+    index_suite | outages | walrus_client | model | streams) ;;
     *) engine+=(--test "$(basename "$file" .rs)") ;;
   esac
 done
@@ -38,6 +38,7 @@ if [[ -z $full ]]; then
   part index "${cargo_test[@]}" --test index_suite
   part outages "${cargo_test[@]}" --test outages
   part engine "${cargo_test[@]}" --lib --bins "${engine[@]}"
+  part model "${cargo_test[@]}" --test model --test streams
   part client "${cargo_test[@]}" --test walrus_client
   part devnet "${cargo_test[@]}" "${devnet[@]}"
   part documents "${cargo_test[@]}" --exclude walrusds-chaos --exclude kubo-tests --doc

@@ -37,7 +37,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
 use tokio::time::Instant;
-use url::{Host, Url};
+use url::Url;
 
 use super::auth::Auth;
 use super::cache::BlobCache;
@@ -45,6 +45,7 @@ use super::endpoints::{redact_url, Endpoints, Hedging};
 use super::read::{Effort, Joined, Want};
 use super::retry::{Class, Policy, Rotation};
 use super::store::decode_blob_id;
+use super::transport::is_local;
 use super::{BlobStore, Body, Check, StoreOptions, StoreResult};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -494,16 +495,6 @@ impl BlobStore for Client {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.inner.stats.named()
-    }
-}
-
-/// Whether `url` names this machine (`localhost`, 127.0.0.0/8, `::1`): such requests pass no proxy, as in Go.
-fn is_local(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 

@@ -529,7 +529,7 @@ impl Inner {
             let response = progress
                 .limit(request.send())
                 .await?
-                .map_err(|error| send_failure(error, &progress))?;
+                .map_err(|error| send_failure(error, &progress, &url))?;
             let status = response.status().as_u16();
             if !matches!(status, 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);

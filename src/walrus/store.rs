@@ -160,7 +160,7 @@ impl Inner {
         let url = Url::parse(&url).map_err(|e| Failure::new(Class::Wrong, format!("URL: {e}")))?;
         let mut request = self
             .http(&url)
-            .put(url)
+            .put(url.clone())
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_LENGTH, body.len())
             .body(stream_of(body, &progress));
@@ -175,7 +175,7 @@ impl Inner {
         let response = progress
             .limit(request.send())
             .await?
-            .map_err(|error| send_failure(error, &progress))?;
+            .map_err(|error| send_failure(error, &progress, &url))?;
         let status = response.status();
         if status.as_u16() != 200 {
             let location = response.headers().get(LOCATION).cloned();

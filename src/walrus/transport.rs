@@ -17,10 +17,11 @@ use std::fmt::Write as _;
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use hyper_util::client::proxy::matcher::Matcher;
 use parking_lot::Mutex;
 use reqwest::header::{
     HeaderMap, CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER, TRANSFER_ENCODING,
@@ -28,6 +29,7 @@ use reqwest::header::{
 use reqwest::{Response, StatusCode};
 use serde_json::Value;
 use tokio::time::Instant;
+use url::{Host, Url};
 
 use super::endpoints::{redact_url, Endpoint};
 use super::retry::{parse_retry_after, Class, Failure};
@@ -252,7 +254,7 @@ impl BodyReader {
 }
 
 /// The failure behind an error of the HTTP library before an answer began.
-pub(super) fn send_failure(error: reqwest::Error, progress: &Progress) -> Failure {
+pub(super) fn send_failure(error: reqwest::Error, progress: &Progress, url: &Url) -> Failure {
     if let Some(reason) = progress.unreadable.lock().take() {
         return Failure::new(Class::Local, reason);
     }
@@ -262,7 +264,36 @@ pub(super) fn send_failure(error: reqwest::Error, progress: &Progress) -> Failur
     } else {
         Class::Transient
     };
-    Failure::new(class, describe(error))
+    let proxy = error.is_connect().then(|| proxy_for(url)).flatten();
+    let proxy = proxy.map_or(String::new(), |proxy| {
+        format!(" (through the proxy {proxy})")
+    });
+    Failure::new(class, format!("{}{proxy}", describe(error)))
+}
+
+/// Host and port of the proxy that the environment sets for a URL, as the HTTP library finds it.
+fn proxy_for(url: &Url) -> Option<String> {
+    static MATCHER: OnceLock<Matcher> = OnceLock::new();
+    if is_local(url) {
+        return None;
+    }
+    let matcher = MATCHER.get_or_init(Matcher::from_system);
+    let found = matcher.intercept(&url.as_str().parse().ok()?)?;
+    let proxy = found.uri();
+    let port = proxy
+        .port()
+        .map_or(String::new(), |port| format!(":{port}"));
+    Some(format!("{}{port}", proxy.host()?))
+}
+
+/// Whether `url` names this machine (`localhost`, 127.0.0.0/8, `::1`): such requests pass no proxy, as in Go.
+pub(super) fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
 }
 
 fn broke_while_sending(error: &reqwest::Error, progress: &Progress) -> bool {
