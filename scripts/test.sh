@@ -37,7 +37,7 @@ if [[ -z $full ]]; then
   part lints scripts/check.sh
   part index "${cargo_test[@]}" --test index_suite
   part outages "${cargo_test[@]}" --test outages
-  part engine "${cargo_test[@]}" --lib --bins "${engine[@]}"
+  part engine "${cargo_test[@]}" --exclude walrusds-chaos --lib --bins "${engine[@]}"
   part model "${cargo_test[@]}" --test model --test streams
   part client "${cargo_test[@]}" --test walrus_client
   part devnet "${cargo_test[@]}" "${devnet[@]}"

@@ -88,7 +88,11 @@ fn on_all(action: FaultAction) -> Vec<FaultRule> {
     vec![FaultRule::new(action)]
 }
 
-const NOT_FOUND: Allowed = Allowed::readers(&[(ErrorKind::BlobNotFound, true)]);
+// Retryable where the node has stored the blob a moment ago.
+const NOT_FOUND: Allowed = Allowed::readers(&[
+    (ErrorKind::BlobNotFound, true),
+    (ErrorKind::BlobNotFound, false),
+]);
 const CORRUPT: Allowed = Allowed::readers(&[(ErrorKind::Corrupt, false)]);
 /// A blob that may be deleted any time is no success; the same publisher is not asked again.
 const REFUSED: Allowed = Allowed::writers(&[(ErrorKind::Walrus, false)]);
