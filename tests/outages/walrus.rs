@@ -441,6 +441,7 @@ async fn storm(case: &'static str, time: Duration) {
             (ErrorKind::Corrupt, true),
             (ErrorKind::Corrupt, false),
             (ErrorKind::BlobNotFound, true),
+            (ErrorKind::BlobNotFound, false),
         ],
     );
     scene.heal(|| net.clear_faults(), ANY).await;
