@@ -256,7 +256,9 @@ impl WalrusDatastore {
         if let Some(why) = only_reads {
             log.push(
                 Level::Info,
-                format!("{why}: this node reads, and refuses to store and to delete"),
+                format!(
+                    "{why}: this node reads, and refuses to store and to delete while that is so"
+                ),
             );
         }
         let keeps = !config.disable_flush && only_reads.is_none();
@@ -312,11 +314,11 @@ impl WalrusDatastore {
             cache.share_with_disk();
             DiskCache::open(settings, Arc::clone(&log))
         });
-        let mut workers = Vec::new();
-        if only_reads.is_none() {
-            let (index, metrics) = (Arc::clone(&index), Arc::clone(&metrics));
-            workers.push(tokio::spawn(flush_usage(index, metrics, stop.clone())));
-        }
+        let mut workers = vec![tokio::spawn(flush_usage(
+            Arc::clone(&index),
+            Arc::clone(&metrics),
+            stop.clone(),
+        ))];
         if renewing {
             if config.epochs < MIN_RENEWAL_EPOCHS {
                 log.push(
@@ -945,8 +947,13 @@ impl Shared {
                 return Ok(());
             }
         };
+        // The modes of a file are set on this machine; a server may take writes again by itself.
+        let kind = match self.index.is_local() {
+            true => ErrorKind::Config,
+            false => ErrorKind::Index,
+        };
         Err(Error::new(
-            ErrorKind::Index,
+            kind,
             format!("{key} cannot be {what} by this node: {why}. Use a node that may write to the index"),
         ))
     }

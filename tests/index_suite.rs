@@ -13,6 +13,8 @@ mod measure;
 mod on_postgres;
 #[path = "index_suite/sqlite.rs"]
 mod on_sqlite;
+#[path = "index_suite/read_only.rs"]
+mod read_only;
 #[path = "index_suite/shared.rs"]
 mod shared;
 

@@ -282,7 +282,7 @@ pub trait Index: Send + Sync + 'static {
     }
 
     /// Why nothing can be written to this index, if that was found when it was opened: every method that
-    /// writes fails.
+    /// writes fails. `None` from when it is found that writes work again (a standby was promoted).
     fn only_reads(&self) -> Option<&'static str> {
         None
     }

@@ -53,6 +53,8 @@ use crate::error::{Error, ErrorKind, Result};
 const PAGE: usize = 5_000;
 /// How often a node looks whether a Go node has appeared next to it (its staging table).
 const STAGING_RECHECK: Duration = Duration::from_secs(60);
+/// How often a node that may not write looks whether it may by now, while writes are refused.
+const RIGHTS_RECHECK: Duration = Duration::from_secs(1);
 /// Setting up the tables of a large index of the Go plugin means counting and indexing it.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -118,6 +120,7 @@ struct Inner {
     sql: Sql,
     statement_timeout: Duration,
     staging: Staging,
+    rights: Rights,
     /// The forms of [`Sql::delete`] and [`Sql::upsert`] that the engine takes.
     delete_form: AtomicUsize,
     upsert_form: AtomicUsize,
@@ -127,6 +130,12 @@ struct Inner {
 /// Whether the Go plugin's staging table exists, as last seen.
 struct Staging {
     present: AtomicBool,
+    checked: Mutex<Instant>,
+}
+
+/// Why nothing can be written, if so, as last seen: a standby may have become the primary since.
+struct Rights {
+    read_only: Mutex<Option<&'static str>>,
     checked: Mutex<Instant>,
 }
 
@@ -166,8 +175,8 @@ impl PostgresIndex {
 
         let opened = Self::prepare(&wanted, &lookups, &pool, &pass).await;
         drop(pass);
-        let shape = match opened {
-            Ok(shape) => shape,
+        let (shape, read_only) = match opened {
+            Ok(opened) => opened,
             Err(e) => {
                 lookups.close().await;
                 return Err(e);
@@ -177,6 +186,10 @@ impl PostgresIndex {
             sql: Sql::new(&shape),
             staging: Staging {
                 present: AtomicBool::new(shape.staging_exists),
+                checked: Mutex::new(Instant::now()),
+            },
+            rights: Rights {
+                read_only: Mutex::new(read_only),
                 checked: Mutex::new(Instant::now()),
             },
             connector,
@@ -200,15 +213,12 @@ impl PostgresIndex {
         lookups: &Pipe,
         pool: &Pool,
         pass: &Arc<Pass>,
-    ) -> Result<Shape> {
+    ) -> Result<(Shape, Option<&'static str>)> {
         for migrated in [false, true] {
             let (found, current, cockroach) = Self::inspect(wanted, lookups, pass).await?;
             if current && schema::check_current(&found)? {
-                let read_only = Self::only_reads(&found, lookups, pass).await?;
-                return Ok(Shape {
-                    read_only,
-                    ..found.shape(cockroach)
-                });
+                let read_only = Self::why_read_only(&found.table, lookups, pass).await?;
+                return Ok((found.shape(cockroach), read_only));
             }
             if migrated {
                 break;
@@ -238,17 +248,23 @@ impl PostgresIndex {
     }
 
     /// Why this node may not write here, if so: a standby, a role without the rights, or a setting.
-    async fn only_reads(
-        found: &Found,
+    async fn why_read_only(
+        table: &TableName,
         lookups: &Pipe,
         pass: &Arc<Pass>,
     ) -> Result<Option<&'static str>> {
         let what = "checking the rights";
-        let params = [Param::Text(found.table.quoted())].into();
+        let params = [Param::Text(table.quoted())].into();
         let asked = Query::once(schema::MAY_WRITE);
         let answer = lookups.query_raw(what, pass.clone(), asked, params).await?;
-        // An engine without these functions: its first write tells.
-        let rows = answer.unwrap_or_default();
+        let rows = match answer {
+            Ok(rows) => rows,
+            Err(e) if error::retry(&e) != error::Retry::No => {
+                return Err(error::statement(what, &e))
+            }
+            // An engine without these functions: its first write tells.
+            Err(_) => Vec::new(),
+        };
         let flag = |at: usize| rows.first().and_then(|row| row.try_get::<_, bool>(at).ok());
         Ok(match (flag(0), flag(1), flag(2)) {
             (Some(true), ..) => Some("the server is a standby"),
@@ -392,6 +408,28 @@ impl PostgresIndex {
             ErrorKind::Internal,
             "staging table checked in vain",
         ))
+    }
+
+    /// Looks in the background whether this node may write by now, if the last look is old.
+    fn recheck_rights(&self) {
+        let (Ok(runtime), Ok(pass)) = (tokio::runtime::Handle::try_current(), self.enter()) else {
+            return;
+        };
+        {
+            let mut checked = self.inner.rights.checked.lock();
+            if checked.elapsed() < RIGHTS_RECHECK {
+                return;
+            }
+            *checked = Instant::now();
+        }
+        let inner = self.inner.clone();
+        runtime.spawn(async move {
+            let (table, lookups) = (&inner.shape.table, &inner.lookups);
+            // Without an answer, what is known holds.
+            if let Ok(found) = Self::why_read_only(table, lookups, &pass).await {
+                *inner.rights.read_only.lock() = found;
+            }
+        });
     }
 
     /// Looks for the staging table in the background, if the last look is old.
@@ -924,7 +962,11 @@ impl Index for PostgresIndex {
     }
 
     fn only_reads(&self) -> Option<&'static str> {
-        self.inner.shape.read_only
+        let known = *self.inner.rights.read_only.lock();
+        if known.is_some() {
+            self.recheck_rights();
+        }
+        known
     }
 
     async fn identity(&self) -> Result<Option<String>> {
@@ -941,7 +983,7 @@ impl Index for PostgresIndex {
             Ok(found.into_iter().next())
         };
         let found = known().await?;
-        if found.is_some() || self.inner.shape.read_only.is_some() {
+        if found.is_some() || self.inner.rights.read_only.lock().is_some() {
             return Ok(found);
         }
         let (inner, new) = (self.inner.clone(), new_identity());

@@ -31,8 +31,6 @@ pub(super) struct Shape {
     pub has_object_id: bool,
     pub has_encoded_size: bool,
     pub has_cost: bool,
-    /// Why nothing can be written, if so.
-    pub read_only: Option<&'static str>,
 }
 
 /// Finds the tables a name could mean, with their columns: one row per column (or one per table
@@ -221,7 +219,6 @@ impl Found {
             has_object_id: has("object_id"),
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
-            read_only: None,
         }
     }
 

@@ -4,6 +4,7 @@
 //! microseconds); writes queue for one connection (`writer`), where those that wait together
 //! share a transaction and its fsync. Other processes may read and write the file meanwhile.
 
+mod access;
 mod readers;
 mod schema;
 mod writer;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row};
 
+use self::access::Access;
 use self::readers::Readers;
 use self::schema::Sql;
 use self::writer::{Promise, Writer};
@@ -63,13 +65,16 @@ pub struct SqliteIndex {
 
 struct Inner {
     readers: Readers,
-    writer: Writer,
+    /// None where nothing can be written.
+    writer: Option<Writer>,
+    access: Access,
     sql: Arc<Sql>,
     busy_timeout: Duration,
 }
 
 impl SqliteIndex {
-    /// Opens or creates the file. Blocking work runs on tokio's blocking threads.
+    /// Opens or creates the file. Blocking work runs on tokio's blocking threads. A file that is there and may not
+    /// be written serves reads ([`Index::only_reads`]).
     ///
     /// # Errors
     /// [`ErrorKind::Config`] naming `indexPath` where the file cannot be used (a directory, no
@@ -79,12 +84,16 @@ impl SqliteIndex {
         let table = parse_table(&options.table)?;
         let opened = tokio::task::spawn_blocking(move || {
             let sql = Arc::new(Sql::new(&table));
-            let connection =
+            let (connection, access) =
                 schema::open(&options.path, &options.table, &sql, options.busy_timeout)?;
-            let writer = Writer::start(connection)?;
+            let writer = match access {
+                Access::Write => Some(Writer::start(connection)?),
+                Access::Read(_) => None,
+            };
             Ok(Inner {
-                readers: Readers::new(options.path, options.busy_timeout),
+                readers: Readers::new(options.path, access, options.busy_timeout),
                 writer,
+                access,
                 sql,
                 busy_timeout: options.busy_timeout,
             })
@@ -147,9 +156,15 @@ impl SqliteIndex {
         T: Send + 'static,
         F: FnOnce(&Connection, &Sql) -> rusqlite::Result<T> + Send + 'static,
     {
+        let Some(writer) = &self.inner.writer else {
+            let why = self.only_reads().unwrap_or_default();
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("index in SQLite: {what}: {why}"),
+            ));
+        };
         let sql = self.inner.sql.clone();
-        self.inner
-            .writer
+        writer
             .run(what, promise, pass, move |connection| {
                 work(connection, &sql)
             })
@@ -545,6 +560,13 @@ impl Index for SqliteIndex {
         .await
     }
 
+    fn only_reads(&self) -> Option<&'static str> {
+        match self.inner.access {
+            Access::Write => None,
+            Access::Read(why) => Some(why),
+        }
+    }
+
     async fn identity(&self) -> Result<Option<String>> {
         const WHAT: &str = "reading the table's identity";
         fn read(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<String>> {
@@ -552,8 +574,9 @@ impl Index for SqliteIndex {
             statement.query_row([], |row| row.get(0)).optional()
         }
         let pass = self.gate.enter()?;
-        if let Some(known) = self.quick(WHAT, pass, read).await? {
-            return Ok(Some(known));
+        let known = self.quick(WHAT, pass, read).await?;
+        if known.is_some() || self.only_reads().is_some() {
+            return Ok(known);
         }
         let new = new_identity();
         let pass = self.gate.enter()?;
@@ -642,7 +665,9 @@ impl Index for SqliteIndex {
         let closed = tokio::task::spawn_blocking(move || {
             inner.readers.stop();
             // Last, so that it empties the write-ahead log into the file.
-            inner.writer.stop();
+            if let Some(writer) = &inner.writer {
+                writer.stop();
+            }
         });
         closed
             .await

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::access::{Access, Still};
 use super::{failed, is_busy, schema};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Pass;
@@ -25,11 +26,18 @@ type Job = Box<dyn FnOnce(std::result::Result<&Connection, &rusqlite::Error>) + 
 /// See the module.
 pub(super) struct Readers {
     shared: Arc<Shared>,
-    here: Mutex<Option<Connection>>,
+    here: Mutex<Option<Reader>>,
+}
+
+/// A connection, and what the file looked like if it may not notice that this changes.
+struct Reader {
+    connection: Connection,
+    still: Option<Still>,
 }
 
 struct Shared {
     path: PathBuf,
+    access: Access,
     /// How long a read on a thread of ours waits for a lock on the file.
     busy_timeout: Duration,
     state: Mutex<State>,
@@ -45,10 +53,11 @@ struct State {
 }
 
 impl Readers {
-    pub fn new(path: PathBuf, busy_timeout: Duration) -> Readers {
+    pub fn new(path: PathBuf, access: Access, busy_timeout: Duration) -> Readers {
         Readers {
             shared: Arc::new(Shared {
                 path,
+                access,
                 busy_timeout,
                 state: Mutex::default(),
                 changed: Condvar::new(),
@@ -66,13 +75,7 @@ impl Readers {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Option<rusqlite::Result<T>> {
         let mut here = self.here.try_lock()?;
-        let connection = match &*here {
-            Some(connection) => connection,
-            None => {
-                let connection = schema::open_reader(&self.shared.path, Duration::ZERO).ok()?;
-                here.insert(connection)
-            }
-        };
+        let connection = self.shared.reader(&mut here, Duration::ZERO).ok()?;
         match work(connection) {
             Err(e) if is_busy(&e) => None,
             result => Some(result),
@@ -162,12 +165,33 @@ impl Shared {
     fn work(&self) {
         let mut connection = None;
         while let Some(job) = self.next() {
-            let opened = match &connection {
-                Some(connection) => Ok(connection),
-                None => schema::open_reader(&self.path, self.busy_timeout)
-                    .map(|new| &*connection.insert(new)),
-            };
+            let opened = self.reader(&mut connection, self.busy_timeout);
             let _ = catch_unwind(AssertUnwindSafe(|| job(opened.as_ref().copied())));
+        }
+    }
+
+    /// The connection that is kept in `place`, opened now if there is none that can be used any more.
+    fn reader<'a>(
+        &self,
+        place: &'a mut Option<Reader>,
+        busy_timeout: Duration,
+    ) -> rusqlite::Result<&'a Connection> {
+        let usable = |reader: &Reader| match &reader.still {
+            Some(still) => still.is_so(&self.path),
+            None => true,
+        };
+        if !place.as_ref().is_some_and(usable) {
+            // Before the file is opened: a change meanwhile is seen at the next read.
+            let still = self.access.still(&self.path);
+            *place = None;
+            *place = Some(Reader {
+                connection: schema::open_reader(&self.path, self.access, busy_timeout)?,
+                still,
+            });
+        }
+        match place {
+            Some(reader) => Ok(&reader.connection),
+            None => Err(rusqlite::Error::InvalidQuery),
         }
     }
 
@@ -200,7 +224,7 @@ mod tests {
                 "PRAGMA journal_mode = WAL; CREATE TABLE t (n); INSERT INTO t VALUES (7)",
             )
             .unwrap();
-        Readers::new(path, Duration::from_secs(1))
+        Readers::new(path, Access::Write, Duration::from_secs(1))
     }
 
     fn seven(connection: &Connection) -> rusqlite::Result<i64> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
+use super::access::{self, Access};
 use super::{failed, is_busy, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
@@ -151,12 +152,12 @@ impl Sql {
 }
 
 /// Opens a connection for reading, which waits at most so long for a lock on the file.
-pub(super) fn open_reader(path: &Path, busy_timeout: Duration) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(
-        path,
-        // Not read-only: a reader may be the one to recover the log of a killed process.
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )?;
+pub(super) fn open_reader(
+    path: &Path,
+    access: Access,
+    busy_timeout: Duration,
+) -> rusqlite::Result<Connection> {
+    let connection = access.connect(path)?;
     connection.busy_timeout(busy_timeout)?;
     connection.pragma_update(None, "query_only", true)?;
     connection.pragma_update(None, "cache_size", -8192)?; // KiB
@@ -164,13 +165,14 @@ pub(super) fn open_reader(path: &Path, busy_timeout: Duration) -> rusqlite::Resu
     Ok(connection)
 }
 
-/// Opens the write connection, after checking that the file is ours, and creates what is missing.
+/// Opens the write connection, after checking that the file is ours, and creates what is missing. Where nothing
+/// can be written, only checks what is there: the connection is one for reading then.
 pub(super) fn open(
     path: &Path,
     table: &str,
     sql: &Sql,
     busy_timeout: Duration,
-) -> Result<Connection> {
+) -> Result<(Connection, Access)> {
     let bad = |what: String| {
         Error::new(
             ErrorKind::Config,
@@ -204,12 +206,16 @@ pub(super) fn open(
         }
     };
 
-    let connection = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )
+    let access = access::find_out(path);
+    let connection = match access {
+        Access::Write => Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE
+                | OpenFlags::SQLITE_OPEN_CREATE
+                | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        ),
+        Access::Read(_) => access.connect(path),
+    }
     .map_err(explain)?;
     connection.busy_timeout(busy_timeout).map_err(explain)?;
     // In this order: another process may be creating the tables, and their mark, just now.
@@ -223,6 +229,17 @@ pub(super) fn open(
         return Err(bad("is the database of another application".into()));
     }
     check_names(&connection, table).map_err(explain)??;
+    if let Access::Read(why) = access {
+        let version = read_version(&connection, sql).map_err(explain)?;
+        if version != Some(VERSION) {
+            return Err(bad(format!(
+                "{why}, and it holds no table {table} that this walrusds can use as it is (schema version {VERSION}): \
+                 let a node that may write to it open it first"
+            )));
+        }
+        connection.prepare(&sql.get).map_err(explain)?;
+        return Ok((connection, access));
+    }
     let mode = wal(&connection, busy_timeout).map_err(explain)?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(bad(format!(
@@ -261,7 +278,7 @@ pub(super) fn open(
     for statement in [&sql.get, &sql.upsert] {
         connection.prepare(statement).map_err(explain)?;
     }
-    Ok(connection)
+    Ok((connection, access))
 }
 
 /// How many bytes are free on the disk of a directory, if an error comes of there being hardly any: SQLite
@@ -334,7 +351,8 @@ mod tests {
     fn an_acknowledged_row_survives_a_power_cut() {
         let dir = tempfile::tempdir().unwrap();
         let sql = Sql::new(&parse_table("t").unwrap());
-        let connection = open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
+        let (connection, _) =
+            open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
         let pragma = |name: &str| -> String {
             connection
                 .query_row(
@@ -356,7 +374,8 @@ mod tests {
     fn lookups_and_pages_use_indexes() {
         let dir = tempfile::tempdir().unwrap();
         let sql = Sql::new(&parse_table("t").unwrap());
-        let connection = open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
+        let (connection, _) =
+            open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
         let range = KeyRange::prefix("/a").after("/ab").except("/ac");
         let (page, back) = (sql.list(&range), sql.list(&range.clone().descending()));
         let alone = sql.list(&range.clone().keys_alone());
