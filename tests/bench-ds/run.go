@@ -40,7 +40,7 @@ var encoding = base32.StdEncoding.WithPadding(base32.NoPadding)
 // key is one of a family of keys that look like those of blocks, and are as long. They name a hash
 // function that nobody checks, so that any value goes with them.
 func key(family byte, n uint64) ds.Key {
-	raw := [34]byte{0x11, 0x20, family}
+	raw := [34]byte{0x55, 0x20, family}
 	for i := 3; i < 27; i += 8 { // spread like a hash
 		n ^= n >> 31
 		n *= 0x9E3779B97F4A7C15

