@@ -14,6 +14,11 @@ use shake::{Shake128, Shake256};
 /// keys that happen to look like a multihash.
 const MIN_DIGEST: usize = 20;
 
+/// Namespaces of Kubo and libp2p whose keys end in a multihash that is not the value's: peer IDs (of records
+/// of IPNS, providers, the peerstore) and blocks that a file of the filestore holds. They are met
+/// where the datastore is mounted at `/`.
+const NOT_OF_THE_VALUE: &[&str] = &["ipns", "providers", "peers", "filestore"];
+
 const IDENTITY: u64 = 0x00;
 const SHA1: u64 = 0x11;
 const SHA2_256: u64 = 0x12;
@@ -100,8 +105,8 @@ pub fn check(key: &str, value: &[u8]) -> Match {
 
 /// Hash code and digest of a multihash.
 fn split(multihash: &[u8]) -> Option<(u64, &[u8])> {
-    let (code, rest) = varint(multihash)?;
-    let (len, digest) = varint(rest)?;
+    let (code, rest) = shortest_varint(multihash)?;
+    let (len, digest) = shortest_varint(rest)?;
     let whole = len == digest.len() as u64;
     let long_enough = code == IDENTITY || digest.len() >= MIN_DIGEST;
     (whole && long_enough).then_some((code, digest))
@@ -167,8 +172,19 @@ fn extended<const LEN: usize>(mut function: impl ExtendableOutput, value: &[u8])
 }
 
 fn decode_key(key: &str) -> Option<Vec<u8>> {
-    let text = key.rsplit('/').next().filter(|t| !t.is_empty())?;
+    let mut components = key.rsplit('/');
+    let text = components.next().filter(|t| !t.is_empty())?;
+    if components.any(|component| NOT_OF_THE_VALUE.contains(&component)) {
+        return None;
+    }
     data_encoding::BASE32_NOPAD.decode(text.as_bytes()).ok()
+}
+
+/// A number as [`varint`] reads it, in the fewest bytes: go-multihash takes no other.
+fn shortest_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (value, rest) = varint(bytes)?;
+    let len = bytes.len() - rest.len();
+    (len == 1 || bytes[len - 1] != 0).then_some((value, rest))
 }
 
 /// An unsigned LEB128 number of at most nine bytes, and what follows it.
@@ -284,6 +300,60 @@ mod tests {
         assert_eq!(codes, allowed.collect());
         for code in [0x1a_u64, 0x1c].into_iter().chain(0xb254..=0xb260) {
             assert!(digest_matches(code, &[0; 20], b"").is_some(), "{code:x}");
+        }
+    }
+
+    /// Digests of other lengths, of a value of several blocks of every function. Made by go-multihash v0.2.3.
+    #[test]
+    fn other_lengths_of_a_longer_value() {
+        let value: Vec<u8> = (0..3000_u32).map(|i| (i * 7 + i / 256) as u8).collect();
+        for multihash in [
+            "1e200d13fde276c0e57a420ced7e4cfdb84ab8f32d3065454531fc0919af42b3d6d7",
+            "1e400d13fde276c0e57a420ced7e4cfdb84ab8f32d3065454531fc0919af42b3d6d7b7c618a78a6afcf4fca232acc80957b8e316fe9798c0cad6b2858fe5a5e950bd",
+            "1e80010d13fde276c0e57a420ced7e4cfdb84ab8f32d3065454531fc0919af42b3d6d7b7c618a78a6afcf4fca232acc80957b8e316fe9798c0cad6b2858fe5a5e950bd2d13a32b66a6911e1efca4a8097fa2f397ca4486703c508ca387bdaf40a743bdf68dfc756194d07e79cbcd2230a409dc7721e33a30aa534ea01b4edb5278abf2",
+            "1920fdb71190913ccb877f09ccfb35ba839460529e82bb959376c5ab634ad7f0562a",
+            "c0e402208b0329c3c4b8c5c8642acea67f3868fa43583efc0f867e067ad5f3e2f8501ada",
+            "a0e4021449710d4dd33be4fc5ab812596293c9bbe4840180",
+            "e0e402148565dd25aa95af38c8cf44fc4d2c23f160ed9948",
+            "1320182ed25d809e1fa8272618edf8d446efc633b82d52bf38030c5e6bc4b6dd4815",
+            "111451e136e738d733ae47ad5373d573bc996c6e4965",
+            "c0e4023f8b0329c3c4b8c5c8642acea67f3868fa43583efc0f867e067ad5f3e2f8501adacb50e5cef88efe0e8dce76d8e471873f668d235e1af7caf5b776f53743763a",
+            "9fe40219a41829f89418464e09a694b5282db3c75764e1ad0aae0ed60c",
+        ] {
+            let key = format!("/{}", data_encoding::BASE32_NOPAD.encode(&hex(multihash)));
+            assert_eq!(check(&key, &value), Match::Yes, "{multihash}");
+            assert_eq!(check(&key, &value[1..]), Match::No, "{multihash}");
+        }
+    }
+
+    /// As Kubo writes them where the datastore is mounted at `/`.
+    #[test]
+    fn keys_of_peers_and_of_the_filestore_name_no_value() {
+        let hash = key(&[0x12], &Sha256::digest(b"a public key, or a block"));
+        for namespace in [
+            "/ipns",
+            "/providers/CIQFTFEEHEDF6KLBT32BFAGLXEZL4UWFNWM4LFTLMXQBCERZ6CMLX3Y",
+            "/peers/addrs",
+            "/filestore",
+            "/namespace/filestore",
+        ] {
+            let key = format!("{namespace}{hash}");
+            assert_eq!(check(&key, b"a record"), Match::Unknown, "{key}");
+            assert_eq!(Multihash::of_key(&key), None, "{key}");
+        }
+        for namespace in ["", "/blocks", "/namespace", "/namespace/blocks"] {
+            let key = format!("{namespace}{hash}");
+            assert_eq!(check(&key, b"a record"), Match::No, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_number_in_more_bytes_than_needed_makes_no_multihash() {
+        let digest = Sha256::digest(b"abc");
+        for head in [&[0x92, 0x00, 32][..], &[0x12, 0xa0, 0x00]] {
+            let key = data_encoding::BASE32_NOPAD.encode(&[head, &digest[..]].concat());
+            assert_eq!(check(&format!("/{key}"), b"abc"), Match::Unknown);
+            assert_eq!(check(&format!("/{key}"), b"abd"), Match::Unknown);
         }
     }
 

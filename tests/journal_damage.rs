@@ -465,6 +465,25 @@ async fn a_value_that_its_key_does_not_name_is_refused_at_once() {
     }
 }
 
+/// Records of IPNS and the filestore, which Kubo writes where the datastore is mounted at `/`.
+#[tokio::test]
+async fn records_under_keys_that_end_in_the_hash_of_something_else_are_kept() {
+    for journal in [false, true] {
+        let node = Node::new();
+        let ds = match journal {
+            true => node.open(IDLE),
+            false => Arc::new(node.parts.open("")),
+        };
+        let hash = key_of(&noise(1, 100));
+        for namespace in ["/ipns", "/filestore", "/providers/CIQ"] {
+            let (key, record) = (format!("{namespace}{hash}"), noise(2, 100));
+            ds.put(&key, record.clone()).await.unwrap();
+            assert_eq!(ds.get(&key).await.unwrap(), Some(record), "{key}");
+        }
+        ds.close().await.unwrap();
+    }
+}
+
 /// `ipfs block put --mhtype blake2b-512 --mhlen 32`.
 #[tokio::test]
 async fn blocks_under_digests_that_are_cut_short_are_read() {
