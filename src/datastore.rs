@@ -20,7 +20,7 @@ use crate::index::postgres::{PostgresIndex, PostgresOptions};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
 use crate::index::{Index, KeyRange, ListItem, Record, Usage, MAX_KEY_BYTES};
 use crate::lasting::Lasting;
-use crate::lifetime::gone::Gone;
+use crate::lifetime::gone::{self, Gone};
 use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::locks::KeyLocks;
 use crate::log::{Level, Line, Log};
@@ -270,7 +270,7 @@ impl WalrusDatastore {
             config.renew_lead.min(config.epoch_duration / 2)
         };
         let locks = KeyLocks::default();
-        let gone = Arc::new(Gone::default());
+        let gone = Arc::new(gone::none());
         let upload = UploadParts {
             store: Arc::clone(&store),
             index: Arc::clone(&index),
@@ -725,7 +725,7 @@ impl Shared {
                 // The row may have moved to another blob meanwhile; if it has not, that is it.
                 if before == record {
                     if error.kind() == ErrorKind::BlobNotFound {
-                        self.gone.insert(&record.blob_id);
+                        self.gone.insert(record.blob_id.clone());
                     }
                     return Err(error);
                 }

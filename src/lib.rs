@@ -29,6 +29,7 @@ mod multihash;
 mod pack;
 pub mod query;
 mod read;
+mod recent;
 #[cfg(all(test, shuttle))]
 mod schedules;
 mod staging;

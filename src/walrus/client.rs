@@ -26,17 +26,13 @@
 //! endpoint that failed comes last for a while ([`ClientConfig::cool_down`]).
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lru::LruCache;
-use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
-use tokio::time::Instant;
 use url::Url;
 
 use super::auth::Auth;
@@ -46,8 +42,9 @@ use super::read::{Effort, Joined, Want};
 use super::retry::{Class, Policy, Rotation};
 use super::store::decode_blob_id;
 use super::transport::is_local;
-use super::{BlobStore, Body, Check, StoreOptions, StoreResult};
+use super::{of_length, BlobStore, Body, Check, StoreOptions, StoreResult};
 use crate::error::{Error, ErrorKind, Result};
+use crate::recent::Recent;
 
 /// How many blobs stored by this client are remembered (for the meaning of a 404).
 const CERTIFIED_REMEMBERED: usize = 65_536;
@@ -220,7 +217,8 @@ pub(super) struct Inner {
     pub(super) not_found_backoff: Vec<Duration>,
     pub(super) auth: Auth,
     pub(super) cache: Arc<BlobCache>,
-    pub(super) certified: Mutex<LruCache<[u8; 32], Instant>>,
+    /// Blobs that this client stored so shortly ago that an aggregator may not know them yet.
+    pub(super) certified: Recent<[u8; 32]>,
     pub(super) stats: Counters,
     pub(super) hedging: Hedging,
     pub(super) joined: Joined,
@@ -264,26 +262,8 @@ impl Inner {
 
     pub(super) fn remember_certified(&self, blob_id: &str) {
         if let Some(key) = decode_blob_id(blob_id) {
-            self.certified.lock().put(key, Instant::now());
+            self.certified.insert(key);
         }
-    }
-
-    /// Whether this client stored the blob so shortly ago that an aggregator may not know it yet.
-    pub(super) fn just_certified(&self, key: [u8; 32]) -> bool {
-        let mut certified = self.certified.lock();
-        match certified.peek(&key) {
-            Some(at) if at.elapsed() < CERTIFIED_REMEMBER => true,
-            Some(_) => {
-                certified.pop(&key);
-                false
-            }
-            None => false,
-        }
-    }
-
-    /// Aggregators know the blob by now, or will not learn of it: a 404 means from now on what it says.
-    pub(super) fn forget_certified(&self, key: [u8; 32]) {
-        self.certified.lock().pop(&key);
     }
 }
 
@@ -361,7 +341,6 @@ impl Client {
             }
         }
         let capped = |time: Duration| time.min(LONGEST);
-        let certified = NonZeroUsize::new(CERTIFIED_REMEMBERED).unwrap_or(NonZeroUsize::MIN);
         Ok(Client {
             inner: Arc::new(Inner {
                 http: http_client(capped(config.connect_timeout), true)?,
@@ -385,7 +364,7 @@ impl Client {
                     .collect(),
                 auth: config.auth,
                 cache: Arc::new(BlobCache::new(config.blob_cache_bytes)),
-                certified: Mutex::new(LruCache::new(certified)),
+                certified: Recent::new(CERTIFIED_REMEMBERED, CERTIFIED_REMEMBER),
                 stats: Counters::default(),
                 hedging: Hedging::default(),
                 joined: Joined::default(),
@@ -478,10 +457,7 @@ impl BlobStore for Client {
     }
 
     async fn read_patch_of(&self, patch_id: &str, len: u64, check: Check<'_>) -> Result<Bytes> {
-        let judge = |bytes: &[u8]| match bytes.len() as u64 == len {
-            true => check(bytes),
-            false => Err(format!("{} bytes instead of {len}", bytes.len())),
-        };
+        let judge = |bytes: &[u8]| of_length(len, check, bytes);
         self.inner.fetch(Want::PatchOf(patch_id, len), &judge).await
     }
 
@@ -522,25 +498,4 @@ fn http_client(connect_timeout: Duration, proxy: bool) -> Result<reqwest::Client
             let text = format!("cannot set up HTTP: {}", super::transport::describe(error));
             Error::new(ErrorKind::Internal, text)
         })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_of_this_machine() {
-        for (url, local) in [
-            ("http://localhost:31415/", true),
-            ("http://LOCALHOST/", true),
-            ("http://127.0.0.1/", true),
-            ("http://127.9.8.7:1/", true),
-            ("http://[::1]:1/", true),
-            ("http://localhost.example/", false),
-            ("http://128.0.0.1/", false),
-            ("http://[::2]/", false),
-        ] {
-            assert_eq!(is_local(&Url::parse(url).unwrap()), local, "{url}");
-        }
-    }
 }

@@ -72,6 +72,14 @@ pub struct StoreResult {
     pub newly_created: bool,
 }
 
+/// What a check says of bytes that must be so many.
+fn of_length(len: u64, check: Check<'_>, bytes: &[u8]) -> std::result::Result<(), String> {
+    match bytes.len() as u64 == len {
+        true => check(bytes),
+        false => Err(format!("{} bytes instead of {len}", bytes.len())),
+    }
+}
+
 /// Stores and reads blobs. Every method may be called concurrently; dropping a returned future
 /// drops the HTTP request.
 #[async_trait]
@@ -112,10 +120,7 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Reads one member of a quilt that is `len` bytes long. Another length is an error, and no more than
     /// that is taken into memory.
     async fn read_patch_of(&self, patch_id: &str, len: u64, check: Check<'_>) -> Result<Bytes> {
-        let judge = |bytes: &[u8]| match bytes.len() as u64 == len {
-            true => check(bytes),
-            false => Err(format!("{} bytes instead of {len}", bytes.len())),
-        };
+        let judge = |bytes: &[u8]| of_length(len, check, bytes);
         self.read_patch(patch_id, &judge).await
     }
 

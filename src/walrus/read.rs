@@ -6,8 +6,8 @@
 //!
 //! **Ranges.** `Range: bytes=A-B`, both ends given: aggregators accept no other form and do not
 //! clamp (beyond the end is 416). A 206 must be exactly the range. Aggregators before 1.38, and
-//! caches, answer 200 with the whole blob: that is sliced, and readers of one blob who wait at the same time
-//! share one body; it is kept in the cache if it fits (a
+//! caches, answer 200 with the whole blob: the client slices it, and reads of the same blob that run at the same
+//! time share one body; it is kept in the cache if it fits (a
 //! quarter of the budget), else only the wanted part is kept in memory and the connection dropped
 //! behind it. So memory is bounded by the larger of the range and the cache's entry cap, and a whole
 //! read by `max_blob_bytes`.
@@ -30,7 +30,7 @@
 //! asked too, the first good answer counts, and the other is dropped. At most one read in ten does so.
 //! When an aggregator was overtaken in this way, every other read that waits for it without an answer
 //! asks the next aggregator too; this is not counted among the one in ten.
-//! Whoever was overtaken is asked later than others for a while.
+//! An aggregator that was overtaken is asked later than others for a while.
 //!
 //! A body that has begun and drips is left in the same way: when a second after its beginning the rest would
 //! take 3 s at its pace (8 s without credit).
@@ -274,13 +274,13 @@ impl Inner {
         effort: Effort,
         rotation: &mut Rotation<'_>,
     ) -> Result<Fetched> {
-        let just_stored = want.blob_key().filter(|key| self.just_certified(*key));
+        let just_stored = want.blob_key().filter(|key| self.certified.contains(key));
         let own = just_stored.is_some();
         let mut repeat = 0;
         loop {
             while let Some((index, _)) = rotation.next().await {
                 if let Some(fetched) = self.ask(index, want, check, repeat, rotation).await {
-                    just_stored.inspect(|key| self.forget_certified(*key));
+                    just_stored.inspect(|key| self.certified.remove(key));
                     return Ok(fetched);
                 }
                 if !own && rotation.count(Class::NotFound) >= 2 {
@@ -305,7 +305,7 @@ impl Inner {
             rotation.readmit(Class::NotFound);
         }
         if effort != Effort::Once && rotation.count(Class::NotFound) > 0 {
-            just_stored.inspect(|key| self.forget_certified(*key));
+            just_stored.inspect(|key| self.certified.remove(key));
         }
         let what = want.describe();
         let (corrupt, missing) = (
@@ -681,7 +681,7 @@ impl Joined {
     }
 }
 
-/// Whether a redirect would leave TLS: what is asked for, and the answer, would be open to anyone on the way.
+/// Whether a redirect would leave TLS: every machine on the way could read the request and change the answer.
 fn is_downgrade(from: &Url, to: &Url) -> bool {
     from.scheme() == "https" && to.scheme() != "https"
 }

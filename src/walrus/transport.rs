@@ -495,6 +495,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn addresses_of_this_machine() {
+        for (url, local) in [
+            ("http://localhost:31415/", true),
+            ("http://LOCALHOST/", true),
+            ("http://127.0.0.1/", true),
+            ("http://127.9.8.7:1/", true),
+            ("http://[::1]:1/", true),
+            ("http://localhost.example/", false),
+            ("http://128.0.0.1/", false),
+            ("http://[::2]/", false),
+        ] {
+            assert_eq!(is_local(&Url::parse(url).unwrap()), local, "{url}");
+        }
+    }
+
+    #[test]
     fn explanations() {
         let envelope = r#"{"error":{"status":"NOT_FOUND","code":404,"message":"no\n such blob",
             "details":[{"@type":"ErrorInfo","reason":"BLOB_NOT_FOUND","domain":"d"}]}}"#;
