@@ -97,6 +97,9 @@ impl Record {
     }
 }
 
+/// The note that holds the identity of a table.
+const IDENTITY: &str = "identity";
+
 /// A new identity of a table.
 pub(crate) fn new_identity() -> String {
     format!("{:032x}", rand::random::<u128>())

@@ -75,6 +75,27 @@ async fn a_name_of_a_companion_is_refused_either_way() {
     }
 }
 
+/// In an SQLite file the schema is a part of the table's name.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_in_sqlite_are_compared_with_their_schemas() {
+    for [first, second] in [["s.prod", "s.prod_meta"], ["s.prod_meta", "s.prod"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("i.sqlite");
+        let index = on_sqlite(&path, first).await.unwrap();
+        refused(on_sqlite(&path, second).await, [first, second]);
+        index.close().await.unwrap();
+    }
+    for [first, second] in [["s.prod", "prod_meta"], ["prod_meta", "s.prod"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("i.sqlite");
+        for table in [first, second] {
+            let index = on_sqlite(&path, table).await.unwrap();
+            index.put(&row("/k", table, 0, 1)).await.unwrap();
+            index.close().await.unwrap();
+        }
+    }
+}
+
 /// A table that only has the name of the Go plugin's staging table is none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_staging_table_is_known_by_its_columns() {

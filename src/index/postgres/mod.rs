@@ -44,7 +44,7 @@ use super::keys::{check_key, check_text};
 use super::table::{parse_table, TableName};
 use super::{
     new_identity, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
-    LONGEST_LEASE,
+    IDENTITY, LONGEST_LEASE,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -970,31 +970,28 @@ impl Index for PostgresIndex {
     }
 
     async fn identity(&self) -> Result<Option<String>> {
-        const WHAT: &str = "reading the table's identity";
-        let known = async || -> Result<Option<String>> {
-            let pass = self.enter()?;
-            let sql = Query::once(self.inner.sql.identity.clone());
-            let rows = self
-                .inner
-                .lookups
-                .query(WHAT, pass, sql, Arc::new([]))
-                .await?;
-            let found = read(WHAT, &rows, |row| row.try_get::<_, String>(0))?;
-            Ok(found.into_iter().next())
-        };
-        let found = known().await?;
-        if found.is_some() || self.inner.rights.read_only.lock().is_some() {
-            return Ok(found);
+        let known = self.note(IDENTITY).await?;
+        if known.is_some() || self.inner.rights.read_only.lock().is_some() {
+            return Ok(known);
         }
         let (inner, new) = (self.inner.clone(), new_identity());
         let pass = self.enter()?;
         self.inner
             .pool
-            .run(WHAT, pass, Repeat::Harmless, None, move |client| {
-                client.execute_typed(&inner.sql.add_identity, &[(&new, Type::TEXT)])
-            })
+            .run(
+                "giving the table an identity",
+                pass,
+                Repeat::Harmless,
+                None,
+                move |client| {
+                    client.execute_typed(
+                        &inner.sql.add_note,
+                        &[(&IDENTITY, Type::TEXT), (&new, Type::TEXT)],
+                    )
+                },
+            )
             .await?;
-        known().await
+        self.note(IDENTITY).await
     }
 
     async fn usage(&self) -> Result<Usage> {

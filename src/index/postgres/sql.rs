@@ -97,12 +97,11 @@ pub(super) struct Sql {
     pub ending: [String; 2],
     pub note: Query,
     pub set_note: String,
+    pub add_note: String,
     pub drop_note: String,
     pub rows_of_blob: String,
     pub rows_from: Query,
     pub update_blob: String,
-    pub identity: String,
-    pub add_identity: String,
     pub usage: Query,
     pub add_usage: String,
     pub try_lease: String,
@@ -251,6 +250,9 @@ impl Sql {
             set_note: format!(
                 "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"
             ),
+            add_note: format!(
+                "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING"
+            ),
             drop_note: format!("DELETE FROM {meta} WHERE name = $1"),
             rows_of_blob: format!(
                 "SELECT FALSE AS staged, {columns}, key FROM {table} WHERE blob_id = $1 ORDER BY key{using}"
@@ -262,10 +264,6 @@ impl Sql {
             update_blob: format!(
                 "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
-            ),
-            identity: format!("SELECT value FROM {meta} WHERE name = 'identity'"),
-            add_identity: format!(
-                "INSERT INTO {meta} (name, value) VALUES ('identity', $1) ON CONFLICT (name) DO NOTHING"
             ),
             usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),
             add_usage: format!(

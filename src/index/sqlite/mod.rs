@@ -26,7 +26,7 @@ use super::keys::{check_key, check_text};
 use super::table::parse_table;
 use super::{
     new_identity, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
-    LONGEST_LEASE,
+    IDENTITY, LONGEST_LEASE,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -85,7 +85,7 @@ impl SqliteIndex {
         let opened = tokio::task::spawn_blocking(move || {
             let sql = Arc::new(Sql::new(&table));
             let (connection, access) =
-                schema::open(&options.path, &options.table, &sql, options.busy_timeout)?;
+                schema::open(&options.path, &table, &sql, options.busy_timeout)?;
             let writer = match access {
                 Access::Write => Some(Writer::start(connection)?),
                 Access::Read(_) => None,
@@ -568,25 +568,22 @@ impl Index for SqliteIndex {
     }
 
     async fn identity(&self) -> Result<Option<String>> {
-        const WHAT: &str = "reading the table's identity";
-        fn read(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<String>> {
-            let mut statement = connection.prepare_cached(&sql.identity)?;
-            statement.query_row([], |row| row.get(0)).optional()
-        }
-        let pass = self.gate.enter()?;
-        let known = self.quick(WHAT, pass, read).await?;
+        let known = self.note(IDENTITY).await?;
         if known.is_some() || self.only_reads().is_some() {
             return Ok(known);
         }
         let new = new_identity();
         let pass = self.gate.enter()?;
-        self.write(WHAT, pass, move |connection, sql| {
-            connection
-                .prepare_cached(&sql.add_identity)?
-                .execute([&new])?;
-            read(connection, sql)
-        })
-        .await
+        self.write(
+            "giving the table an identity",
+            pass,
+            move |connection, sql| {
+                let mut add = connection.prepare_cached(&sql.add_note)?;
+                add.execute([IDENTITY, &new])
+            },
+        )
+        .await?;
+        self.note(IDENTITY).await
     }
 
     async fn usage(&self) -> Result<Usage> {

@@ -9,7 +9,7 @@ use super::access::{self, Access};
 use super::{failed, is_busy, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
-use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
+use crate::index::table::{is_index, TableName, COMPANIONS};
 
 /// Marks a file as ours ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
@@ -25,6 +25,7 @@ pub(super) struct Sql {
     pub ending: String,
     pub note: String,
     pub set_note: String,
+    pub add_note: String,
     pub drop_note: String,
     pub rows_of_blob: String,
     pub rows_from: String,
@@ -35,8 +36,6 @@ pub(super) struct Sql {
     pub release_lease: String,
     create: String,
     version: String,
-    pub identity: String,
-    pub add_identity: String,
     meta: String,
     table: String,
 }
@@ -74,6 +73,9 @@ impl Sql {
             note: format!("SELECT value FROM {meta} WHERE name = ?1"),
             set_note: format!(
                 "INSERT INTO {meta} (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            ),
+            add_note: format!(
+                "INSERT INTO {meta} (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING"
             ),
             drop_note: format!("DELETE FROM {meta} WHERE name = ?1"),
             rows_of_blob: format!("SELECT {columns}, key FROM {main} WHERE blob_id = ?1 ORDER BY key"),
@@ -113,10 +115,6 @@ impl Sql {
                 expires_idx = quoted("_expires_at_idx"),
             ),
             version: format!("SELECT value FROM {meta} WHERE name = 'schema_version'"),
-            identity: format!("SELECT value FROM {meta} WHERE name = 'identity'"),
-            add_identity: format!(
-                "INSERT INTO {meta} (name, value) VALUES ('identity', ?1) ON CONFLICT (name) DO NOTHING"
-            ),
             meta: format!("{table}_meta"),
             table: main,
         }
@@ -169,7 +167,7 @@ pub(super) fn open_reader(
 /// can be written, only checks what is there: the connection is one for reading then.
 pub(super) fn open(
     path: &Path,
-    table: &str,
+    table: &TableName,
     sql: &Sql,
     busy_timeout: Duration,
 ) -> Result<(Connection, Access)> {
@@ -295,19 +293,16 @@ fn full_disk(error: &rusqlite::Error, dir: &Path) -> Option<u64> {
 }
 
 /// Refuses a table whose name, or the name of a companion of which, is that of another index.
-fn check_names(connection: &Connection, table: &str) -> rusqlite::Result<Result<()>> {
-    let wanted = match parse_table(table) {
-        Ok(wanted) => wanted,
-        Err(e) => return Ok(Err(e)),
-    };
-    let companions = COMPANIONS.iter().map(|suffix| wanted.companion(suffix));
-    let others: Vec<TableName> = companions.chain(wanted.main_table()).collect();
+fn check_names(connection: &Connection, table: &TableName) -> rusqlite::Result<Result<()>> {
+    // With the schema, as `Sql::new` names them.
+    let companions = COMPANIONS.iter().map(|suffix| format!("{table}{suffix}"));
+    let main = table.main_table().map(|main| main.to_string());
     let mut columns = connection.prepare("SELECT name FROM pragma_table_info(?1)")?;
-    for other in others {
-        let found = columns.query_map([other.name()], |row| row.get(0))?;
+    for other in companions.chain(main) {
+        let found = columns.query_map([&other], |row| row.get(0))?;
         let found = found.collect::<rusqlite::Result<Vec<String>>>()?;
         if is_index(|column| found.iter().any(|c| c == column)) {
-            return Ok(Err(wanted.collides_with(other.name())));
+            return Ok(Err(table.collides_with(&other)));
         }
     }
     Ok(Ok(()))
@@ -346,13 +341,19 @@ fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::table::parse_table;
+
+    fn opened(dir: &Path) -> (Sql, Connection) {
+        let table = parse_table("t").unwrap();
+        let sql = Sql::new(&table);
+        let opened = open(&dir.join("i"), &table, &sql, Duration::from_secs(1));
+        (sql, opened.unwrap().0)
+    }
 
     #[test]
     fn an_acknowledged_row_survives_a_power_cut() {
         let dir = tempfile::tempdir().unwrap();
-        let sql = Sql::new(&parse_table("t").unwrap());
-        let (connection, _) =
-            open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
+        let (_, connection) = opened(dir.path());
         let pragma = |name: &str| -> String {
             connection
                 .query_row(
@@ -373,9 +374,7 @@ mod tests {
     #[test]
     fn lookups_and_pages_use_indexes() {
         let dir = tempfile::tempdir().unwrap();
-        let sql = Sql::new(&parse_table("t").unwrap());
-        let (connection, _) =
-            open(&dir.path().join("i"), "t", &sql, Duration::from_secs(1)).unwrap();
+        let (sql, connection) = opened(dir.path());
         let range = KeyRange::prefix("/a").after("/ab").except("/ac");
         let (page, back) = (sql.list(&range), sql.list(&range.clone().descending()));
         let alone = sql.list(&range.clone().keys_alone());
