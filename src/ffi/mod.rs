@@ -57,7 +57,7 @@ pub use runtime::walrusds_call;
 pub const WALRUSDS_ABI_VERSION: u32 = 2;
 
 /// Values below this length (bytes) are copied for the caller.
-const KEPT: usize = 64 << 10;
+const COPIED: usize = 64 << 10;
 
 /// An argument that the call cannot work with: a key with a NUL, a NULL pointer, an unknown handle.
 pub const WALRUSDS_INVALID_ARGUMENT: i32 = 1;
@@ -407,7 +407,7 @@ pub unsafe extern "C" fn walrusds_get(
             };
             if let Some(value) = wait(call, instance.store.get_shared(key))? {
                 // Most callers copy it and free it at once. Some keep it: a short one must not hold a window.
-                let value = match value.len() < KEPT {
+                let value = match value.len() < COPIED {
                     true => owned(value),
                     false => value,
                 };

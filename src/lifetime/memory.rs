@@ -32,8 +32,6 @@ pub(super) struct Past {
     wrong: Vec<Digest>,
     /// They may be paid for again after this.
     wrong_until: Option<Instant>,
-    /// Rows that do not fit were named in the log.
-    pub(super) odd_rows_named: bool,
 }
 
 impl Past {
@@ -46,11 +44,10 @@ impl Past {
     }
 
     /// What is remembered after a store of the right bytes. `paid`: the rest saves money.
-    pub(super) fn renewed(self, rest: Option<Instant>, paid: bool) -> Past {
+    pub(super) fn renewed(rest: Option<Instant>, paid: bool) -> Past {
         Past {
             rest,
             paid,
-            odd_rows_named: self.odd_rows_named,
             ..Past::default()
         }
     }
@@ -158,7 +155,7 @@ fn name(blob_id: &str) -> String {
 pub(super) struct Memory {
     blobs: HashMap<String, Past>,
     /// Blobs whose odd rows were named in the log.
-    odd_rows_named: HashSet<String>,
+    pub(super) odd_rows_named: HashSet<String>,
 }
 
 impl Memory {
@@ -169,10 +166,7 @@ impl Memory {
         let note = parts.index.note(&name(blob_id)).await?;
         let longest = parts.longest_rest();
         let past = note.map(|text| Past::parse(&text, parts.clock.now(), longest));
-        let past = Past {
-            odd_rows_named: self.odd_rows_named.contains(blob_id),
-            ..past.unwrap_or_default()
-        };
+        let past = past.unwrap_or_default();
         self.blobs.insert(blob_id.to_owned(), past.clone());
         Ok(past)
     }
@@ -184,9 +178,6 @@ impl Memory {
         blob_id: &str,
         past: Past,
     ) -> Result<()> {
-        if past.odd_rows_named {
-            self.odd_rows_named.insert(blob_id.to_owned());
-        }
         let now = parts.clock.now();
         let before = self.blobs.insert(blob_id.to_owned(), past.clone());
         let before = before.and_then(|before| before.text(now));

@@ -301,14 +301,15 @@ async fn attend(
     if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
         return Ok(false);
     }
-    let renewal = caught(renew_blob(parts, item, &mut past));
+    let odd_rows_named = &mut state.memory.odd_rows_named;
+    let renewal = caught(renew_blob(parts, item, &mut past, odd_rows_named));
     match with_lease(parts, owner, renewal).await {
         Ok(Outcome::Renewed(expires_at)) => {
-            past = past.renewed(parts.rest_after_renewal(expires_at), true);
+            past = Past::renewed(parts.rest_after_renewal(expires_at), true);
         }
         Ok(Outcome::NotYet) => {
             let rest = parts.fraction_of_epoch().min(RETRY_MAX);
-            past = past.renewed(Some(Instant::now() + rest), false);
+            past = Past::renewed(Some(Instant::now() + rest), false);
         }
         Err(e) => {
             Metrics::add(&parts.metrics.renewals_failed, 1);
@@ -361,7 +362,12 @@ enum Outcome {
     NotYet,
 }
 
-async fn renew_blob(parts: &RenewalParts, item: &RenewItem, past: &mut Past) -> Result<Outcome> {
+async fn renew_blob(
+    parts: &RenewalParts,
+    item: &RenewItem,
+    past: &mut Past,
+    odd_rows_named: &mut HashSet<String>,
+) -> Result<Outcome> {
     let rows = parts.index.rows_of_blob(&item.blob_id).await?;
     if rows.is_empty() {
         return Ok(Outcome::Renewed(None));
@@ -396,8 +402,7 @@ async fn renew_blob(parts: &RenewalParts, item: &RenewItem, past: &mut Past) -> 
             ),
         ));
     }
-    if !odd.is_empty() && !past.odd_rows_named {
-        past.odd_rows_named = true;
+    if !odd.is_empty() && odd_rows_named.insert(item.blob_id.clone()) {
         let named: Vec<&str> = odd
             .iter()
             .take(ODD_ROWS_NAMED)

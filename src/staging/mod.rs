@@ -395,10 +395,8 @@ impl Journal {
         let broken = self.inner.broken.load(Ordering::Acquire);
         let staged: Vec<Write> = {
             let mut state = self.inner.state.lock();
-            if !state.damaged.is_empty() {
-                state
-                    .damaged
-                    .retain(|key, _| !keys.iter().any(|k| **k == **key));
+            for key in keys {
+                state.damaged.remove(key.as_str());
             }
             keys.iter()
                 .filter(|k| {
@@ -454,8 +452,7 @@ impl Journal {
         self.inner.log.push(
             Level::Error,
             format!(
-                "{why}. It was accepted and is lost on this disk: put it again (ipfs add, or fetch it from \
-                 another node). Its file is kept with the ending .{} once the other blocks in it are on Walrus",
+                "{why}. It was accepted and is lost on this disk: put it again (ipfs add). Its file is kept with the ending .{} once the other blocks in it are on Walrus",
                 disk::ASIDE
             ),
         );

@@ -185,11 +185,11 @@ fn remember(list: &Path, known: &[PathBuf], now: Option<&Path>) {
 /// What the journal in `dir` holds, if it is one with blocks and no datastore has it open. Changes
 /// nothing.
 fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
-    let has_segments = |dir: &Path| {
-        let mut entries = dir.read_dir().ok()?.flatten();
-        entries.find(|e| e.path().extension().is_some_and(|x| x == "segment"))
-    };
-    if has_segments(dir).is_none() {
+    let is_segment = |e: std::fs::DirEntry| e.path().extension().is_some_and(|x| x == "segment");
+    if !dir
+        .read_dir()
+        .is_ok_and(|all| all.flatten().any(is_segment))
+    {
         return Ok(None);
     }
     let _lock = match DirLock::take(dir) {

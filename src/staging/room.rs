@@ -20,6 +20,8 @@ const SAY_AGAIN: Duration = Duration::from_secs(600);
 /// A journal that is full although Walrus takes what it is given is worth a line after this time: the
 /// node writes faster than it can upload.
 const SLOW: Duration = Duration::from_secs(30);
+/// How often a write that waits looks whether the log must be told.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Room in the journal for a write, until it is written (then it counts as part of its file) or given
 /// up.
@@ -77,10 +79,10 @@ impl Journal {
                 if let Some(room) = self.admit(bytes) {
                     return room;
                 }
-                let look_again = self.complain(begun);
+                self.complain(begun);
                 tokio::select! {
                     () = freed => {}
-                    () = tokio::time::sleep(look_again) => {}
+                    () = tokio::time::sleep(LOOK) => {}
                 }
             }
         });
@@ -110,11 +112,11 @@ impl Journal {
         })
     }
 
-    /// Tells the log that writers wait since `begun`, if that is due; returns when to look again.
-    fn complain(&self, begun: Instant) -> Duration {
+    /// Tells the log that writers wait since `begun`, if that is due.
+    fn complain(&self, begun: Instant) {
         let stuck = self.inner.trouble.words().is_some();
         if !stuck && begun.elapsed() < SLOW {
-            return SLOW.min(Duration::from_secs(1));
+            return;
         }
         let mut said = self.inner.said_full.lock();
         if said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
@@ -128,7 +130,6 @@ impl Journal {
                 ),
             );
         }
-        Duration::from_secs(1)
     }
 
     fn why_full(&self) -> String {
@@ -146,7 +147,7 @@ impl Journal {
         )
     }
 
-    /// How long the oldest block that is queued has waited.
+    /// How long the oldest staged block has waited.
     pub(super) fn oldest(&self) -> Option<Duration> {
         let state = self.inner.state.lock();
         let oldest = state.blocks.values().map(|b| b.staged).min()?;
