@@ -438,14 +438,16 @@ async fn a_journal_that_was_given_up_on_purpose_is_no_hindrance() {
 // ---------------------------------------------------------------------------------------------
 // Keys
 
+fn without_and_with_journal() -> [(Node, Arc<WalrusDatastore>); 2] {
+    let (without, with) = (Node::new(), Node::new());
+    let through = Arc::new(without.parts.open(""));
+    let journalled = with.open(IDLE);
+    [(without, through), (with, journalled)]
+}
+
 #[tokio::test]
 async fn a_value_that_its_key_does_not_name_is_refused_at_once() {
-    for journal in [false, true] {
-        let node = Node::new();
-        let ds = match journal {
-            true => node.open(IDLE),
-            false => Arc::new(node.parts.open("")),
-        };
+    for (_node, ds) in without_and_with_journal() {
         let good = noise(1, 100);
         let wrong = key_of(&noise(2, 100));
         let ops = vec![
@@ -468,12 +470,7 @@ async fn a_value_that_its_key_does_not_name_is_refused_at_once() {
 /// Records of IPNS and the filestore, which Kubo writes where the datastore is mounted at `/`.
 #[tokio::test]
 async fn records_under_keys_that_end_in_the_hash_of_something_else_are_kept() {
-    for journal in [false, true] {
-        let node = Node::new();
-        let ds = match journal {
-            true => node.open(IDLE),
-            false => Arc::new(node.parts.open("")),
-        };
+    for (_node, ds) in without_and_with_journal() {
         let hash = key_of(&noise(1, 100));
         for namespace in ["/ipns", "/filestore", "/providers/CIQ"] {
             let (key, record) = (format!("{namespace}{hash}"), noise(2, 100));

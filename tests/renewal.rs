@@ -508,7 +508,7 @@ async fn notes_are_kept_across_opens() {
 
 /// Without the length of an epoch, a 404 is all that tells that a blob has lapsed: the same block is stored
 /// anew when it is put.
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_block_that_a_read_has_missed_is_stored_anew() {
     for journal in [false, true] {
         let dir = tempfile::tempdir().unwrap();
@@ -532,7 +532,11 @@ async fn a_block_that_a_read_has_missed_is_stored_anew() {
         while !index.rows.lock().contains_key(&key_of(&noise(0, 1000))) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        // Time leaps while nothing is under way. A leap while the journal waits for its disk could be longer
+        // than a 404 is remembered.
+        tokio::time::pause();
         tokio::time::sleep(3 * EPOCH).await;
+        tokio::time::resume();
         assert!(!is_there(&ds, 0).await);
         ds.commit(blocks(1)).await.unwrap();
         stored(2).await;
