@@ -33,7 +33,7 @@ impl DirLock {
 }
 
 /// Puts a README with this text into a directory of ours. A link in its place is not followed: it may lead to
-/// a file of somebody else's.
+/// a file of another program.
 pub(crate) fn write_readme(dir: &Path, text: &str) -> io::Result<()> {
     let path = dir.join("README.txt");
     match std::fs::symlink_metadata(&path) {

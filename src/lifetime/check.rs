@@ -1,7 +1,7 @@
 //! Whether bytes that an aggregator gave are those of a blob.
 //!
-//! The blob ID is computed from the bytes, but by the publisher, after it was paid. What is known before is
-//! each row's key, which is the hash of its block, and where the blocks lie. Two things can be wrong: the
+//! The publisher computes the blob ID from the bytes, but only after it was paid. Before that, the rows tell the
+//! hash of each block, which is its key, and where the block lies. Two things can be wrong: the
 //! bytes, and a row. So an answer that fits all rows and ends where they end is taken at once. If no
 //! aggregator gives such an answer, the best one is taken in which at least some blocks hash to their keys:
 //! the rows that do not fit are wrong then, or the bytes are, which the blob ID will show.
