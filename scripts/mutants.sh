@@ -29,7 +29,7 @@ args=(--package walrusds --output "$out" --shuffle --jobs "${MUTANTS_JOBS:-1}" -
 for file in "${files[@]}"; do args+=(--file "$file"); done
 # The tests of these rooms; the long ones would only repeat them.
 tests=(--lib)
-for name in datastore journal journal_damage read lifetime renewal; do tests+=(--test "$name"); done
+for name in datastore journal journal_damage journal_damage_lasts read lifetime renewal; do tests+=(--test "$name"); done
 
 say "for $minutes minutes; the log is build/mutants/log"
 status=0

@@ -709,6 +709,10 @@ impl Shared {
             self.count_get(&value);
             return Ok(Some(value));
         }
+        if multihash::check(key, &[]) == Match::Unknown {
+            // A row may be of an older value.
+            self.absent(key)?;
+        }
         let mut failed: Option<(Record, Error)> = None;
         loop {
             let (record, asked) = match failed {

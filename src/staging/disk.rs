@@ -50,9 +50,9 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
         File::open(dir)?.sync_all()
     }
 
-    /// Gives a file the ending [`ASIDE`]: it is no part of the journal any more.
-    fn set_aside(&self, path: &Path) -> io::Result<()> {
-        std::fs::rename(path, path.with_extension(ASIDE))
+    /// Gives a file another name in its directory, also if there is a file of that name.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
     }
 
     /// Removes a file.

@@ -338,6 +338,9 @@ async fn deliver(
         let (blocks, replaced) = match caught(prepare(parts, blocks.clone())).await {
             Ok(prepared) => prepared,
             Err(e) => {
+                if e.kind() == ErrorKind::Disk && set_apart(parts, &blocks, &mut stack).await {
+                    continue;
+                }
                 if closing() {
                     left_behind(parts, &e);
                     return;
@@ -371,14 +374,15 @@ async fn deliver(
             }
             Err(e) => {
                 Metrics::add(&parts.upload.metrics.packs_failed, 1);
-                // Without them it can be stored at once.
-                if !lose_damaged(parts, &blocks).await {
-                    if closing() {
-                        left_behind(parts, &e);
-                        return;
-                    }
-                    patience.after("storing a pack", &e).await;
+                // Without blocks that are damaged or cannot be read it can be stored at once.
+                if set_apart(parts, &blocks, &mut stack).await {
+                    continue;
                 }
+                if closing() {
+                    left_behind(parts, &e);
+                    return;
+                }
+                patience.after("storing a pack", &e).await;
                 stack.push(blocks);
                 continue;
             }
@@ -409,7 +413,7 @@ async fn prepare(
     // These travel in parts, and cannot be checked on their way.
     let long = blocks.iter().filter(|b| b.len() > WHOLE);
     let long: Vec<Arc<Block>> = long.cloned().collect();
-    lose_damaged(parts, &long).await;
+    look_at(parts, &long).await;
     let current = parts.journal.current(&blocks);
     let (blocks, mut obsolete) = partition(blocks, &current);
     let keys: Vec<String> = blocks.iter().map(|b| b.key().to_owned()).collect();
@@ -484,21 +488,52 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|e| Error::new(ErrorKind::Internal, format!("reading the journal: {e}")))
 }
 
-/// Reads blocks, so that those that are damaged are staged no longer. Whether there were any.
-async fn lose_damaged(parts: &FlushParts, blocks: &[Arc<Block>]) -> bool {
+/// What reading blocks has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Whole,
+    /// It is staged no longer.
+    Damaged,
+    /// It may be whole: the disk does not give it now.
+    Unreadable,
+}
+
+/// Reads blocks, so that those that are damaged are staged no longer.
+async fn look_at(parts: &FlushParts, blocks: &[Arc<Block>]) -> Vec<Look> {
     if blocks.is_empty() {
-        return false;
+        return Vec::new();
     }
     let (blocks, journal) = (blocks.to_vec(), Arc::clone(&parts.journal));
-    let damaged = move || {
-        let damaged = |block: &Arc<Block>| {
-            let read = journal.read(block);
-            read.is_err_and(|e| e.kind() == ErrorKind::Corrupt)
-        };
-        // All of them are read.
-        blocks.iter().filter(|block| damaged(block)).count() > 0
+    let look = move |block: &Arc<Block>| match journal.read(block) {
+        Ok(_) => Look::Whole,
+        Err(e) if e.kind() == ErrorKind::Corrupt => Look::Damaged,
+        Err(_) => Look::Unreadable,
     };
-    blocking(damaged).await.unwrap_or(false)
+    blocking(move || blocks.iter().map(look).collect())
+        .await
+        .unwrap_or_default()
+}
+
+/// Whether a pack that failed can be tried again at once, without some of its blocks. They are on the stack
+/// then, those that cannot be read now in a pack of their own behind all others: the disk may give them later.
+async fn set_apart(
+    parts: &FlushParts,
+    blocks: &[Arc<Block>],
+    stack: &mut Vec<Vec<Arc<Block>>>,
+) -> bool {
+    let looks = look_at(parts, blocks).await;
+    let any = |look| looks.contains(&look);
+    let helps = any(Look::Damaged) || (any(Look::Unreadable) && any(Look::Whole));
+    if !helps {
+        return false;
+    }
+    let readable: Vec<bool> = looks.iter().map(|l| *l != Look::Unreadable).collect();
+    let (readable, unreadable) = partition(blocks.to_vec(), &readable);
+    if !unreadable.is_empty() {
+        stack.insert(0, unreadable);
+    }
+    stack.push(readable);
+    true
 }
 
 fn left_behind(parts: &FlushParts, e: &Error) {

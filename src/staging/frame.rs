@@ -160,7 +160,16 @@ pub(super) enum Entry {
     },
     Delete(String),
     Done(u64, u64),
-    /// A put whose value is damaged, or an entry that cannot be trusted (never in a file).
+    /// A put whose value is damaged (never in a file).
+    Damaged {
+        key: Arc<str>,
+        offset: u64,
+        len: u32,
+        crc: u32,
+        /// A part of it may never have been written: where it was to be, there are zeroes.
+        unwritten: bool,
+    },
+    /// An entry that cannot be trusted (never in a file).
     Lost,
 }
 

@@ -4,6 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `ask` | whether a write asks the index first for what it holds |
+//! | `damage` | blocks that were accepted and are damaged on this disk |
 //! | `disk` | the calls that change files, for tests to let them fail |
 //! | `frame` | how writes lie in a file |
 //! | `owner` | which index the blocks belong to, and journals that were left behind |
@@ -17,7 +18,7 @@
 //! until its row is committed and its blob could be read back. Files go oldest first, so that a
 //! deletion can never be forgotten before the write that it undid.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::TryLockError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ use crate::pack::order::Order;
 use crate::walrus::Source;
 
 mod ask;
+mod damage;
 mod disk;
 mod flush;
 mod frame;
@@ -51,6 +53,7 @@ mod trouble;
 mod writer;
 
 pub(crate) use ask::AskFirst;
+use damage::{Damage, Damages};
 use disk::{Disk, RealDisk};
 pub(crate) use flush::{FlushParts, Flusher};
 use frame::{Entry, Write};
@@ -68,6 +71,7 @@ NUMBER.segment  blocks, in the order in which they were written. A file is remov
                 every block in it is on Walrus and in the index, oldest file first. The newest one
                 ends with zeroes: space that the next writes will take.
 NUMBER.damaged  such a file in which a block was found damaged; no part of the journal any more.
+DAMAGED         the keys of damaged blocks that were neither put again nor deleted since, and where they lay.
 LOCK            held by the running node.
 OWNER           the table of the index for which the blocks were accepted.
 
@@ -100,6 +104,8 @@ pub(crate) struct Block {
     /// The file says that it needs no upload any more, and then its row came to be in doubt. It is looked
     /// up again, but would not be back after a restart.
     let_go: AtomicBool,
+    /// It was found damaged.
+    damaged: AtomicBool,
 }
 
 impl Block {
@@ -130,21 +136,24 @@ impl Block {
     /// written.
     fn read(&self) -> Result<Bytes> {
         let mut value = vec![0; self.len as usize];
+        let path = self.segment.path();
         self.segment
             .read_at(self.offset, &mut value)
-            .map_err(|e| disk_error(&format!("reading {}", self.segment.path().display()), &e))?;
+            .map_err(|e| disk_error(&format!("reading {}", path.display()), &e))?;
         if crc32fast::hash(&value) != self.crc {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "block {} is damaged in the journal ({}, byte {})",
-                    self.key,
-                    self.segment.path().display(),
-                    self.offset
-                ),
-            ));
+            let dir = path.parent().unwrap_or(path);
+            let words = self.damage().words(&self.key, dir);
+            return Err(Error::new(ErrorKind::Corrupt, words));
         }
         Ok(value.into())
+    }
+
+    fn damage(&self) -> Damage {
+        Damage {
+            file: self.segment.file_name(),
+            at: self.offset,
+            len: self.len,
+        }
     }
 }
 
@@ -222,9 +231,37 @@ struct Inner {
     last_sync_us: AtomicU64,
     /// A write or a sync failed, and what it left behind is still there.
     broken: AtomicBool,
+    /// The list of damaged blocks could not be written.
+    list_failed: AtomicBool,
 }
 
 impl Inner {
+    /// Writes the list of damaged blocks, if it has changed. The appender's lock is held. If it cannot be
+    /// written, the journal goes on: to keep its files for that would keep a full disk full.
+    fn save_damage(&self) {
+        let damages = {
+            let mut state = self.state.lock();
+            if !std::mem::take(&mut state.damage_changed) {
+                return;
+            }
+            state.damaged.clone()
+        };
+        let saved = damage::save(&self.dir, &*self.disk, &damages);
+        let failed_before = self.list_failed.swap(saved.is_err(), Ordering::Relaxed);
+        if let Err(e) = saved {
+            self.state.lock().damage_changed = true;
+            if !failed_before {
+                self.log.push(
+                    Level::Error,
+                    format!(
+                        "journal: the list of damaged blocks in {} cannot be written; it is tried again: {e}",
+                        self.dir.display()
+                    ),
+                );
+            }
+        }
+    }
+
     /// Bytes that may be written ahead of the frames of a segment of `len` bytes.
     fn room_ahead(&self, len: u64) -> u64 {
         let left = self.max_bytes.saturating_sub(self.state.lock().used());
@@ -250,8 +287,10 @@ impl Inner {
 #[derive(Debug, Default)]
 struct State {
     blocks: BTreeMap<Arc<str>, Arc<Block>>,
-    /// Keys whose newest value was found damaged, and how. They are not staged any more.
-    damaged: HashMap<Arc<str>, String>,
+    /// Keys whose newest value was found damaged. They are not staged any more.
+    damaged: Damages,
+    /// The list on disk is another one.
+    damage_changed: bool,
     /// Bytes of the values in `blocks`.
     bytes: u64,
     /// Blocks in the order in which they were written, until they travel. Some may have been replaced
@@ -294,11 +333,24 @@ impl State {
         if let Some(block) = self.blocks.remove(key) {
             self.bytes -= block.len();
         }
+        self.heal(key);
+    }
+
+    /// What was known of damage to `key` is over.
+    fn heal(&mut self, key: &str) {
+        self.damage_changed |= self.damaged.remove(key).is_some();
+    }
+
+    /// The newest value of `key` is damaged.
+    fn lose(&mut self, key: &Arc<str>, damage: Damage) {
+        self.forget(key);
+        self.damaged.insert(Arc::clone(key), damage);
+        self.damage_changed = true;
     }
 
     fn stage(&mut self, block: Arc<Block>) {
         block.segment.add_live();
-        self.damaged.remove(&block.key);
+        self.heal(&block.key);
         self.bytes += block.len();
         self.queued_bytes += block.len();
         self.queue.push_back(Arc::clone(&block));
@@ -334,11 +386,15 @@ impl Journal {
         log: Arc<Log>,
     ) -> Result<Journal> {
         let failed = |e: io::Error| disk_error(&format!("journalPath {}", dir.display()), &e);
-        std::fs::create_dir_all(dir).map_err(failed)?;
+        create_dir(dir, &*disk).map_err(failed)?;
         let lock = lock(dir)?;
         write_readme(dir, README).map_err(failed)?;
         report_aside(dir, &log).map_err(failed)?;
-        let (state, position) = replay(dir, &disk, &log)?;
+        let Replayed {
+            state,
+            position,
+            unfinished,
+        } = replay(dir, &disk, &log)?;
         if let Some(owner) = owner {
             owner.take(dir, state.staged(), &log)?;
         }
@@ -356,8 +412,13 @@ impl Journal {
             syncs: AtomicU64::new(0),
             last_sync_us: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            list_failed: AtomicBool::new(false),
         });
         let writer = Writer::start(Arc::clone(&inner), position)?;
+        if !unfinished.is_empty() {
+            // Once other writes follow, they would be taken for damaged ones that were acknowledged.
+            writer.note_now(unfinished.into_iter().map(Write::Delete).collect());
+        }
         writer.reclaim();
         Ok(Journal {
             inner,
@@ -394,14 +455,14 @@ impl Journal {
         // A write that failed may still lie in a file that could not be repaired yet.
         let broken = self.inner.broken.load(Ordering::Acquire);
         let staged: Vec<Write> = {
-            let mut state = self.inner.state.lock();
-            for key in keys {
-                state.damaged.remove(key.as_str());
-            }
+            let state = self.inner.state.lock();
             keys.iter()
                 .filter(|k| {
                     let k = k.as_str();
-                    broken || state.blocks.contains_key(k) || state.unnoted.contains(k)
+                    broken
+                        || state.blocks.contains_key(k)
+                        || state.unnoted.contains(k)
+                        || state.damaged.contains_key(k)
                 })
                 .map(|k| Write::Delete(k.clone()))
                 .collect()
@@ -443,25 +504,28 @@ impl Journal {
             if !state.is_current(block) {
                 return;
             }
-            state.forget(&block.key);
-            state
-                .damaged
-                .insert(Arc::clone(&block.key), why.to_string());
+            block.damaged.store(true, Ordering::Release);
+            block.segment.keep();
+            state.lose(&block.key, block.damage());
         }
-        block.segment.keep();
         self.inner.log.push(
             Level::Error,
             format!(
-                "{why}. It was accepted and is lost on this disk: put it again (ipfs add). Its file is kept with the ending .{} once the other blocks in it are on Walrus",
+                "{why}. {}. Its file is kept with the ending .{} once the other blocks in it are on Walrus",
+                damage::REMEDY,
                 disk::ASIDE
             ),
         );
+        // The list is written there.
+        self.writer.reclaim();
     }
 
     /// What is known of the damage to the newest value of `key`, if that was damaged and nothing has taken
     /// its place.
     pub(crate) fn damage(&self, key: &str) -> Option<String> {
-        self.inner.state.lock().damaged.get(key).cloned()
+        let state = self.inner.state.lock();
+        let damage = state.damaged.get(key)?;
+        Some(damage.words(key, &self.inner.dir))
     }
 
     /// The staged block under `key`.
@@ -582,10 +646,15 @@ impl Journal {
         blocks.sort_unstable_by_key(|block| block.seq);
         // First on paper: a block that is forgotten here must not be back after a crash of this
         // process, or a deletion that comes in between would be undone.
-        let notes = ranges(blocks.iter().map(|b| b.seq))
+        // A damaged one is none of them: the next open must see that it was accepted.
+        let ended = blocks.iter().filter(|b| !b.damaged.load(Ordering::Acquire));
+        let notes: Vec<Write> = ranges(ended.map(|b| b.seq))
             .map(|(first, last)| Write::Done(first, last))
             .collect();
-        let noted = self.writer.note(notes).await;
+        let noted = match notes.is_empty() {
+            true => Ok(()),
+            false => self.writer.note(notes).await,
+        };
         failpoint!("journal.noted");
         if let Err(e) = &noted {
             self.inner.log.push(
@@ -650,8 +719,29 @@ fn lock(dir: &Path) -> Result<DirLock> {
     })
 }
 
+/// Makes the directory of a journal, if it is not there, so that a power cut does not take it along.
+fn create_dir(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
+    let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<&Path> = dir.ancestors().take_while(missing).collect();
+    std::fs::create_dir_all(dir)?;
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        let here = Path::new(".");
+        let parent = Some(parent).filter(|p| !p.as_os_str().is_empty());
+        disk.sync_dir(parent.unwrap_or(here))?;
+    }
+    Ok(())
+}
+
+/// What the files of a directory hold.
+struct Replayed {
+    state: State,
+    position: Position,
+    /// Keys of the last write whose values may never have been written, and of which nothing else is known.
+    unfinished: Vec<String>,
+}
+
 /// Reads the segments of a directory: what is staged, and where to go on.
-fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Position)> {
+fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Replayed> {
     let failed = |path: &Path, e: io::Error| {
         let kind = match e.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
@@ -660,7 +750,9 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
         Error::new(kind, format!("journal file {}: {e}", path.display()))
     };
     let segments = Segment::all_in(dir, disk).map_err(|e| failed(dir, e))?;
+    let (listed, unreadable) = damage::load(dir).map_err(|e| failed(dir, e))?;
     let mut state = State::default();
+    let mut all = Vec::new();
     let mut done = Vec::new();
     let next_id = match segments.last() {
         None => 1,
@@ -685,7 +777,7 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
         let scan = segment
             .scan(i == last)
             .map_err(|e| failed(segment.path(), e))?;
-        report_damage(&segment, &scan, log);
+        report_gaps(&segment, &scan, log);
         if i == last && scan.len > 0 {
             // A process that was killed may have left frames that no power cut would survive. Later puts
             // rely on what is staged.
@@ -713,7 +805,7 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
             let dropped = segment.file_len() - scan.len;
             if unborn {
                 // A file that was being made.
-                segment.remove()
+                segment.remove().map(drop)
             } else {
                 segment.cut(scan.len)
             }
@@ -732,80 +824,198 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<(State, Positio
         if scan.open && i == last {
             position.current = Some((Arc::clone(&segment), scan.contents));
         }
-        let read_at = (Instant::now(), SystemTime::now());
-        for (start, frame) in scan.frames {
-            let age = read_at
-                .1
-                .duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(frame.time_ms))
-                .unwrap_or_default();
-            let staged = read_at.0.checked_sub(age).unwrap_or(read_at.0);
-            for (entry, seq) in frame.entries.into_iter().zip(frame.seq..) {
-                position.next_seq = position.next_seq.max(seq + 1);
-                match entry {
-                    Entry::Put {
-                        key,
-                        offset,
-                        len,
-                        crc,
-                    } => state.stage(Arc::new(Block {
-                        key,
-                        seq,
-                        segment: Arc::clone(&segment),
-                        offset: start + offset,
-                        len,
-                        crc,
-                        staged,
-                        lost: AtomicU32::new(0),
-                        doubted: AtomicBool::new(false),
-                        let_go: AtomicBool::new(false),
-                    })),
-                    Entry::Delete(key) => state.forget(&key),
-                    Entry::Done(first, last) => done.push((first, last)),
-                    Entry::Lost => {}
-                }
-            }
+        for (_, frame) in &scan.frames {
+            done.extend(frame.entries.iter().filter_map(|entry| match entry {
+                Entry::Done(first, last) => Some((*first, *last)),
+                _ => None,
+            }));
         }
-        state.segments.push_back(segment);
-    }
-    leave_out_done(&mut state, done);
-    Ok((state, position))
-}
-
-/// Tells the log which blocks of a segment are damaged.
-fn report_damage(segment: &Segment, scan: &segment::Scan, log: &Log) {
-    let file = segment.path().display();
-    let some = |keys: &[Arc<str>]| {
-        let shown: Vec<&str> = keys.iter().take(5).map(|key| &**key).collect();
-        let more = if keys.len() > shown.len() {
-            ", …"
-        } else {
-            ""
-        };
-        format!("{}{more}", shown.join(", "))
-    };
-    if !scan.damaged.is_empty() || scan.gaps > 0 {
-        segment.keep();
-        log.push(
-            Level::Error,
-            format!(
-                "journal file {file} is damaged: {} blocks that were accepted are lost on this disk ({}), and {} bytes \
-                 between its writes cannot be read. Put them again. The file is kept with the ending .{} once \
-                 the other blocks in it are on Walrus",
-                scan.damaged.len(),
-                some(&scan.damaged),
-                scan.gaps,
-                disk::ASIDE
-            ),
+        state.segments.push_back(Arc::clone(&segment));
+        all.extend(
+            scan.frames
+                .into_iter()
+                .map(|(start, frame)| (Arc::clone(&segment), start, frame)),
         );
     }
-    if !scan.unfinished.is_empty() {
+    let done = Done::new(done);
+    let unfinished = apply(&mut state, &mut position, all, &done, listed);
+    leave_out_done(&mut state, &done);
+    report_damage(&state, dir, unreadable, log);
+    if !unfinished.is_empty() {
         log.push(
             Level::Warn,
             format!(
-                "journal file {file}: the last write is not whole; {} blocks of it were never acknowledged or are \
-                 damaged ({})",
-                scan.unfinished.len(),
-                some(&scan.unfinished)
+                "journal: the last write before a crash is not whole: {} blocks of it were never acknowledged ({})",
+                unfinished.len(),
+                some(unfinished.iter().map(String::as_str))
+            ),
+        );
+    }
+    let unknown = |key: &String| {
+        !state.blocks.contains_key(key.as_str()) && !state.damaged.contains_key(key.as_str())
+    };
+    Ok(Replayed {
+        unfinished: unfinished.into_iter().filter(unknown).collect(),
+        state,
+        position,
+    })
+}
+
+/// Plays what the files hold, oldest first. Gives the keys of the last write whose values may never have
+/// been written. `listed`: damage that was known before.
+fn apply(
+    state: &mut State,
+    position: &mut Position,
+    frames: Vec<(Arc<Segment>, u64, frame::Frame)>,
+    done: &Done,
+    listed: Damages,
+) -> Vec<String> {
+    let read_at = (Instant::now(), SystemTime::now());
+    let mut unfinished = Vec::new();
+    // Keys of the list of which the files say something newer.
+    let mut newer = HashSet::new();
+    let last = frames.len().saturating_sub(1);
+    for (i, (segment, start, frame)) in frames.into_iter().enumerate() {
+        let age = read_at
+            .1
+            .duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(frame.time_ms))
+            .unwrap_or_default();
+        let staged = read_at.0.checked_sub(age).unwrap_or(read_at.0);
+        for (entry, seq) in frame.entries.into_iter().zip(frame.seq..) {
+            position.next_seq = position.next_seq.max(seq + 1);
+            let key = match &entry {
+                Entry::Damaged { unwritten, .. } if *unwritten && i == last => None,
+                Entry::Put { key, .. } | Entry::Damaged { key, .. } => Some(&**key),
+                Entry::Delete(key) => Some(&**key),
+                Entry::Done(..) | Entry::Lost => None,
+            };
+            newer.extend(key.and_then(|key| Some(listed.get_key_value(key)?.0)));
+            match entry {
+                Entry::Put {
+                    key,
+                    offset,
+                    len,
+                    crc,
+                } => state.stage(Arc::new(Block {
+                    key,
+                    seq,
+                    segment: Arc::clone(&segment),
+                    offset: start + offset,
+                    len,
+                    crc,
+                    staged,
+                    lost: AtomicU32::new(0),
+                    doubted: AtomicBool::new(false),
+                    let_go: AtomicBool::new(false),
+                    damaged: AtomicBool::new(false),
+                })),
+                Entry::Damaged { key, unwritten, .. } if unwritten && i == last => {
+                    unfinished.push(key.to_string());
+                }
+                // On Walrus, and no copy is needed here.
+                Entry::Damaged { key, .. } if done.contains(seq) => state.forget(&key),
+                Entry::Damaged {
+                    key,
+                    offset,
+                    len,
+                    crc,
+                    ..
+                } => {
+                    // The same value may have been written before.
+                    let same = |old: &Arc<Block>| {
+                        old.len == len && old.crc == crc && !done.contains(old.seq)
+                    };
+                    if !state.blocks.get(&key).is_some_and(same) {
+                        let damage = Damage {
+                            file: segment.file_name(),
+                            at: start + offset,
+                            len,
+                        };
+                        state.lose(&key, damage);
+                    }
+                }
+                Entry::Delete(key) => state.forget(&key),
+                Entry::Done(..) | Entry::Lost => {}
+            }
+        }
+    }
+    for (key, damage) in &listed {
+        // A value that was wrong in memory only, or for a while, may be right again.
+        let block = state.blocks.get(key).filter(|b| !done.contains(b.seq));
+        let found = block.map(|block| (block.read(), block.damage()));
+        match found {
+            Some((Err(e), damage)) if e.kind() == ErrorKind::Corrupt => state.lose(key, damage),
+            None if !newer.contains(key) => state.lose(key, damage.clone()),
+            _ => {}
+        }
+    }
+    for segment in &state.segments {
+        let name = segment.file_name();
+        if state.damaged.values().any(|damage| damage.file == name) {
+            segment.keep();
+        }
+    }
+    state.damage_changed = state.damaged != listed;
+    unfinished
+}
+
+/// The first few keys.
+fn some<'a>(keys: impl Iterator<Item = &'a str>) -> String {
+    let mut shown: Vec<&str> = keys.take(6).collect();
+    if let Some(more) = shown.get_mut(5) {
+        *more = "…";
+    }
+    shown.join(", ")
+}
+
+/// Tells the log of bytes of a segment that are no writes. Whose blocks they were is not known.
+fn report_gaps(segment: &Segment, scan: &segment::Scan, log: &Log) {
+    if scan.gaps == 0 {
+        return;
+    }
+    segment.keep();
+    log.push(
+        Level::Error,
+        format!(
+            "journal file {} is damaged: {} bytes between its writes cannot be read, and the blocks in them, which \
+             were accepted, are lost on this disk. The file is kept with the ending .{} once the other blocks in \
+             it are on Walrus",
+            segment.path().display(),
+            scan.gaps,
+            disk::ASIDE
+        ),
+    );
+}
+
+/// Tells the log which blocks are damaged.
+fn report_damage(state: &State, dir: &Path, unreadable: usize, log: &Log) {
+    /// So many have a line of their own.
+    const LINES: usize = 10;
+    let mut damaged: Vec<_> = state.damaged.iter().collect();
+    damaged.sort_unstable_by_key(|(key, damage)| (&damage.file, damage.at, *key));
+    for (key, damage) in damaged.iter().take(LINES) {
+        log.push(
+            Level::Error,
+            format!("{}. {}", damage.words(key, dir), damage::REMEDY),
+        );
+    }
+    if damaged.len() > LINES {
+        log.push(
+            Level::Error,
+            format!(
+                "journal: {} blocks that were accepted are damaged; the file DAMAGED in {} names them",
+                damaged.len(),
+                dir.display()
+            ),
+        );
+    }
+    if unreadable > 0 {
+        log.push(
+            Level::Error,
+            format!(
+                "journal: {unreadable} lines of the list of damaged blocks (DAMAGED in {}) cannot be read, and are \
+                 left out of it",
+                dir.display()
             ),
         );
     }
@@ -819,8 +1029,8 @@ fn report_aside(dir: &Path, log: &Log) -> io::Result<()> {
             log.push(
                 Level::Error,
                 format!(
-                    "journal: {} holds blocks that were accepted and could not be read when they were to be \
-                     uploaded; an earlier line of the log has their keys. Delete the file when they are stored again",
+                    "journal: {} holds blocks that were accepted and are damaged. Those that were neither put again \
+                     nor deleted since stand in the file DAMAGED beside it. Delete the file when it is of no more use",
                     path.display()
                 ),
             );
@@ -829,17 +1039,34 @@ fn report_aside(dir: &Path, log: &Log) -> io::Result<()> {
     Ok(())
 }
 
+/// Numbers of entries that need no upload any more.
+struct Done(Vec<(u64, u64)>);
+
+impl Done {
+    /// The ranges may overlap: an entry whose row came to be in doubt is settled twice.
+    fn new(mut ranges: Vec<(u64, u64)>) -> Done {
+        ranges.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges {
+            match joined.last_mut() {
+                Some(before) if first <= before.1 => before.1 = before.1.max(last),
+                _ => joined.push((first, last)),
+            }
+        }
+        Done(joined)
+    }
+
+    fn contains(&self, seq: u64) -> bool {
+        let at = self.0.partition_point(|(first, _)| *first <= seq);
+        at > 0 && self.0[at - 1].1 >= seq
+    }
+}
+
 /// Forgets what needs no upload any more.
-fn leave_out_done(state: &mut State, mut done: Vec<(u64, u64)>) {
-    done.sort_unstable();
-    let is_done = |seq: u64| {
-        // Ranges do not overlap: each entry is settled once.
-        let at = done.partition_point(|(first, _)| *first <= seq);
-        at > 0 && done[at - 1].1 >= seq
-    };
+fn leave_out_done(state: &mut State, done: &Done) {
     for block in std::mem::take(&mut state.queue) {
         let current = state.is_current(&block);
-        if current && !is_done(block.seq) {
+        if current && !done.contains(block.seq) {
             state.queue.push_back(block);
             continue;
         }

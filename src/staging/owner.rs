@@ -200,7 +200,7 @@ fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
         }
     };
     let disk: Arc<dyn Disk> = Arc::new(Untouched);
-    let (state, _) = replay(dir, &disk, &Log::default())?;
+    let state = replay(dir, &disk, &Log::default())?.state;
     let staged = state.staged();
     Ok((staged.blocks > 0).then_some(staged))
 }
@@ -230,7 +230,7 @@ impl Disk for Untouched {
         Ok(())
     }
 
-    fn set_aside(&self, _: &Path) -> io::Result<()> {
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use super::disk::Disk;
+use super::disk::{Disk, ASIDE};
 use super::frame::{self, Entry, Frame, Head, Seal, FRAME_HEAD};
 use crate::multihash::{self, Match};
 
@@ -29,6 +29,8 @@ const AHEAD_MOST: u64 = 4 << 20;
 const LONG_FRAME: u64 = 128 << 10;
 /// How much is read at once when a segment is scanned (bytes).
 const WINDOW: usize = 1 << 20;
+/// What a disk writes wholly or not at all (bytes).
+const SECTOR: u64 = 512;
 
 static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
 
@@ -66,11 +68,6 @@ pub(super) struct Scan {
     pub(super) expected: Option<u64>,
     /// There are other bytes than zeroes behind the last whole frame.
     pub(super) torn: bool,
-    /// Keys whose values are damaged, in frames that others follow.
-    pub(super) damaged: Vec<Arc<str>>,
-    /// Keys whose values are not whole in the last frame: the write was never acknowledged, or they are
-    /// damaged.
-    pub(super) unfinished: Vec<Arc<str>>,
     /// Bytes between whole frames that are none.
     pub(super) gaps: u64,
     /// The table of contents, as far as the frames go.
@@ -158,6 +155,11 @@ impl Segment {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn file_name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -303,19 +305,25 @@ impl Segment {
         self.keep.store(true, Ordering::Release);
     }
 
-    /// Removes the file, or sets it aside if a block in it is damaged. Readers that hold the segment go on
-    /// reading.
-    pub(super) fn remove(&self) -> io::Result<()> {
-        if self.keep.load(Ordering::Acquire) {
-            self.disk.set_aside(&self.path)
-        } else {
-            self.disk.remove(&self.path)
+    /// Removes the file, or sets it aside if a block in it is damaged: under the path that is given back it is
+    /// no part of the journal any more. Readers that hold the segment go on reading.
+    pub(super) fn remove(&self) -> io::Result<Option<PathBuf>> {
+        if !self.keep.load(Ordering::Acquire) {
+            return self.disk.remove(&self.path).map(|()| None);
         }
+        // Numbers begin anew in an empty journal, so there may be an older one of this name.
+        let mut aside = self.path.with_extension(ASIDE);
+        let mut n = 1;
+        while aside.symlink_metadata().is_ok() {
+            n += 1;
+            aside = self.path.with_extension(format!("{n}.{ASIDE}"));
+        }
+        self.disk.rename(&self.path, &aside).map(|()| Some(aside))
     }
 
     /// Reads every frame's head and table: from the table of contents if there is one, else one by one,
     /// and with `values` the values too, unless it was sealed. A put whose value is damaged is
-    /// [lost](Entry::Lost), and its neighbours in the frame are not, unless the end of the last frame is missing.
+    /// [marked](Entry::Damaged), and its neighbours in the frame stay, unless the end of the last frame is missing.
     ///
     /// Bytes that are no frame end the scan, unless frames follow them: then a head was damaged, and the scan goes on
     /// behind it. A block may hold bytes that look like a frame; so of frames that come behind a gap
@@ -381,9 +389,8 @@ impl Segment {
             };
             next_seq = frame.seq + frame.entries.len() as u64;
             at = begins + frame.len;
-            scan.damaged.append(&mut scan.unfinished);
             if values {
-                (scan.unfinished, torn) = window.lose_damaged(begins, &mut frame, scan.gaps > 0)?;
+                torn = window.mark_damaged(begins, &mut frame, scan.gaps > 0)?;
             }
             if let Some(encoded) = window.get(begins, frame.head_len)? {
                 frame::push_contents(&mut scan.contents, begins, encoded);
@@ -397,7 +404,6 @@ impl Segment {
                 scan.len = begins;
                 let contents = scan.contents.len() - (8 + frame.head_len as usize);
                 scan.contents.truncate(contents);
-                scan.unfinished.clear();
             }
         }
         scan.torn = window.other_than_zero_from(scan.len)?;
@@ -535,16 +541,15 @@ impl<'a> Window<'a> {
         Ok(None)
     }
 
-    /// Makes entries lost whose values are damaged and, behind a gap, those that cannot be trusted. Gives the
-    /// keys of damaged ones, and whether the frame looks torn: its end is missing, since from some byte on
-    /// there are zeroes, and every damaged value reaches there.
-    fn lose_damaged(
+    /// Marks entries whose values are damaged and, behind a gap, those that cannot be trusted. Whether the
+    /// frame looks torn: its end is missing, since from some byte on there are zeroes, and every damaged
+    /// value reaches there.
+    fn mark_damaged(
         &mut self,
         start: u64,
         frame: &mut Frame,
         behind_gap: bool,
-    ) -> io::Result<(Vec<Arc<str>>, bool)> {
-        let mut damaged = Vec::new();
+    ) -> io::Result<bool> {
         // Where the first damaged value ends: the others end behind it.
         let mut first_end = None;
         for entry in &mut frame.entries {
@@ -560,21 +565,37 @@ impl<'a> Window<'a> {
                 }
                 continue;
             };
-            let value = self.get(start + offset, u64::from(*len))?;
-            let whole = value.is_some_and(|value| {
-                crc32fast::hash(value) == *crc
-                    && (!behind_gap || multihash::check(key, value) != Match::No)
-            });
-            if !whole {
-                first_end.get_or_insert(start + *offset + u64::from(*len));
-                damaged.push(Arc::clone(key));
-                *entry = Entry::Lost;
+            let at = start + offset;
+            let value = self.get(at, u64::from(*len))?;
+            let intact = value.is_some_and(|value| crc32fast::hash(value) == *crc);
+            let other = |value: &[u8]| multihash::check(key, value) == Match::No;
+            if intact && !(behind_gap && value.is_some_and(other)) {
+                continue;
             }
+            first_end.get_or_insert(at + u64::from(*len));
+            *entry = match behind_gap {
+                true => Entry::Lost,
+                false => Entry::Damaged {
+                    key: Arc::clone(key),
+                    offset: *offset,
+                    len: *len,
+                    crc: *crc,
+                    unwritten: value.is_none_or(|value| has_zero_sector(at, value)),
+                },
+            };
         }
-        let torn = match first_end {
-            None => false,
-            Some(end) => !self.other_than_zero(end - 1, start + frame.len)?,
-        };
-        Ok((damaged, torn))
+        match first_end {
+            None => Ok(false),
+            Some(end) => Ok(!self.other_than_zero(end - 1, start + frame.len)?),
+        }
     }
+}
+
+/// Whether what lies in some sector of these bytes, which begin at byte `at` of the file, is zero.
+fn has_zero_sector(at: u64, bytes: &[u8]) -> bool {
+    let first = (SECTOR - at % SECTOR).min(bytes.len() as u64);
+    let (first, rest) = bytes.split_at(first as usize);
+    std::iter::once(first)
+        .chain(rest.chunks(SECTOR as usize))
+        .any(|sector| sector.iter().all(|b| *b == 0))
 }

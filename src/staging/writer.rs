@@ -3,7 +3,7 @@
 //! that saves two passages between threads, which cost as much as a quick disk's sync.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::Arc;
@@ -115,6 +115,21 @@ impl Writer {
     /// Appends without a sync: what is written survives this process, but not a power cut.
     pub(super) async fn note(&self, writes: Vec<Write>) -> Result<()> {
         self.send(writes, None).await
+    }
+
+    /// Appends notes on this thread; what is wrong with the disk, the next write will find.
+    pub(super) fn note_now(&self, writes: Vec<Write>) {
+        let (reply, _) = oneshot::channel();
+        let puts = None;
+        let append = Append {
+            writes,
+            reply,
+            puts,
+        };
+        let mut written = Vec::new();
+        let mut appender = self.appender.lock();
+        appender.write(append, &mut written);
+        appender.commit(&mut written);
     }
 
     async fn send(&self, writes: Vec<Write>, puts: Option<(Room, Arc<KeyGuard>)>) -> Result<()> {
@@ -380,6 +395,7 @@ impl Appender {
             }
             self.publish(w);
         }
+        self.inner.save_damage();
         self.inner.call_flusher();
     }
 
@@ -521,6 +537,7 @@ impl Appender {
                             lost: AtomicU32::new(0),
                             doubted: AtomicBool::new(false),
                             let_go: AtomicBool::new(false),
+                            damaged: AtomicBool::new(false),
                         }));
                         at += u64::from(len);
                     }
@@ -536,6 +553,13 @@ impl Appender {
 
     /// Removes files without live blocks, oldest first, the newest too if it is the only one.
     fn reclaim(&mut self) {
+        self.inner.save_damage();
+        self.remove_free();
+        // Files that were set aside have other names.
+        self.inner.save_damage();
+    }
+
+    fn remove_free(&mut self) {
         loop {
             let oldest = {
                 let state = self.inner.state.lock();
@@ -544,12 +568,16 @@ impl Appender {
                     _ => return,
                 }
             };
-            if let Err(e) = oldest.remove() {
-                self.inner.log.push(
-                    Level::Warn,
-                    format!("journal: cannot remove {}: {e}", oldest.path().display()),
-                );
-                return;
+            match oldest.remove() {
+                Ok(None) => {}
+                Ok(Some(aside)) => self.renamed(&oldest, &aside),
+                Err(e) => {
+                    self.inner.log.push(
+                        Level::Warn,
+                        format!("journal: cannot remove {}: {e}", oldest.path().display()),
+                    );
+                    return;
+                }
             }
             // If it is the newest: everything written is published, so nothing is on its way into it,
             // and its notes speak of blocks that are gone with it.
@@ -577,6 +605,18 @@ impl Appender {
                 }
             }
             self.inner.space.notify_waiters();
+        }
+    }
+}
+
+impl Appender {
+    /// Damaged blocks lie in a file of another name now.
+    fn renamed(&self, segment: &Segment, aside: &Path) {
+        let (from, to) = (segment.file_name(), aside.file_name().unwrap_or_default());
+        let mut state = self.inner.state.lock();
+        state.damage_changed = true;
+        for damage in state.damaged.values_mut().filter(|d| d.file == from) {
+            damage.file = to.to_string_lossy().into_owned();
         }
     }
 }

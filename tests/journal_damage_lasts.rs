@@ -1,0 +1,394 @@
+//! Damaged blocks of the write journal across restarts: what is known of them stays known until they are
+//! put again or deleted, and neither a restart nor a second damage changes that.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::SeqCst;
+
+use bytes::Bytes;
+use common::eventually;
+use common::mem::{key_of, noise, Parts};
+use walrusds::log::Level;
+use walrusds::{ErrorKind, Op, WalrusDatastore};
+
+/// A journal from which nothing leaves by itself, nor when it is closed.
+const IDLE: &str =
+    r#""packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"drainTimeoutSeconds":0,"#;
+/// One from which everything leaves soon.
+const BUSY: &str = r#""packIdleFlushSeconds":1,"packMaxAgeSeconds":1,"#;
+/// Files of 16 KiB.
+const SMALL: &str = r#""journalMaxBytes":200000,"#;
+
+struct Node {
+    parts: Parts,
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Node {
+        Node {
+            parts: Parts::default(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.dir.path().join("journal")
+    }
+
+    fn open(&self, extra: &str) -> WalrusDatastore {
+        let path = self.journal();
+        let config = format!(r#"{extra}"journalPath":"{}","#, path.display());
+        self.parts.try_open(&config).unwrap()
+    }
+
+    /// Where the bytes lie in a segment.
+    fn place(&self, what: &[u8]) -> (PathBuf, u64) {
+        for path in files(&self.journal(), "segment") {
+            let file = fs::read(&path).unwrap();
+            if let Some(at) = file.windows(what.len()).position(|w| w == what) {
+                return (path, at as u64);
+            }
+        }
+        panic!("not in the journal");
+    }
+
+    /// Flips a bit of the value; gives the file's name and where the value begins.
+    fn damage(&self, value: &[u8]) -> (String, u64) {
+        let (path, at) = self.place(value);
+        let middle = value.len() / 2;
+        let writing = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let flipped = [value[middle] ^ 1];
+        writing.write_all_at(&flipped, at + middle as u64).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        (name.to_owned(), at)
+    }
+
+    /// What a kill leaves behind: the files as they are now.
+    fn crashed(&self) -> Node {
+        let copy = Node {
+            parts: self.parts.clone(),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir_all(copy.journal()).unwrap();
+        for file in fs::read_dir(self.journal()).unwrap() {
+            let file = file.unwrap().path();
+            fs::copy(&file, copy.journal().join(file.file_name().unwrap())).unwrap();
+        }
+        copy
+    }
+}
+
+fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut all: Vec<_> = all
+        .filter(|p| p.extension().is_some_and(|x| x == ending))
+        .collect();
+    all.sort();
+    all
+}
+
+fn metric(ds: &WalrusDatastore, name: &str) -> u64 {
+    let found = ds.metrics().into_iter().find(|(n, _)| *n == name);
+    found.unwrap().1
+}
+
+fn errors(ds: &WalrusDatastore) -> Vec<String> {
+    let lines = std::iter::from_fn(|| ds.next_log_line());
+    lines
+        .filter(|line| line.level == Level::Error)
+        .map(|line| line.message)
+        .collect()
+}
+
+async fn put(ds: &WalrusDatastore, value: &Bytes) -> String {
+    let key = key_of(value);
+    ds.put(&key, value.clone()).await.unwrap();
+    key
+}
+
+async fn assert_damaged(ds: &WalrusDatastore, key: &str) {
+    let error = ds.get(key).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.message().contains(key), "{error}");
+    assert!(!ds.has(key).await.unwrap(), "Kubo asks before it puts");
+}
+
+/// Puts other blocks until the journal has begun another file.
+async fn begin_next_file(node: &Node, ds: &WalrusDatastore) {
+    let before = files(&node.journal(), "segment").len();
+    for i in 1000.. {
+        put(ds, &noise(i, 3000)).await;
+        if files(&node.journal(), "segment").len() > before {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_named_at_every_start_until_the_block_is_put_again() {
+    for (sealed, last) in [(false, false), (false, true), (true, false)] {
+        let what = format!("sealed: {sealed}, in the last write: {last}");
+        let node = Node::new();
+        let ds = node.open(&format!("{SMALL}{IDLE}"));
+        let good = noise(1, 3000);
+        put(&ds, &good).await;
+        let bad = noise(0, 3000);
+        let key = put(&ds, &bad).await;
+        if sealed {
+            begin_next_file(&node, &ds).await;
+        } else if !last {
+            put(&ds, &noise(2, 3000)).await;
+        }
+        let crashed = node.crashed();
+        ds.close().await.unwrap();
+        let (file, at) = crashed.damage(&bad);
+        let said = |errors: &[String]| {
+            let words = [key.clone(), file.clone(), at.to_string()];
+            errors.iter().any(|e| words.iter().all(|w| e.contains(w)))
+        };
+        // Found at open or when it is read.
+        let ds = crashed.open(&format!("{SMALL}{IDLE}"));
+        assert_damaged(&ds, &key).await;
+        let first = errors(&ds);
+        assert!(said(&first), "{what}: {first:?}");
+        ds.close().await.unwrap();
+        // Found before.
+        let ds = crashed.open(&format!("{SMALL}{IDLE}"));
+        let second = errors(&ds);
+        assert!(said(&second), "{what}: {second:?}");
+        assert_damaged(&ds, &key).await;
+        ds.close().await.unwrap();
+        // The other blocks leave, the file is set aside, and the block is damaged still.
+        let ds = crashed.open(&format!("{SMALL}{BUSY}"));
+        eventually("the journal is empty", || {
+            files(&crashed.journal(), "segment").is_empty()
+        })
+        .await;
+        assert_eq!(files(&crashed.journal(), "damaged").len(), 1, "{what}");
+        assert_damaged(&ds, &key).await;
+        ds.close().await.unwrap();
+        let ds = crashed.open(&format!("{SMALL}{IDLE}"));
+        let third = errors(&ds);
+        let words = [&key, &at.to_string(), &file.replace(".segment", ".damaged")];
+        let named = |e: &String| words.iter().all(|w| e.contains(*w));
+        assert!(third.iter().any(named), "{what}: {third:?}");
+        assert_damaged(&ds, &key).await;
+        assert_eq!(ds.get(&key_of(&good)).await.unwrap().unwrap(), good);
+        // Put again, it is whole, also after a kill and after it has left.
+        put(&ds, &bad).await;
+        let again = crashed.crashed();
+        ds.close().await.unwrap();
+        let ds = again.open(BUSY);
+        assert_eq!(ds.get(&key).await.unwrap().unwrap(), bad, "{what}");
+        eventually("it leaves", || {
+            again.parts.index.rows.lock().contains_key(&key)
+        })
+        .await;
+        ds.delete(&key).await.unwrap();
+        assert_eq!(ds.get(&key).await.unwrap(), None, "{what}");
+        ds.close().await.unwrap();
+        let ds = again.open(IDLE);
+        assert_eq!(ds.get(&key).await.unwrap(), None, "{what}");
+        assert!(!errors(&ds).iter().any(|e| e.contains(&key)), "{what}");
+        ds.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_does_not_undo_the_deletion_of_a_damaged_block() {
+    for sealed in [false, true] {
+        let node = Node::new();
+        let ds = node.open(&format!("{SMALL}{IDLE}"));
+        let bad = noise(0, 3000);
+        let key = put(&ds, &bad).await;
+        put(&ds, &noise(1, 3000)).await;
+        if sealed {
+            begin_next_file(&node, &ds).await;
+        }
+        let (file, at) = node.damage(&bad);
+        assert_damaged(&ds, &key).await;
+        ds.delete(&key).await.unwrap();
+        // Even if the disk gives the right bytes again.
+        for repaired in [false, true] {
+            let crashed = node.crashed();
+            if repaired {
+                let path = crashed.journal().join(&file);
+                let writing = fs::OpenOptions::new().write(true).open(path).unwrap();
+                writing.write_all_at(&bad, at).unwrap();
+            }
+            let again = crashed.open(&format!("{SMALL}{IDLE}"));
+            let what = format!("sealed: {sealed}, repaired: {repaired}");
+            assert!(!again.has(&key).await.unwrap(), "{what}");
+            assert_eq!(again.get(&key).await.unwrap(), None, "{what}");
+            again.close().await.unwrap();
+        }
+        ds.close().await.unwrap();
+    }
+}
+
+/// Bytes that were wrong in memory only, or for a while, are right again after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_can_be_read_again_after_a_restart_is_staged_again() {
+    for sealed in [false, true] {
+        let node = Node::new();
+        let ds = node.open(&format!("{SMALL}{IDLE}"));
+        let block = noise(0, 3000);
+        let key = put(&ds, &block).await;
+        put(&ds, &noise(1, 3000)).await;
+        if sealed {
+            begin_next_file(&node, &ds).await;
+        }
+        let (file, at) = node.damage(&block);
+        assert_damaged(&ds, &key).await;
+        let crashed = node.crashed();
+        ds.close().await.unwrap();
+        let path = crashed.journal().join(&file);
+        let writing = fs::OpenOptions::new().write(true).open(path).unwrap();
+        writing.write_all_at(&block, at).unwrap();
+        let ds = crashed.open(BUSY);
+        assert_eq!(ds.get(&key).await.unwrap().unwrap(), block);
+        eventually("it leaves", || {
+            crashed.parts.index.rows.lock().contains_key(&key)
+        })
+        .await;
+        ds.close().await.unwrap();
+        assert!(files(&crashed.journal(), "damaged").is_empty());
+    }
+}
+
+/// What is on Walrus needs no copy here: damage to that copy is no alarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_a_copy_that_is_not_needed_any_more_is_no_alarm() {
+    let node = Node::new();
+    let one = r#""packTargetSizeBytes":4000,"workers":1,"#;
+    let ds = node.open(&format!("{one}{IDLE}"));
+    let blocks: Vec<_> = (0..3).map(|i| noise(i, 3000)).collect();
+    for block in &blocks {
+        put(&ds, block).await;
+    }
+    eventually("the first ones leave", || {
+        node.parts
+            .index
+            .rows
+            .lock()
+            .contains_key(&key_of(&blocks[0]))
+    })
+    .await;
+    ds.delete(&key_of(&blocks[1])).await.unwrap();
+    // Closed, its notes are in the file, if that is still there.
+    ds.close().await.unwrap();
+    if files(&node.journal(), "segment").is_empty() {
+        panic!("the last block did not stay");
+    }
+    node.damage(&blocks[0]);
+    node.damage(&blocks[1]);
+    let ds = node.open(BUSY);
+    assert_eq!(errors(&ds), Vec::<String>::new());
+    assert_eq!(ds.get(&key_of(&blocks[1])).await.unwrap(), None);
+    eventually("the journal is empty", || {
+        files(&node.journal(), "segment").is_empty()
+    })
+    .await;
+    assert!(files(&node.journal(), "damaged").is_empty());
+    ds.close().await.unwrap();
+}
+
+/// A key that does not name its content: an older value is no substitute for the damaged one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_value_does_not_stand_in_for_a_damaged_one() {
+    for indexed in [false, true] {
+        let node = Node::new();
+        let key = "/local/record";
+        if indexed {
+            let ds = node.open(BUSY);
+            ds.put(key, noise(0, 2000)).await.unwrap();
+            ds.close().await.unwrap();
+            assert!(node.parts.index.rows.lock().contains_key(key));
+        }
+        let ds = node.open(IDLE);
+        ds.put(key, noise(1, 2000)).await.unwrap();
+        let newest = noise(2, 2000);
+        ds.put(key, newest.clone()).await.unwrap();
+        put(&ds, &noise(3, 2000)).await;
+        let crashed = node.crashed();
+        ds.close().await.unwrap();
+        crashed.damage(&newest);
+        for start in 0..2 {
+            let ds = crashed.open(IDLE);
+            let error = ds.get(key).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{indexed} {start}");
+            ds.close().await.unwrap();
+        }
+        let ds = crashed.open(IDLE);
+        ds.put(key, noise(4, 2000)).await.unwrap();
+        assert_eq!(ds.get(key).await.unwrap().unwrap(), noise(4, 2000));
+        ds.close().await.unwrap();
+    }
+}
+
+/// The numbers of files begin anew in an empty journal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_set_aside_is_never_overwritten() {
+    let node = Node::new();
+    let bad: Vec<_> = (0..3).map(|i| noise(i, 3000)).collect();
+    for (i, bad) in bad.iter().enumerate() {
+        let ds = node.open(IDLE);
+        let key = put(&ds, bad).await;
+        node.damage(bad);
+        assert_damaged(&ds, &key).await;
+        ds.close().await.unwrap();
+        let ds = node.open(BUSY);
+        eventually("the journal is empty", || {
+            files(&node.journal(), "segment").is_empty()
+        })
+        .await;
+        ds.close().await.unwrap();
+        assert_eq!(files(&node.journal(), "damaged").len(), i + 1);
+    }
+    let ds = node.open(IDLE);
+    for bad in &bad {
+        assert_damaged(&ds, &key_of(bad)).await;
+    }
+    ds.close().await.unwrap();
+}
+
+/// A block that cannot be read for a while keeps its place; the others of its pack go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_block_does_not_hold_its_pack_up() {
+    let node = Node::new();
+    let ds = node.open(&format!("{SMALL}{BUSY}"));
+    node.parts.store.fail_puts.store(true, SeqCst);
+    // Of one write, so they are in one pack. The one that lies behind the other becomes unreadable.
+    let mut pair = [noise(0, 3000), noise(1, 3000)];
+    let ops = pair.iter().map(|b| Op::Put(key_of(b), b.clone()));
+    ds.commit(ops.collect()).await.unwrap();
+    pair.sort_by_key(|b| node.place(b).1);
+    let [good, bad] = pair;
+    let key = key_of(&bad);
+    begin_next_file(&node, &ds).await;
+    let all = metric(&ds, "blocks_put");
+    let (path, at) = node.place(&bad);
+    let whole = fs::read(&path).unwrap();
+    // Nothing is written to this file any more. A read behind its end is an error, and not other bytes.
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(at + 100).unwrap();
+    node.parts.store.fail_puts.store(false, SeqCst);
+    eventually("what can be read leaves", || {
+        node.parts.index.rows.lock().contains_key(&key_of(&good))
+    })
+    .await;
+    let error = ds.get(&key).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Disk, "{error}");
+    file.write_all_at(&whole, 0).unwrap();
+    eventually("all is there", || {
+        node.parts.index.rows.lock().len() as u64 == all
+    })
+    .await;
+    assert_eq!(ds.get(&key).await.unwrap().unwrap(), bad);
+    ds.close().await.unwrap();
+    assert!(files(&node.journal(), "damaged").is_empty());
+}
