@@ -4,6 +4,10 @@
 //! that does not fit waits, and every write behind it waits too, whatever its size: else a large batch
 //! would wait for ever beside small ones that take each bit of room as it becomes free. The turn is a fair
 //! lock, so a writer that gives up leaves the queue by being dropped. Lock order: turn, then state.
+//!
+//! Waiting writers make the flusher send packs that are not full, which costs money. So a write counts as
+//! waiting only if there is no room for it, or another one waits already; writes that merely meet each other
+//! do not.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -11,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Inner, Journal};
+use super::{Inner, Journal, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Level;
 
@@ -52,11 +56,11 @@ impl Journal {
     /// Room for so many bytes (see [`needed`]), if there is room now and no write waits for some. A write
     /// that brings nothing always has room.
     pub(crate) fn room_now(&self, bytes: u64) -> Option<Room> {
-        if bytes == 0 {
-            return self.admit(0);
+        let mut state = self.inner.state.lock();
+        if bytes > 0 && state.waiting_for_space > 0 {
+            return None;
         }
-        let _turn = self.inner.turn.try_lock().ok()?;
-        self.admit(bytes)
+        self.admit(&mut state, bytes)
     }
 
     /// Waits for room, in turn, for at most `patience`. A single write that is larger than the journal
@@ -76,7 +80,8 @@ impl Journal {
                 let freed = self.inner.space.notified();
                 tokio::pin!(freed);
                 freed.as_mut().enable();
-                if let Some(room) = self.admit(bytes) {
+                let admitted = self.admit(&mut self.inner.state.lock(), bytes);
+                if let Some(room) = admitted {
                     return room;
                 }
                 self.complain(begun);
@@ -99,8 +104,7 @@ impl Journal {
         })
     }
 
-    fn admit(&self, bytes: u64) -> Option<Room> {
-        let mut state = self.inner.state.lock();
+    fn admit(&self, state: &mut State, bytes: u64) -> Option<Room> {
         let used = state.used();
         let fits = bytes == 0 || used == 0 || used.saturating_add(bytes) <= self.inner.max_bytes;
         fits.then(|| {
