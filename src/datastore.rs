@@ -417,7 +417,7 @@ impl WalrusDatastore {
         let puts = puts.into_iter().map(Put::new).collect::<Result<Vec<_>>>()?;
         if let Some(roots) = &shared.roots {
             let named = puts.iter().filter(|put| put.names_content);
-            named.for_each(|put| roots.keep(&put.key, &put.value, true));
+            named.for_each(|put| roots.keep_put(&put.key, &put.value));
         }
         Metrics::add(&shared.metrics.commits, 1);
         Metrics::add(&shared.metrics.blocks_put, puts.len() as u64);
@@ -586,7 +586,11 @@ impl WalrusDatastore {
     /// # Errors
     /// [`ErrorKind::Closed`].
     pub async fn sync(&self, _prefix: &str) -> Result<()> {
-        self.enter().map(drop)
+        let _call = self.enter()?;
+        if let Some(roots) = &self.shared.roots {
+            roots.synced();
+        }
+        Ok(())
     }
 
     /// What is stored under the index and in the journal, in O(1): running totals. A block that is
@@ -705,6 +709,9 @@ impl Shared {
                     ErrorKind::Corrupt,
                     format!("block {key} in the journal does not hash to its key"),
                 ));
+            }
+            if let Some(roots) = &self.roots {
+                roots.keep_at_start(key, &value, self.verify_reads);
             }
             self.count_get(&value);
             return Ok(Some(value));
@@ -863,7 +870,7 @@ impl Shared {
                 .await
         };
         if let (Some(roots), Ok(value)) = (&self.roots, &value) {
-            roots.keep(key, value, self.verify_reads);
+            roots.keep_read(key, value, self.verify_reads);
         }
         if let (Some((cache, name)), Ok(value)) = (cache, &value) {
             cache.insert(name, value, self.verify_reads);

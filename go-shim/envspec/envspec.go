@@ -77,6 +77,7 @@ func parse(environ []string, keys []walrusds.ConfigKey) (*Values, error) {
 		}
 	}
 
+	links := serviceLinks(environ)
 	v := &Values{Spec: map[string]any{}, vars: map[string]string{}}
 	var errs []error
 	for _, kv := range environ {
@@ -85,7 +86,7 @@ func parse(environ []string, keys []walrusds.ConfigKey) (*Values, error) {
 			continue
 		}
 		key, ok := known[name]
-		if !ok && isServiceLink(name) {
+		if !ok && links.has(name) {
 			continue
 		}
 		if !ok {
@@ -134,7 +135,27 @@ func parse(environ []string, keys []walrusds.ConfigKey) (*Values, error) {
 // (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables).
 var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
-func isServiceLink(name string) bool {
+// links holds what stands before _PORT in the name of a service link. Docker's links bring two more variables
+// (https://docs.docker.com/engine/network/links/), whose names alone might be misspelt settings.
+type links []string
+
+func serviceLinks(environ []string) links {
+	var found links
+	for _, kv := range environ {
+		name, value, _ := strings.Cut(kv, "=")
+		if prefix, ok := strings.CutSuffix(name, "_PORT"); ok && strings.Contains(value, "://") {
+			found = append(found, prefix)
+		}
+	}
+	return found
+}
+
+func (l links) has(name string) bool {
+	for _, prefix := range l {
+		if name == prefix+"_NAME" || strings.HasPrefix(name, prefix+"_ENV_") {
+			return true
+		}
+	}
 	return serviceLink.MatchString(name)
 }
 

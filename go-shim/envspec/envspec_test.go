@@ -187,6 +187,7 @@ func TestServiceLinksAreNoSettings(t *testing.T) {
 		"WALRUSDS_PORT=tcp://10.0.0.1:8080", "WALRUSDS_PORT_8080_TCP=tcp://10.0.0.1:8080",
 		"WALRUSDS_PORT_8080_TCP_PROTO=tcp", "WALRUSDS_PORT_8080_TCP_PORT=8080", "WALRUSDS_PORT_8080_TCP_ADDR=10.0.0.1",
 		"WALRUSDS_GATEWAY_PORT=tcp://10.0.0.2:80", "WALRUSDS_GATEWAY_SERVICE_HOST=10.0.0.2",
+		"WALRUSDS_NAME=/web/walrusds", "WALRUSDS_ENV_PATH=/bin", "WALRUSDS_GATEWAY_NAME=/web/gateway",
 		"WALRUSDS_EPOCHS=5",
 	}
 	v, err := Parse(environ)
@@ -196,7 +197,9 @@ func TestServiceLinksAreNoSettings(t *testing.T) {
 	if len(v.Spec) != 1 || v.Spec["epochs"] != int64(5) {
 		t.Errorf("%v", v.Spec)
 	}
-	if _, err := Parse([]string{"WALRUSDS_PORTS=1"}); err == nil {
-		t.Error("a misspelt setting was accepted")
+	for _, misspelt := range []string{"WALRUSDS_PORTS=1", "WALRUSDS_TABLE_NAME=t"} {
+		if _, err := Parse([]string{misspelt}); err == nil {
+			t.Errorf("%s was accepted", misspelt)
+		}
 	}
 }

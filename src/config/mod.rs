@@ -269,25 +269,32 @@ impl Config {
         }
     }
 
-    /// Refuses a journal or a cache in a directory of Kubo's own: each would fill the other's, and both take a
-    /// file LOCK there.
+    /// Refuses a journal or a cache in a directory of the repo that has another use: each would fill the other's,
+    /// and both take a file LOCK there. Links are followed as far as they make two names one directory.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] naming the key.
     pub fn check_repo(&self, repo: &Path) -> Result<()> {
-        const KUBOS: [&str; 4] = ["datastore", "keystore", "blocks", "plugins"];
+        const TAKEN: [(&str, &str); 5] = [
+            ("datastore", "Kubo"),
+            ("keystore", "Kubo"),
+            ("blocks", "Kubo"),
+            ("plugins", "Kubo"),
+            (crate::read::roots::PLACE, "walrusds"),
+        ];
         let journal = self.journal.as_ref().map(|j| ("journalPath", &j.path));
         let cache = self.disk_cache.as_ref().map(|c| ("cachePath", &c.path));
         let repo = plain(repo);
         for (key, path) in journal.into_iter().chain(cache) {
             let path = plain(path);
-            for name in KUBOS {
-                let kubos = repo.join(name);
-                if path.starts_with(&kubos) || kubos.starts_with(&path) {
+            for (name, whose) in TAKEN {
+                let taken = repo.join(name);
+                let nested = path.starts_with(&taken) || taken.starts_with(&path);
+                if nested || real(&path) == real(&taken) {
                     return Err(bad(format!(
-                        "{key} {:?} is, holds or lies in {:?}, which belongs to Kubo; give it a directory of its own",
+                        "{key} {:?} is, holds or lies in {:?}, which belongs to {whose}; give it a directory of its own",
                         shown(&path),
-                        shown(&kubos)
+                        shown(&taken)
                     )));
                 }
             }
@@ -381,6 +388,15 @@ fn plain(path: &Path) -> PathBuf {
         }
     }
     plain
+}
+
+/// A path without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let exists = |path: &Path| Some((path.components().count(), path.canonicalize().ok()?));
+    match path.ancestors().find_map(exists) {
+        Some((parts, real)) => real.join(path.components().skip(parts).collect::<PathBuf>()),
+        None => path.to_owned(),
+    }
 }
 
 struct Fields<'a>(&'a Map<String, Value>);

@@ -243,6 +243,7 @@ fn directories_of_kubo_are_refused() {
         ("journalPath", "datastore"),
         ("journalPath", "keystore/j"),
         ("cachePath", "blocks"),
+        ("cachePath", "walrusds-roots/walrus_index"),
         ("journalPath", "."),
         ("journalPath", "x/.."),
         ("journalPath", ".."),
@@ -262,4 +263,23 @@ fn directories_of_kubo_are_refused() {
         .resolve(repo)
         .check_repo(repo)
         .unwrap();
+}
+
+#[test]
+fn links_to_directories_of_kubo_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = dir.path().join("repo");
+    std::fs::create_dir_all(repo.join("datastore")).unwrap();
+    std::os::unix::fs::symlink(repo.join("datastore"), dir.path().join("link")).unwrap();
+    let check = |path: &str| {
+        let json = format!(
+            r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","journalPath":"{path}"}}"#
+        );
+        let config = Config::from_json(&json).unwrap().resolve(&repo);
+        config.check_repo(&repo)
+    };
+    let error = check("../link").unwrap_err();
+    assert!(error.message().contains("journalPath"), "{error}");
+    check("../link/../journal").unwrap();
+    check("journal").unwrap();
 }

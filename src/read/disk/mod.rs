@@ -48,10 +48,40 @@ use worker::{Pace, Worker};
 const QUEUE_BYTES: u64 = 32 << 20;
 const QUEUE: usize = 4096;
 
-/// How long after the opening reads wait for the tables to be read (an aggregator takes longer).
-const LOAD_PATIENCE: Duration = match cfg!(test) {
-    true => Duration::from_secs(120),
-    false => Duration::from_millis(100),
+/// What a cache is kept for.
+#[derive(Debug)]
+pub(crate) struct Purpose {
+    /// Its name in the log.
+    pub(crate) name: &'static str,
+    /// What stands before its path in the log: the key of the configuration, if there is one.
+    pub(crate) place: &'static str,
+    /// The text of `README.txt`.
+    pub(crate) readme: &'static str,
+    /// How long after the opening reads wait for the tables to be read.
+    pub(crate) load_patience: Duration,
+    /// How long the opening waits for another datastore to let go of the directory. A datastore that was
+    /// dropped without being closed takes a moment for that.
+    pub(crate) lock_patience: Duration,
+}
+
+/// The cache that `cachePath` names.
+static READ_CACHE: Purpose = Purpose {
+    name: "disk cache",
+    place: "cachePath",
+    readme: "\
+This is the read cache of walrusds: copies of blocks that are on Walrus. It may be deleted at any time,
+also while the node runs.
+
+NUMBER.blocks   blocks, in the order in which they were read. The file with the lowest number goes first
+                when the cache is full.
+LOCK            held by the running node.
+",
+    // An aggregator takes longer than 100 ms.
+    load_patience: match cfg!(test) {
+        true => Duration::from_secs(120),
+        false => Duration::from_millis(100),
+    },
+    lock_patience: Duration::ZERO,
 };
 
 /// The largest segment (bytes); larger budgets take more files.
@@ -89,6 +119,7 @@ struct Inner {
     queued: AtomicU64,
     /// A file is full at this length (bytes).
     segment_bytes: u64,
+    purpose: &'static Purpose,
     log: Arc<Log>,
     counters: Counters,
 }
@@ -148,10 +179,24 @@ impl DiskCache {
     /// Starts the cache. The directory is created, locked and read behind the caller's back; if it
     /// cannot be used, the log says so and the cache holds nothing.
     pub(crate) fn open(config: DiskCacheConfig, log: Arc<Log>) -> DiskCache {
-        Self::open_paced(config, log, Pace::default())
+        Self::open_for(&READ_CACHE, config, log)
     }
 
-    fn open_paced(config: DiskCacheConfig, log: Arc<Log>, pace: Pace) -> DiskCache {
+    /// As [`open`](Self::open), for another purpose than `cachePath`.
+    pub(crate) fn open_for(
+        purpose: &'static Purpose,
+        config: DiskCacheConfig,
+        log: Arc<Log>,
+    ) -> DiskCache {
+        Self::open_paced(purpose, config, log, Pace::default())
+    }
+
+    fn open_paced(
+        purpose: &'static Purpose,
+        config: DiskCacheConfig,
+        log: Arc<Log>,
+        pace: Pace,
+    ) -> DiskCache {
         let max = config.max_bytes;
         // Large enough for a block of IPFS, and a small part of the whole.
         let segment_bytes = (max / 128).clamp((max / 4).min(8 << 20), MAX_SEGMENT);
@@ -162,6 +207,7 @@ impl DiskCache {
             stopping: AtomicBool::new(false),
             queued: AtomicU64::new(0),
             segment_bytes,
+            purpose,
             log,
             counters: Counters::default(),
         });
@@ -200,7 +246,7 @@ impl DiskCache {
     async fn loaded(&self) {
         if !*self.inner.loaded.borrow() {
             let mut loaded = self.inner.loaded.subscribe();
-            let until = self.opened + LOAD_PATIENCE;
+            let until = self.opened + self.inner.purpose.load_patience;
             let _ = tokio::time::timeout_at(until, loaded.wait_for(|loaded| *loaded)).await;
         }
     }
@@ -231,6 +277,14 @@ impl DiskCache {
         if !taken {
             inner.queued.fetch_sub(len, Relaxed);
             inner.counters.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counts a block as read, if it is here, so that it stays when its file goes.
+    pub(crate) fn touch(&self, name: &Multihash) {
+        let map = self.inner.map.read();
+        if let Some(slot) = map.slots.get(&layout::tag(name.as_bytes())) {
+            slot.mark_used();
         }
     }
 
@@ -356,6 +410,7 @@ impl Inner {
     }
 
     fn complain(&self, what: std::fmt::Arguments<'_>) {
-        self.log.push(Level::Warn, format!("disk cache: {what}"));
+        let name = self.purpose.name;
+        self.log.push(Level::Warn, format!("{name}: {what}"));
     }
 }

@@ -41,7 +41,7 @@ impl Fixture {
             look_busy: Duration::ZERO,
             rest: Duration::from_millis(20),
         };
-        DiskCache::open_paced(config, Arc::clone(&self.log), pace)
+        DiskCache::open_paced(&READ_CACHE, config, Arc::clone(&self.log), pace)
     }
 
     fn files(&self) -> Vec<PathBuf> {

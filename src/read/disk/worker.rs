@@ -41,15 +41,6 @@ impl Default for Pace {
     }
 }
 
-const README: &str = "\
-This is the read cache of walrusds: copies of blocks that are on Walrus. It may be deleted at any time,
-also while the node runs.
-
-NUMBER.blocks   blocks, in the order in which they were read. The file with the lowest number goes first
-                when the cache is full.
-LOCK            held by the running node.
-";
-
 pub(super) struct Worker {
     inner: Arc<Inner>,
     config: DiskCacheConfig,
@@ -101,7 +92,8 @@ impl Worker {
                     self.serve(directory)
                 }
                 Err(reason) => {
-                    let text = format!("cachePath {}: {reason}", self.config.path.display());
+                    let place = self.inner.purpose.place;
+                    let text = format!("{place} {}: {reason}", self.config.path.display());
                     if told.as_ref() != Some(&text) {
                         self.inner.complain(format_args!(
                             "{text}; reads go on without it, and it is tried again every {} s",
@@ -220,8 +212,8 @@ impl<'a> Directory<'a> {
         let dir = config.path.as_path();
         let failed = |e: io::Error| e.to_string();
         std::fs::create_dir_all(dir).map_err(failed)?;
-        let lock = lock(dir)?;
-        write_readme(dir, README).map_err(failed)?;
+        let lock = lock(inner, dir)?;
+        write_readme(dir, inner.purpose.readme).map_err(failed)?;
         let ids = Segment::all_in(dir).map_err(failed)?;
         let mut directory = Directory {
             inner,
@@ -430,7 +422,8 @@ impl<'a> Directory<'a> {
             self.inner.log.push(
                 Level::Info,
                 format!(
-                    "disk cache: {} was removed or replaced: starting anew",
+                    "{}: {} was removed or replaced: starting anew",
+                    self.inner.purpose.name,
                     self.dir.display()
                 ),
             );
@@ -461,11 +454,20 @@ impl<'a> Directory<'a> {
     }
 }
 
-fn lock(dir: &Path) -> std::result::Result<DirLock, String> {
-    DirLock::take(dir).map_err(|e| match e {
-        TryLockError::WouldBlock => {
-            "in use by another process or datastore; a cache belongs to one".to_owned()
+fn lock(inner: &Inner, dir: &Path) -> std::result::Result<DirLock, String> {
+    let until = Instant::now() + inner.purpose.lock_patience;
+    loop {
+        match DirLock::take(dir) {
+            Ok(lock) => return Ok(lock),
+            Err(TryLockError::WouldBlock)
+                if Instant::now() < until && !inner.stopping.load(Relaxed) =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err("in use by another process or datastore; a cache belongs to one".into())
+            }
+            Err(TryLockError::Error(e)) => return Err(format!("LOCK: {e}")),
         }
-        TryLockError::Error(e) => format!("LOCK: {e}"),
-    })
+    }
 }
