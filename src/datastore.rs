@@ -45,6 +45,9 @@ pub const MAX_VALUE_BYTES: usize = 1 << 30;
 /// How often the running totals are written to the index, if they changed.
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
 
+/// How often the index is asked for what an operator must know.
+const NOTICES: Duration = Duration::from_secs(5);
+
 /// How long a journalled write waits for the index to say what it holds.
 const INDEX_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -319,6 +322,11 @@ impl WalrusDatastore {
             Arc::clone(&metrics),
             stop.clone(),
         ))];
+        workers.push(tokio::spawn(log_notices(
+            Arc::clone(&index),
+            Arc::clone(&log),
+            stop.clone(),
+        )));
         if renewing {
             if config.epochs < MIN_RENEWAL_EPOCHS {
                 log.push(
@@ -1096,6 +1104,19 @@ impl Shared {
             journal.delete(keys).await?;
         }
         Ok(())
+    }
+}
+
+/// Logs what an operator must know of the index, as long as the datastore is open.
+async fn log_notices(index: Arc<dyn Index>, log: Arc<Log>, stop: CancellationToken) {
+    loop {
+        while let Some(notice) = index.take_notice() {
+            log.push(Level::Error, notice);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(NOTICES) => {}
+        }
     }
 }
 

@@ -113,3 +113,254 @@ async fn certificates_of_version_1_encrypt() {
         }
     }
 }
+
+/// A server that offers TLS with the certificate and key of `dir`.
+fn server_with(dir: &std::path::Path) -> Postgres {
+    let mut pg = Postgres::start();
+    pg.execute("postgres", "ALTER SYSTEM SET ssl = on");
+    give_certificate(&mut pg, dir);
+    pg
+}
+
+fn give_certificate(pg: &mut Postgres, dir: &std::path::Path) {
+    for (name, from) in [("server.crt", "s.crt"), ("server.key", "s.key")] {
+        pg.write(name, &std::fs::read(dir.join(from)).unwrap());
+    }
+    pg.restart();
+}
+
+/// A key and a certificate of version 3 that it has signed itself.
+fn authority(dir: &std::path::Path, file: &str, name: &str, kind: &str) {
+    openssl(
+        dir,
+        &format!("req -new -x509 -newkey {kind} -nodes -days 2 -keyout {file}.key -out {file}.crt -subj /CN={name}"),
+    );
+}
+
+/// A key and a certificate of version 1 that `issuer` has signed.
+fn version_1(dir: &std::path::Path, file: &str, name: &str, kind: &str, issuer: &str) {
+    openssl(
+        dir,
+        &format!(
+            "req -new -newkey {kind} -nodes -keyout {file}.key -out {file}.csr -subj /CN={name}"
+        ),
+    );
+    openssl(
+        dir,
+        &format!("x509 -req -in {file}.csr -CA {issuer}.crt -CAkey {issuer}.key -CAcreateserial -days 2 -out {file}.crt"),
+    );
+}
+
+/// As PostgreSQL's manual makes them: an authority, and a server's certificate of version 1 that it has issued.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_version_1_are_verified_as_libpq_verifies_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for (file, name) in [("ca", "ca"), ("other", "other"), ("namesake", "ca")] {
+        authority(dir.path(), file, name, "rsa:2048");
+    }
+    for kind in ["rsa:2048", "ec -pkeyopt ec_paramgen_curve:P-256"] {
+        version_1(dir.path(), "s", "localhost", kind, "ca");
+        let mut pg = server_with(dir.path());
+        let db = pg.database();
+        for version in ["TLSv1.2", "TLSv1.3"] {
+            pg.execute(
+                "postgres",
+                &format!("ALTER SYSTEM SET ssl_max_protocol_version = '{version}'"),
+            );
+            pg.restart();
+            for (host, mode, root, refused) in [
+                ("localhost", "verify-full", "ca.crt", None),
+                ("localhost", "verify-ca", "ca.crt", None),
+                ("localhost", "require", "ca.crt", None),
+                ("127.0.0.1", "verify-ca", "ca.crt", None),
+                // The certificate itself as the root.
+                ("localhost", "verify-full", "s.crt", None),
+                (
+                    "127.0.0.1",
+                    "verify-full",
+                    "ca.crt",
+                    Some("NotValidForName"),
+                ),
+                ("127.0.0.1", "verify-full", "s.crt", Some("NotValidForName")),
+                ("localhost", "verify-ca", "other.crt", Some("UnknownIssuer")),
+                (
+                    "localhost",
+                    "verify-ca",
+                    "namesake.crt",
+                    Some("UnknownIssuer"),
+                ),
+                ("localhost", "verify-full", "system", Some("UnknownIssuer")),
+            ] {
+                let root = match root {
+                    "system" => root.to_owned(),
+                    file => dir.path().join(file).display().to_string(),
+                };
+                let url = format!(
+                    "postgres://postgres@{host}:{}/{db}?sslmode={mode}&sslrootcert={root}",
+                    pg.port()
+                );
+                let options = PostgresOptions::new(&url, "walrus_index");
+                match (PostgresIndex::open(options).await, refused) {
+                    (Ok(index), None) => index.close().await.unwrap(),
+                    (Err(e), Some(part)) => {
+                        let text = e.to_string();
+                        assert!(text.contains("TLS failed"), "{url}: {text}");
+                        let why = text.split("TLS failed").nth(1).unwrap();
+                        assert!(why.contains(part), "{url}: {text}");
+                    }
+                    (Ok(_), Some(_)) => panic!("{url} was accepted"),
+                    (Err(e), None) => panic!("{url}: {e}"),
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_of_version_1_is_presented() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), "s", "localhost", "rsa:2048");
+    for name in ["tina", "stranger"] {
+        version_1(dir.path(), name, name, "rsa:2048", "s");
+    }
+    let mut pg = server_with(dir.path());
+    pg.execute("postgres", "CREATE ROLE tina SUPERUSER LOGIN");
+    let db = pg.database();
+    pg.write(
+        "root.crt",
+        &std::fs::read(dir.path().join("s.crt")).unwrap(),
+    );
+    pg.execute("postgres", "ALTER SYSTEM SET ssl_ca_file = 'root.crt'");
+    pg.write(
+        "pg_hba.conf",
+        b"local all all trust\nhostssl all tina 127.0.0.1/32 cert\nhost all postgres 127.0.0.1/32 trust\n",
+    );
+    pg.restart();
+    let url = |cert: &str, key: &str| {
+        format!(
+            "postgres://tina@127.0.0.1:{}/{db}?sslmode=require&sslcert={}&sslkey={}",
+            pg.port(),
+            dir.path().join(cert).display(),
+            dir.path().join(key).display(),
+        )
+    };
+    let index = open(&url("tina.crt", "tina.key")).await;
+    index.close().await.unwrap();
+    for (cert, key, part) in [
+        ("stranger.crt", "stranger.key", "tina"),
+        ("tina.crt", "stranger.key", "do not work together"),
+    ] {
+        let options = PostgresOptions::new(url(cert, key), "walrus_index");
+        let error = PostgresIndex::open(options).await.err().unwrap();
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+/// A kind of key that rustls does not take.
+const NOT_TAKEN: &str = "ec -pkeyopt ec_paramgen_curve:secp521r1";
+
+/// libpq's rule for `prefer`: without TLS if the handshake fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_fails_is_told_when_prefer_goes_on_without() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), "s", "localhost", NOT_TAKEN);
+    let pg = server_with(dir.path());
+    let db = pg.database();
+    let url = |mode: &str| {
+        format!(
+            "postgres://postgres@127.0.0.1:{}/{db}?sslmode={mode}",
+            pg.port()
+        )
+    };
+    let options = PostgresOptions::new(url("require"), "walrus_index");
+    let error = PostgresIndex::open(options).await.err().unwrap();
+    assert!(error.to_string().contains("TLS failed"), "{error}");
+    let index = open(&url("prefer")).await;
+    let notice = index.take_notice().unwrap();
+    for part in ["sslmode=prefer", "127.0.0.1", "not encrypted"] {
+        assert!(notice.contains(part), "{notice}");
+    }
+    index.put(&row("/k", "b", 0, 1)).await.unwrap();
+    assert_eq!(index.take_notice(), None, "said once");
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_loses_its_tls_later_is_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), "s", "localhost", "rsa:2048");
+    let mut pg = server_with(dir.path());
+    let db = pg.database();
+    let config = walrusds::Config::from_json(&format!(
+        r#"{{"publisherURL": "http://127.0.0.1:1", "aggregatorURL": "http://127.0.0.1:1",
+            "postgresURL": "postgres://postgres@127.0.0.1:{}/{db}?sslmode=prefer"}}"#,
+        pg.port()
+    ))
+    .unwrap();
+    let store = walrusds::WalrusDatastore::open(config, dir.path())
+        .await
+        .unwrap();
+    let told = || {
+        let lines = std::iter::from_fn(|| store.next_log_line());
+        lines
+            .filter(|line| line.message.contains("not encrypted"))
+            .count()
+    };
+    assert_eq!(told(), 0);
+    authority(dir.path(), "s", "localhost", NOT_TAKEN);
+    give_certificate(&mut pg, dir.path());
+    assert!(!store.has("/k").await.unwrap());
+    let logged = async {
+        while told() == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), logged)
+        .await
+        .expect("the log says that the connection is not encrypted");
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_alone_is_encrypted() {
+    let dir = tempfile::tempdir().unwrap();
+    authority(dir.path(), "s", "localhost", "rsa:2048");
+    let pg = server_with(dir.path());
+    let db = pg.database();
+    for mode in ["require", "prefer"] {
+        let index = open(&format!(
+            "postgres://postgres@/{db}?hostaddr=127.0.0.1&port={}&sslmode={mode}",
+            pg.port()
+        ))
+        .await;
+        assert_eq!(index.take_notice(), None, "{mode}");
+        index.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_password_file_is_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut pg = Postgres::start();
+    pg.execute(
+        "postgres",
+        "CREATE ROLE alice SUPERUSER LOGIN PASSWORD 'hunter2'",
+    );
+    let db = pg.database();
+    pg.write(
+        "pg_hba.conf",
+        b"local all all trust\nhost all alice 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n",
+    );
+    pg.restart();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pass");
+    let line = format!("127.0.0.1:{}:*:alice:hunter2\n", pg.port());
+    std::fs::write(&path, line).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let url = format!(
+        "postgres://alice@127.0.0.1:{}/{db}?sslmode=disable&passfile={}",
+        pg.port(),
+        path.display()
+    );
+    open(&url).await.close().await.unwrap();
+}

@@ -2,6 +2,7 @@
 //! within the connect timeout, and errors that name the host. And finding out that the server has
 //! moved to another of the hosts while a connection to the former one just keeps silent.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::{CancelToken, Client, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error;
 use super::url::{self, Spec, SslMode, Target};
+use super::{error, passfile};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A host that kept silent is asked after the others for this long.
@@ -51,8 +52,10 @@ pub(super) struct Connector {
     home: AtomicUsize,
     /// The latest look for a server that may have moved: from where, when, and whether it had.
     looked: tokio::sync::Mutex<Option<(usize, Instant, bool)>>,
-    /// A connection without TLS to a server that offers it, for the log.
-    downgrades: Mutex<Option<String>>,
+    /// For the log.
+    notices: Mutex<Vec<String>>,
+    /// The hosts whose latest connection is not encrypted although they offer TLS: said once.
+    downgraded: Mutex<HashSet<usize>>,
 }
 
 /// Why a host gave no connection.
@@ -63,7 +66,8 @@ enum Refusal {
 
 impl Connector {
     pub fn new(url: &str, timeout: Duration) -> Result<Connector> {
-        let spec = url::parse(url)?;
+        let mut spec = url::parse(url)?;
+        let notices = passfile::fill(&mut spec).into_iter().collect();
         let tls = super::tls::connector(&spec)?;
         Ok(Connector {
             tls,
@@ -71,7 +75,8 @@ impl Connector {
             silent: Mutex::new(vec![None; spec.targets.len()]),
             home: AtomicUsize::new(0),
             looked: tokio::sync::Mutex::new(None),
-            downgrades: Mutex::default(),
+            notices: Mutex::new(notices),
+            downgraded: Mutex::default(),
             spec,
         })
     }
@@ -90,9 +95,9 @@ impl Connector {
         self.home.load(Ordering::Relaxed)
     }
 
-    /// What an operator must know of the connections, once.
+    /// What an operator must know of the connections, each thing once.
     pub fn take_notice(&self) -> Option<String> {
-        self.downgrades.lock().take()
+        self.notices.lock().pop()
     }
 
     /// Opens a connection to the first host that takes one.
@@ -216,16 +221,8 @@ impl Connector {
             match config.connect(self.tls.clone()).await {
                 Ok((client, connection)) => {
                     self.silent.lock()[host] = None;
-                    if let (SslMode::Prefer, Some(why)) = (self.spec.ssl_mode, &first_error) {
-                        let said: &Error = why;
-                        self.downgrades.lock().get_or_insert_with(|| {
-                            format!(
-                                "sslmode=prefer: the connection to {} is not encrypted, since TLS failed: {}. Set \
-                                 sslmode=require or stricter to refuse that",
-                                target.label,
-                                said.message()
-                            )
-                        });
+                    if self.spec.ssl_mode == SslMode::Prefer {
+                        self.note_downgrade(host, first_error.as_ref());
                     }
                     return Ok(Opened {
                         client,
@@ -250,6 +247,24 @@ impl Connector {
             }
         }
         Err(first_error.map_or(Refusal::Silent, Refusal::Said))
+    }
+}
+
+impl Connector {
+    /// Notes that a connection to `host` came about after TLS had failed, if it had.
+    fn note_downgrade(&self, host: usize, failure: Option<&Error>) {
+        let Some(why) = failure else {
+            self.downgraded.lock().remove(&host);
+            return;
+        };
+        if self.downgraded.lock().insert(host) {
+            self.notices.lock().push(format!(
+                "sslmode=prefer: the connection to {} is not encrypted, since the attempt with TLS failed: {}. Set \
+                 sslmode=require or stricter to refuse that",
+                self.spec.targets[host].label,
+                why.message()
+            ));
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod direct;
 mod doubt;
 mod error;
 mod fence;
+mod passfile;
 mod pipe;
 mod pool;
 mod rows;
@@ -17,6 +18,7 @@ mod session;
 mod sql;
 mod tls;
 mod url;
+mod v1;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

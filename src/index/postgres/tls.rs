@@ -9,12 +9,14 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature, CryptoProvi
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::url::{RootCert, Spec, SslMode};
+use super::v1::V1;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tls;
 
@@ -25,22 +27,40 @@ pub(super) fn connector(spec: &Spec) -> Result<MakeRustlsConnect> {
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::new(ErrorKind::Internal, format!("TLS set-up: {e}")))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier::new(spec, provider)?));
-    let config = match &spec.ssl_client {
+        .with_custom_certificate_verifier(Arc::new(Verifier::new(spec, provider.clone())?));
+    let mut config = match &spec.ssl_client {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
             let chain = read_certificates("sslcert", cert)?;
             let key = PrivateKeyDer::from_pem_file(key)
                 .map_err(|e| bad_file("sslkey", key, &e.to_string()))?;
-            builder.with_client_auth_cert(chain, key).map_err(|e| {
+            let pair = pair(chain, key, &provider).map_err(|e| {
                 Error::new(
                     ErrorKind::Config,
                     format!("postgresURL: sslcert and sslkey do not work together: {e}"),
                 )
-            })?
+            })?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
         }
     };
+    config.enable_sni = spec.ssl_sni;
     Ok(MakeRustlsConnect::new(config))
+}
+
+/// The client's certificate with its key, if the one belongs to the other.
+fn pair(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> std::result::Result<CertifiedKey, rustls::Error> {
+    let Some(v1) = chain.first().and_then(V1::read) else {
+        return CertifiedKey::from_der(chain, key, provider);
+    };
+    let key = provider.key_provider.load_private_key(key)?;
+    if key.public_key().is_some_and(|k| Some(k) != v1.public_key()) {
+        return Err(rustls::InconsistentKeys::KeyMismatch.into());
+    }
+    Ok(CertifiedKey::new(chain, key))
 }
 
 fn read_certificates(param: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -135,9 +155,8 @@ impl Verifier {
 }
 
 impl Verifier {
-    /// A certificate that this library cannot read (X.509 version 1, as PostgreSQL's manual makes them), where the
-    /// server is not verified anyway: who could stand between could also present a certificate of its own, so
-    /// that a signature by this one proves nothing.
+    /// A certificate that cannot be read at all, where the server is not verified anyway: whoever could stand
+    /// between could also present a certificate of their own, so that a signature by this one proves nothing.
     fn is_unreadable(&self, cert: &CertificateDer<'_>) -> bool {
         matches!(self.check, Check::Nothing) && ParsedCertificate::try_from(cert).is_err()
     }
@@ -160,8 +179,17 @@ impl ServerCertVerifier for Verifier {
         else {
             return Ok(ServerCertVerified::assertion());
         };
-        if pinned.iter().any(|p| p == end_entity) {
-            if *host {
+        let v1 = V1::read(end_entity);
+        if pinned.iter().any(|p| p == end_entity) || v1.is_some() {
+            if let Some(v1) = &v1 {
+                if !pinned.contains(end_entity) {
+                    let algorithms = &self.provider.signature_verification_algorithms;
+                    v1.check_issuer(pinned, now, algorithms)?;
+                }
+                if *host {
+                    v1.check_name(server_name)?;
+                }
+            } else if *host {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
             }
             return Ok(ServerCertVerified::assertion());
@@ -182,6 +210,13 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        if let Some(v1) = V1::read(cert) {
+            return v1.check_tls12(
+                message,
+                dss,
+                &self.provider.signature_verification_algorithms,
+            );
+        }
         if self.is_unreadable(cert) {
             return Ok(HandshakeSignatureValid::assertion());
         }
@@ -199,6 +234,13 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        if let Some(v1) = V1::read(cert) {
+            return v1.check_tls13(
+                message,
+                dss,
+                &self.provider.signature_verification_algorithms,
+            );
+        }
         if self.is_unreadable(cert) {
             return Ok(HandshakeSignatureValid::assertion());
         }

@@ -3,7 +3,7 @@
 //! Messages name the part that is wrong and never repeat a value that could hold a secret.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio_postgres::config::{
@@ -52,6 +52,10 @@ pub(super) struct Spec {
     pub ssl_root_cert: Option<RootCert>,
     /// Certificate chain and key files of the client.
     pub ssl_client: Option<(PathBuf, PathBuf)>,
+    /// Whether the server is told the host's name before the connection is encrypted.
+    pub ssl_sni: bool,
+    /// libpq's `passfile`, if no password is given.
+    pub passfile: Option<PathBuf>,
     pub connect_timeout: Option<Duration>,
     /// A standby is asked before others.
     pub prefer_standby: bool,
@@ -163,12 +167,17 @@ fn split_url(rest: &str) -> Result<Params> {
                 "what stands after ? is no name of a parameter (a ? in the user name or the password is written as %3F)",
             ));
         }
-        let mut value = decode(&format!("parameter {name:?}"), value)?;
-        if name == "options" {
-            // A blank, as lib/pq reads it. (libpq does not; a + means nothing to the server there.)
-            value = value.replace('+', " ");
+        // A blank, as lib/pq reads it. libpq does not, but knows no run-time parameters here, and a + means
+        // nothing to the server in options.
+        let value = match name == "options" || !is_known(&name) {
+            true => value.replace('+', " "),
+            false => value.to_owned(),
+        };
+        let value = decode(&format!("parameter {name:?}"), &value)?;
+        // An empty one counts as not given.
+        if !value.is_empty() {
+            params.insert(name, value);
         }
-        params.insert(name, value);
     }
     Ok(params)
 }
@@ -271,9 +280,16 @@ fn build(mut params: Params) -> Result<Spec> {
         .or_else(|| env("PGUSER"))
         .or_else(|| env("USER"))
         .or_else(|| env("LOGNAME"))
+        .or_else(|| whoami::username().ok())
         .ok_or_else(|| bad("names no user"))?;
     base.user(&user);
-    if let Some(password) = take("password").or_else(|| env("PGPASSWORD")) {
+    let home = env("HOME").map(PathBuf::from);
+    let passfile = take("passfile").or_else(|| env("PGPASSFILE"));
+    let passfile = passfile.map(PathBuf::from);
+    let passfile = passfile.or_else(|| home.as_ref().map(|home| home.join(".pgpass")));
+    let password = take("password").or_else(|| env("PGPASSWORD"));
+    let passfile = passfile.filter(|_| password.is_none());
+    if let Some(password) = password {
         base.password(password);
     }
     let dbname = take("dbname").or_else(|| env("PGDATABASE"));
@@ -342,11 +358,15 @@ fn build(mut params: Params) -> Result<Spec> {
             ))
         }
     };
-    let ssl_client = match (take("sslcert"), take("sslkey")) {
-        (Some(cert), Some(key)) => Some((cert.into(), key.into())),
-        (None, None) => None,
-        (Some(_), None) => return Err(bad("sslcert is given without sslkey")),
-        (None, Some(_)) => return Err(bad("sslkey is given without sslcert")),
+    let ssl_client = client_files(
+        take("sslcert").or_else(|| env("PGSSLCERT")),
+        take("sslkey").or_else(|| env("PGSSLKEY")),
+        home.as_deref().filter(|_| ssl_mode != SslMode::Disable),
+    )?;
+    let ssl_sni = match take("sslsni").or_else(|| env("PGSSLSNI")).as_deref() {
+        None | Some("1") => true,
+        Some("0") => false,
+        Some(_) => return Err(bad("sslsni must be 0 or 1")),
     };
     match take("sslnegotiation").as_deref() {
         None | Some("postgres") => {}
@@ -399,16 +419,24 @@ fn build(mut params: Params) -> Result<Spec> {
         Some(_) => return Err(bad("load_balance_hosts must be disable or random")),
     }
     // Accepted where they ask for what is so anyway.
+    let encoding = take("client_encoding").map(|name| name.to_ascii_lowercase().replace('-', ""));
+    if encoding.is_some_and(|name| !["auto", "utf8", "unicode"].contains(&name.as_str())) {
+        return Err(bad("client_encoding must be auto or UTF8"));
+    }
     for (name, allowed) in [
         ("gssencmode", &["disable", "prefer"][..]),
-        ("client_encoding", &["auto", "UTF8", "utf8", "UTF-8"][..]),
         ("binary_parameters", &["yes", "no"][..]), // lib/pq
-        ("sslsni", &["1"][..]),
+        ("disable_prepared_binary_result", &["yes", "no"][..]), // lib/pq
         ("sslcompression", &["0"][..]),
     ] {
         if take(name).is_some_and(|v| !allowed.contains(&v.as_str())) {
             return Err(bad(format!("{name} must be {}", allowed.join(" or "))));
         }
+    }
+
+    // Of Kerberos, which is tried only if the server asks for it.
+    for name in ["krbsrvname", "krbspn"] {
+        take(name);
     }
 
     let (hosts, addresses) = (take("host"), take("hostaddr"));
@@ -418,7 +446,7 @@ fn build(mut params: Params) -> Result<Spec> {
         None => hosts.or_else(|| env("PGHOST")),
     };
     if let Some(name) = params.keys().next() {
-        return Err(bad(format!("parameter {name:?} is not known (a special character in the password must be percent-encoded)")));
+        return Err(bad(format!("parameter {name:?} is not supported (a special character in the password must be percent-encoded)")));
     }
     let targets = targets(
         &base,
@@ -431,6 +459,8 @@ fn build(mut params: Params) -> Result<Spec> {
         ssl_mode,
         ssl_root_cert,
         ssl_client,
+        ssl_sni,
+        passfile,
         connect_timeout,
         prefer_standby,
         passed_on,
@@ -476,16 +506,47 @@ const KNOWN: &[&str] = &[
     "disable_prepared_binary_result",
 ];
 
+/// Certificate and key of the client: those given, or libpq's default files if they are there.
+fn client_files(
+    cert: Option<String>,
+    key: Option<String>,
+    home: Option<&Path>,
+) -> Result<Option<(PathBuf, PathBuf)>> {
+    let default = |name: &str| {
+        let path = home.map(|home| home.join(".postgresql").join(name));
+        path.filter(|path| path.is_file())
+    };
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some((cert.into(), key.into()))),
+        (Some(cert), None) => match default("postgresql.key") {
+            Some(key) => Ok(Some((cert.into(), key))),
+            None => Err(bad("sslcert is given without sslkey")),
+        },
+        (None, Some(key)) => match default("postgresql.crt") {
+            Some(cert) => Ok(Some((cert, key.into()))),
+            None => Err(bad("sslkey is given without sslcert")),
+        },
+        (None, None) => Ok(default("postgresql.crt").zip(default("postgresql.key"))),
+    }
+}
+
+/// Whether libpq or lib/pq has the parameter for itself. A misspelt one about TLS must not be left to the server.
+fn is_known(name: &str) -> bool {
+    KNOWN.contains(&name) || name.starts_with("ssl")
+}
+
 /// Turns the server's run-time parameters (`search_path`, `statement_timeout`, …) into options; whether there were
 /// any.
 fn pass_on(params: &mut Params) -> Result<bool> {
-    // A misspelt parameter about TLS must not be left to the server.
-    let known = |name: &str| KNOWN.contains(&name) || name.starts_with("ssl");
-    let others: Vec<String> = params.keys().filter(|name| !known(name)).cloned().collect();
+    let others: Vec<String> = params
+        .keys()
+        .filter(|name| !is_known(name))
+        .cloned()
+        .collect();
     let mut options = String::new();
     for name in &others {
         let first = name.chars().next();
-        if !first.is_some_and(|c| c.is_ascii_lowercase() || c == '_') || name.len() > 63 {
+        if !first.is_some_and(|c| c.is_ascii_alphabetic() || c == '_') || name.len() > 63 {
             return Err(bad(
                 "what stands after ? is no name of a parameter (a special character in the password must be percent-encoded)",
             ));
@@ -561,13 +622,13 @@ fn targets(
             config.host(host);
             format!("[{host}]:{port}")
         } else {
-            if !host.is_empty() {
-                config.host(host);
+            // An address without a name is one: without either there would be no TLS.
+            let host = if host.is_empty() { &addresses[i] } else { host };
+            config.host(host);
+            match host.contains(':') {
+                true => format!("[{host}]:{port}"),
+                false => format!("{host}:{port}"),
             }
-            format!(
-                "{}:{port}",
-                if host.is_empty() { &addresses[i] } else { host }
-            )
         };
         if let Some(address) = addresses.get(i).filter(|a| !a.is_empty() && !unix) {
             config.hostaddr(
@@ -691,6 +752,22 @@ mod tests {
                 "-cgeqo=off -c search_path=a,\\ b\\\\",
             ),
             ("host=h user=u dbname=d my.setting=1", "-c my.setting=1"),
+            (
+                "postgres://u@h/d?search_path=a,+b&DateStyle=ISO,%20MDY",
+                "-c DateStyle=ISO,\\ MDY -c search_path=a,\\ b",
+            ),
+            (
+                "postgres://u@h/d?options=-c%20timezone%3DEtc/GMT%2B3",
+                "-c timezone=Etc/GMT+3",
+            ),
+            (
+                "postgres://u@h/d?search_path=&options=&statement_timeout=1",
+                "-c statement_timeout=1",
+            ),
+            (
+                "postgres://u@h/d?krbsrvname=x&krbspn=y&disable_prepared_binary_result=yes&client_encoding=utf-8",
+                "",
+            ),
         ] {
             assert_eq!(options(url), expected, "{url}");
         }
@@ -699,6 +776,42 @@ mod tests {
                 .unwrap()
                 .prefer_standby
         );
+    }
+
+    #[test]
+    fn the_files_of_the_client() {
+        let home = tempfile::tempdir().unwrap();
+        let given = |path: &str| Some(path.to_owned());
+        let files = |cert, key| client_files(cert, key, Some(home.path()));
+        assert_eq!(files(None, None).unwrap(), None);
+        assert!(files(given("/c"), None).is_err());
+        assert!(files(None, given("/k")).is_err());
+        let dir = home.path().join(".postgresql");
+        std::fs::create_dir(&dir).unwrap();
+        let (cert, key) = (dir.join("postgresql.crt"), dir.join("postgresql.key"));
+        std::fs::write(&cert, "").unwrap();
+        assert_eq!(files(None, None).unwrap(), None, "a key is missing");
+        std::fs::write(&key, "").unwrap();
+        for (given_cert, given_key, expected) in [
+            (None, None, (cert.clone(), key.clone())),
+            (given("/c"), None, ("/c".into(), key.clone())),
+            (None, given("/k"), (cert, "/k".into())),
+            (given("/c"), given("/k"), ("/c".into(), "/k".into())),
+        ] {
+            assert_eq!(files(given_cert, given_key).unwrap(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn an_address_stands_for_a_name() {
+        let spec = parse("postgres://u@/d?hostaddr=127.0.0.1").unwrap();
+        let hosts = spec.targets[0].config.get_hosts();
+        assert_eq!(hosts, [Host::Tcp("127.0.0.1".into())]);
+        assert_eq!(labels("postgres://u@/d?hostaddr=::1"), ["[::1]:5432"]);
+        assert!(!parse("postgres://u@h/d?sslsni=0").unwrap().ssl_sni);
+        let passfile = |url: &str| parse(url).unwrap().passfile;
+        assert_eq!(passfile("postgres://u@h/d?passfile=/p"), Some("/p".into()));
+        assert_eq!(passfile("postgres://u:x@h/d?passfile=/p"), None);
     }
 
     #[test]
