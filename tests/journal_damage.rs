@@ -179,6 +179,63 @@ async fn a_damaged_block_that_is_deleted_is_gone() {
     assert!(files(&node.journal(), "segment").is_empty());
 }
 
+/// A node that ended after its row was written and before its blob was read back, and that blob's ID.
+async fn ended_before_the_read_back(value: &Bytes) -> (Node, String) {
+    let node = Node::new();
+    let held = node.parts.store.hold_reads.write().await;
+    let ds = node.open(BUSY);
+    ds.put(&key_of(value), value.clone()).await.unwrap();
+    eventually("the row is written and the blob asked for", || {
+        let store = &node.parts.store;
+        !node.parts.index.rows.lock().is_empty() && !store.reads.lock().is_empty()
+    })
+    .await;
+    let copy = node.crashed();
+    drop(ds);
+    drop(held);
+    copy.parts.store.reads.lock().clear();
+    let blob_id = node.parts.index.rows.lock()[&key_of(value)].blob_id.clone();
+    (copy, blob_id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_from_before_the_open_is_no_proof_that_its_blob_can_be_read() {
+    let value = noise(0, 5000);
+    let key = key_of(&value);
+    let (node, blob_id) = ended_before_the_read_back(&value).await;
+    let blob = node.parts.store.blobs.lock().remove(&blob_id).unwrap();
+    let ds = node.open(BUSY);
+    eventually("the blob is asked for", || {
+        !node.parts.store.reads.lock().is_empty()
+    })
+    .await;
+    assert_eq!(metric(&ds, "journal_blocks"), 1);
+    assert_eq!(ds.get(&key).await.unwrap().unwrap(), value);
+    assert_eq!(node.parts.store.puts.load(SeqCst), 1, "it is paid for once");
+    node.parts.store.blobs.lock().insert(blob_id, blob);
+    eventually("the block leaves", || metric(&ds, "journal_blocks") == 0).await;
+    assert_eq!(node.parts.store.puts.load(SeqCst), 1);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_heals_a_block_does_not_rely_on_its_row() {
+    let value = noise(0, 5000);
+    let key = key_of(&value);
+    let (node, blob_id) = ended_before_the_read_back(&value).await;
+    node.damage(&value[200..300]);
+    node.parts.store.blobs.lock().remove(&blob_id);
+    let ds = node.open(&format!(r#""drainTimeoutSeconds":0,{BUSY}"#));
+    ds.put(&key, value.clone()).await.unwrap();
+    eventually("the blob is asked for", || {
+        !node.parts.store.reads.lock().is_empty()
+    })
+    .await;
+    assert_eq!(metric(&ds, "journal_blocks"), 1);
+    assert_eq!(ds.get(&key).await.unwrap().unwrap(), value);
+    ds.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_flipped_bit_loses_one_block_of_a_write() {
     for which in 0..11 {

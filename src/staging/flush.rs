@@ -4,6 +4,8 @@
 //! oldest block is old enough, when writers wait for space, or when the datastore is closed. A pack
 //! that fails is tried again until it succeeds: what it holds was acknowledged.
 
+use std::collections::HashMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,12 +152,8 @@ async fn run(shared: Arc<Shared>, limit: UploadLimit) {
             let mut pack = shared.parts.journal.take_pack(target(&shared.parts));
             order.arrange(&mut pack, |block| block.key());
             if !pack.is_empty() {
-                shared.packs.spawn(unless_stopped(
-                    Arc::clone(&shared),
-                    limit.clone(),
-                    pack,
-                    permit,
-                ));
+                let deliver = deliver(Arc::clone(&shared), limit.clone(), pack, permit);
+                spawn_unless_stopped(&shared, deliver);
             }
         }
     };
@@ -270,17 +268,15 @@ async fn due(shared: &Shared) -> bool {
     }
 }
 
-async fn unless_stopped(
-    shared: Arc<Shared>,
-    limit: UploadLimit,
-    pack: Vec<Arc<Block>>,
-    permit: Permit,
-) {
-    tokio::select! {
-        biased;
-        () = shared.stop.cancelled() => {}
-        () = deliver(&shared, &limit, pack, permit) => {}
-    }
+fn spawn_unless_stopped(shared: &Shared, work: impl Future<Output = ()> + Send + 'static) {
+    let stop = shared.stop.clone();
+    shared.packs.spawn(async move {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    });
 }
 
 /// How long to wait after `failures` failures in a row.
@@ -324,8 +320,8 @@ impl<'a> Patience<'a> {
 /// Brings a pack to Walrus and into the index, however long it takes; while the datastore is being
 /// closed, it tries once. Only uploads hold a permit.
 async fn deliver(
-    shared: &Shared,
-    limit: &UploadLimit,
+    shared: Arc<Shared>,
+    limit: UploadLimit,
     pack: Vec<Arc<Block>>,
     first_permit: Permit,
 ) {
@@ -335,7 +331,11 @@ async fn deliver(
     let mut patience = Patience::new(&parts.journal);
     let mut stack = vec![pack];
     while let Some(blocks) = stack.pop() {
-        let (blocks, replaced) = match caught(prepare(parts, blocks.clone())).await {
+        let Prepared {
+            travel: blocks,
+            replaced,
+            unproven,
+        } = match caught(prepare(parts, blocks.clone())).await {
             Ok(prepared) => prepared,
             Err(e) => {
                 if e.kind() == ErrorKind::Disk && set_apart(parts, &blocks, &mut stack).await {
@@ -351,6 +351,10 @@ async fn deliver(
                 continue;
             }
         };
+        for (blob_id, blocks) in by_blob(unproven) {
+            // They hold nothing else up: it may take an aggregator's outage.
+            spawn_unless_stopped(&shared, prove(Arc::clone(&shared), blob_id, blocks));
+        }
         if blocks.is_empty() {
             continue;
         }
@@ -391,25 +395,66 @@ async fn deliver(
         patience.well();
         index(parts, &blocks, &replaced, &stored, &mut patience).await;
         failpoint!("flush.indexed");
-        if read_back(parts, &blocks, &stored, &mut patience).await {
-            failpoint!("flush.read_back");
-            parts.journal.settle(blocks).await;
-            failpoint!("flush.settled");
-        } else {
-            for block in &blocks {
-                block.lost.fetch_add(1, Ordering::Relaxed);
-            }
-            parts.journal.put_back(blocks);
-        }
+        let mut end = 0;
+        let placed = blocks.into_iter().map(|block| {
+            let offset = end;
+            end += block.len();
+            (block, offset)
+        });
+        let placed = placed.collect();
+        settle_in(parts, &stored.blob_id, placed, &mut patience).await;
     }
 }
 
-/// Leaves out what need not travel (any more) or must not. Returns the rest, and what the index holds
-/// under their keys now.
-async fn prepare(
+/// Settles blocks whose rows an earlier process wrote, once their blob was read: that process may have ended
+/// before it could do so.
+async fn prove(shared: Arc<Shared>, blob_id: String, blocks: Vec<(Arc<Block>, u64)>) {
+    let mut patience = Patience::new(&shared.parts.journal);
+    settle_in(&shared.parts, &blob_id, blocks, &mut patience).await;
+}
+
+/// Blocks and where they begin in their blob (bytes), for each blob.
+fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Vec<(Arc<Block>, u64)>> {
+    let mut blobs = HashMap::<_, Vec<_>>::new();
+    for (block, row) in blocks {
+        let offset = u64::try_from(row.offset).unwrap_or(0);
+        blobs.entry(row.blob_id).or_default().push((block, offset));
+    }
+    blobs
+}
+
+/// Settles indexed blocks if their blob can be read back; else they go back to the queue, to be stored again.
+async fn settle_in(
     parts: &FlushParts,
-    blocks: Vec<Arc<Block>>,
-) -> Result<(Vec<Arc<Block>>, Vec<Usage>)> {
+    blob_id: &str,
+    blocks: Vec<(Arc<Block>, u64)>,
+    patience: &mut Patience<'_>,
+) {
+    let readable = read_back(parts, blob_id, &blocks, patience).await;
+    let blocks: Vec<Arc<Block>> = blocks.into_iter().map(|(block, _)| block).collect();
+    if readable {
+        failpoint!("flush.read_back");
+        parts.journal.settle(blocks).await;
+        failpoint!("flush.settled");
+    } else {
+        for block in &blocks {
+            block.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        parts.journal.put_back(blocks);
+    }
+}
+
+/// What becomes of a pack's blocks.
+struct Prepared {
+    travel: Vec<Arc<Block>>,
+    /// What the index holds under the keys of those now.
+    replaced: Vec<Usage>,
+    /// These are indexed, but their blobs may never have been read back.
+    unproven: Vec<(Arc<Block>, Record)>,
+}
+
+/// Leaves out what need not travel (any more) or must not.
+async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared> {
     // These travel in parts, and cannot be checked on their way.
     let long = blocks.iter().filter(|b| b.len() > WHOLE);
     let long: Vec<Arc<Block>> = long.cloned().collect();
@@ -462,11 +507,15 @@ async fn prepare(
     let mut travel = Vec::with_capacity(blocks.len());
     let mut replaced = Vec::with_capacity(blocks.len());
     let mut known = Vec::new();
+    let mut unproven = Vec::new();
     for (((block, row), same), current) in blocks.into_iter().zip(rows).zip(same).zip(current) {
         if !current {
             obsolete.push(block);
-        } else if same {
-            known.push(block);
+        } else if let (true, Some(row)) = (same, &row) {
+            match block.unproven.load(Ordering::Relaxed) {
+                true => unproven.push((block, row.clone())),
+                false => known.push(block),
+            }
         } else {
             travel.push(block);
             replaced.push(row.map_or(Usage::default(), |r| Usage {
@@ -475,11 +524,16 @@ async fn prepare(
             }));
         }
     }
-    Metrics::add(&parts.upload.metrics.blocks_known, known.len() as u64);
+    let count = known.len() + unproven.len();
+    Metrics::add(&parts.upload.metrics.blocks_known, count as u64);
     // Last, when nothing can fail any more: each block is settled once.
     known.extend(obsolete);
     parts.journal.settle(known).await;
-    Ok((travel, replaced))
+    Ok(Prepared {
+        travel,
+        replaced,
+        unproven,
+    })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -630,19 +684,16 @@ async fn index(
     }
 }
 
-/// Whether the blob can be read: its last block is asked for. As long as no aggregator answers, the
-/// journal's copy is the only one that can be read, so it is kept.
+/// Whether the blob can be read: the last of the blocks is asked for. As long as no aggregator answers, the
+/// journal's copy is the only one that can be read, so it is kept. `blocks`: with where they begin (bytes).
 async fn read_back(
     parts: &FlushParts,
-    blocks: &[Arc<Block>],
-    stored: &StoreResult,
+    blob_id: &str,
+    blocks: &[(Arc<Block>, u64)],
     patience: &mut Patience<'_>,
 ) -> bool {
-    let mut offset = blocks.iter().map(|b| b.len()).sum::<u64>();
-    let Some(last) = blocks.iter().rev().find(|b| {
-        offset -= b.len();
-        b.len() > 0
-    }) else {
+    let with_bytes = blocks.iter().filter(|(block, _)| block.len() > 0);
+    let Some((last, offset)) = with_bytes.max_by_key(|(_, offset)| *offset) else {
         return true;
     };
     let check = |bytes: &[u8]| {
@@ -653,18 +704,15 @@ async fn read_back(
         }
     };
     patience.well();
-    let times = blocks.iter().map(|b| b.lost.load(Ordering::Relaxed)).max();
+    let times = blocks.iter().map(|(b, _)| b.lost.load(Ordering::Relaxed));
     let look = LOOK_FIRST
-        .saturating_mul(1 << times.unwrap_or(0).min(16))
+        .saturating_mul(1 << times.max().unwrap_or(0).min(16))
         .min(LOOK_MAX);
     let mut lost_since = None;
     loop {
-        let reading = parts
-            .upload
-            .store
-            .read_range(&stored.blob_id, offset, last.len(), &check);
-        let read = caught(reading).await;
-        let Err(e) = read else {
+        let store = &parts.upload.store;
+        let reading = store.read_range(blob_id, *offset, last.len(), &check);
+        let Err(e) = caught(reading).await else {
             patience.well();
             return true;
         };
@@ -673,9 +721,8 @@ async fn read_back(
             parts.upload.log.push(
                 Level::Error,
                 format!(
-                    "blob {} was stored {} s ago but cannot be read: its blocks are paid for and stored again. \
+                    "blob {blob_id} is stored, but cannot be read for {} s: its blocks are paid for and stored again. \
                      Check aggregatorURL: {e}",
-                    stored.blob_id,
                     look.as_secs()
                 ),
             );

@@ -106,6 +106,9 @@ pub(crate) struct Block {
     let_go: AtomicBool,
     /// It was found damaged.
     damaged: AtomicBool,
+    /// If it has a row, that may be of a blob that was never read back: it was staged before this open, or it
+    /// takes the place of a damaged one.
+    unproven: AtomicBool,
 }
 
 impl Block {
@@ -337,8 +340,11 @@ impl State {
     }
 
     /// What was known of damage to `key` is over.
-    fn heal(&mut self, key: &str) {
-        self.damage_changed |= self.damaged.remove(key).is_some();
+    /// Whether its newest value was damaged.
+    fn heal(&mut self, key: &str) -> bool {
+        let healed = self.damaged.remove(key).is_some();
+        self.damage_changed |= healed;
+        healed
     }
 
     /// The newest value of `key` is damaged.
@@ -350,7 +356,9 @@ impl State {
 
     fn stage(&mut self, block: Arc<Block>) {
         block.segment.add_live();
-        self.heal(&block.key);
+        if self.heal(&block.key) {
+            block.unproven.store(true, Ordering::Relaxed);
+        }
         self.bytes += block.len();
         self.queued_bytes += block.len();
         self.queue.push_back(Arc::clone(&block));
@@ -908,6 +916,7 @@ fn apply(
                     doubted: AtomicBool::new(false),
                     let_go: AtomicBool::new(false),
                     damaged: AtomicBool::new(false),
+                    unproven: AtomicBool::new(true),
                 })),
                 Entry::Damaged { key, unwritten, .. } if unwritten && i == last => {
                     unfinished.push(key.to_string());

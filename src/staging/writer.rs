@@ -538,6 +538,7 @@ impl Appender {
                             doubted: AtomicBool::new(false),
                             let_go: AtomicBool::new(false),
                             damaged: AtomicBool::new(false),
+                            unproven: AtomicBool::new(false),
                         }));
                         at += u64::from(len);
                     }
