@@ -1,8 +1,9 @@
 //! The datastore: keys and blocks, kept on Walrus and found through the index.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -429,7 +430,7 @@ impl WalrusDatastore {
             }
         }
         let (puts, deletes) = last_wins(ops);
-        let puts = puts.into_iter().map(Put::new).collect::<Result<Vec<_>>>()?;
+        let puts = check_puts(puts).await?;
         if let Some(roots) = &shared.roots {
             let named = puts.iter().filter(|put| put.names_content);
             named.for_each(|put| roots.keep_put(&put.key, &put.value));
@@ -1187,6 +1188,39 @@ impl Put {
     fn is_in(&self, size: i64) -> bool {
         self.names_content && i64::try_from(self.value.len()) == Ok(size)
     }
+}
+
+/// Checks values against their keys. A large batch is shared among the processors: to hash a block takes about
+/// as long as to write it into the journal.
+async fn check_puts(mut puts: Vec<(String, Bytes)>) -> Result<Vec<Put>> {
+    /// A part of fewer bytes is not worth another thread.
+    const PART_LEAST: usize = 512 << 10;
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    let processors = *PROCESSORS
+        .get_or_init(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    let check = |puts: Vec<(String, Bytes)>| -> Result<Vec<Put>> {
+        puts.into_iter().map(Put::new).collect()
+    };
+    let bytes: usize = puts.iter().map(|(_, value)| value.len()).sum();
+    let part = bytes.div_ceil(processors).max(PART_LEAST);
+    let mut others = Vec::new();
+    let mut in_part = 0;
+    for at in (1..puts.len()).rev() {
+        in_part += puts[at].1.len();
+        if in_part >= part {
+            let part = puts.split_off(at);
+            others.push(tokio::task::spawn_blocking(move || check(part)));
+            in_part = 0;
+        }
+    }
+    let mut checked = check(puts)?;
+    for part in others.into_iter().rev() {
+        let part = part
+            .await
+            .map_err(|e| Error::new(ErrorKind::Internal, format!("checking a batch: {e}")))?;
+        checked.extend(part?);
+    }
+    Ok(checked)
 }
 
 /// Refuses keys that the index cannot hold exactly.

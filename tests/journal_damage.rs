@@ -525,6 +525,32 @@ async fn a_value_that_its_key_does_not_name_is_refused_at_once() {
 }
 
 /// Records of IPNS and the filestore, which Kubo writes where the datastore is mounted at `/`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_value_anywhere_in_a_large_batch_is_refused() {
+    let puts: Vec<_> = (0..12).map(|i| noise(i, 300_000)).collect();
+    let puts: Vec<_> = puts.into_iter().map(|v| (key_of(&v), v)).collect();
+    let ops = |puts: &[(String, Bytes)]| -> Vec<Op> {
+        let put = |(key, value): &(String, Bytes)| Op::Put(key.clone(), value.clone());
+        puts.iter().map(put).collect()
+    };
+    for (node, ds) in without_and_with_journal() {
+        for at in 0..puts.len() {
+            let mut wrong = puts.clone();
+            wrong[at].1 = noise(99, 300_000);
+            let e = ds.commit(ops(&wrong)).await.unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::InvalidArgument);
+            assert!(e.message().contains(&puts[at].0), "{e}");
+        }
+        assert_eq!(metric(&ds, "blocks_put"), 0);
+        ds.commit(ops(&puts)).await.unwrap();
+        for (key, value) in &puts {
+            assert_eq!(ds.get(key).await.unwrap().unwrap(), *value);
+        }
+        ds.close().await.unwrap();
+        drop(node);
+    }
+}
+
 #[tokio::test]
 async fn records_under_keys_that_end_in_the_hash_of_something_else_are_kept() {
     for (_node, ds) in without_and_with_journal() {
