@@ -110,6 +110,13 @@ impl Error {
         &self.message
     }
 
+    /// The same error with `new` for each `old` in its message.
+    #[must_use]
+    pub(crate) fn replace(mut self, old: &str, new: &str) -> Self {
+        self.message = self.message.replace(old, new);
+        self
+    }
+
     /// The same error with `context: ` before its message.
     #[must_use]
     pub fn context(mut self, context: impl fmt::Display) -> Self {

@@ -31,6 +31,22 @@ async fn run_time_parameters_reach_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_blank_in_a_password_shows_no_part_of_it() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let url = pg.url(&db);
+    let (user, place) = url["postgres://".len()..].split_once('@').unwrap();
+    let port = place.split([':', '/']).nth(1).unwrap();
+    let keywords = format!(
+        "host=127.0.0.1 port={port} dbname={db} user={user} sslmode=disable password=part hunter2=x"
+    );
+    let opened = PostgresIndex::open(PostgresOptions::new(&keywords, "walrus_index")).await;
+    let message = opened.err().unwrap().to_string();
+    assert!(message.contains("password='…'"), "{message}");
+    assert!(!message.contains("hunter2"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_standby_is_preferred_where_the_url_says_so() {
     let pg = Postgres::start();
     let db = pg.database();

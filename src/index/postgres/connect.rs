@@ -239,6 +239,7 @@ impl Connector {
                             && error::full(&e).contains("TLS"));
                     let said =
                         error::connecting(&target.label, &self.spec.user, &self.spec.dbname, &e);
+                    let said = self.spec.hide(said);
                     first_error.get_or_insert(said);
                     if !other {
                         break;

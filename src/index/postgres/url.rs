@@ -63,6 +63,27 @@ pub(super) struct Spec {
     passed_on: bool,
     pub user: String,
     pub dbname: String,
+    /// A parameter's name that may be a part of the password: `password=part name=value`, without quotes.
+    doubtful: Option<String>,
+}
+
+impl Spec {
+    /// The error without what may be a part of the password.
+    pub(super) fn hide(&self, e: Error) -> Error {
+        hide(self.doubtful.as_deref(), e)
+    }
+}
+
+fn hide(doubtful: Option<&str>, e: Error) -> Error {
+    match doubtful.map(|name| {
+        (
+            format!("{name:?}"),
+            "\"…\" (it follows an unquoted password, which may have a blank: password='…')",
+        )
+    }) {
+        Some((name, instead)) => e.replace(&name, instead),
+        None => e,
+    }
 }
 
 fn bad(what: impl std::fmt::Display) -> Error {
@@ -75,7 +96,7 @@ type Params = BTreeMap<String, String>;
 /// Parses the URL; nothing is looked up or opened.
 pub(super) fn parse(url: &str) -> Result<Spec> {
     let url = url.trim();
-    let params = if let Some(rest) = url
+    let (params, doubtful) = if let Some(rest) = url
         .strip_prefix("postgres://")
         .or_else(|| url.strip_prefix("postgresql://"))
     {
@@ -97,7 +118,10 @@ pub(super) fn parse(url: &str) -> Result<Spec> {
             "is no Postgres URL (postgres://user@host:port/database)",
         ));
     };
-    build(params)
+    match build(params) {
+        Ok(spec) => Ok(Spec { doubtful, ..spec }),
+        Err(e) => Err(hide(doubtful.as_deref(), e)),
+    }
 }
 
 fn split_url(rest: &str) -> Result<Params> {
@@ -226,17 +250,23 @@ fn decode(what: &str, text: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| bad(format!("{what} is not UTF-8")))
 }
 
-fn split_keywords(text: &str) -> Result<Params> {
+/// The parameters, and the name of one that may be a part of the password.
+fn split_keywords(text: &str) -> Result<(Params, Option<String>)> {
     let mut params = Params::new();
+    let mut doubtful = None;
+    let mut after_password = false;
     let mut chars = text.chars().peekable();
     loop {
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         if chars.peek().is_none() {
-            return Ok(params);
+            return Ok((params, doubtful));
         }
         let mut name = String::new();
         while let Some(c) = chars.next_if(|c| *c != '=' && !c.is_whitespace()) {
             name.push(c);
+        }
+        if after_password && !KNOWN.contains(&name.as_str()) {
+            doubtful = Some(name.clone());
         }
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         if chars.next() != Some('=') {
@@ -248,7 +278,8 @@ fn split_keywords(text: &str) -> Result<Params> {
         loop {
             match chars.peek().copied() {
                 None if quoted => {
-                    return Err(bad(format!("keyword {name:?} lacks its closing quote")))
+                    let e = bad(format!("keyword {name:?} lacks its closing quote"));
+                    return Err(hide(doubtful.as_deref(), e));
                 }
                 None => break,
                 Some('\'') if quoted => {
@@ -266,6 +297,7 @@ fn split_keywords(text: &str) -> Result<Params> {
                 }
             }
         }
+        after_password = name == "password" && !quoted;
         params.insert(name, value);
     }
 }
@@ -464,6 +496,7 @@ fn build(mut params: Params) -> Result<Spec> {
         connect_timeout,
         prefer_standby,
         passed_on,
+        doubtful: None,
         user,
         dbname,
     })
@@ -843,6 +876,8 @@ mod tests {
             ),
             ("postgres://u:hunter2@a,b:1,c/d?port=1,2", "port"),
             ("user=u password='hunter2", "closing quote"),
+            ("user=u password=a hunter2='x", "closing quote"),
+            ("user=u password=a sslhunter2=x", "password='…'"),
             ("postgres://u:hunter2@h/d#x", "fragment"),
             ("postgres://us?er:hunter2@h/d?a=%fs", "%3F"),
             ("postgres://us?er:hunter2@h/d=x", "%3F"),
