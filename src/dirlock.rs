@@ -26,6 +26,21 @@ impl DirLock {
         Ok(DirLock(file))
     }
 
+    /// As [`take`](Self::take), of a directory that may not be written to. `None`: it has no such file, so no
+    /// datastore has it open.
+    pub(crate) fn take_unchanged(dir: &Path) -> Result<Option<DirLock>, TryLockError> {
+        let mut options = File::options();
+        let opened = options.read(true).custom_flags(libc::O_NOFOLLOW);
+        match opened.open(dir.join("LOCK")) {
+            Ok(file) => {
+                file.try_lock()?;
+                Ok(Some(DirLock(file)))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(TryLockError::Error(e)),
+        }
+    }
+
     /// The file, for whoever looks whether it is still the one in the directory.
     pub(crate) fn file(&self) -> &File {
         &self.0

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
@@ -469,6 +470,101 @@ async fn a_journal_belongs_to_one_table() {
         .await
         .unwrap();
     ds.close().await.unwrap();
+}
+
+/// A repo with a block in its journal `j`.
+async fn repo_with_a_block(repo: &Path) {
+    let ds = open_repo(repo, Path::new("i.sqlite"), r#""journalPath":"j","#);
+    let ds = ds.await.unwrap();
+    let value = noise(1, 1000);
+    ds.put(&key_of(&value), value).await.unwrap();
+    ds.close().await.unwrap();
+}
+
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let all = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut all: Vec<_> = all.map(|p| (p.clone(), fs::read(&p).unwrap())).collect();
+    all.sort();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_of_another_table_is_not_touched() {
+    let repo = tempfile::tempdir().unwrap();
+    repo_with_a_block(repo.path()).await;
+    let journal = repo.path().join("j");
+    fs::remove_file(journal.join("README.txt")).unwrap();
+    let before = contents(&journal);
+    let other = r#""journalPath":"j","table":"other","#;
+    refused(
+        open_repo(repo.path(), Path::new("i.sqlite"), other).await,
+        &["journalPath", "other"],
+    );
+    assert!(contents(&journal) == before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_was_out_of_reach_for_a_while_is_not_forgotten() {
+    let repo = tempfile::tempdir().unwrap();
+    repo_with_a_block(repo.path()).await;
+    let (journal, away) = (repo.path().join("j"), repo.path().join("away"));
+    fs::rename(&journal, &away).unwrap();
+    // The disk is not mounted.
+    for extra in ["", r#""journalPath":"k","#] {
+        let ds = open_repo(repo.path(), Path::new("i.sqlite"), extra).await;
+        ds.unwrap().close().await.unwrap();
+    }
+    fs::rename(&away, &journal).unwrap();
+    refused(
+        open_repo(repo.path(), Path::new("i.sqlite"), "").await,
+        &["journalPath", "1 blocks"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_journal_of_another_table_stops_no_start() {
+    let repo = tempfile::tempdir().unwrap();
+    repo_with_a_block(repo.path()).await;
+    let segments = files(&repo.path().join("j"), "segment");
+    let older = &segments[0];
+    let newer = older.with_file_name("00000000000000ff.segment");
+    fs::copy(older, newer).unwrap();
+    let cut = fs::OpenOptions::new().write(true).open(older).unwrap();
+    cut.set_len(500).unwrap();
+    let other = r#""table":"other","#;
+    let ds = open_repo(repo.path(), Path::new("i.sqlite"), other);
+    let ds = Arc::new(ds.await.unwrap());
+    assert!(has_error(&lines(&ds), &["walrus_index", "cannot be read"]));
+    ds.close().await.unwrap();
+    let own = open_repo(repo.path(), Path::new("i.sqlite"), "").await;
+    assert_eq!(own.err().unwrap().kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_is_remembered_under_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = dir.path().join(std::ffi::OsStr::from_bytes(b"r\xff"));
+    fs::create_dir(&repo).unwrap();
+    repo_with_a_block(&repo).await;
+    refused(
+        open_repo(&repo, Path::new("i.sqlite"), "").await,
+        &["journalPath", "1 blocks"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_journals_that_cannot_be_read_is_told_and_kept() {
+    let repo = tempfile::tempdir().unwrap();
+    let list = repo.path().join("walrusds-journals");
+    fs::create_dir(&list).unwrap();
+    let ds = open_repo(repo.path(), Path::new("i.sqlite"), r#""journalPath":"k","#);
+    let ds = Arc::new(ds.await.unwrap());
+    assert!(has_error(
+        &lines(&ds),
+        &["walrusds-journals", "cannot be read"]
+    ));
+    ds.close().await.unwrap();
+    assert!(list.is_dir());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,8 +9,13 @@ use std::path::Path;
 /// The ending of segments that are kept for an operator, because blocks in them are damaged.
 pub(super) const ASIDE: &str = "damaged";
 
-/// Changes to files. Reading is not part of it.
+/// Changes to files, and opening them for changes. Reading is not part of it.
 pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
+    /// Opens a file that exists.
+    fn open(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(path)
+    }
+
     /// Makes a file that did not exist.
     fn create(&self, path: &Path) -> io::Result<File> {
         OpenOptions::new()

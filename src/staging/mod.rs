@@ -396,6 +396,10 @@ impl Journal {
         let failed = |e: io::Error| disk_error(&format!("journalPath {}", dir.display()), &e);
         create_dir(dir, &*disk).map_err(failed)?;
         let lock = lock(dir)?;
+        if let Some(owner) = owner {
+            // Before anything is changed.
+            owner.check(dir)?;
+        }
         write_readme(dir, README).map_err(failed)?;
         report_aside(dir, &log).map_err(failed)?;
         let Replayed {

@@ -8,8 +8,10 @@
 //! A repo remembers where its journals were, in the file [`PLACES`]. Blocks that lie in such a place while
 //! the configuration names another one, or none, were accepted and would be out of sight.
 
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ use crate::log::{Level, Log};
 const FILE: &str = "OWNER";
 /// In the repo: the directories of its journals, one a line.
 const PLACES: &str = "walrusds-journals";
+/// So many of them, the newest.
+const MOST_PLACES: usize = 100;
 /// Where the init profile puts a journal, in the repo.
 const USUAL: &str = "walrusds-journal";
 
@@ -47,40 +51,42 @@ impl Owner {
         Ok((!identity.is_empty()).then_some(Owner { identity, name }))
     }
 
-    fn write(&self, dir: &Path) -> io::Result<()> {
-        let new = dir.join("OWNER.new");
-        let mut file = File::create(&new)?;
-        writeln!(file, "{}\n{}", self.identity, self.name)?;
-        file.sync_all()?;
-        std::fs::rename(new, dir.join(FILE))?;
-        File::open(dir)?.sync_all()
-    }
-
-    /// Makes the journal in `dir`, which is locked and holds these blocks, this owner's.
+    /// Checks that the journal in `dir`, which is locked, may become this owner's. Changes nothing.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if it holds blocks of another; [`ErrorKind::Disk`].
+    /// [`ErrorKind::Config`] if it holds blocks of another; [`ErrorKind::Disk`], [`ErrorKind::Corrupt`].
+    pub(super) fn check(&self, dir: &Path) -> Result<()> {
+        let owner = match Owner::of(dir).map_err(|e| failed(dir, &e))? {
+            Some(owner) if owner.identity != self.identity => owner,
+            _ => return Ok(()),
+        };
+        let staged = staged_in(dir)?;
+        if staged.blocks == 0 {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "journalPath: {} holds {} blocks ({} bytes) that were accepted for another index (table {}), \
+                 not for this one (table {}). Give this datastore a journal of its own. To bring the \
+                 blocks away, start a node with that index until its journal is empty; to give them \
+                 up, move the directory away",
+                dir.display(),
+                staged.blocks,
+                staged.bytes,
+                owner.name,
+                self.name
+            ),
+        ))
+    }
+
+    /// Makes the journal in `dir`, which is locked, was checked and holds these blocks, this owner's.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disk`].
     pub(super) fn take(&self, dir: &Path, staged: Staged, log: &Log) -> Result<()> {
-        let failed = |e| disk_error(&format!("journalPath {}: {FILE}", dir.display()), &e);
-        match Owner::of(dir).map_err(failed)? {
+        match Owner::of(dir).map_err(|e| failed(dir, &e))? {
             Some(owner) if owner.identity == self.identity => return Ok(()),
-            Some(owner) if staged.blocks > 0 => {
-                return Err(Error::new(
-                    ErrorKind::Config,
-                    format!(
-                        "journalPath: {} holds {} blocks ({} bytes) that were accepted for another index (table {}), \
-                         not for this one (table {}). Give this datastore a journal of its own. To bring the \
-                         blocks away, start a node with that index until its journal is empty; to give them \
-                         up, move the directory away",
-                        dir.display(),
-                        staged.blocks,
-                        staged.bytes,
-                        owner.name,
-                        self.name
-                    ),
-                ))
-            }
-            Some(_) => {}
             None if staged.blocks > 0 => log.push(
                 Level::Info,
                 format!(
@@ -90,10 +96,25 @@ impl Owner {
                     self.name
                 ),
             ),
-            None => {}
+            _ => {}
         }
-        self.write(dir).map_err(failed)
+        let text = format!("{}\n{}\n", self.identity, self.name);
+        write_whole(dir, FILE, text.as_bytes()).map_err(|e| failed(dir, &e))
     }
+}
+
+fn failed(dir: &Path, e: &io::Error) -> Error {
+    disk_error(&format!("journalPath {}: {FILE}", dir.display()), e)
+}
+
+/// Writes a file of `dir`: after a crash it is the one from before or the new one.
+fn write_whole(dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+    let new = dir.join(format!("{name}.new"));
+    let mut file = File::create(&new)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    std::fs::rename(new, dir.join(name))?;
+    File::open(dir)?.sync_all()
 }
 
 /// Whether a repo has, or had, a journal, as far as its files tell.
@@ -113,21 +134,45 @@ pub(crate) fn abandoned(
     owner: Option<&Owner>,
     log: &Log,
 ) -> Result<()> {
-    let list = repo.join(PLACES);
-    let text = std::fs::read_to_string(&list).unwrap_or_default();
-    let known: Vec<PathBuf> = text.lines().map(PathBuf::from).collect();
+    let known = match places_of(repo) {
+        Ok(known) => Some(known),
+        Err(e) => {
+            log.push(
+                Level::Error,
+                format!(
+                    "the list of this repo's write journals, {}, cannot be read, so blocks in a journal that is not \
+                     configured any more go unnoticed: {e}",
+                    repo.join(PLACES).display()
+                ),
+            );
+            None
+        }
+    };
     let real = |path: &Path| path.canonicalize().ok();
     let usual = repo.join(USUAL);
-    for place in known.iter().chain([&usual]) {
+    for place in known.iter().flatten().chain([&usual]) {
         if now.is_some_and(|now| now == place || real(now).is_some_and(|n| Some(n) == real(place)))
         {
             continue;
         }
-        let Some(staged) = blocks_in(place)? else {
-            continue;
-        };
         let other = Owner::of(place).ok().flatten();
         let other = other.filter(|other| owner.is_none_or(|own| own.identity != other.identity));
+        let staged = match (blocks_in(place), &other) {
+            (Ok(Some(staged)), _) => staged,
+            (Ok(None), _) => continue,
+            (Err(e), None) => return Err(e),
+            (Err(e), Some(other)) => {
+                log.push(
+                    Level::Error,
+                    format!(
+                        "the write journal {} of another index (table {}) cannot be read: {e}",
+                        place.display(),
+                        other.name
+                    ),
+                );
+                continue;
+            }
+        };
         if let Some(other) = other {
             log.push(
                 Level::Error,
@@ -158,28 +203,52 @@ pub(crate) fn abandoned(
             ),
         ));
     }
-    remember(&list, &known, now);
+    if let (Some(known), Some(now)) = (known, now) {
+        remember(repo, known, now, log);
+    }
     Ok(())
 }
 
-/// Adds `now` to the list, and leaves out what is gone.
-fn remember(list: &Path, known: &[PathBuf], now: Option<&Path>) {
-    let mut places: Vec<&Path> = known.iter().map(PathBuf::as_path).collect();
-    places.retain(|place| place.is_dir());
-    if let Some(now) = now {
-        if !places.contains(&now) {
-            places.push(now);
-        }
-    }
-    if places.len() == known.len() && places.iter().zip(known).all(|(a, b)| a == b) {
+/// The places where the repo has had journals.
+fn places_of(repo: &Path) -> io::Result<Vec<PathBuf>> {
+    let text = match std::fs::read(repo.join(PLACES)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read?,
+    };
+    let lines = text.split(|byte| *byte == b'\n');
+    let lines = lines.filter(|line| !line.is_empty());
+    Ok(lines.map(|line| OsStr::from_bytes(line).into()).collect())
+}
+
+/// Adds `now` to the list. A place that is not there stays in it: it may be on a disk that is not mounted now.
+fn remember(repo: &Path, mut known: Vec<PathBuf>, now: &Path, log: &Log) {
+    if known.iter().any(|place| place == now) {
         return;
     }
-    let text: String = places
-        .iter()
-        .map(|p| format!("{}\n", p.display()))
-        .collect();
-    // A repo that cannot be written to does without: the usual place is looked into all the same.
-    let _ = std::fs::write(list, text);
+    known.push(now.to_owned());
+    let oldest = known.len().saturating_sub(MOST_PLACES);
+    let mut text = Vec::new();
+    for place in &known[oldest..] {
+        text.extend(place.as_os_str().as_bytes());
+        text.push(b'\n');
+    }
+    let in_one_line = !now.as_os_str().as_bytes().contains(&b'\n');
+    let written = match in_one_line {
+        true => write_whole(repo, PLACES, &text),
+        false => Err(io::Error::other(
+            "a path with a line break has no place in it",
+        )),
+    };
+    if let Err(e) = written {
+        log.push(
+            Level::Warn,
+            format!(
+                "{}: the place of the write journal, {}, cannot be remembered: {e}",
+                repo.join(PLACES).display(),
+                now.display()
+            ),
+        );
+    }
 }
 
 /// What the journal in `dir` holds, if it is one with blocks and no datastore has it open. Changes
@@ -192,17 +261,22 @@ fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
     {
         return Ok(None);
     }
-    let _lock = match DirLock::take(dir) {
+    let _lock = match DirLock::take_unchanged(dir) {
         Ok(lock) => lock,
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(e)) => {
             return Err(disk_error(&format!("journal {}: LOCK", dir.display()), &e))
         }
     };
+    let staged = staged_in(dir)?;
+    Ok((staged.blocks > 0).then_some(staged))
+}
+
+/// What the journal in `dir` holds, which is locked. Changes nothing.
+fn staged_in(dir: &Path) -> Result<Staged> {
     let disk: Arc<dyn Disk> = Arc::new(Untouched);
     let state = replay(dir, &disk, &Log::default())?.state;
-    let staged = state.staged();
-    Ok((staged.blocks > 0).then_some(staged))
+    Ok(state.staged())
 }
 
 /// A disk on which nothing is changed.
@@ -210,6 +284,10 @@ fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
 struct Untouched;
 
 impl Disk for Untouched {
+    fn open(&self, path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
+
     fn create(&self, _: &Path) -> io::Result<File> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }

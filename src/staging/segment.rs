@@ -8,7 +8,7 @@
 //! A segment that is full is sealed: its zeroes are cut off and a table of contents is written behind
 //! the frames, so that the next open need not visit each of them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -132,8 +132,7 @@ impl Segment {
             };
             // The error of one file names it.
             let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-            let open = OpenOptions::new().read(true).write(true).open(&path);
-            let file = open.map_err(named)?;
+            let file = disk.open(&path).map_err(named)?;
             let len = file.metadata().map_err(named)?.len();
             all.push(Segment {
                 id,
