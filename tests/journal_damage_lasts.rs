@@ -69,16 +69,24 @@ impl Node {
 
     /// What a kill leaves behind: the files as they are now.
     fn crashed(&self) -> Node {
-        let copy = Node {
-            parts: self.parts.clone(),
-            dir: tempfile::tempdir().unwrap(),
-        };
-        fs::create_dir_all(copy.journal()).unwrap();
-        for file in fs::read_dir(self.journal()).unwrap() {
-            let file = file.unwrap().path();
-            fs::copy(&file, copy.journal().join(file.file_name().unwrap())).unwrap();
+        loop {
+            let copy = Node {
+                parts: self.parts.clone(),
+                dir: tempfile::tempdir().unwrap(),
+            };
+            fs::create_dir_all(copy.journal()).unwrap();
+            let files = fs::read_dir(self.journal()).unwrap();
+            let mut files = files.map(|file| file.unwrap().path());
+            let copied = files.try_for_each(|file| {
+                fs::copy(&file, copy.journal().join(file.file_name().unwrap())).map(drop)
+            });
+            match copied {
+                Ok(()) => return copy,
+                // The node has just given one of them another name.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => panic!("{e}"),
+            }
         }
-        copy
     }
 }
 

@@ -786,9 +786,7 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Replayed> {
     let last = segments.len().saturating_sub(1);
     for (i, segment) in segments.into_iter().enumerate() {
         let segment = Arc::new(segment);
-        let scan = segment
-            .scan(i == last)
-            .map_err(|e| failed(segment.path(), e))?;
+        let scan = segment.scan().map_err(|e| failed(segment.path(), e))?;
         report_gaps(&segment, &scan, log);
         if i == last && scan.len > 0 {
             // A process that was killed may have left frames that no power cut would survive. Later puts
@@ -813,7 +811,9 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Replayed> {
                 ),
             ));
         }
-        if expected.is_none() && (scan.torn || unborn) {
+        // Nothing is appended to a file with gaps, so it ends here, as others that are followed by another.
+        let ends = scan.gaps > 0 && scan.len < segment.file_len();
+        if expected.is_none() && (scan.torn || unborn || ends) {
             let dropped = segment.file_len() - scan.len;
             if unborn {
                 // A file that was being made.
@@ -822,12 +822,14 @@ fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Replayed> {
                 segment.cut(scan.len)
             }
             .map_err(|e| failed(segment.path(), e))?;
-            log.push(
-                Level::Info,
-                format!(
-                    "journal: {dropped} bytes of a write that was never acknowledged were dropped"
-                ),
-            );
+            if scan.torn || unborn {
+                log.push(
+                    Level::Info,
+                    format!(
+                        "journal: {dropped} bytes of a write that was never acknowledged were dropped"
+                    ),
+                );
+            }
             if unborn {
                 continue;
             }

@@ -321,13 +321,14 @@ impl Segment {
     }
 
     /// Reads every frame's head and table: from the table of contents if there is one, else one by one,
-    /// and with `values` the values too, unless it was sealed. A put whose value is damaged is
-    /// [marked](Entry::Damaged), and its neighbours in the frame stay, unless the end of the last frame is missing.
+    /// with their values. A put whose value is damaged is [marked](Entry::Damaged), and its neighbours in the frame
+    /// stay, unless the end of the last frame is missing.
     ///
     /// Bytes that are no frame end the scan, unless frames follow them: then a head was damaged, and the scan goes on
     /// behind it. A block may hold bytes that look like a frame; so of frames that come behind a gap
-    /// only puts count, whose value is whole and is the one that its key names.
-    pub(super) fn scan(&self, values: bool) -> io::Result<Scan> {
+    /// only puts count, whose value is whole and is the one that its key names. A table of contents would have the
+    /// others too, so nothing is appended to such a segment, and it is never sealed.
+    pub(super) fn scan(&self) -> io::Result<Scan> {
         let file_len = self.file_len();
         let mut window = Window::new(&self.file, file_len);
         let Some(head) = window.get(0, frame::SEGMENT_HEAD_OLD)?.map(<[u8]>::to_vec) else {
@@ -369,7 +370,7 @@ impl Segment {
         let mut at = start;
         let mut next_seq = 0;
         let end = seal.map_or(file_len, |seal| seal.end.min(file_len));
-        let values = values && seal.is_none();
+        let values = seal.is_none();
         let mut torn = false;
         loop {
             // Numbers only go up: an older frame in this place would be one that the disk forgot to overwrite.
@@ -405,6 +406,7 @@ impl Segment {
                 scan.contents.truncate(contents);
             }
         }
+        scan.open &= scan.gaps == 0;
         scan.torn = window.other_than_zero_from(scan.len)?;
         Ok(scan)
     }

@@ -291,6 +291,46 @@ fn a_deletion_fails_while_a_failed_write_cannot_be_undone() {
     });
 }
 
+/// A block may hold bytes that look like a frame. They must not become one when the frame of that block is damaged.
+#[test]
+fn bytes_of_a_block_that_look_like_a_frame_undo_nothing() {
+    runtime().block_on(async {
+        let scene = Scene::new();
+        scene.put(one("/victim", 50)).await.unwrap();
+        let forged = frame::encode(3, 0, &[Write::Delete("/victim".into())]);
+        let forged = [vec![1; 10_000], forged, vec![1; 10_000]].concat();
+        scene.put(vec![("/a".into(), forged.into())]).await.unwrap();
+        scene.put(one("/b", 50)).await.unwrap();
+        scene.journal.close().await;
+        let segments = Segment::all_in(scene.dir.path(), &(Arc::new(RealDisk) as _)).unwrap();
+        let path = segments[0].path();
+        let mut bytes = fs::read(path).unwrap();
+        // Not sealed, as after a kill, and the head of the second frame is damaged.
+        let head = &segments[0].scan().unwrap().frames[1];
+        bytes[head.0 as usize + 9] ^= 1;
+        let end = segments[0].scan().unwrap().len as usize;
+        bytes.truncate(end);
+        let unsealed = frame::encode_seal(None);
+        let seal = frame::SEAL_AT as usize;
+        bytes[seal..seal + unsealed.len()].copy_from_slice(&unsealed);
+        fs::write(path, bytes).unwrap();
+        let disk = scene.disk;
+        for round in 0..3 {
+            let journal = open(&disk, scene.dir.path()).unwrap();
+            let staged = values(&journal.inner.state.lock());
+            assert!(staged.contains_key("/victim"), "round {round}");
+            let scene = Scene {
+                dir: tempfile::tempdir().unwrap(),
+                disk: Arc::clone(&disk),
+                journal: Arc::clone(&journal),
+                locks: KeyLocks::default(),
+            };
+            scene.put(one(&format!("/{round}"), 5000)).await.unwrap();
+            journal.close().await;
+        }
+    });
+}
+
 /// Writes that meet each other are not writes that wait: those would make packs leave before they are full.
 #[test]
 fn writes_that_meet_each_other_do_not_wait_for_room() {
