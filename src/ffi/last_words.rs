@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::walrusds_handle;
+use crate::error::Result;
 use crate::log::{Line, Log};
 
 /// Closed datastores whose lines are kept. A host that takes no lines must not make them pile up.
@@ -26,9 +27,15 @@ impl LastWords {
         LastWords(Mutex::new(VecDeque::new()))
     }
 
-    /// The datastore is being closed.
-    pub(super) fn begin(&self, handle: walrusds_handle, log: Arc<Log>) {
+    /// The datastore is being closed: `take` makes its handle invalid. At no moment is the handle invalid while
+    /// its lines are not here, since [`next`](Self::next) waits meanwhile.
+    pub(super) fn begin<T>(
+        &self,
+        handle: walrusds_handle,
+        take: impl FnOnce() -> Result<(T, Arc<Log>)>,
+    ) -> Result<T> {
         let mut closed = self.0.lock();
+        let (taken, log) = take()?;
         if closed.len() == KEPT {
             closed.pop_front();
         }
@@ -37,6 +44,7 @@ impl LastWords {
             log,
             ended: false,
         });
+        Ok(taken)
     }
 
     /// It is closed.
@@ -58,5 +66,32 @@ impl LastWords {
             return None;
         }
         Some(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Level;
+
+    #[test]
+    fn a_line_is_found_however_soon_it_is_asked_for() {
+        let words = LastWords::new();
+        let log = Arc::new(Log::default());
+        log.push(Level::Info, "the last one");
+        std::thread::scope(|scope| {
+            let asked = words.begin(7, || {
+                // The handle is invalid now.
+                let asking = scope.spawn(|| words.next(7));
+                Ok((asking, Arc::clone(&log)))
+            });
+            let line = asked.unwrap().join().unwrap();
+            assert_eq!(line.unwrap().unwrap().message, "the last one");
+        });
+        assert!(words.next(7).unwrap().is_none(), "more may come");
+        words.end(7);
+        assert!(words.next(7).is_none());
+        let refused = words.begin(8, || Err::<((), _), _>(crate::Error::closed("it")));
+        assert!(refused.is_err() && words.next(8).is_none());
     }
 }

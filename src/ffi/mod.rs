@@ -349,8 +349,11 @@ fn path_from(bytes: &[u8]) -> PathBuf {
 pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walrusds_error) -> i32 {
     unsafe {
         entry(err, || {
-            let instance = INSTANCES.remove(handle)?;
-            LAST_WORDS.begin(handle, instance.store.log());
+            let instance = LAST_WORDS.begin(handle, || {
+                let instance = INSTANCES.remove(handle)?;
+                let log = instance.store.log();
+                Ok((instance, log))
+            })?;
             let queries = instance.queries.lock().take();
             for query in queries.iter().flatten() {
                 // Closed by its owner at the same moment: fine.
