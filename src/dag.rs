@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use data_encoding::BASE32_NOPAD;
 use lru::LruCache;
 
-use crate::index::MAX_KEY_BYTES;
+use crate::limits::MAX_KEY_BYTES;
 use crate::multihash::varint;
 
 /// Memory for links, over all nodes (bytes): about 25,000 of the usual ones. A node that would take more is

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -16,19 +17,21 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, EpochClock, SystemClock};
 use crate::config::{Config, IndexConfig};
 use crate::error::{caught, Error, ErrorKind, Result};
+use crate::gone::{self, Gone};
 use crate::index::lookup::Lookups;
 use crate::index::postgres::{PostgresIndex, PostgresOptions};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
-use crate::index::{Index, KeyRange, ListItem, Record, Usage, MAX_KEY_BYTES};
+use crate::index::{Index, KeyRange, ListItem, Record, Usage};
 use crate::lasting::Lasting;
-use crate::lifetime::gone::{self, Gone};
 use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
+use crate::limits::MAX_KEY_BYTES;
+pub use crate::limits::MAX_VALUE_BYTES;
 use crate::locks::KeyLocks;
 use crate::log::{Level, Line, Log};
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match, Multihash};
 use crate::pack::{NewBlock, Packer, UploadParts};
-use crate::query::{owned, Query, QueryOptions};
+use crate::query::{owned, Contents, Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{BlockCheck, Reader, ReaderParts};
@@ -38,10 +41,6 @@ use crate::staging::{
 };
 use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
-
-/// Longest value that is stored (bytes): what a reader will hold in memory at once. Blocks of IPFS
-/// have at most 2 MiB.
-pub const MAX_VALUE_BYTES: usize = 1 << 30;
 
 /// How often the running totals are written to the index, if they changed.
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
@@ -100,7 +99,7 @@ pub struct WalrusDatastore {
     shared: Arc<Shared>,
 }
 
-pub(crate) struct Shared {
+struct Shared {
     pub(crate) index: Arc<Lookups>,
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) verify_reads: bool,
@@ -593,7 +592,8 @@ impl WalrusDatastore {
     /// [`ErrorKind::Closed`].
     pub fn query(&self, options: QueryOptions) -> Result<Query> {
         let call = self.enter()?;
-        Ok(Query::new(Arc::clone(&self.shared), call, options))
+        let contents = Arc::<Shared>::clone(&self.shared);
+        Ok(Query::new(contents, call, options))
     }
 
     /// Returns when everything acknowledged so far survives a power cut of this machine. That is so
@@ -717,6 +717,29 @@ impl Drop for WalrusDatastore {
     }
 }
 
+#[async_trait]
+impl Contents for Shared {
+    fn list_staged(&self, range: &KeyRange, limit: usize) -> Vec<ListItem> {
+        match &self.writes {
+            Writes::Journal { journal, .. } => journal.list(range, limit),
+            Writes::Through(_) => Vec::new(),
+        }
+    }
+
+    async fn list_indexed(
+        &self,
+        range: &KeyRange,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<ListItem>> {
+        self.index.list(range, skip, limit).await
+    }
+
+    async fn value(&self, key: &str) -> Result<Option<Bytes>> {
+        self.get(key).await
+    }
+}
+
 impl Shared {
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         if let Some(value) = self.staged_value(key)? {
@@ -808,14 +831,6 @@ impl Shared {
         match journal.damage(key) {
             None => Ok(()),
             Some(damage) => Err(Error::new(ErrorKind::Corrupt, damage)),
-        }
-    }
-
-    /// The first keys of `range` in the journal.
-    pub(crate) fn list_staged(&self, range: &KeyRange, limit: usize) -> Vec<ListItem> {
-        match &self.writes {
-            Writes::Journal { journal, .. } => journal.list(range, limit),
-            Writes::Through(_) => Vec::new(),
         }
     }
 

@@ -17,11 +17,13 @@ mod dirlock;
 pub mod error;
 #[allow(missing_docs)]
 pub mod ffi;
+mod gone;
 pub mod index;
 #[cfg(test)]
 mod interleave;
 mod lasting;
 mod lifetime;
+mod limits;
 mod locks;
 pub mod log;
 pub mod metrics;

@@ -7,14 +7,14 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use tokio::task::JoinHandle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::datastore::Shared;
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Index, KeyRange, ListItem};
+use crate::index::{KeyRange, ListItem};
 
 /// The first page is small so that the first row comes soon; each later one is larger, up to where the
 /// round trip no longer counts. Three of these are held at most (some 3 MiB).
@@ -105,9 +105,25 @@ pub struct Entry {
     pub value: Option<Result<Bytes>>,
 }
 
+/// Where a listing reads.
+#[async_trait]
+pub(crate) trait Contents: Send + Sync {
+    /// The first `limit` keys of `range` in the journal.
+    fn list_staged(&self, range: &KeyRange, limit: usize) -> Vec<ListItem>;
+    /// `limit` keys of `range` in the index, without the first `skip`.
+    async fn list_indexed(
+        &self,
+        range: &KeyRange,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<ListItem>>;
+    /// The value of a key; it may keep more than itself in memory.
+    async fn value(&self, key: &str) -> Result<Option<Bytes>>;
+}
+
 /// A running listing; dropping it ends it.
 pub struct Query {
-    shared: Arc<Shared>,
+    contents: Arc<dyn Contents>,
     keys_only: bool,
     rows: VecDeque<ListItem>,
     /// The next page of rows, on its way while the present one is consumed.
@@ -163,10 +179,14 @@ impl NextPage {
 }
 
 impl Query {
-    pub(crate) fn new(shared: Arc<Shared>, call: TaskTrackerToken, options: QueryOptions) -> Self {
+    pub(crate) fn new(
+        contents: Arc<dyn Contents>,
+        call: TaskTrackerToken,
+        options: QueryOptions,
+    ) -> Self {
         let left = options.limit.unwrap_or(u64::MAX);
         Query {
-            shared,
+            contents,
             keys_only: options.keys_only,
             rows: VecDeque::new(),
             ahead: None,
@@ -212,7 +232,7 @@ impl Query {
     async fn with_values(&self, rows: Vec<ListItem>) -> Vec<Entry> {
         let read = |row: ListItem| async move {
             // Deleted since it was listed: it is no longer part of the answer.
-            let value = self.shared.get(&row.key).await.transpose()?;
+            let value = self.contents.value(&row.key).await.transpose()?;
             Some(entry(row, Some(value.map(owned))))
         };
         stream::iter(rows)
@@ -241,10 +261,10 @@ impl Query {
     }
 
     fn start_page(&self) -> JoinHandle<Result<Vec<ListItem>>> {
-        let shared = Arc::clone(&self.shared);
+        let contents = Arc::clone(&self.contents);
         let range = self.next.range.clone();
         let (skip, rows) = self.next.step();
-        tokio::spawn(async move { caught(list(&shared, &range, skip, rows)).await })
+        tokio::spawn(async move { caught(list(&*contents, &range, skip, rows)).await })
     }
 
     fn rows_of_next_page(&self) -> usize {
@@ -274,17 +294,17 @@ impl Drop for Query {
 
 /// A page of what index and journal hold together.
 async fn list(
-    shared: &Shared,
+    contents: &dyn Contents,
     range: &KeyRange,
     skip: usize,
     rows: usize,
 ) -> Result<Vec<ListItem>> {
     // The journal first: what leaves it meanwhile is in the index by then.
-    let staged = shared.list_staged(range, skip + rows);
+    let staged = contents.list_staged(range, skip + rows);
     if staged.is_empty() {
-        return shared.index.list(range, skip, rows).await;
+        return contents.list_indexed(range, skip, rows).await;
     }
-    let indexed = shared.index.list(range, 0, skip + rows).await?;
+    let indexed = contents.list_indexed(range, 0, skip + rows).await?;
     let all = merge(staged, indexed, range.descending);
     Ok(all.skip(skip).take(rows).collect())
 }

@@ -10,12 +10,14 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::datastore::MAX_VALUE_BYTES;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::MAX_VALUE_BYTES;
 use crate::walrus::{Auth, ClientConfig};
 
 mod keys;
 
+pub use crate::read::disk::DiskCacheConfig;
+pub use crate::staging::JournalConfig;
 pub use keys::{KeySpec, KeyType, KEYS, MAX_BLOB_BYTES};
 
 /// Long enough to serve the size and the block from one lookup, and the neighbours of a block while a
@@ -103,34 +105,6 @@ pub struct Config {
     /// How long an index row that was looked up is remembered; zero = not at all. What other nodes
     /// delete is seen that late by lookups of a key. No key sets it.
     pub row_ttl: Duration,
-}
-
-/// Where the read cache on the local disk lies, and how large it may get.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskCacheConfig {
-    /// Its directory.
-    pub path: PathBuf,
-    /// Size of its files together (bytes).
-    pub max_bytes: u64,
-}
-
-/// How the local write journal works.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JournalConfig {
-    /// Its directory.
-    pub path: PathBuf,
-    /// Size at which writers wait (bytes).
-    pub max_bytes: u64,
-    /// How long a write waits for room.
-    pub full_timeout: Duration,
-    /// Flush after this time without writes.
-    pub idle_flush: Duration,
-    /// Flush a block after this time at most.
-    pub max_age: Duration,
-    /// How long close waits for the journal to empty.
-    pub drain_timeout: Duration,
-    /// Whether close also uploads what is neither a full pack nor `max_age` old.
-    pub drain_partial: bool,
 }
 
 impl Config {

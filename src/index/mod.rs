@@ -34,9 +34,7 @@ fn far_future() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(200_000_000_000)
 }
 
-/// Longest key an index takes, in bytes. Postgres refuses a B-tree entry beyond 2,704 bytes
-/// (a third of a page), and a table of the Go plugin has two such indexes on the key.
-pub const MAX_KEY_BYTES: usize = 2048;
+pub use crate::limits::MAX_KEY_BYTES;
 
 /// Where a block is, and until when.
 ///

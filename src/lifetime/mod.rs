@@ -28,7 +28,6 @@ use crate::pack::expiry;
 use crate::walrus::{BlobStore, StoreOptions};
 
 mod check;
-pub(crate) mod gone;
 mod memory;
 
 use check::Rows;

@@ -20,8 +20,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
+use crate::gone::Gone;
 use crate::index::{Index, KeyRecord, Record, Usage};
-use crate::lifetime::gone::Gone;
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;

@@ -19,8 +19,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::disk::{DiskCache, Purpose};
-use crate::config::DiskCacheConfig;
+use super::disk::{DiskCache, DiskCacheConfig, Purpose};
 use crate::dag;
 use crate::log::Log;
 use crate::multihash::Multihash;

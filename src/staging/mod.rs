@@ -86,6 +86,25 @@ const SEGMENT_SHARE: u64 = 16;
 const SEGMENT_LEAST: u64 = 16 << 10;
 const SEGMENT_MOST: u64 = 64 << 20;
 
+/// How the local write journal works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Size at which writers wait (bytes).
+    pub max_bytes: u64,
+    /// How long a write waits for room.
+    pub full_timeout: Duration,
+    /// Flush after this time without writes.
+    pub idle_flush: Duration,
+    /// Flush a block after this time at most.
+    pub max_age: Duration,
+    /// How long close waits for the journal to empty.
+    pub drain_timeout: Duration,
+    /// Whether close also uploads what is neither a full pack nor `max_age` old.
+    pub drain_partial: bool,
+}
+
 /// A staged block.
 #[derive(Debug)]
 pub(crate) struct Block {

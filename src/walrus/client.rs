@@ -1,4 +1,4 @@
-//! The client: configuration, counters, and the public calls.
+//! The client: configuration and the public calls.
 //!
 //! # What is retried
 //!
@@ -33,15 +33,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
-use url::Url;
 
 use super::auth::Auth;
 use super::cache::BlobCache;
 use super::endpoints::{redact_url, Endpoints, Hedging};
-use super::read::{Effort, Joined, Want};
-use super::retry::{Class, Policy, Rotation};
-use super::store::decode_blob_id;
-use super::transport::is_local;
+use super::joined::Joined;
+use super::read::{Effort, Want};
+use super::retry::Policy;
+use super::shared::{Counters, Shared, Stats};
 use super::{of_length, BlobStore, Body, Check, StoreOptions, StoreResult};
 use crate::error::{Error, ErrorKind, Result};
 use crate::recent::Recent;
@@ -142,131 +141,6 @@ impl fmt::Debug for ClientConfig {
     }
 }
 
-macro_rules! stats {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a [`Client`] did since it was made.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        pub struct Stats {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        #[derive(Default)]
-        pub(super) struct Counters {
-            $(pub(super) $name: AtomicU64,)*
-        }
-
-        impl Counters {
-            /// Every counter under its name in the metrics snapshot.
-            fn named(&self) -> Vec<(&'static str, u64)> {
-                vec![$((concat!("walrus_", stringify!($name)), self.$name.load(Relaxed)),)*]
-            }
-
-            fn snapshot(&self) -> Stats {
-                Stats { $($name: self.$name.load(Relaxed),)* }
-            }
-        }
-    };
-}
-
-stats! {
-    /// Blobs stored.
-    puts,
-    /// Bytes of the blobs stored.
-    put_bytes,
-    /// Stores that failed after all attempts.
-    put_failures,
-    /// Reads that an aggregator answered well.
-    gets,
-    /// Bytes of blobs received from aggregators, failed attempts included.
-    get_bytes,
-    /// Attempts at an endpoint that the request had asked before.
-    retries,
-    /// Attempts at another endpoint after one failed.
-    failovers,
-    /// 429 and 503 answers: the caller should ask for less at a time.
-    throttled,
-    /// 404 answers.
-    not_found,
-    /// Answers whose bytes failed the caller's check.
-    corrupt,
-    /// Reads served from memory.
-    cache_hits,
-    /// Reads not served from memory although the cache is on.
-    cache_misses,
-    /// Reads that a second aggregator was asked for, since the first was slow to answer.
-    hedges,
-    /// Those in which the second was first.
-    hedge_wins,
-    /// Paid for new blobs (FROST).
-    cost_frost,
-    /// Encoded size of new blobs on the network (bytes).
-    encoded_bytes,
-}
-
-pub(super) struct Inner {
-    pub(super) http: reqwest::Client,
-    /// For this machine's own addresses: without the proxy of the environment.
-    pub(super) http_local: reqwest::Client,
-    /// 429 and 503 answers of publishers.
-    pub(super) stores_throttled: AtomicU64,
-    pub(super) publishers: Endpoints,
-    pub(super) aggregators: Endpoints,
-    pub(super) policy: Policy,
-    pub(super) request_timeout: Duration,
-    pub(super) max_blob_bytes: u64,
-    pub(super) not_found_backoff: Vec<Duration>,
-    pub(super) auth: Auth,
-    pub(super) cache: Arc<BlobCache>,
-    /// Blobs that this client stored so shortly ago that an aggregator may not know them yet.
-    pub(super) certified: Recent<[u8; 32]>,
-    pub(super) stats: Counters,
-    pub(super) hedging: Hedging,
-    pub(super) joined: Joined,
-}
-
-impl Inner {
-    pub(super) fn count(&self, rotation: &Rotation<'_>) {
-        self.stats.retries.fetch_add(rotation.retries, Relaxed);
-        self.stats.failovers.fetch_add(rotation.failovers, Relaxed);
-    }
-
-    /// The HTTP client for requests to `url`.
-    pub(super) fn http(&self, url: &Url) -> &reqwest::Client {
-        match is_local(url) {
-            true => &self.http_local,
-            false => &self.http,
-        }
-    }
-
-    /// Counts a failed attempt, and remembers it if it speaks against the endpoint.
-    pub(super) fn note(&self, endpoints: &Endpoints, index: usize, class: Class) {
-        let counter = match class {
-            Class::Throttled => Some(&self.stats.throttled),
-            Class::NotFound => Some(&self.stats.not_found),
-            Class::Corrupt => Some(&self.stats.corrupt),
-            _ => None,
-        };
-        if let Some(counter) = counter {
-            counter.fetch_add(1, Relaxed);
-        }
-        // Uploads at once follow the publishers alone.
-        if class == Class::Throttled && std::ptr::eq(endpoints, &self.publishers) {
-            self.stores_throttled.fetch_add(1, Relaxed);
-        }
-        if class.is_bad_sign() {
-            endpoints.failed(index);
-        } else if class == Class::NotFound {
-            endpoints.succeeded(index);
-        }
-    }
-
-    pub(super) fn remember_certified(&self, blob_id: &str) {
-        if let Some(key) = decode_blob_id(blob_id) {
-            self.certified.insert(key);
-        }
-    }
-}
-
 /// Stores blobs at publishers and reads them from aggregators. Cheap to clone; clones share
 /// connections, cache and what was learnt about the endpoints. Calls need a tokio runtime with I/O
 /// and time.
@@ -298,7 +172,7 @@ impl Inner {
 /// ```
 #[derive(Clone)]
 pub struct Client {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
 }
 
 impl fmt::Debug for Client {
@@ -308,8 +182,8 @@ impl fmt::Debug for Client {
             all.collect()
         };
         f.debug_struct("Client")
-            .field("publishers", &shown(&self.inner.publishers))
-            .field("aggregators", &shown(&self.inner.aggregators))
+            .field("publishers", &shown(&self.shared.publishers))
+            .field("aggregators", &shown(&self.shared.aggregators))
             .finish_non_exhaustive()
     }
 }
@@ -342,7 +216,7 @@ impl Client {
         }
         let capped = |time: Duration| time.min(LONGEST);
         Ok(Client {
-            inner: Arc::new(Inner {
+            shared: Arc::new(Shared {
                 http: http_client(capped(config.connect_timeout), true)?,
                 http_local: http_client(capped(config.connect_timeout), false)?,
                 stores_throttled: AtomicU64::new(0),
@@ -378,7 +252,7 @@ impl Client {
     /// [`ErrorKind::TooLarge`] if no publisher takes a body of this size, [`ErrorKind::Walrus`] if
     /// storing failed otherwise.
     pub async fn store(&self, body: impl Into<Body>, options: StoreOptions) -> Result<StoreResult> {
-        self.inner.store(&body.into(), options).await
+        self.shared.store(&body.into(), options).await
     }
 
     /// Reads a whole blob. The bytes are as the aggregator sent them: compare a hash if you have one.
@@ -386,7 +260,7 @@ impl Client {
     /// # Errors
     /// [`ErrorKind::BlobNotFound`], or [`ErrorKind::Walrus`] if reading failed otherwise.
     pub async fn read(&self, blob_id: &str) -> Result<Bytes> {
-        self.inner.fetch(Want::Blob(blob_id), &unchecked).await
+        self.shared.fetch(Want::Blob(blob_id), &unchecked).await
     }
 
     /// Reads exactly `len` bytes from `offset` on (bytes), never fewer.
@@ -399,34 +273,34 @@ impl Client {
 
     /// The memory that whoever reads through this client shares with it.
     pub(crate) fn cache(&self) -> Arc<BlobCache> {
-        Arc::clone(&self.inner.cache)
+        Arc::clone(&self.shared.cache)
     }
 
     /// What this client did so far.
     pub fn stats(&self) -> Stats {
-        self.inner.stats.snapshot()
+        self.shared.stats.snapshot()
     }
 }
 
 #[async_trait]
 impl BlobStore for Client {
     async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
-        self.inner.store(&body, options).await
+        self.shared.store(&body, options).await
     }
 
     async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
-        self.inner.fetch(Want::Blob(blob_id), check).await
+        self.shared.fetch(Want::Blob(blob_id), check).await
     }
 
     async fn read_once(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
         let want = Want::Blob(blob_id);
         // What lies here is used, and stays as old as it is.
-        if let Some(whole) = self.inner.cache.peek_whole(blob_id) {
+        if let Some(whole) = self.shared.cache.peek_whole(blob_id) {
             if check(&whole).is_ok() {
                 return Ok(whole);
             }
         }
-        self.inner.fetch_anew(want, check, Effort::Aside).await
+        self.shared.fetch_anew(want, check, Effort::Aside).await
     }
 
     async fn read_range(
@@ -439,7 +313,7 @@ impl BlobStore for Client {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        self.inner
+        self.shared
             .fetch(Want::Range(blob_id, offset, len), check)
             .await
     }
@@ -449,28 +323,30 @@ impl BlobStore for Client {
             return Ok(Bytes::new());
         }
         let want = Want::Range(blob_id, offset, len);
-        self.inner.fetch_anew(want, &unchecked, Effort::Once).await
+        self.shared.fetch_anew(want, &unchecked, Effort::Once).await
     }
 
     async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes> {
-        self.inner.fetch(Want::Patch(patch_id), check).await
+        self.shared.fetch(Want::Patch(patch_id), check).await
     }
 
     async fn read_patch_of(&self, patch_id: &str, len: u64, check: Check<'_>) -> Result<Bytes> {
         let judge = |bytes: &[u8]| of_length(len, check, bytes);
-        self.inner.fetch(Want::PatchOf(patch_id, len), &judge).await
+        self.shared
+            .fetch(Want::PatchOf(patch_id, len), &judge)
+            .await
     }
 
     fn size_limit(&self) -> u64 {
-        self.inner.publishers.size_limit()
+        self.shared.publishers.size_limit()
     }
 
     fn throttled(&self) -> u64 {
-        self.inner.stores_throttled.load(Relaxed)
+        self.shared.stores_throttled.load(Relaxed)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.inner.stats.named()
+        self.shared.stats.named()
     }
 }
 

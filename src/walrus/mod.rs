@@ -7,9 +7,12 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`client`] | configuration, counters, the [`Client`] itself |
+//! | [`client`] | configuration, the [`Client`] itself |
+//! | `shared` | what its calls share: endpoints, connections, counters |
 //! | `store` | the PUT and what counts as a successful answer |
 //! | `read` | the GETs: whole blobs, ranges, quilt members; when "not found" is final |
+//! | `joined` | whole bodies that several readers of ranges wait for |
+//! | `crowd` | how many reads an aggregator is asked for at a time |
 //! | `retry` | what is retried, how often, after which wait |
 //! | `endpoints` | base URLs, health memory, learnt size limits |
 //! | `body` | what is uploaded, in memory or from a file |
@@ -24,21 +27,25 @@ use bytes::Bytes;
 use crate::error::Result;
 
 pub mod auth;
+mod blob_id;
 mod body;
 pub(crate) mod cache;
 pub mod client;
 pub mod cost;
 mod crowd;
 mod endpoints;
+mod joined;
 mod read;
 mod retry;
+mod shared;
 mod store;
 mod transport;
 
 pub use auth::Auth;
 pub(crate) use body::WHOLE;
 pub use body::{Body, Source};
-pub use client::{Client, ClientConfig, Stats};
+pub use client::{Client, ClientConfig};
+pub use shared::Stats;
 
 /// Judges bytes that came from an aggregator: `Err(reason)` makes the reader drop them, count the
 /// failure against that aggregator and ask another.

@@ -38,9 +38,8 @@
 //! 403 BLOB_TOO_LARGE (that aggregator's limit for whole reads) and 451 (its operator's block list)
 //! are that aggregator's business: the next one is asked.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -53,10 +52,10 @@ use reqwest::Response;
 use tokio::time::Instant;
 use url::Url;
 
-use super::client::Inner;
+use super::blob_id;
 use super::endpoints::Endpoint;
 use super::retry::{Class, Failure, Rotation};
-use super::store::decode_blob_id;
+use super::shared::Shared;
 use super::transport::{is_encoded, one_line, send_failure, BodyReader, ErrorAnswer, Progress};
 use super::Check;
 use crate::error::{Error, ErrorKind, Result};
@@ -159,7 +158,7 @@ impl<'a> Want<'a> {
     /// The blob's 32 bytes, to look up whether this client stored it.
     fn blob_key(self) -> Option<[u8; 32]> {
         match self {
-            Want::Blob(id) | Want::Range(id, ..) => decode_blob_id(id),
+            Want::Blob(id) | Want::Range(id, ..) => blob_id::decode(id),
             // A patch ID is the quilt's blob ID and five more bytes.
             Want::Patch(id) | Want::PatchOf(id, _) => {
                 URL_SAFE_NO_PAD.decode(id).ok()?.get(..32)?.try_into().ok()
@@ -178,7 +177,7 @@ impl<'a> Want<'a> {
                     return wrong(format!("{shown:?} is no quilt patch ID (base64url)"));
                 }
             }
-            _ if decode_blob_id(id).is_none() => {
+            _ if blob_id::decode(id).is_none() => {
                 let shown = one_line(id, 60);
                 return wrong(format!(
                     "{shown:?} is no blob ID (43 characters of base64url)"
@@ -211,7 +210,7 @@ impl<'a> Want<'a> {
     }
 }
 
-impl Inner {
+impl Shared {
     pub(super) async fn fetch(&self, want: Want<'_>, check: Check<'_>) -> Result<Bytes> {
         want.validate(self.max_blob_bytes)?;
         if let Some(bytes) = self.cached(want, check) {
@@ -655,29 +654,6 @@ impl Course {
         let rest = len.saturating_sub(received) as f64;
         let seconds = since.as_secs_f64() * rest / received.max(1) as f64;
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
-    }
-}
-
-/// Whole bodies that several readers of ranges wait for, by aggregator and blob: an aggregator that does not
-/// know ranges sends all of a blob to each of them.
-#[derive(Default)]
-pub(super) struct Joined(Mutex<HashMap<(String, String), Weak<WholeBody>>>);
-
-/// Held by the reader that receives the body.
-type WholeBody = tokio::sync::Mutex<Option<Bytes>>;
-
-impl Joined {
-    /// The body of a blob; it is given up when its last reader lets it go.
-    fn of(&self, (origin, blob): (&str, &str)) -> Arc<WholeBody> {
-        let mut bodies = self.0.lock();
-        bodies.retain(|_, body| body.strong_count() > 0);
-        let name = (origin.to_owned(), blob.to_owned());
-        if let Some(body) = bodies.get(&name).and_then(Weak::upgrade) {
-            return body;
-        }
-        let body = Arc::default();
-        bodies.insert(name, Arc::downgrade(&body));
-        body
     }
 }
 

@@ -14,8 +14,6 @@
 //!
 //! A store never asks an aggregator first whether the blob exists: that would plant a 404 in caches.
 
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use reqwest::header::{HeaderValue, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
@@ -24,9 +22,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use url::Url;
 
-use super::client::Inner;
+use super::blob_id;
 use super::endpoints::Endpoint;
 use super::retry::{Class, Failure, Rotation};
+use super::shared::Shared;
 use super::transport::{explain, send_failure, BodyReader, ErrorAnswer, Progress, PIECE};
 use super::{Body, StoreOptions, StoreResult};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +36,7 @@ const MAX_ANSWER: u64 = 1 << 20;
 /// A connection that breaks while a body is sent is taken for a size limit only above this (bytes).
 const LIMIT_PLAUSIBLE: u64 = 1 << 20;
 
-impl Inner {
+impl Shared {
     pub(super) async fn store(&self, body: &Body, options: StoreOptions) -> Result<StoreResult> {
         let stored = self.store_anywhere(body, options).await;
         let stats = &self.stats;
@@ -328,21 +327,13 @@ fn number(value: &Value) -> Option<u64> {
 
 fn blob_id(object: &Map<String, Value>) -> std::result::Result<String, String> {
     match object.get("blobId").and_then(Value::as_str) {
-        Some(id) if decode_blob_id(id).is_some() => Ok(id.to_string()),
+        Some(id) if blob_id::decode(id).is_some() => Ok(id.to_string()),
         Some(id) => {
             let shown = super::transport::one_line(id, 60);
             Err(format!("malformed blobId {shown:?}"))
         }
         None => Err("no blobId".into()),
     }
-}
-
-/// The 32 bytes of a blob ID: 43 characters of base64url without padding.
-pub(super) fn decode_blob_id(id: &str) -> Option<[u8; 32]> {
-    if id.len() != 43 {
-        return None;
-    }
-    URL_SAFE_NO_PAD.decode(id).ok()?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -470,7 +461,7 @@ mod tests {
             let at = at % text.len();
             text[at] = with;
             if let Ok(answer) = parse_answer(&text) {
-                prop_assert!(decode_blob_id(&answer.result.blob_id).is_some());
+                prop_assert!(blob_id::decode(&answer.result.blob_id).is_some());
             }
         }
     }

@@ -4,11 +4,13 @@ use std::error::Error as _;
 
 use tokio_postgres::error::SqlState;
 
-use super::fence::LATE;
 use crate::error::{Error, ErrorKind};
 
 /// Shorthand.
 pub(super) type PgError = tokio_postgres::Error;
+
+/// The error of a statement that came too late says so, in the server's log too ([`super::fence`]).
+pub(super) const LATE: &str = "walrusds: too late, its node has given it up";
 
 /// What a failed statement means for trying it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +79,11 @@ fn io_source(error: &PgError) -> Option<&std::io::Error> {
 /// Whether the server refused the kind of connection (encrypted or not) or the login.
 pub(super) fn refused_login(error: &PgError) -> bool {
     error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+}
+
+/// A closed index refuses calls before they get here; this is for a call that lost the race.
+pub(super) fn closed() -> Error {
+    Error::closed("the index")
 }
 
 /// The message with its causes.

@@ -16,10 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::Client;
 
-use super::error::PgError;
-
-/// The error of a statement that came too late says so, in the server's log too.
-pub(super) const LATE: &str = "walrusds: too late, its node has given it up";
+use super::error::{PgError, LATE};
 
 /// A reading older than this is renewed at the next occasion.
 const REFRESH: Duration = Duration::from_secs(60);

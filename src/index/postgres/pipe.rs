@@ -27,7 +27,8 @@ use super::connect::Connector;
 use super::direct;
 use super::error::{self, PgError, Retry};
 use super::fence::Reading;
-use crate::error::{Error, Result};
+use super::query::Query;
+use crate::error::Result;
 use crate::index::gate::Pass;
 
 /// How long an abandoned statement may go on before it is cancelled: most are done by then, and a
@@ -56,52 +57,6 @@ impl Param {
             Param::MaybeTexts(texts) => (texts, Type::TEXT_ARRAY),
             Param::Int(number) => (number, Type::INT8),
         }
-    }
-}
-
-/// The text of a statement.
-#[derive(Clone)]
-pub(super) struct Query {
-    sql: Arc<str>,
-    hot: bool,
-    fenced: bool,
-}
-
-impl Query {
-    /// A statement that is used again and again (and lives as long as the index).
-    pub fn hot(sql: String) -> Query {
-        Query {
-            sql: sql.into(),
-            hot: true,
-            fenced: false,
-        }
-    }
-
-    /// With one more parameter after the others: until when the server may carry it out
-    /// ([`super::fence`]).
-    pub fn fenced(self) -> Query {
-        Query {
-            fenced: true,
-            ..self
-        }
-    }
-
-    /// A statement for now.
-    pub fn once(sql: impl Into<Arc<str>>) -> Query {
-        Query {
-            sql: sql.into(),
-            hot: false,
-            fenced: false,
-        }
-    }
-
-    pub fn text(&self) -> &str {
-        &self.sql
-    }
-
-    /// Hot texts are few and shared: their address identifies them.
-    fn id(&self) -> usize {
-        self.sql.as_ptr() as usize
     }
 }
 
@@ -166,7 +121,7 @@ impl Conn {
         let connector = pipe.connector.clone();
         pipe.runtime.spawn(async move {
             let _pass = pass;
-            let prepared = conn.client.prepare_typed(&query.sql, &types);
+            let prepared = conn.client.prepare_typed(query.text(), &types);
             tokio::pin!(prepared);
             let prepared = match tokio::time::timeout(PREPARE_LIMIT, &mut prepared).await {
                 Ok(prepared) => prepared,
@@ -412,7 +367,7 @@ impl Statement {
                         let untyped: Vec<_> = typed.iter().map(|(param, _)| *param).collect();
                         on.client.query(&named, &untyped).await
                     }
-                    None => on.client.query_typed(&query.sql, &typed).await,
+                    None => on.client.query_typed(query.text(), &typed).await,
                 }
             };
             if !query.fenced {
@@ -483,11 +438,6 @@ fn lost_statement(error: &PgError) -> bool {
             || *code == SqlState::PROTOCOL_VIOLATION
             || *code == SqlState::FEATURE_NOT_SUPPORTED // "cached plan must not change result type"
     })
-}
-
-/// A closed index refuses calls before they get here; this is for a call that lost the race.
-pub(super) fn closed() -> Error {
-    Error::closed("the index")
 }
 
 impl Pipe {

@@ -113,7 +113,7 @@ impl Pool {
         let limit = limit.unwrap_or(self.limit);
         let permit = match tokio::time::timeout(limit, self.permits.clone().acquire_owned()).await {
             Ok(Ok(permit)) => permit,
-            Ok(Err(_)) => return Err(super::pipe::closed()),
+            Ok(Err(_)) => return Err(super::error::closed()),
             Err(_) => {
                 return Err(Error::retryable(
                     ErrorKind::Index,
@@ -121,7 +121,11 @@ impl Pool {
                 ))
             }
         };
-        let places = self.places.lock().clone().ok_or_else(super::pipe::closed)?;
+        let places = self
+            .places
+            .lock()
+            .clone()
+            .ok_or_else(super::error::closed)?;
         let run = Arc::new(Run {
             running: Mutex::new(None),
             cancelled: CancellationToken::new(),

@@ -8,8 +8,9 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::Row;
 
 use super::error::PgError;
+use super::order::ByteOrder;
+use super::query::clamped_sum;
 use super::session::Session;
-use super::sql::{clamped_sum, ByteOrder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::{is_index, TableName, COMPANIONS};
 

@@ -7,9 +7,10 @@
 //! What writes has as its last parameter until when it may be carried out ([`super::fence`]).
 
 use super::fence;
-use super::pipe::Query;
+use super::order::ByteOrder;
+use super::query::{clamped_sum, Query};
 use super::schema::Shape;
-use crate::index::keys::{Compare, KeyRange};
+use crate::index::keys::KeyRange;
 use crate::index::LONGEST_LEASE;
 
 /// Columns of a lookup, in the order [`super::rows::record`] reads them (after `staged`).
@@ -20,61 +21,6 @@ const STAGED_COLUMNS: &str =
 /// Makes a deletion's commit not wait for the disk, for this transaction alone: a deletion lost in
 /// a crash is harmless (the block is collected next time).
 const NO_WAIT: &str = "set_config('synchronous_commit', 'off', true)";
-
-/// How rows of a table are brought into byte order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ByteOrder {
-    /// The column collates "C" (our tables), or the engine compares bytes anyway (CockroachDB).
-    Plain,
-    /// Any collation, through `text_pattern_ops` operators and the Go plugin's index for them.
-    Pattern,
-}
-
-/// The operators that compare bytes.
-struct Operators {
-    greater: &'static str,
-    at_least: &'static str,
-    less: &'static str,
-    at_most: &'static str,
-    /// What follows `ORDER BY key`.
-    ascending: &'static str,
-    descending: &'static str,
-}
-
-impl Operators {
-    fn operator(&self, compare: Compare) -> &'static str {
-        match compare {
-            Compare::Greater => self.greater,
-            Compare::AtLeast => self.at_least,
-            Compare::Less => self.less,
-            Compare::AtMost => self.at_most,
-            Compare::Not => "<>",
-        }
-    }
-}
-
-impl ByteOrder {
-    fn ops(self) -> Operators {
-        match self {
-            ByteOrder::Plain => Operators {
-                greater: ">",
-                at_least: ">=",
-                less: "<",
-                at_most: "<=",
-                ascending: "",
-                descending: " DESC",
-            },
-            ByteOrder::Pattern => Operators {
-                greater: "~>~",
-                at_least: "~>=~",
-                less: "~<~",
-                at_most: "~<=~",
-                ascending: " USING ~<~",
-                descending: " USING ~>~",
-            },
-        }
-    }
-}
 
 /// Forms of a deletion.
 pub(super) const DELETE_FORMS: usize = 4;
@@ -337,11 +283,4 @@ impl Sql {
         let page = self.list(range, false);
         format!("SELECT array_agg(key) FROM ({page}) AS page")
     }
-}
-
-/// `sum(column)` as a bigint that saturates instead of failing on nonsense in the table.
-pub(super) fn clamped_sum(column: &str) -> String {
-    format!(
-        "LEAST(GREATEST(COALESCE(sum({column}), 0), -9223372036854775808), 9223372036854775807)::bigint"
-    )
 }

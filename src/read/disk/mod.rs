@@ -18,6 +18,7 @@
 //! read in it since it was written, up to half its length moves to the newest.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::Arc;
@@ -28,7 +29,6 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::config::DiskCacheConfig;
 use crate::log::{Level, Log};
 use crate::multihash::Multihash;
 
@@ -47,6 +47,15 @@ use worker::{Pace, Worker};
 /// Blocks that wait to be written at most: bytes, and number. What comes on top is not kept.
 const QUEUE_BYTES: u64 = 32 << 20;
 const QUEUE: usize = 4096;
+
+/// Where the read cache on the local disk lies, and how large it may get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskCacheConfig {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Size of its files together (bytes).
+    pub max_bytes: u64,
+}
 
 /// What a cache is kept for.
 #[derive(Debug)]

@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 use super::segment::Segment;
-use super::{known, Inner, Insert, Slot};
-use crate::config::DiskCacheConfig;
+use super::{known, DiskCacheConfig, Inner, Insert, Slot};
 use crate::dirlock::{write_readme, DirLock};
 use crate::error::Error;
 use crate::log::Level;
