@@ -36,7 +36,9 @@ fn code(file: &Path) -> String {
 /// The names that follow `prefix` in the code, also in groups (`use crate::{a, b}`).
 fn names_after(code: &str, prefix: &str) -> BTreeSet<String> {
     let word = |text: &str| -> String {
-        let letters = text.chars().take_while(|c| c.is_alphanumeric() || *c == '_');
+        let letters = text
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_');
         letters.collect()
     };
     let mut names = BTreeSet::new();
@@ -77,7 +79,12 @@ fn names_after(code: &str, prefix: &str) -> BTreeSet<String> {
 fn module(file: &Path) -> String {
     let path = file.strip_prefix(root().join("src")).unwrap();
     let first = path.components().next().unwrap().as_os_str();
-    Path::new(first).file_stem().unwrap().to_str().unwrap().to_owned()
+    Path::new(first)
+        .file_stem()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned()
 }
 
 /// The lines of modules in docs/architecture.md, the highest first.
@@ -160,7 +167,11 @@ fn no_files_of_a_room_import_each_other_in_a_circle() {
                 files.remove(&name);
             }
         }
-        assert!(files.is_empty(), "a circle in {}: {files:?}", room.display());
+        assert!(
+            files.is_empty(),
+            "a circle in {}: {files:?}",
+            room.display()
+        );
     }
     assert!(arrows > 40, "{arrows} imports were found");
 }

@@ -4,15 +4,18 @@
 //! | module | holds |
 //! |---|---|
 //! | `ask` | whether a write asks the index first for what it holds |
+//! | `block` | a block in a file |
 //! | `damage` | blocks that were accepted and are damaged on this disk |
 //! | `disk` | the calls that change files, for tests to let them fail |
 //! | `frame` | how writes lie in a file |
 //! | `owner` | which index the blocks belong to, and journals that were left behind |
+//! | `replay` | what an open finds in the files |
 //! | `room` | who may write how much, in turn |
 //! | `segment` | one file: appending, syncing, scanning |
 //! | `trouble` | what an operator is told of blocks that do not leave |
 //! | `writer` | who appends, and what happens when that fails; writes that queue while a sync runs share the next |
-//! | `flush` | what travels to Walrus when, and what happens until it may be forgotten |
+//! | `flush` | what travels to Walrus when |
+//! | `deliver` | how a pack gets there, and what happens until its blocks may be forgotten |
 //!
 //! This module holds what is staged: key → where its newest value lies in the journal. A block stays
 //! until its row is committed and its blob could be read back. Files go oldest first, so that a
@@ -22,9 +25,9 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::TryLockError;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -36,15 +39,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
-use crate::pack::order::Order;
-use crate::walrus::Source;
 
 mod ask;
+mod block;
 mod damage;
+mod deliver;
 mod disk;
 mod flush;
 mod frame;
 mod owner;
+mod replay;
 mod room;
 mod segment;
 #[cfg(test)]
@@ -53,15 +57,18 @@ mod trouble;
 mod writer;
 
 pub(crate) use ask::AskFirst;
+pub(crate) use block::Block;
 use damage::{Damage, Damages};
+pub(crate) use deliver::FlushParts;
 use disk::{Disk, RealDisk};
-pub(crate) use flush::{FlushParts, Flusher};
-use frame::{Entry, Write};
+pub(crate) use flush::Flusher;
+use frame::Write;
 pub(crate) use owner::{abandoned, had_journal, Owner};
+use replay::{replay, report_aside, Replayed};
 pub(crate) use room::{needed, Room};
 use segment::Segment;
 use trouble::Trouble;
-use writer::{Position, Writer};
+use writer::Writer;
 
 const README: &str = "\
 This is the write journal of walrusds: blocks that were accepted and are not on Walrus yet.
@@ -103,112 +110,6 @@ pub struct JournalConfig {
     pub drain_timeout: Duration,
     /// Whether close also uploads what is neither a full pack nor `max_age` old.
     pub drain_partial: bool,
-}
-
-/// A staged block.
-#[derive(Debug)]
-pub(crate) struct Block {
-    key: Arc<str>,
-    seq: u64,
-    segment: Arc<Segment>,
-    /// Where its bytes lie in the segment (bytes).
-    offset: u64,
-    len: u32,
-    crc: u32,
-    staged: Instant,
-    /// How often it was indexed in a blob that could not be read: then it is stored again.
-    lost: AtomicU32,
-    /// A deletion of its key has failed, and may have removed its row all the same.
-    doubted: AtomicBool,
-    /// The file says that it needs no upload any more, and then its row came to be in doubt. It is looked
-    /// up again, but would not be back after a restart.
-    let_go: AtomicBool,
-    /// It was found damaged.
-    damaged: AtomicBool,
-    /// If it has a row, that may be of a blob that was never read back: it was staged before this open, or it
-    /// takes the place of a damaged one.
-    unproven: AtomicBool,
-}
-
-impl Block {
-    pub(crate) fn key(&self) -> &str {
-        &self.key
-    }
-
-    /// Whether its row may have been removed since it was looked for.
-    pub(crate) fn is_doubted(&self) -> bool {
-        self.doubted.load(Ordering::Acquire)
-    }
-
-    /// Whether a later put of the same value may rely on this one: its row is not in doubt, and it would be
-    /// back after a restart.
-    pub(crate) fn may_be_relied_on(&self) -> bool {
-        !self.is_doubted() && !self.let_go.load(Ordering::Acquire)
-    }
-
-    /// Length of the value (bytes).
-    pub(crate) fn len(&self) -> u64 {
-        u64::from(self.len)
-    }
-
-    /// The value. Reads from the local disk (mostly its cache) on the calling thread.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value that was
-    /// written.
-    fn read(&self) -> Result<Bytes> {
-        let mut value = vec![0; self.len as usize];
-        let path = self.segment.path();
-        self.segment
-            .read_at(self.offset, &mut value)
-            .map_err(|e| disk_error(&format!("reading {}", path.display()), &e))?;
-        if crc32fast::hash(&value) != self.crc {
-            let dir = path.parent().unwrap_or(path);
-            let words = self.damage().words(&self.key, dir);
-            return Err(Error::new(ErrorKind::Corrupt, words));
-        }
-        Ok(value.into())
-    }
-
-    fn damage(&self) -> Damage {
-        Damage {
-            file: self.segment.file_name(),
-            at: self.offset,
-            len: self.len,
-        }
-    }
-}
-
-/// The contents of those of the blocks that may be nodes, as far as they can be read. Reads from the local
-/// disk on the calling thread.
-fn nodes(blocks: &[Arc<Block>]) -> Vec<(Arc<str>, Bytes)> {
-    let may_be_node = |block: &&Arc<Block>| {
-        let mut first = [0];
-        let read = block.len() > 0 && block.segment.read_at(block.offset, &mut first).is_ok();
-        read && Order::may_be_node(first[0])
-    };
-    let nodes = blocks.iter().filter(may_be_node);
-    nodes
-        .filter_map(|block| Some((Arc::clone(&block.key), block.read().ok()?)))
-        .collect()
-}
-
-impl Source for Block {
-    fn len(&self) -> u64 {
-        Block::len(self)
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.segment.read_at(self.offset + offset, into)?;
-        // Long blocks come in parts. Those are checked before, when there is no hurry.
-        if into.len() as u64 == self.len() && crc32fast::hash(into) != self.crc {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a block is damaged in the journal",
-            ));
-        }
-        Ok(())
-    }
 }
 
 /// What the journal holds, for metrics.
@@ -761,355 +662,6 @@ fn create_dir(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
         disk.sync_dir(parent.unwrap_or(here))?;
     }
     Ok(())
-}
-
-/// What the files of a directory hold.
-struct Replayed {
-    state: State,
-    position: Position,
-    /// Keys of the last write whose values may never have been written, and of which nothing else is known.
-    unfinished: Vec<String>,
-}
-
-/// Reads the segments of a directory: what is staged, and where to go on.
-fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Replayed> {
-    let failed = |path: &Path, e: io::Error| {
-        let kind = match e.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
-            _ => ErrorKind::Disk,
-        };
-        Error::new(kind, format!("journal file {}: {e}", path.display()))
-    };
-    let segments = Segment::all_in(dir, disk).map_err(|e| failed(dir, e))?;
-    let (listed, unreadable) = damage::load(dir).map_err(|e| failed(dir, e))?;
-    let mut state = State::default();
-    let mut all = Vec::new();
-    let mut done = Vec::new();
-    let next_id = match segments.last() {
-        None => 1,
-        Some(last) => last.id.checked_add(1).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "journal file {}: no file can follow it, so it is none that walrusds has made. Move it away",
-                    last.path().display()
-                ),
-            )
-        })?,
-    };
-    let mut position = Position {
-        next_seq: 1,
-        next_id,
-        current: None,
-    };
-    let last = segments.len().saturating_sub(1);
-    for (i, segment) in segments.into_iter().enumerate() {
-        let segment = Arc::new(segment);
-        let scan = segment.scan().map_err(|e| failed(segment.path(), e))?;
-        report_gaps(&segment, &scan, log);
-        if i == last && scan.len > 0 {
-            // A process that was killed may have left frames that no power cut would survive. Later puts
-            // rely on what is staged.
-            segment.sync().map_err(|e| failed(segment.path(), e))?;
-            disk.sync_dir(dir).map_err(|e| failed(dir, e))?;
-        }
-        // Files before the last, and those that were sealed, are whole: their ends cannot be torn.
-        let expected = match scan.expected {
-            None if i < last => Some(segment.file_len()),
-            expected => expected,
-        };
-        let unborn = scan.len == 0;
-        if let Some(expected) = expected.filter(|len| unborn || *len != scan.len) {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "journal file {} is damaged at byte {} of {expected}: what follows cannot be read. Restore \
-                     the file, or move it away to go on without the blocks in it",
-                    segment.path().display(),
-                    scan.len
-                ),
-            ));
-        }
-        // Nothing is appended to a file with gaps, so it ends here, as others that are followed by another.
-        let ends = scan.gaps > 0 && scan.len < segment.file_len();
-        if expected.is_none() && (scan.torn || unborn || ends) {
-            let dropped = segment.file_len() - scan.len;
-            if unborn {
-                // A file that was being made.
-                segment.remove().map(drop)
-            } else {
-                segment.cut(scan.len)
-            }
-            .map_err(|e| failed(segment.path(), e))?;
-            if scan.torn || unborn {
-                log.push(
-                    Level::Info,
-                    format!(
-                        "journal: {dropped} bytes of a write that was never acknowledged were dropped"
-                    ),
-                );
-            }
-            if unborn {
-                continue;
-            }
-        }
-        segment.adopt(&scan);
-        if scan.open && i == last {
-            position.current = Some((Arc::clone(&segment), scan.contents));
-        }
-        for (_, frame) in &scan.frames {
-            done.extend(frame.entries.iter().filter_map(|entry| match entry {
-                Entry::Done(first, last) => Some((*first, *last)),
-                _ => None,
-            }));
-        }
-        state.segments.push_back(Arc::clone(&segment));
-        all.extend(
-            scan.frames
-                .into_iter()
-                .map(|(start, frame)| (Arc::clone(&segment), start, frame)),
-        );
-    }
-    let done = Done::new(done);
-    let unfinished = apply(&mut state, &mut position, all, &done, listed);
-    leave_out_done(&mut state, &done);
-    report_damage(&state, dir, unreadable, log);
-    if !unfinished.is_empty() {
-        log.push(
-            Level::Warn,
-            format!(
-                "journal: the last write before a crash is not whole: {} blocks of it were never acknowledged ({})",
-                unfinished.len(),
-                some(unfinished.iter().map(String::as_str))
-            ),
-        );
-    }
-    let unknown = |key: &String| {
-        !state.blocks.contains_key(key.as_str()) && !state.damaged.contains_key(key.as_str())
-    };
-    Ok(Replayed {
-        unfinished: unfinished.into_iter().filter(unknown).collect(),
-        state,
-        position,
-    })
-}
-
-/// Plays what the files hold, oldest first. Gives the keys of the last write whose values may never have
-/// been written. `listed`: damage that was known before.
-fn apply(
-    state: &mut State,
-    position: &mut Position,
-    frames: Vec<(Arc<Segment>, u64, frame::Frame)>,
-    done: &Done,
-    listed: Damages,
-) -> Vec<String> {
-    let read_at = (Instant::now(), SystemTime::now());
-    let mut unfinished = Vec::new();
-    // Keys of the list of which the files say something newer.
-    let mut newer = HashSet::new();
-    let last = frames.len().saturating_sub(1);
-    for (i, (segment, start, frame)) in frames.into_iter().enumerate() {
-        let age = read_at
-            .1
-            .duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(frame.time_ms))
-            .unwrap_or_default();
-        let staged = read_at.0.checked_sub(age).unwrap_or(read_at.0);
-        for (entry, seq) in frame.entries.into_iter().zip(frame.seq..) {
-            position.next_seq = position.next_seq.max(seq + 1);
-            let key = match &entry {
-                Entry::Damaged { unwritten, .. } if *unwritten && i == last => None,
-                Entry::Put { key, .. } | Entry::Damaged { key, .. } => Some(&**key),
-                Entry::Delete(key) => Some(&**key),
-                Entry::Done(..) | Entry::Lost => None,
-            };
-            newer.extend(key.and_then(|key| Some(listed.get_key_value(key)?.0)));
-            match entry {
-                Entry::Put {
-                    key,
-                    offset,
-                    len,
-                    crc,
-                } => state.stage(Arc::new(Block {
-                    key,
-                    seq,
-                    segment: Arc::clone(&segment),
-                    offset: start + offset,
-                    len,
-                    crc,
-                    staged,
-                    lost: AtomicU32::new(0),
-                    doubted: AtomicBool::new(false),
-                    let_go: AtomicBool::new(false),
-                    damaged: AtomicBool::new(false),
-                    unproven: AtomicBool::new(true),
-                })),
-                Entry::Damaged { key, unwritten, .. } if unwritten && i == last => {
-                    unfinished.push(key.to_string());
-                }
-                // On Walrus, and no copy is needed here.
-                Entry::Damaged { key, .. } if done.contains(seq) => state.forget(&key),
-                Entry::Damaged {
-                    key,
-                    offset,
-                    len,
-                    crc,
-                    ..
-                } => {
-                    // The same value may have been written before.
-                    let same = |old: &Arc<Block>| {
-                        old.len == len && old.crc == crc && !done.contains(old.seq)
-                    };
-                    if !state.blocks.get(&key).is_some_and(same) {
-                        let damage = Damage {
-                            file: segment.file_name(),
-                            at: start + offset,
-                            len,
-                        };
-                        state.lose(&key, damage);
-                    }
-                }
-                Entry::Delete(key) => state.forget(&key),
-                Entry::Done(..) | Entry::Lost => {}
-            }
-        }
-    }
-    for (key, damage) in &listed {
-        // A value that was wrong in memory only, or for a while, may be right again.
-        let block = state.blocks.get(key).filter(|b| !done.contains(b.seq));
-        let found = block.map(|block| (block.read(), block.damage()));
-        match found {
-            Some((Err(e), damage)) if e.kind() == ErrorKind::Corrupt => state.lose(key, damage),
-            None if !newer.contains(key) => state.lose(key, damage.clone()),
-            _ => {}
-        }
-    }
-    for segment in &state.segments {
-        let name = segment.file_name();
-        if state.damaged.values().any(|damage| damage.file == name) {
-            segment.keep();
-        }
-    }
-    state.damage_changed = state.damaged != listed;
-    unfinished
-}
-
-/// The first few keys.
-fn some<'a>(keys: impl Iterator<Item = &'a str>) -> String {
-    let mut shown: Vec<&str> = keys.take(6).collect();
-    if let Some(more) = shown.get_mut(5) {
-        *more = "…";
-    }
-    shown.join(", ")
-}
-
-/// Tells the log of bytes of a segment that are no writes. Whose blocks they were is not known.
-fn report_gaps(segment: &Segment, scan: &segment::Scan, log: &Log) {
-    if scan.gaps == 0 {
-        return;
-    }
-    segment.keep();
-    log.push(
-        Level::Error,
-        format!(
-            "journal file {} is damaged: {} bytes between its writes cannot be read, and the blocks in them, which \
-             were accepted, are lost on this disk. The file is kept with the ending .{} once the other blocks in \
-             it are on Walrus",
-            segment.path().display(),
-            scan.gaps,
-            disk::ASIDE
-        ),
-    );
-}
-
-/// Tells the log which blocks are damaged.
-fn report_damage(state: &State, dir: &Path, unreadable: usize, log: &Log) {
-    /// So many have a line of their own.
-    const LINES: usize = 10;
-    let mut damaged: Vec<_> = state.damaged.iter().collect();
-    damaged.sort_unstable_by_key(|(key, damage)| (&damage.file, damage.at, *key));
-    for (key, damage) in damaged.iter().take(LINES) {
-        log.push(
-            Level::Error,
-            format!("{}. {}", damage.words(key, dir), damage::REMEDY),
-        );
-    }
-    if damaged.len() > LINES {
-        log.push(
-            Level::Error,
-            format!(
-                "journal: {} blocks that were accepted are damaged; the file DAMAGED in {} names them",
-                damaged.len(),
-                dir.display()
-            ),
-        );
-    }
-    if unreadable > 0 {
-        log.push(
-            Level::Error,
-            format!(
-                "journal: {unreadable} lines of the list of damaged blocks (DAMAGED in {}) cannot be read, and are \
-                 left out of it",
-                dir.display()
-            ),
-        );
-    }
-}
-
-/// Tells the log of files that were set aside for an operator.
-fn report_aside(dir: &Path, log: &Log) -> io::Result<()> {
-    for entry in dir.read_dir()? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == disk::ASIDE) {
-            log.push(
-                Level::Error,
-                format!(
-                    "journal: {} holds blocks that were accepted and are damaged. Those that were neither put again \
-                     nor deleted since stand in the file DAMAGED beside it. Delete the file when it is of no more use",
-                    path.display()
-                ),
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Numbers of entries that need no upload any more.
-struct Done(Vec<(u64, u64)>);
-
-impl Done {
-    /// The ranges may overlap: an entry whose row came to be in doubt is settled twice.
-    fn new(mut ranges: Vec<(u64, u64)>) -> Done {
-        ranges.sort_unstable();
-        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
-        for (first, last) in ranges {
-            match joined.last_mut() {
-                Some(before) if first <= before.1 => before.1 = before.1.max(last),
-                _ => joined.push((first, last)),
-            }
-        }
-        Done(joined)
-    }
-
-    fn contains(&self, seq: u64) -> bool {
-        let at = self.0.partition_point(|(first, _)| *first <= seq);
-        at > 0 && self.0[at - 1].1 >= seq
-    }
-}
-
-/// Forgets what needs no upload any more.
-fn leave_out_done(state: &mut State, done: &Done) {
-    for block in std::mem::take(&mut state.queue) {
-        let current = state.is_current(&block);
-        if current && !done.contains(block.seq) {
-            state.queue.push_back(block);
-            continue;
-        }
-        state.queued_bytes -= block.len();
-        if current {
-            state.forget(&block.key);
-        }
-        block.segment.drop_live();
-    }
 }
 
 /// Numbers as ranges of consecutive ones (first and last, both included).

@@ -1,0 +1,121 @@
+//! A block in the journal.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::damage::Damage;
+use super::disk_error;
+use super::segment::Segment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pack::order::Order;
+use crate::walrus::Source;
+
+/// A staged block.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(super) key: Arc<str>,
+    pub(super) seq: u64,
+    pub(super) segment: Arc<Segment>,
+    /// Where its bytes lie in the segment (bytes).
+    pub(super) offset: u64,
+    pub(super) len: u32,
+    pub(super) crc: u32,
+    pub(super) staged: Instant,
+    /// How often it was indexed in a blob that could not be read: then it is stored again.
+    pub(super) lost: AtomicU32,
+    /// A deletion of its key has failed, and may have removed its row all the same.
+    pub(super) doubted: AtomicBool,
+    /// The file says that it needs no upload any more, and then its row came to be in doubt. It is looked
+    /// up again, but would not be back after a restart.
+    pub(super) let_go: AtomicBool,
+    /// It was found damaged.
+    pub(super) damaged: AtomicBool,
+    /// If it has a row, that may be of a blob that was never read back: it was staged before this open, or it
+    /// takes the place of a damaged one.
+    pub(super) unproven: AtomicBool,
+}
+
+impl Block {
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whether its row may have been removed since it was looked for.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Acquire)
+    }
+
+    /// Whether a later put of the same value may rely on this one: its row is not in doubt, and it would be
+    /// back after a restart.
+    pub(crate) fn may_be_relied_on(&self) -> bool {
+        !self.is_doubted() && !self.let_go.load(Ordering::Acquire)
+    }
+
+    /// Length of the value (bytes).
+    pub(crate) fn len(&self) -> u64 {
+        u64::from(self.len)
+    }
+
+    /// The value. Reads from the local disk (mostly its cache) on the calling thread.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value that was
+    /// written.
+    pub(super) fn read(&self) -> Result<Bytes> {
+        let mut value = vec![0; self.len as usize];
+        let path = self.segment.path();
+        self.segment
+            .read_at(self.offset, &mut value)
+            .map_err(|e| disk_error(&format!("reading {}", path.display()), &e))?;
+        if crc32fast::hash(&value) != self.crc {
+            let dir = path.parent().unwrap_or(path);
+            let words = self.damage().words(&self.key, dir);
+            return Err(Error::new(ErrorKind::Corrupt, words));
+        }
+        Ok(value.into())
+    }
+
+    pub(super) fn damage(&self) -> Damage {
+        Damage {
+            file: self.segment.file_name(),
+            at: self.offset,
+            len: self.len,
+        }
+    }
+}
+
+/// The contents of those of the blocks that may be nodes, as far as they can be read. Reads from the local
+/// disk on the calling thread.
+pub(super) fn nodes(blocks: &[Arc<Block>]) -> Vec<(Arc<str>, Bytes)> {
+    let may_be_node = |block: &&Arc<Block>| {
+        let mut first = [0];
+        let read = block.len() > 0 && block.segment.read_at(block.offset, &mut first).is_ok();
+        read && Order::may_be_node(first[0])
+    };
+    let nodes = blocks.iter().filter(may_be_node);
+    nodes
+        .filter_map(|block| Some((Arc::clone(&block.key), block.read().ok()?)))
+        .collect()
+}
+
+impl Source for Block {
+    fn len(&self) -> u64 {
+        Block::len(self)
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.segment.read_at(self.offset + offset, into)?;
+        // Long blocks come in parts. Those are checked before, when there is no hurry.
+        if into.len() as u64 == self.len() && crc32fast::hash(into) != self.crc {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a block is damaged in the journal",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,528 @@
+//! How a pack gets from the journal to Walrus and into the index.
+//!
+//! A pack that fails is tried again until it succeeds: what it holds was acknowledged. Its blocks stay in the
+//! journal until their rows are committed and their blob could be read back.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::trouble::Failures;
+use super::{Block, Journal};
+use crate::error::{caught, Error, ErrorKind, Result};
+use crate::index::{KeyRecord, Record, Usage};
+use crate::locks::KeyLocks;
+use crate::log::Level;
+use crate::metrics::Metrics;
+use crate::multihash::{self, Match};
+use crate::pack::limit::{Permit, UploadLimit};
+use crate::pack::{row_of, UploadParts};
+use crate::walrus::{Body, StoreResult, WHOLE};
+
+/// Pause after a failure, doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// For how long a blob that was just stored is looked for before its blocks are stored again: that may cost as
+/// much as the first time. The time doubles with each store of the same blocks.
+const LOOK_FIRST: Duration = Duration::from_secs(300);
+const LOOK_MAX: Duration = Duration::from_secs(86_400);
+
+/// What the flusher works with.
+pub(crate) struct FlushParts {
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) upload: UploadParts,
+    pub(crate) locks: KeyLocks,
+    /// Flush when nothing was written for so long.
+    pub(crate) idle: Duration,
+    /// Flush when the oldest block has waited for so long.
+    pub(crate) max_age: Duration,
+    /// Whether close brings packs away that are neither full nor that old.
+    pub(crate) drain_partial: bool,
+    /// Rows that end sooner than this do not count as stored.
+    pub(crate) fresh_for: Duration,
+}
+
+pub(super) struct Shared {
+    pub(super) parts: FlushParts,
+    pub(super) opened: Instant,
+    pub(super) draining: AtomicBool,
+    /// Ends everything, at whatever point it is.
+    pub(super) stop: CancellationToken,
+    pub(super) packs: TaskTracker,
+}
+
+/// Starts work on packs that ends with the flusher.
+pub(super) fn spawn_unless_stopped(
+    shared: &Shared,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
+    let stop = shared.stop.clone();
+    shared.packs.spawn(async move {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    });
+}
+
+/// How long to wait after `failures` failures in a row.
+fn pause(failures: u32) -> Duration {
+    RETRY_FIRST
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(RETRY_MAX)
+}
+
+/// Counts failures of one pack in a row, has them told, and pauses.
+struct Patience<'a> {
+    journal: &'a Journal,
+    failures: Failures<'a>,
+}
+
+impl<'a> Patience<'a> {
+    fn new(journal: &'a Journal) -> Self {
+        let failures = Failures::new(&journal.inner.trouble);
+        Patience { journal, failures }
+    }
+
+    async fn after(&mut self, what: &str, e: &Error) {
+        self.failures.failed(what, e, || {
+            let staged = self.journal.staged();
+            let oldest = self.journal.oldest().unwrap_or_default();
+            format!(
+                "{} bytes in {} blocks wait, the oldest for {} s",
+                staged.bytes,
+                staged.blocks,
+                oldest.as_secs()
+            )
+        });
+        tokio::time::sleep(pause(self.failures.count)).await;
+    }
+
+    fn well(&mut self) {
+        self.failures.well();
+    }
+}
+
+/// Brings a pack to Walrus and into the index, however long it takes; while the datastore is being
+/// closed, it tries once. Only uploads hold a permit.
+pub(super) async fn deliver(
+    shared: Arc<Shared>,
+    limit: UploadLimit,
+    pack: Vec<Arc<Block>>,
+    first_permit: Permit,
+) {
+    let parts = &shared.parts;
+    let closing = || shared.draining.load(Ordering::Acquire);
+    let mut first_permit = Some(first_permit);
+    let mut patience = Patience::new(&parts.journal);
+    let mut stack = vec![pack];
+    while let Some(blocks) = stack.pop() {
+        let Prepared {
+            travel: blocks,
+            replaced,
+            unproven,
+        } = match caught(prepare(parts, blocks.clone())).await {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                if e.kind() == ErrorKind::Disk && set_apart(parts, &blocks, &mut stack).await {
+                    continue;
+                }
+                if closing() {
+                    left_behind(parts, &e);
+                    return;
+                }
+                stack.push(blocks);
+                first_permit = None;
+                patience.after("looking up journalled blocks", &e).await;
+                continue;
+            }
+        };
+        for (blob_id, blocks) in by_blob(unproven) {
+            // They hold nothing else up: it may take an aggregator's outage.
+            spawn_unless_stopped(&shared, prove(Arc::clone(&shared), blob_id, blocks));
+        }
+        if blocks.is_empty() {
+            continue;
+        }
+        let permit = match first_permit.take() {
+            Some(permit) => permit,
+            None => limit.acquire().await,
+        };
+        let throttled_before = parts.upload.store.throttled();
+        failpoint!("flush.prepared");
+        let stored = caught(store(parts, &blocks)).await;
+        permit.report(parts.upload.store.throttled() != throttled_before);
+        drop(permit);
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(e) if e.kind() == ErrorKind::TooLarge && blocks.len() > 1 => {
+                Metrics::add(&parts.upload.metrics.packs_split, 1);
+                let (first, second) = halves(blocks);
+                stack.push(second);
+                stack.push(first);
+                continue;
+            }
+            Err(e) => {
+                Metrics::add(&parts.upload.metrics.packs_failed, 1);
+                // Without blocks that are damaged or cannot be read it can be stored at once.
+                if set_apart(parts, &blocks, &mut stack).await {
+                    continue;
+                }
+                if closing() {
+                    left_behind(parts, &e);
+                    return;
+                }
+                patience.after("storing a pack", &e).await;
+                stack.push(blocks);
+                continue;
+            }
+        };
+        failpoint!("flush.stored");
+        patience.well();
+        index(parts, &blocks, &replaced, &stored, &mut patience).await;
+        failpoint!("flush.indexed");
+        let mut end = 0;
+        let placed = blocks.into_iter().map(|block| {
+            let offset = end;
+            end += block.len();
+            (block, offset)
+        });
+        let placed = placed.collect();
+        settle_in(parts, &stored.blob_id, placed, &mut patience).await;
+    }
+}
+
+/// Settles blocks whose rows an earlier process wrote, once their blob was read: that process may have ended
+/// before it could do so.
+async fn prove(shared: Arc<Shared>, blob_id: String, blocks: Vec<(Arc<Block>, u64)>) {
+    let mut patience = Patience::new(&shared.parts.journal);
+    settle_in(&shared.parts, &blob_id, blocks, &mut patience).await;
+}
+
+/// Blocks and where they begin in their blob (bytes), for each blob.
+fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Vec<(Arc<Block>, u64)>> {
+    let mut blobs = HashMap::<_, Vec<_>>::new();
+    for (block, row) in blocks {
+        let offset = u64::try_from(row.offset).unwrap_or(0);
+        blobs.entry(row.blob_id).or_default().push((block, offset));
+    }
+    blobs
+}
+
+/// Settles indexed blocks if their blob can be read back; else they go back to the queue, to be stored again.
+async fn settle_in(
+    parts: &FlushParts,
+    blob_id: &str,
+    blocks: Vec<(Arc<Block>, u64)>,
+    patience: &mut Patience<'_>,
+) {
+    let readable = read_back(parts, blob_id, &blocks, patience).await;
+    let blocks: Vec<Arc<Block>> = blocks.into_iter().map(|(block, _)| block).collect();
+    if readable {
+        failpoint!("flush.read_back");
+        parts.journal.settle(blocks).await;
+        failpoint!("flush.settled");
+    } else {
+        for block in &blocks {
+            block.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        parts.journal.put_back(blocks);
+    }
+}
+
+/// What becomes of a pack's blocks.
+struct Prepared {
+    travel: Vec<Arc<Block>>,
+    /// What the index holds under the keys of those now.
+    replaced: Vec<Usage>,
+    /// These are indexed, but their blobs may never have been read back.
+    unproven: Vec<(Arc<Block>, Record)>,
+}
+
+/// Leaves out what need not travel (any more) or must not.
+async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared> {
+    // These travel in parts, and cannot be checked on their way.
+    let long = blocks.iter().filter(|b| b.len() > WHOLE);
+    let long: Vec<Arc<Block>> = long.cloned().collect();
+    look_at(parts, &long).await;
+    let current = parts.journal.current(&blocks);
+    let (blocks, mut obsolete) = partition(blocks, &current);
+    let keys: Vec<String> = blocks.iter().map(|b| b.key().to_owned()).collect();
+    let rows = if keys.is_empty() {
+        Vec::new()
+    } else {
+        for block in &blocks {
+            block.doubted.store(false, Ordering::Release);
+        }
+        parts.upload.index.get_many(&keys).await?
+    };
+    let fresh_until = parts.upload.clock.now() + parts.fresh_for;
+    let fresh: Vec<bool> = rows
+        .iter()
+        .zip(&blocks)
+        .map(|(row, block)| {
+            row.as_ref().is_some_and(|r| {
+                r.is_fresh(fresh_until, &parts.upload.epoch_clock)
+                    && !parts.upload.gone.contains(&r.blob_id)
+                    && r.size == block.len() as i64
+                    && block.lost.load(Ordering::Relaxed) == 0
+            })
+        })
+        .collect();
+    // Only what is indexed already must be looked at here: the rest is checked on its way.
+    let same = {
+        let (blocks, journal) = (blocks.clone(), Arc::clone(&parts.journal));
+        blocking(move || {
+            let same =
+                |(block, fresh): (&Arc<Block>, bool)| match fresh.then(|| journal.read(block)) {
+                    None => Ok(false),
+                    Some(Ok(value)) => Ok(multihash::check(block.key(), &value) == Match::Yes),
+                    // It is staged no longer.
+                    Some(Err(e)) if e.kind() == ErrorKind::Corrupt => Ok(false),
+                    Some(Err(e)) => Err(e),
+                };
+            blocks
+                .iter()
+                .zip(fresh)
+                .map(same)
+                .collect::<Result<Vec<_>>>()
+        })
+        .await??
+    };
+    let current = parts.journal.current(&blocks);
+    let mut travel = Vec::with_capacity(blocks.len());
+    let mut replaced = Vec::with_capacity(blocks.len());
+    let mut known = Vec::new();
+    let mut unproven = Vec::new();
+    for (((block, row), same), current) in blocks.into_iter().zip(rows).zip(same).zip(current) {
+        if !current {
+            obsolete.push(block);
+        } else if let (true, Some(row)) = (same, &row) {
+            match block.unproven.load(Ordering::Relaxed) {
+                true => unproven.push((block, row.clone())),
+                false => known.push(block),
+            }
+        } else {
+            travel.push(block);
+            replaced.push(row.map_or(Usage::default(), |r| Usage {
+                blocks: 1,
+                bytes: r.size,
+            }));
+        }
+    }
+    let count = known.len() + unproven.len();
+    Metrics::add(&parts.upload.metrics.blocks_known, count as u64);
+    // Last, when nothing can fail any more: each block is settled once.
+    known.extend(obsolete);
+    parts.journal.settle(known).await;
+    Ok(Prepared {
+        travel,
+        replaced,
+        unproven,
+    })
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Internal, format!("reading the journal: {e}")))
+}
+
+/// What reading blocks has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Whole,
+    /// It is staged no longer.
+    Damaged,
+    /// It may be whole: the disk does not give it now.
+    Unreadable,
+}
+
+/// Reads blocks, so that those that are damaged are staged no longer.
+async fn look_at(parts: &FlushParts, blocks: &[Arc<Block>]) -> Vec<Look> {
+    if blocks.is_empty() {
+        return Vec::new();
+    }
+    let (blocks, journal) = (blocks.to_vec(), Arc::clone(&parts.journal));
+    let look = move |block: &Arc<Block>| match journal.read(block) {
+        Ok(_) => Look::Whole,
+        Err(e) if e.kind() == ErrorKind::Corrupt => Look::Damaged,
+        Err(_) => Look::Unreadable,
+    };
+    blocking(move || blocks.iter().map(look).collect())
+        .await
+        .unwrap_or_default()
+}
+
+/// Whether a pack that failed can be tried again at once, without some of its blocks. They are on the stack
+/// then, those that cannot be read now in a pack of their own behind all others: the disk may give them later.
+async fn set_apart(
+    parts: &FlushParts,
+    blocks: &[Arc<Block>],
+    stack: &mut Vec<Vec<Arc<Block>>>,
+) -> bool {
+    let looks = look_at(parts, blocks).await;
+    let any = |look| looks.contains(&look);
+    let helps = any(Look::Damaged) || (any(Look::Unreadable) && any(Look::Whole));
+    if !helps {
+        return false;
+    }
+    let readable: Vec<bool> = looks.iter().map(|l| *l != Look::Unreadable).collect();
+    let (readable, unreadable) = partition(blocks.to_vec(), &readable);
+    if !unreadable.is_empty() {
+        stack.insert(0, unreadable);
+    }
+    stack.push(readable);
+    true
+}
+
+fn left_behind(parts: &FlushParts, e: &Error) {
+    parts.upload.log.push(
+        Level::Error,
+        format!("a pack could not be stored before the end; its blocks stay in the journal: {e}"),
+    );
+}
+
+fn partition<T>(items: Vec<T>, keep: &[bool]) -> (Vec<T>, Vec<T>) {
+    let mut kept = Vec::with_capacity(items.len());
+    let mut rest = Vec::new();
+    for (item, keep) in items.into_iter().zip(keep) {
+        if *keep {
+            kept.push(item);
+        } else {
+            rest.push(item);
+        }
+    }
+    (kept, rest)
+}
+
+async fn store(parts: &FlushParts, blocks: &[Arc<Block>]) -> Result<StoreResult> {
+    let mut body = Body::default();
+    for block in blocks {
+        body.push_source(Arc::<Block>::clone(block));
+    }
+    let len = body.len();
+    let stored = parts.upload.store.store(body, parts.upload.options).await?;
+    parts.upload.gone.remove(&stored.blob_id);
+    Metrics::add(&parts.upload.metrics.packs_stored, 1);
+    Metrics::add(&parts.upload.metrics.pack_bytes, len);
+    Metrics::add(&parts.upload.metrics.blocks_packed, blocks.len() as u64);
+    Ok(stored)
+}
+
+fn halves(mut blocks: Vec<Arc<Block>>) -> (Vec<Arc<Block>>, Vec<Arc<Block>>) {
+    let at = crate::pack::middle(blocks.iter().map(|b| b.len()));
+    let second = blocks.split_off(at);
+    (blocks, second)
+}
+
+/// Writes the rows of a certified blob, except for blocks that were replaced or deleted meanwhile.
+async fn index(
+    parts: &FlushParts,
+    blocks: &[Arc<Block>],
+    replaced: &[Usage],
+    stored: &StoreResult,
+    patience: &mut Patience<'_>,
+) {
+    let row = row_of(
+        stored,
+        parts.upload.options,
+        &parts.upload.epoch_clock,
+        parts.upload.clock.now(),
+    );
+    loop {
+        let keys = blocks.iter().map(|b| b.key().to_owned()).collect();
+        // A deletion that is under way ends first, and one that comes later finds the rows.
+        let guard = parts.locks.lock(keys).await;
+        let current = parts.journal.current(blocks);
+        let mut rows = Vec::with_capacity(blocks.len());
+        let mut delta = Usage::default();
+        let mut offset = 0;
+        for ((block, replaced), current) in blocks.iter().zip(replaced).zip(current) {
+            let size = block.len() as i64;
+            if current {
+                delta.blocks += 1 - replaced.blocks;
+                delta.bytes += size - replaced.bytes;
+                rows.push(KeyRecord {
+                    key: block.key().to_owned(),
+                    record: Record {
+                        offset,
+                        size,
+                        ..row.clone()
+                    },
+                });
+            }
+            offset += size;
+        }
+        if rows.is_empty() {
+            return;
+        }
+        let written = caught(parts.upload.index.put_many(&rows)).await;
+        drop(guard);
+        match written {
+            Ok(()) => {
+                parts.upload.metrics.usage_delta(delta);
+                patience.well();
+                return;
+            }
+            Err(e) => patience.after("indexing a stored pack", &e).await,
+        }
+    }
+}
+
+/// Whether the blob can be read: the last of the blocks is asked for. As long as no aggregator answers, the
+/// journal's copy is the only one that can be read, so it is kept. `blocks`: with where they begin (bytes).
+async fn read_back(
+    parts: &FlushParts,
+    blob_id: &str,
+    blocks: &[(Arc<Block>, u64)],
+    patience: &mut Patience<'_>,
+) -> bool {
+    let with_bytes = blocks.iter().filter(|(block, _)| block.len() > 0);
+    let Some((last, offset)) = with_bytes.max_by_key(|(_, offset)| *offset) else {
+        return true;
+    };
+    let check = |bytes: &[u8]| {
+        if crc32fast::hash(bytes) == last.crc {
+            Ok(())
+        } else {
+            Err("the bytes are not those that were stored".to_owned())
+        }
+    };
+    patience.well();
+    let times = blocks.iter().map(|(b, _)| b.lost.load(Ordering::Relaxed));
+    let look = LOOK_FIRST
+        .saturating_mul(1 << times.max().unwrap_or(0).min(16))
+        .min(LOOK_MAX);
+    let mut lost_since = None;
+    loop {
+        let store = &parts.upload.store;
+        let reading = store.read_range(blob_id, *offset, last.len(), &check);
+        let Err(e) = caught(reading).await else {
+            patience.well();
+            return true;
+        };
+        let lost = matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt);
+        if lost && lost_since.get_or_insert_with(Instant::now).elapsed() >= look {
+            parts.upload.log.push(
+                Level::Error,
+                format!(
+                    "blob {blob_id} is stored, but cannot be read for {} s: its blocks are paid for and stored again. \
+                     Check aggregatorURL: {e}",
+                    look.as_secs()
+                ),
+            );
+            return false;
+        }
+        patience.after("reading a stored pack back", &e).await;
+    }
+}

@@ -1,0 +1,369 @@
+//! Reads the files of a journal when it is opened: what is staged, what is damaged, and where writing goes on.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::block::Block;
+use super::damage::{self, Damage, Damages};
+use super::disk::{self, Disk};
+use super::frame::{self, Entry};
+use super::segment::{self, Segment};
+use super::writer::Position;
+use super::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::log::{Level, Log};
+
+/// What the files of a directory hold.
+pub(super) struct Replayed {
+    pub(super) state: State,
+    pub(super) position: Position,
+    /// Keys of the last write whose values may never have been written, and of which nothing else is known.
+    pub(super) unfinished: Vec<String>,
+}
+
+/// Reads the segments of a directory: what is staged, and where to go on.
+pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Replayed> {
+    let failed = |path: &Path, e: io::Error| {
+        let kind = match e.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
+            _ => ErrorKind::Disk,
+        };
+        Error::new(kind, format!("journal file {}: {e}", path.display()))
+    };
+    let segments = Segment::all_in(dir, disk).map_err(|e| failed(dir, e))?;
+    let (listed, unreadable) = damage::load(dir).map_err(|e| failed(dir, e))?;
+    let mut state = State::default();
+    let mut all = Vec::new();
+    let mut done = Vec::new();
+    let next_id = match segments.last() {
+        None => 1,
+        Some(last) => last.id.checked_add(1).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "journal file {}: no file can follow it, so it is none that walrusds has made. Move it away",
+                    last.path().display()
+                ),
+            )
+        })?,
+    };
+    let mut position = Position {
+        next_seq: 1,
+        next_id,
+        current: None,
+    };
+    let last = segments.len().saturating_sub(1);
+    for (i, segment) in segments.into_iter().enumerate() {
+        let segment = Arc::new(segment);
+        let scan = segment.scan().map_err(|e| failed(segment.path(), e))?;
+        report_gaps(&segment, &scan, log);
+        if i == last && scan.len > 0 {
+            // A process that was killed may have left frames that no power cut would survive. Later puts
+            // rely on what is staged.
+            segment.sync().map_err(|e| failed(segment.path(), e))?;
+            disk.sync_dir(dir).map_err(|e| failed(dir, e))?;
+        }
+        // Files before the last, and those that were sealed, are whole: their ends cannot be torn.
+        let expected = match scan.expected {
+            None if i < last => Some(segment.file_len()),
+            expected => expected,
+        };
+        let unborn = scan.len == 0;
+        if let Some(expected) = expected.filter(|len| unborn || *len != scan.len) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "journal file {} is damaged at byte {} of {expected}: what follows cannot be read. Restore \
+                     the file, or move it away to go on without the blocks in it",
+                    segment.path().display(),
+                    scan.len
+                ),
+            ));
+        }
+        // Nothing is appended to a file with gaps, so it ends here, as others that are followed by another.
+        let ends = scan.gaps > 0 && scan.len < segment.file_len();
+        if expected.is_none() && (scan.torn || unborn || ends) {
+            let dropped = segment.file_len() - scan.len;
+            if unborn {
+                // A file that was being made.
+                segment.remove().map(drop)
+            } else {
+                segment.cut(scan.len)
+            }
+            .map_err(|e| failed(segment.path(), e))?;
+            if scan.torn || unborn {
+                log.push(
+                    Level::Info,
+                    format!(
+                        "journal: {dropped} bytes of a write that was never acknowledged were dropped"
+                    ),
+                );
+            }
+            if unborn {
+                continue;
+            }
+        }
+        segment.adopt(&scan);
+        if scan.open && i == last {
+            position.current = Some((Arc::clone(&segment), scan.contents));
+        }
+        for (_, frame) in &scan.frames {
+            done.extend(frame.entries.iter().filter_map(|entry| match entry {
+                Entry::Done(first, last) => Some((*first, *last)),
+                _ => None,
+            }));
+        }
+        state.segments.push_back(Arc::clone(&segment));
+        all.extend(
+            scan.frames
+                .into_iter()
+                .map(|(start, frame)| (Arc::clone(&segment), start, frame)),
+        );
+    }
+    let done = Done::new(done);
+    let unfinished = apply(&mut state, &mut position, all, &done, listed);
+    leave_out_done(&mut state, &done);
+    report_damage(&state, dir, unreadable, log);
+    if !unfinished.is_empty() {
+        log.push(
+            Level::Warn,
+            format!(
+                "journal: the last write before a crash is not whole: {} blocks of it were never acknowledged ({})",
+                unfinished.len(),
+                some(unfinished.iter().map(String::as_str))
+            ),
+        );
+    }
+    let unknown = |key: &String| {
+        !state.blocks.contains_key(key.as_str()) && !state.damaged.contains_key(key.as_str())
+    };
+    Ok(Replayed {
+        unfinished: unfinished.into_iter().filter(unknown).collect(),
+        state,
+        position,
+    })
+}
+
+/// Plays what the files hold, oldest first. Gives the keys of the last write whose values may never have
+/// been written. `listed`: damage that was known before.
+fn apply(
+    state: &mut State,
+    position: &mut Position,
+    frames: Vec<(Arc<Segment>, u64, frame::Frame)>,
+    done: &Done,
+    listed: Damages,
+) -> Vec<String> {
+    let read_at = (Instant::now(), SystemTime::now());
+    let mut unfinished = Vec::new();
+    // Keys of the list of which the files say something newer.
+    let mut newer = HashSet::new();
+    let last = frames.len().saturating_sub(1);
+    for (i, (segment, start, frame)) in frames.into_iter().enumerate() {
+        let age = read_at
+            .1
+            .duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(frame.time_ms))
+            .unwrap_or_default();
+        let staged = read_at.0.checked_sub(age).unwrap_or(read_at.0);
+        for (entry, seq) in frame.entries.into_iter().zip(frame.seq..) {
+            position.next_seq = position.next_seq.max(seq + 1);
+            let key = match &entry {
+                Entry::Damaged { unwritten, .. } if *unwritten && i == last => None,
+                Entry::Put { key, .. } | Entry::Damaged { key, .. } => Some(&**key),
+                Entry::Delete(key) => Some(&**key),
+                Entry::Done(..) | Entry::Lost => None,
+            };
+            newer.extend(key.and_then(|key| Some(listed.get_key_value(key)?.0)));
+            match entry {
+                Entry::Put {
+                    key,
+                    offset,
+                    len,
+                    crc,
+                } => state.stage(Arc::new(Block {
+                    key,
+                    seq,
+                    segment: Arc::clone(&segment),
+                    offset: start + offset,
+                    len,
+                    crc,
+                    staged,
+                    lost: AtomicU32::new(0),
+                    doubted: AtomicBool::new(false),
+                    let_go: AtomicBool::new(false),
+                    damaged: AtomicBool::new(false),
+                    unproven: AtomicBool::new(true),
+                })),
+                Entry::Damaged { key, unwritten, .. } if unwritten && i == last => {
+                    unfinished.push(key.to_string());
+                }
+                // On Walrus, and no copy is needed here.
+                Entry::Damaged { key, .. } if done.contains(seq) => state.forget(&key),
+                Entry::Damaged {
+                    key,
+                    offset,
+                    len,
+                    crc,
+                    ..
+                } => {
+                    // The same value may have been written before.
+                    let same = |old: &Arc<Block>| {
+                        old.len == len && old.crc == crc && !done.contains(old.seq)
+                    };
+                    if !state.blocks.get(&key).is_some_and(same) {
+                        let damage = Damage {
+                            file: segment.file_name(),
+                            at: start + offset,
+                            len,
+                        };
+                        state.lose(&key, damage);
+                    }
+                }
+                Entry::Delete(key) => state.forget(&key),
+                Entry::Done(..) | Entry::Lost => {}
+            }
+        }
+    }
+    for (key, damage) in &listed {
+        // A value that was wrong in memory only, or for a while, may be right again.
+        let block = state.blocks.get(key).filter(|b| !done.contains(b.seq));
+        let found = block.map(|block| (block.read(), block.damage()));
+        match found {
+            Some((Err(e), damage)) if e.kind() == ErrorKind::Corrupt => state.lose(key, damage),
+            None if !newer.contains(key) => state.lose(key, damage.clone()),
+            _ => {}
+        }
+    }
+    for segment in &state.segments {
+        let name = segment.file_name();
+        if state.damaged.values().any(|damage| damage.file == name) {
+            segment.keep();
+        }
+    }
+    state.damage_changed = state.damaged != listed;
+    unfinished
+}
+
+/// The first few keys.
+fn some<'a>(keys: impl Iterator<Item = &'a str>) -> String {
+    let mut shown: Vec<&str> = keys.take(6).collect();
+    if let Some(more) = shown.get_mut(5) {
+        *more = "…";
+    }
+    shown.join(", ")
+}
+
+/// Tells the log of bytes of a segment that are no writes. Whose blocks they were is not known.
+fn report_gaps(segment: &Segment, scan: &segment::Scan, log: &Log) {
+    if scan.gaps == 0 {
+        return;
+    }
+    segment.keep();
+    log.push(
+        Level::Error,
+        format!(
+            "journal file {} is damaged: {} bytes between its writes cannot be read, and the blocks in them, which \
+             were accepted, are lost on this disk. The file is kept with the ending .{} once the other blocks in \
+             it are on Walrus",
+            segment.path().display(),
+            scan.gaps,
+            disk::ASIDE
+        ),
+    );
+}
+
+/// Tells the log which blocks are damaged.
+fn report_damage(state: &State, dir: &Path, unreadable: usize, log: &Log) {
+    /// So many have a line of their own.
+    const LINES: usize = 10;
+    let mut damaged: Vec<_> = state.damaged.iter().collect();
+    damaged.sort_unstable_by_key(|(key, damage)| (&damage.file, damage.at, *key));
+    for (key, damage) in damaged.iter().take(LINES) {
+        log.push(
+            Level::Error,
+            format!("{}. {}", damage.words(key, dir), damage::REMEDY),
+        );
+    }
+    if damaged.len() > LINES {
+        log.push(
+            Level::Error,
+            format!(
+                "journal: {} blocks that were accepted are damaged; the file DAMAGED in {} names them",
+                damaged.len(),
+                dir.display()
+            ),
+        );
+    }
+    if unreadable > 0 {
+        log.push(
+            Level::Error,
+            format!(
+                "journal: {unreadable} lines of the list of damaged blocks (DAMAGED in {}) cannot be read, and are \
+                 left out of it",
+                dir.display()
+            ),
+        );
+    }
+}
+
+/// Tells the log of files that were set aside for an operator.
+pub(super) fn report_aside(dir: &Path, log: &Log) -> io::Result<()> {
+    for entry in dir.read_dir()? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == disk::ASIDE) {
+            log.push(
+                Level::Error,
+                format!(
+                    "journal: {} holds blocks that were accepted and are damaged. Those that were neither put again \
+                     nor deleted since stand in the file DAMAGED beside it. Delete the file when it is of no more use",
+                    path.display()
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Numbers of entries that need no upload any more.
+struct Done(Vec<(u64, u64)>);
+
+impl Done {
+    /// The ranges may overlap: an entry whose row came to be in doubt is settled twice.
+    fn new(mut ranges: Vec<(u64, u64)>) -> Done {
+        ranges.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges {
+            match joined.last_mut() {
+                Some(before) if first <= before.1 => before.1 = before.1.max(last),
+                _ => joined.push((first, last)),
+            }
+        }
+        Done(joined)
+    }
+
+    fn contains(&self, seq: u64) -> bool {
+        let at = self.0.partition_point(|(first, _)| *first <= seq);
+        at > 0 && self.0[at - 1].1 >= seq
+    }
+}
+
+/// Forgets what needs no upload any more.
+fn leave_out_done(state: &mut State, done: &Done) {
+    for block in std::mem::take(&mut state.queue) {
+        let current = state.is_current(&block);
+        if current && !done.contains(block.seq) {
+            state.queue.push_back(block);
+            continue;
+        }
+        state.queued_bytes -= block.len();
+        if current {
+            state.forget(&block.key);
+        }
+        block.segment.drop_live();
+    }
+}
