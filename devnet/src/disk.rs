@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::blob_id::BlobId;
-use crate::network::{Anchor, Registration};
 use crate::object_id::ObjectId;
+use crate::registration::{Anchor, Registration};
 
 /// One line of the journal.
 #[derive(Debug, Serialize, Deserialize)]

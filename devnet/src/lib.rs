@@ -23,6 +23,7 @@ mod http;
 mod network;
 mod object_id;
 mod quilt;
+mod registration;
 mod server;
 mod stats;
 mod text;
@@ -45,8 +46,9 @@ use tokio::task::JoinHandle;
 pub use blob_id::{cheap_blob_id, BlobId, BlobIdParseError, Geometry, TooLarge};
 pub use faults::{FaultAction, FaultMatch, FaultPlan, FaultReport, FaultRule, Loss, Op};
 pub use jsonwebtoken::Algorithm as JwtAlgorithm;
-pub use network::{BlobInfo, Prices, Registration};
+pub use network::{BlobInfo, Prices};
 pub use object_id::{ObjectId, ObjectIdParseError};
+pub use registration::Registration;
 pub use stats::Stats;
 
 use disk::Disk;

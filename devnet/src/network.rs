@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::blob_id::{cheap_blob_id, BlobId, Geometry, TooLarge};
 use crate::disk::{Disk, Record};
 use crate::object_id::ObjectId;
+use crate::registration::{Anchor, Registration};
 
 /// The longest lifetime one can buy, in epochs.
 pub(crate) const MAX_EPOCHS: u32 = 53;
@@ -34,32 +35,6 @@ impl Default for Prices {
             write: 20_000,
         }
     }
-}
-
-/// One registration (a "Blob object") of a blob.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Registration {
-    /// The Blob object.
-    pub object_id: ObjectId,
-    /// The Storage object inside it.
-    pub storage_id: ObjectId,
-    /// The shared object around it, if asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shared_object: Option<ObjectId>,
-    /// Address it was sent to, if not kept by the publisher.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owner: Option<ObjectId>,
-    /// The epoch it was registered in, which is also the first it is stored for.
-    pub start_epoch: u32,
-    /// The first epoch it is no longer stored for.
-    pub end_epoch: u32,
-    /// Whether the owner may delete it.
-    pub deletable: bool,
-    /// Digest of the transaction that certified it.
-    pub tx_digest: String,
-    /// Attributes of the object.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub attributes: Vec<(String, String)>,
 }
 
 /// A stored blob, as listed by the admin endpoints.
@@ -211,14 +186,6 @@ impl Blob {
             .max()
             .unwrap_or(0)
     }
-}
-
-/// Which epoch it is: `epoch` began at `since`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Anchor {
-    pub epoch: u32,
-    /// Milliseconds since 1970.
-    pub since: u64,
 }
 
 fn now_ms() -> u64 {

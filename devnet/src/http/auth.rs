@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::body;
 use super::error::{self, ApiError, AUTH};
-use super::write::PutQuery;
+use super::put_query::PutQuery;
 use super::Endpoint;
 use crate::object_id::ObjectId;
 use crate::Jwt;

@@ -5,6 +5,7 @@ mod auth;
 mod body;
 mod error;
 mod fault;
+mod put_query;
 mod quilts;
 mod read;
 mod write;

@@ -15,8 +15,9 @@ use serde_json::{json, Value};
 
 use super::auth::Claims;
 use super::error::ApiError;
+use super::put_query::PutQuery;
 use super::read::{add_allowed_headers, blob_response};
-use super::write::{blocking, json as json_answer, PutQuery};
+use super::write::{blocking, json as json_answer};
 use super::Endpoint;
 use crate::blob_id::BlobId;
 use crate::network::PutResult;

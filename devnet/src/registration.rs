@@ -1,0 +1,39 @@
+//! What the network keeps of each blob and of its epochs, in memory and on disk.
+
+use serde::{Deserialize, Serialize};
+
+use crate::object_id::ObjectId;
+
+/// One registration (a "Blob object") of a blob.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Registration {
+    /// The Blob object.
+    pub object_id: ObjectId,
+    /// The Storage object inside it.
+    pub storage_id: ObjectId,
+    /// The shared object around it, if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_object: Option<ObjectId>,
+    /// Address it was sent to, if not kept by the publisher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ObjectId>,
+    /// The epoch it was registered in, which is also the first it is stored for.
+    pub start_epoch: u32,
+    /// The first epoch it is no longer stored for.
+    pub end_epoch: u32,
+    /// Whether the owner may delete it.
+    pub deletable: bool,
+    /// Digest of the transaction that certified it.
+    pub tx_digest: String,
+    /// Attributes of the object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<(String, String)>,
+}
+
+/// Which epoch it is: `epoch` began at `since`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Anchor {
+    pub epoch: u32,
+    /// Milliseconds since 1970.
+    pub since: u64,
+}
