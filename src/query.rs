@@ -204,7 +204,7 @@ impl Query {
     /// The next entries; none left = the end. After an error the same page may be asked for again.
     ///
     /// # Errors
-    /// [`ErrorKind::Index`](crate::ErrorKind::Index).
+    /// [`ErrorKind::Index`].
     pub async fn next_page(&mut self) -> Result<Vec<Entry>> {
         loop {
             while self.rows.is_empty() {

@@ -17,7 +17,7 @@ use crate::recent::Recent;
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a [`Client`] did since it was made.
+        /// What a [`Client`](super::Client) did since it was made.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         pub struct Stats {
             $($(#[$doc])* pub $name: u64,)*

@@ -1,0 +1,224 @@
+//! The datastore: keys and blocks, kept on Walrus and found through the index.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `open` | how a datastore is put together |
+//! | `write` | puts, deletes, batches |
+//! | `read` | gets, questions for keys, what a listing sees |
+//! | `totals` | totals and counters |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::{Clock, EpochClock};
+use crate::error::{Error, Result};
+use crate::gone::Gone;
+use crate::index::lookup::Lookups;
+use crate::index::Index;
+pub use crate::limits::MAX_VALUE_BYTES;
+use crate::locks::KeyLocks;
+use crate::log::{Line, Log};
+use crate::metrics::Metrics;
+use crate::pack::Packer;
+use crate::query::{Query, QueryOptions};
+use crate::read::disk::DiskCache;
+use crate::read::roots::Roots;
+use crate::read::Reader;
+use crate::staging::{AskFirst, Flusher, Journal};
+use crate::walrus::BlobStore;
+
+mod open;
+mod read;
+mod totals;
+mod write;
+
+/// One operation of a batch.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Stores a value under a key.
+    Put(String, Bytes),
+    /// Removes a key; an unknown key is fine.
+    Delete(String),
+}
+
+impl Op {
+    fn key(&self) -> &str {
+        match self {
+            Op::Put(key, _) | Op::Delete(key) => key,
+        }
+    }
+}
+
+/// A datastore on Walrus.
+///
+/// Every method may be called from any task, concurrently. Dropping a returned future gives the
+/// call up: its HTTP request is dropped, and a block that was not indexed yet will not be.
+/// Puts and deletes of one key run one after another.
+///
+/// ```
+/// use walrusds::{Config, WalrusDatastore};
+///
+/// # let runtime = tokio::runtime::Runtime::new()?;
+/// # let net = walrus_devnet::Devnet::start_blocking(walrus_devnet::Options {
+/// #     cheap_ids: true, ..Default::default() })?;
+/// # let repo = tempfile::tempdir()?;
+/// # let url = net.url();
+/// let config = Config::from_json(&format!(
+///     r#"{{"publisherURL": "{url}", "aggregatorURL": "{url}", "indexPath": "index.sqlite"}}"#
+/// ))?;
+/// # runtime.block_on(async {
+/// let store = WalrusDatastore::open(config, repo.path()).await?;
+/// store.put("/greeting", b"hello"[..].into()).await?;
+/// assert_eq!(store.get("/greeting").await?.as_deref(), Some(&b"hello"[..]));
+/// assert_eq!(store.get("/nothing").await?, None);
+/// store.close().await?;
+/// # Ok::<(), walrusds::Error>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct WalrusDatastore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    index: Arc<Lookups>,
+    store: Arc<dyn BlobStore>,
+    verify_reads: bool,
+    metrics: Arc<Metrics>,
+    log: Arc<Log>,
+    clock: Arc<dyn Clock>,
+    epoch_clock: Arc<EpochClock>,
+    gone: Arc<Gone>,
+    /// Rows that end sooner than this do not count as stored.
+    fresh_for: Duration,
+    locks: KeyLocks,
+    disk_cache: Option<DiskCache>,
+    /// Where the datastore belongs to a repo.
+    roots: Option<Roots>,
+    reader: Reader,
+    writes: Writes,
+    calls: TaskTracker,
+    stop: CancellationToken,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Where writes go.
+enum Writes {
+    /// To Walrus, at once.
+    Through(Packer),
+    /// To the local journal, and to Walrus later.
+    Journal {
+        journal: Arc<Journal>,
+        flusher: Flusher,
+        drain_timeout: Duration,
+        full_timeout: Duration,
+        ask_first: AskFirst,
+    },
+}
+
+impl Writes {
+    /// Whether the block was accepted and is damaged in the journal.
+    fn is_damaged(&self, key: &str) -> bool {
+        matches!(self, Writes::Journal { journal, .. } if journal.damage(key).is_some())
+    }
+}
+
+impl WalrusDatastore {
+    /// Registers a call, so that close waits for it.
+    fn enter(&self) -> Result<TaskTrackerToken> {
+        let token = self.shared.calls.token();
+        if self.shared.calls.is_closed() {
+            return Err(Error::closed("datastore"));
+        }
+        Ok(token)
+    }
+
+    /// Lists keys (and values) in key order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    pub fn query(&self, options: QueryOptions) -> Result<Query> {
+        let call = self.enter()?;
+        let contents = Arc::<Shared>::clone(&self.shared);
+        Ok(Query::new(contents, call, options))
+    }
+
+    /// Returns when everything acknowledged so far survives a power cut of this machine. That is so
+    /// already: puts return only once they are on Walrus and indexed, or synced in the journal.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    pub async fn sync(&self, _prefix: &str) -> Result<()> {
+        let _call = self.enter()?;
+        if let Some(roots) = &self.shared.roots {
+            roots.synced();
+        }
+        Ok(())
+    }
+
+    /// The log, to be read when the datastore is closed.
+    pub(crate) fn log(&self) -> Arc<Log> {
+        Arc::clone(&self.shared.log)
+    }
+
+    /// Takes the oldest log line out.
+    pub fn next_log_line(&self) -> Option<Line> {
+        self.shared.log.pop()
+    }
+
+    /// Refuses new calls, waits for those in flight, empties the journal for at most
+    /// `drainTimeoutSeconds` (the rest waits for the next open, and so do packs that are neither full nor
+    /// `packMaxAgeSeconds` old, if `drainPartialPacks` is false), stops the workers and closes the
+    /// index. Closing again is fine.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`](crate::ErrorKind::Index) if the index could not be closed in order; everything acknowledged is
+    /// stored all the same.
+    pub async fn close(&self) -> Result<()> {
+        let shared = &self.shared;
+        shared.calls.close();
+        shared.calls.wait().await;
+        failpoint!("close.begun");
+        shared.reader.close().await;
+        // Uploads that nobody waits for any more end first: the totals are written after them.
+        match &shared.writes {
+            Writes::Through(packer) => packer.close().await,
+            Writes::Journal {
+                journal,
+                flusher,
+                drain_timeout,
+                ..
+            } => {
+                flusher.close(*drain_timeout).await;
+                journal.close().await;
+            }
+        }
+        failpoint!("close.packed");
+        shared.stop.cancel();
+        let workers = std::mem::take(&mut *shared.workers.lock());
+        for worker in workers {
+            let _ = worker.await;
+        }
+        if let Some(cache) = &shared.disk_cache {
+            cache.close().await;
+        }
+        if let Some(roots) = &shared.roots {
+            roots.close().await;
+        }
+        failpoint!("close.stopped");
+        shared.index.close().await
+    }
+}
+
+impl Drop for WalrusDatastore {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}

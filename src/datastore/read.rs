@@ -1,0 +1,327 @@
+//! What a get, a question for a key and a listing see: the journal, then the index, then Walrus.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::write::check_key;
+use super::{Shared, WalrusDatastore, Writes};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{Index, KeyRange, ListItem, Record};
+use crate::metrics::Metrics;
+use crate::multihash::{self, Match, Multihash};
+use crate::query::{owned, Contents};
+use crate::read::BlockCheck;
+use crate::staging::Block;
+
+impl WalrusDatastore {
+    /// The value of `key`, in memory of its own; `None` if the key is unknown.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BlobNotFound`] and [`ErrorKind::Corrupt`] name key and blob: the key is known,
+    /// but no aggregator gave its bytes, or all gave wrong ones.
+    pub async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        Ok(self.get_shared(key).await?.map(owned))
+    }
+
+    /// As [`get`](Self::get). The value may be a part of a window, and keep all of it in memory: for a caller
+    /// who copies it at once.
+    pub(crate) async fn get_shared(&self, key: &str) -> Result<Option<Bytes>> {
+        let _call = self.enter()?;
+        self.shared.get(key).await
+    }
+
+    /// Whether `key` is known. Asks the index alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`].
+    pub async fn has(&self, key: &str) -> Result<bool> {
+        Ok(self.get_size(key).await?.is_some())
+    }
+
+    /// The size of the value of `key` (bytes); `None` if the key is unknown. Asks the index alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`]; [`ErrorKind::Corrupt`] if the index holds nonsense.
+    pub async fn get_size(&self, key: &str) -> Result<Option<u64>> {
+        let _call = self.enter()?;
+        Metrics::add(&self.shared.metrics.lookups, 1);
+        if let Some(block) = self.shared.staged(key) {
+            return Ok(Some(block.len()));
+        }
+        match self.shared.lookup(key).await? {
+            None => Ok(None),
+            Some(record) => record.size_of(key).map(Some),
+        }
+    }
+
+    /// As [`get_size`](Self::get_size), from memory alone and without waiting; `None` when memory does
+    /// not tell.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub fn peek_size(&self, key: &str) -> Result<Option<Option<u64>>> {
+        let _call = self.enter()?;
+        let known = if let Some(block) = self.shared.staged(key) {
+            Some(Some(block.len()))
+        } else if let Some(record) = self.shared.index.cached(key) {
+            record.size_of(key).ok().map(Some)
+        } else {
+            check_key(key).is_err().then_some(None)
+        };
+        if known.is_some() {
+            Metrics::add(&self.shared.metrics.lookups, 1);
+        }
+        Ok(known)
+    }
+
+    /// As [`get_size`](Self::get_size) for many keys, with one question to the index. The result has the
+    /// keys' order; a row that holds nonsense is its key's own error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`].
+    pub async fn get_sizes(&self, keys: Vec<String>) -> Result<Vec<Result<Option<u64>>>> {
+        let _call = self.enter()?;
+        Metrics::add(&self.shared.metrics.lookups, keys.len() as u64);
+        let mut sizes: Vec<_> = keys
+            .iter()
+            .map(|key| Ok(self.shared.staged(key).map(|block| block.len())))
+            .collect();
+        // Where to look next; a key that no index takes is not there.
+        let rest = |(at, key): (usize, String)| {
+            let ask = matches!(sizes.get(at), Some(Ok(None))) && check_key(&key).is_ok();
+            ask.then_some((at, key))
+        };
+        let (places, keys): (Vec<_>, Vec<_>) =
+            keys.into_iter().enumerate().filter_map(rest).unzip();
+        let records = self.shared.index.find_each(&keys).await?;
+        for ((at, key), record) in places.into_iter().zip(&keys).zip(records) {
+            sizes[at] = record.and_then(|r| r.map(|r| r.size_of(key)).transpose());
+        }
+        Ok(sizes)
+    }
+}
+
+#[async_trait]
+impl Contents for Shared {
+    fn list_staged(&self, range: &KeyRange, limit: usize) -> Vec<ListItem> {
+        match &self.writes {
+            Writes::Journal { journal, .. } => journal.list(range, limit),
+            Writes::Through(_) => Vec::new(),
+        }
+    }
+
+    async fn list_indexed(
+        &self,
+        range: &KeyRange,
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<ListItem>> {
+        self.index.list(range, skip, limit).await
+    }
+
+    async fn value(&self, key: &str) -> Result<Option<Bytes>> {
+        self.get(key).await
+    }
+}
+
+impl Shared {
+    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        if let Some(value) = self.staged_value(key)? {
+            if self.verify_reads && multihash::check(key, &value) == Match::No {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("block {key} in the journal does not hash to its key"),
+                ));
+            }
+            if let Some(roots) = &self.roots {
+                roots.keep_at_start(key, &value, self.verify_reads);
+            }
+            self.count_get(&value);
+            return Ok(Some(value));
+        }
+        if multihash::check(key, &[]) == Match::Unknown {
+            // A row may be of an older value.
+            self.absent(key)?;
+        }
+        let mut failed: Option<(Record, Error)> = None;
+        loop {
+            let (record, asked) = match failed {
+                None => match self.index.cached(key) {
+                    Some(record) => (Some(record), false),
+                    None => (self.lookup(key).await?, true),
+                },
+                Some(_) => (self.index.find_anew(key).await?, true),
+            };
+            let Some(record) = record else {
+                return self.absent(key).map(|()| None);
+            };
+            if let Some((before, error)) = failed {
+                // The row may have moved to another blob meanwhile; if it has not, that is it.
+                if before == record {
+                    if error.kind() == ErrorKind::BlobNotFound {
+                        self.gone.insert(record.blob_id.clone());
+                    }
+                    return Err(error);
+                }
+                failed = None;
+            }
+            match self.read(key, &record, asked).await {
+                Ok(Some(value)) => {
+                    self.count_get(&value);
+                    return Ok(Some(value));
+                }
+                // Staged by a Go node and promoted since: the row says where.
+                Ok(None) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt) => {
+                    failed = Some((record, e));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn count_get(&self, value: &Bytes) {
+        Metrics::add(&self.metrics.gets, 1);
+        Metrics::add(&self.metrics.get_bytes, value.len() as u64);
+    }
+
+    /// The block as it lies in the journal. Whoever does not find it there looks into the index
+    /// next: a block leaves the journal only after its row is committed.
+    fn staged(&self, key: &str) -> Option<Arc<Block>> {
+        match &self.writes {
+            Writes::Journal { journal, .. } => journal.find(key),
+            Writes::Through(_) => None,
+        }
+    }
+
+    /// Its value; `None` also if it is damaged, as a row may point to another copy.
+    fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
+        let Writes::Journal { journal, .. } = &self.writes else {
+            return Ok(None);
+        };
+        match journal.find(key).map(|block| journal.read(&block)) {
+            None => Ok(None),
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(e)) if e.kind() == ErrorKind::Corrupt => Ok(None),
+            Some(Err(e)) => Err(e),
+        }
+    }
+
+    /// That nothing is known of a key is no answer for a block that was accepted and is damaged.
+    fn absent(&self, key: &str) -> Result<()> {
+        let Writes::Journal { journal, .. } = &self.writes else {
+            return Ok(());
+        };
+        match journal.damage(key) {
+            None => Ok(()),
+            Some(damage) => Err(Error::new(ErrorKind::Corrupt, damage)),
+        }
+    }
+
+    /// A key that no index takes is a key that is not there.
+    async fn lookup(&self, key: &str) -> Result<Option<Record>> {
+        if check_key(key).is_err() {
+            return Ok(None);
+        }
+        self.index.find(key).await
+    }
+
+    /// The bytes a row points at, checked. `None` if they were staged and no longer are. `asked`: the index
+    /// had to be asked for the row.
+    async fn read(&self, key: &str, record: &Record, asked: bool) -> Result<Option<Bytes>> {
+        if record.staged {
+            let value = self.index.staged_value(key).await?;
+            let wrong = |value: &Bytes| {
+                let size = i64::try_from(value.len()).unwrap_or(i64::MAX);
+                let check = BlockCheck::new(key, size, self.verify_reads);
+                check.judge(value).err()
+            };
+            if let Some(reason) = value.as_ref().and_then(wrong) {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("staged block {key}: {reason}"),
+                ));
+            }
+            return Ok(value);
+        }
+        let range = record.range().map_err(|e| e.context(key))?;
+        let len = range.end - range.start;
+        let check = BlockCheck::new(key, record.size, self.verify_reads);
+        let cache = match &self.disk_cache {
+            Some(cache) if len > 0 => Multihash::of_key(key).map(|name| (cache, name)),
+            _ => None,
+        };
+        if record.patch_id.is_none() {
+            if let Some(value) = self.reader.held(&record.blob_id, &range, &check) {
+                return Ok(Some(value));
+            }
+        }
+        if let Some(roots) = &self.roots {
+            if let Some(value) = roots.get(key, len).await {
+                return Ok(Some(value));
+            }
+        }
+        if let Some((cache, name)) = &cache {
+            if let Some(value) = cache.get(name, len).await {
+                if asked && record.patch_id.is_none() {
+                    self.reader.rows_follow(&record.blob_id, &range);
+                }
+                return Ok(Some(value));
+            }
+        }
+        let value = if len == 0 {
+            check
+                .judge(&[])
+                .map(|()| Bytes::new())
+                .map_err(|reason| Error::new(ErrorKind::Corrupt, reason))
+        } else if let Some(patch) = &record.patch_id {
+            let check = |bytes: &[u8]| check.judge(bytes);
+            self.store.read_patch_of(patch, len, &check).await
+        } else if let Some(read) = self.read_lapsed(record, range.start, len, &check).await {
+            read
+        } else {
+            self.reader
+                .block(&record.blob_id, range.clone(), &check)
+                .await
+        };
+        if let (Some(roots), Ok(value)) = (&self.roots, &value) {
+            roots.keep_read(key, value, self.verify_reads);
+        }
+        if let (Some((cache, name)), Ok(value)) = (cache, &value) {
+            cache.insert(name, value, self.verify_reads);
+        }
+        value.map(Some).map_err(|e| {
+            e.context(format_args!(
+                "reading {key} (blob {}, offset {}, {len} bytes)",
+                record.blob_id, range.start
+            ))
+        })
+    }
+
+    /// Whether the epoch has begun in which a row's blob is no longer stored.
+    fn is_over(&self, row: &Record) -> bool {
+        self.epoch_clock
+            .is_over(u64::try_from(row.end_epoch).unwrap_or(0))
+    }
+
+    /// A block of a blob that has lapsed, as far as this node knows; `None` if it has not, or if that does not
+    /// settle it. Another node may have renewed it, so the aggregators are asked, but a 404 is not waited over.
+    async fn read_lapsed(
+        &self,
+        record: &Record,
+        start: u64,
+        len: u64,
+        check: &BlockCheck,
+    ) -> Option<Result<Bytes>> {
+        if !self.is_over(record) {
+            return None;
+        }
+        match self.store.read_window(&record.blob_id, start, len).await {
+            Ok(bytes) => check.judge(&bytes).is_ok().then_some(Ok(bytes)),
+            Err(e) if e.kind() == ErrorKind::BlobNotFound => Some(Err(e)),
+            Err(_) => None,
+        }
+    }
+}
