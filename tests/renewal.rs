@@ -617,3 +617,31 @@ async fn reads_of_own_blobs_that_lapsed_do_not_wait() {
     assert!(asked[0].1, "an aggregator may lag: {asked:?}");
     assert!(!asked[1].1 && !asked[2].1, "it has lapsed: {asked:?}");
 }
+
+/// Blobs that lapsed long ago tell no epoch, however many of them come first: those behind them are renewed all
+/// the same.
+#[tokio::test(start_paused = true)]
+async fn dead_blobs_do_not_keep_the_epoch_from_being_learnt() {
+    let store = Odd::start(EPOCH);
+    let index = Arc::new(MemIndex::default());
+    let clock = Ahead::start(365 * DAY);
+    let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+    ds.commit(blocks(3)).await.unwrap();
+    ds.close().await.unwrap();
+    clock.by.store(0, SeqCst);
+    index.notes.lock().clear();
+    let live = index.rows.lock().values().next().unwrap().clone();
+    let dead = (0..12).map(|n| KeyRecord {
+        key: key_of(&noise(1000 + n, 10)),
+        record: Record {
+            // Before every ID in hexadecimal digits.
+            blob_id: format!(" dead {n:02}"),
+            ..live.clone()
+        },
+    });
+    index.put_many(&dead.collect::<Vec<_>>()).await.unwrap();
+    let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+    tokio::time::sleep(20 * EPOCH).await;
+    assert!(is_there(&ds, 1).await, "the live blob has lapsed");
+    ds.close().await.unwrap();
+}
