@@ -37,6 +37,8 @@ use memory::{seconds, Memory, Past};
 const LEASE: &str = "renewal";
 /// A node that dies holds the others up for this long.
 const LEASE_TTL: Duration = Duration::from_secs(300);
+/// Pause after a prolongation that failed, while the lease lasts.
+const LEASE_RETRY: Duration = Duration::from_secs(10);
 const PAGE: usize = 256;
 /// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
 /// this epoch again (the publisher answers that it is stored already), and when the epoch is over
@@ -323,13 +325,14 @@ async fn attend(
     if past.rests() {
         return Ok(Turn::Rests);
     }
+    let asked = Instant::now();
     if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
         return Ok(Turn::LeaseLost);
     }
     let mut turn = Turn::Tried;
     let odd_rows_named = &mut state.memory.odd_rows_named;
     let renewal = caught(renew_blob(parts, item, &mut past, odd_rows_named));
-    match with_lease(parts, owner, renewal).await {
+    match with_lease(parts, owner, asked, renewal).await {
         Ok(Outcome::Renewed(expires_at)) => {
             past = Past::renewed(parts.rest_after_renewal(expires_at), true);
         }
@@ -363,23 +366,45 @@ async fn attend(
     Ok(turn)
 }
 
-/// Keeps the lease alive while a blob travels, which may take longer than the lease.
+/// Keeps the lease alive while a blob travels, which may take longer than the lease. `taken`: it was taken no
+/// earlier than then.
 async fn with_lease<T>(
     parts: &RenewalParts,
     owner: &str,
+    taken: Instant,
     work: impl std::future::Future<Output = Result<T>>,
 ) -> Result<T> {
-    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        done = work => done,
+        error = lease_lost(parts, owner, taken) => Err(error),
+    }
+}
+
+/// Prolongs the lease until that fails. An index that does not answer at once is asked again as long as the
+/// lease lasts: what is on its way may be paid for already.
+async fn lease_lost(parts: &RenewalParts, owner: &str, taken: Instant) -> Error {
+    let mut held_until = taken + LEASE_TTL;
+    let mut pause = LEASE_TTL / 3;
     loop {
-        tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(LEASE_TTL / 3) => {
-                if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-                    return Err(Error::retryable(
-                        ErrorKind::Locked,
-                        "another node has taken the renewal over",
-                    ));
-                }
+        tokio::time::sleep(pause).await;
+        let asked = Instant::now();
+        let prolonged = parts.index.try_lease(LEASE, owner, LEASE_TTL);
+        match tokio::time::timeout_at(held_until, prolonged).await {
+            Ok(Ok(true)) => (held_until, pause) = (asked + LEASE_TTL, LEASE_TTL / 3),
+            Ok(Ok(false)) => {
+                return Error::retryable(
+                    ErrorKind::Locked,
+                    "another node has taken the renewal over",
+                )
+            }
+            Ok(Err(_)) if Instant::now() + LEASE_RETRY < held_until => pause = LEASE_RETRY,
+            Ok(Err(e)) => return e,
+            Err(_) => {
+                return Error::retryable(
+                    ErrorKind::Index,
+                    "the index did not prolong the lease in time",
+                )
             }
         }
     }
