@@ -691,3 +691,21 @@ async fn a_lease_that_cannot_be_prolonged_at_once_is_held_all_the_same() {
     assert_eq!(stores, 2, "the put, and one renewal");
     ds.close().await.unwrap();
 }
+
+/// The index fails when the renewal is to be noted: it is noted later, and not paid for again.
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_could_not_be_noted_is_not_paid_for_again() {
+    let parts = Parts::default();
+    let faults = Arc::new(Faults::none());
+    let ds = due_and_slow(&parts, &faults).await;
+    let before = parts.index.rows.lock().values().next().unwrap().expires_at;
+    // Which blobs are due, its note, its rows, and then the note of the renewal.
+    faults.plan(Call::Renewal, 4, Fault::Before);
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    assert_eq!(faults.struck().len(), 1);
+    let after = parts.index.rows.lock().values().next().unwrap().expires_at;
+    assert!(after > before, "{:?}", errors(&ds));
+    let stores = parts.store.puts.load(SeqCst);
+    assert_eq!(stores, 2, "the put, and one renewal");
+    ds.close().await.unwrap();
+}

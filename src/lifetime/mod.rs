@@ -427,6 +427,13 @@ async fn renew_blob(
     if rows.is_empty() {
         return Ok(Outcome::Renewed(None));
     }
+    if let Some(renewal) = &past.unnoted {
+        let noted = parts
+            .index
+            .update_blob_after_renewal(&item.blob_id, renewal);
+        noted.await?;
+        return Ok(Outcome::Renewed(renewal.expires_at));
+    }
     if let Some(rest) = past.too_often() {
         return Err(Error::new(
             ErrorKind::Corrupt,
@@ -482,21 +489,20 @@ async fn renew_blob(
         &stored,
         options.epochs,
     );
+    let renewal = Renewal {
+        end_epoch,
+        expires_at: expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH),
+    };
     let outcome = if stored.newly_created || end_epoch > item.end_epoch {
         Metrics::add(&parts.metrics.renewals, 1);
+        past.unnoted = Some(renewal.clone());
         Outcome::Renewed(expires_at)
     } else {
         Outcome::NotYet
     };
     parts
         .index
-        .update_blob_after_renewal(
-            &item.blob_id,
-            &Renewal {
-                end_epoch,
-                expires_at: expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH),
-            },
-        )
+        .update_blob_after_renewal(&item.blob_id, &renewal)
         .await?;
     failpoint!("renew.noted");
     Ok(outcome)
