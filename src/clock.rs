@@ -144,6 +144,10 @@ impl EpochClock {
         }
         let age = match seen.age(now, self.duration) {
             Some(age) if current == seen.epoch => age.min(self.duration),
+            // A publisher that lags: the epoch that it names began before the present one did.
+            Some(age) if seen.epoch.checked_sub(1) == Some(current) => {
+                age.min(self.duration).saturating_add(self.duration)
+            }
             _ => self.duration,
         };
         let begun = now - age.min(since_epoch(now));
@@ -238,6 +242,16 @@ mod tests {
         assert_eq!(clock.expires_at(at(1050), 8, 10), Some(at(1200)));
         // A gap of epochs tells nothing.
         assert_eq!(clock.expires_at(at(2000), 20, 21), Some(at(2000)));
+    }
+
+    #[test]
+    fn a_publisher_that_lags_makes_no_blob_live_longer() {
+        let clock = EpochClock::new(Duration::from_secs(100));
+        clock.expires_at(at(1000), 7, 9);
+        clock.expires_at(at(1010), 8, 10);
+        // Epoch 8 began after 1000, whatever this one says: so epoch 9 may begin at 1100.
+        assert_eq!(clock.expires_at(at(1090), 7, 9), Some(at(1100)));
+        assert_eq!(clock.expires_at(at(1090), 8, 9), Some(at(1100)));
     }
 
     #[test]

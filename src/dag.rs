@@ -55,7 +55,8 @@ impl Nodes {
         }
     }
 
-    /// Remembers a node's links, under its key. Links that no index takes as keys are left out.
+    /// Remembers a node's links, under its key. Links that no index takes as keys are left out. A node that has no
+    /// other links is not remembered: so every way down the nodes ends at a key.
     pub(crate) fn learn(&mut self, key: &str, links: &[&[u8]]) {
         let node = self.hasher.hash_one(key);
         if self.nodes.promote(&node) {
@@ -66,7 +67,7 @@ impl Nodes {
         let keys = links.iter().filter(|hash| len(hash) <= MAX_KEY_BYTES);
         let costs = keys.clone().map(|hash| len(&hash) + LINK_BYTES);
         let cost = NODE_BYTES + costs.sum::<usize>();
-        if cost > BYTES {
+        if cost == NODE_BYTES || cost > BYTES {
             return;
         }
         let children = keys.map(|hash| format!("{parent}{}", BASE32_NOPAD.encode(hash)).into());
@@ -318,6 +319,22 @@ mod tests {
         // A node that holds itself by a trick ends all the same.
         learn(&mut nodes, 50, &[51, 50]);
         assert!(nodes.after(&key(51), 100).len() <= 100);
+    }
+
+    /// Nodes that hold the same node thousands of times, and at the end one whose only link is no key: no leaf is
+    /// ever found under them.
+    #[test]
+    fn a_tree_without_leaves_is_not_walked_for_ever() {
+        let mut nodes = Nodes::new();
+        let huge = vec![7; 4096];
+        nodes.learn(&key(7), &[&huge]);
+        for level in 1..7 {
+            let below = hash(level + 1);
+            nodes.learn(&key(level), &vec![&below[..]; 500]);
+        }
+        let (leaf, tree) = (hash(100), hash(1));
+        nodes.learn(&key(101), &[&leaf, &tree]);
+        assert!(nodes.after(&key(100), 500).len() <= 500);
     }
 
     #[test]

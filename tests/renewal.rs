@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::epochs::{EpochStore, TokioClock};
-use common::mem::{key_of, noise, MemIndex};
+use common::faulty::{Call, Fault, Faults, FaultyIndex, Fuse};
+use common::mem::{key_of, noise, MemIndex, Parts};
 use walrusds::clock::Clock;
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::log::Level;
@@ -616,4 +617,95 @@ async fn reads_of_own_blobs_that_lapsed_do_not_wait() {
     }
     assert!(asked[0].1, "an aggregator may lag: {asked:?}");
     assert!(!asked[1].1 && !asked[2].1, "it has lapsed: {asked:?}");
+}
+
+/// Blobs that lapsed long ago tell no epoch, however many of them come first: those behind them are renewed all
+/// the same.
+#[tokio::test(start_paused = true)]
+async fn dead_blobs_do_not_keep_the_epoch_from_being_learnt() {
+    let store = Odd::start(EPOCH);
+    let index = Arc::new(MemIndex::default());
+    let clock = Ahead::start(365 * DAY);
+    let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+    ds.commit(blocks(3)).await.unwrap();
+    ds.close().await.unwrap();
+    clock.by.store(0, SeqCst);
+    index.notes.lock().clear();
+    let live = index.rows.lock().values().next().unwrap().clone();
+    let dead = (0..12).map(|n| KeyRecord {
+        key: key_of(&noise(1000 + n, 10)),
+        record: Record {
+            // Before every ID in hexadecimal digits.
+            blob_id: format!(" dead {n:02}"),
+            ..live.clone()
+        },
+    });
+    index.put_many(&dead.collect::<Vec<_>>()).await.unwrap();
+    let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+    tokio::time::sleep(20 * EPOCH).await;
+    assert!(is_there(&ds, 1).await, "the live blob has lapsed");
+    ds.close().await.unwrap();
+}
+
+/// A datastore that has a deletable blob of one block, of which the storage ends soon. The index goes wrong as
+/// planned, and stores take 250 s from now on.
+async fn due_and_slow(parts: &Parts, faults: &Arc<Faults>) -> WalrusDatastore {
+    let config = Config::from_json(
+        r#"{"deletable":true,"epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":60,
+            "publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}"#,
+    )
+    .unwrap();
+    let index = FaultyIndex::new(
+        Arc::clone(&parts.index),
+        Arc::clone(faults),
+        Arc::<Fuse>::default(),
+    );
+    let (store, clock) = (Arc::clone(&parts.store), Arc::clone(&parts.clock));
+    let ds = WalrusDatastore::with_parts(&config, Arc::new(index), store, clock).unwrap();
+    ds.commit(blocks(1)).await.unwrap();
+    // A look has gone by, in which nothing was due.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    parts.clock.advance(14 * DAY * 9 / 2);
+    parts.store.put_ms.store(250_000, SeqCst);
+    ds
+}
+
+fn renewals(ds: &WalrusDatastore) -> u64 {
+    let metrics = ds.metrics();
+    let renewals = metrics.iter().find(|(name, _)| *name == "renewals");
+    renewals.unwrap().1
+}
+
+/// The index fails once while a blob travels, and the lease lasts for minutes yet: what is being paid for is not
+/// given up.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_cannot_be_prolonged_at_once_is_held_all_the_same() {
+    let parts = Parts::default();
+    let faults = Arc::new(Faults::none());
+    let ds = due_and_slow(&parts, &faults).await;
+    // The round takes the lease, the blob prolongs it, and so does its journey, twice.
+    faults.plan(Call::Lease, 3, Fault::Before);
+    tokio::time::sleep(Duration::from_secs(900)).await;
+    assert_eq!(renewals(&ds), 1, "{:?}", errors(&ds));
+    let stores = parts.store.puts.load(SeqCst);
+    assert_eq!(stores, 2, "the put, and one renewal");
+    ds.close().await.unwrap();
+}
+
+/// The index fails when the renewal is to be noted: it is noted later, and not paid for again.
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_could_not_be_noted_is_not_paid_for_again() {
+    let parts = Parts::default();
+    let faults = Arc::new(Faults::none());
+    let ds = due_and_slow(&parts, &faults).await;
+    let before = parts.index.rows.lock().values().next().unwrap().expires_at;
+    // Which blobs are due, its note, its rows, and then the note of the renewal.
+    faults.plan(Call::Renewal, 4, Fault::Before);
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    assert_eq!(faults.struck().len(), 1);
+    let after = parts.index.rows.lock().values().next().unwrap().expires_at;
+    assert!(after > before, "{:?}", errors(&ds));
+    let stores = parts.store.puts.load(SeqCst);
+    assert_eq!(stores, 2, "the put, and one renewal");
+    ds.close().await.unwrap();
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::check::Digest;
 use super::RenewalParts;
 use crate::error::Result;
+use crate::index::Renewal;
 
 /// Wrong bytes of one blob that are remembered. So many different ones may be paid for between two rests.
 const WRONG_REMEMBERED: usize = 3;
@@ -32,6 +33,8 @@ pub(super) struct Past {
     wrong: Vec<Digest>,
     /// They may be paid for again after this.
     wrong_until: Option<Instant>,
+    /// It was renewed, and the index could not be told so. Known to this process alone.
+    pub(super) unnoted: Option<Renewal>,
 }
 
 impl Past {
@@ -190,8 +193,10 @@ impl Memory {
 
     /// Forgets blobs that have not been due for a long time; `due` were in this round.
     pub(super) fn retain(&mut self, due: &HashSet<String>) {
-        self.blobs
-            .retain(|blob_id, past| past.rests() || past.wrong_rests() || due.contains(blob_id));
+        self.blobs.retain(|blob_id, past| {
+            let waits = past.rests() || past.wrong_rests() || past.unnoted.is_some();
+            waits || due.contains(blob_id)
+        });
     }
 }
 

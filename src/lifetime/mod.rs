@@ -36,6 +36,8 @@ use memory::{seconds, Memory, Past};
 const LEASE: &str = "renewal";
 /// A node that dies holds the others up for this long.
 const LEASE_TTL: Duration = Duration::from_secs(300);
+/// Pause after a prolongation that failed, while the lease lasts.
+const LEASE_RETRY: Duration = Duration::from_secs(10);
 const PAGE: usize = 256;
 /// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
 /// this epoch again (the publisher answers that it is stored already), and when the epoch is over
@@ -48,8 +50,10 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 const FIRST_ROUND: Duration = Duration::from_secs(1);
 /// No network sells storage for more epochs at a time.
 const MOST_EPOCHS: u32 = 53;
-/// Blobs that are renewed to learn the epoch, at a time: of those that have lapsed nothing is learnt.
+/// Blobs that are renewed to learn the epoch, at a time.
 const PROBES: usize = 3;
+/// Blobs that no aggregator has any more and that are met meanwhile, at a time: nothing is learnt of those.
+const PROBES_MISSING: usize = 256;
 /// Rows that do not fit their blob, of which the log names the first ones.
 const ODD_ROWS_NAMED: usize = 5;
 
@@ -101,6 +105,20 @@ struct State {
     audited: Option<Instant>,
     /// The last epoch that was noted in the index.
     noted_epoch: Option<u64>,
+    /// The blob after which the next look for an epoch begins.
+    probed: Option<String>,
+}
+
+/// What became of a blob that was due.
+enum Turn {
+    /// Another node has the lease.
+    LeaseLost,
+    /// It rests, so it was not looked at.
+    Rests,
+    /// No aggregator has it.
+    Missing,
+    /// It was renewed, or that failed.
+    Tried,
 }
 
 /// Renews blobs until stopped. Runs on every node; a lease in the index lets one work at a time.
@@ -161,7 +179,7 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<(
             .await?;
         for item in &due {
             done.insert(item.blob_id.clone());
-            if !attend(parts, owner, state, item).await? {
+            if let Turn::LeaseLost = attend(parts, owner, state, item).await? {
                 return Ok(());
             }
         }
@@ -230,10 +248,11 @@ async fn audit(
         for item in &ending {
             // Each store tells the epoch anew, perhaps an earlier one than was thought.
             let end = u64::try_from(item.end_epoch).unwrap_or(0);
-            if ends_within().is_some_and(|epoch| end <= epoch)
-                && done.insert(item.blob_id.clone())
-                && !attend(parts, owner, state, item).await?
-            {
+            let is_due = ends_within().is_some_and(|epoch| end <= epoch);
+            if !is_due || !done.insert(item.blob_id.clone()) {
+                continue;
+            }
+            if let Turn::LeaseLost = attend(parts, owner, state, item).await? {
                 return Ok(false);
             }
         }
@@ -247,7 +266,8 @@ async fn audit(
 }
 
 /// Renews a few blobs whose `expires_at` is missing or cannot be true, so that a store tells the epoch: no node
-/// has noted one, and this one has stored nothing yet. False: the lease is lost.
+/// has noted one, and this one has stored nothing yet. Each look goes on where the one before it ended, since
+/// any number of blobs that tell nothing may come first. False: the lease is lost.
 async fn probe(
     parts: &RenewalParts,
     owner: &str,
@@ -258,8 +278,9 @@ async fn probe(
     let Some(latest) = parts.clock.now().checked_add(most) else {
         return Ok(true);
     };
-    let mut probes = 0;
-    let mut after: Option<String> = None;
+    let (mut tried, mut missing) = (0, 0);
+    let mut after = state.probed.take();
+    let mut from_the_first = after.is_none();
     loop {
         let known = parts
             .index
@@ -270,39 +291,47 @@ async fn probe(
             if !doubtful || !done.insert(item.blob_id.clone()) {
                 continue;
             }
-            if !attend(parts, owner, state, item).await? {
-                return Ok(false);
+            match attend(parts, owner, state, item).await? {
+                Turn::LeaseLost => return Ok(false),
+                Turn::Rests => {}
+                Turn::Missing => missing += 1,
+                Turn::Tried => tried += 1,
             }
-            probes += 1;
             let told = parts.epoch_clock.last_seen(parts.clock.now()).is_some();
-            if told || probes >= PROBES {
+            if told || tried >= PROBES || missing >= PROBES_MISSING {
+                state.probed = Some(item.blob_id.clone());
                 return Ok(true);
             }
         }
-        if known.len() < PAGE {
+        if known.len() >= PAGE {
+            after = known.into_iter().next_back().map(|item| item.blob_id);
+        } else if from_the_first {
             return Ok(true);
+        } else {
+            (after, from_the_first) = (None, true);
         }
-        after = known.into_iter().next_back().map(|item| item.blob_id);
     }
 }
 
-/// Renews a blob that is due, unless it rests. False: the lease is lost.
+/// Renews a blob that is due, unless it rests.
 async fn attend(
     parts: &RenewalParts,
     owner: &str,
     state: &mut State,
     item: &RenewItem,
-) -> Result<bool> {
+) -> Result<Turn> {
     let mut past = state.memory.of(parts, &item.blob_id).await?;
     if past.rests() {
-        return Ok(true);
+        return Ok(Turn::Rests);
     }
+    let asked = Instant::now();
     if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-        return Ok(false);
+        return Ok(Turn::LeaseLost);
     }
+    let mut turn = Turn::Tried;
     let odd_rows_named = &mut state.memory.odd_rows_named;
     let renewal = caught(renew_blob(parts, item, &mut past, odd_rows_named));
-    match with_lease(parts, owner, renewal).await {
+    match with_lease(parts, owner, asked, renewal).await {
         Ok(Outcome::Renewed(expires_at)) => {
             past = Past::renewed(parts.rest_after_renewal(expires_at), true);
         }
@@ -319,9 +348,13 @@ async fn attend(
             let pause = RETRY_FIRST
                 .saturating_mul(1 << past.failures.min(10))
                 .min(parts.fraction_of_epoch().min(RETRY_MAX));
+            let missing = e.kind() == ErrorKind::BlobNotFound;
+            if missing {
+                turn = Turn::Missing;
+            }
             // Rows of blobs that lapsed long ago may be many, and stay until they are deleted.
             let end = u64::try_from(item.end_epoch).unwrap_or(0);
-            let lapsed = e.kind() == ErrorKind::BlobNotFound && parts.epoch_clock.is_over(end);
+            let lapsed = missing && parts.epoch_clock.is_over(end);
             let pause = if lapsed { parts.epoch / 2 } else { pause };
             past.rest = Some(Instant::now() + pause);
             past.paid = false;
@@ -329,26 +362,48 @@ async fn attend(
         }
     }
     state.memory.keep(parts, &item.blob_id, past).await?;
-    Ok(true)
+    Ok(turn)
 }
 
-/// Keeps the lease alive while a blob travels, which may take longer than the lease.
+/// Keeps the lease alive while a blob travels, which may take longer than the lease. `taken`: it was taken no
+/// earlier than then.
 async fn with_lease<T>(
     parts: &RenewalParts,
     owner: &str,
+    taken: Instant,
     work: impl std::future::Future<Output = Result<T>>,
 ) -> Result<T> {
-    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        done = work => done,
+        error = lease_lost(parts, owner, taken) => Err(error),
+    }
+}
+
+/// Prolongs the lease until that fails. An index that does not answer at once is asked again as long as the
+/// lease lasts: what is on its way may be paid for already.
+async fn lease_lost(parts: &RenewalParts, owner: &str, taken: Instant) -> Error {
+    let mut held_until = taken + LEASE_TTL;
+    let mut pause = LEASE_TTL / 3;
     loop {
-        tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(LEASE_TTL / 3) => {
-                if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-                    return Err(Error::retryable(
-                        ErrorKind::Locked,
-                        "another node has taken the renewal over",
-                    ));
-                }
+        tokio::time::sleep(pause).await;
+        let asked = Instant::now();
+        let prolonged = parts.index.try_lease(LEASE, owner, LEASE_TTL);
+        match tokio::time::timeout_at(held_until, prolonged).await {
+            Ok(Ok(true)) => (held_until, pause) = (asked + LEASE_TTL, LEASE_TTL / 3),
+            Ok(Ok(false)) => {
+                return Error::retryable(
+                    ErrorKind::Locked,
+                    "another node has taken the renewal over",
+                )
+            }
+            Ok(Err(_)) if Instant::now() + LEASE_RETRY < held_until => pause = LEASE_RETRY,
+            Ok(Err(e)) => return e,
+            Err(_) => {
+                return Error::retryable(
+                    ErrorKind::Index,
+                    "the index did not prolong the lease in time",
+                )
             }
         }
     }
@@ -370,6 +425,13 @@ async fn renew_blob(
     let rows = parts.index.rows_of_blob(&item.blob_id).await?;
     if rows.is_empty() {
         return Ok(Outcome::Renewed(None));
+    }
+    if let Some(renewal) = &past.unnoted {
+        let noted = parts
+            .index
+            .update_blob_after_renewal(&item.blob_id, renewal);
+        noted.await?;
+        return Ok(Outcome::Renewed(renewal.expires_at));
     }
     if let Some(rest) = past.too_often() {
         return Err(Error::new(
@@ -426,21 +488,20 @@ async fn renew_blob(
         &stored,
         options.epochs,
     );
+    let renewal = Renewal {
+        end_epoch,
+        expires_at: expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH),
+    };
     let outcome = if stored.newly_created || end_epoch > item.end_epoch {
         Metrics::add(&parts.metrics.renewals, 1);
+        past.unnoted = Some(renewal.clone());
         Outcome::Renewed(expires_at)
     } else {
         Outcome::NotYet
     };
     parts
         .index
-        .update_blob_after_renewal(
-            &item.blob_id,
-            &Renewal {
-                end_epoch,
-                expires_at: expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH),
-            },
-        )
+        .update_blob_after_renewal(&item.blob_id, &renewal)
         .await?;
     failpoint!("renew.noted");
     Ok(outcome)

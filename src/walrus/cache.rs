@@ -36,6 +36,9 @@ const LEFT: usize = 512;
 /// Pieces that are looked at to find one that holds a range.
 const CANDIDATES: usize = 16;
 
+/// Pieces that are gone through at most to tell how far bytes are here: as many windows as lie ahead of a reader.
+const PIECES_AHEAD: usize = 64;
+
 /// Bytes of one blob, from some offset on. They never change.
 #[derive(Debug)]
 pub(crate) struct Piece {
@@ -294,21 +297,23 @@ impl BlobCache {
         Some(piece)
     }
 
-    /// How far the bytes from `from` on are here without a gap (the offset of the first that is not).
+    /// How far the bytes from `from` on are here without a gap, at least (the offset of the first that is not).
+    /// Every read in a stream asks: of many small pieces not all are gone through.
     pub(crate) fn reach(&self, id: &str, from: u64) -> u64 {
         let inner = self.inner.lock();
         let mut reach = from;
         let Some(pieces) = inner.pieces.get(id) else {
             return reach;
         };
-        loop {
+        for _ in 0..PIECES_AHEAD {
             let ends = pieces.range(..=reach).rev().take(CANDIDATES);
             let end = ends.map(|(_, slot)| slot.piece.range().end).max();
             match end {
                 Some(end) if end > reach => reach = end,
-                _ => return reach,
+                _ => break,
             }
         }
+        reach
     }
 
     /// What of `wide` around `range` is not here: back to the end of what comes before `range`, and on
@@ -647,6 +652,18 @@ mod tests {
         cache.insert_whole("a", blob(300));
         assert!(cache.whole("a").is_some());
         assert_eq!(found(0..300), Some(0..300));
+    }
+
+    #[test]
+    fn of_many_small_pieces_not_all_are_gone_through() {
+        let cache = cache(4000);
+        for n in 0..1000 {
+            cache.insert_block("a", n * 10, blob(10), "k");
+        }
+        let reach = cache.reach("a", 0);
+        assert!((10..1000).contains(&reach), "{reach}");
+        assert!(cache.reach("a", reach) > reach, "more is here");
+        assert_eq!(cache.reach("a", 9995), 10_000);
     }
 
     #[test]
