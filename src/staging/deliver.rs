@@ -313,7 +313,7 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
             travel.push(block);
             replaced.push(row.map_or(Usage::default(), |r| Usage {
                 blocks: 1,
-                bytes: r.size,
+                bytes: r.size.max(0),
             }));
         }
     }
