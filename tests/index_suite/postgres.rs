@@ -125,6 +125,38 @@ async fn a_new_table_is_as_documented() {
     );
 }
 
+/// An older table that was moved aside keeps its indexes, and their names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_has_its_indexes_although_others_have_their_names() {
+    let pg = Postgres::shared();
+    for moved in ["", "_meta", "_usage", "_leases"].map(|last| last.to_owned()) {
+        let db = pg.database();
+        open(&pg.url(&db)).await.close().await.unwrap();
+        pg.execute(&db, "ALTER TABLE walrus_index RENAME TO older");
+        if !moved.is_empty() {
+            pg.execute(
+                &db,
+                &format!("ALTER TABLE walrus_index{moved} RENAME TO older{moved}"),
+            );
+        }
+        let url = pg.url(&db);
+        open(&url).await.close().await.unwrap();
+        // Once more, as an older version would leave it: nothing is made twice.
+        pg.execute(
+            &db,
+            "DELETE FROM walrus_index_meta WHERE name = 'schema_version'",
+        );
+        open(&url).await.close().await.unwrap();
+        let columns = pg.scalar(
+            &db,
+            "SELECT string_agg(a.attname, ' ' ORDER BY a.attname) FROM pg_index x \
+             JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0] \
+             WHERE x.indrelid = 'walrus_index'::regclass",
+        );
+        assert_eq!(columns, "blob_id expires_at key", "{moved}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_open_is_fast_and_frugal() {
     let pg = Postgres::shared();

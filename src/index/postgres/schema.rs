@@ -53,6 +53,15 @@ pub(super) const MAY_WRITE: &str = "\
            COALESCE(pg_catalog.has_table_privilege(t.oid, 'INSERT') AND pg_catalog.has_table_privilege(t.oid, 'UPDATE'), TRUE) \
     FROM (SELECT pg_catalog.to_regclass($1::text)::oid AS oid) AS t";
 
+/// What has one of these names (`$1`) in the schema of the table (`$2`, quoted; `$3`: its schema, if it was given)
+/// and is no index of the table.
+const OTHERS: &str = "\
+    SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    LEFT JOIN pg_catalog.pg_class t ON t.oid = pg_catalog.to_regclass($2::text)::oid \
+    WHERE c.relname = ANY(($1::text[])::name[]) \
+      AND (c.relnamespace = t.relnamespace OR t.oid IS NULL AND n.nspname = COALESCE($3::text::name, pg_catalog.current_schema())) \
+      AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_index x WHERE x.indexrelid = c.oid AND x.indrelid = t.oid)";
+
 /// Parameters of [`FIND`].
 pub(super) struct Find {
     names: Vec<String>,
@@ -343,10 +352,32 @@ fn lock_key(table: &TableName) -> i64 {
     i64::from_be_bytes(std::array::from_fn(|i| digest[i]))
 }
 
+/// The names that an index of the table may have, in order of preference.
+fn index_names<'a>(
+    table: &'a TableName,
+    column: &'a str,
+) -> impl Iterator<Item = String> + Clone + 'a {
+    let last = std::iter::once(String::new()).chain((1..10).map(|n| n.to_string()));
+    last.map(move |last| table.with_suffix(&format!("_{column}_idx{last}")))
+}
+
 /// The statements that bring the tables up to date. All of them may be run again.
-fn plan(found: &Found, indexes: &[String], cockroach: bool) -> Result<Vec<String>> {
+///
+/// `indexes` are those of the table, and `others` what else has such a name.
+fn plan(
+    found: &Found,
+    indexes: &[String],
+    others: &[String],
+    cockroach: bool,
+) -> Result<Vec<String>> {
     let table = &found.table;
     let quoted = table.quoted();
+    // A table that was moved aside keeps the names of its indexes: this one's get other names then.
+    let index = |column: &str| {
+        let mut names = index_names(table, column);
+        let own = names.clone().any(|name| indexes.contains(&name));
+        names.find(|name| !others.contains(name)).filter(|_| !own)
+    };
     let mut plan = Vec::new();
     if found.exists {
         let missing = found.check()?;
@@ -368,16 +399,14 @@ fn plan(found: &Found, indexes: &[String], cockroach: bool) -> Result<Vec<String
         ));
     }
     for column in ["blob_id", "expires_at"] {
-        let name = table.with_suffix(&format!("_{column}_idx"));
-        if !indexes.contains(&name) {
+        if let Some(name) = index(column) {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({column})"
             ));
         }
     }
     if found.exists && found.shape(cockroach).order == ByteOrder::Pattern {
-        let name = table.with_suffix("_key_prefix_idx");
-        if !indexes.contains(&name) {
+        if let Some(name) = index("key_prefix") {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"
             ));
@@ -451,7 +480,23 @@ pub(super) fn migrate(
         .iter()
         .map(|row| row.try_get(0))
         .collect::<std::result::Result<Vec<String>, _>>()?;
-    let statements = match plan(&found, &indexes, cockroach) {
+    // CockroachDB's names of indexes belong to their tables.
+    let mut others = Vec::new();
+    if !cockroach {
+        let names: Vec<String> = ["blob_id", "expires_at", "key_prefix"]
+            .into_iter()
+            .flat_map(|column| index_names(&found.table, column))
+            .collect();
+        let params: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&names, Type::TEXT_ARRAY),
+            (&found.table.quoted(), Type::TEXT),
+            (&found.table.schema(), Type::TEXT),
+        ];
+        for row in tx.query_typed(OTHERS, &params)? {
+            others.push(row.try_get(0)?);
+        }
+    }
+    let statements = match plan(&found, &indexes, &others, cockroach) {
         Ok(statements) => statements,
         Err(e) => return Ok(Err(e)),
     };
