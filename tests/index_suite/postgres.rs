@@ -157,6 +157,30 @@ async fn a_new_table_has_its_indexes_although_others_have_their_names() {
     }
 }
 
+/// Nodes of different roles may have different search paths, such as the usual `"$user", public`.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_share_a_table_share_its_leases_whatever_their_search_paths() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(&db, GO_NEWEST);
+    pg.execute(&db, "CREATE SCHEMA own");
+    let url = pg.url(&db);
+    let with = |path: &str| {
+        let and = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{and}search_path={path}")
+    };
+    let (a, b) = (open(&with("own,public")).await, open(&with("public")).await);
+    a.put(&row(KEY, "blob", 0, 1)).await.unwrap();
+    assert!(b.get(KEY).await.unwrap().is_some(), "one table");
+    let ttl = Duration::from_secs(600);
+    assert!(a.try_lease("renewal", "a", ttl).await.unwrap());
+    assert!(!b.try_lease("renewal", "b", ttl).await.unwrap());
+    assert_eq!(a.identity().await.unwrap(), b.identity().await.unwrap());
+    for index in [a, b] {
+        index.close().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_open_is_fast_and_frugal() {
     let pg = Postgres::shared();

@@ -11,7 +11,7 @@ use super::error::PgError;
 use super::session::Session;
 use super::sql::{clamped_sum, ByteOrder};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::table::{is_index, TableName, COMPANIONS};
+use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
 
 /// Version of the schema this library writes.
 const VERSION: i64 = 1;
@@ -136,6 +136,10 @@ pub(super) struct Found {
     exists: bool,
     columns: BTreeMap<String, Column>,
     staging_exists: bool,
+    /// The schema in which the table was found.
+    schema: Option<String>,
+    /// The names of its companions that there are.
+    companions: Vec<String>,
 }
 
 impl Found {
@@ -188,8 +192,14 @@ impl Found {
         let staging_exists = table.go_staging().is_some_and(|staging| {
             columns_of(&staging).is_some_and(|(_, columns)| is_staging(|c| columns.contains_key(c)))
         });
+        let names = COMPANIONS.iter().map(|suffix| table.companion(suffix));
+        let present = names.filter(|name| columns_of(name).is_some());
+        let companions = present.map(|name| name.name().to_owned()).collect();
+        let schema = key.as_ref().map(|(schema, _)| schema.clone());
         let (relkind, columns) = key.and_then(|key| tables.remove(&key)).unwrap_or_default();
         let found = Found {
+            schema,
+            companions,
             exists: !relkind.is_empty(),
             table,
             columns,
@@ -229,6 +239,18 @@ impl Found {
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
         }
+    }
+
+    /// Where a companion is made. A name without a schema would be made in the first schema of this node's search
+    /// path, where nodes with another one, which have the same table, may not see it.
+    fn place_of(&self, companion: &TableName, may_create: bool) -> TableName {
+        let known = self.companions.iter().any(|name| name == companion.name());
+        let beside = self
+            .schema
+            .as_ref()
+            .filter(|_| may_create && !known && companion.schema().is_none())
+            .and_then(|schema| parse_table(&format!("{schema}.{}", companion.name())).ok());
+        beside.unwrap_or_else(|| companion.clone())
     }
 
     /// Refuses a table that is something else; otherwise the columns to be added.
@@ -363,11 +385,13 @@ fn index_names<'a>(
 
 /// The statements that bring the tables up to date. All of them may be run again.
 ///
-/// `indexes` are those of the table, and `others` what else has such a name.
+/// `indexes` are those of the table, and `others` what else has such a name; `may_create`: whether companions can be
+/// made in the table's schema.
 fn plan(
     found: &Found,
     indexes: &[String],
     others: &[String],
+    may_create: bool,
     cockroach: bool,
 ) -> Result<Vec<String>> {
     let table = &found.table;
@@ -417,7 +441,8 @@ fn plan(
         ("_leases", "name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires_at TIMESTAMPTZ NOT NULL"),
         ("_usage", "name TEXT PRIMARY KEY, blocks BIGINT NOT NULL DEFAULT 0, bytes BIGINT NOT NULL DEFAULT 0"),
     ] {
-        plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", table.companion(suffix).quoted()));
+        let place = found.place_of(&table.companion(suffix), may_create);
+        plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", place.quoted()));
     }
     plan.push(count_usage(found));
     let meta = table.companion("_meta").quoted();
@@ -482,6 +507,13 @@ pub(super) fn migrate(
         .collect::<std::result::Result<Vec<String>, _>>()?;
     // CockroachDB's names of indexes belong to their tables.
     let mut others = Vec::new();
+    let mut may_create = false;
+    if let (Some(schema), false) = (&found.schema, cockroach) {
+        let asked = "SELECT pg_catalog.has_schema_privilege($1::text, 'CREATE')";
+        for row in tx.query_typed(asked, &[(schema, Type::TEXT)])? {
+            may_create = row.try_get(0)?;
+        }
+    }
     if !cockroach {
         let names: Vec<String> = ["blob_id", "expires_at", "key_prefix"]
             .into_iter()
@@ -496,7 +528,7 @@ pub(super) fn migrate(
             others.push(row.try_get(0)?);
         }
     }
-    let statements = match plan(&found, &indexes, &others, cockroach) {
+    let statements = match plan(&found, &indexes, &others, may_create, cockroach) {
         Ok(statements) => statements,
         Err(e) => return Ok(Err(e)),
     };
