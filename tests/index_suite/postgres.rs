@@ -951,6 +951,39 @@ async fn a_statement_that_takes_too_long_is_cancelled() {
     index.close().await.unwrap();
 }
 
+/// Rows that are due may be so many that reading them takes longer than any other statement may.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_search_for_blobs_to_renew_may_take_longer() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let mut short = options(&pg.url(&db));
+    short.statement_timeout = Duration::from_millis(700);
+    let index = Arc::new(PostgresIndex::open(short).await.unwrap());
+    let mut ending = row(KEY, "b", 0, 1);
+    ending.record.expires_at = Some(time(5));
+    ending.record.end_epoch = 1;
+    index.put(&ending).await.unwrap();
+    let lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
+    let (due, by_epoch) = (index.clone(), index.clone());
+    let due = tokio::spawn(async move { due.due_for_renewal(time(9), None, 5).await });
+    let by_epoch = tokio::spawn(async move { by_epoch.ending_by(1, None, 5).await });
+    eventually("both wait", || blocked(&db) == 2).await;
+    // Sent later, and out of time.
+    index.list(&KeyRange::ALL, 0, 5).await.unwrap_err();
+    drop(lock);
+    assert_eq!(due.await.unwrap().unwrap().len(), 1);
+    assert_eq!(by_epoch.await.unwrap().unwrap().len(), 1);
+    // Who gives up ends it on the server all the same.
+    let lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
+    let due = index.clone();
+    let due = tokio::spawn(async move { due.due_for_renewal(time(9), None, 5).await });
+    eventually("it waits", || blocked(&db) == 1).await;
+    due.abort();
+    eventually("it is cancelled", || blocked(&db) == 0).await;
+    drop(lock);
+    index.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_future_cancels_its_statement() {
     let pg = Postgres::shared();
