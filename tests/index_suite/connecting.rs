@@ -232,6 +232,44 @@ async fn certificates_of_version_1_are_verified_as_libpq_verifies_them() {
     }
 }
 
+/// A server's certificate that is trusted by itself makes nobody else trusted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_s_certificate_issues_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    // No extensions of its own.
+    let none = "[req]\ndistinguished_name = dn\n[dn]\n";
+    std::fs::write(dir.path().join("none.cnf"), none).unwrap();
+    for (file, extensions) in [
+        (
+            "leaf",
+            "-addext basicConstraints=critical,CA:FALSE -config none.cnf",
+        ),
+        (
+            "plain",
+            "-addext subjectAltName=DNS:elsewhere -config none.cnf",
+        ),
+        ("usage", "-addext basicConstraints=critical,CA:TRUE -addext keyUsage=digitalSignature -config none.cnf"),
+    ] {
+        openssl(
+            dir.path(),
+            &format!("req -new -x509 -newkey rsa:2048 -nodes -days 2 -keyout {file}.key -out {file}.crt -subj /CN=elsewhere {extensions}"),
+        );
+        version_1(dir.path(), "s", "localhost", "rsa:2048", file);
+        let pg = server_with(dir.path());
+        let url = format!(
+            "postgres://postgres@localhost:{}/postgres?sslmode=verify-full&sslrootcert={}",
+            pg.port(),
+            dir.path().join(format!("{file}.crt")).display()
+        );
+        let psql = std::process::Command::new("psql").arg(&url).args(["-Atc", "SELECT 1"]).output().unwrap();
+        let said = String::from_utf8_lossy(&psql.stderr);
+        assert!(said.contains("certificate verify failed"), "{file}: {said}");
+        let options = PostgresOptions::new(&url, "walrus_index");
+        let error = PostgresIndex::open(options).await.err().expect(file);
+        assert!(error.to_string().contains("UnknownIssuer"), "{file}: {error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_certificate_of_version_1_is_presented() {
     let dir = tempfile::tempdir().unwrap();

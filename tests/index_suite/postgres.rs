@@ -125,6 +125,62 @@ async fn a_new_table_is_as_documented() {
     );
 }
 
+/// An older table that was moved aside keeps its indexes, and their names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_has_its_indexes_although_others_have_their_names() {
+    let pg = Postgres::shared();
+    for moved in ["", "_meta", "_usage", "_leases"].map(|last| last.to_owned()) {
+        let db = pg.database();
+        open(&pg.url(&db)).await.close().await.unwrap();
+        pg.execute(&db, "ALTER TABLE walrus_index RENAME TO older");
+        if !moved.is_empty() {
+            pg.execute(
+                &db,
+                &format!("ALTER TABLE walrus_index{moved} RENAME TO older{moved}"),
+            );
+        }
+        let url = pg.url(&db);
+        open(&url).await.close().await.unwrap();
+        // Once more, as an older version would leave it: nothing is made twice.
+        pg.execute(
+            &db,
+            "DELETE FROM walrus_index_meta WHERE name = 'schema_version'",
+        );
+        open(&url).await.close().await.unwrap();
+        let columns = pg.scalar(
+            &db,
+            "SELECT string_agg(a.attname, ' ' ORDER BY a.attname) FROM pg_index x \
+             JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0] \
+             WHERE x.indrelid = 'walrus_index'::regclass",
+        );
+        assert_eq!(columns, "blob_id expires_at key", "{moved}");
+    }
+}
+
+/// Nodes of different roles may have different search paths, such as the usual `"$user", public`.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_share_a_table_share_its_leases_whatever_their_search_paths() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(&db, GO_NEWEST);
+    pg.execute(&db, "CREATE SCHEMA own");
+    let url = pg.url(&db);
+    let with = |path: &str| {
+        let and = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{and}search_path={path}")
+    };
+    let (a, b) = (open(&with("own,public")).await, open(&with("public")).await);
+    a.put(&row(KEY, "blob", 0, 1)).await.unwrap();
+    assert!(b.get(KEY).await.unwrap().is_some(), "one table");
+    let ttl = Duration::from_secs(600);
+    assert!(a.try_lease("renewal", "a", ttl).await.unwrap());
+    assert!(!b.try_lease("renewal", "b", ttl).await.unwrap());
+    assert_eq!(a.identity().await.unwrap(), b.identity().await.unwrap());
+    for index in [a, b] {
+        index.close().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_open_is_fast_and_frugal() {
     let pg = Postgres::shared();
@@ -892,6 +948,39 @@ async fn a_statement_that_takes_too_long_is_cancelled() {
     drop(lock);
     assert!(index.get(KEY).await.unwrap().is_some());
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    index.close().await.unwrap();
+}
+
+/// Rows that are due may be so many that reading them takes longer than any other statement may.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_search_for_blobs_to_renew_may_take_longer() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let mut short = options(&pg.url(&db));
+    short.statement_timeout = Duration::from_millis(700);
+    let index = Arc::new(PostgresIndex::open(short).await.unwrap());
+    let mut ending = row(KEY, "b", 0, 1);
+    ending.record.expires_at = Some(time(5));
+    ending.record.end_epoch = 1;
+    index.put(&ending).await.unwrap();
+    let lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
+    let (due, by_epoch) = (index.clone(), index.clone());
+    let due = tokio::spawn(async move { due.due_for_renewal(time(9), None, 5).await });
+    let by_epoch = tokio::spawn(async move { by_epoch.ending_by(1, None, 5).await });
+    eventually("both wait", || blocked(&db) == 2).await;
+    // Sent later, and out of time.
+    index.list(&KeyRange::ALL, 0, 5).await.unwrap_err();
+    drop(lock);
+    assert_eq!(due.await.unwrap().unwrap().len(), 1);
+    assert_eq!(by_epoch.await.unwrap().unwrap().len(), 1);
+    // Who gives up ends it on the server all the same.
+    let lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
+    let due = index.clone();
+    let due = tokio::spawn(async move { due.due_for_renewal(time(9), None, 5).await });
+    eventually("it waits", || blocked(&db) == 1).await;
+    due.abort();
+    eventually("it is cancelled", || blocked(&db) == 0).await;
+    drop(lock);
     index.close().await.unwrap();
 }
 

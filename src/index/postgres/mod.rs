@@ -63,6 +63,10 @@ const RIGHTS_RECHECK: Duration = Duration::from_secs(1);
 /// Setting up the tables of a large index of the Go plugin means counting and indexing it.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(3600);
 
+/// What looks for blobs to renew goes through every row that is due, of which there may be more than can be read
+/// within the statement timeout: without an answer nothing would be renewed. A renewer's lease runs for longer.
+const SEARCH_LIMIT: Duration = Duration::from_secs(240);
+
 /// How to open a [`PostgresIndex`].
 #[derive(Clone)]
 pub struct PostgresOptions {
@@ -460,6 +464,10 @@ impl PostgresIndex {
 }
 
 impl Inner {
+    fn search_limit(&self) -> Option<Duration> {
+        Some(self.statement_timeout.max(SEARCH_LIMIT))
+    }
+
     async fn look_for_staging(&self, pass: Arc<Pass>) -> Result<()> {
         let Some(staging) = &self.shape.staging else {
             return Ok(());
@@ -814,7 +822,7 @@ impl Index for PostgresIndex {
                 WHAT,
                 pass,
                 Repeat::Harmless,
-                None,
+                self.inner.search_limit(),
                 move |client| match &after {
                     None => client
                         .query_typed(&sql, &[(&before, Type::TIMESTAMPTZ), (&limit, Type::INT8)]),
@@ -851,10 +859,11 @@ impl Index for PostgresIndex {
         let sql = self.inner.sql.ending[usize::from(after.is_some())].clone();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let after = after.map(str::to_owned);
+        let limit_of_time = self.inner.search_limit();
         let rows = self
             .inner
             .pool
-            .run(WHAT, pass, Repeat::Harmless, None, move |client| {
+            .run(WHAT, pass, Repeat::Harmless, limit_of_time, move |client| {
                 let mut params: Vec<(&(dyn ToSql + Sync), Type)> =
                     vec![(&epoch, Type::INT8), (&limit, Type::INT8)];
                 params.extend(after.iter().map(|a| (a as &(dyn ToSql + Sync), Type::TEXT)));

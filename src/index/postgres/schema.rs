@@ -12,7 +12,7 @@ use super::order::ByteOrder;
 use super::query::clamped_sum;
 use super::session::Session;
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::table::{is_index, TableName, COMPANIONS};
+use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
 
 /// Version of the schema this library writes.
 const VERSION: i64 = 1;
@@ -53,6 +53,15 @@ pub(super) const MAY_WRITE: &str = "\
     SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on', \
            COALESCE(pg_catalog.has_table_privilege(t.oid, 'INSERT') AND pg_catalog.has_table_privilege(t.oid, 'UPDATE'), TRUE) \
     FROM (SELECT pg_catalog.to_regclass($1::text)::oid AS oid) AS t";
+
+/// What has one of these names (`$1`) in the schema of the table (`$2`, quoted; `$3`: its schema, if it was given)
+/// and is no index of the table.
+const OTHERS: &str = "\
+    SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    LEFT JOIN pg_catalog.pg_class t ON t.oid = pg_catalog.to_regclass($2::text)::oid \
+    WHERE c.relname = ANY(($1::text[])::name[]) \
+      AND (c.relnamespace = t.relnamespace OR t.oid IS NULL AND n.nspname = COALESCE($3::text::name, pg_catalog.current_schema())) \
+      AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_index x WHERE x.indexrelid = c.oid AND x.indrelid = t.oid)";
 
 /// Parameters of [`FIND`].
 pub(super) struct Find {
@@ -128,6 +137,10 @@ pub(super) struct Found {
     exists: bool,
     columns: BTreeMap<String, Column>,
     staging_exists: bool,
+    /// The schema in which the table was found.
+    schema: Option<String>,
+    /// The names of its companions that there are.
+    companions: Vec<String>,
 }
 
 impl Found {
@@ -180,8 +193,14 @@ impl Found {
         let staging_exists = table.go_staging().is_some_and(|staging| {
             columns_of(&staging).is_some_and(|(_, columns)| is_staging(|c| columns.contains_key(c)))
         });
+        let names = COMPANIONS.iter().map(|suffix| table.companion(suffix));
+        let present = names.filter(|name| columns_of(name).is_some());
+        let companions = present.map(|name| name.name().to_owned()).collect();
+        let schema = key.as_ref().map(|(schema, _)| schema.clone());
         let (relkind, columns) = key.and_then(|key| tables.remove(&key)).unwrap_or_default();
         let found = Found {
+            schema,
+            companions,
             exists: !relkind.is_empty(),
             table,
             columns,
@@ -221,6 +240,18 @@ impl Found {
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
         }
+    }
+
+    /// Where a companion is made. A name without a schema would be made in the first schema of this node's search
+    /// path, where nodes with another one, which have the same table, may not see it.
+    fn place_of(&self, companion: &TableName, may_create: bool) -> TableName {
+        let known = self.companions.iter().any(|name| name == companion.name());
+        let beside = self
+            .schema
+            .as_ref()
+            .filter(|_| may_create && !known && companion.schema().is_none())
+            .and_then(|schema| parse_table(&format!("{schema}.{}", companion.name())).ok());
+        beside.unwrap_or_else(|| companion.clone())
     }
 
     /// Refuses a table that is something else; otherwise the columns to be added.
@@ -344,10 +375,34 @@ fn lock_key(table: &TableName) -> i64 {
     i64::from_be_bytes(std::array::from_fn(|i| digest[i]))
 }
 
+/// The names that an index of the table may have, in order of preference.
+fn index_names<'a>(
+    table: &'a TableName,
+    column: &'a str,
+) -> impl Iterator<Item = String> + Clone + 'a {
+    let last = std::iter::once(String::new()).chain((1..10).map(|n| n.to_string()));
+    last.map(move |last| table.with_suffix(&format!("_{column}_idx{last}")))
+}
+
 /// The statements that bring the tables up to date. All of them may be run again.
-fn plan(found: &Found, indexes: &[String], cockroach: bool) -> Result<Vec<String>> {
+///
+/// `indexes` are those of the table, and `others` what else has such a name; `may_create`: whether companions can be
+/// made in the table's schema.
+fn plan(
+    found: &Found,
+    indexes: &[String],
+    others: &[String],
+    may_create: bool,
+    cockroach: bool,
+) -> Result<Vec<String>> {
     let table = &found.table;
     let quoted = table.quoted();
+    // A table that was moved aside keeps the names of its indexes: this one's get other names then.
+    let index = |column: &str| {
+        let mut names = index_names(table, column);
+        let own = names.clone().any(|name| indexes.contains(&name));
+        names.find(|name| !others.contains(name)).filter(|_| !own)
+    };
     let mut plan = Vec::new();
     if found.exists {
         let missing = found.check()?;
@@ -369,16 +424,14 @@ fn plan(found: &Found, indexes: &[String], cockroach: bool) -> Result<Vec<String
         ));
     }
     for column in ["blob_id", "expires_at"] {
-        let name = table.with_suffix(&format!("_{column}_idx"));
-        if !indexes.contains(&name) {
+        if let Some(name) = index(column) {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({column})"
             ));
         }
     }
     if found.exists && found.shape(cockroach).order == ByteOrder::Pattern {
-        let name = table.with_suffix("_key_prefix_idx");
-        if !indexes.contains(&name) {
+        if let Some(name) = index("key_prefix") {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"
             ));
@@ -389,7 +442,8 @@ fn plan(found: &Found, indexes: &[String], cockroach: bool) -> Result<Vec<String
         ("_leases", "name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires_at TIMESTAMPTZ NOT NULL"),
         ("_usage", "name TEXT PRIMARY KEY, blocks BIGINT NOT NULL DEFAULT 0, bytes BIGINT NOT NULL DEFAULT 0"),
     ] {
-        plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", table.companion(suffix).quoted()));
+        let place = found.place_of(&table.companion(suffix), may_create);
+        plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", place.quoted()));
     }
     plan.push(count_usage(found));
     let meta = table.companion("_meta").quoted();
@@ -452,7 +506,30 @@ pub(super) fn migrate(
         .iter()
         .map(|row| row.try_get(0))
         .collect::<std::result::Result<Vec<String>, _>>()?;
-    let statements = match plan(&found, &indexes, cockroach) {
+    // CockroachDB's names of indexes belong to their tables.
+    let mut others = Vec::new();
+    let mut may_create = false;
+    if let (Some(schema), false) = (&found.schema, cockroach) {
+        let asked = "SELECT pg_catalog.has_schema_privilege($1::text, 'CREATE')";
+        for row in tx.query_typed(asked, &[(schema, Type::TEXT)])? {
+            may_create = row.try_get(0)?;
+        }
+    }
+    if !cockroach {
+        let names: Vec<String> = ["blob_id", "expires_at", "key_prefix"]
+            .into_iter()
+            .flat_map(|column| index_names(&found.table, column))
+            .collect();
+        let params: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&names, Type::TEXT_ARRAY),
+            (&found.table.quoted(), Type::TEXT),
+            (&found.table.schema(), Type::TEXT),
+        ];
+        for row in tx.query_typed(OTHERS, &params)? {
+            others.push(row.try_get(0)?);
+        }
+    }
+    let statements = match plan(&found, &indexes, &others, may_create, cockroach) {
         Ok(statements) => statements,
         Err(e) => return Ok(Err(e)),
     };

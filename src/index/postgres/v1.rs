@@ -12,10 +12,11 @@ use rustls::pki_types::{
     CertificateDer, ServerName, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, UnixTime,
 };
 use rustls::{CertificateError, DigitallySignedStruct, PeerMisbehaved};
-use x509_cert::certificate::Version;
+use x509_cert::certificate::{TbsCertificate, Version};
 use x509_cert::der::asn1::AnyRef;
 use x509_cert::der::oid::db::rfc4519::COMMON_NAME;
 use x509_cert::der::{Decode, Encode, Reader, SliceReader};
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::spki::AlgorithmIdentifierOwned;
 use x509_cert::Certificate;
 
@@ -84,6 +85,7 @@ impl V1 {
             return false;
         };
         issuer.subject == self.parsed.tbs_certificate.issuer
+            && is_authority(issuer)
             && self.parsed.signature_algorithm == self.parsed.tbs_certificate.signature
             && algorithms.all.iter().any(|algorithm| {
                 *algorithm.signature_alg_id() == *signed_with
@@ -148,6 +150,20 @@ impl V1 {
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let key = self.public_key().ok_or(CertificateError::BadEncoding)?;
         verify_tls13_signature_with_raw_key(message, &key, dss, algorithms)
+    }
+}
+
+/// Whether a certificate may issue others, as OpenSSL judges: that of a server may stand in `sslrootcert`, too.
+fn is_authority(cert: &TbsCertificate) -> bool {
+    let may_sign = match cert.get::<KeyUsage>() {
+        Ok(usage) => usage.map(|(_, usage)| usage.key_cert_sign()),
+        Err(_) => Some(false),
+    };
+    match cert.get::<BasicConstraints>() {
+        Ok(Some((_, constraints))) => constraints.ca && may_sign != Some(false),
+        // An authority of version 1 has neither.
+        Ok(None) => may_sign.unwrap_or(cert.version == Version::V1),
+        Err(_) => false,
     }
 }
 
