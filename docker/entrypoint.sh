@@ -36,6 +36,19 @@ else
     *,walrusds,*) profiles=$IPFS_PROFILE ;;
     *) profiles=${IPFS_PROFILE:+$IPFS_PROFILE,}walrusds ;;
   esac
+  # The key comes before the repo: a start that cannot copy it must not leave a repo behind, which the
+  # next start would run without the key, in the public network.
+  swarm_key="$repo/swarm.key"
+  if [ -n "${IPFS_SWARM_KEY:-}" ]; then
+    echo "Copying swarm key from variable..."
+    rm -f "$swarm_key"
+    (umask 0377 && printf '%s\n' "$IPFS_SWARM_KEY" >"$swarm_key")
+  fi
+  if [ -n "${IPFS_SWARM_KEY_FILE:-}" ]; then
+    echo "Copying swarm key from file..."
+    install -m 0400 "$IPFS_SWARM_KEY_FILE" "$swarm_key"
+  fi
+
   # An init that fails half-way (the database is not up yet) must not leave a repo behind that the
   # next start would take for a good one.
   if ! ipfs init --profile="$profiles"; then
@@ -44,16 +57,6 @@ else
   fi
   ipfs config Addresses.API /ip4/0.0.0.0/tcp/5001
   ipfs config Addresses.Gateway /ip4/0.0.0.0/tcp/8080
-
-  swarm_key="$repo/swarm.key"
-  if [ -n "${IPFS_SWARM_KEY:-}" ]; then
-    echo "Copying swarm key from variable..."
-    (umask 0377 && printf '%s\n' "$IPFS_SWARM_KEY" >"$swarm_key")
-  fi
-  if [ -n "${IPFS_SWARM_KEY_FILE:-}" ]; then
-    echo "Copying swarm key from file..."
-    install -m 0400 "$IPFS_SWARM_KEY_FILE" "$swarm_key"
-  fi
 fi
 unset IPFS_SWARM_KEY IPFS_SWARM_KEY_FILE
 

@@ -196,3 +196,41 @@ fn container_from_first_start_to_changed_settings() {
         assert!(!said.contains(hidden), "{said}");
     }
 }
+
+#[test]
+fn container_that_could_not_copy_the_swarm_key_never_runs_without_it() {
+    let world = World::new(Index::Sqlite);
+    let image = Container::new();
+    let secret = image.dir.path().join("key");
+    let mut settings = world.settings.clone();
+    settings.insert(
+        "IPFS_SWARM_KEY_FILE".to_owned(),
+        secret.display().to_string(),
+    );
+
+    // The secret is not mounted yet; the container is started again when it is.
+    image
+        .start(&settings, &["version"])
+        .expect_failure("a start without the file of the swarm key");
+    assert!(!image.repo().join("config").exists());
+    let key = format!("/key/swarm/psk/1.0.0/\n/base16/\n{}\n", "5a".repeat(32));
+    fs::write(&secret, &key).unwrap();
+    image
+        .start(&settings, &["version"])
+        .expect_ok("a start with the file of the swarm key");
+    assert_eq!(image.file("swarm.key"), key);
+
+    // An init that failed leaves the key; the next start replaces it.
+    let image = Container::new();
+    let mut settings = world.settings.clone();
+    settings.insert("IPFS_SWARM_KEY".to_owned(), key.trim_end().to_owned());
+    settings.insert("WALRUSDS_EPOCHS".to_owned(), "0".to_owned());
+    image
+        .start(&settings, &["version"])
+        .expect_failure("start with wrong settings");
+    settings.remove("WALRUSDS_EPOCHS");
+    image
+        .start(&settings, &["version"])
+        .expect_ok("a start with right settings");
+    assert_eq!(image.file("swarm.key"), key);
+}
