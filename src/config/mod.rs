@@ -386,6 +386,12 @@ impl<'a> Fields<'a> {
                         describe(value)
                     )));
                 }
+            } else if name == "path" {
+                // Kubo copies the spec of the datastore at / for the keystore of its provider, with this key.
+                return Err(bad(
+                    "unknown key \"path\". If Kubo has set it (its text names a provider-keystore), walrusds is mounted at /, \
+                     where an online node needs a local datastore: mount walrusds at /blocks (docs/operations.md)",
+                ));
             } else if !KEYS.iter().any(|k| k.name == name) {
                 return Err(bad(format!(
                     "unknown key {:?}; did you mean {:?}?",

@@ -141,6 +141,10 @@ fn tables() {
 #[test]
 fn unknown_and_future_keys() {
     refused_extra(r#""publisherUrl":"x""#, &["unknown key", "publisherURL"]);
+    refused_extra(
+        r#""path":"x""#,
+        &["\"path\"", "/blocks", "provider-keystore"],
+    );
     refused_extra(r#""type":"flatfs""#, &["type", "walrusds"]);
     parse(r#""type":"walrusds""#).unwrap();
     for (extra, key) in [

@@ -1,7 +1,7 @@
 //! What travels from the journal to Walrus, and when.
 //!
 //! A pack leaves when there is enough for a full one, when nothing was written for a while, when its
-//! oldest block is old enough, when writers wait for space, or when the datastore is closed.
+//! oldest block is old enough, when writers wait for space or the disk is full, or when the datastore is closed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -192,7 +192,11 @@ async fn due(shared: &Shared) -> bool {
             match state.queue.front() {
                 None if draining => return false,
                 None => None,
-                Some(_) if state.waiting_for_space > 0 || state.queued_bytes >= enough => {
+                Some(_)
+                    if state.waiting_for_space > 0
+                        || state.disk_full
+                        || state.queued_bytes >= enough =>
+                {
                     return true;
                 }
                 Some(_) if draining && state.queued_bytes >= full => return true,

@@ -191,6 +191,15 @@ impl Inner {
         left.min(self.segment_bytes().saturating_sub(len))
     }
 
+    /// The error of a write. Where the disk is full, what is staged leaves at once, to make room.
+    fn failed(&self, what: &str, e: &io::Error) -> Error {
+        if let io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded = e.kind() {
+            self.state.lock().disk_full = true;
+            self.changed.notify_one();
+        }
+        disk_error(what, e)
+    }
+
     /// When a segment is full (bytes). Space is given back in these units.
     fn segment_bytes(&self) -> u64 {
         (self.max_bytes / SEGMENT_SHARE).clamp(SEGMENT_LEAST, SEGMENT_MOST)
@@ -226,6 +235,8 @@ struct State {
     /// Bytes of writes that have been admitted and not written yet.
     admitted: u64,
     waiting_for_space: usize,
+    /// The last put could not be written for want of space on the disk.
+    disk_full: bool,
     last_write: Option<Instant>,
     /// Bytes in the queue from which on the flusher wants to be called, and whether it was.
     call_at: u64,

@@ -332,7 +332,10 @@ impl Appender {
         };
         let open = self.current.insert(open);
         let segment = &open.segment;
-        let failed = |e| disk_error(&format!("writing to {}", segment.path().display()), &e);
+        let failed = |e| {
+            self.inner
+                .failed(&format!("writing to {}", segment.path().display()), &e)
+        };
         let room = || self.inner.room_ahead(segment.len());
         let start = segment.append(&head, values, room).map_err(failed)?;
         frame::push_contents(&mut open.contents, start, &head);
@@ -344,7 +347,7 @@ impl Appender {
     /// Makes the next file.
     fn create(&mut self) -> Result<Open> {
         let inner = &self.inner;
-        let failed = |e| disk_error(&format!("new journal file in {}", inner.dir.display()), &e);
+        let failed = |e| inner.failed(&format!("new journal file in {}", inner.dir.display()), &e);
         remove_litter(inner, &mut self.litter).map_err(failed)?;
         let id = self.next_id;
         self.next_id = id.saturating_add(1);
@@ -521,6 +524,7 @@ impl Appender {
             let mut state = self.inner.state.lock();
             if append.puts.is_some() {
                 state.last_write = Some(now);
+                state.disk_full = false;
             }
             for (write, seq) in append.writes.into_iter().zip(seq..) {
                 match write {
@@ -643,7 +647,7 @@ fn sync(inner: &Inner, open: &mut Open) -> Result<()> {
     let synced = open.segment.sync();
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     inner.last_sync_us.store(took, Ordering::Relaxed);
-    synced.map_err(|e| disk_error(&format!("syncing {}", open.segment.path().display()), &e))?;
+    synced.map_err(|e| inner.failed(&format!("syncing {}", open.segment.path().display()), &e))?;
     open.synced = (open.segment.len(), open.contents.len());
     open.notes.clear();
     Ok(())

@@ -8,7 +8,9 @@ use std::time::Duration;
 use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request};
 use walrusds::ErrorKind;
 
+use crate::common::mem::{key_of, noise, Parts};
 use crate::common::postgres::Postgres;
+use crate::common::{eventually, PATIENCE};
 use crate::disk::SmallDisk;
 use crate::scene::{a_while, devnet, Allowed, Scene, AGGREGATOR, INDEX_RETRYABLE, NOTHING};
 use crate::walrus::start_on;
@@ -119,6 +121,41 @@ async fn disk_of_the_journal_full() {
     scene.until_a_call_fails(|| disk.fill()).await;
     const DISK: Allowed = Allowed::writers(&[(ErrorKind::Disk, true)]);
     scene.heal(|| disk.free(), DISK).await;
+}
+
+/// Blocks leave a full disk at once, also those that are neither a full pack nor old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_full_disk_makes_the_journal_leave() {
+    let Some(disk) = SmallDisk::mount(4) else {
+        return;
+    };
+    let parts = Parts::default();
+    let path = disk.path().join("journal");
+    let config = format!(
+        r#""journalPath":"{}","packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"drainPartialPacks":false,"#,
+        text(&path)
+    );
+    let store = parts.try_open(&config).unwrap();
+    let put = |n| {
+        let value = noise(n, 100_000);
+        let (store, key) = (&store, key_of(&value));
+        async move { store.put(&key, value).await }
+    };
+    put(0).await.unwrap();
+    assert_eq!(parts.store.puts.load(Relaxed), 0);
+    disk.fill();
+    let mut n = 1;
+    while put(n).await.is_ok() {
+        n += 1;
+    }
+    eventually("the blocks leave", || parts.store.puts.load(Relaxed) > 0).await;
+    let begun = std::time::Instant::now();
+    while let Err(e) = put(n).await {
+        assert_eq!(e.kind(), ErrorKind::Disk, "{e}");
+        assert!(begun.elapsed() < PATIENCE, "no room: {e}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    store.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
