@@ -67,11 +67,14 @@ impl WalrusDatastore {
             Writes::Journal {
                 journal,
                 full_timeout,
+                ask_first,
                 ..
             } => {
                 // Room before locks: a write that waits for room must not hold up the blocks that will make it.
                 let puts = shared.without_staged(puts, journal).await?;
-                let (puts, room) = shared.with_room(puts, journal, *full_timeout).await?;
+                let (puts, room) = shared
+                    .with_room(puts, journal, ask_first, *full_timeout)
+                    .await?;
                 (puts, Some(room))
             }
         };
@@ -226,6 +229,7 @@ impl Shared {
         &self,
         puts: Vec<Put>,
         journal: &Journal,
+        ask_first: &AskFirst,
         patience: Duration,
     ) -> Result<(Vec<Put>, Room)> {
         let bytes = |puts: &[Put]| needed(puts.iter().map(|p| (p.key.len(), p.value.len())));
@@ -236,7 +240,16 @@ impl Shared {
         let (held, free): (Vec<_>, Vec<_>) = puts
             .into_iter()
             .partition(|put| self.locks.is_held(&put.key));
-        let mut puts = self.without_rows(free).await.0;
+        let mut puts = match ask_first.is_resting() {
+            true => free,
+            false => {
+                let (new, answered) = self.without_rows(free).await;
+                if !answered {
+                    ask_first.rest();
+                }
+                new
+            }
+        };
         puts.extend(held);
         let room = journal.room(bytes(&puts), patience).await?;
         Ok((puts, room))

@@ -147,10 +147,16 @@ impl TableName {
         )
     }
 
-    /// The Go plugin's staging table; `None` where its name would be too long to exist.
+    /// The Go plugin's staging table. It gives the plain name, which PostgreSQL cuts if it is too long; `None` where
+    /// that is the name of the table itself.
     pub(crate) fn go_staging(&self) -> Option<TableName> {
-        const SUFFIX: &str = "_staging";
-        (self.name.len() + SUFFIX.len() <= MAX_IDENTIFIER_BYTES).then(|| self.companion(SUFFIX))
+        let mut name = format!("{}_staging", self.name);
+        // Names are ASCII.
+        name.truncate(MAX_IDENTIFIER_BYTES);
+        (name != self.name).then(|| TableName {
+            schema: self.schema.clone(),
+            name,
+        })
     }
 }
 
@@ -205,6 +211,8 @@ mod tests {
         assert_eq!(ca.name().len(), 63);
         assert!(ca.name().ends_with("_leases"));
         assert!(a.go_staging().is_none());
+        let cut = parse_table(&"x".repeat(60)).unwrap().go_staging().unwrap();
+        assert_eq!(cut.name(), format!("{}_st", "x".repeat(60)));
         let short = parse_table("t").unwrap();
         assert_eq!(short.companion("_meta").name(), "t_meta");
         assert_eq!(short.go_staging().unwrap().name(), "t_staging");

@@ -28,7 +28,7 @@ pub(crate) struct AskFirst {
 impl AskFirst {
     /// Whether a write of so many bytes should ask.
     pub(crate) fn is_worth_it(&self, bytes: usize) -> bool {
-        if self.rests_until.lock().is_some_and(|t| t > Instant::now()) {
+        if self.is_resting() {
             return false;
         }
         if bytes > SMALL {
@@ -36,6 +36,11 @@ impl AskFirst {
         }
         let n = self.new_ones.fetch_add(1, Ordering::Relaxed);
         n < ALWAYS || n.is_multiple_of(NOW_AND_THEN)
+    }
+
+    /// Whether the index failed a short time ago.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.rests_until.lock().is_some_and(|t| t > Instant::now())
     }
 
     /// A block was known.

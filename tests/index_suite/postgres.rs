@@ -389,6 +389,26 @@ async fn columns_of_the_go_plugin_are_reset_by_an_overwrite() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn blocks_staged_under_a_name_that_postgres_cuts_are_found() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let table = "t".repeat(58);
+    // The server cuts the name of the staging table, as it did when the Go plugin gave it.
+    let go = GO_NEWEST.replace("walrus_index_staging_created_idx", "created");
+    pg.execute(&db, &go.replace("walrus_index", &table));
+    pg.execute(
+        &db,
+        &format!("INSERT INTO {table}_staging (key, value, size) VALUES ('/s', 'xyz', 3)"),
+    );
+    let mut long = options(&pg.url(&db));
+    long.table = table;
+    let index = PostgresIndex::open(long).await.unwrap();
+    assert!(index.get("/s").await.unwrap().unwrap().staged);
+    assert_eq!(index.staged_value("/s").await.unwrap().unwrap(), "xyz");
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn upper_case_names_find_the_folded_table() {
     let pg = Postgres::shared();
     let db = pg.database();
