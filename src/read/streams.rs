@@ -542,6 +542,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn first_blocks_are_remembered_in_a_fixed_number() {
+        let mut streams = Streams::new(LIMITS);
+        let now = Instant::now();
+        for n in 0..3 * STARTS as u64 {
+            // Far from each other: none goes on from another.
+            streams.note(&format!("blob {n}"), &(0..BLOCK), now);
+            let starts = streams.list.iter().filter(|s| !s.flows).count();
+            assert!(starts <= STARTS, "{starts}");
+        }
+        assert_eq!(streams.list.len(), STARTS);
+    }
+
     struct Reader {
         streams: Streams,
         now: Instant,

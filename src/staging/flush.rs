@@ -167,8 +167,12 @@ fn portions(blocks: &[Arc<Block>]) -> impl Iterator<Item = &[Arc<Block>]> {
 
 /// How many bytes behind a full pack it waits for, for a moment.
 fn lookahead(parts: &FlushParts) -> u64 {
-    let inner = &parts.journal.inner;
-    target(parts).min(LOOKAHEAD).min(inner.max_bytes / 4)
+    lookahead_of(target(parts), parts.journal.inner.max_bytes)
+}
+
+/// The same, for packs of at most `pack` bytes and a journal of at most `journal` bytes.
+fn lookahead_of(pack: u64, journal: u64) -> u64 {
+    pack.min(LOOKAHEAD).min(journal / 4)
 }
 
 /// Waits until a pack should leave. False: nothing is left, and nothing more will come.
@@ -227,6 +231,19 @@ async fn due(shared: &Shared) -> bool {
                 }
             }
             None => inner.changed.notified().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pack_waits_for_as_much_as_its_limits_allow() {
+        const MIB: u64 = 1 << 20;
+        for (pack, journal, ahead) in [(64, 4096, 48), (10, 4096, 10), (64, 100, 25)] {
+            assert_eq!(lookahead_of(pack * MIB, journal * MIB), ahead * MIB);
         }
     }
 }
