@@ -267,4 +267,35 @@ mod tests {
         }
         assert!(paid <= 9, "{paid}");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_remembered_until_it_may_be_looked_at() {
+        let later = Some(Instant::now() + EPOCH);
+        let resting = Past::renewed(later, false);
+        let mut wrong = Past::default();
+        wrong.stored_wrong([7; 32], EPOCH);
+        wrong.rest = None;
+        let unnoted = Past {
+            unnoted: Some(Renewal {
+                end_epoch: 7,
+                expires_at: None,
+            }),
+            ..Past::default()
+        };
+        let mut memory = Memory::default();
+        let all = [
+            ("resting", resting),
+            ("wrong", wrong),
+            ("unnoted", unnoted),
+            ("due", Past::default()),
+            ("nothing", Past::default()),
+        ];
+        memory.blobs = all.map(|(id, past)| (id.to_owned(), past)).into();
+        memory.retain(&HashSet::from(["due".to_owned()]));
+        assert_eq!(memory.blobs.len(), 4);
+        assert!(!memory.blobs.contains_key("nothing"));
+        tokio::time::advance(10 * EPOCH).await;
+        memory.retain(&HashSet::new());
+        assert_eq!(memory.blobs.into_keys().collect::<Vec<_>>(), ["unnoted"]);
+    }
 }

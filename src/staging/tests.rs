@@ -331,6 +331,25 @@ fn bytes_of_a_block_that_look_like_a_frame_undo_nothing() {
     });
 }
 
+#[test]
+fn the_flusher_looks_at_what_is_near_the_front_of_the_queue() {
+    runtime().block_on(async {
+        let scene = Scene::new();
+        for key in ["/a", "/b", "/c"] {
+            scene.put(one(key, 100)).await.unwrap();
+        }
+        let keys = |after, bytes| -> Vec<String> {
+            let near = scene.journal.queued_after(after, bytes);
+            near.iter().map(|block| block.key().to_owned()).collect()
+        };
+        assert_eq!(keys(None, 150), ["/a", "/b"]);
+        assert_eq!(keys(None, 200), ["/a", "/b"]);
+        assert_eq!(keys(None, 201), ["/a", "/b", "/c"]);
+        let first = scene.journal.find("/a").unwrap().seq;
+        assert_eq!(keys(Some(first), 150), ["/b"]);
+    });
+}
+
 /// Writes that meet each other are not writes that wait: those would make packs leave before they are full.
 #[test]
 fn writes_that_meet_each_other_do_not_wait_for_room() {
