@@ -56,6 +56,8 @@ struct Odd {
     random: AtomicBool,
     /// Everything is answered 404.
     missing: AtomicBool,
+    /// Stores are refused.
+    refuse: AtomicBool,
     /// The next store names this epoch instead of the true one.
     claim: AtomicU64,
 }
@@ -89,6 +91,9 @@ impl Odd {
 impl BlobStore for Odd {
     async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
         self.stores.fetch_add(1, SeqCst);
+        if self.refuse.load(SeqCst) {
+            return Err(Error::retryable(ErrorKind::Walrus, "publisher is down"));
+        }
         let mut stored = self.inner().store(body, options).await?;
         match self.claim.swap(0, SeqCst) {
             0 => {}
@@ -644,6 +649,29 @@ async fn dead_blobs_do_not_keep_the_epoch_from_being_learnt() {
     let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
     tokio::time::sleep(20 * EPOCH).await;
     assert!(is_there(&ds, 1).await, "the live blob has lapsed");
+    ds.close().await.unwrap();
+}
+
+/// Blobs that could be paid for are stored to learn the epoch few at a time.
+#[tokio::test(start_paused = true)]
+async fn few_blobs_are_tried_at_a_time_to_learn_the_epoch() {
+    let store = Odd::start(EPOCH);
+    let index = Arc::new(MemIndex::default());
+    let clock = Ahead::start(365 * DAY);
+    let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+    for n in 0..10 {
+        let value = noise(n, 100);
+        ds.put(&key_of(&value), value).await.unwrap();
+    }
+    ds.close().await.unwrap();
+    clock.by.store(0, SeqCst);
+    index.notes.lock().clear();
+    store.refuse.store(true, SeqCst);
+    let before = store.stores();
+    let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+    // One round.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(store.stores() - before, 3);
     ds.close().await.unwrap();
 }
 
