@@ -14,7 +14,7 @@ use bytes::Bytes;
 use common::mem::{key_of, noise, Parts};
 use common::{eventually, PATIENCE};
 use walrusds::log::Level;
-use walrusds::{Config, ErrorKind, Op, WalrusDatastore};
+use walrusds::{Config, ErrorKind, Op, Record, WalrusDatastore};
 
 /// A journal from which nothing leaves by itself.
 const IDLE: &str = r#""packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"#;
@@ -216,6 +216,29 @@ async fn a_row_from_before_the_open_is_no_proof_that_its_blob_can_be_read() {
     node.parts.store.blobs.lock().insert(blob_id, blob);
     eventually("the block leaves", || metric(&ds, "journal_blocks") == 0).await;
     assert_eq!(node.parts.store.puts.load(SeqCst), 1);
+    ds.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_a_quilt_needs_no_proof_by_a_journal() {
+    let node = Node::new();
+    let ds = node.open(IDLE);
+    let value = noise(0, 5000);
+    let key = key_of(&value);
+    ds.put(&key, value.clone()).await.unwrap();
+    let node = node.crashed();
+    drop(ds);
+    // As a node of the Go plugin writes it.
+    let row = Record {
+        blob_id: "quilt".into(),
+        patch_id: Some("patch".into()),
+        size: 5000,
+        ..Record::default()
+    };
+    node.parts.index.rows.lock().insert(key, row);
+    let ds = node.open(BUSY);
+    eventually("the block leaves", || metric(&ds, "journal_blocks") == 0).await;
+    assert_eq!(node.parts.store.puts.load(SeqCst), 0);
     ds.close().await.unwrap();
 }
 

@@ -305,7 +305,9 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
         if !current {
             obsolete.push(block);
         } else if let (true, Some(row)) = (same, &row) {
-            match block.unproven.load(Ordering::Relaxed) {
+            // No journal writes rows of quilts: another node has answered for that one.
+            let owed = block.unproven.load(Ordering::Relaxed) && row.patch_id.is_none();
+            match owed {
                 true => unproven.push((block, row.clone())),
                 false => known.push(block),
             }
