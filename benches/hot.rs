@@ -148,5 +148,53 @@ fn datastore(c: &mut Criterion) {
     runtime.block_on(store.close()).expect("all on Walrus");
 }
 
-criterion_group!(benches, verify, frames, datastore);
+/// What a write into the journal costs, with keys that name the values' hashes and with keys that name nothing, so
+/// that there is nothing to check. Walrus is away.
+fn writes(c: &mut Criterion) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let dir = tempfile::tempdir().expect("a directory");
+    let spec = serde_json::json!({
+        "publisherURL": "http://127.0.0.1:9", "aggregatorURL": "http://127.0.0.1:9",
+        "indexPath": "index.sqlite", "journalPath": "journal", "drainTimeoutSeconds": 0,
+        "journalMaxBytes": 16u64 << 30,
+    });
+    let config = Config::from_json(&spec.to_string()).expect("a configuration");
+    let store = runtime
+        .block_on(WalrusDatastore::open(config, dir.path()))
+        .expect("a datastore");
+    let mut group = c.benchmark_group("journal write");
+    group.sample_size(20);
+    group.measurement_time(std::time::Duration::from_secs(2));
+    group.warm_up_time(std::time::Duration::from_millis(500));
+    let mut number = 0usize;
+    for count in [COMMIT, 1] {
+        group.throughput(Throughput::Bytes((count * BLOCK) as u64));
+        for (name, checked) in [("checked", true), ("nothing to check", false)] {
+            let mut batch = || -> Vec<Op> {
+                let put = |_| {
+                    number += 1;
+                    let mut value = block(number, BLOCK).to_vec();
+                    value[..8].copy_from_slice(&number.to_le_bytes());
+                    let key = match checked {
+                        true => sha2_key(&value),
+                        false => format!("/plain/{number}"),
+                    };
+                    Op::Put(key, value.into())
+                };
+                (0..count).map(put).collect()
+            };
+            group.bench_function(format!("{count} new blocks, {name}"), |b| {
+                b.iter_batched(
+                    &mut batch,
+                    |ops| runtime.block_on(store.commit(ops)).expect("a commit"),
+                    criterion::BatchSize::PerIteration,
+                );
+            });
+        }
+    }
+    group.finish();
+    runtime.block_on(store.close()).expect("closed");
+}
+
+criterion_group!(benches, verify, frames, datastore, writes);
 criterion_main!(benches);

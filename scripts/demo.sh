@@ -72,8 +72,16 @@ start_node() {
   die "the node is not ready after 30 s: $(tail -5 "$work/daemon.log")"
 }
 stop_node() {
-  "$IPFS" shutdown
-  wait "$daemon" || true
+  local i status=0
+  # A node that ends quickly may be gone before it has answered. What counts is that it ends, and how.
+  "$IPFS" shutdown || echo "(no answer to the shutdown)"
+  for i in $(seq 600); do
+    kill -0 "$daemon" 2>/dev/null || break
+    sleep 0.1
+  done
+  ! kill -0 "$daemon" 2>/dev/null || die "the node does not stop: $(tail -20 "$work/daemon.log")"
+  wait "$daemon" || status=$?
+  [[ $status -eq 0 ]] || die "the node ended with status $status: $(tail -40 "$work/daemon.log")"
   daemon=''
 }
 # admin FIELD: a number from the local Walrus' statistics.
