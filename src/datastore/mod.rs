@@ -124,9 +124,12 @@ enum Writes {
 }
 
 impl Writes {
-    /// Whether the block was accepted and is damaged in the journal.
-    fn is_damaged(&self, key: &str) -> bool {
-        matches!(self, Writes::Journal { journal, .. } if journal.damage(key).is_some())
+    /// What the journal knows of damage to an accepted block.
+    fn damage(&self, key: &str) -> Option<String> {
+        match self {
+            Writes::Journal { journal, .. } => journal.damage(key),
+            Writes::Through(_) => None,
+        }
     }
 }
 
@@ -187,7 +190,7 @@ impl WalrusDatastore {
         shared.calls.wait().await;
         failpoint!("close.begun");
         shared.reader.close().await;
-        // Uploads that nobody waits for any more end first: the totals are written after them.
+        // Uploads whose callers have given up end first: the totals are written after them.
         match &shared.writes {
             Writes::Through(packer) => packer.close().await,
             Writes::Journal {

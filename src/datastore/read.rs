@@ -141,9 +141,11 @@ impl Shared {
             self.count_get(&value);
             return Ok(Some(value));
         }
-        if multihash::check(key, &[]) == Match::Unknown {
-            // A row may be of an older value.
-            self.absent(key)?;
+        if let Err(damaged) = self.absent(key) {
+            // Where the key names no content, a row may be of an older value.
+            if multihash::check(key, &[]) == Match::Unknown {
+                return Err(damaged);
+            }
         }
         let mut failed: Option<(Record, Error)> = None;
         loop {
@@ -187,7 +189,7 @@ impl Shared {
         Metrics::add(&self.metrics.get_bytes, value.len() as u64);
     }
 
-    /// The block as it lies in the journal. Whoever does not find it there looks into the index
+    /// The block as it lies in the journal. A caller that does not find it there looks into the index
     /// next: a block leaves the journal only after its row is committed.
     fn staged(&self, key: &str) -> Option<Arc<Block>> {
         match &self.writes {
@@ -211,10 +213,7 @@ impl Shared {
 
     /// That nothing is known of a key is no answer for a block that was accepted and is damaged.
     fn absent(&self, key: &str) -> Result<()> {
-        let Writes::Journal { journal, .. } = &self.writes else {
-            return Ok(());
-        };
-        match journal.damage(key) {
+        match self.writes.damage(key) {
             None => Ok(()),
             Some(damage) => Err(Error::new(ErrorKind::Corrupt, damage)),
         }

@@ -104,7 +104,7 @@ impl WalrusDatastore {
         if deletes.is_empty() {
             return Ok(());
         }
-        // A statement that has begun may take effect although nobody waits for it any more: it runs
+        // A statement that has begun may take effect although its caller has given up: it runs
         // to its end, and the keys stay locked until then, so that it cannot land after a later put.
         let shared = Arc::clone(shared);
         Lasting::new(async move {
@@ -288,7 +288,7 @@ impl Shared {
             // The blob of a row whose staged copy is damaged may not have been read back yet.
             !row.as_ref()
                 .is_some_and(|row| self.is_stored(row, fresh_until) && put.is_in(row.size))
-                || self.writes.is_damaged(&put.key)
+                || self.writes.damage(&put.key).is_some()
         });
         let new: Vec<Put> = new.map(|(put, _)| put).collect();
         Metrics::add(&self.metrics.blocks_known, (before - new.len()) as u64);
