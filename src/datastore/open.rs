@@ -140,9 +140,7 @@ impl WalrusDatastore {
         };
         let stop = CancellationToken::new();
         let only_reads = lookups.only_reads();
-        while let Some(notice) = lookups.take_notice() {
-            log.push(Level::Error, notice);
-        }
+        log_new_notices(&*lookups, &log);
         if let (Some(why), Some(journal)) = (only_reads, &config.journal) {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -284,12 +282,17 @@ impl WalrusDatastore {
     }
 }
 
+/// Logs what an operator must know of the index by now.
+fn log_new_notices(index: &dyn Index, log: &Log) {
+    while let Some(notice) = index.take_notice() {
+        log.push(Level::Error, notice);
+    }
+}
+
 /// Logs what an operator must know of the index, as long as the datastore is open.
 async fn log_notices(index: Arc<dyn Index>, log: Arc<Log>, stop: CancellationToken) {
     loop {
-        while let Some(notice) = index.take_notice() {
-            log.push(Level::Error, notice);
-        }
+        log_new_notices(&*index, &log);
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(NOTICES) => {}
