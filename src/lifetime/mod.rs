@@ -383,7 +383,7 @@ async fn with_lease<T>(
 }
 
 /// Prolongs the lease until that fails. An index that does not answer at once is asked again as long as the
-/// lease lasts: what is on its way may be paid for already.
+/// lease lasts: the upload under way may be paid for already.
 async fn lease_lost(parts: &RenewalParts, owner: &str, taken: Instant) -> Error {
     let mut held_until = taken + LEASE_TTL;
     let mut pause = LEASE_TTL / 3;

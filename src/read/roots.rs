@@ -56,7 +56,7 @@ NUMBER.blocks   blocks, in the order in which they came. The file with the lowes
                 there are more than 16 MiB.
 LOCK            held by the running node.
 ",
-    // There may be nobody else to ask.
+    // At the start the aggregators may be away: then these tables are the only place.
     load_patience: Duration::from_secs(10),
     lock_patience: Duration::from_secs(1),
 };

@@ -270,8 +270,7 @@ impl State {
         self.heal(key);
     }
 
-    /// What was known of damage to `key` is over.
-    /// Whether its newest value was damaged.
+    /// The newest value of `key` is whole, or gone. Whether it was damaged before.
     fn heal(&mut self, key: &str) -> bool {
         let healed = self.damaged.remove(key).is_some();
         self.damage_changed |= healed;

@@ -1,4 +1,5 @@
-//! Reads the files of a journal when it is opened: what is staged, what is damaged, and where writing goes on.
+//! Reads the files of a journal when it is opened, and finds the staged blocks, the damaged ones, and the place where
+//! writing goes on.
 
 use std::collections::HashSet;
 use std::io;

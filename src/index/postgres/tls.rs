@@ -155,7 +155,7 @@ impl Verifier {
 }
 
 impl Verifier {
-    /// A certificate that cannot be read at all, where the server is not verified anyway: whoever could stand
+    /// A certificate that cannot be read at all, where the server is not verified anyway: an attacker who stands
     /// between could also present a certificate of their own, so that a signature by this one proves nothing.
     fn is_unreadable(&self, cert: &CertificateDer<'_>) -> bool {
         matches!(self.check, Check::Nothing) && ParsedCertificate::try_from(cert).is_err()

@@ -75,13 +75,10 @@ impl Spec {
 }
 
 fn hide(doubtful: Option<&str>, e: Error) -> Error {
-    match doubtful.map(|name| {
-        (
-            format!("{name:?}"),
-            "\"…\" (it follows an unquoted password, which may have a blank: password='…')",
-        )
-    }) {
-        Some((name, instead)) => e.replace(&name, instead),
+    const INSTEAD: &str =
+        "\"…\" (it follows an unquoted password, which may have a blank: password='…')";
+    match doubtful {
+        Some(name) => e.replace(&format!("{name:?}"), INSTEAD),
         None => e,
     }
 }
