@@ -61,6 +61,7 @@ for name in PUBLISHER_URL AGGREGATOR_URL POSTGRES_URL INDEX_PATH DRAIN_PARTIAL_P
 echo "index: $index"
 
 start_node() {
+  : >"$work/daemon.log"
   "$IPFS" daemon >"$work/daemon.log" 2>&1 &
   daemon=$!
   local i
