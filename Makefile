@@ -23,7 +23,7 @@ kubo_version := $(or $(IPFS_VERSION),$(KUBO_DEFAULT))
 
 .PHONY: build
 build: ## the engine (library, header) and the local Walrus
-	$(CARGO) build --release --locked --workspace --exclude walrusds-chaos --exclude walrusds-bench
+	$(CARGO) build --release --locked -p walrusds -p walrus-devnet
 
 .PHONY: kubo
 kubo: build ## ipfs with walrusds built in: build/kubo-<version>/ipfs  [IPFS_VERSION=vX.Y.Z | /path/to/kubo]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: scripts/bench-ds.sh [flags of tests/bench-ds...]
+# Usage: scripts/bench-ds.sh [flags of tests/bench/ds...]
 #
 # Measures walrusds as a datastore, through the Go shim and without Kubo: Has, GetSize, Get, Put, Commit,
 # Delete and Query, at 1, 16 and 128 goroutines, on Postgres and on SQLite, with the journal, on a local
@@ -22,7 +22,7 @@ pids=()
 trap 'end_pids; stop_postgres; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 
-(cd "$ROOT/tests/bench-ds" && "$GO" build -o "$work/bench-ds" .)
+(cd "$ROOT/tests/bench/ds" && "$GO" build -o "$work/bench-ds" .)
 devnet --cheap-ids --quiet --max-body 1GiB
 start_postgres "$work/postgres"
 "$work/bench-ds" -walrus "$URL" -postgres "$PG_URL" "${flags[@]}" "$@"

@@ -26,11 +26,11 @@ header_is_current() {
 }
 cargo_fmt() {
   "$CARGO" fmt --all --check && "$CARGO" fmt --check --manifest-path tests/foreign/rust/Cargo.toml &&
-    "$CARGO" fmt --check --manifest-path fuzz/Cargo.toml
+    "$CARGO" fmt --check --manifest-path tests/fuzz/Cargo.toml
 }
 gofmt_clean() {
   local files
-  files=$(gofmt -l go-shim tests/conformance tests/bench-ds)
+  files=$(gofmt -l go-shim tests/conformance tests/bench/ds)
   [[ -z $files ]] || { printf 'not formatted:\n%s\n' "$files"; return 1; }
 }
 scripts_parse() {
@@ -42,7 +42,7 @@ scripts_parse() {
 # Packages outside the workspace: nothing else in the tests would notice that their locks are behind.
 other_locks() {
   local dir
-  for dir in fuzz tests/foreign/rust; do
+  for dir in tests/fuzz tests/foreign/rust; do
     "$CARGO" metadata --locked --format-version 1 --manifest-path "$dir/Cargo.toml" >/dev/null || return
   done
 }
@@ -50,7 +50,7 @@ go_vet() {
   lib_ready libwalrusds.a >/dev/null
   (cd go-shim && "$GO" vet ./...)
   (cd tests/conformance && "$GO" vet . && "$GO" vet -modfile=datastore_v0.9.mod .)
-  (cd tests/bench-ds && "$GO" vet .)
+  (cd tests/bench/ds && "$GO" vet .)
 }
 go_mod_is_lowest() {
   # The committed go.mod stands for the oldest Kubo we support; it is never raised.

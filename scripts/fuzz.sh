@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Usage: scripts/fuzz.sh [target...]        (make fuzz)
 #
-# Fuzzes the targets of fuzz/targets.rs (all, unless some are named) with libFuzzer and AddressSanitizer,
-# starting from fuzz/corpus. What is found on the way stays in build/fuzz/corpus. An input that fails is
+# Fuzzes the targets of tests/fuzz/targets.rs (all, unless some are named) with libFuzzer and AddressSanitizer,
+# starting from tests/fuzz/corpus: for each target an archive of inputs that add coverage, and a directory of
+# those that were put there by hand. What is found on the way stays in build/fuzz/corpus. An input that fails is
 # written to build/fuzz/crashes; how to replay it is said at the end.
 #
 # Environment: FUZZ_SECONDS (per target, 60 by default), FUZZ_MINIMISE=1 (afterwards, what adds coverage
-# goes to fuzz/corpus, beside what lies there by hand: inputs of up to 2 KiB, at most 30 KiB for each
-# target), FUZZ_REPLAY=FILE (run the one named target on this input, and nothing else).
+# becomes the target's archive: inputs of up to 2 KiB, at most 30 KiB for each target), FUZZ_REPLAY=FILE (run the one named target on this input, and nothing else).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-cd "$ROOT/fuzz"
+cd "$ROOT/tests/fuzz"
 CARGO=${CARGO:-cargo} seconds=${FUZZ_SECONDS:-60}
 host=$(rustc -vV | sed -n 's/^host: //p')
 
@@ -33,13 +33,16 @@ fi
 crashes=$BUILD/fuzz/crashes failed=0
 mkdir -p "$crashes"
 for target in $targets; do
-  found=$BUILD/fuzz/corpus/$target log=$BUILD/fuzz/$target.log
-  mkdir -p "$found" "corpus/$target"
+  found=$BUILD/fuzz/corpus/$target seeds=$BUILD/fuzz/seeds/$target log=$BUILD/fuzz/$target.log
+  rm -rf "$seeds"
+  mkdir -p "$found" "$seeds"
+  tar -xzf "corpus/$target.tar.gz" -C "$seeds"
+  cp "corpus/$target"/* "$seeds/"
   # Leaks at the end of the process are no finding: the runtime's threads live as long as it does.
   options=(-timeout=30 -rss_limit_mb=4096 -detect_leaks=0)
   export FUZZ_TARGET=$target
   if "$fuzz" "${options[@]}" -max_total_time="$seconds" -max_len=2048 -print_final_stats=1 \
-    -artifact_prefix="$crashes/$target-" "$found" "corpus/$target" >"$log" 2>&1; then
+    -artifact_prefix="$crashes/$target-" "$found" "$seeds" >"$log" 2>&1; then
     say "ok      $target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs in $seconds s, $(grep -o 'cov: [0-9]*' "$log" | tail -1)"
   else
     tail -60 "$log" >&2
@@ -48,14 +51,13 @@ for target in $targets; do
   fi
   if [[ -n ${FUZZ_MINIMISE:-} && $failed -eq 0 ]]; then
     small=$(mktemp -d)
-    "$fuzz" "${options[@]}" -merge=1 "$small" "corpus/$target" "$found" >>"$log" 2>&1
-    # What has a name of its own was put there by hand: what was fixed, and what to begin with.
-    find "corpus/$target" -regextype posix-extended -regex '.*/[0-9a-f]{40}' -delete
-    # The smallest first, until the target's share is used up.
+    "$fuzz" "${options[@]}" -merge=1 "$small" "$seeds" "$found" >>"$log" 2>&1
+    # The smallest first, until the target's share is used up. The same inputs give the same archive.
     (cd "$small" && find . -type f -size -2049c -printf '%s %P\n') | sort -n |
-      awk '{ sum += $1 } sum <= 30720 { print $2 }' | while read -r file; do
-      cp "$small/$file" "corpus/$target/"
-    done
+      awk '{ sum += $1 } sum <= 30720 { print $2 }' | LC_ALL=C sort >"$small.list"
+    tar -C "$small" --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0644 -cf - -T "$small.list" |
+      gzip -9n >"corpus/$target.tar.gz"
+    rm -f "$small.list"
     rm -rf "$small"
   fi
 done

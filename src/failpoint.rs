@@ -1,6 +1,6 @@
 //! Places between two durable steps where a test can end the process, as a power cut would.
 //!
-//! They exist only where the compiler is given `--cfg failpoints`, which the package `chaos/` does
+//! They exist only where the compiler is given `--cfg failpoints`, which `scripts/chaos.sh` does
 //! for its own copy of the engine. No feature turns them on, so that no combination of packages in
 //! one build can bring them into the released library.
 

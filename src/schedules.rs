@@ -3,7 +3,7 @@
 //! What tokio does inside (`Notify`, `oneshot`) happens in one piece. All operations take effect in one
 //! order for everyone: what weaker orders of memory allow is not tried.
 //!
-//! Part of the package `interleavings/` alone; `scripts/interleavings.sh` runs it.
+//! `scripts/interleavings.sh` builds and runs it.
 
 use std::future::Future;
 

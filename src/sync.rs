@@ -1,22 +1,22 @@
 //! Locks, atomics and notifications of the parts whose interleavings are explored.
 //!
-//! They are parking_lot's, std's and tokio's. In the package `interleavings/`, which compiles the engine for that
-//! alone, they are those of a scheduler: at every use of one of them it decides anew which thread goes on.
+//! They are parking_lot's, std's and tokio's. In the build of `scripts/interleavings.sh`, made for that alone,
+//! they are those of a scheduler: at every use of one of them it decides anew which thread goes on.
 
-#[cfg(not(shuttle))]
+#[cfg(not(all(test, shuttle)))]
 pub(crate) use parking_lot::{Mutex, RwLock};
-#[cfg(not(shuttle))]
+#[cfg(not(all(test, shuttle)))]
 pub(crate) use std::sync::atomic;
-#[cfg(not(shuttle))]
+#[cfg(not(all(test, shuttle)))]
 pub(crate) use tokio::sync::Notify;
 
-#[cfg(shuttle)]
+#[cfg(all(test, shuttle))]
 pub(crate) use explored::{Mutex, Notify, RwLock};
-#[cfg(shuttle)]
+#[cfg(all(test, shuttle))]
 pub(crate) use shuttle::sync::atomic;
 
 /// The scheduler's locks with parking_lot's interface, and a `Notify` at which it decides.
-#[cfg(shuttle)]
+#[cfg(all(test, shuttle))]
 mod explored {
     use std::sync::PoisonError;
 

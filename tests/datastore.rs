@@ -1,14 +1,13 @@
 //! The datastore on an index and a store in memory: what a caller may rely on.
 
-mod common;
-
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use common::mem::{key_of, noise, Parts};
+use testkit::eventually;
+use testkit::mem::{key_of, noise, Parts};
 use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, Record, Usage};
 
 fn put(key: &str, value: &[u8]) -> Op {
@@ -714,16 +713,6 @@ async fn uploads_run_in_parallel_up_to_the_limit() {
 
 const RENEWING: &str = r#""epochs":3,"epochDurationSeconds":1000,"renewIntervalSeconds":1,"#;
 
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    for _ in 0..200 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("timed out: {what}");
-}
-
 #[tokio::test(start_paused = true)]
 async fn blobs_are_renewed_before_they_lapse_and_once() {
     let parts = Parts::default();
@@ -743,7 +732,7 @@ async fn blobs_are_renewed_before_they_lapse_and_once() {
     assert_eq!(parts.store.puts.load(SeqCst), 1, "not due yet");
     parts.store.epoch.store(3, SeqCst);
     parts.clock.advance(Duration::from_secs(1500));
-    until("renewal", || {
+    eventually("renewal", || {
         parts
             .index
             .rows
@@ -787,7 +776,7 @@ async fn a_blob_that_reads_wrong_is_not_renewed_nor_paid() {
         .insert(blob.clone(), noise(77, 300));
     parts.clock.advance(Duration::from_secs(5000));
     let mut line = None;
-    until("a complaint", || {
+    eventually("a complaint", || {
         line = ds.next_log_line();
         line.is_some()
     })
@@ -821,7 +810,7 @@ async fn renewals_buy_two_epochs_at_least() {
     let parts = Parts::default();
     let ds = parts.open(r#""epochs":1,"epochDurationSeconds":1000,"renewIntervalSeconds":1,"#);
     ds.commit(blocks(3, 100)).await.unwrap();
-    until("renewal", || {
+    eventually("renewal", || {
         parts.index.rows.lock().values().all(|r| r.end_epoch == 3)
     })
     .await;
@@ -838,7 +827,7 @@ async fn a_renewed_blob_rests_although_the_lead_is_long() {
         r#""epochs":2,"deletable":true,"epochDurationSeconds":1000,"renewIntervalSeconds":1,"renewLeadSeconds":5000,"#,
     );
     ds.commit(blocks(3, 100)).await.unwrap();
-    until("renewal", || parts.store.puts.load(SeqCst) == 2).await;
+    eventually("renewal", || parts.store.puts.load(SeqCst) == 2).await;
     tokio::time::sleep(Duration::from_millis(3500)).await;
     assert_eq!(parts.store.puts.load(SeqCst), 2, "paid again");
     ds.close().await.unwrap();

@@ -1,7 +1,5 @@
 //! The read cache on the local disk, under a datastore on an index and a blob store in memory.
 
-mod common;
-
 #[path = "outages/disk.rs"]
 mod disk;
 
@@ -12,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::mem::{key_of, noise, Parts};
 use disk::SmallDisk;
+use testkit::mem::{key_of, noise, Parts};
 use walrusds::{Config, ErrorKind, Op, WalrusDatastore};
 
 /// Parts and a directory for the cache.
@@ -105,7 +103,7 @@ async fn warm(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
         if metric(store, "disk_cache_hits") - hits == blocks.len() as u64 {
             return;
         }
-        assert!(started.elapsed() < common::PATIENCE, "never warm");
+        assert!(started.elapsed() < testkit::PATIENCE, "never warm");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -237,7 +235,7 @@ async fn a_directory_deleted_under_the_node_comes_back_by_itself() {
     let started = Instant::now();
     while !node.cache().join("README.txt").exists() {
         read_all(&store, &blocks).await;
-        assert!(started.elapsed() < common::PATIENCE);
+        assert!(started.elapsed() < testkit::PATIENCE);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     warm(&store, &blocks).await;

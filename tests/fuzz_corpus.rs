@@ -1,23 +1,37 @@
 //! Replays the committed inputs of the fuzz targets, and variations of them, without libFuzzer: a
 //! finding that was fixed stays fixed, on every toolchain. `make fuzz` searches for new ones.
 
-#[path = "../fuzz/targets.rs"]
+#[path = "fuzz/targets.rs"]
 mod targets;
 
+use std::fs::File;
+use std::io::Read as _;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use flate2::read::GzDecoder;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 /// How long a target gets for variations.
 const VARIATIONS: Duration = Duration::from_secs(3);
 
-fn corpus(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target)
+/// The committed inputs of a target: the files that were put there by hand, by name, then the archive's.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    let by_hand = std::fs::read_dir(corpus.join(target)).unwrap();
+    let mut by_hand: Vec<PathBuf> = by_hand.map(|entry| entry.unwrap().path()).collect();
+    by_hand.sort();
+    let mut inputs: Vec<_> = by_hand.iter().map(|f| std::fs::read(f).unwrap()).collect();
+    let archive = File::open(corpus.join(format!("{target}.tar.gz"))).unwrap();
+    let mut archive = tar::Archive::new(GzDecoder::new(archive));
+    for entry in archive.entries().unwrap() {
+        let mut input = Vec::new();
+        entry.unwrap().read_to_end(&mut input).unwrap();
+        inputs.push(input);
+    }
+    inputs
 }
 
 /// Runs the target; a failure shows the input.
@@ -53,13 +67,8 @@ fn vary(random: &mut StdRng, inputs: &[Vec<u8>]) -> Vec<u8> {
 
 fn replay(name: &str) {
     let (_, target) = targets::TARGETS.iter().find(|(n, _)| *n == name).unwrap();
-    let mut files: Vec<_> = std::fs::read_dir(corpus(name))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    files.sort();
-    let inputs: Vec<_> = files.iter().map(|f| std::fs::read(f).unwrap()).collect();
-    assert!(!inputs.is_empty(), "no inputs for {name}");
+    let inputs = corpus(name);
+    assert!(inputs.len() > 10, "{} inputs for {name}", inputs.len());
     check(*target, name, b"");
     for input in &inputs {
         check(*target, name, input);
@@ -113,9 +122,7 @@ fn every_target_is_replayed_and_the_corpus_is_small() {
     let mut bytes = 0;
     for (name, _) in targets::TARGETS {
         assert!(this.contains(&format!("replay(\"{name}\")")), "{name}");
-        for entry in std::fs::read_dir(corpus(name)).unwrap() {
-            bytes += entry.unwrap().metadata().unwrap().len();
-        }
+        bytes += corpus(name).iter().map(Vec::len).sum::<usize>();
     }
     assert!(bytes <= 256 << 10, "{bytes} bytes of inputs");
 }

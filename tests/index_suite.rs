@@ -2,7 +2,6 @@
 //! of the Go plugin in two collations, a table in partitions) and SQLite. What only one of them has is in
 //! `index_suite/postgres.rs` and `index_suite/sqlite.rs`.
 
-mod common;
 #[path = "index_suite/companions.rs"]
 mod companions;
 #[path = "index_suite/connecting.rs"]

@@ -1,7 +1,5 @@
 //! The write journal, on an index and a blob store in memory.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
@@ -9,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::mem::{key_of, noise, Parts};
+use testkit::eventually;
+use testkit::mem::{key_of, noise, Parts};
 use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, WalrusDatastore};
 
 /// A journal that uploads nothing unless told to: by size, by pressure or at close.
@@ -43,7 +42,9 @@ impl Node {
         loop {
             match self.parts.try_open(&self.config(extra)) {
                 Ok(store) => return store,
-                Err(e) if e.kind() == ErrorKind::Locked && started.elapsed() < common::PATIENCE => {
+                Err(e)
+                    if e.kind() == ErrorKind::Locked && started.elapsed() < testkit::PATIENCE =>
+                {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Err(e) => panic!("{e}"),
@@ -73,15 +74,6 @@ impl Node {
 
     fn uploads(&self) -> usize {
         self.parts.store.puts.load(SeqCst)
-    }
-}
-
-/// Waits for what other tasks do.
-async fn until(what: &str, so: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !so() {
-        assert!(started.elapsed() < common::PATIENCE, "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -240,7 +232,7 @@ async fn a_full_pack_leaves_at_once() {
     for (key, value) in blocks(200) {
         store.put(&key, value).await.unwrap();
     }
-    until("full packs leave", || {
+    eventually("full packs leave", || {
         metric(&store, "journal_bytes") < 10_000
     })
     .await;
@@ -264,7 +256,7 @@ async fn idle_and_old_blocks_leave_on_their_own() {
         );
         let store = node.parts.try_open(&config).unwrap();
         store.put("/k", Bytes::from_static(b"v")).await.unwrap();
-        until(setting, || metric(&store, "journal_blocks") == 0).await;
+        eventually(setting, || metric(&store, "journal_blocks") == 0).await;
         assert_eq!(node.uploads(), 1);
         store.close().await.unwrap();
     }
@@ -500,7 +492,7 @@ async fn a_deletion_wins_over_the_upload_under_way() {
     store.put("/gone", noise(1, 50)).await.unwrap();
     store.put("/back", noise(2, 50)).await.unwrap();
     let running = || node.parts.store.puts_running.load(SeqCst);
-    until("both are on their way", || running() >= 2).await;
+    eventually("both are on their way", || running() >= 2).await;
     store.delete("/gone").await.unwrap();
     store.delete("/back").await.unwrap();
     store.put("/back", noise(3, 50)).await.unwrap();
@@ -523,7 +515,7 @@ async fn a_deletion_that_failed_and_removed_the_row_does_not_lose_the_block() {
     let held = node.parts.store.hold_reads.write().await;
     store.put(&key, value.clone()).await.unwrap();
     let indexed = || node.parts.index.rows.lock().contains_key(&key);
-    until("it is indexed", indexed).await;
+    eventually("it is indexed", indexed).await;
     node.parts.index.lose_deletes.store(true, SeqCst);
     let failed = store.delete(&key).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Index, "{failed}");
@@ -565,7 +557,7 @@ async fn a_full_journal_holds_writers_up_and_loses_nothing() {
             }
         }
     });
-    until("there is no room for another block", || {
+    eventually("there is no room for another block", || {
         metric(&store, "journal_disk_bytes") > 90_000
     })
     .await;
@@ -580,7 +572,7 @@ async fn a_full_journal_holds_writers_up_and_loses_nothing() {
     let first = &blocks[0];
     store.put(&key_of(first), first.clone()).await.unwrap();
     node.parts.store.fail_puts.store(false, SeqCst);
-    tokio::time::timeout(common::PATIENCE, writing)
+    tokio::time::timeout(testkit::PATIENCE, writing)
         .await
         .expect("goes on once there is room")
         .unwrap();
@@ -608,7 +600,7 @@ async fn outages_of_publisher_and_index_do_not_fail_writes() {
     }
     node.parts.store.fail_puts.store(false, SeqCst);
     let stored = || node.parts.store.blobs.lock().len();
-    until("all are uploaded", || stored() == 20).await;
+    eventually("all are uploaded", || stored() == 20).await;
     node.parts.index.fail_puts.store(false, SeqCst);
     store.close().await.unwrap();
     assert_eq!(node.parts.index.rows.lock().len(), 20);

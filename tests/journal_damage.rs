@@ -1,7 +1,5 @@
 //! Damage, owners and room of the write journal, through the datastore.
 
-mod common;
-
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -11,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::mem::{key_of, noise, Parts};
-use common::{eventually, PATIENCE};
+use testkit::mem::{key_of, noise, Parts};
+use testkit::{eventually, PATIENCE};
 use walrusds::log::Level;
 use walrusds::{Config, ErrorKind, Op, Record, WalrusDatastore};
 

@@ -1,16 +1,14 @@
 //! Damaged blocks of the write journal across restarts: what is known of them stays known until they are
 //! put again or deleted, and neither a restart nor a second damage changes that.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
-use common::eventually;
-use common::mem::{key_of, noise, Parts};
+use testkit::eventually;
+use testkit::mem::{key_of, noise, Parts};
 use walrusds::log::Level;
 use walrusds::{ErrorKind, Op, WalrusDatastore};
 

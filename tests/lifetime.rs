@@ -1,16 +1,14 @@
 //! Renewal that must neither lapse nor pay in vain, and blobs that have lapsed.
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::epochs::{EpochStore, TokioClock};
-use common::mem::{key_of, noise, MemIndex, MemStore, Parts};
 use parking_lot::Mutex;
+use testkit::epochs::{EpochStore, TokioClock};
+use testkit::mem::{key_of, noise, MemIndex, MemStore, Parts};
 use walrusds::clock::Clock;
 use walrusds::walrus::Check;
 use walrusds::{
@@ -180,9 +178,9 @@ async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
             ds.put("/k", noise(1, 100)).await.unwrap();
             parts.clock.advance(EPOCH * 7 / 2);
             tried = store.paid.load(SeqCst);
-            common::eventually("it is tried", || store.paid.load(SeqCst) > tried).await;
+            testkit::eventually("it is tried", || store.paid.load(SeqCst) > tried).await;
             tried = store.paid.load(SeqCst);
-            common::eventually("that is noted", || metric(&ds, "renewals_failed") > 0).await;
+            testkit::eventually("that is noted", || metric(&ds, "renewals_failed") > 0).await;
         } else {
             // A look goes by: another blob is renewed in it.
             store.longer.store(false, SeqCst);
@@ -191,7 +189,7 @@ async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
             tried += 1;
             parts.clock.advance(EPOCH * 7 / 2);
             let renewed = || metric(&ds, "renewals") > 0;
-            common::eventually("the other blob is renewed", renewed).await;
+            testkit::eventually("the other blob is renewed", renewed).await;
             tried += metric(&ds, "renewals") as usize;
             store.longer.store(true, SeqCst);
         }

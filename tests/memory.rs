@@ -1,13 +1,11 @@
 //! How much memory is held for what was read, counted where it is allocated.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use common::mem::{key_of, noise, Parts};
+use testkit::mem::{key_of, noise, Parts};
 use walrusds::{Op, WalrusDatastore};
 
 /// Bytes that are allocated now.

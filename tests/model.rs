@@ -6,8 +6,6 @@
 //! the usual one. Sequences that failed are written to `tests/model.proptest-regressions`; those
 //! that are in there are played first.
 
-mod common;
-
 #[path = "model/journals.rs"]
 mod journals;
 #[path = "model/memory.rs"]
@@ -19,12 +17,12 @@ mod strategy;
 
 use std::ops::Range;
 
-use common::faulty::Fault;
-use common::model::Step;
 use memory::{play_in_memory, play_with_journals};
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRng, TestRunner};
 use strategy::steps;
+use testkit::faulty::Fault;
+use testkit::model::Step;
 
 /// The seed of this run, given or new.
 fn seed() -> [u8; 32] {

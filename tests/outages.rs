@@ -6,7 +6,6 @@
 //! Short cases run with the other tests; the rest is ignored there and run by `make outages`, which
 //! also prints the table of docs/reliability.md.
 
-mod common;
 #[path = "outages/disk.rs"]
 mod disk;
 #[path = "outages/journal.rs"]

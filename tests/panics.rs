@@ -1,16 +1,14 @@
 //! A panic behind the seams, in index or blob store: the call that meets it fails, and everything
 //! else goes on, the background workers included.
 
-mod common;
-
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::mem::{key_of, noise, ManualClock, MemIndex, MemStore};
 use parking_lot::Mutex;
+use testkit::mem::{key_of, noise, ManualClock, MemIndex, MemStore};
 use walrusds::walrus::Check;
 use walrusds::{
     BlobStore, Body, Config, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Op, QueryOptions,

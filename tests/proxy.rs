@@ -1,10 +1,6 @@
 //! Requests and the proxy that the environment names. One test, as the environment is the process'.
 
-#[path = "common/hostile.rs"]
-#[allow(dead_code)]
-mod hostile;
-
-use hostile::{serve_blob, Act, Hostile};
+use testkit::hostile::{serve_blob, Act, Hostile};
 use walrusds::{Client, ClientConfig, StoreOptions};
 
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";

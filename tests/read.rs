@@ -1,14 +1,13 @@
 //! How blocks are read: which parts of blobs are asked for, for whom, and how often.
 
-mod common;
-
 use std::future::Future;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::mem::{key_of, noise, Parts};
+use testkit::eventually;
+use testkit::mem::{key_of, noise, Parts};
 use tokio::task::JoinHandle;
 use walrusds::{ErrorKind, Op, WalrusDatastore};
 
@@ -73,17 +72,6 @@ impl File {
         let all = self.ds.metrics();
         all.iter().find(|(n, _)| *n == name).unwrap().1
     }
-}
-
-/// Waits until something is so; it must come to be without anybody's help.
-async fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    let come = async {
-        while !is_so() {
-            tokio::task::yield_now().await;
-        }
-    };
-    let come = tokio::time::timeout(Duration::from_secs(20), come);
-    assert!(come.await.is_ok(), "never happened: {what}");
 }
 
 #[tokio::test]

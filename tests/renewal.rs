@@ -1,8 +1,6 @@
 //! Renewal where rows, aggregators, clocks and leases are wrong, and blocks whose blobs have lapsed. Years
 //! pass in no time, by tokio's paused clock.
 
-mod common;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
@@ -10,9 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::epochs::{EpochStore, TokioClock};
-use common::faulty::{Call, Fault, Faults, FaultyIndex, Fuse};
-use common::mem::{key_of, noise, MemIndex, Parts};
+use testkit::epochs::{EpochStore, TokioClock};
+use testkit::faulty::{Call, Fault, Faults, FaultyIndex, Fuse};
+use testkit::mem::{key_of, noise, MemIndex, Parts};
 use walrusds::clock::Clock;
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::log::Level;
@@ -451,7 +449,7 @@ async fn a_lease_from_the_far_future_has_lapsed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_from_the_far_future_has_lapsed_on_postgres() {
-    use common::postgres::Postgres;
+    use testkit::postgres::Postgres;
     use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
     let server = Postgres::shared();
     let database = server.database();
@@ -531,7 +529,7 @@ async fn a_block_that_a_read_has_missed_is_stored_anew() {
         let ds = open(&index, &store, Arc::new(TokioClock::start()), &settings);
         let stored = |count| {
             let store = Arc::clone(&store);
-            common::eventually("a store", move || store.stores() == count)
+            testkit::eventually("a store", move || store.stores() == count)
         };
         ds.commit(blocks(1)).await.unwrap();
         stored(1).await;
@@ -606,7 +604,7 @@ async fn reads_of_own_blobs_that_lapsed_do_not_wait() {
     let read = patient.store(&b"read before"[..], once).await.unwrap();
     patient.read_range(&read.blob_id, 0, 4).await.unwrap();
     net.advance_epoch(2);
-    let gone = tokio::time::timeout(common::PATIENCE, patient.read_range(&read.blob_id, 0, 5));
+    let gone = tokio::time::timeout(testkit::PATIENCE, patient.read_range(&read.blob_id, 0, 5));
     let gone = gone.await.expect("a read waits").unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::BlobNotFound);
     // It was not: the first read waits, later ones do not.

@@ -1,12 +1,10 @@
 //! Directories that stay on the local disk, so that Kubo starts while Walrus does not answer.
 
-mod common;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::mem::{key_of, noise};
+use testkit::mem::{key_of, noise};
 use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request, Options};
 use walrusds::{Config, Op, WalrusDatastore};
 

@@ -1,14 +1,12 @@
 //! What is fetched for readers at random, who want a few blocks here and there.
 
-mod common;
-
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::mem::ManualClock;
+use testkit::mem::ManualClock;
 use walrusds::walrus::Check;
 use walrusds::{
     BlobStore, Body, Config, Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record,

@@ -1,16 +1,11 @@
 //! The Walrus client against servers that misbehave.
 
-mod common;
-#[path = "common/hostile.rs"]
-#[allow(dead_code)]
-mod hostile;
-
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{eventually, PATIENCE};
-use hostile::{answer, envelope, newly_created, serve_blob, Act, Hostile, Seen};
+use testkit::hostile::{answer, envelope, newly_created, serve_blob, Act, Hostile, Seen};
+use testkit::{eventually, PATIENCE};
 use walrusds::{Auth, BlobStore, Body, Client, ClientConfig, ErrorKind, StoreOptions};
 
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";

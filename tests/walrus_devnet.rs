@@ -1,10 +1,8 @@
 //! The datastore with its real client on a local Walrus, and with each of its real indexes.
 
-mod common;
-
 use bytes::Bytes;
-use common::mem::{key_of, noise};
-use common::postgres::Postgres;
+use testkit::mem::{key_of, noise};
+use testkit::postgres::Postgres;
 use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request, Options, Role};
 use walrusds::{Config, ErrorKind, Op, QueryOptions, WalrusDatastore};
 
@@ -272,7 +270,7 @@ async fn renewal_keeps_a_blob_alive_across_epochs() {
     let all = blocks(5, 1000);
     ds.commit(puts(&all)).await.unwrap();
     let renewed = || {
-        common::eventually("the blob lives beyond the next epoch", || {
+        testkit::eventually("the blob lives beyond the next epoch", || {
             net.blobs()[0].end_epoch > net.epoch() + 1
         })
     };
@@ -304,7 +302,7 @@ async fn quilt_members_of_a_go_node_are_read_by_patch_id() {
             std::str::from_utf8(&value).unwrap()
         );
         let answer = reqwest::Client::builder()
-            .tls_backend_preconfigured(common::no_tls())
+            .tls_backend_preconfigured(testkit::no_tls())
             .build()
             .unwrap()
             .put(format!("{}/v1/quilts?epochs=5&permanent=true", net.url()))

@@ -1,14 +1,9 @@
 //! Reads beside aggregators that hang, ask for less, or send a reader elsewhere.
 
-mod common;
-#[path = "common/hostile.rs"]
-#[allow(dead_code)]
-mod hostile;
-
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use hostile::{answer, newly_created, serve_blob, Act, Hostile};
+use testkit::hostile::{answer, newly_created, serve_blob, Act, Hostile};
 use walrusds::{BlobStore, Client, ClientConfig, StoreOptions};
 
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";

@@ -7,9 +7,9 @@ use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Config, Error, ErrorKind, Index, WalrusDatastore};
 
-use crate::common::mem::{key_of, noise};
-use crate::common::postgres::Postgres;
 use crate::shared::row;
+use testkit::mem::{key_of, noise};
+use testkit::postgres::Postgres;
 
 const SUFFIXES: [&str; 6] = [
     "_staging", "_meta", "_leases", "_usage", "_blobs", "_deleted",

@@ -3,9 +3,9 @@
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::Index;
 
-use crate::common::postgres::Postgres;
 use crate::on_postgres::openssl;
 use crate::shared::row;
+use testkit::postgres::Postgres;
 
 async fn open(url: &str) -> PostgresIndex {
     PostgresIndex::open(PostgresOptions::new(url, "walrus_index"))

@@ -11,9 +11,9 @@ use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Index, KeyRange, KeyRecord};
 
-use crate::common::postgres::Postgres;
 use crate::on_postgres::GO_NEWEST;
 use crate::shared::row;
+use testkit::postgres::Postgres;
 
 const ROWS: u64 = 200_000;
 

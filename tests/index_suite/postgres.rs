@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::{Error, ErrorKind, Index, KeyRange, Record, Renewal, Usage};
 
-use crate::common::postgres::{signal_each, Postgres};
-use crate::common::{eventually, PATIENCE};
 use crate::shared::{keys, row, time};
 use crate::Env;
+use testkit::postgres::{signal_each, Postgres};
+use testkit::{eventually, PATIENCE};
 
 /// A database whose default collation is not byte order (as `en_US.UTF-8` is not).
 pub const ICU: &str = "TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'";

@@ -12,9 +12,9 @@ use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Config, Index, WalrusDatastore};
 
-use crate::common::mem::{key_of, noise};
-use crate::common::postgres::{as_server_user, is_root, Postgres};
 use crate::shared::row;
+use testkit::mem::{key_of, noise};
+use testkit::postgres::{as_server_user, is_root, Postgres};
 
 const FILE: &str = "the file of indexPath may not be written to";
 const DIRECTORY: &str = "the directory of indexPath may not be written to";

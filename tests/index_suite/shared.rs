@@ -10,8 +10,8 @@ use walrusds::{
     Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
 };
 
-use crate::common::PATIENCE;
 use crate::Env;
+use testkit::PATIENCE;
 
 pub fn time(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use walrusds::config::JournalConfig;
 
-use crate::common::model::NODES;
+use testkit::model::NODES;
 
 /// Where a node's write journal is: a new copy after each crash, which is all that is left of a killed
 /// process. What the dead one still has open is not touched by it any more.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use walrusds::{Config, WalrusDatastore};
 
-use crate::common::epochs::{EpochStore, TokioClock};
-use crate::common::faulty::{Fault, Faults, FaultyIndex, FaultyStore, Fuse};
-use crate::common::mem::MemIndex;
-use crate::common::model::{play, Node, Step, World};
 use crate::journals::Journals;
+use testkit::epochs::{EpochStore, TokioClock};
+use testkit::faulty::{Fault, Faults, FaultyIndex, FaultyStore, Fuse};
+use testkit::mem::MemIndex;
+use testkit::model::{play, Node, Step, World};
 
 const EPOCH: Duration = Duration::from_secs(1000);
 

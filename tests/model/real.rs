@@ -14,11 +14,11 @@ use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Client, ClientConfig, Config, Index, WalrusDatastore};
 
-use crate::common::faulty::{Fault, Faults, FaultyIndex, FaultyStore, Fuse};
-use crate::common::mem::ManualClock;
-use crate::common::model::{play, Node, Step, World, NODES};
-use crate::common::postgres::Postgres;
 use crate::journals::Journals;
+use testkit::faulty::{Fault, Faults, FaultyIndex, FaultyStore, Fuse};
+use testkit::mem::ManualClock;
+use testkit::model::{play, Node, Step, World, NODES};
+use testkit::postgres::Postgres;
 
 const EPOCH: Duration = Duration::from_secs(1000);
 

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::common::model::{Act, Call, GiveUp, Step, NODES, SLOTS};
+use testkit::model::{Act, Call, GiveUp, Step, NODES, SLOTS};
 
 fn act() -> impl Strategy<Value = Act> {
     let slot = || 0..SLOTS;

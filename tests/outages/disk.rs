@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::postgres::is_root;
+use testkit::postgres::is_root;
 
 /// A tmpfs of its own; unmounted when dropped.
 pub struct SmallDisk {

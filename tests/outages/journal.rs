@@ -8,12 +8,12 @@ use std::time::Duration;
 use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request};
 use walrusds::ErrorKind;
 
-use crate::common::mem::{key_of, noise, Parts};
-use crate::common::postgres::Postgres;
-use crate::common::{eventually, PATIENCE};
 use crate::disk::SmallDisk;
 use crate::scene::{a_while, devnet, Allowed, Scene, AGGREGATOR, INDEX_RETRYABLE, NOTHING};
 use crate::walrus::start_on;
+use testkit::mem::{key_of, noise, Parts};
+use testkit::postgres::Postgres;
+use testkit::{eventually, PATIENCE};
 
 const GROUP: &str = "Write journal and read cache";
 

@@ -10,8 +10,8 @@ use walrusds::clock::Clock;
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Client, Config, ErrorKind, WalrusDatastore};
 
-use crate::common::postgres::{signal_each, Postgres};
 use crate::scene::{devnet, open, spec, Allowed, Scene, NOTHING, SECRET};
+use testkit::postgres::{signal_each, Postgres};
 
 const GROUP: &str = "The node itself";
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use walrus_devnet::{Devnet, Options};
 use walrusds::Op;
 
-use crate::common::mem::{key_of, noise};
-use crate::common::postgres::{as_server_user, free_port, signal_each, Postgres};
 use crate::scene::{devnet, eventually, open, spec, Scene, INDEX_RETRYABLE, NOTHING, SECRET};
+use testkit::mem::{key_of, noise};
+use testkit::postgres::{as_server_user, free_port, signal_each, Postgres};
 
 const GROUP: &str = "pgbouncer (transaction mode), two nodes";
 
@@ -41,7 +41,7 @@ impl Pooler {
         };
         write("pgbouncer.ini", &ini);
         write("users", "\"postgres\" \"\"\n");
-        if crate::common::postgres::is_root() {
+        if testkit::postgres::is_root() {
             let owned = Command::new("chown")
                 .args(["-R", "postgres:"])
                 .arg(dir.path())

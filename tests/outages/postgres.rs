@@ -6,12 +6,12 @@ use std::time::Duration;
 use walrus_devnet::Devnet;
 use walrusds::ErrorKind;
 
-use crate::common::postgres::{signal_each, Postgres};
 use crate::disk::SmallDisk;
 use crate::net::Wire;
 use crate::scene::{
     devnet, open, spec, Allowed, Scene, INDEX_RETRYABLE, INDEX_WRITES, NOTHING, SECRET,
 };
+use testkit::postgres::{signal_each, Postgres};
 
 const GROUP: &str = "PostgreSQL";
 
@@ -141,7 +141,7 @@ async fn no_connections(case: &'static str, hog: &str) {
     let hogging = std::sync::Mutex::new(&mut taken);
     scene
         .strike(|| {
-            crate::common::postgres::blocking(|| {
+            testkit::postgres::blocking(|| {
                 let mut admin = pg.client(&db);
                 let taken = &mut *hogging.lock().expect("one thread");
                 // The node reconnects meanwhile: until nothing is left for it.
@@ -161,7 +161,7 @@ async fn no_connections(case: &'static str, hog: &str) {
     scene.hold(ms(1500)).await;
     scene
         .heal(
-            || crate::common::postgres::blocking(|| taken.clear()),
+            || testkit::postgres::blocking(|| taken.clear()),
             INDEX_RETRYABLE,
         )
         .await;

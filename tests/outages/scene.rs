@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use walrus_devnet::{Devnet, FaultRule, Options};
 use walrusds::{Config, Error, ErrorKind, Op, QueryOptions, Result, WalrusDatastore};
 
-use crate::common::mem::{key_of, noise};
-pub use crate::common::{eventually, PATIENCE};
+use testkit::mem::{key_of, noise};
+pub use testkit::{eventually, PATIENCE};
 
 /// Part of every password and token of these tests: must never appear in an error or log line.
 pub const SECRET: &str = "s3cr3t";

@@ -8,9 +8,9 @@ use std::time::Duration;
 use walrus_devnet::Devnet;
 use walrusds::{Config, ErrorKind, Op, WalrusDatastore};
 
-use crate::common::mem::{key_of, noise};
 use crate::disk::SmallDisk;
 use crate::scene::{devnet, open, spec, Scene, INDEX_WRITES, NOTHING};
+use testkit::mem::{key_of, noise};
 
 const GROUP: &str = "SQLite";
 

@@ -235,7 +235,7 @@ async fn cached_not_found() {
     let case = "404s of before the upload cached by a CDN";
     let (_repo, mut scene) = start_on(&net, ONE, case, |_| {}).await;
     let http = reqwest::Client::builder()
-        .tls_backend_preconfigured(crate::common::no_tls())
+        .tls_backend_preconfigured(testkit::no_tls())
         .build()
         .expect("client");
     scene

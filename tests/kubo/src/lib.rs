@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use walrus_devnet::{BlockingDevnet, Devnet, Options};
 
-#[path = "../../common/postgres.rs"]
-pub mod pg;
 pub mod tour;
+
+pub use testkit::postgres as pg;
 
 use pg::Postgres;
 

@@ -1,1 +1,0 @@
-//! Nothing: this package consists of the test `engine`, which is the engine's own sources.

@@ -1,0 +1,430 @@
+//! Processes that die: at every fail point, and at any moment. The next one must find everything
+//! that was acknowledged, and nothing dangling.
+
+use std::io::Read as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio_util::sync::CancellationToken;
+use walrus_devnet::{BlobId, BlockingDevnet, Devnet, Options};
+use walrusds::{Config, WalrusDatastore};
+
+use crate::backend::Backend;
+use crate::vandal::Vandal;
+use crate::workload::{Client, Journal, Manner, Tally};
+use crate::Settings;
+use testkit::mem::key_of;
+
+#[cfg(failpoints)]
+use walrusds::FAILPOINTS;
+/// Without them this program is only checked by the compiler.
+#[cfg(not(failpoints))]
+const FAILPOINTS: [&str; 0] = [];
+
+const CLIENTS: usize = 12;
+const LENGTH: usize = 200;
+/// The read cache's directory within the repository.
+pub const READ_CACHE: &str = "read-cache";
+/// A process that does not come to its end by then hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn manner() -> Manner {
+    Manner {
+        batch: 16,
+        length: LENGTH,
+        give_up: 0.03,
+        damage: false,
+        lies: false,
+    }
+}
+
+/// What a worker is told, by one variable of its environment.
+const TASK: &str = "WALRUS_CHAOS_WORKER";
+
+/// The worker, if this process is one: checks everything that earlier ones acknowledged, goes on
+/// until so many more writes are acknowledged, closes.
+pub fn worker() -> Option<ExitCode> {
+    let task: serde_json::Value = serde_json::from_str(&std::env::var(TASK).ok()?).expect("task");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    Some(runtime.block_on(async {
+        let text = |name: &str| task[name].as_str().expect("task").to_owned();
+        let number = |name: &str| task[name].as_u64().expect("task");
+        let (repo, journal) = (text("repo"), text("journal"));
+        let config = Config::from_json(&task["config"].to_string()).expect("configuration");
+        let clients = Client::resume(Path::new(&journal), CLIENTS, number("seed"), LENGTH);
+        let journal = Arc::new(Journal::append(Path::new(&journal)).expect("journal"));
+        let mut clients: Vec<Client> = clients
+            .into_iter()
+            .map(|client| client.with_journal(&journal))
+            .collect();
+        let ds = WalrusDatastore::open(config, Path::new(&repo))
+            .await
+            .expect("opening");
+        let tally = Tally::default();
+        let verifying = clients.iter_mut().map(|client| client.verify(&ds, &tally));
+        crate::together(verifying).await;
+        // Told at once: this process may not live to its end.
+        let found = |tally: &Tally| {
+            for complaint in tally.complaints() {
+                println!("{complaint}");
+            }
+            ExitCode::from(u8::from(
+                tally.lost.load(Relaxed) + tally.wrong.load(Relaxed) > 0,
+            ))
+        };
+        println!("checked {}", tally.reads.load(Relaxed));
+        if !tally.complaints().is_empty() {
+            return found(&tally);
+        }
+        let (stop, manner) = (CancellationToken::new(), manner());
+        let target = number("writes");
+        // Renewal goes on beside the writes; a worker that waits for it has time.
+        let until = Instant::now() + Duration::from_millis(number("linger_ms"));
+        let working = clients.iter_mut().map(|client| {
+            let (ds, manner, stop, tally) = (&ds, &manner, &stop, &tally);
+            async move {
+                while tally.writes.load(Relaxed) < target || Instant::now() < until {
+                    client.act(ds, manner, tally, stop).await;
+                }
+            }
+        });
+        crate::together(working).await;
+        ds.close().await.expect("closing");
+        println!("closed");
+        found(&tally)
+    }))
+}
+
+/// What rounds of crashes came to.
+#[derive(Default)]
+pub struct Crashes {
+    /// Processes that died.
+    pub deaths: u64,
+    /// What happened to the read cache meanwhile.
+    pub damages: u64,
+    /// Acknowledged writes, as the journals tell.
+    pub writes: u64,
+    /// Keys that were compared after the deaths.
+    pub checked: u64,
+    /// Rows that were compared with what lies on the network.
+    pub rows: u64,
+    pub complaints: Vec<String>,
+}
+
+impl Crashes {
+    pub fn add(&mut self, other: Crashes) {
+        self.deaths += other.deaths;
+        self.damages += other.damages;
+        self.writes += other.writes;
+        self.checked += other.checked;
+        self.rows += other.rows;
+        self.complaints.extend(other.complaints);
+    }
+}
+
+/// An index, a network and a journal that outlive the workers.
+struct Scene<'a> {
+    settings: &'a Settings,
+    backend: Backend,
+    /// Whether writes go through a write journal.
+    journalled: bool,
+    net: BlockingDevnet,
+    dir: tempfile::TempDir,
+    result: Crashes,
+}
+
+struct Ended {
+    signal: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl<'a> Scene<'a> {
+    fn new(settings: &'a Settings, backend: Backend, journalled: bool) -> Self {
+        let net = Devnet::start_blocking(Options {
+            cheap_ids: true,
+            max_body: 64 << 20,
+            publisher_concurrency: 0,
+            ..Options::default()
+        });
+        Scene {
+            settings,
+            backend,
+            journalled,
+            net: net.expect("local Walrus"),
+            dir: tempfile::tempdir().expect("directory"),
+            result: Crashes::default(),
+        }
+    }
+
+    fn journal(&self) -> std::path::PathBuf {
+        self.dir.path().join("journal")
+    }
+
+    fn vandal(&self) -> Vandal {
+        let seed = self.settings.seed + self.result.deaths;
+        Vandal::start(self.dir.path().join(READ_CACHE), seed)
+    }
+
+    /// Starts a worker. With renewal, its blobs are due from the beginning on.
+    fn spawn(
+        &self,
+        writes: u64,
+        linger: Duration,
+        renew: bool,
+        point: Option<(&str, u64)>,
+    ) -> Child {
+        let mut config = self.settings.config(serde_json::json!({
+            "publisherURL": self.net.url(), "aggregatorURL": self.net.url(),
+            "packTargetSizeBytes": 65536, "requestTimeoutSeconds": 5, "epochs": 20,
+            "cachePath": READ_CACHE, "cacheBytes": 100_000,
+        }));
+        if self.journalled {
+            // Small packs, so that many are on their way at once.
+            config["journalPath"] = "write-journal".into();
+            config["packTargetSizeBytes"] = 2048.into();
+            config["packIdleFlushSeconds"] = 1.into();
+        }
+        if renew {
+            config["epochDurationSeconds"] = 1.into();
+            config["renewIntervalSeconds"] = 1.into();
+            config["renewLeadSeconds"] = 19.into();
+        }
+        self.backend.configure(&mut config);
+        let task = serde_json::json!({
+            "config": config, "repo": self.dir.path(), "journal": self.journal(),
+            "seed": self.settings.seed + self.result.deaths, "writes": writes,
+            "linger_ms": linger.as_millis() as u64,
+        });
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command
+            .env(TASK, task.to_string())
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some((name, n)) = point {
+            command.env("WALRUSDS_FAILPOINT", format!("{name}:{n}"));
+        }
+        command.spawn().expect("starting a worker")
+    }
+
+    fn wait(&mut self, mut child: Child) -> Ended {
+        let until = Instant::now() + PATIENCE;
+        let vandal = self.vandal();
+        let status = loop {
+            match child.try_wait().expect("waiting for a worker") {
+                Some(status) => break status,
+                None if Instant::now() > until => {
+                    let _ = child.kill();
+                    self.result.complaints.push("a worker hangs".to_owned());
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        self.result.damages += vandal.stop();
+        let mut ended = Ended {
+            signal: status.signal(),
+            out: String::new(),
+            err: String::new(),
+        };
+        // A worker says a few lines: the pipes hold them until now.
+        if let Some(mut out) = child.stdout.take() {
+            let _ = out.read_to_string(&mut ended.out);
+        }
+        if let Some(mut err) = child.stderr.take() {
+            let _ = err.read_to_string(&mut ended.err);
+        }
+        self.backend.settle();
+        let checked = ended.out.lines().find_map(|l| l.strip_prefix("checked "));
+        self.result.checked += checked.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        if ended.signal.is_some() {
+            self.result.deaths += 1;
+            return ended;
+        }
+        if !ended.out.contains("\nclosed\n") {
+            self.complain("a worker ended early", &ended);
+        }
+        if !status.success() {
+            self.complain("a worker complains", &ended);
+        }
+        ended
+    }
+
+    fn complain(&mut self, what: &str, ended: &Ended) {
+        let text = format!(
+            "{}: {what}\n{}{}",
+            self.backend.name(),
+            ended.out,
+            ended.err
+        );
+        self.result.complaints.push(text);
+    }
+
+    /// Lets a worker run into a fail point.
+    fn die_at(&mut self, point: &str, n: u64) {
+        let renew = point.starts_with("renew.");
+        let linger = Duration::from_secs(if renew { 20 } else { 0 });
+        let child = self.spawn(400, linger, renew, Some((point, n)));
+        let ended = self.wait(child);
+        let said = ended.err.contains(&format!("fail point {point}"));
+        if ended.signal != Some(6) || !said {
+            self.complain(&format!("{point} was not reached"), &ended);
+        }
+        if renew {
+            // Of the epochs bought; what is not renewed again must last to the end.
+            self.net.advance_epoch(1);
+        }
+    }
+
+    /// Kills a worker when it has acknowledged some more.
+    fn kill(&mut self, more: u64) {
+        let lines = |path: &Path| {
+            let text = std::fs::read(path).unwrap_or_default();
+            text.iter().filter(|b| **b == b'\n').count() as u64
+        };
+        let before = lines(&self.journal());
+        let mut child = self.spawn(u64::MAX, Duration::ZERO, false, None);
+        let until = Instant::now() + PATIENCE;
+        let vandal = self.vandal();
+        while lines(&self.journal()) < before + more {
+            if Instant::now() > until || !matches!(child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = child.kill();
+        self.result.damages += vandal.stop();
+        let ended = self.wait(child);
+        if ended.signal != Some(9) {
+            self.complain("a worker was not there to be killed", &ended);
+        }
+    }
+
+    /// A last worker checks everything; then each row is compared with what the network holds.
+    fn finish(mut self) -> Crashes {
+        let child = self.spawn(50, Duration::ZERO, false, None);
+        self.wait(child);
+        let journal = self.journal();
+        let clients = Client::resume(&journal, CLIENTS, self.settings.seed, LENGTH);
+        for row in self.backend.rows() {
+            self.result.rows += 1;
+            let block = row
+                .blob_id
+                .parse::<BlobId>()
+                .ok()
+                .and_then(|id| self.net.content(&id))
+                .and_then(|blob| {
+                    let start = usize::try_from(row.offset).ok()?;
+                    let end = start.checked_add(usize::try_from(row.size).ok()?)?;
+                    (end <= blob.len()).then(|| blob.slice(start..end))
+                });
+            // Blocks without a byte need no blob.
+            let right = match block {
+                None => row.size == 0,
+                Some(block) => {
+                    row.key == key_of(&block)
+                        || clients
+                            .iter()
+                            .any(|c| c.model().possible(&row.key).contains(&Some(block.clone())))
+                }
+            };
+            if !right {
+                self.result.complaints.push(format!(
+                    "row {} points at bytes {}+{} of blob {}, which are not its block",
+                    row.key, row.offset, row.size, row.blob_id
+                ));
+            }
+        }
+        self.result.writes = acked(&std::fs::read_to_string(&journal).unwrap_or_default());
+        self.result
+    }
+}
+
+/// Acknowledged writes in a journal.
+fn acked(journal: &str) -> u64 {
+    let mut pending = [0; CLIENTS];
+    let mut all = 0;
+    for line in journal.lines() {
+        let mut words = line.split(' ');
+        let kind = words.next();
+        let Some(Ok(id)) = words.next().map(str::parse::<usize>) else {
+            continue;
+        };
+        match kind {
+            Some("begin") => pending[id] = words.count() as u64,
+            _ => all += std::mem::take(&mut pending[id]),
+        }
+    }
+    all
+}
+
+/// A death at every fail point that this index can reach, `rounds` times over.
+pub fn at_every_point(
+    settings: &Settings,
+    fresh: impl Fn() -> Backend,
+    journalled: bool,
+    rounds: u64,
+) -> Crashes {
+    let mut rng = StdRng::seed_from_u64(settings.seed);
+    let mut all = Crashes::default();
+    let mut scene = Scene::new(settings, fresh(), journalled);
+    let mine = |point: &&&str| match point.split('.').next() {
+        Some("journal" | "flush") => journalled,
+        Some("close" | "delete") => true,
+        Some(other @ ("sqlite" | "postgres")) => !journalled && other == scene.backend.name(),
+        _ => !journalled,
+    };
+    let points: Vec<&str> = FAILPOINTS.iter().filter(mine).copied().collect();
+    for round in 0..rounds {
+        for point in &points {
+            // Once in a life of a process, or once in a life of a table.
+            let once = ["close.", "usage.", "journal.created", "journal.removed"]
+                .iter()
+                .any(|rare| point.starts_with(rare));
+            if point.contains(".schema.") {
+                let mut young = Scene::new(settings, fresh(), journalled);
+                let statement = point.ends_with(".statement");
+                young.die_at(
+                    point,
+                    if statement {
+                        rng.random_range(1..=6)
+                    } else {
+                        1
+                    },
+                );
+                all.add(young.finish());
+            } else {
+                let n = if once {
+                    1
+                } else {
+                    1 + rng.random_range(0..=round.min(2)) * 2
+                };
+                scene.die_at(point, n);
+            }
+        }
+    }
+    all.add(scene.finish());
+    all
+}
+
+/// Kills at any moment.
+pub fn at_any_moment(
+    settings: &Settings,
+    backend: Backend,
+    journalled: bool,
+    rounds: u64,
+) -> Crashes {
+    let mut rng = StdRng::seed_from_u64(settings.seed);
+    let mut scene = Scene::new(settings, backend, journalled);
+    for _ in 0..rounds {
+        scene.kill(rng.random_range(1..400));
+    }
+    scene.finish()
+}
