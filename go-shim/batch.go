@@ -88,11 +88,11 @@ func (d *Datastore) write(ctx context.Context, ops []op) error {
 	for i := range ops {
 		size += opBytes + len(ops[i].key) + len(ops[i].value)
 	}
-	size, err := d.writes.enter(ctx, d.closing, size)
+	taken, err := d.writes.enter(ctx, d.closing, size)
 	if err != nil {
 		return err
 	}
-	defer d.writes.leave(size)
+	defer d.writes.leave(taken)
 
 	if !d.direct.tryEnter() {
 		_, err = d.run(ctx, func(o callOptions, q queueID, tag uint64) (completion, bool, error) {

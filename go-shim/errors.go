@@ -100,6 +100,8 @@ var (
 	ErrUnsupported     error = &Error{Code: CodeUnsupported}
 	ErrLocked          error = &Error{Code: CodeLocked}
 	ErrInternal        error = &Error{Code: CodeInternal}
+	ErrPanic           error = &Error{Code: CodePanic}
+	ErrDisk            error = &Error{Code: CodeDisk}
 )
 
 // contextual replaces the engine's word for "your context ended" with the context's own error.

@@ -1,7 +1,7 @@
 //! Places between two durable steps where a test can end the process, as a power cut would.
 //!
 //! They exist only where the compiler is given `--cfg failpoints`, which `scripts/chaos.sh` does
-//! for its own copy of the engine. No feature turns them on, so that no combination of packages in
+//! in a build of its own. No feature turns them on, so that no combination of packages in
 //! one build can bring them into the released library.
 
 /// Ends the process here if a test asked for that.

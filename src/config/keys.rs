@@ -104,24 +104,8 @@ pub const KEYS: &[KeySpec] = &[
 pub(super) fn nearest(name: &str) -> &'static str {
     KEYS.iter()
         .map(|k| k.name)
-        .min_by_key(|known| edit_distance(&name.to_lowercase(), &known.to_lowercase()))
+        .min_by_key(|known| strsim::levenshtein(&name.to_lowercase(), &known.to_lowercase()))
         .unwrap_or_default()
-}
-
-/// Levenshtein distance. Names are short, so the plain two-row form does.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

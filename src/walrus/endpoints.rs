@@ -27,6 +27,7 @@ use std::time::Duration;
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use parking_lot::Mutex;
+use percent_encoding::percent_decode_str;
 use reqwest::header::HeaderValue;
 use tokio::sync::futures::Notified;
 use tokio::sync::Notify;
@@ -108,8 +109,9 @@ impl Endpoint {
         let mut secrets = Vec::new();
         let mut basic = None;
         if !url.username().is_empty() || url.password().is_some() {
-            let user = percent_decode(url.username());
-            let password = percent_decode(url.password().unwrap_or(""));
+            let user = percent_decode_str(url.username()).decode_utf8_lossy();
+            let password =
+                percent_decode_str(url.password().unwrap_or("")).decode_utf8_lossy();
             let pair = STANDARD.encode(format!("{user}:{password}"));
             let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
                 .map_err(|_| wrong("user info that makes no header"))?;
@@ -414,25 +416,6 @@ pub(super) fn redact_url(text: &str) -> String {
         Some(at) => format!("{}[redacted]{}", &text[..start], &text[start + at..]),
         None => text.to_string(),
     }
-}
-
-fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let hex = tail.get(..2).and_then(|h| std::str::from_utf8(h).ok());
-        match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
-            Some(byte) if *first == b'%' => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
