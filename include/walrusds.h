@@ -25,6 +25,11 @@
 #define WALRUSDS_ABI_VERSION 2
 
 /*
+ Success.
+ */
+#define WALRUSDS_OK 0
+
+/*
  An argument that the call cannot work with: a key with a NUL, a NULL pointer, an unknown handle.
  */
 #define WALRUSDS_INVALID_ARGUMENT 1
@@ -145,11 +150,6 @@
 #define WALRUSDS_KEY_STARTS_WITH 7
 
 /*
- Success.
- */
-#define WALRUSDS_OK 0
-
-/*
  Bytes owned by the caller, to be given back with `walrusds_buf_free`. All zero when empty.
  */
 typedef struct {
@@ -256,6 +256,11 @@ typedef struct {
    */
   size_t value_len;
 } walrusds_op;
+
+/*
+ A cancel token; 0 is never one.
+ */
+typedef uint64_t walrusds_cancel_token;
 
 /*
  A condition on the keys that a query lists. Borrowed for the call.
@@ -382,11 +387,6 @@ typedef struct {
    */
   void *owner;
 } walrusds_page;
-
-/*
- A cancel token; 0 is never one.
- */
-typedef uint64_t walrusds_cancel_token;
 
 /*
  A queue of calls that were started and not waited for; 0 is never one.
@@ -546,35 +546,6 @@ int32_t walrusds_batch_commit(walrusds_handle handle,
                               walrusds_error *err);
 
 /*
- Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
- meanwhile. End it with `walrusds_query_close`.
- */
-int32_t walrusds_query_open(walrusds_handle handle,
-                            const walrusds_call *_call,
-                            const walrusds_query_options *options,
-                            walrusds_query *out,
-                            walrusds_error *err);
-
-/*
- The next entries, in memory of the library's until `walrusds_page_free`; none = the end. A
- value that cannot be read is its entry's own error. Calls on one query run one after another.
- */
-int32_t walrusds_query_next(walrusds_query query,
-                            const walrusds_call *call,
-                            walrusds_page *out,
-                            walrusds_error *err);
-
-/*
- Ends a query. The handle is invalid afterwards; closing it again gives `WALRUSDS_CLOSED`.
- */
-int32_t walrusds_query_close(walrusds_query query, walrusds_error *err);
-
-/*
- Gives a page back and leaves an empty one. NULL and empty pages are fine.
- */
-void walrusds_page_free(walrusds_page *page);
-
-/*
  Returns when everything acknowledged before survives a power cut of this machine.
  */
 int32_t walrusds_sync(walrusds_handle handle,
@@ -632,6 +603,35 @@ void walrusds_buf_free(walrusds_buf *buf);
 void walrusds_error_free(walrusds_error *error);
 
 /*
+ Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
+ meanwhile. End it with `walrusds_query_close`.
+ */
+int32_t walrusds_query_open(walrusds_handle handle,
+                            const walrusds_call *_call,
+                            const walrusds_query_options *options,
+                            walrusds_query *out,
+                            walrusds_error *err);
+
+/*
+ The next entries, in memory of the library's until `walrusds_page_free`; none = the end. A
+ value that cannot be read is its entry's own error. Calls on one query run one after another.
+ */
+int32_t walrusds_query_next(walrusds_query query,
+                            const walrusds_call *call,
+                            walrusds_page *out,
+                            walrusds_error *err);
+
+/*
+ Ends a query. The handle is invalid afterwards; closing it again gives `WALRUSDS_CLOSED`.
+ */
+int32_t walrusds_query_close(walrusds_query query, walrusds_error *err);
+
+/*
+ Gives a page back and leaves an empty one. NULL and empty pages are fine.
+ */
+void walrusds_page_free(walrusds_page *page);
+
+/*
  Makes a queue, for calls that shall not hold the thread they are made on. End it with
  `walrusds_queue_close`.
  */
@@ -683,6 +683,35 @@ int32_t walrusds_queue_next(walrusds_queue queue,
  (cancel those that shall not), and what they give is freed. The handle is invalid afterwards.
  */
 int32_t walrusds_queue_close(walrusds_queue queue, walrusds_error *err);
+
+/*
+ Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
+ meanwhile. End it with `walrusds_query_close`.
+ */
+int32_t walrusds_query_open(walrusds_handle handle,
+                            const walrusds_call *_call,
+                            const walrusds_query_options *options,
+                            walrusds_query *out,
+                            walrusds_error *err);
+
+/*
+ The next entries, in memory of the library's until `walrusds_page_free`; none = the end. A
+ value that cannot be read is its entry's own error. Calls on one query run one after another.
+ */
+int32_t walrusds_query_next(walrusds_query query,
+                            const walrusds_call *call,
+                            walrusds_page *out,
+                            walrusds_error *err);
+
+/*
+ Ends a query. The handle is invalid afterwards; closing it again gives `WALRUSDS_CLOSED`.
+ */
+int32_t walrusds_query_close(walrusds_query query, walrusds_error *err);
+
+/*
+ Gives a page back and leaves an empty one. NULL and empty pages are fine.
+ */
+void walrusds_page_free(walrusds_page *page);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -15,8 +15,7 @@ mod dag;
 pub mod datastore;
 mod dirlock;
 pub mod error;
-#[allow(missing_docs)]
-pub mod ffi;
+mod ffi;
 mod gone;
 pub mod index;
 #[cfg(test)]
@@ -26,7 +25,7 @@ mod lifetime;
 mod limits;
 mod locks;
 pub mod log;
-pub mod metrics;
+mod metrics;
 mod multihash;
 mod pack;
 pub mod query;
@@ -38,6 +37,18 @@ mod staging;
 mod sync;
 mod tls;
 pub mod walrus;
+
+/// What the project's own tests and fuzz targets reach; no part of the interface.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod internals {
+    pub use crate::index::lookup::Lookups;
+    pub use crate::metrics::Metrics;
+    pub mod ffi {
+        pub use crate::ffi::*;
+    }
+}
 
 pub use config::Config;
 pub use datastore::{Op, WalrusDatastore};

@@ -45,7 +45,7 @@ const CAPACITY: usize = if cfg!(shuttle) { 3 } else { 1024 };
 
 /// The ring of log lines of one datastore.
 #[derive(Debug, Default)]
-pub struct Log {
+pub(crate) struct Log {
     lines: Mutex<VecDeque<Line>>,
     dropped: AtomicU64,
 }

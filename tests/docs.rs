@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use walrusds::config::KEYS;
-use walrusds::metrics::Metrics;
+use walrusds::internals::Metrics;
 use walrusds::{BlobStore, Client, ClientConfig};
 
 fn root() -> &'static Path {

@@ -3,10 +3,8 @@
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::buf::walrusds_buf;
+use super::codes::WALRUSDS_OK;
 use crate::error::{Error, Result};
-
-/// Success.
-pub const WALRUSDS_OK: i32 = 0;
 
 /// Why a call failed. Free with `walrusds_error_free`.
 #[repr(C)]

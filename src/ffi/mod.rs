@@ -16,7 +16,6 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -28,15 +27,17 @@ use crate::buffer;
 use crate::config::{Config, KeyType, KEYS};
 use crate::datastore::{Op, WalrusDatastore};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::query::{owned, KeyCondition, Query, QueryOptions};
+use crate::query::owned;
 
 mod buf;
+mod codes;
 mod entry;
 mod handle;
 mod last_words;
 mod page;
 #[cfg(feature = "panic-hook")]
 mod panic_hook;
+mod query;
 mod queue;
 mod runtime;
 
@@ -44,75 +45,25 @@ use buf::{clear, invalid, slice, slice_mut};
 use entry::entry;
 use handle::Registry;
 use last_words::LastWords;
+use query::QUERIES;
 use runtime::{block_on, wait, CANCELS};
 
 pub use buf::walrusds_buf;
-pub use entry::{walrusds_error, WALRUSDS_OK};
+pub use codes::*;
+pub use entry::walrusds_error;
+#[cfg_attr(not(feature = "internals"), allow(unused_imports))]
 pub use page::{walrusds_entry, walrusds_page};
+#[cfg_attr(not(feature = "internals"), allow(unused_imports))]
+pub use query::*;
+#[cfg_attr(not(feature = "internals"), allow(unused_imports))]
 pub use queue::*;
 pub use runtime::walrusds_call;
-
-/// Version of this interface. It changes when anything in this header changes meaning or layout;
-/// additions do not change it. Compare with `walrusds_abi_version()` before any other call.
-pub const WALRUSDS_ABI_VERSION: u32 = 2;
 
 /// Values below this length (bytes) are copied for the caller.
 const COPIED: usize = 64 << 10;
 
-/// An argument that the call cannot work with: a key with a NUL, a NULL pointer, an unknown handle.
-pub const WALRUSDS_INVALID_ARGUMENT: i32 = 1;
-/// A configuration key is missing, unknown, of the wrong type or out of range.
-pub const WALRUSDS_CONFIG: i32 = 2;
-/// The handle was closed.
-pub const WALRUSDS_CLOSED: i32 = 3;
-/// The call's cancel token was cancelled.
-pub const WALRUSDS_CANCELED: i32 = 4;
-/// The call's deadline passed.
-pub const WALRUSDS_DEADLINE_EXCEEDED: i32 = 5;
-/// The index (Postgres or SQLite) failed.
-pub const WALRUSDS_INDEX: i32 = 6;
-/// Publisher or aggregator failed, after the retries.
-pub const WALRUSDS_WALRUS: i32 = 7;
-/// The key is known, but its blob was found on no aggregator.
-pub const WALRUSDS_BLOB_NOT_FOUND: i32 = 8;
-/// Bytes or index rows that contradict themselves.
-pub const WALRUSDS_CORRUPT: i32 = 9;
-/// No publisher takes a body of this size.
-pub const WALRUSDS_TOO_LARGE: i32 = 10;
-/// Known, but not supported by this version.
-pub const WALRUSDS_UNSUPPORTED: i32 = 11;
-/// Another process or node holds what was asked for.
-pub const WALRUSDS_LOCKED: i32 = 12;
-/// A defect of the library.
-pub const WALRUSDS_INTERNAL: i32 = 13;
-/// A panic was caught.
-pub const WALRUSDS_PANIC: i32 = 14;
-/// The local disk failed or is full (write journal, read cache).
-pub const WALRUSDS_DISK: i32 = 15;
-
-// The codes are the kinds' own numbers; the header needs them as literals.
-const _: () = {
-    assert!(WALRUSDS_INVALID_ARGUMENT == ErrorKind::InvalidArgument as i32);
-    assert!(WALRUSDS_CONFIG == ErrorKind::Config as i32);
-    assert!(WALRUSDS_CLOSED == ErrorKind::Closed as i32);
-    assert!(WALRUSDS_CANCELED == ErrorKind::Canceled as i32);
-    assert!(WALRUSDS_DEADLINE_EXCEEDED == ErrorKind::DeadlineExceeded as i32);
-    assert!(WALRUSDS_INDEX == ErrorKind::Index as i32);
-    assert!(WALRUSDS_WALRUS == ErrorKind::Walrus as i32);
-    assert!(WALRUSDS_BLOB_NOT_FOUND == ErrorKind::BlobNotFound as i32);
-    assert!(WALRUSDS_CORRUPT == ErrorKind::Corrupt as i32);
-    assert!(WALRUSDS_TOO_LARGE == ErrorKind::TooLarge as i32);
-    assert!(WALRUSDS_UNSUPPORTED == ErrorKind::Unsupported as i32);
-    assert!(WALRUSDS_LOCKED == ErrorKind::Locked as i32);
-    assert!(WALRUSDS_INTERNAL == ErrorKind::Internal as i32);
-    assert!(WALRUSDS_PANIC == ErrorKind::Panic as i32);
-    assert!(WALRUSDS_DISK == ErrorKind::Disk as i32);
-};
-
 /// An open datastore; 0 is never one.
 pub type walrusds_handle = u64;
-/// A running query; 0 is never one.
-pub type walrusds_query = u64;
 /// A cancel token; 0 is never one.
 pub type walrusds_cancel_token = u64;
 /// A queue of calls that were started and not waited for; 0 is never one.
@@ -156,73 +107,14 @@ pub struct walrusds_lookup {
     pub found: bool,
 }
 
-/// Condition on a key: it is `text`. Keys compare by their bytes.
-pub const WALRUSDS_KEY_EQUAL: u32 = 1;
-/// Condition on a key: it is not `text`.
-pub const WALRUSDS_KEY_NOT_EQUAL: u32 = 2;
-/// Condition on a key: it comes before `text`.
-pub const WALRUSDS_KEY_LESS: u32 = 3;
-/// Condition on a key: it comes before `text` or is it.
-pub const WALRUSDS_KEY_LESS_OR_EQUAL: u32 = 4;
-/// Condition on a key: it comes after `text`.
-pub const WALRUSDS_KEY_GREATER: u32 = 5;
-/// Condition on a key: it comes after `text` or is it.
-pub const WALRUSDS_KEY_GREATER_OR_EQUAL: u32 = 6;
-/// Condition on a key: it starts with `text`, byte by byte ("/a" matches "/ab").
-pub const WALRUSDS_KEY_STARTS_WITH: u32 = 7;
-
-/// A condition on the keys that a query lists. Borrowed for the call.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct walrusds_key_condition {
-    /// One of `WALRUSDS_KEY_EQUAL` to `WALRUSDS_KEY_STARTS_WITH`.
-    pub kind: u32,
-    /// What keys are compared with, UTF-8 without NUL.
-    pub text: *const u8,
-    /// Bytes of the text.
-    pub text_len: usize,
-}
-
-/// What a query lists. Borrowed for the call. All zero: everything, with values, in ascending order.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct walrusds_query_options {
-    /// Only keys strictly below this path; empty or "/" = all.
-    pub prefix: *const u8,
-    /// Bytes of the prefix.
-    pub prefix_len: usize,
-    /// Only keys that fulfil all of these.
-    pub conditions: *const walrusds_key_condition,
-    /// Number of conditions.
-    pub conditions_len: usize,
-    /// From the last key to the first.
-    pub descending: bool,
-    /// Leave the values out (no aggregator is asked).
-    pub keys_only: bool,
-    /// With keys_only: sizes and expirations are not needed either; entries may have 0 for both. Many times
-    /// faster.
-    pub without_sizes: bool,
-    /// Entries to skip.
-    pub offset: u64,
-    /// Entries at most; 0 = no limit.
-    pub limit: u64,
-}
-
 struct Instance {
     store: WalrusDatastore,
     /// Its running queries; `None` once it is closing.
     queries: Mutex<Option<HashSet<walrusds_query>>>,
 }
 
-struct RunningQuery {
-    owner: Arc<Instance>,
-    query: tokio::sync::Mutex<Query>,
-}
-
 static INSTANCES: Registry<Instance> = Registry::new("datastore", 1);
 static LAST_WORDS: LastWords = LastWords::new();
-static QUERIES: Registry<RunningQuery> = Registry::new("query", 2);
-
 fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str> {
     std::str::from_utf8(bytes).map_err(|e| {
         invalid(format!(
@@ -632,130 +524,6 @@ unsafe fn op_from(op: &walrusds_op) -> Result<Option<OpRef<'_>>> {
         other => Err(invalid(format!(
             "kind is {other}, expected {WALRUSDS_OP_PUT} (put) or {WALRUSDS_OP_DELETE} (delete)"
         ))),
-    }
-}
-
-/// The conditions of a query.
-///
-/// # Safety
-/// `options` must point at as many readable conditions as it says.
-unsafe fn conditions(options: &walrusds_query_options) -> Result<Vec<KeyCondition>> {
-    // SAFETY: readable by contract.
-    let conditions = unsafe { slice("conditions", options.conditions, options.conditions_len) }?;
-    let condition = |(i, c): (usize, &walrusds_key_condition)| {
-        // SAFETY: readable by contract.
-        let text = unsafe { slice("text", c.text, c.text_len) };
-        let text = text.and_then(|text| utf8("text", text));
-        condition_from(c.kind, text).map_err(|e| e.context(format_args!("condition {i}")))
-    };
-    conditions.iter().enumerate().map(condition).collect()
-}
-
-fn condition_from(kind: u32, text: Result<&str>) -> Result<KeyCondition> {
-    let text = text?.to_owned();
-    Ok(match kind {
-        WALRUSDS_KEY_EQUAL => KeyCondition::Equal(text),
-        WALRUSDS_KEY_NOT_EQUAL => KeyCondition::NotEqual(text),
-        WALRUSDS_KEY_LESS => KeyCondition::Less(text),
-        WALRUSDS_KEY_LESS_OR_EQUAL => KeyCondition::LessOrEqual(text),
-        WALRUSDS_KEY_GREATER => KeyCondition::Greater(text),
-        WALRUSDS_KEY_GREATER_OR_EQUAL => KeyCondition::GreaterOrEqual(text),
-        WALRUSDS_KEY_STARTS_WITH => KeyCondition::StartsWith(text),
-        other => {
-            return Err(invalid(format!(
-                "kind is {other}, expected {WALRUSDS_KEY_EQUAL} to {WALRUSDS_KEY_STARTS_WITH}"
-            )))
-        }
-    })
-}
-
-/// Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
-/// meanwhile. End it with `walrusds_query_close`.
-#[no_mangle]
-pub unsafe extern "C" fn walrusds_query_open(
-    handle: walrusds_handle,
-    _call: *const walrusds_call,
-    options: *const walrusds_query_options,
-    out: *mut walrusds_query,
-    err: *mut walrusds_error,
-) -> i32 {
-    unsafe {
-        entry(err, || {
-            clear("out", out, 0)?;
-            let instance = INSTANCES.get(handle)?;
-            let options = options.as_ref().ok_or_else(|| invalid("options is NULL"))?;
-            let prefix = slice("prefix", options.prefix, options.prefix_len)?;
-            let query = instance.store.query(QueryOptions {
-                prefix: utf8("prefix", prefix)?.to_owned(),
-                conditions: conditions(options)?,
-                descending: options.descending,
-                keys_only: options.keys_only,
-                without_sizes: options.without_sizes,
-                offset: options.offset,
-                limit: (options.limit > 0).then_some(options.limit),
-            })?;
-            let mut queries = instance.queries.lock();
-            let Some(queries) = queries.as_mut() else {
-                return Err(Error::closed("datastore"));
-            };
-            let handle = QUERIES.insert(RunningQuery {
-                owner: Arc::clone(&instance),
-                query: tokio::sync::Mutex::new(query),
-            });
-            queries.insert(handle);
-            out.write(handle);
-            Ok(())
-        })
-    }
-}
-
-/// The next entries, in memory of the library's until `walrusds_page_free`; none = the end. A
-/// value that cannot be read is its entry's own error. Calls on one query run one after another.
-#[no_mangle]
-pub unsafe extern "C" fn walrusds_query_next(
-    query: walrusds_query,
-    call: *const walrusds_call,
-    out: *mut walrusds_page,
-    err: *mut walrusds_error,
-) -> i32 {
-    unsafe {
-        entry(err, || {
-            clear("out", out, walrusds_page::EMPTY)?;
-            let running = QUERIES.get(query)?;
-            let entries = wait(call, async { running.query.lock().await.next_page().await })?;
-            out.write(walrusds_page::new(entries));
-            Ok(())
-        })
-    }
-}
-
-/// Ends a query. The handle is invalid afterwards; closing it again gives `WALRUSDS_CLOSED`.
-#[no_mangle]
-pub unsafe extern "C" fn walrusds_query_close(
-    query: walrusds_query,
-    err: *mut walrusds_error,
-) -> i32 {
-    unsafe {
-        entry(err, || {
-            let running = QUERIES.remove(query)?;
-            if let Some(queries) = running.owner.queries.lock().as_mut() {
-                queries.remove(&query);
-            }
-            Ok(())
-        })
-    }
-}
-
-/// Gives a page back and leaves an empty one. NULL and empty pages are fine.
-#[no_mangle]
-pub unsafe extern "C" fn walrusds_page_free(page: *mut walrusds_page) {
-    unsafe {
-        entry(std::ptr::null_mut(), || {
-            if let Some(page) = page.as_mut() {
-                page.free();
-            }
-            Ok(())
-        });
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 use std::time::SystemTime;
 
-use super::entry::WALRUSDS_OK;
+use super::codes::WALRUSDS_OK;
 use crate::query::Entry;
 
 /// One listed key. Its pointers are valid until the page is freed.

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 mod combine;
 mod gate;
 mod keys;
-pub mod lookup;
+pub(crate) mod lookup;
 pub mod postgres;
 mod rows;
 pub mod sqlite;

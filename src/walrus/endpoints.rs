@@ -110,8 +110,7 @@ impl Endpoint {
         let mut basic = None;
         if !url.username().is_empty() || url.password().is_some() {
             let user = percent_decode_str(url.username()).decode_utf8_lossy();
-            let password =
-                percent_decode_str(url.password().unwrap_or("")).decode_utf8_lossy();
+            let password = percent_decode_str(url.password().unwrap_or("")).decode_utf8_lossy();
             let pair = STANDARD.encode(format!("{user}:{password}"));
             let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
                 .map_err(|_| wrong("user info that makes no header"))?;
@@ -120,9 +119,9 @@ impl Endpoint {
             secrets.extend([
                 pair,
                 url.password().unwrap_or("").to_string(),
-                password,
+                password.into_owned(),
                 url.username().to_string(),
-                user,
+                user.into_owned(),
             ]);
             secrets.retain(|s| !s.is_empty());
             secrets.sort_by_key(|s| std::cmp::Reverse(s.len()));

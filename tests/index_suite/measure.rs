@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use walrusds::index::lookup::Lookups;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
+use walrusds::internals::Lookups;
 use walrusds::{Index, KeyRange, KeyRecord};
 
 use crate::on_postgres::GO_NEWEST;

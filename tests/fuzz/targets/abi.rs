@@ -4,7 +4,7 @@ use std::ptr;
 
 use once_cell::sync::Lazy;
 use walrus_devnet::{BlockingDevnet, Devnet, Options};
-use walrusds::ffi::*;
+use walrusds::internals::ffi::*;
 
 use super::Input;
 
