@@ -63,6 +63,7 @@ step 'gofmt' gofmt_clean
 step 'go.mod at its lowest' go_mod_is_lowest
 step 'other lock files' other_locks
 step 'go vet' go_vet
+step 'public API' scripts/public-api.sh
 step 'cargo clippy' clippy_clean
 step 'generated header' header_is_current
 exit $failed

@@ -5,6 +5,7 @@ use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 
@@ -47,12 +48,14 @@ pub enum ErrorKind {
     Disk = 15,
 }
 
-/// The engine's error. `Display` is the message alone.
+/// The engine's error. `Display` is the message alone, which tells of the cause too; `source` gives the
+/// cause itself, where another library's error or the operating system's is behind it.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
     retryable: bool,
     message: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// `Result` with this crate's [`Error`].
@@ -65,6 +68,7 @@ impl Error {
             kind,
             retryable: false,
             message: message.into(),
+            source: None,
         }
     }
 
@@ -74,6 +78,7 @@ impl Error {
             kind,
             retryable: true,
             message: message.into(),
+            source: None,
         }
     }
 
@@ -93,6 +98,16 @@ impl Error {
             ErrorKind::Panic,
             format!("walrusds panicked: {what}; please report this"),
         )
+    }
+
+    /// The same error with its cause, which must not hold a secret: programs log whole chains of errors.
+    #[must_use]
+    pub(crate) fn caused_by(
+        mut self,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        self.source = Some(Arc::new(cause));
+        self
     }
 
     /// The kind, to act on.
@@ -138,4 +153,27 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source: &(dyn std::error::Error + 'static) = self.source.as_deref()?;
+        Some(source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[test]
+    fn a_cause_can_be_asked_for_by_its_type() {
+        let cause = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = Error::new(ErrorKind::Disk, "the journal: no room").caused_by(cause);
+        let error = error.context("put").clone();
+        assert_eq!(error.to_string(), "put: the journal: no room");
+        let source = error.source().and_then(|s| s.downcast_ref());
+        let kind = source.map(std::io::Error::kind);
+        assert_eq!(kind, Some(std::io::ErrorKind::StorageFull));
+        assert!(Error::closed("it").source().is_none());
+    }
+}

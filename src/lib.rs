@@ -44,7 +44,6 @@ pub mod walrus;
 #[allow(missing_docs)]
 pub mod internals {
     pub use crate::index::lookup::Lookups;
-    pub use crate::metrics::Metrics;
     pub mod ffi {
         pub use crate::ffi::*;
     }
@@ -56,5 +55,6 @@ pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
 pub use index::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, Source, StoreOptions, StoreResult};

@@ -9,6 +9,7 @@ use crate::sync::Mutex;
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Level {
     /// Something failed that an operator must look at.
     Error,
@@ -31,6 +32,7 @@ impl Level {
 
 /// One log line. The message holds no secrets.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Line {
     /// When it was written.
     pub time: SystemTime,

@@ -1,15 +1,126 @@
-//! Counters of one datastore. Read as a snapshot; nothing is pushed.
+//! Counters of one datastore, read as a snapshot (nothing is pushed), and what every metric of a datastore means.
 
 use crate::index::Usage;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::Mutex;
 
+/// How a metric moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MetricKind {
+    /// It only grows, from 0 when the datastore is opened.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+}
+
+/// What a metric counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MetricUnit {
+    /// Things or events: blocks, blobs, requests.
+    Count,
+    /// Bytes.
+    Bytes,
+    /// FROST, the smallest unit of WAL: 1 WAL is 10^9 FROST.
+    Frost,
+}
+
+/// What a metric means, for those who export it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Metric {
+    /// Its name in [`WalrusDatastore::metrics`](crate::WalrusDatastore::metrics).
+    pub name: &'static str,
+    /// How it moves.
+    pub kind: MetricKind,
+    /// What it counts.
+    pub unit: MetricUnit,
+    /// What it tells, for people.
+    pub help: &'static str,
+}
+
+const fn counter(name: &'static str, unit: MetricUnit, help: &'static str) -> Metric {
+    let kind = MetricKind::Counter;
+    Metric {
+        name,
+        kind,
+        unit,
+        help,
+    }
+}
+
+const fn gauge(name: &'static str, unit: MetricUnit, help: &'static str) -> Metric {
+    let kind = MetricKind::Gauge;
+    Metric {
+        name,
+        kind,
+        unit,
+        help,
+    }
+}
+
+/// Every metric of a datastore. Those of the journal and of the disk cache are there when these are configured.
+#[rustfmt::skip]
+pub const METRICS: &[Metric] = &[
+    counter("blocks_put", MetricUnit::Count, "blocks handed over by put and batch commit"),
+    counter("bytes_put", MetricUnit::Bytes, "bytes of the blocks handed over"),
+    counter("blocks_known", MetricUnit::Count, "blocks handed over that were stored already and not uploaded"),
+    counter("deletes", MetricUnit::Count, "keys deleted"),
+    counter("commits", MetricUnit::Count, "puts, deletes and batch commits"),
+    counter("gets", MetricUnit::Count, "blocks read"),
+    counter("get_bytes", MetricUnit::Bytes, "bytes of blocks read"),
+    counter("read_hits", MetricUnit::Count, "blocks read that were in memory"),
+    counter("read_windows", MetricUnit::Count, "windows asked of aggregators: several blocks at once"),
+    counter("read_window_bytes", MetricUnit::Bytes, "bytes of the windows that came"),
+    counter("read_ahead_bytes", MetricUnit::Bytes, "bytes asked for before a reader wanted them"),
+    counter("read_windows_failed", MetricUnit::Count, "windows that did not come; their blocks were read one by one"),
+    counter("read_wasted_bytes", MetricUnit::Bytes, "bytes of windows that left memory unread"),
+    gauge("read_cache_bytes", MetricUnit::Bytes, "memory held for reading now"),
+    counter("lookups", MetricUnit::Count, "has and size lookups"),
+    counter("packs_stored", MetricUnit::Count, "blobs stored"),
+    counter("pack_bytes", MetricUnit::Bytes, "bytes of the blobs stored, before encoding"),
+    counter("blocks_packed", MetricUnit::Count, "blocks in the blobs stored: divided by `packs_stored`, the packing ratio"),
+    counter("packs_split", MetricUnit::Count, "packs split because a publisher refused their size"),
+    counter("packs_failed", MetricUnit::Count, "packs given up; their writers got an error"),
+    counter("renewals", MetricUnit::Count, "blobs renewed"),
+    counter("renewals_failed", MetricUnit::Count, "renewals that failed, to be tried again"),
+    gauge("uploads_running", MetricUnit::Count, "uploads under way now"),
+    gauge("uploads_limit", MetricUnit::Count, "how many may be, at present"),
+    counter("walrus_puts", MetricUnit::Count, "stores that succeeded, renewals included"),
+    counter("walrus_put_bytes", MetricUnit::Bytes, "bytes of the stores that succeeded"),
+    counter("walrus_put_failures", MetricUnit::Count, "stores that failed after all attempts"),
+    counter("walrus_gets", MetricUnit::Count, "reads that an aggregator answered well"),
+    counter("walrus_get_bytes", MetricUnit::Bytes, "bytes received from aggregators, failed attempts included"),
+    counter("walrus_retries", MetricUnit::Count, "attempts at an endpoint that the request had asked before"),
+    counter("walrus_failovers", MetricUnit::Count, "attempts at another endpoint after one failed"),
+    counter("walrus_throttled", MetricUnit::Count, "429 and 503 answers"),
+    counter("walrus_not_found", MetricUnit::Count, "404 answers"),
+    counter("walrus_corrupt", MetricUnit::Count, "answers whose bytes failed the check"),
+    counter("walrus_cache_hits", MetricUnit::Count, "reads served from memory"),
+    counter("walrus_cache_misses", MetricUnit::Count, "reads not served from memory, with the memory on"),
+    counter("walrus_hedges", MetricUnit::Count, "reads that a second aggregator was asked for, since the first was slow to answer"),
+    counter("walrus_hedge_wins", MetricUnit::Count, "reads in which the second aggregator was first"),
+    counter("walrus_cost_frost", MetricUnit::Frost, "paid for blobs, renewals included (FROST)"),
+    counter("walrus_encoded_bytes", MetricUnit::Bytes, "encoded size of new blobs on the network"),
+    gauge("journal_blocks", MetricUnit::Count, "blocks in the journal"),
+    gauge("journal_bytes", MetricUnit::Bytes, "bytes of the blocks in the journal"),
+    gauge("journal_disk_bytes", MetricUnit::Bytes, "bytes of the journal's files"),
+    counter("journal_syncs", MetricUnit::Count, "syncs of the journal's files"),
+    counter("disk_cache_hits", MetricUnit::Count, "blocks that the disk cache had"),
+    counter("disk_cache_misses", MetricUnit::Count, "blocks that the disk cache was asked for and had not"),
+    gauge("disk_cache_bytes", MetricUnit::Bytes, "bytes of the disk cache's files"),
+    counter("disk_cache_evictions", MetricUnit::Count, "files that the disk cache removed to make room"),
+    counter("disk_cache_dropped", MetricUnit::Count, "blocks that the disk cache did not take because too many waited to be written"),
+    counter("disk_cache_errors", MetricUnit::Count, "blocks that the disk cache found damaged, and failures of its disk"),
+];
+
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counters since the datastore was opened.
+    ($($name:ident,)*) => {
+        /// Counters since the datastore was opened; [`METRICS`] says what they count.
         #[derive(Debug, Default)]
         pub struct Metrics {
-            $($(#[$doc])* pub $name: AtomicU64,)*
+            $(pub $name: AtomicU64,)*
             usage: Mutex<Usage>,
         }
 
@@ -23,46 +134,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Blocks handed over by put and batch commit.
-    blocks_put,
-    /// Bytes of those blocks.
-    bytes_put,
-    /// Blocks that were indexed already and therefore not uploaded.
-    blocks_known,
-    /// Keys deleted.
-    deletes,
-    /// Batches committed.
-    commits,
-    /// Blocks read.
-    gets,
-    /// Bytes of blocks read.
-    get_bytes,
-    /// Blocks that were taken from memory.
-    read_hits,
-    /// Windows that were asked of aggregators.
-    read_windows,
-    /// Bytes of the windows that came.
-    read_window_bytes,
-    /// Bytes of windows that were asked for ahead of their readers.
-    read_ahead_bytes,
-    /// Windows that did not come.
-    read_windows_failed,
-    /// Lookups (has, get_size).
-    lookups,
-    /// Blobs stored.
-    packs_stored,
-    /// Bytes of those blobs, before encoding.
-    pack_bytes,
-    /// Blocks in those blobs.
-    blocks_packed,
-    /// Packs split because a publisher refused their size.
-    packs_split,
-    /// Packs given up.
-    packs_failed,
-    /// Blobs renewed.
-    renewals,
-    /// Renewals that failed.
-    renewals_failed,
+    blocks_put, bytes_put, blocks_known, deletes, commits, gets, get_bytes, read_hits, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, renewals_failed,
 }
 
 impl Metrics {

@@ -30,6 +30,7 @@ const PARALLEL_READS: usize = 16;
 
 /// A condition on a key. Keys compare by their bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeyCondition {
     /// Is this one.
     Equal(String),
@@ -93,6 +94,7 @@ impl QueryOptions {
 
 /// One listed key.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Entry {
     /// The key, as put.
     pub key: String,

@@ -3,6 +3,7 @@
 #[path = "outages/disk.rs"]
 mod disk;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use disk::SmallDisk;
 use testkit::mem::{key_of, noise, Parts};
-use walrusds::{Config, ErrorKind, Op, WalrusDatastore};
+use walrusds::{Config, ErrorKind, Op, WalrusDatastore, METRICS};
 
 /// Parts and a directory for the cache.
 struct Node {
@@ -60,6 +61,25 @@ impl Node {
             .filter(|p| p.extension().is_some_and(|e| e == "blocks"))
             .collect()
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_is_described_and_every_description_is_of_a_metric() {
+    let node = Node::new();
+    let journal = node.dir.path().join("journal");
+    let config = serde_json::json!({
+        "publisherURL": "http://127.0.0.1:1", "aggregatorURL": "http://127.0.0.1:1", "indexPath": "index",
+        "journalPath": journal, "cachePath": node.cache(),
+    });
+    let config = Config::from_json(&config.to_string()).unwrap();
+    let store = WalrusDatastore::open(config, node.dir.path())
+        .await
+        .unwrap();
+    let given: BTreeSet<_> = store.metrics().into_iter().map(|(name, _)| name).collect();
+    let described: BTreeSet<_> = METRICS.iter().map(|metric| metric.name).collect();
+    assert_eq!(given, described);
+    assert_eq!(METRICS.len(), described.len(), "one is described twice");
+    store.close().await.unwrap();
 }
 
 fn blocks(n: u64) -> Vec<(String, Bytes)> {

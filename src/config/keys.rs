@@ -4,6 +4,7 @@
 
 /// What a key's value must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeyType {
     /// A JSON string.
     Text,
@@ -20,6 +21,7 @@ pub enum KeyType {
 
 /// One configuration key.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct KeySpec {
     /// Name in the JSON object.
     pub name: &'static str,

@@ -26,6 +26,7 @@ const ROW_TTL: Duration = Duration::from_secs(5);
 
 /// Which index a node uses.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IndexConfig {
     /// Shared index; holds the libpq URL, which may hold a password.
     Postgres(String),
@@ -59,6 +60,7 @@ impl fmt::Debug for IndexConfig {
 /// # Ok::<(), walrusds::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// Base URLs of publishers, as given (trimmed).
     pub publishers: Vec<String>,
@@ -115,7 +117,7 @@ impl Config {
     /// [`ErrorKind::Unsupported`] for keys of later versions.
     pub fn from_json(json: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(json)
-            .map_err(|e| bad(format!("configuration is not valid JSON: {e}")))?;
+            .map_err(|e| bad(format!("configuration is not valid JSON: {e}")).caused_by(e))?;
         match value {
             Value::Object(map) => Self::from_map(&map),
             other => Err(bad(format!(

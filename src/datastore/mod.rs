@@ -41,6 +41,7 @@ mod write;
 
 /// One operation of a batch.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Op {
     /// Stores a value under a key.
     Put(String, Bytes),

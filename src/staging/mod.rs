@@ -95,6 +95,7 @@ const SEGMENT_MOST: u64 = 64 << 20;
 
 /// How the local write journal works.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct JournalConfig {
     /// Its directory.
     pub path: PathBuf,

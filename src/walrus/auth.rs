@@ -22,6 +22,7 @@ const MAX_TOKEN: usize = 16 << 10;
 /// Source of the `Authorization: Bearer` token that uploads carry. `Debug` shows neither the command
 /// (it may hold a secret) nor a token.
 #[derive(Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Auth {
     /// Uploads carry no token.
     #[default]

@@ -19,6 +19,7 @@ macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// What a [`Client`](super::Client) did since it was made.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
         pub struct Stats {
             $($(#[$doc])* pub $name: u64,)*
         }

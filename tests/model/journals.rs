@@ -2,10 +2,9 @@
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use walrusds::config::JournalConfig;
+use walrusds::config::{Config, JournalConfig};
 
 use testkit::model::NODES;
 
@@ -28,15 +27,13 @@ impl Journals {
 
     /// The journal of a node: a small one, whose packs leave soon.
     pub fn of(&self, node: usize) -> JournalConfig {
-        JournalConfig {
-            path: self.path(node),
-            max_bytes: 64 << 10,
-            idle_flush: Duration::from_secs(30),
-            max_age: Duration::from_secs(60),
-            full_timeout: Duration::from_secs(600),
-            drain_timeout: Duration::from_secs(600),
-            drain_partial: true,
-        }
+        let config = serde_json::json!({
+            "publisherURL": "http://127.0.0.1:1", "aggregatorURL": "http://127.0.0.1:1", "indexPath": "index",
+            "journalPath": self.path(node), "journalMaxBytes": 64 << 10, "packIdleFlushSeconds": 30,
+            "packMaxAgeSeconds": 60, "drainTimeoutSeconds": 600,
+        });
+        let config = Config::from_json(&config.to_string()).expect("configuration");
+        config.journal.expect("a journal")
     }
 
     fn path(&self, node: usize) -> PathBuf {

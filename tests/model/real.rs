@@ -9,7 +9,6 @@ use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Loss, Op, Options};
 use walrusds::clock::Clock;
-use walrusds::config::JournalConfig;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Client, ClientConfig, Config, Index, WalrusDatastore};
@@ -187,9 +186,10 @@ impl World for Real {
     async fn open(&self, node: usize) -> Node {
         let fuse = Arc::new(Fuse::default());
         let mut config = self.config(node);
-        config.journal = self.journals.as_ref().map(|journals| JournalConfig {
-            idle_flush: Duration::from_millis(50),
-            ..journals.of(node)
+        config.journal = self.journals.as_ref().map(|journals| {
+            let mut journal = journals.of(node);
+            journal.idle_flush = Duration::from_millis(50);
+            journal
         });
         let inner = self.index().await;
         self.open.lock()[node] = Some(Arc::clone(&inner));

@@ -50,6 +50,7 @@ const QUEUE: usize = 4096;
 
 /// Where the read cache on the local disk lies, and how large it may get.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DiskCacheConfig {
     /// Its directory.
     pub path: PathBuf,
