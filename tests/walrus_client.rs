@@ -783,7 +783,11 @@ mod secrets {
         let pid = dir.path().join("pid");
         let publisher = Hostile::always(newly_created(ID)).await;
         let client = client(ClientConfig {
-            auth: Auth::Command(format!("echo $$ > {}; exec sleep 60", pid.display())),
+            // A pipeline, and not the shell alone.
+            auth: Auth::Command(format!(
+                "sh -c 'echo $$ > {}; exec sleep 600' | cat",
+                pid.display()
+            )),
             ..writer(&[&publisher])
         });
         let read_pid = || {

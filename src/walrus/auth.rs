@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{kill_process_group, Pid, Signal};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::transport::one_line;
@@ -81,9 +82,11 @@ async fn run(command: &str) -> Result<String, String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|e| format!("authTokenCommand: cannot start sh: {e}"))?;
+    let mut group = KillOnDrop(child.id());
     let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
         return Err("authTokenCommand: no pipes to sh".into());
     };
@@ -92,6 +95,7 @@ async fn run(command: &str) -> Result<String, String> {
         .wait()
         .await
         .map_err(|e| format!("authTokenCommand: {e}"))?;
+    group.0 = None;
     let out = out.map_err(|e| format!("authTokenCommand: reading its output: {e}"))?;
     if !status.success() {
         let mut said = String::from_utf8_lossy(&err.unwrap_or_default()).into_owned();
@@ -104,6 +108,20 @@ async fn run(command: &str) -> Result<String, String> {
         return Err(format!("authTokenCommand: {status}{colon}{said}"));
     }
     clean(&out).map_err(|e| format!("authTokenCommand: {e}"))
+}
+
+/// Ends the processes of a group, by the ID of its leader, which must not have been waited for: a command that
+/// is given up may be a pipeline.
+struct KillOnDrop(Option<u32>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let leader = self.0.and_then(|id| i32::try_from(id).ok());
+        if let Some(leader) = leader.and_then(Pid::from_raw) {
+            // The processes may have ended by themselves.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
 }
 
 /// Reads to the end, but keeps (and fails beyond) [`MAX_TOKEN`] bytes.
