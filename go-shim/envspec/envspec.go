@@ -190,7 +190,8 @@ func convert(value string, key walrusds.ConfigKey) (any, error) {
 }
 
 // New returns the configuration of a new repo: what the environment says, an embedded index if it
-// names none, and a write journal unless it is off. It is validated in full.
+// names none, a write journal unless it is off, and renewal of what is stored (see lifetimes). It is
+// validated in full.
 //
 // A journal that was not configured further keeps small packs at close: the node may be one that is
 // used by one-shot commands only, and a blob for each of them would cost as much as a full one.
@@ -220,10 +221,35 @@ func (v *Values) New() (map[string]any, error) {
 	if spec["journalPath"] != nil && spec["drainPartialPacks"] == nil {
 		spec["drainPartialPacks"] = false
 	}
+	lifetimes(spec)
 	if _, err := walrusds.DiskSpec(spec); err != nil {
 		return nil, v.explain(err)
 	}
 	return spec, nil
+}
+
+// lifetimes settles how long data lives where the environment does not say it, so that a node that is left
+// alone loses nothing: the network, epochs enough to survive a long absence, and renewal.
+//
+// The network is Testnet if the publisher's URL says so, else Mainnet, where data is kept to last. For a
+// Testnet node with a publisher of its own that is wrong, so the documents ask for WALRUSDS_NETWORK.
+func lifetimes(spec map[string]any) {
+	if spec["network"] == nil && spec["epochDurationSeconds"] == nil {
+		spec["network"] = "mainnet"
+		if url, _ := spec["publisherURL"].(string); strings.Contains(strings.ToLower(url), "testnet") {
+			spec["network"] = "testnet"
+		}
+	}
+	if spec["epochs"] == nil {
+		spec["epochs"] = int64(14)
+		if spec["network"] == "mainnet" {
+			spec["epochs"] = int64(26) // a year
+		}
+	}
+	unknown := spec["network"] == nil && spec["epochDurationSeconds"] == int64(0)
+	if spec["renewIntervalSeconds"] == nil && spec["disableFlush"] != true && !unknown {
+		spec["renewIntervalSeconds"] = int64(3600)
+	}
 }
 
 // Update returns the configuration of an existing repo with the environment's settings put over it;

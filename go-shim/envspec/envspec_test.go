@@ -120,6 +120,41 @@ func TestTheJournalIsOnUnlessItIsOff(t *testing.T) {
 	}
 }
 
+func TestWhatIsStoredIsRenewed(t *testing.T) {
+	const week = "WALRUSDS_EPOCH_DURATION_SECONDS=604800"
+	for _, c := range []struct {
+		env                       []string
+		network, epochs, interval any
+	}{
+		{nil, "mainnet", int64(26), int64(3600)},
+		{[]string{"WALRUSDS_PUBLISHER_URL=https://publisher.Walrus-Testnet.example"}, "testnet", int64(14), int64(3600)},
+		{[]string{"WALRUSDS_NETWORK=testnet", "WALRUSDS_EPOCHS=30"}, "testnet", int64(30), int64(3600)},
+		{[]string{`WALRUSDS_NETWORK={"epochDurationSeconds":600}`}, `{"epochDurationSeconds":600}`, int64(14), int64(3600)},
+		{[]string{week, "WALRUSDS_RENEW_INTERVAL_SECONDS=60"}, nil, int64(14), int64(60)},
+		{[]string{"WALRUSDS_EPOCH_DURATION_SECONDS=0"}, nil, int64(14), nil},
+		{[]string{"WALRUSDS_RENEW_INTERVAL_SECONDS=0"}, "mainnet", int64(26), int64(0)},
+		{[]string{"WALRUSDS_DISABLE_FLUSH=true"}, "mainnet", int64(26), nil},
+	} {
+		env := urls
+		if len(c.env) > 0 && strings.HasPrefix(c.env[0], "WALRUSDS_PUBLISHER_URL") {
+			env = urls[1:]
+		}
+		v, err := Parse(append(c.env, env...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := v.New()
+		if err != nil || spec["network"] != c.network || spec["epochs"] != c.epochs || spec["renewIntervalSeconds"] != c.interval {
+			t.Errorf("%v: %v, %v", c.env, spec, err)
+		}
+	}
+	v, _ := Parse(nil)
+	old := map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "i"}
+	if spec, err := v.Update(old); err != nil || len(spec) != len(old) {
+		t.Errorf("an existing repo got other lifetimes unasked: %v, %v", spec, err)
+	}
+}
+
 func TestErrorsNameTheVariableAndNoSecret(t *testing.T) {
 	for _, c := range []struct {
 		env  string

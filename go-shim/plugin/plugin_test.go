@@ -62,7 +62,8 @@ func TestProfile(t *testing.T) {
 		want := map[string]any{
 			"mountpoint": "/blocks", "type": "measure", "prefix": "walrusds.datastore",
 			"child": map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "walrusds-index.sqlite",
-				"journalPath": "walrusds-journal", "drainPartialPacks": false},
+				"journalPath": "walrusds-journal", "drainPartialPacks": false,
+				"network": "mainnet", "epochs": int64(26), "renewIntervalSeconds": int64(3600)},
 		}
 		if !reflect.DeepEqual(blocks, want) || root["mountpoint"] != "/" || len(mounts) != 2 {
 			t.Errorf("%v", mounts)

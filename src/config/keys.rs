@@ -38,7 +38,7 @@ pub struct KeySpec {
 /// Largest blob that Walrus takes at 1,000 shards: 334 * 667 * 65,534 bytes.
 pub const MAX_BLOB_BYTES: i64 = 14_599_533_452;
 
-const MAX_SECONDS: i64 = 100 * 366 * 86_400;
+pub(super) const MAX_SECONDS: i64 = 100 * 366 * 86_400;
 
 const fn whole(min: i64, max: i64) -> KeyType {
     KeyType::Whole { min, max }
@@ -72,6 +72,7 @@ pub const KEYS: &[KeySpec] = &[
     secret("postgresURL", KeyType::Text, "shared index: libpq URL (multi-host, `sslmode` incl. `verify-full`, `sslrootcert`, unix socket); this or `indexPath`"),
     key("indexPath", KeyType::Text, "", "embedded index (SQLite file) for a single node, relative to the repo unless absolute; this or `postgresURL`"),
     key("table", KeyType::Text, "walrus_index", "index table: an identifier, optionally `schema.table`"),
+    key("network", KeyType::Text, "", "the Walrus network: `mainnet`, `testnet`, or for another one `{\"epochDurationSeconds\": N}`; gives the length of an epoch"),
     key("epochs", whole(1, 53), "1", "storage epochs bought per blob (an epoch is 14 days on Mainnet, 1 day on Testnet)"),
     key("deletable", KeyType::Flag, "false", "`false` stores permanent blobs, `true` blobs that the owner of the publisher's wallet may delete"),
     key("workers", whole(1, 10_000), "100", "ceiling of parallel uploads; actual concurrency adapts to 429/503"),
@@ -80,7 +81,7 @@ pub const KEYS: &[KeySpec] = &[
     key("blobCacheBytes", KeyType::Whole { min: i64::MIN, max: i64::MAX }, "268435456", "memory for what is read, read-ahead included (bytes); one entry takes a quarter at most; with `cachePath` half of it is kept at most; negative disables both"),
     key("requestTimeoutSeconds", whole(1, 86_400), "60", "per HTTP attempt, without progress (seconds)"),
     key("maxRetries", whole(0, 100), "3", "retries per request after the first attempt, exponential backoff with jitter"),
-    key("epochDurationSeconds", whole(0, MAX_SECONDS), "0", "length of a storage epoch (seconds; Mainnet 1209600, Testnet 86400); 0 = unknown, renewal off"),
+    key("epochDurationSeconds", whole(0, MAX_SECONDS), "0", "length of a storage epoch (seconds) where `network` does not give it; 0 = unknown, renewal off"),
     key("renewIntervalSeconds", whole(0, MAX_SECONDS), "0", "how often to look for blobs to renew (seconds); 0 = renewal off"),
     key("renewLeadSeconds", whole(0, MAX_SECONDS), "one epoch", "renew blobs that end within this time (seconds)"),
     key("journalPath", KeyType::Text, "", "directory of the local write journal, relative to the repo unless absolute: a write returns when it is on the local disk"),

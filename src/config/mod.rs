@@ -15,6 +15,7 @@ use crate::limits::MAX_VALUE_BYTES;
 use crate::walrus::{Auth, ClientConfig};
 
 mod keys;
+mod network;
 
 pub use crate::read::disk::DiskCacheConfig;
 pub use crate::staging::JournalConfig;
@@ -141,17 +142,18 @@ impl Config {
             None => "walrus_index".to_owned(),
         };
         fields.refuse_unsupported()?;
-        let epoch_duration = fields.seconds("epochDurationSeconds", 0)?;
+        let epoch_duration = fields.epoch_duration()?;
         let renew_interval = fields.seconds("renewIntervalSeconds", 0)?;
         if !renew_interval.is_zero() && epoch_duration.is_zero() {
             return Err(bad(
-                "renewIntervalSeconds is set but epochDurationSeconds is not: renewal needs the \
-                 length of an epoch (Mainnet 1209600, Testnet 86400)",
+                "renewIntervalSeconds is set but network is not: renewal needs the length of an \
+                 epoch, so set network to \"mainnet\" or \"testnet\", or epochDurationSeconds",
             ));
         }
         for key in KEYS {
             // Keys without an effect yet are checked all the same.
             match key.ty {
+                KeyType::Text if key.name == "network" => {}
                 KeyType::Text => drop(fields.text(key.name)?),
                 KeyType::Flag => drop(fields.flag(key.name, false)?),
                 KeyType::Whole { .. } => drop(fields.whole(key.name)?),

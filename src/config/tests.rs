@@ -59,6 +59,52 @@ fn every_key_is_read_in_its_own_type() {
 }
 
 #[test]
+fn the_network_gives_the_length_of_an_epoch() {
+    for (extra, seconds) in [
+        (r#""network":"mainnet""#, 1_209_600),
+        (r#""network":" testnet ","renewIntervalSeconds":5"#, 86_400),
+        (r#""network":{"epochDurationSeconds":600}"#, 600),
+        (r#""network":"{\"epochDurationSeconds\": 600}""#, 600),
+        (
+            r#""network":"mainnet","epochDurationSeconds":1209600"#,
+            1_209_600,
+        ),
+        (r#""network":"","epochDurationSeconds":7"#, 7),
+        (r#""epochDurationSeconds":7"#, 7),
+    ] {
+        let config = parse(extra).unwrap();
+        assert_eq!(config.epoch_duration.as_secs(), seconds, "{extra}");
+        assert_eq!(config.renew_lead, config.epoch_duration, "{extra}");
+    }
+    for (extra, found) in [
+        (r#""network":"Mainnet""#, "Mainnet"),
+        (r#""network":7"#, "the number 7"),
+        (r#""network":{}"#, "{}"),
+        (r#""network":{"epochDurationSeconds":0}"#, ":0"),
+        (
+            r#""network":{"epochDurationSeconds":600,"nShards":9}"#,
+            "nShards",
+        ),
+        (r#""network":"{\"epochDurationSeconds\"""#, "{"),
+    ] {
+        refused_extra(extra, &["network is", found, "expected"]);
+    }
+    let both = r#""network":"testnet","epochDurationSeconds":1209600"#;
+    refused_extra(
+        both,
+        &[
+            "epochDurationSeconds is 1209600",
+            "86400 seconds",
+            "remove one",
+        ],
+    );
+    refused_extra(
+        r#""renewIntervalSeconds":9"#,
+        &["network is not", "mainnet"],
+    );
+}
+
+#[test]
 fn required_keys() {
     refused("{}", &["publisherURL is required"]);
     refused(r#"{"publisherURL":""}"#, &["publisherURL is required"]);
