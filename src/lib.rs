@@ -28,7 +28,6 @@ mod locks;
 pub mod log;
 pub mod metrics;
 mod multihash;
-mod pack;
 pub mod query;
 mod read;
 mod recent;
@@ -37,6 +36,7 @@ mod schedules;
 mod staging;
 mod sync;
 mod tls;
+mod upload;
 pub mod walrus;
 
 pub use config::Config;
