@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `open` | how a datastore is put together |
+//! | `inspect` | a datastore that is only looked at |
 //! | `write` | puts, deletes, batches |
 //! | `puts` | what a batch is made of, and what of it is refused |
 //! | `writes` | the two ways of writing: directly, or through the journal |
@@ -33,6 +34,7 @@ use crate::read::roots::Roots;
 use crate::read::Reader;
 use crate::walrus::BlobStore;
 
+mod inspect;
 mod open;
 mod puts;
 mod read;
@@ -40,6 +42,7 @@ mod totals;
 mod write;
 mod writes;
 
+pub use inspect::Inspection;
 use writes::Writes;
 
 /// One operation of a batch.

@@ -1,4 +1,7 @@
 //! Opening: a datastore is put together from its configuration, or from parts.
+//!
+//! [`Parts`] are what looks at the data: an inspection opens them alone. A datastore that works adds what writes and
+//! what runs by itself.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,27 +47,32 @@ struct Own<'a> {
 }
 
 /// What looks at the data: none of it does anything by itself.
-struct Parts {
-    index: Arc<dyn Index>,
-    store: Arc<dyn BlobStore>,
+pub(super) struct Parts {
+    pub(super) index: Arc<dyn Index>,
+    pub(super) store: Arc<dyn BlobStore>,
     clock: Arc<dyn Clock>,
     cache: Arc<BlobCache>,
     log: Arc<Log>,
 }
 
 impl Parts {
-    /// `config` must be [`resolved`]. The publishers and aggregators are not contacted.
-    async fn open(config: &Config) -> Result<Parts> {
+    /// `config` must be [`resolved`]. `only_existing`: the index is used as it is, else its tables are created or
+    /// brought up to date. The publishers and aggregators are not contacted.
+    pub(super) async fn open(config: &Config, only_existing: bool) -> Result<Parts> {
         let index: Arc<dyn Index> = match &config.index {
             IndexConfig::Postgres(url) => {
                 let options = PostgresOptions {
                     max_open_conns: config.max_open_conns,
+                    only_existing,
                     ..PostgresOptions::new(url, &config.table)
                 };
                 Arc::new(PostgresIndex::open(options).await?)
             }
             IndexConfig::Sqlite(path) => {
-                let options = SqliteOptions::new(path, &config.table);
+                let options = SqliteOptions {
+                    only_existing,
+                    ..SqliteOptions::new(path, &config.table)
+                };
                 Arc::new(SqliteIndex::open(options).await?)
             }
         };
@@ -80,7 +88,7 @@ impl Parts {
 }
 
 /// The configuration with its paths resolved and checked.
-fn resolved(config: Config, repo: &Path) -> Result<Config> {
+pub(super) fn resolved(config: Config, repo: &Path) -> Result<Config> {
     let config = config.resolve(repo);
     config.check_paths()?;
     config.check_repo(repo)?;
@@ -97,7 +105,7 @@ impl WalrusDatastore {
     /// index cannot be reached or used.
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
         let config = resolved(config, repo)?;
-        let parts = Parts::open(&config).await?;
+        let parts = Parts::open(&config, false).await?;
         let index = Arc::clone(&parts.index);
         let opened = async {
             let own = Own {

@@ -61,7 +61,7 @@ impl WalrusDatastore {
             .chain(deletes.iter().cloned())
             .collect();
         let guard = Arc::new(shared.locks.lock(locked).await);
-        shared.writes.store(puts, room, &guard).await?;
+        shared.writes.write(puts, room, &guard).await?;
         if deletes.is_empty() {
             return Ok(());
         }

@@ -113,26 +113,36 @@ impl Writes {
     }
 
     /// Writes values that were admitted. `guard` holds their keys.
-    pub(super) async fn store(
+    pub(super) async fn write(
         &self,
         mut puts: Vec<Put>,
         room: Option<Room>,
         guard: &Arc<KeyGuard>,
     ) -> Result<()> {
+        if puts.is_empty() {
+            return Ok(());
+        }
         match &self.way {
             Way::Direct(packer) => {
-                let blocks = self.not_stored_yet(puts).await?;
-                if !blocks.is_empty() {
-                    packer.submit(blocks, Arc::clone(guard))?.wait().await?;
+                let rows = self.rows(&puts).await?;
+                let block = |(put, row): (Put, Option<Record>)| NewBlock {
+                    key: put.key,
+                    value: put.value,
+                    replaces: usage_of(row.as_ref()),
+                };
+                let new = self.without_stored(puts, rows);
+                let blocks: Vec<_> = new.into_iter().map(block).collect();
+                if blocks.is_empty() {
+                    return Ok(());
                 }
-                Ok(())
+                packer.submit(blocks, Arc::clone(guard))?.wait().await
             }
             Way::Journalled {
                 journal, ask_first, ..
             } => {
                 let before = puts.len();
                 let bytes = puts.iter().map(|p| p.value.len()).sum();
-                if before > 0 && ask_first.is_worth_it(bytes) {
+                if ask_first.is_worth_it(bytes) {
                     puts = self.without_indexed(puts, ask_first).await;
                     if puts.len() < before {
                         ask_first.found_one();
@@ -203,21 +213,6 @@ impl Writes {
         let known = (before - new.len()) as u64;
         Metrics::add(&self.uploader.metrics.blocks_known, known);
         new
-    }
-
-    /// The blocks of a batch that must be uploaded, with what they replace.
-    async fn not_stored_yet(&self, puts: Vec<Put>) -> Result<Vec<NewBlock>> {
-        if puts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let rows = self.rows(&puts).await?;
-        let block = |(put, row): (Put, Option<Record>)| NewBlock {
-            key: put.key,
-            value: put.value,
-            replaces: usage_of(row.as_ref()),
-        };
-        let new = self.without_stored(puts, rows);
-        Ok(new.into_iter().map(block).collect())
     }
 
     /// Leaves out the blocks that are indexed. An index that does not answer does not hold a write up, and is
