@@ -11,8 +11,11 @@
 //! |---|---|
 //! | `concat` | one block after another, nothing else |
 
-use super::{BlobStore, Record, Result, StoreOptions, StoreResult};
-use crate::walrus::Body;
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::index::Record;
+use crate::walrus::{BlobStore, Body, Check, StoreOptions, StoreResult};
 
 mod concat;
 
@@ -37,6 +40,18 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Reads the block that lies here.
+    pub(crate) async fn read(
+        self,
+        walrus: &dyn BlobStore,
+        blob_id: &str,
+        check: Check<'_>,
+    ) -> Result<Bytes> {
+        walrus
+            .read_range(blob_id, self.offset, self.len, check)
+            .await
+    }
+
     /// The row of a block that lies here in the blob of `row`.
     pub(super) fn in_blob(self, row: &Record) -> Record {
         Record {
@@ -76,23 +91,11 @@ impl Format {
         Ok((walrus.store(body, options).await?, layout))
     }
 
-    /// Reads what shows that aggregators give the whole of a stored pack. `check` judges the bytes of the block
-    /// with a number, at its place in `places`.
-    pub(crate) async fn read_back(
-        self,
-        walrus: &dyn BlobStore,
-        blob_id: &str,
-        places: &[Place],
-        check: &(dyn Fn(usize, &[u8]) -> std::result::Result<(), String> + Send + Sync),
-    ) -> Result<()> {
-        let proof = match self {
+    /// Which block is to be read back, and from where, to know that aggregators give the whole of a stored pack. `None`
+    /// where there is nothing to read.
+    pub(crate) fn proof(self, places: &[Place]) -> Option<(usize, Place)> {
+        match self {
             Format::Concat => concat::proof(places),
-        };
-        if let Some((number, place)) = proof {
-            let check = |bytes: &[u8]| check(number, bytes);
-            let read = walrus.read_range(blob_id, place.offset, place.len, &check);
-            read.await?;
         }
-        Ok(())
     }
 }
