@@ -268,7 +268,7 @@ async fn store_and_place(shared: &Shared, pack: Settling) {
         let started = Instant::now();
         let sent = tokio::select! {
             sent = shared.uploader.store(&part.0) => sent,
-            // Everybody who waited has left: stop sending and paying. Once the rows are being
+            // All writers have left: stop sending and paying. Once the rows are being
             // written it is too late for that: the keys stay locked until the outcome is known, or
             // the write might land after a later one.
             () = abandoned(&part.0) => continue,
