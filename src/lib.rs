@@ -27,7 +27,6 @@ mod locks;
 pub mod log;
 mod metrics;
 mod multihash;
-mod pack;
 pub mod query;
 mod read;
 mod recent;
@@ -36,6 +35,7 @@ mod schedules;
 mod staging;
 mod sync;
 mod tls;
+mod upload;
 pub mod walrus;
 
 /// What the project's own tests and fuzz targets reach; no part of the interface.

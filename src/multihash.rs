@@ -103,6 +103,11 @@ pub fn check(key: &str, value: &[u8]) -> Match {
     }
 }
 
+/// Whether `key` holds a multihash that can be checked, so that nothing else can be stored under it.
+pub fn names_content(key: &str) -> bool {
+    check(key, &[]) != Match::Unknown
+}
+
 /// Hash code and digest of a multihash.
 fn split(multihash: &[u8]) -> Option<(u64, &[u8])> {
     let (code, rest) = shortest_varint(multihash)?;

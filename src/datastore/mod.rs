@@ -3,12 +3,14 @@
 //! | module | holds |
 //! |---|---|
 //! | `open` | how a datastore is put together |
+//! | `inspect` | a datastore that is only looked at |
 //! | `write` | puts, deletes, batches |
+//! | `puts` | what a batch is made of, and what of it is refused |
+//! | `writes` | the two ways of writing: directly, or through the journal |
 //! | `read` | gets, questions for keys, what a listing sees |
 //! | `totals` | totals and counters |
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::{Clock, EpochClock};
+use crate::clock::EpochClock;
 use crate::error::{Error, Result};
 use crate::gone::Gone;
 use crate::index::lookup::Lookups;
@@ -26,18 +28,22 @@ pub use crate::limits::MAX_VALUE_BYTES;
 use crate::locks::KeyLocks;
 use crate::log::{Line, Log};
 use crate::metrics::Metrics;
-use crate::pack::Packer;
 use crate::query::{Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::Reader;
-use crate::staging::{AskFirst, Flusher, Journal};
 use crate::walrus::BlobStore;
 
+mod inspect;
 mod open;
+mod puts;
 mod read;
 mod totals;
 mod write;
+mod writes;
+
+pub use inspect::Inspection;
+use writes::Writes;
 
 /// One operation of a batch.
 #[derive(Debug, Clone)]
@@ -94,11 +100,8 @@ struct Shared {
     verify_reads: bool,
     metrics: Arc<Metrics>,
     log: Arc<Log>,
-    clock: Arc<dyn Clock>,
     epoch_clock: Arc<EpochClock>,
     gone: Arc<Gone>,
-    /// Rows that end sooner than this do not count as stored.
-    fresh_for: Duration,
     locks: KeyLocks,
     disk_cache: Option<DiskCache>,
     /// Where the datastore belongs to a repo.
@@ -108,30 +111,6 @@ struct Shared {
     calls: TaskTracker,
     stop: CancellationToken,
     workers: Mutex<Vec<JoinHandle<()>>>,
-}
-
-/// Where writes go.
-enum Writes {
-    /// To Walrus, at once.
-    Through(Packer),
-    /// To the local journal, and to Walrus later.
-    Journal {
-        journal: Arc<Journal>,
-        flusher: Flusher,
-        drain_timeout: Duration,
-        full_timeout: Duration,
-        ask_first: AskFirst,
-    },
-}
-
-impl Writes {
-    /// What the journal knows of damage to an accepted block.
-    fn damage(&self, key: &str) -> Option<String> {
-        match self {
-            Writes::Journal { journal, .. } => journal.damage(key),
-            Writes::Through(_) => None,
-        }
-    }
 }
 
 impl WalrusDatastore {
@@ -192,18 +171,7 @@ impl WalrusDatastore {
         failpoint!("close.begun");
         shared.reader.close().await;
         // Uploads whose callers have given up end first: the totals are written after them.
-        match &shared.writes {
-            Writes::Through(packer) => packer.close().await,
-            Writes::Journal {
-                journal,
-                flusher,
-                drain_timeout,
-                ..
-            } => {
-                flusher.close(*drain_timeout).await;
-                journal.close().await;
-            }
-        }
+        shared.writes.close().await;
         failpoint!("close.packed");
         shared.stop.cancel();
         let workers = std::mem::take(&mut *shared.workers.lock());

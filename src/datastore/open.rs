@@ -1,4 +1,7 @@
 //! Opening: a datastore is put together from its configuration, or from parts.
+//!
+//! [`Parts`] are what looks at the data: an inspection opens them alone. A datastore that works adds what writes and
+//! what runs by itself.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::totals::flush_usage;
-use super::{Shared, WalrusDatastore, Writes};
+use super::writes::Writes;
+use super::{Shared, WalrusDatastore};
 use crate::clock::{Clock, EpochClock, SystemClock};
 use crate::config::{Config, IndexConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,11 +26,12 @@ use crate::lifetime::{self, RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::locks::KeyLocks;
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
-use crate::pack::{Packer, UploadParts};
 use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
-use crate::staging::{abandoned, had_journal, AskFirst, FlushParts, Flusher, Journal, Owner};
+use crate::staging::{abandoned, had_journal, Owner};
+use crate::upload::limit::UploadLimit;
+use crate::upload::{Format, Uploader};
 use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
@@ -37,8 +42,57 @@ const NOTICES: Duration = Duration::from_secs(5);
 #[derive(Default)]
 struct Own<'a> {
     /// The table, if the index tells.
-    owner: Option<&'a Owner>,
+    owner: Option<Owner>,
     repo: Option<&'a Path>,
+}
+
+/// What looks at the data: none of it does anything by itself.
+pub(super) struct Parts {
+    pub(super) index: Arc<dyn Index>,
+    pub(super) store: Arc<dyn BlobStore>,
+    clock: Arc<dyn Clock>,
+    cache: Arc<BlobCache>,
+    log: Arc<Log>,
+}
+
+impl Parts {
+    /// `config` must be [`resolved`]. `only_existing`: the index is used as it is, else its tables are created or
+    /// brought up to date. The publishers and aggregators are not contacted.
+    pub(super) async fn open(config: &Config, only_existing: bool) -> Result<Parts> {
+        let index: Arc<dyn Index> = match &config.index {
+            IndexConfig::Postgres(url) => {
+                let options = PostgresOptions {
+                    max_open_conns: config.max_open_conns,
+                    only_existing,
+                    ..PostgresOptions::new(url, &config.table)
+                };
+                Arc::new(PostgresIndex::open(options).await?)
+            }
+            IndexConfig::Sqlite(path) => {
+                let options = SqliteOptions {
+                    only_existing,
+                    ..SqliteOptions::new(path, &config.table)
+                };
+                Arc::new(SqliteIndex::open(options).await?)
+            }
+        };
+        let store = Arc::new(Client::new(config.client())?);
+        Ok(Parts {
+            index,
+            cache: store.cache(),
+            store,
+            clock: Arc::new(SystemClock),
+            log: Arc::default(),
+        })
+    }
+}
+
+/// The configuration with its paths resolved and checked.
+pub(super) fn resolved(config: Config, repo: &Path) -> Result<Config> {
+    let config = config.resolve(repo);
+    config.check_paths()?;
+    config.check_repo(repo)?;
+    Ok(config)
 }
 
 impl WalrusDatastore {
@@ -50,53 +104,20 @@ impl WalrusDatastore {
     /// [`ErrorKind::Config`] for what the operator must change, [`ErrorKind::Index`] when the
     /// index cannot be reached or used.
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
-        let config = config.resolve(repo);
-        config.check_paths()?;
-        config.check_repo(repo)?;
-        let index: Arc<dyn Index> = match &config.index {
-            IndexConfig::Postgres(url) => Arc::new(
-                PostgresIndex::open(PostgresOptions {
-                    max_open_conns: config.max_open_conns,
-                    ..PostgresOptions::new(url, &config.table)
-                })
-                .await?,
-            ),
-            IndexConfig::Sqlite(path) => {
-                Arc::new(SqliteIndex::open(SqliteOptions::new(path, &config.table)).await?)
-            }
-        };
-        let store = Arc::new(Client::new(config.client())?);
-        let cache = store.cache();
-        let log = Arc::new(Log::default());
-        // Asked for where there is a journal to belong to it, or might be.
-        let has_place = config.journal.is_some() || had_journal(repo);
-        let identity = match has_place {
-            true => index.identity().await,
-            false => Ok(None),
-        };
-        let owner = match identity {
-            Ok(identity) => identity.map(|identity| Owner {
-                identity,
-                name: config.table.clone(),
-            }),
-            Err(e) => {
-                let _ = index.close().await;
-                return Err(e);
-            }
-        };
-        let journal = config
-            .journal
-            .as_ref()
-            .map(|journal| journal.path.as_path());
-        let opened = abandoned(repo, journal, owner.as_ref(), &log).and_then(|()| {
-            let (index, clock) = (Arc::clone(&index), Arc::new(SystemClock));
+        let config = resolved(config, repo)?;
+        let parts = Parts::open(&config, false).await?;
+        let index = Arc::clone(&parts.index);
+        let opened = async {
             let own = Own {
-                owner: owner.as_ref(),
+                owner: owner(&config, repo, &*index).await?,
                 // Without a repo there is no directory of ours.
                 repo: Some(repo).filter(|repo| !repo.as_os_str().is_empty()),
             };
-            Self::assemble(&config, index, store, clock, cache, own, log)
-        });
+            let journal = config.journal.as_ref().map(|journal| &*journal.path);
+            abandoned(repo, journal, own.owner.as_ref(), &parts.log)?;
+            Self::assemble(&config, parts, own)
+        };
+        let opened = opened.await;
         if opened.is_err() {
             let _ = index.close().await;
         }
@@ -115,50 +136,29 @@ impl WalrusDatastore {
         store: Arc<dyn BlobStore>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
-        let cache = Arc::new(BlobCache::new(config.blob_cache_bytes));
-        let own = Own::default();
-        Self::assemble(config, index, store, clock, cache, own, Arc::default())
+        let parts = Parts {
+            index,
+            store,
+            clock,
+            cache: Arc::new(BlobCache::new(config.blob_cache_bytes)),
+            log: Arc::default(),
+        };
+        Self::assemble(config, parts, Own::default())
     }
 
-    fn assemble(
-        config: &Config,
-        index: Arc<dyn Index>,
-        store: Arc<dyn BlobStore>,
-        clock: Arc<dyn Clock>,
-        cache: Arc<BlobCache>,
-        own: Own<'_>,
-        log: Arc<Log>,
-    ) -> Result<Self> {
-        let lookups = Arc::new(Lookups::new(index, config.row_ttl));
+    /// Adds to the parts what writes and what runs by itself.
+    fn assemble(config: &Config, parts: Parts, own: Own<'_>) -> Result<Self> {
+        let Parts {
+            store, cache, log, ..
+        } = parts;
+        let lookups = Arc::new(Lookups::new(parts.index, config.row_ttl));
         // Whatever is written passes there.
         let index: Arc<dyn Index> = Arc::<Lookups>::clone(&lookups);
         let metrics = Arc::new(Metrics::default());
-        let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
-        let options = StoreOptions {
-            epochs: config.epochs,
-            deletable: config.deletable,
-        };
-        let stop = CancellationToken::new();
         let only_reads = lookups.only_reads();
         log_new_notices(&*lookups, &log);
-        if let (Some(why), Some(journal)) = (only_reads, &config.journal) {
-            return Err(Error::new(
-                ErrorKind::Config,
-                format!(
-                    "journalPath: {why}, so blocks in a write journal ({}) could be uploaded and paid for, and never \
-                     be found: remove journalPath from this node's configuration, or give it an index to which it \
-                     may write",
-                    journal.path.display()
-                ),
-            ));
-        }
         if let Some(why) = only_reads {
-            log.push(
-                Level::Info,
-                format!(
-                    "{why}: this node reads, and refuses to store and to delete while that is so"
-                ),
-            );
+            check_only_reads(config, why, &log)?;
         }
         let keeps = !config.disable_flush && only_reads.is_none();
         let renewing = !config.renew_interval.is_zero() && keeps;
@@ -169,60 +169,42 @@ impl WalrusDatastore {
             config.renew_lead.min(config.epoch_duration / 2)
         };
         let locks = KeyLocks::default();
-        let gone = Arc::new(gone::none());
-        let upload = UploadParts {
+        let uploader = Arc::new(Uploader {
             store: Arc::clone(&store),
             index: Arc::clone(&index),
-            clock: Arc::clone(&clock),
-            epoch_clock: Arc::clone(&epoch_clock),
+            clock: parts.clock,
+            epoch_clock: Arc::new(EpochClock::new(config.epoch_duration)),
             metrics: Arc::clone(&metrics),
             log: Arc::clone(&log),
-            gone: Arc::clone(&gone),
-            options,
+            gone: Arc::new(gone::none()),
+            options: StoreOptions {
+                epochs: config.epochs,
+                deletable: config.deletable,
+            },
+            format: Format::Concat,
             target_bytes: config.pack_target_size_bytes,
-            workers: config.workers,
-        };
-        let writes = match &config.journal {
-            None => Writes::Through(Packer::start(upload)),
-            Some(settings) => {
-                let journal = Journal::open(
-                    &settings.path,
-                    settings.max_bytes,
-                    own.owner,
-                    Arc::clone(&log),
-                )?;
-                let journal = Arc::new(journal);
-                Writes::Journal {
-                    flusher: Flusher::start(FlushParts {
-                        journal: Arc::clone(&journal),
-                        upload,
-                        locks: locks.clone(),
-                        idle: settings.idle_flush,
-                        max_age: settings.max_age,
-                        drain_partial: settings.drain_partial,
-                        fresh_for,
-                    }),
-                    journal,
-                    drain_timeout: settings.drain_timeout,
-                    full_timeout: settings.full_timeout,
-                    ask_first: AskFirst::default(),
-                }
-            }
-        };
+            limit: UploadLimit::new(config.workers),
+            fresh_for,
+        });
+        let writes = Writes::start(
+            config,
+            own.owner.as_ref(),
+            Arc::clone(&uploader),
+            locks.clone(),
+        )?;
         let disk_cache = config.disk_cache.clone().map(|settings| {
             cache.share_with_disk();
             DiskCache::open(settings, Arc::clone(&log))
         });
-        let mut workers = vec![tokio::spawn(flush_usage(
-            Arc::clone(&index),
-            Arc::clone(&metrics),
-            stop.clone(),
-        ))];
-        workers.push(tokio::spawn(log_notices(
-            Arc::clone(&index),
-            Arc::clone(&log),
-            stop.clone(),
-        )));
+        let stop = CancellationToken::new();
+        let mut workers = vec![
+            tokio::spawn(flush_usage(
+                Arc::clone(&index),
+                Arc::clone(&metrics),
+                stop.clone(),
+            )),
+            tokio::spawn(log_notices(index, Arc::clone(&log), stop.clone())),
+        ];
         if renewing {
             if config.epochs < MIN_RENEWAL_EPOCHS {
                 log.push(
@@ -233,21 +215,18 @@ impl WalrusDatastore {
                     ),
                 );
             }
-            workers.push(tokio::spawn(lifetime::renew(
-                RenewalParts {
-                    index: Arc::clone(&index),
-                    store: Arc::clone(&store),
-                    clock: Arc::clone(&clock),
-                    epoch_clock: Arc::clone(&epoch_clock),
-                    metrics: Arc::clone(&metrics),
-                    log: Arc::clone(&log),
-                    options,
-                    interval: config.renew_interval,
-                    lead: config.renew_lead,
-                    epoch: config.epoch_duration,
-                },
-                stop.clone(),
-            )));
+            let parts = RenewalParts {
+                index: Arc::clone(&uploader.index),
+                clock: Arc::clone(&uploader.clock),
+                epoch_clock: Arc::clone(&uploader.epoch_clock),
+                metrics: Arc::clone(&metrics),
+                log: Arc::clone(&log),
+                uploader: Arc::clone(&uploader),
+                interval: config.renew_interval,
+                lead: config.renew_lead,
+                epoch: config.epoch_duration,
+            };
+            workers.push(tokio::spawn(lifetime::renew(parts, stop.clone())));
         }
         let roots = own
             .repo
@@ -265,10 +244,8 @@ impl WalrusDatastore {
                 verify_reads: config.verify_reads,
                 metrics,
                 log,
-                clock,
-                epoch_clock,
-                gone,
-                fresh_for,
+                epoch_clock: Arc::clone(&uploader.epoch_clock),
+                gone: Arc::clone(&uploader.gone),
                 locks,
                 disk_cache,
                 roots,
@@ -280,6 +257,41 @@ impl WalrusDatastore {
             }),
         })
     }
+}
+
+/// The table that a journal of this repo must belong to. It is asked for where there is a journal, or might be.
+async fn owner(config: &Config, repo: &Path, index: &dyn Index) -> Result<Option<Owner>> {
+    if config.journal.is_none() && !had_journal(repo) {
+        return Ok(None);
+    }
+    let identity = index.identity().await?;
+    Ok(identity.map(|identity| Owner {
+        identity,
+        name: config.table.clone(),
+    }))
+}
+
+/// What a node is told whose index can only be read.
+///
+/// # Errors
+/// [`ErrorKind::Config`] where a journal is configured.
+fn check_only_reads(config: &Config, why: &str, log: &Log) -> Result<()> {
+    if let Some(journal) = &config.journal {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "journalPath: {why}, so blocks in a write journal ({}) could be uploaded and paid for, and never \
+                 be found: remove journalPath from this node's configuration, or give it an index to which it \
+                 may write",
+                journal.path.display()
+            ),
+        ));
+    }
+    log.push(
+        Level::Info,
+        format!("{why}: this node reads, and refuses to store and to delete while that is so"),
+    );
+    Ok(())
 }
 
 /// Logs what an operator must know of the index by now.

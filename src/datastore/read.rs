@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::write::check_key;
-use super::{Shared, WalrusDatastore, Writes};
+use super::puts::check_key;
+use super::{Shared, WalrusDatastore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Index, KeyRange, ListItem, Record};
 use crate::metrics::Metrics;
@@ -106,10 +106,8 @@ impl WalrusDatastore {
 #[async_trait]
 impl Contents for Shared {
     fn list_staged(&self, range: &KeyRange, limit: usize) -> Vec<ListItem> {
-        match &self.writes {
-            Writes::Journal { journal, .. } => journal.list(range, limit),
-            Writes::Through(_) => Vec::new(),
-        }
+        let journal = self.writes.journal();
+        journal.map_or_else(Vec::new, |journal| journal.list(range, limit))
     }
 
     async fn list_indexed(
@@ -143,7 +141,7 @@ impl Shared {
         }
         if let Err(damaged) = self.absent(key) {
             // Where the key names no content, a row may be of an older value.
-            if multihash::check(key, &[]) == Match::Unknown {
+            if !multihash::names_content(key) {
                 return Err(damaged);
             }
         }
@@ -192,15 +190,12 @@ impl Shared {
     /// The block as it lies in the journal. A caller that does not find it there looks into the index
     /// next: a block leaves the journal only after its row is committed.
     fn staged(&self, key: &str) -> Option<Arc<Block>> {
-        match &self.writes {
-            Writes::Journal { journal, .. } => journal.find(key),
-            Writes::Through(_) => None,
-        }
+        self.writes.journal()?.find(key)
     }
 
     /// Its value; `None` also if it is damaged, as a row may point to another copy.
     fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
-        let Writes::Journal { journal, .. } = &self.writes else {
+        let Some(journal) = self.writes.journal() else {
             return Ok(None);
         };
         match journal.find(key).map(|block| journal.read(&block)) {
@@ -213,7 +208,7 @@ impl Shared {
 
     /// That nothing is known of a key is no answer for a block that was accepted and is damaged.
     fn absent(&self, key: &str) -> Result<()> {
-        match self.writes.damage(key) {
+        match self.writes.journal().and_then(|j| j.damage(key)) {
             None => Ok(()),
             Some(damage) => Err(Error::new(ErrorKind::Corrupt, damage)),
         }

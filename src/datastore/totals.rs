@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{WalrusDatastore, Writes};
+use super::WalrusDatastore;
 use crate::error::{caught, Result};
 use crate::index::{Index, Usage};
 use crate::metrics::Metrics;
 use crate::read::disk::DiskCache;
-use crate::staging::Staged;
 
 /// How often the running totals are written to the index, if they changed.
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
@@ -25,10 +24,8 @@ impl WalrusDatastore {
         let _call = self.enter()?;
         let stored = self.shared.index.usage().await?;
         let now = stored.plus(self.shared.metrics.pending_usage());
-        let staged = match &self.shared.writes {
-            Writes::Journal { journal, .. } => journal.staged(),
-            Writes::Through(_) => Staged::default(),
-        };
+        let journal = self.shared.writes.journal();
+        let staged = journal.map(|journal| journal.staged()).unwrap_or_default();
         let indexed = Usage {
             blocks: now.blocks.max(0),
             bytes: now.bytes.max(0),
@@ -43,21 +40,7 @@ impl WalrusDatastore {
     pub fn metrics(&self) -> Vec<(&'static str, u64)> {
         let shared = &self.shared;
         let mut all = shared.metrics.snapshot();
-        let (running, limit) = match &shared.writes {
-            Writes::Through(packer) => packer.uploads(),
-            Writes::Journal {
-                journal, flusher, ..
-            } => {
-                let staged = journal.staged();
-                all.push(("journal_blocks", staged.blocks));
-                all.push(("journal_bytes", staged.bytes));
-                all.push(("journal_disk_bytes", staged.disk_bytes));
-                all.push(("journal_syncs", journal.syncs()));
-                flusher.uploads()
-            }
-        };
-        all.push(("uploads_running", running as u64));
-        all.push(("uploads_limit", limit as u64));
+        all.extend(shared.writes.counters());
         all.extend(shared.store.counters());
         all.extend(shared.disk_cache.iter().flat_map(DiskCache::counters));
         all.extend(shared.reader.counters());

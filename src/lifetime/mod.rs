@@ -24,8 +24,8 @@ use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index, RenewItem, Renewal};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
-use crate::pack::expiry;
-use crate::walrus::{BlobStore, StoreOptions};
+use crate::upload::Uploader;
+use crate::walrus::StoreOptions;
 
 mod check;
 mod memory;
@@ -65,12 +65,11 @@ const EPOCH_NOTE: &str = "renewal.epoch";
 
 pub(crate) struct RenewalParts {
     pub(crate) index: Arc<dyn Index>,
-    pub(crate) store: Arc<dyn BlobStore>,
+    pub(crate) uploader: Arc<Uploader>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) epoch_clock: Arc<EpochClock>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
-    pub(crate) options: StoreOptions,
     pub(crate) interval: Duration,
     pub(crate) lead: Duration,
     pub(crate) epoch: Duration,
@@ -450,9 +449,10 @@ async fn renew_blob(
     failpoint!("renew.read");
     let options = StoreOptions {
         deletable: item.deletable,
-        epochs: parts.options.epochs.max(MIN_RENEWAL_EPOCHS),
+        epochs: parts.uploader.options.epochs.max(MIN_RENEWAL_EPOCHS),
     };
-    let stored = parts.store.store(bytes.clone().into(), options).await?;
+    let store = &parts.uploader.store;
+    let stored = store.store(bytes.clone().into(), options).await?;
     failpoint!("renew.stored");
     if stored.blob_id != item.blob_id {
         past.stored_wrong(check::digest(&bytes), parts.epoch);
@@ -483,13 +483,8 @@ async fn renew_blob(
             ),
         );
     }
-    let end_epoch = i64::try_from(stored.end_epoch).unwrap_or(i64::MAX);
-    let expires_at = expiry(
-        &parts.epoch_clock,
-        parts.clock.now(),
-        &stored,
-        options.epochs,
-    );
+    let row = parts.uploader.certified(&stored, options);
+    let (end_epoch, expires_at) = (row.end_epoch, row.expires_at);
     let renewal = Renewal {
         end_epoch,
         expires_at: expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH),
@@ -518,7 +513,12 @@ async fn right_bytes(
     turn: u32,
 ) -> Result<(Bytes, Vec<String>)> {
     let strictly = |bytes: &[u8]| rows.strictly(bytes);
-    let error = match parts.store.read_once(&item.blob_id, &strictly).await {
+    let error = match parts
+        .uploader
+        .store
+        .read_once(&item.blob_id, &strictly)
+        .await
+    {
         Ok(bytes) => return Ok((bytes, Vec::new())),
         Err(e) => e,
     };
@@ -526,6 +526,6 @@ async fn right_bytes(
         return Err(error);
     };
     let like = |bytes: &[u8]| rows.like(&best, bytes);
-    let bytes = parts.store.read_once(&item.blob_id, &like).await?;
+    let bytes = parts.uploader.store.read_once(&item.blob_id, &like).await?;
     Ok((bytes, best.fit.odd))
 }

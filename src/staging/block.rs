@@ -11,8 +11,9 @@ use super::damage::Damage;
 use super::disk_error;
 use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pack::order::Order;
-use crate::walrus::Source;
+use crate::upload::order::Order;
+use crate::upload::Parcel;
+use crate::walrus::{Body, Source};
 
 /// A staged block.
 #[derive(Debug)]
@@ -100,6 +101,20 @@ pub(super) fn nodes(blocks: &[Arc<Block>]) -> Vec<(Arc<str>, Bytes)> {
     nodes
         .filter_map(|block| Some((Arc::clone(&block.key), block.read().ok()?)))
         .collect()
+}
+
+impl Parcel for Arc<Block> {
+    fn key(&self) -> &str {
+        &self.key
+    }
+
+    fn len(&self) -> u64 {
+        Block::len(self)
+    }
+
+    fn append_to(&self, body: &mut Body) {
+        body.push_source(Arc::<Block>::clone(self));
+    }
 }
 
 impl Source for Block {

@@ -16,14 +16,14 @@ use tokio_util::task::TaskTracker;
 use super::trouble::Failures;
 use super::{Block, Journal};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{KeyRecord, Record, Usage};
+use crate::index::{Record, Usage};
 use crate::locks::KeyLocks;
 use crate::log::Level;
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
-use crate::pack::limit::{Permit, UploadLimit};
-use crate::pack::{row_of, UploadParts};
-use crate::walrus::{Body, StoreResult, WHOLE};
+use crate::upload::limit::Permit;
+use crate::upload::{usage_of, Pack, Place, Sent, Uploader};
+use crate::walrus::WHOLE;
 
 /// Pause after a failure, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -36,7 +36,7 @@ const LOOK_MAX: Duration = Duration::from_secs(86_400);
 /// What the flusher works with.
 pub(crate) struct FlushParts {
     pub(crate) journal: Arc<Journal>,
-    pub(crate) upload: UploadParts,
+    pub(crate) uploader: Arc<Uploader>,
     pub(crate) locks: KeyLocks,
     /// Flush when nothing was written for so long.
     pub(crate) idle: Duration,
@@ -44,8 +44,6 @@ pub(crate) struct FlushParts {
     pub(crate) max_age: Duration,
     /// Whether close brings packs away that are neither full nor that old.
     pub(crate) drain_partial: bool,
-    /// Rows that end sooner than this do not count as stored.
-    pub(crate) fresh_for: Duration,
 }
 
 pub(super) struct Shared {
@@ -112,20 +110,16 @@ impl<'a> Patience<'a> {
 
 /// Brings a pack to Walrus and into the index, however long it takes; while the datastore is being
 /// closed, it tries once. Only uploads hold a permit.
-pub(super) async fn deliver(
-    shared: Arc<Shared>,
-    limit: UploadLimit,
-    pack: Vec<Arc<Block>>,
-    first_permit: Permit,
-) {
+pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_permit: Permit) {
     let parts = &shared.parts;
+    let uploader = &parts.uploader;
     let closing = || shared.draining.load(Ordering::Acquire);
     let mut first_permit = Some(first_permit);
     let mut patience = Patience::new(&parts.journal);
     let mut stack = vec![pack];
     while let Some(blocks) = stack.pop() {
         let Prepared {
-            travel: blocks,
+            travel: mut blocks,
             replaced,
             unproven,
         } = match caught(prepare(parts, blocks.clone())).await {
@@ -144,33 +138,31 @@ pub(super) async fn deliver(
                 continue;
             }
         };
-        for (blob_id, blocks) in by_blob(unproven) {
+        for (blob_id, placed) in by_blob(unproven) {
             // They hold nothing else up: it may take an aggregator's outage.
-            spawn_unless_stopped(&shared, prove(Arc::clone(&shared), blob_id, blocks));
+            spawn_unless_stopped(&shared, prove(Arc::clone(&shared), blob_id, placed));
         }
         if blocks.is_empty() {
             continue;
         }
         let permit = match first_permit.take() {
             Some(permit) => permit,
-            None => limit.acquire().await,
+            None => uploader.limit.acquire().await,
         };
-        let throttled_before = parts.upload.store.throttled();
+        let throttled_before = uploader.store.throttled();
         failpoint!("flush.prepared");
-        let stored = caught(store(parts, &blocks)).await;
-        permit.report(parts.upload.store.throttled() != throttled_before);
+        let sent = uploader.store(&blocks).await;
+        permit.report(uploader.store.throttled() != throttled_before);
         drop(permit);
-        let stored = match stored {
-            Ok(stored) => stored,
-            Err(e) if e.kind() == ErrorKind::TooLarge && blocks.len() > 1 => {
-                Metrics::add(&parts.upload.metrics.packs_split, 1);
-                let (first, second) = halves(blocks);
+        let pack = match sent {
+            Sent::Stored(pack) => pack,
+            Sent::TooLarge(at) => {
+                let second = blocks.split_off(at);
                 stack.push(second);
-                stack.push(first);
+                stack.push(blocks);
                 continue;
             }
-            Err(e) => {
-                Metrics::add(&parts.upload.metrics.packs_failed, 1);
+            Sent::Failed(e) => {
                 // Without blocks that are damaged or cannot be read it can be stored at once.
                 if set_apart(parts, &blocks, &mut stack).await {
                     continue;
@@ -186,32 +178,31 @@ pub(super) async fn deliver(
         };
         failpoint!("flush.stored");
         patience.well();
-        index(parts, &blocks, &replaced, &stored, &mut patience).await;
+        place(parts, &pack, &blocks, &replaced, &mut patience).await;
         failpoint!("flush.indexed");
-        let mut end = 0;
-        let placed = blocks.into_iter().map(|block| {
-            let offset = end;
-            end += block.len();
-            (block, offset)
-        });
-        let placed = placed.collect();
-        settle_in(parts, &stored.blob_id, placed, &mut patience).await;
+        settle_in(parts, pack.blob_id(), blocks, &pack.places, &mut patience).await;
     }
 }
 
 /// Settles blocks whose rows an earlier process wrote, once their blob was read: that process may have ended
 /// before it could do so.
-async fn prove(shared: Arc<Shared>, blob_id: String, blocks: Vec<(Arc<Block>, u64)>) {
+async fn prove(shared: Arc<Shared>, blob_id: String, (blocks, places): Placed) {
     let mut patience = Patience::new(&shared.parts.journal);
-    settle_in(&shared.parts, &blob_id, blocks, &mut patience).await;
+    settle_in(&shared.parts, &blob_id, blocks, &places, &mut patience).await;
 }
 
-/// Blocks and where they begin in their blob (bytes), for each blob.
-fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Vec<(Arc<Block>, u64)>> {
-    let mut blobs = HashMap::<_, Vec<_>>::new();
+/// Blocks of one blob and where they lie in it.
+type Placed = (Vec<Arc<Block>>, Vec<Place>);
+
+fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Placed> {
+    let mut blobs = HashMap::<_, Placed>::new();
     for (block, row) in blocks {
-        let offset = u64::try_from(row.offset).unwrap_or(0);
-        blobs.entry(row.blob_id).or_default().push((block, offset));
+        let (blocks, places) = blobs.entry(row.blob_id).or_default();
+        places.push(Place {
+            offset: u64::try_from(row.offset).unwrap_or(0),
+            len: block.len(),
+        });
+        blocks.push(block);
     }
     blobs
 }
@@ -220,12 +211,11 @@ fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Vec<(Arc<Block>
 async fn settle_in(
     parts: &FlushParts,
     blob_id: &str,
-    blocks: Vec<(Arc<Block>, u64)>,
+    blocks: Vec<Arc<Block>>,
+    places: &[Place],
     patience: &mut Patience<'_>,
 ) {
-    let readable = read_back(parts, blob_id, &blocks, patience).await;
-    let blocks: Vec<Arc<Block>> = blocks.into_iter().map(|(block, _)| block).collect();
-    if readable {
+    if read_back(parts, blob_id, &blocks, places, patience).await {
         failpoint!("flush.read_back");
         parts.journal.settle(blocks).await;
         failpoint!("flush.settled");
@@ -261,21 +251,14 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
         for block in &blocks {
             block.doubted.store(false, Ordering::Release);
         }
-        parts.upload.index.get_many(&keys).await?
+        parts.uploader.index.get_many(&keys).await?
     };
-    let fresh_until = parts.upload.clock.now() + parts.fresh_for;
-    let fresh: Vec<bool> = rows
-        .iter()
-        .zip(&blocks)
-        .map(|(row, block)| {
-            row.as_ref().is_some_and(|r| {
-                r.is_fresh(fresh_until, &parts.upload.epoch_clock)
-                    && !parts.upload.gone.contains(&r.blob_id)
-                    && r.size == block.len() as i64
-                    && block.lost.load(Ordering::Relaxed) == 0
-            })
-        })
-        .collect();
+    let fresh = |(row, block): (&Option<Record>, &Arc<Block>)| {
+        let readable = block.lost.load(Ordering::Relaxed) == 0;
+        let uploader = &parts.uploader;
+        uploader.is_stored(row.as_ref(), block.len(), readable)
+    };
+    let fresh: Vec<bool> = rows.iter().zip(&blocks).map(fresh).collect();
     // Only what is indexed already must be looked at here: the rest is checked on its way.
     let same = {
         let (blocks, journal) = (blocks.clone(), Arc::clone(&parts.journal));
@@ -313,14 +296,11 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
             }
         } else {
             travel.push(block);
-            replaced.push(row.map_or(Usage::default(), |r| Usage {
-                blocks: 1,
-                bytes: r.size.max(0),
-            }));
+            replaced.push(usage_of(row.as_ref()));
         }
     }
     let count = known.len() + unproven.len();
-    Metrics::add(&parts.upload.metrics.blocks_known, count as u64);
+    Metrics::add(&parts.uploader.metrics.blocks_known, count as u64);
     // Last, when nothing can fail any more: each block is settled once.
     known.extend(obsolete);
     parts.journal.settle(known).await;
@@ -388,7 +368,7 @@ async fn set_apart(
 }
 
 fn left_behind(parts: &FlushParts, e: &Error) {
-    parts.upload.log.push(
+    parts.uploader.log.push(
         Level::Error,
         format!("a pack could not be stored before the end; its blocks stay in the journal: {e}"),
     );
@@ -407,115 +387,61 @@ fn partition<T>(items: Vec<T>, keep: &[bool]) -> (Vec<T>, Vec<T>) {
     (kept, rest)
 }
 
-async fn store(parts: &FlushParts, blocks: &[Arc<Block>]) -> Result<StoreResult> {
-    let mut body = Body::default();
-    for block in blocks {
-        body.push_source(Arc::<Block>::clone(block));
-    }
-    let len = body.len();
-    let stored = parts.upload.store.store(body, parts.upload.options).await?;
-    parts.upload.gone.remove(&stored.blob_id);
-    Metrics::add(&parts.upload.metrics.packs_stored, 1);
-    Metrics::add(&parts.upload.metrics.pack_bytes, len);
-    Metrics::add(&parts.upload.metrics.blocks_packed, blocks.len() as u64);
-    Ok(stored)
-}
-
-fn halves(mut blocks: Vec<Arc<Block>>) -> (Vec<Arc<Block>>, Vec<Arc<Block>>) {
-    let at = crate::pack::middle(blocks.iter().map(|b| b.len()));
-    let second = blocks.split_off(at);
-    (blocks, second)
-}
-
-/// Writes the rows of a certified blob, except for blocks that were replaced or deleted meanwhile.
-async fn index(
+/// Writes the rows of a certified pack, except for blocks that were replaced or deleted meanwhile.
+async fn place(
     parts: &FlushParts,
+    pack: &Pack,
     blocks: &[Arc<Block>],
     replaced: &[Usage],
-    stored: &StoreResult,
     patience: &mut Patience<'_>,
 ) {
-    let row = row_of(
-        stored,
-        parts.upload.options,
-        &parts.upload.epoch_clock,
-        parts.upload.clock.now(),
-    );
     loop {
         let keys = blocks.iter().map(|b| b.key().to_owned()).collect();
         // A deletion that is under way ends first, and one that comes later finds the rows.
         let guard = parts.locks.lock(keys).await;
-        let current = parts.journal.current(blocks);
-        let mut rows = Vec::with_capacity(blocks.len());
-        let mut delta = Usage::default();
-        let mut offset = 0;
-        for ((block, replaced), current) in blocks.iter().zip(replaced).zip(current) {
-            let size = block.len() as i64;
-            if current {
-                delta.blocks += 1 - replaced.blocks;
-                delta.bytes += size - replaced.bytes;
-                rows.push(KeyRecord {
-                    key: block.key().to_owned(),
-                    record: Record {
-                        offset,
-                        size,
-                        ..row.clone()
-                    },
-                });
-            }
-            offset += size;
-        }
-        if rows.is_empty() {
-            return;
-        }
-        let written = caught(parts.upload.index.put_many(&rows)).await;
+        let current = parts.journal.current(blocks).into_iter().zip(replaced);
+        let replaced = current.map(|(current, replaced)| current.then_some(*replaced));
+        let placed = parts.uploader.place(pack, blocks, replaced.collect()).await;
         drop(guard);
-        match written {
-            Ok(()) => {
-                parts.upload.metrics.usage_delta(delta);
-                patience.well();
-                return;
-            }
+        match placed {
+            Ok(()) => return patience.well(),
             Err(e) => patience.after("indexing a stored pack", &e).await,
         }
     }
 }
 
-/// Whether the blob can be read: the last of the blocks is asked for. As long as no aggregator answers, the
-/// journal's copy is the only one that can be read, so it is kept. `blocks`: with where they begin (bytes).
+/// Whether the blob can be read. As long as no aggregator answers, the journal's copy is the only one that can be
+/// read, so it is kept.
 async fn read_back(
     parts: &FlushParts,
     blob_id: &str,
-    blocks: &[(Arc<Block>, u64)],
+    blocks: &[Arc<Block>],
+    places: &[Place],
     patience: &mut Patience<'_>,
 ) -> bool {
-    let with_bytes = blocks.iter().filter(|(block, _)| block.len() > 0);
-    let Some((last, offset)) = with_bytes.max_by_key(|(_, offset)| *offset) else {
+    let Uploader { store, format, .. } = &*parts.uploader;
+    let Some((number, place)) = format.proof(places) else {
         return true;
     };
-    let check = |bytes: &[u8]| {
-        if crc32fast::hash(bytes) == last.crc {
-            Ok(())
-        } else {
-            Err("the bytes are not those that were stored".to_owned())
-        }
+    let check = |bytes: &[u8]| match crc32fast::hash(bytes) == blocks[number].crc {
+        true => Ok(()),
+        false => Err("the bytes are not those that were stored".to_owned()),
     };
     patience.well();
-    let times = blocks.iter().map(|(b, _)| b.lost.load(Ordering::Relaxed));
+    let times = blocks.iter().map(|b| b.lost.load(Ordering::Relaxed));
     let look = LOOK_FIRST
         .saturating_mul(1 << times.max().unwrap_or(0).min(16))
         .min(LOOK_MAX);
     let mut lost_since = None;
     loop {
-        let store = &parts.upload.store;
-        let reading = store.read_range(blob_id, *offset, last.len(), &check);
+        let reading = place.read(&**store, blob_id, &check);
         let Err(e) = caught(reading).await else {
             patience.well();
             return true;
         };
         let lost = matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt);
         if lost && lost_since.get_or_insert_with(Instant::now).elapsed() >= look {
-            parts.upload.log.push(
+            parts.uploader.log.push(
                 Level::Error,
                 format!(
                     "blob {blob_id} is stored, but cannot be read for {} s: its blocks are paid for and stored again. \

@@ -16,8 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::deliver::{blocking, deliver, spawn_unless_stopped, FlushParts, Shared};
 use super::Block;
 use crate::log::Level;
-use crate::pack::limit::UploadLimit;
-use crate::pack::order::Order;
+use crate::upload::order::Order;
 
 /// How long a full pack waits for the nodes that say in which order its blocks are read.
 const LINGER: Duration = Duration::from_millis(300);
@@ -31,14 +30,12 @@ const PORTION: u64 = 8 << 20;
 /// Empties a journal.
 pub(crate) struct Flusher {
     shared: Arc<Shared>,
-    limit: UploadLimit,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Flusher {
     /// Starts on the current runtime.
     pub(crate) fn start(parts: FlushParts) -> Self {
-        let limit = UploadLimit::new(parts.upload.workers);
         let shared = Arc::new(Shared {
             parts,
             opened: Instant::now(),
@@ -46,17 +43,11 @@ impl Flusher {
             stop: CancellationToken::new(),
             packs: TaskTracker::new(),
         });
-        let task = tokio::spawn(run(Arc::clone(&shared), limit.clone()));
+        let task = tokio::spawn(run(Arc::clone(&shared)));
         Flusher {
             shared,
-            limit,
             task: Mutex::new(Some(task)),
         }
-    }
-
-    /// Uploads running and allowed now.
-    pub(crate) fn uploads(&self) -> (usize, usize) {
-        self.limit.snapshot()
     }
 
     /// Brings to Walrus what should leave and can be brought there within `timeout`, then stops. The rest
@@ -84,7 +75,7 @@ impl Flusher {
         }
         let left = shared.parts.journal.staged();
         if left.blocks > 0 {
-            shared.parts.upload.log.push(
+            shared.parts.uploader.log.push(
                 Level::Info,
                 format!(
                     "{} blocks ({} bytes) stay in the journal and will be uploaded after the next start",
@@ -101,17 +92,18 @@ impl Drop for Flusher {
     }
 }
 
-async fn run(shared: Arc<Shared>, limit: UploadLimit) {
+async fn run(shared: Arc<Shared>) {
     let work = async {
+        let uploader = &shared.parts.uploader;
         let mut order = Order::new();
         let mut seen = None;
         while due(&shared).await {
-            let permit = limit.acquire().await;
+            let permit = uploader.limit.acquire().await;
             learn(&shared.parts, &mut order, &mut seen).await;
-            let mut pack = shared.parts.journal.take_pack(target(&shared.parts));
+            let mut pack = shared.parts.journal.take_pack(uploader.target());
             order.arrange(&mut pack, |block| block.key());
             if !pack.is_empty() {
-                let deliver = deliver(Arc::clone(&shared), limit.clone(), pack, permit);
+                let deliver = deliver(Arc::clone(&shared), pack, permit);
                 spawn_unless_stopped(&shared, deliver);
             }
         }
@@ -123,19 +115,10 @@ async fn run(shared: Arc<Shared>, limit: UploadLimit) {
     }
 }
 
-/// The ceiling of a pack now: the configured one, or less if the publishers refuse that.
-fn target(parts: &FlushParts) -> u64 {
-    parts
-        .upload
-        .target_bytes
-        .min(parts.upload.store.size_limit())
-        .max(1)
-}
-
 /// Has the order learn from the nodes of the next pack and behind it: a node comes after what it links
 /// to. `seen` is the number of the last block that was looked at.
 async fn learn(parts: &FlushParts, order: &mut Order, seen: &mut Option<u64>) {
-    let near = target(parts).saturating_add(lookahead(parts));
+    let near = parts.uploader.target().saturating_add(lookahead(parts));
     let blocks = parts.journal.queued_after(*seen, near);
     *seen = blocks.iter().map(|block| block.seq).max().max(*seen);
     // Anything may look like a node: not all of the pack is read at once.
@@ -167,7 +150,7 @@ fn portions(blocks: &[Arc<Block>]) -> impl Iterator<Item = &[Arc<Block>]> {
 
 /// How many bytes behind a full pack it waits for, for a moment.
 fn lookahead(parts: &FlushParts) -> u64 {
-    lookahead_of(target(parts), parts.journal.inner.max_bytes)
+    lookahead_of(parts.uploader.target(), parts.journal.inner.max_bytes)
 }
 
 /// The same, for packs of at most `pack` bytes and a journal of at most `journal` bytes.
@@ -180,7 +163,7 @@ async fn due(shared: &Shared) -> bool {
     let inner = &shared.parts.journal.inner;
     let mut full_since = None;
     loop {
-        let full = target(&shared.parts);
+        let full = shared.parts.uploader.target();
         let enough = full.saturating_add(lookahead(&shared.parts));
         let draining = shared.draining.load(Ordering::Acquire);
         let wake = {

@@ -86,6 +86,8 @@ pub struct PostgresOptions {
     pub connect_timeout: Duration,
     /// For one statement; it is cancelled on the server then.
     pub statement_timeout: Duration,
+    /// Use the table as it is: none is created or extended.
+    pub only_existing: bool,
 }
 
 impl PostgresOptions {
@@ -97,6 +99,7 @@ impl PostgresOptions {
             max_open_conns: 32,
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
+            only_existing: false,
         }
     }
 }
@@ -109,6 +112,7 @@ impl std::fmt::Debug for PostgresOptions {
             .field("max_open_conns", &self.max_open_conns)
             .field("connect_timeout", &self.connect_timeout)
             .field("statement_timeout", &self.statement_timeout)
+            .field("only_existing", &self.only_existing)
             .finish()
     }
 }
@@ -182,7 +186,7 @@ impl PostgresIndex {
         let gate = Arc::new(Gate::default());
         let pass = Arc::new(gate.enter()?);
 
-        let opened = Self::prepare(&wanted, &lookups, &pool, &pass).await;
+        let opened = Self::prepare(&wanted, &lookups, &pool, &pass, options.only_existing).await;
         drop(pass);
         let (shape, read_only) = match opened {
             Ok(opened) => opened,
@@ -222,6 +226,7 @@ impl PostgresIndex {
         lookups: &Pipe,
         pool: &Pool,
         pass: &Arc<Pass>,
+        only_existing: bool,
     ) -> Result<(Shape, Option<&'static str>)> {
         for migrated in [false, true] {
             let (found, current, cockroach) = Self::inspect(wanted, lookups, pass).await?;
@@ -231,6 +236,15 @@ impl PostgresIndex {
             }
             if migrated {
                 break;
+            }
+            if only_existing {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    format!(
+                        "index in Postgres: there is no table {wanted} that this walrusds can use as it is: let a node \
+                         open it first"
+                    ),
+                ));
             }
             let wanted = wanted.clone();
             pool.run(

@@ -44,6 +44,8 @@ pub struct SqliteOptions {
     pub table: String,
     /// How long to wait for another process that writes to the file.
     pub busy_timeout: Duration,
+    /// Use the file as it is: nothing is created, and every method that writes fails.
+    pub only_existing: bool,
 }
 
 impl SqliteOptions {
@@ -53,6 +55,7 @@ impl SqliteOptions {
             path: path.into(),
             table: table.into(),
             busy_timeout: Duration::from_secs(10),
+            only_existing: false,
         }
     }
 }
@@ -84,8 +87,7 @@ impl SqliteIndex {
         let table = parse_table(&options.table)?;
         let opened = tokio::task::spawn_blocking(move || {
             let sql = Arc::new(Sql::new(&table));
-            let (connection, access) =
-                schema::open(&options.path, &table, &sql, options.busy_timeout)?;
+            let (connection, access) = schema::open(&options, &table, &sql)?;
             let writer = match access {
                 Access::Write => Some(Writer::start(connection)?),
                 Access::Read(_) => None,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::access::{self, Access};
-use super::{failed, is_busy, STATEMENTS};
+use super::{failed, is_busy, SqliteOptions, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
 use crate::index::table::{is_index, TableName, COMPANIONS};
@@ -164,13 +164,18 @@ pub(super) fn open_reader(
 }
 
 /// Opens the write connection, after checking that the file is ours, and creates what is missing. Where nothing
-/// can be written, only checks what is there: the connection is one for reading then.
+/// can or is to be written, only checks what is there: the connection is one for reading then.
 pub(super) fn open(
-    path: &Path,
+    options: &SqliteOptions,
     table: &TableName,
     sql: &Sql,
-    busy_timeout: Duration,
 ) -> Result<(Connection, Access)> {
+    let SqliteOptions {
+        ref path,
+        busy_timeout,
+        only_existing,
+        ..
+    } = *options;
     let bad = |what: String| {
         Error::new(
             ErrorKind::Config,
@@ -184,13 +189,15 @@ pub(super) fn open(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    std::fs::create_dir_all(parent)
-        .map_err(|e| bad(format!("its directory cannot be created: {e}")))?;
+    if !only_existing {
+        std::fs::create_dir_all(parent)
+            .map_err(|e| bad(format!("its directory cannot be created: {e}")))?;
+    }
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => return Err(bad("is a directory; a file is expected".into())),
         Ok(meta) if !meta.is_file() => return Err(bad("is no regular file".into())),
         Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !only_existing => {}
         Err(e) => return Err(bad(format!("cannot be used: {e}"))),
     }
     let explain = |e: rusqlite::Error| {
@@ -204,7 +211,10 @@ pub(super) fn open(
         }
     };
 
-    let access = access::find_out(path);
+    let access = match only_existing {
+        true => Access::Read("it was opened to be looked at"),
+        false => access::find_out(path),
+    };
     let connection = match access {
         Access::Write => Connection::open_with_flags(
             path,
@@ -346,7 +356,7 @@ mod tests {
     fn opened(dir: &Path) -> (Sql, Connection) {
         let table = parse_table("t").unwrap();
         let sql = Sql::new(&table);
-        let opened = open(&dir.join("i"), &table, &sql, Duration::from_secs(1));
+        let opened = open(&SqliteOptions::new(dir.join("i"), "t"), &table, &sql);
         (sql, opened.unwrap().0)
     }
 

@@ -1,15 +1,16 @@
-//! Gathers blocks from concurrent writers into packs, uploads the packs and indexes the blocks.
+//! The direct path: blocks of concurrent writers are gathered into packs, stored and indexed.
 //!
 //! Kubo's batches are small (16 blocks on two cores, single blocks for small files), while a blob
 //! is billed at least 63 MiB encoded and an upload takes seconds. So a pack is filled from
 //! whatever writers are waiting: the first block of a pack waits a short linger for company, and
 //! for a free upload slot; a pack is closed when it reaches its ceiling.
 //!
-//! Order (design: upload first, index second): a failure between the two leaves a blob without a
-//! row, never a row without a blob.
+//! A writer may leave at any time: its blocks are left out of packs that are not sent yet and get no rows, and a
+//! pack whose writers have all left is given up while it is being sent.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -18,50 +19,28 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::{Clock, EpochClock};
-use crate::error::{caught, Error, ErrorKind, Result};
-use crate::gone::Gone;
-use crate::index::{Index, KeyRecord, Record, Usage};
+use super::format::Parcel;
+use super::limit::Permit;
+use super::order::Order;
+use super::ticket::{Ticket, Waiting};
+use super::{Pack, Sent, Uploader};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::Usage;
 use crate::locks::KeyGuard;
-use crate::log::{Level, Log};
-use crate::metrics::Metrics;
-use crate::walrus::{BlobStore, Body, StoreOptions, StoreResult};
-
-pub(crate) mod limit;
-pub(crate) mod order;
-mod ticket;
-
-use limit::{Permit, UploadLimit};
-use order::Order;
-use ticket::Ticket;
-pub(crate) use ticket::Waiting;
+use crate::log::Level;
+use crate::walrus::Body;
 
 /// The linger is this share of a typical upload: nobody waits noticeably longer for the company.
 const LINGER_SHARE: f64 = 0.05;
 const LINGER_MIN: Duration = Duration::from_micros(500);
 const LINGER_MAX: Duration = Duration::from_millis(200);
 
-/// What whoever makes and uploads packs works with.
-#[derive(Clone)]
-pub(crate) struct UploadParts {
-    pub(crate) store: Arc<dyn BlobStore>,
-    pub(crate) index: Arc<dyn Index>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) epoch_clock: Arc<EpochClock>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) log: Arc<Log>,
-    pub(crate) gone: Arc<Gone>,
-    pub(crate) options: StoreOptions,
-    pub(crate) target_bytes: u64,
-    pub(crate) workers: usize,
-}
-
 /// A block on its way.
 pub(crate) struct NewBlock {
     pub(crate) key: String,
     pub(crate) value: Bytes,
     /// What the index holds under the key now.
-    pub(crate) replaces: Option<Usage>,
+    pub(crate) replaces: Usage,
 }
 
 struct Pending {
@@ -71,9 +50,17 @@ struct Pending {
     _guard: Arc<KeyGuard>,
 }
 
-impl Pending {
+impl Parcel for Pending {
+    fn key(&self) -> &str {
+        &self.block.key
+    }
+
     fn len(&self) -> u64 {
         self.block.value.len() as u64
+    }
+
+    fn append_to(&self, body: &mut Body) {
+        body.push(self.block.value.clone());
     }
 }
 
@@ -81,23 +68,19 @@ impl Pending {
 pub(crate) struct Packer {
     queue: Mutex<Option<mpsc::UnboundedSender<Vec<Pending>>>>,
     gatherer: Mutex<Option<JoinHandle<()>>>,
-    limit: UploadLimit,
 }
 
 impl Packer {
     /// Starts the gatherer on the current runtime.
-    pub(crate) fn start(parts: UploadParts) -> Self {
+    pub(crate) fn start(uploader: Arc<Uploader>) -> Self {
         let (tx, rx) = mpsc::unbounded_channel();
-        let limit = UploadLimit::new(parts.workers);
         let shared = Arc::new(Shared {
-            parts,
+            uploader,
             typical_upload: Mutex::new(Duration::ZERO),
         });
-        let gatherer = tokio::spawn(gather(shared, rx, limit.clone()));
         Packer {
             queue: Mutex::new(Some(tx)),
-            gatherer: Mutex::new(Some(gatherer)),
-            limit,
+            gatherer: Mutex::new(Some(tokio::spawn(gather(shared, rx)))),
         }
     }
 
@@ -119,11 +102,6 @@ impl Packer {
         }
     }
 
-    /// Uploads running and allowed now.
-    pub(crate) fn uploads(&self) -> (usize, usize) {
-        self.limit.snapshot()
-    }
-
     /// Settles everything that was submitted, then stops.
     pub(crate) async fn close(&self) {
         self.queue.lock().take();
@@ -136,7 +114,7 @@ impl Packer {
 }
 
 struct Shared {
-    parts: UploadParts,
+    uploader: Arc<Uploader>,
     /// Moving average of the time an upload takes.
     typical_upload: Mutex<Duration>,
 }
@@ -157,20 +135,12 @@ impl Shared {
             typical.mul_f64(0.8) + took.mul_f64(0.2)
         };
     }
-
-    /// The ceiling of a pack now: the configured one, or less if the publishers refuse that.
-    fn target(&self) -> u64 {
-        self.parts
-            .target_bytes
-            .min(self.parts.store.size_limit())
-            .max(1)
-    }
 }
 
 /// Blocks waiting for a pack, oldest first.
 #[derive(Default)]
 struct Gathered {
-    blocks: std::collections::VecDeque<Pending>,
+    blocks: VecDeque<Pending>,
     bytes: u64,
 }
 
@@ -198,11 +168,8 @@ impl Gathered {
     }
 }
 
-async fn gather(
-    shared: Arc<Shared>,
-    mut queue: mpsc::UnboundedReceiver<Vec<Pending>>,
-    limit: UploadLimit,
-) {
+async fn gather(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<Vec<Pending>>) {
+    let uploader = &shared.uploader;
     let uploads = TaskTracker::new();
     let mut gathered = Gathered::default();
     let mut order = Order::new();
@@ -216,7 +183,7 @@ async fn gather(
         }
         let linger = tokio::time::sleep(shared.linger());
         tokio::pin!(linger);
-        while open && gathered.bytes < shared.target() {
+        while open && gathered.bytes < uploader.target() {
             tokio::select! {
                 more = queue.recv() => match more {
                     Some(blocks) => gathered.add(blocks),
@@ -228,14 +195,14 @@ async fn gather(
         // While all upload slots are taken, the pack goes on filling.
         let permit = loop {
             tokio::select! {
-                permit = limit.acquire() => break permit,
+                permit = uploader.limit.acquire() => break permit,
                 more = queue.recv(), if open => match more {
                     Some(blocks) => gathered.add(blocks),
                     None => open = false,
                 },
             }
         };
-        let mut pack = gathered.take_pack(shared.target());
+        let mut pack = gathered.take_pack(uploader.target());
         for pending in &pack {
             order.learn(&pending.block.key, &pending.block.value);
         }
@@ -247,9 +214,10 @@ async fn gather(
 }
 
 async fn upload(shared: Arc<Shared>, pack: Vec<Pending>, permit: Permit) {
-    let throttled_before = shared.parts.store.throttled();
-    store_and_index(&shared, Settling(pack)).await;
-    permit.report(shared.parts.store.throttled() != throttled_before);
+    let store = &shared.uploader.store;
+    let throttled_before = store.throttled();
+    store_and_place(&shared, Settling(pack)).await;
+    permit.report(store.throttled() != throttled_before);
 }
 
 /// Returns once every caller with blocks in this pack has left.
@@ -283,7 +251,7 @@ impl Drop for Settling {
 
 /// Uploads a pack and indexes its blocks. A pack that is too large for the publisher is split in
 /// two, down to single blocks.
-async fn store_and_index(shared: &Shared, pack: Settling) {
+async fn store_and_place(shared: &Shared, pack: Settling) {
     let mut stack = vec![pack];
     while let Some(mut part) = stack.pop() {
         part.0.retain(|pending| {
@@ -297,142 +265,50 @@ async fn store_and_index(shared: &Shared, pack: Settling) {
             continue;
         }
         failpoint!("pack.gathered");
-        let stored = tokio::select! {
-            stored = caught(store(shared, &part.0)) => stored,
-            // Everybody who waited has left: stop sending and paying. Once the rows are being
+        let started = Instant::now();
+        let sent = tokio::select! {
+            sent = shared.uploader.store(&part.0) => sent,
+            // All writers have left: stop sending and paying. Once the rows are being
             // written it is too late for that: the keys stay locked until the outcome is known, or
             // the write might land after a later one.
             () = abandoned(&part.0) => continue,
         };
-        match stored {
-            Ok(stored) => {
+        match sent {
+            Sent::Stored(pack) => {
+                shared.note_upload(started.elapsed());
                 failpoint!("pack.stored");
-                let indexed = caught(index(shared, &mut part, &stored)).await;
+                let placed = place(&shared.uploader, &pack, &part.0).await;
                 failpoint!("pack.indexed");
-                part.settle(indexed.as_ref().map(|_| ()));
+                part.settle(placed.as_ref().map(|_| ()));
             }
-            Err(e) if e.kind() == ErrorKind::TooLarge && part.0.len() > 1 => {
-                let second = split(&mut part.0);
-                Metrics::add(&shared.parts.metrics.packs_split, 1);
+            Sent::TooLarge(at) => {
+                let second = part.0.split_off(at);
                 stack.push(Settling(second));
                 stack.push(part);
             }
-            Err(e) => {
-                Metrics::add(&shared.parts.metrics.packs_failed, 1);
-                part.settle(Err(&e));
-            }
+            Sent::Failed(e) => part.settle(Err(&e)),
         }
     }
 }
 
-/// Cuts the list where half of its bytes are passed.
-fn split(blocks: &mut Vec<Pending>) -> Vec<Pending> {
-    let at = middle(blocks.iter().map(Pending::len));
-    blocks.split_off(at)
-}
-
-/// Where to cut a list of at least two lengths, so that half of the bytes are passed and both parts
-/// hold at least one.
-pub(crate) fn middle(lengths: impl ExactSizeIterator<Item = u64> + Clone) -> usize {
-    let total: u64 = lengths.clone().sum();
-    let most = lengths.len() - 1;
-    let mut bytes = 0;
-    let at = lengths.into_iter().position(|len| {
-        bytes += len;
-        bytes * 2 >= total
-    });
-    (at.unwrap_or(0) + 1).min(most)
-}
-
-async fn store(shared: &Shared, pack: &[Pending]) -> Result<StoreResult> {
-    let mut body = Body::default();
-    for pending in pack {
-        body.push(pending.block.value.clone());
-    }
-    let len = body.len();
-    let started = Instant::now();
-    let stored = shared.parts.store.store(body, shared.parts.options).await?;
-    shared.parts.gone.remove(&stored.blob_id);
-    shared.note_upload(started.elapsed());
-    let metrics = &shared.parts.metrics;
-    Metrics::add(&metrics.packs_stored, 1);
-    Metrics::add(&metrics.pack_bytes, len);
-    Metrics::add(&metrics.blocks_packed, pack.len() as u64);
-    Ok(stored)
-}
-
-/// Writes the rows of a certified blob. Blocks whose writer left meanwhile get none.
-async fn index(shared: &Shared, pack: &mut Settling, stored: &StoreResult) -> Result<()> {
-    let parts = &shared.parts;
-    let row = row_of(stored, parts.options, &parts.epoch_clock, parts.clock.now());
-    let mut offset = 0;
-    let mut rows = Vec::with_capacity(pack.0.len());
-    let mut delta = Usage::default();
-    for pending in &pack.0 {
-        let size = pending.len() as i64;
-        if !pending.ticket.is_given_up() {
-            let replaced = pending.block.replaces.unwrap_or_default();
-            delta = delta
-                .plus(Usage {
-                    blocks: 1,
-                    bytes: size,
-                })
-                .minus(replaced);
-            rows.push(KeyRecord {
-                key: pending.block.key.clone(),
-                record: Record {
-                    offset,
-                    size,
-                    ..row.clone()
-                },
-            });
-        }
-        offset += size;
-    }
-    let written = parts.index.put_many(&rows).await;
-    match &written {
-        Ok(()) => parts.metrics.usage_delta(delta),
-        Err(e) => parts.log.push(
+/// Writes the rows of a certified pack. Blocks whose writer left meanwhile get none.
+async fn place(uploader: &Uploader, pack: &Pack, blocks: &[Pending]) -> Result<()> {
+    let replaced = |pending: &Pending| {
+        let wanted = !pending.ticket.is_given_up();
+        wanted.then_some(pending.block.replaces)
+    };
+    let replaced: Vec<_> = blocks.iter().map(replaced).collect();
+    let rows = replaced.iter().flatten().count();
+    let placed = uploader.place(pack, blocks, replaced).await;
+    if let Err(e) = &placed {
+        uploader.log.push(
             Level::Warn,
             format!(
-                "blob {} of {offset} bytes is stored but its {} blocks could not be indexed: {e}",
-                stored.blob_id,
-                rows.len()
+                "blob {} of {} bytes is stored but its {rows} blocks could not be indexed: {e}",
+                pack.blob_id(),
+                pack.len
             ),
-        ),
+        );
     }
-    written
-}
-
-/// The row of a block in a blob just stored, but for where in it the block lies.
-pub(crate) fn row_of(
-    stored: &StoreResult,
-    options: StoreOptions,
-    epoch_clock: &EpochClock,
-    now: SystemTime,
-) -> Record {
-    Record {
-        blob_id: stored.blob_id.clone(),
-        deletable: options.deletable,
-        end_epoch: i64::try_from(stored.end_epoch).unwrap_or(i64::MAX),
-        expires_at: expiry(epoch_clock, now, stored, options.epochs),
-        ..Record::default()
-    }
-}
-
-/// When the storage of a blob just stored ends, as far as its answer tells.
-pub(crate) fn expiry(
-    epoch_clock: &EpochClock,
-    now: SystemTime,
-    stored: &StoreResult,
-    epochs: u32,
-) -> Option<SystemTime> {
-    match stored.start_epoch {
-        // An end that is farther away than what was asked for is no reason to renew later.
-        Some(start) => {
-            let asked = start.saturating_add(u64::from(epochs));
-            epoch_clock.expires_at(now, start, stored.end_epoch.min(asked))
-        }
-        None => epoch_clock.expires_at_least(now, epochs),
-    }
+    placed
 }

@@ -1,0 +1,54 @@
+//! A datastore that is only looked at.
+
+use std::path::Path;
+
+use super::open::{resolved, Parts};
+use crate::config::Config;
+use crate::error::Result;
+use crate::index::Index;
+use crate::walrus::BlobStore;
+
+/// A datastore as an operator looks at it, beside the nodes that work with it: its index and Walrus. No table is
+/// created or changed, no journal is locked or read, and nothing runs by itself.
+pub struct Inspection {
+    config: Config,
+    parts: Parts,
+}
+
+impl Inspection {
+    /// Opens the index as it is. The publishers and aggregators are not contacted. Relative paths in `config` are
+    /// taken from `repo`. Must be called within a tokio runtime, which the inspection uses until closed.
+    ///
+    /// # Errors
+    /// As of [`WalrusDatastore::open`](crate::WalrusDatastore::open);
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) also for a table that is missing, or that a node would bring
+    /// up to date first.
+    pub async fn open(config: Config, repo: &Path) -> Result<Self> {
+        let config = resolved(config, repo)?;
+        let parts = Parts::open(&config, true).await?;
+        Ok(Inspection { config, parts })
+    }
+
+    /// The configuration, with its paths resolved.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The index. In SQLite it takes no writes; in PostgreSQL it is up to the caller not to write.
+    pub fn index(&self) -> &dyn Index {
+        &*self.parts.index
+    }
+
+    /// Walrus.
+    pub fn store(&self) -> &dyn BlobStore {
+        &*self.parts.store
+    }
+
+    /// Closes the index.
+    ///
+    /// # Errors
+    /// As [`Index::close`].
+    pub async fn close(&self) -> Result<()> {
+        self.parts.index.close().await
+    }
+}
