@@ -1,13 +1,11 @@
 //! Opening to look: no table is created or changed, no journal is locked.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use common::mem::{key_of, noise};
-use common::postgres::Postgres;
+use testkit::mem::{key_of, noise};
+use testkit::postgres::Postgres;
 use walrus_devnet::{Devnet, Options};
 use walrusds::datastore::Inspection;
 use walrusds::{Config, ErrorKind, KeyRecord, WalrusDatastore};

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use testkit::epochs::{EpochStore, TokioClock};
 use testkit::mem::{key_of, noise, MemIndex, MemStore, Parts};
 use walrusds::clock::Clock;
+use walrusds::log::Level;
 use walrusds::walrus::Check;
 use walrusds::{
     BlobStore, Body, Config, Error, ErrorKind, Index, Op, Result, StoreOptions, StoreResult,
@@ -245,6 +246,61 @@ async fn a_clock_that_was_ahead_at_the_store_lets_nothing_lapse() {
     }
     assert_eq!(ds.get(&key_of(&block)).await.unwrap(), Some(block));
     ds.close().await.unwrap();
+}
+
+/// A node that renews nothing names what is about to end, long before it does.
+#[tokio::test(start_paused = true)]
+async fn data_that_will_lapse_is_told_of() {
+    let store = Arc::new(EpochStore::start(EPOCH));
+    let clock = Arc::new(TokioClock::start());
+    let index = Arc::new(MemIndex::default());
+    let config = config(r#""epochs":5,"network":"mainnet","#);
+    let ds = WalrusDatastore::with_parts(&config, index, store, clock).unwrap();
+    let block = noise(1, 100);
+    ds.put(&key_of(&block), block).await.unwrap();
+    tokio::time::sleep(40 * DAY).await;
+    assert_eq!(log(&ds), [""; 0], "it ends in 16 days at the earliest");
+    tokio::time::sleep(4 * DAY).await;
+    let said = log(&ds);
+    assert!(said.len() >= 8, "{} lines in two days", said.len());
+    assert!(said[0].contains("1 blob ends soon") && said[0].contains("in 14 days"));
+    assert!(
+        said[0].contains("\"renewIntervalSeconds\": 3600"),
+        "{said:?}"
+    );
+    ds.close().await.unwrap();
+}
+
+/// A node that cannot know when its data ends, or renews nothing, says so at every start.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_node_from_renewing_is_told_at_every_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for (extra, said) in [
+        ("", Some("\"network\": \"mainnet\"")),
+        (
+            r#""network":"mainnet","epochs":26,"#,
+            Some("after 364 days"),
+        ),
+        (r#""disableFlush":true,"#, None),
+        (
+            r#""network":"testnet","epochs":14,"renewIntervalSeconds":3600,"#,
+            None,
+        ),
+    ] {
+        for _ in 0..2 {
+            let ds = WalrusDatastore::open(config(extra), dir.path())
+                .await
+                .unwrap();
+            let lines: Vec<_> = std::iter::from_fn(|| ds.next_log_line()).collect();
+            let errors = lines.iter().filter(|line| line.level == Level::Error);
+            let errors: Vec<_> = errors.map(|line| line.message.as_str()).collect();
+            match said {
+                Some(said) => assert!(errors.len() == 1 && errors[0].contains(said), "{errors:?}"),
+                None => assert!(errors.is_empty(), "{errors:?}"),
+            }
+            ds.close().await.unwrap();
+        }
+    }
 }
 
 /// `deletable` blobs are paid for each time.

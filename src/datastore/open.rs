@@ -115,7 +115,17 @@ impl WalrusDatastore {
             };
             let journal = config.journal.as_ref().map(|journal| &*journal.path);
             abandoned(repo, journal, own.owner.as_ref(), &parts.log)?;
-            Self::assemble(&config, parts, own)
+            let log = Arc::clone(&parts.log);
+            let only_reads = parts.index.only_reads().is_some();
+            let opened = Self::assemble(&config, parts, own)?;
+            if !config.disable_flush && !only_reads {
+                let (epochs, epoch) = (config.epochs, config.epoch_duration);
+                let complaint = lifetime::complaint(epochs, epoch, config.renew_interval);
+                if let Some(complaint) = complaint {
+                    log.push(Level::Error, complaint);
+                }
+            }
+            Ok(opened)
         };
         let opened = opened.await;
         if opened.is_err() {
@@ -160,6 +170,7 @@ impl WalrusDatastore {
         if let Some(why) = only_reads {
             check_only_reads(config, why, &log)?;
         }
+        // Another node renews what this one reads.
         let keeps = !config.disable_flush && only_reads.is_none();
         let renewing = !config.renew_interval.is_zero() && keeps;
         // With epochs of 1 every row is due at once: only what has lapsed is stored anew.
@@ -227,6 +238,14 @@ impl WalrusDatastore {
                 epoch: config.epoch_duration,
             };
             workers.push(tokio::spawn(lifetime::renew(parts, stop.clone())));
+        } else if keeps && !config.epoch_duration.is_zero() {
+            workers.push(tokio::spawn(lifetime::watch(
+                Arc::clone(&uploader.index),
+                Arc::clone(&uploader.clock),
+                Arc::clone(&log),
+                config.renew_lead,
+                stop.clone(),
+            )));
         }
         let roots = own
             .repo

@@ -29,9 +29,11 @@ use crate::walrus::StoreOptions;
 
 mod check;
 mod memory;
+mod watch;
 
 use check::Rows;
 use memory::{seconds, Memory, Past};
+pub(crate) use watch::{complaint, watch};
 
 const LEASE: &str = "renewal";
 /// A node that dies holds the others up for this long.
