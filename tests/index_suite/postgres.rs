@@ -121,7 +121,7 @@ async fn a_new_table_is_as_documented() {
     let indexes = "SELECT string_agg(indexname, ' ' ORDER BY indexname) FROM pg_indexes WHERE tablename = 'walrus_index'";
     assert_eq!(
         pg.scalar(&db, indexes),
-        "walrus_index_blob_id_idx walrus_index_expires_at_idx walrus_index_pkey"
+        "walrus_index_blob_id_idx walrus_index_due_idx walrus_index_pkey"
     );
 }
 
@@ -969,6 +969,54 @@ async fn a_statement_that_takes_too_long_is_cancelled() {
     assert!(index.get(KEY).await.unwrap().is_some());
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
     index.close().await.unwrap();
+}
+
+/// What the server reads is counted, not time. 1,000 blobs of 20 rows are due, 250 of them at the same moment, in a
+/// new table and in one of a version without the index for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_due_blobs_costs_what_it_holds() {
+    let pg = Postgres::shared();
+    for older in [false, true] {
+        let db = pg.database();
+        open(&pg.url(&db)).await.close().await.unwrap();
+        if older {
+            pg.execute(
+                &db,
+                "DROP INDEX walrus_index_due_idx; CREATE INDEX walrus_index_expires_at_idx ON walrus_index (expires_at); \
+                 UPDATE walrus_index_meta SET value = '1' WHERE name = 'schema_version'",
+            );
+        }
+        pg.execute(
+            &db,
+            "INSERT INTO walrus_index (key, blob_id, size, expires_at) \
+             SELECT '/' || n, 'blob' || n / 20, 1, to_timestamp(n / 5000) FROM generate_series(0, 19999) AS n",
+        );
+        pg.execute(&db, "VACUUM ANALYZE walrus_index");
+        let (mut found, mut after) = (0, None);
+        let index = open(&pg.url(&db)).await;
+        let read = "SELECT (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'walrus_index') + \
+            (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'walrus_index')";
+        // The migration and the planner have read rows before. A backend tells its figures when it ends.
+        index.close().await.unwrap();
+        let gone = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        eventually("its connections are gone", || pg.scalar(&db, gone) == "0").await;
+        let before: i64 = pg.scalar(&db, read).parse().unwrap();
+        let index = open(&pg.url(&db)).await;
+        for _ in 0..30 {
+            let page = index.due_for_renewal(time(9), after.as_ref(), 10).await;
+            after = page.unwrap().pop();
+            found += 10;
+        }
+        index.close().await.unwrap();
+        eventually("its connections are gone", || pg.scalar(&db, gone) == "0").await;
+        let after: i64 = pg.scalar(&db, read).parse().unwrap();
+        // An entry of the one index for each blob, and one of the other for each of its rows.
+        assert!(
+            after - before <= found * 25,
+            "{} rows for {found} blobs",
+            after - before
+        );
+    }
 }
 
 /// Rows that are due may be so many that reading them takes longer than any other statement may.

@@ -41,9 +41,9 @@ use self::pipe::{Param, Pipe};
 use self::pool::{Pool, Repeat};
 use self::query::Query;
 use self::rows::Columns;
-use self::schema::{Find, Found, Meta, Shape};
+use self::schema::{Find, Found, Shape};
 use self::session::Session;
-use self::sql::{Sql, DELETE_FORMS, UPSERT_FORMS};
+use self::sql::{Sql, DELETE_FORMS, DUE_FORMS, UPSERT_FORMS};
 use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
 use super::table::{parse_table, TableName};
@@ -63,7 +63,7 @@ const RIGHTS_RECHECK: Duration = Duration::from_secs(1);
 /// Setting up the tables of a large index of the Go plugin means counting and indexing it.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(3600);
 
-/// What looks for blobs to renew goes through every row that is due, of which there may be more than can be read
+/// What looks for blobs to renew may go through every row, of which there may be more than can be read
 /// within the statement timeout: without an answer nothing would be renewed. A renewer's lease runs for longer.
 const SEARCH_LIMIT: Duration = Duration::from_secs(240);
 
@@ -130,9 +130,10 @@ struct Inner {
     statement_timeout: Duration,
     staging: Staging,
     rights: Rights,
-    /// The forms of [`Sql::delete`] and [`Sql::upsert`] that the engine takes.
+    /// The forms of [`Sql::delete`], [`Sql::upsert`] and [`Sql::due`] that the engine takes.
     delete_form: AtomicUsize,
     upsert_form: AtomicUsize,
+    due_form: AtomicUsize,
     doubts: Doubts,
 }
 
@@ -209,6 +210,7 @@ impl PostgresIndex {
             statement_timeout: limit,
             delete_form: AtomicUsize::new(0),
             upsert_form: AtomicUsize::new(0),
+            due_form: AtomicUsize::new(0),
             doubts: Doubts::default(),
         };
         Ok(PostgresIndex {
@@ -224,10 +226,13 @@ impl PostgresIndex {
         pass: &Arc<Pass>,
     ) -> Result<(Shape, Option<&'static str>)> {
         for migrated in [false, true] {
-            let (found, current, cockroach) = Self::inspect(wanted, lookups, pass).await?;
-            if current && schema::check_current(&found)? {
+            let (found, version, cockroach) = Self::inspect(wanted, lookups, pass).await?;
+            if version > 0 && schema::check_current(&found)? {
                 let read_only = Self::why_read_only(&found.table, lookups, pass).await?;
-                return Ok((found.shape(cockroach), read_only));
+                // A node that only reads leaves an older version as it is.
+                if version >= schema::VERSION || read_only.is_some() {
+                    return Ok((found.shape(version, cockroach), read_only));
+                }
             }
             if migrated {
                 break;
@@ -288,7 +293,7 @@ impl PostgresIndex {
         wanted: &TableName,
         lookups: &Pipe,
         pass: &Arc<Pass>,
-    ) -> Result<(Found, bool, bool)> {
+    ) -> Result<(Found, i64, bool)> {
         let what = "checking the tables";
         let meta_of = |table: &TableName| {
             let sql = schema::read_meta(table);
@@ -317,11 +322,10 @@ impl PostgresIndex {
         let current = match meta {
             Ok(rows) => {
                 schema::judge(&found.table, &rows).map_err(|e| error::statement(what, &e))??
-                    == Meta::Current
             }
-            Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => false,
+            Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => 0,
             // A schema that does not exist is said so by the migration.
-            Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => false,
+            Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => 0,
             Err(e) => return Err(error::statement(what, &e)),
         };
         let version: String = version
@@ -811,41 +815,63 @@ impl Index for PostgresIndex {
     ) -> Result<Vec<RenewItem>> {
         const WHAT: &str = "listing blobs due for renewal";
         let pass = self.enter()?;
-        let sql = self.inner.sql.due[usize::from(after.is_some())].clone();
         let before = rows::storable(before);
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let after = after.map(|item| (rows::storable(item.expires_at), item.blob_id.clone()));
-        let rows = self
-            .inner
-            .pool
-            .run(
-                WHAT,
-                pass,
-                Repeat::Harmless,
-                self.inner.search_limit(),
-                move |client| match &after {
-                    None => client
-                        .query_typed(&sql, &[(&before, Type::TIMESTAMPTZ), (&limit, Type::INT8)]),
-                    Some((expires_at, blob_id)) => client.query_typed(
-                        &sql,
-                        &[
-                            (&before, Type::TIMESTAMPTZ),
-                            (&limit, Type::INT8),
-                            (expires_at, Type::TIMESTAMPTZ),
-                            (blob_id, Type::TEXT),
-                        ],
-                    ),
-                },
-            )
-            .await?;
-        read(WHAT, &rows, |row| {
-            Ok(RenewItem {
-                blob_id: row.try_get(0)?,
-                expires_at: row.try_get(1)?,
-                end_epoch: row.try_get(2)?,
-                deletable: row.try_get(3)?,
-            })
-        })
+        let mut after = after.map(|item| (rows::storable(item.expires_at), item.blob_id.clone()));
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let asked = limit - found.len();
+            let most = i64::try_from(asked).unwrap_or(i64::MAX);
+            let (inner, behind) = (self.inner.clone(), after.take());
+            let work = move |client: &mut Session| {
+                let mut params: Vec<(&(dyn ToSql + Sync), Type)> =
+                    vec![(&before, Type::TIMESTAMPTZ), (&most, Type::INT8)];
+                if let Some((expires_at, blob_id)) = &behind {
+                    params.extend([
+                        (expires_at as _, Type::TIMESTAMPTZ),
+                        (blob_id as _, Type::TEXT),
+                    ]);
+                }
+                let forms = &inner.sql.due;
+                engine_form(&inner.due_form, DUE_FORMS, |form| {
+                    client.query_typed(&forms[form][usize::from(behind.is_some())], &params)
+                })
+            };
+            let rows = self
+                .inner
+                .pool
+                .run(
+                    WHAT,
+                    pass.clone(),
+                    Repeat::Harmless,
+                    self.inner.search_limit(),
+                    work,
+                )
+                .await?;
+            let items = read(WHAT, &rows, |row| {
+                let item = RenewItem {
+                    blob_id: row.try_get(0)?,
+                    expires_at: row.try_get(1)?,
+                    end_epoch: row.try_get(2)?,
+                    deletable: row.try_get(3)?,
+                };
+                Ok((item, row.try_get(4)?))
+            })?;
+            let seen = items.len();
+            after = items
+                .last()
+                .map(|(item, _)| (item.expires_at, item.blob_id.clone()));
+            // A blob whose rows end at several times comes at the first of them alone.
+            found.extend(
+                items
+                    .into_iter()
+                    .filter(|(_, first)| *first)
+                    .map(|(item, _)| item),
+            );
+            if seen < asked {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     async fn ending_by(
@@ -1126,6 +1152,28 @@ impl Index for PostgresIndex {
     }
 }
 
+/// Runs a statement that has several forms, in the first one that the engine takes.
+fn engine_form<T>(
+    known: &AtomicUsize,
+    forms: usize,
+    mut run: impl FnMut(usize) -> std::result::Result<T, PgError>,
+) -> std::result::Result<T, PgError> {
+    let mut form = known.load(Ordering::Relaxed);
+    loop {
+        match run(form) {
+            Err(e) if form + 1 < forms && e.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
+                form += 1
+            }
+            done => {
+                if done.is_ok() {
+                    known.store(form, Ordering::Relaxed);
+                }
+                return done;
+            }
+        }
+    }
+}
+
 /// Upserts pages, in the form that the engine takes.
 fn write_pages(
     client: &mut Session,
@@ -1133,21 +1181,9 @@ fn write_pages(
     pages: &[Columns],
     limit: Duration,
 ) -> std::result::Result<(), PgError> {
-    let first = inner.upsert_form.load(Ordering::Relaxed);
-    for form in first..UPSERT_FORMS {
-        match write_pages_as(client, inner, pages, limit, form) {
-            Err(e)
-                if form + 1 < UPSERT_FORMS
-                    && e.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {}
-            done => {
-                if done.is_ok() {
-                    inner.upsert_form.store(form, Ordering::Relaxed);
-                }
-                return done;
-            }
-        }
-    }
-    Ok(())
+    engine_form(&inner.upsert_form, UPSERT_FORMS, |form| {
+        write_pages_as(client, inner, pages, limit, form)
+    })
 }
 
 /// A single page as one statement (one round trip, its own transaction), several in one transaction.

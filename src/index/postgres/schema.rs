@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
 
 /// Version of the schema this library writes.
-const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 /// Oldest library version (in the same numbers) that can work with what this one writes.
 const MIN_VERSION: i64 = 1;
 
@@ -32,6 +32,8 @@ pub(super) struct Shape {
     pub has_object_id: bool,
     pub has_encoded_size: bool,
     pub has_cost: bool,
+    /// There is an index of ends and blobs: from version 2 on.
+    pub has_due_index: bool,
 }
 
 /// Finds the tables a name could mean, with their columns: one row per column (or one per table
@@ -217,7 +219,7 @@ impl Found {
     }
 
     /// The table as it will be used. `cockroach`: text compares as bytes whatever the collation.
-    pub fn shape(&self, cockroach: bool) -> Shape {
+    pub fn shape(&self, version: i64, cockroach: bool) -> Shape {
         let has = |name: &str| self.columns.contains_key(name);
         let plain = match self.columns.get("key") {
             // A new table collates "C".
@@ -239,6 +241,7 @@ impl Found {
             has_object_id: has("object_id"),
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
+            has_due_index: version >= 2,
         }
     }
 
@@ -327,17 +330,8 @@ const COLUMNS: &[(&str, &[&str], Option<&str>)] = &[
     ),
 ];
 
-/// What the version rows say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meta {
-    /// The schema is as this library needs it.
-    Current,
-    /// Never seen by walrusds, or by an older one.
-    Outdated,
-}
-
-/// Judges the version rows.
-pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Result<Meta>, PgError> {
+/// The version of the schema by its rows; 0 if walrusds has never seen it.
+pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Result<i64>, PgError> {
     let mut values = BTreeMap::new();
     for row in rows {
         values.insert(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
@@ -357,11 +351,7 @@ pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Resu
             ),
         )));
     }
-    Ok(Ok(if number("schema_version") >= VERSION {
-        Meta::Current
-    } else {
-        Meta::Outdated
-    }))
+    Ok(Ok(number("schema_version")))
 }
 
 /// Checks columns for a normal open: nothing may be missing if the version says current.
@@ -423,14 +413,17 @@ fn plan(
              created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())"
         ));
     }
-    for column in ["blob_id", "expires_at"] {
-        if let Some(name) = index(column) {
+    for (index_of, columns) in [
+        ("blob_id", "blob_id"),
+        ("due", "expires_at, blob_id COLLATE \"C\""),
+    ] {
+        if let Some(name) = index(index_of) {
             plan.push(format!(
-                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({column})"
+                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({columns})"
             ));
         }
     }
-    if found.exists && found.shape(cockroach).order == ByteOrder::Pattern {
+    if found.exists && found.shape(VERSION, cockroach).order == ByteOrder::Pattern {
         if let Some(name) = index("key_prefix") {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"
@@ -516,7 +509,7 @@ pub(super) fn migrate(
         }
     }
     if !cockroach {
-        let names: Vec<String> = ["blob_id", "expires_at", "key_prefix"]
+        let names: Vec<String> = ["blob_id", "due", "key_prefix"]
             .into_iter()
             .flat_map(|column| index_names(&found.table, column))
             .collect();

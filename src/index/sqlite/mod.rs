@@ -424,27 +424,40 @@ impl Index for SqliteIndex {
         limit: usize,
     ) -> Result<Vec<RenewItem>> {
         let pass = self.gate.enter()?;
-        let after = after.map(|item| (to_micros(item.expires_at), item.blob_id.clone()));
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        // Before every row: the smallest time and the empty blob ID.
+        let mut after = after.map_or((i64::MIN, String::new()), |item| {
+            (to_micros(item.expires_at), item.blob_id.clone())
+        });
         self.read(
             "listing blobs due for renewal",
             pass,
             move |connection, sql| {
-                // Before every row: the smallest time and the empty blob ID.
-                let (time, blob_id) = after
-                    .as_ref()
-                    .map_or((None, ""), |(t, b)| (Some(*t), b.as_str()));
                 let mut due = connection.prepare_cached(&sql.due)?;
-                let rows =
-                    due.query_map(params![to_micros(before), time, blob_id, limit], |row| {
-                        Ok(RenewItem {
+                let mut found = Vec::new();
+                while found.len() < limit {
+                    let asked = limit - found.len();
+                    let most = i64::try_from(asked).unwrap_or(i64::MAX);
+                    let mut rows = due.query(params![to_micros(before), after.0, after.1, most])?;
+                    let mut seen = 0;
+                    while let Some(row) = rows.next()? {
+                        let item = RenewItem {
                             blob_id: row.get(0)?,
                             expires_at: from_micros(row.get(1)?),
                             end_epoch: row.get(2)?,
                             deletable: row.get(3)?,
-                        })
-                    })?;
-                rows.collect()
+                        };
+                        seen += 1;
+                        after = (row.get(1)?, item.blob_id.clone());
+                        // A blob whose rows end at several times comes at the first of them alone.
+                        if row.get(4)? {
+                            found.push(item);
+                        }
+                    }
+                    if seen < asked {
+                        break;
+                    }
+                }
+                Ok(found)
             },
         )
         .await
