@@ -226,12 +226,12 @@ impl PostgresIndex {
         pass: &Arc<Pass>,
     ) -> Result<(Shape, Option<&'static str>)> {
         for migrated in [false, true] {
-            let (found, version, cockroach) = Self::inspect(wanted, lookups, pass).await?;
+            let (found, version) = Self::inspect(wanted, lookups, pass).await?;
             if version > 0 && schema::check_current(&found)? {
                 let read_only = Self::why_read_only(&found.table, lookups, pass).await?;
                 // A node that only reads leaves an older version as it is.
                 if version >= schema::VERSION || read_only.is_some() {
-                    return Ok((found.shape(version, cockroach), read_only));
+                    return Ok((found.shape(version), read_only));
                 }
             }
             if migrated {
@@ -245,12 +245,12 @@ impl PostgresIndex {
                 Some(MIGRATION_LIMIT),
                 move |client| {
                     for _ in 0..10 {
-                        match schema::migrate(client, &wanted, cockroach) {
+                        match schema::migrate(client, &wanted) {
                             Err(e) if schema::collided(&e) => std::thread::sleep(pool::pause(3)),
                             done => return done,
                         }
                     }
-                    schema::migrate(client, &wanted, cockroach)
+                    schema::migrate(client, &wanted)
                 },
             )
             .await??;
@@ -288,12 +288,8 @@ impl PostgresIndex {
         })
     }
 
-    /// One round trip: the columns, the version rows and the kind of engine, pipelined.
-    async fn inspect(
-        wanted: &TableName,
-        lookups: &Pipe,
-        pass: &Arc<Pass>,
-    ) -> Result<(Found, i64, bool)> {
+    /// One round trip: the columns and the version rows, pipelined.
+    async fn inspect(wanted: &TableName, lookups: &Pipe, pass: &Arc<Pass>) -> Result<(Found, i64)> {
         let what = "checking the tables";
         let meta_of = |table: &TableName| {
             let sql = schema::read_meta(table);
@@ -303,15 +299,9 @@ impl PostgresIndex {
                     .await
             }
         };
-        let (rows, meta, version) = tokio::try_join!(
+        let (rows, meta) = tokio::try_join!(
             lookups.find(what, pass.clone(), Find::new(wanted)),
             meta_of(wanted),
-            lookups.query(
-                what,
-                pass.clone(),
-                Query::once("SELECT version()"),
-                Arc::new([])
-            ),
         )?;
         let found = Found::new(wanted, &rows).map_err(|e| error::statement(what, &e))??;
         let meta = if found.table == *wanted {
@@ -319,7 +309,7 @@ impl PostgresIndex {
         } else {
             meta_of(&found.table).await?
         };
-        let current = match meta {
+        let version = match meta {
             Ok(rows) => {
                 schema::judge(&found.table, &rows).map_err(|e| error::statement(what, &e))??
             }
@@ -328,11 +318,7 @@ impl PostgresIndex {
             Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => 0,
             Err(e) => return Err(error::statement(what, &e)),
         };
-        let version: String = version
-            .first()
-            .and_then(|row| row.try_get(0).ok())
-            .unwrap_or_default();
-        Ok((found, current, version.contains("CockroachDB")))
+        Ok((found, version))
     }
 
     /// Deletes rows that another transaction may be about to make ([`doubt`]): waits for it.

@@ -218,15 +218,13 @@ impl Found {
         })
     }
 
-    /// The table as it will be used. `cockroach`: text compares as bytes whatever the collation.
-    pub fn shape(&self, version: i64, cockroach: bool) -> Shape {
+    /// The table as it will be used.
+    pub fn shape(&self, version: i64) -> Shape {
         let has = |name: &str| self.columns.contains_key(name);
         let plain = match self.columns.get("key") {
             // A new table collates "C".
             None => true,
-            Some(key) => {
-                cockroach || matches!(key.collation.as_deref(), Some("C" | "POSIX" | "ucs_basic"))
-            }
+            Some(key) => matches!(key.collation.as_deref(), Some("C" | "POSIX" | "ucs_basic")),
         };
         Shape {
             table: self.table.clone(),
@@ -383,7 +381,6 @@ fn plan(
     indexes: &[String],
     others: &[String],
     may_create: bool,
-    cockroach: bool,
 ) -> Result<Vec<String>> {
     let table = &found.table;
     let quoted = table.quoted();
@@ -404,10 +401,8 @@ fn plan(
             plan.push(format!("ALTER TABLE {quoted} {}", add.join(", ")));
         }
     } else {
-        // CockroachDB compares bytes by itself and collated keys cost it an extra encoding.
-        let collate = if cockroach { "" } else { " COLLATE \"C\"" };
         plan.push(format!(
-            "CREATE TABLE IF NOT EXISTS {quoted} (key TEXT{collate} PRIMARY KEY, blob_id TEXT NOT NULL, \
+            "CREATE TABLE IF NOT EXISTS {quoted} (key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, \
              blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL, deletable BOOLEAN NOT NULL DEFAULT FALSE, \
              end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
              created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())"
@@ -423,7 +418,7 @@ fn plan(
             ));
         }
     }
-    if found.exists && found.shape(VERSION, cockroach).order == ByteOrder::Pattern {
+    if found.exists && found.shape(VERSION).order == ByteOrder::Pattern {
         if let Some(name) = index("key_prefix") {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"
@@ -472,7 +467,6 @@ fn count_usage(found: &Found) -> String {
 pub(super) fn migrate(
     client: &mut Session,
     wanted: &TableName,
-    cockroach: bool,
 ) -> std::result::Result<Result<()>, PgError> {
     let tx = client.transaction()?;
     // Counting and indexing a large table of the Go plugin takes as long as it takes.
@@ -499,30 +493,27 @@ pub(super) fn migrate(
         .iter()
         .map(|row| row.try_get(0))
         .collect::<std::result::Result<Vec<String>, _>>()?;
-    // CockroachDB's names of indexes belong to their tables.
     let mut others = Vec::new();
     let mut may_create = false;
-    if let (Some(schema), false) = (&found.schema, cockroach) {
+    if let Some(schema) = &found.schema {
         let asked = "SELECT pg_catalog.has_schema_privilege($1::text, 'CREATE')";
         for row in tx.query_typed(asked, &[(schema, Type::TEXT)])? {
             may_create = row.try_get(0)?;
         }
     }
-    if !cockroach {
-        let names: Vec<String> = ["blob_id", "due", "key_prefix"]
-            .into_iter()
-            .flat_map(|column| index_names(&found.table, column))
-            .collect();
-        let params: [(&(dyn ToSql + Sync), Type); 3] = [
-            (&names, Type::TEXT_ARRAY),
-            (&found.table.quoted(), Type::TEXT),
-            (&found.table.schema(), Type::TEXT),
-        ];
-        for row in tx.query_typed(OTHERS, &params)? {
-            others.push(row.try_get(0)?);
-        }
+    let names: Vec<String> = ["blob_id", "due", "key_prefix"]
+        .into_iter()
+        .flat_map(|column| index_names(&found.table, column))
+        .collect();
+    let params: [(&(dyn ToSql + Sync), Type); 3] = [
+        (&names, Type::TEXT_ARRAY),
+        (&found.table.quoted(), Type::TEXT),
+        (&found.table.schema(), Type::TEXT),
+    ];
+    for row in tx.query_typed(OTHERS, &params)? {
+        others.push(row.try_get(0)?);
     }
-    let statements = match plan(&found, &indexes, &others, may_create, cockroach) {
+    let statements = match plan(&found, &indexes, &others, may_create) {
         Ok(statements) => statements,
         Err(e) => return Ok(Err(e)),
     };

@@ -1,6 +1,6 @@
 //! The statements, written once per opened table. Values are always parameters; names are quoted.
 //!
-//! Every statement is also accepted by Citus, YugabyteDB and CockroachDB: no `now()` in
+//! Every statement is also accepted by Citus and YugabyteDB: no `now()` in
 //! `DO UPDATE SET` (Citus), no sequences, no temporary tables, keys by equality or range. Where
 //! engines differ there are several forms, in order of preference; a refused one is not tried again.
 //!
