@@ -2,15 +2,17 @@
 //! or extended once, under a lock.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
 
 use sha2::{Digest, Sha256};
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::Row;
 
+use super::conn::{Answer, Conn};
 use super::error::PgError;
 use super::order::ByteOrder;
-use super::query::clamped_sum;
-use super::session::Session;
+use super::query::{clamped_sum, Param, Query};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
 
@@ -65,6 +67,14 @@ const OTHERS: &str = "\
       AND (c.relnamespace = t.relnamespace OR t.oid IS NULL AND n.nspname = COALESCE($3::text::name, pg_catalog.current_schema())) \
       AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_index x WHERE x.indexrelid = c.oid AND x.indrelid = t.oid)";
 
+/// The valid indexes of the table `$1` in the schema `$2`, or on the search path.
+const INDEXES: &str = "\
+    SELECT i.relname::text FROM pg_catalog.pg_index x \
+    JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid JOIN pg_catalog.pg_class c ON c.oid = x.indrelid \
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relname = ($1::text)::name AND x.indisvalid \
+      AND ($2::text IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ($2::text)::name)";
+
 /// Parameters of [`FIND`].
 pub(super) struct Find {
     names: Vec<String>,
@@ -91,15 +101,8 @@ impl Find {
         }
     }
 
-    pub fn into_parts(self) -> (Vec<String>, Option<Vec<String>>) {
-        (self.names, self.schemas)
-    }
-
-    pub fn params(&self) -> [(&(dyn ToSql + Sync), Type); 2] {
-        [
-            (&self.names, Type::TEXT_ARRAY),
-            (&self.schemas, Type::TEXT_ARRAY),
-        ]
+    pub fn params(self) -> Arc<[Param]> {
+        [Param::Texts(self.names), Param::MaybeTexts(self.schemas)].into()
     }
 }
 
@@ -464,68 +467,60 @@ fn count_usage(found: &Found) -> String {
 
 /// Brings the schema up to date, in one transaction under an advisory lock, so that any number of
 /// nodes may start for the first time at the same moment.
-pub(super) fn migrate(
-    client: &mut Session,
-    wanted: &TableName,
-) -> std::result::Result<Result<()>, PgError> {
-    let tx = client.transaction()?;
+pub(super) async fn migrate(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<()>> {
+    let done = conn.transaction(migrate_within(conn, wanted)).await;
+    failpoint!("postgres.schema.committed");
+    done
+}
+
+/// What fails for a reason that an operator must know of has ended the transaction, or changed nothing.
+async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<()>> {
+    let ask = |sql: &'static str, params: Arc<[Param]>| async move {
+        // Nothing of this is for a deadline: the transaction is cancelled as a whole.
+        let query = Query::once(sql);
+        conn.query(&query, &params, Instant::now()).await
+    };
+    let name = |name: Option<&str>| Param::MaybeText(name.map(str::to_owned));
     // Counting and indexing a large table of the Go plugin takes as long as it takes.
-    tx.batch_execute("SET LOCAL statement_timeout = 0")?;
-    tx.query_typed(
+    conn.batch("SET LOCAL statement_timeout = 0").await?;
+    ask(
         "SELECT pg_advisory_xact_lock($1)",
-        &[(&lock_key(wanted), Type::INT8)],
-    )?;
+        [Param::Int(lock_key(wanted))].into(),
+    )
+    .await?;
     failpoint!("postgres.schema.locked");
-    let find = Find::new(wanted);
-    let found = match Found::new(wanted, &tx.query_typed(FIND, &find.params())?)? {
+    let rows = ask(FIND, Find::new(wanted).params()).await?;
+    let found = match Found::new(wanted, &rows)? {
         Ok(found) => found,
         Err(e) => return Ok(Err(e)),
     };
-    let indexes = tx
-        .query_typed(
-            "SELECT i.relname::text FROM pg_catalog.pg_index x \
-             JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid JOIN pg_catalog.pg_class c ON c.oid = x.indrelid \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relname = ($1::text)::name AND x.indisvalid \
-               AND ($2::text IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ($2::text)::name)",
-            &[(&found.table.name(), Type::TEXT), (&found.table.schema(), Type::TEXT)],
-        )?
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<std::result::Result<Vec<String>, _>>()?;
-    let mut others = Vec::new();
+    let table = [name(Some(found.table.name())), name(found.table.schema())];
+    let indexes = texts(&ask(INDEXES, table.into()).await?)?;
     let mut may_create = false;
-    if let Some(schema) = &found.schema {
+    if found.schema.is_some() {
         let asked = "SELECT pg_catalog.has_schema_privilege($1::text, 'CREATE')";
-        for row in tx.query_typed(asked, &[(schema, Type::TEXT)])? {
+        let rows = ask(asked, [name(found.schema.as_deref())].into()).await?;
+        for row in &rows {
             may_create = row.try_get(0)?;
         }
     }
-    let names: Vec<String> = ["blob_id", "due", "key_prefix"]
-        .into_iter()
-        .flat_map(|column| index_names(&found.table, column))
-        .collect();
-    let params: [(&(dyn ToSql + Sync), Type); 3] = [
-        (&names, Type::TEXT_ARRAY),
-        (&found.table.quoted(), Type::TEXT),
-        (&found.table.schema(), Type::TEXT),
+    let names = ["blob_id", "due", "key_prefix"];
+    let names = names.iter().flat_map(|of| index_names(&found.table, of));
+    let params = [
+        Param::Texts(names.collect()),
+        Param::Text(found.table.quoted()),
+        name(found.table.schema()),
     ];
-    for row in tx.query_typed(OTHERS, &params)? {
-        others.push(row.try_get(0)?);
-    }
+    let others = texts(&ask(OTHERS, params.into()).await?)?;
     let statements = match plan(&found, &indexes, &others, may_create) {
         Ok(statements) => statements,
         Err(e) => return Ok(Err(e)),
     };
     for statement in &statements {
         failpoint!("postgres.schema.statement");
-        if let Err(e) = tx.batch_execute(statement) {
-            let Some(db) = e.as_db_error() else {
-                return Err(e);
-            };
-            let right = *db.code() == tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE;
-            let schema = *db.code() == tokio_postgres::error::SqlState::INVALID_SCHEMA_NAME;
-            if !right && !schema {
+        if let Err(e) = conn.batch(statement).await {
+            let schema = e.code() == Some(&SqlState::INVALID_SCHEMA_NAME);
+            if !schema && e.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
                 return Err(e);
             }
             let mut script = String::new();
@@ -548,15 +543,16 @@ pub(super) fn migrate(
         }
     }
     failpoint!("postgres.schema.changed");
-    tx.commit()?;
-    failpoint!("postgres.schema.committed");
     Ok(Ok(()))
+}
+
+fn texts(rows: &[Row]) -> Answer<Vec<String>> {
+    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// Whether another try of the migration may succeed: someone else (a Go node takes no lock) created
 /// or changed the same thing at the same moment.
 pub(super) fn collided(error: &PgError) -> bool {
-    use tokio_postgres::error::SqlState;
     error.code().is_some_and(|code| {
         *code == SqlState::UNIQUE_VIOLATION
             || *code == SqlState::DUPLICATE_TABLE

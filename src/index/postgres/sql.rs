@@ -37,24 +37,24 @@ pub(super) struct Sql {
     /// `[staging][form]`
     pub delete: [[Query; DELETE_FORMS]; 2],
     /// Makes rows where there are none, which waits for whoever is just making one.
-    pub place: String,
+    pub place: Query,
     /// `[staging][form]`; selects a row that says nothing.
-    pub upsert: [[String; UPSERT_FORMS]; 2],
-    pub delete_staged: String,
+    pub upsert: [[Query; UPSERT_FORMS]; 2],
+    pub delete_staged: Query,
     /// `[form][after]`
-    pub due: [[String; 2]; DUE_FORMS],
-    pub ending: [String; 2],
+    pub due: [[Query; 2]; DUE_FORMS],
+    pub ending: [Query; 2],
     pub note: Query,
-    pub set_note: String,
-    pub add_note: String,
-    pub drop_note: String,
-    pub rows_of_blob: String,
+    pub set_note: Query,
+    pub add_note: Query,
+    pub drop_note: Query,
+    pub rows_of_blob: Query,
     pub rows_from: Query,
-    pub update_blob: String,
+    pub update_blob: Query,
     pub usage: Query,
-    pub add_usage: String,
-    pub try_lease: String,
-    pub release_lease: String,
+    pub add_usage: Query,
+    pub try_lease: Query,
+    pub release_lease: Query,
     table: String,
     staging: String,
     order: ByteOrder,
@@ -191,13 +191,16 @@ impl Sql {
                  RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time"
             )
         };
-        let upserts = |staged| std::array::from_fn(|form| upsert(staged, form));
+        let upserts =
+            |staged| std::array::from_fn(|form| Query::once(upsert(staged, form)).fenced());
 
         let dues = |form: usize| {
-            [false, true].map(|after| match form {
-                0 if shape.has_due_index => due_by_steps(&table, after),
-                _ => due_by_groups(&table, after),
-            })
+            [false, true]
+                .map(|after| match form {
+                    0 if shape.has_due_index => due_by_steps(&table, after),
+                    _ => due_by_groups(&table, after),
+                })
+                .map(Query::once)
         };
         // In the order of the column's own collation, in which its index is.
         let ending = |after: bool| {
@@ -219,51 +222,51 @@ impl Sql {
             ],
             staged_value: Query::hot(format!("SELECT value FROM {staging} WHERE key = $1")),
             delete: [deletes(false), deletes(true)],
-            place: format!(
+            place: Query::once(format!(
                 "INSERT INTO {table} (key, blob_id, size) SELECT key, '', 0 FROM unnest($1::text[]) AS r(key) \
                  ON CONFLICT (key) DO NOTHING RETURNING key"
-            ),
+            )),
             upsert: [upserts(false), upserts(true)],
-            delete_staged: format!("DELETE FROM {staging} WHERE key = ANY($1)"),
+            delete_staged: Query::once(format!("DELETE FROM {staging} WHERE key = ANY($1)")),
             due: std::array::from_fn(dues),
-            ending: [ending(false), ending(true)],
+            ending: [ending(false), ending(true)].map(Query::once),
             note: Query::once(format!("SELECT value FROM {meta} WHERE name = $1")),
-            set_note: format!(
+            set_note: Query::once(format!(
                 "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"
-            ),
-            add_note: format!(
+            )),
+            add_note: Query::once(format!(
                 "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING"
-            ),
-            drop_note: format!("DELETE FROM {meta} WHERE name = $1"),
-            rows_of_blob: format!(
+            )),
+            drop_note: Query::once(format!("DELETE FROM {meta} WHERE name = $1")),
+            rows_of_blob: Query::once(format!(
                 "SELECT FALSE AS staged, {columns}, key FROM {table} WHERE blob_id = $1 ORDER BY key{using}"
-            ),
+            )),
             rows_from: Query::hot(format!(
                 "SELECT FALSE AS staged, {columns}, key FROM {table} \
                  WHERE blob_id = $1 AND blob_offset >= $2 ORDER BY blob_offset LIMIT $3"
             )),
-            update_blob: format!(
+            update_blob: Query::once(format!(
                 "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
-            ),
+            )),
             usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),
-            add_usage: format!(
+            add_usage: Query::once(format!(
                 "INSERT INTO {usage} AS u (name, blocks, bytes) SELECT 'total', $1, $2 WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET blocks = u.blocks + EXCLUDED.blocks, bytes = u.bytes + EXCLUDED.bytes",
                 fence::when_begun(3),
-            ),
-            try_lease: format!(
+            )).fenced(),
+            try_lease: Query::once(format!(
                 "INSERT INTO {leases} AS l (name, owner, expires_at) SELECT $1, $2, now() + $3 * interval '1 second' WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET owner = EXCLUDED.owner, expires_at = EXCLUDED.expires_at \
                  WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() \
                  OR l.expires_at > now() + interval '{} seconds' RETURNING owner",
                 fence::when_begun(4),
                 LONGEST_LEASE.as_secs(),
-            ),
-            release_lease: format!(
+            )).fenced(),
+            release_lease: Query::once(format!(
                 "DELETE FROM {leases} WHERE name = $1 AND owner = $2 AND {}",
                 fence::when_begun(3),
-            ),
+            )).fenced(),
             table,
             staging,
             order: shape.order,
