@@ -16,6 +16,7 @@ mod fence;
 mod go_staging;
 mod open;
 mod order;
+mod params;
 mod passfile;
 mod pipe;
 mod pool;
