@@ -172,7 +172,7 @@ impl WalrusDatastore {
         let gone = Arc::new(gone::none());
         let upload = UploadParts {
             store: Arc::clone(&store),
-            index: Arc::clone(&index),
+            index: index.clone(),
             clock: Arc::clone(&clock),
             epoch_clock: Arc::clone(&epoch_clock),
             metrics: Arc::clone(&metrics),
@@ -214,7 +214,7 @@ impl WalrusDatastore {
             DiskCache::open(settings, Arc::clone(&log))
         });
         let mut workers = vec![tokio::spawn(flush_usage(
-            Arc::clone(&index),
+            index.clone(),
             Arc::clone(&metrics),
             stop.clone(),
         ))];

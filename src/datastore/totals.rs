@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{WalrusDatastore, Writes};
 use crate::error::{caught, Result};
-use crate::index::{Index, Usage};
+use crate::index::{Totals, Usage};
 use crate::metrics::Metrics;
 use crate::read::disk::DiskCache;
 use crate::staging::Staged;
@@ -67,7 +67,7 @@ impl WalrusDatastore {
 
 /// Writes the running totals every now and then, and once more at the end.
 pub(super) async fn flush_usage(
-    index: Arc<dyn Index>,
+    index: Arc<dyn Totals>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {

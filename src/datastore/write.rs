@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{Op, Shared, WalrusDatastore, Writes};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Index, Record, Usage};
+use crate::index::{Index, Record, Rows, Usage};
 use crate::lasting::Lasting;
 use crate::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::metrics::Metrics;

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::gone::Gone;
-use crate::index::{Index, KeyRecord, Record, Usage};
+use crate::index::{KeyRecord, Record, Rows, Usage};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
@@ -45,7 +45,7 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub(crate) struct UploadParts {
     pub(crate) store: Arc<dyn BlobStore>,
-    pub(crate) index: Arc<dyn Index>,
+    pub(crate) index: Arc<dyn Rows>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) epoch_clock: Arc<EpochClock>,
     pub(crate) metrics: Arc<Metrics>,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
-use walrusds::{Error, ErrorKind, Index, KeyRange, Record, Renewal, Usage};
+use walrusds::{
+    Error, ErrorKind, Index, KeyRange, Leases, Notes, Record, Renewal, Rows, Totals, Usage,
+};
 
 use crate::common::postgres::{signal_each, Postgres};
 use crate::common::{eventually, PATIENCE};
@@ -373,19 +375,25 @@ async fn tables_of_the_go_plugin_of_every_age() {
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_of_the_go_plugin_are_reset_by_an_overwrite() {
     let pg = Postgres::shared();
-    let db = pg.database();
-    pg.execute(&db, GO_NEWEST);
-    pg.execute(&db, "INSERT INTO walrus_index (key, blob_id, object_id, patch_id, size, encoded_size, cost, updated_at) \
-         VALUES ('/q', 'quilt', '0xobject', 'patch', 5, 66000000, 42, '2020-01-01Z')");
-    let index = open(&pg.url(&db)).await;
-    let member = index.get("/q").await.unwrap().unwrap();
-    assert_eq!(member.patch_id.as_deref(), Some("patch"));
-    index.put(&row("/q", "pack", 9, 5)).await.unwrap();
-    assert_eq!(index.get("/q").await.unwrap().unwrap().patch_id, None);
     let left = "SELECT count(*) FROM walrus_index WHERE object_id = '' AND patch_id = '' AND encoded_size = 0 AND cost = 0 \
         AND blob_offset = 9 AND updated_at > now() - interval '1 minute'";
-    assert_eq!(count(&db, left), 1);
-    index.close().await.unwrap();
+    for moved in [false, true] {
+        let db = pg.database();
+        pg.execute(&db, GO_NEWEST);
+        pg.execute(&db, "INSERT INTO walrus_index (key, blob_id, object_id, patch_id, size, encoded_size, cost, updated_at) \
+             VALUES ('/q', 'quilt', '0xobject', 'patch', 5, 66000000, 42, '2020-01-01Z')");
+        let index = open(&pg.url(&db)).await;
+        let member = index.get("/q").await.unwrap().unwrap();
+        assert_eq!(member.patch_id.as_deref(), Some("patch"));
+        let new = [row("/q", "pack", 9, 5)];
+        match moved {
+            true => assert_eq!(index.move_rows("quilt", &new).await.unwrap(), 1),
+            false => index.put_many(&new).await.unwrap(),
+        }
+        assert_eq!(index.get("/q").await.unwrap().unwrap().patch_id, None);
+        assert_eq!(count(&db, left), 1);
+        index.close().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

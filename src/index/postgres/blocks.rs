@@ -1,4 +1,4 @@
-//! The index's methods, as statements.
+//! The rows: the methods of [`Rows`] as statements.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,30 +8,34 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_postgres::Row;
 
-use super::call::{self, Call, Repeat};
+use super::call::{self, Call};
 use super::conn::Answer;
 use super::query::{Param, Query};
 use super::rows::{self, columns};
 use super::sql::{DELETE_FORMS, DUE_FORMS, UPSERT_FORMS};
-use super::{error, in_form, is_unsupported, read, Inner, PostgresIndex};
+use super::{error, in_form, is_unsupported, read, usage, Inner, PostgresIndex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{check_key, check_text};
 use crate::index::{
-    new_identity, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
-    IDENTITY, LONGEST_LEASE,
+    in_key_order, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Rows, Usage,
 };
 
 /// Rows of one bulk statement: large enough that the round trip does not matter, small enough that
 /// a statement stays far below its timeout and below 10 MB.
 const PAGE: usize = 5_000;
 
+/// The parameters of an upsert for each page of rows.
+type Pages = Arc<[Arc<[Param]>]>;
+
 impl Inner {
     fn search_limit(&self) -> Duration {
         self.statement_timeout.max(super::SEARCH_LIMIT)
     }
 
-    /// Refuses rows that the table cannot hold.
-    fn check(&self, records: &[KeyRecord]) -> Result<()> {
+    /// Checks rows that are to be written by `method`, and makes them pages of columns. `more` stands behind the
+    /// columns of each page. They come in key order, so that two writers of the same keys lock them in the same
+    /// order.
+    fn pages(&self, records: &[KeyRecord], method: &str, more: Option<&str>) -> Result<Pages> {
         for KeyRecord { key, record } in records {
             let patch_id = record.patch_id.as_deref().unwrap_or_default();
             check_key(key)?;
@@ -44,39 +48,49 @@ impl Inner {
                 ));
             }
         }
-        Ok(())
+        let order = in_key_order(records, method)?;
+        let pages = order.chunks(PAGE).map(|page| {
+            let more = more.map(|text| Param::Text(text.to_owned()));
+            columns(page, self.shape.has_patch_id, more)
+        });
+        Ok(pages.collect())
     }
 
-    /// Upserts pages of rows. A single page is one statement (one round trip, its own transaction), several
-    /// are one transaction.
+    /// Writes pages of rows with a statement that says how many; returns the sum. A single page is one
+    /// round trip and its own transaction, several are one transaction.
     async fn write_pages(
         self: &Arc<Self>,
         call: &Call,
-        pages: &Arc<[Arc<[Param]>]>,
-        staged: bool,
-        form: usize,
-    ) -> Result<Answer<()>> {
+        pages: &Pages,
+        query: &Query,
+    ) -> Result<Answer<u64>> {
+        let count = |rows: &[Row]| match rows.first() {
+            Some(row) => Ok(row.try_get::<_, i64>(0)?.unsigned_abs()),
+            None => Ok(0),
+        };
         if let [page] = &pages[..] {
-            let upsert = &self.sql.upsert[usize::from(staged)][form];
-            let answer = call::query(&self.pool, call, upsert, page).await?;
-            return Ok(answer.map(drop));
+            let answer = call::query(&self.pool, call, query, page).await?;
+            return Ok(answer.and_then(|rows| count(&rows)));
         }
-        call::run(&self.pool, call, |conn, deadline| {
-            let (inner, pages) = (self.clone(), pages.clone());
+        // Many pages are many statements.
+        let number = u32::try_from(pages.len()).unwrap_or(u32::MAX);
+        let whole = Call {
+            limit: call.limit.saturating_mul(number),
+            ..call.clone()
+        };
+        call::run(&self.pool, &whole, |conn, deadline| {
+            let (inner, pages, query) = (self.clone(), pages.clone(), query.clone());
             Box::pin(async move {
                 let work = async {
                     let limit = inner.statement_timeout.as_millis();
                     let limit = limit.clamp(1, i32::MAX as u128);
                     conn.batch(&format!("SET LOCAL statement_timeout = {limit}"))
                         .await?;
+                    let mut written = 0;
                     for page in pages.iter() {
-                        conn.query(&inner.sql.upsert[0][form], page, deadline)
-                            .await?;
-                        if staged {
-                            conn.execute(&inner.sql.delete_staged, &page[..1]).await?;
-                        }
+                        written += count(&conn.query(&query, page, deadline).await?)?;
                     }
-                    Ok(())
+                    Ok(written)
                 };
                 conn.transaction(work).await
             })
@@ -115,13 +129,6 @@ fn is_refused(e: &super::PgError) -> bool {
     !e.is_retryable() && e.kind() == ErrorKind::Index
 }
 
-fn usage(row: &Row) -> Answer<Usage> {
-    Ok(Usage {
-        blocks: row.try_get(0)?,
-        bytes: row.try_get(1)?,
-    })
-}
-
 fn renew_item(row: &Row) -> Answer<RenewItem> {
     let expires_at: Option<SystemTime> = row.try_get(1)?;
     Ok(RenewItem {
@@ -133,44 +140,39 @@ fn renew_item(row: &Row) -> Answer<RenewItem> {
 }
 
 #[async_trait]
-impl Index for PostgresIndex {
+impl Rows for PostgresIndex {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
-        let mut call = self.call("writing rows")?;
+        let call = &self.call("writing rows")?;
         let inner = &self.inner;
-        inner.check(records)?;
-        // In key order, so that two writers of the same keys lock them in the same order.
-        let mut order: Vec<&KeyRecord> = records.iter().collect();
-        order.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        if let Some(twice) = order.windows(2).find(|w| w[0].key == w[1].key) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("key {:?} appears twice in one put_many", twice[0].key),
-            ));
-        }
-        if records.is_empty() {
+        let pages = &inner.pages(records, "put_many", None)?;
+        if pages.is_empty() {
             return Ok(());
         }
-        let pages = order.chunks(PAGE);
-        let pages: Arc<[_]> = pages
-            .map(|page| columns(page, inner.shape.has_patch_id))
-            .collect();
-        // Many pages are many statements.
-        let count = u32::try_from(pages.len()).unwrap_or(u32::MAX);
-        call.limit = call.limit.saturating_mul(count);
-        let (call, pages) = (&call, &pages);
         let doubt = inner.doubts.writing(records);
         inner
             .with_staging(call, |staged| {
-                in_form(
-                    &inner.upsert_form,
-                    UPSERT_FORMS,
-                    is_unsupported,
-                    move |form| inner.write_pages(call, pages, staged, form),
-                )
+                let forms = &inner.sql.upsert[usize::from(staged)];
+                in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, |form| {
+                    inner.write_pages(call, pages, &forms[form])
+                })
             })
             .await?;
         doubt.settle();
         Ok(())
+    }
+
+    async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
+        let call = &self.call("moving rows to another blob")?;
+        check_text("blob ID", from)?;
+        let inner = &self.inner;
+        let pages = &inner.pages(to, "move_rows", Some(from))?;
+        if pages.is_empty() {
+            return Ok(0);
+        }
+        let moved = in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, |form| {
+            inner.write_pages(call, pages, &inner.sql.move_rows[form])
+        });
+        moved.await?.map_err(|e| error::statement(call.what, &e))
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
@@ -381,37 +383,6 @@ impl Index for PostgresIndex {
         read(call.what, &rows, renew_item)
     }
 
-    async fn note(&self, name: &str) -> Result<Option<String>> {
-        let call = self.call("reading a note")?;
-        check_text("name of a note", name)?;
-        let params = [Param::Text(name.to_owned())].into();
-        let rows = self
-            .inner
-            .look_up(&call, &self.inner.sql.note, params)
-            .await?;
-        let found = read(call.what, &rows, |row| row.try_get::<_, String>(0))?;
-        Ok(found.into_iter().next())
-    }
-
-    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
-        let call = self.call("keeping a note")?;
-        check_text("name of a note", name)?;
-        check_text("note", text.unwrap_or_default())?;
-        let (sql, name) = (&self.inner.sql, Param::Text(name.to_owned()));
-        let changed = match text {
-            Some(text) => {
-                let params = [name, Param::Text(text.to_owned())].into();
-                self.inner.change(&call, &sql.set_note, params).await
-            }
-            None => {
-                self.inner
-                    .change(&call, &sql.drop_note, [name].into())
-                    .await
-            }
-        };
-        changed.map(drop)
-    }
-
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
         let call = self.call("listing the rows of a blob")?;
         check_text("blob ID", blob_id)?;
@@ -441,80 +412,5 @@ impl Index for PostgresIndex {
         ];
         let query = &self.inner.sql.update_blob;
         self.inner.change(&call, query, params.into()).await
-    }
-
-    fn take_notice(&self) -> Option<String> {
-        self.inner.opener.connector.take_notice()
-    }
-
-    fn only_reads(&self) -> Option<&'static str> {
-        let known = self.inner.rights.read_only();
-        if known.is_some() {
-            self.recheck_rights();
-        }
-        known
-    }
-
-    async fn identity(&self) -> Result<Option<String>> {
-        let known = self.note(IDENTITY).await?;
-        if known.is_some() || self.inner.rights.read_only().is_some() {
-            return Ok(known);
-        }
-        let call = self.call("giving the table an identity")?;
-        let params = [
-            Param::Text(IDENTITY.to_owned()),
-            Param::Text(new_identity()),
-        ]
-        .into();
-        let query = &self.inner.sql.add_note;
-        self.inner.change(&call, query, params).await?;
-        self.note(IDENTITY).await
-    }
-
-    async fn usage(&self) -> Result<Usage> {
-        let call = self.call("reading the running total")?;
-        let query = &self.inner.sql.usage;
-        let rows = self.inner.look_up(&call, query, [].into()).await?;
-        let usage = read(call.what, &rows, usage)?;
-        Ok(usage.into_iter().next().unwrap_or_default())
-    }
-
-    async fn add_usage(&self, delta: Usage) -> Result<()> {
-        let mut call = self.call("adding to the running total")?;
-        if delta == Usage::default() {
-            return Ok(());
-        }
-        call.repeat = Repeat::Never;
-        let params = [Param::Int(delta.blocks), Param::Int(delta.bytes)].into();
-        let query = &self.inner.sql.add_usage;
-        self.inner.ask(&call, query, params).await.map(drop)
-    }
-
-    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
-        let call = self.call("taking a lease")?;
-        check_text("name of the lease", name)?;
-        check_text("owner of the lease", owner)?;
-        let params = [
-            Param::Text(name.to_owned()),
-            Param::Text(owner.to_owned()),
-            Param::Float(ttl.min(LONGEST_LEASE).as_secs_f64()),
-        ];
-        let query = &self.inner.sql.try_lease;
-        let rows = self.inner.ask(&call, query, params.into()).await?;
-        Ok(!rows.is_empty())
-    }
-
-    async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
-        let call = self.call("giving a lease back")?;
-        check_text("name of the lease", name)?;
-        check_text("owner of the lease", owner)?;
-        let params = [Param::Text(name.to_owned()), Param::Text(owner.to_owned())].into();
-        let query = &self.inner.sql.release_lease;
-        self.inner.ask(&call, query, params).await.map(drop)
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.close_all().await;
-        Ok(())
     }
 }

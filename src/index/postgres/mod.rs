@@ -7,6 +7,7 @@
 mod blocks;
 mod call;
 mod cancel;
+mod companions;
 mod conn;
 mod connect;
 mod direct;
@@ -49,6 +50,8 @@ use self::schema::Shape;
 use self::sql::Sql;
 use super::gate::{Gate, Pass};
 use super::table::parse_table;
+use super::Usage;
+
 use crate::error::Result;
 
 /// What looks for blobs to renew may go through every row, of which there may be more than can be read
@@ -281,6 +284,14 @@ impl Drop for PostgresIndex {
     fn drop(&mut self) {
         self.gate.shut();
     }
+}
+
+/// Reads blocks and bytes.
+fn usage(row: &Row) -> Answer<Usage> {
+    Ok(Usage {
+        blocks: row.try_get(0)?,
+        bytes: row.try_get(1)?,
+    })
 }
 
 /// A result's rows, or what is wrong with them.

@@ -43,8 +43,8 @@ pub(super) fn storable(time: SystemTime) -> SystemTime {
     time.clamp(first, last)
 }
 
-/// The columns of rows, as the arrays that an upsert unnests.
-pub(super) fn columns(rows: &[&KeyRecord], with_patch: bool) -> Arc<[Param]> {
+/// The columns of rows, as the arrays that an upsert unnests, and one parameter `more`.
+pub(super) fn columns(rows: &[&KeyRecord], with_patch: bool, more: Option<Param>) -> Arc<[Param]> {
     let texts = |text: fn(&KeyRecord) -> &str| {
         Param::Texts(rows.iter().map(|row| text(row).to_owned()).collect())
     };
@@ -64,5 +64,6 @@ pub(super) fn columns(rows: &[&KeyRecord], with_patch: bool) -> Arc<[Param]> {
             row.record.patch_id.as_deref().unwrap_or_default()
         }));
     }
+    params.extend(more);
     params.into()
 }

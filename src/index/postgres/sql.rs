@@ -38,9 +38,10 @@ pub(super) struct Sql {
     pub delete: [[Query; DELETE_FORMS]; 2],
     /// Makes rows where there are none, which waits for whoever is just making one.
     pub place: Query,
-    /// `[staging][form]`; selects a row that says nothing.
+    /// `[staging][form]`; selects how many rows were written.
     pub upsert: [[Query; UPSERT_FORMS]; 2],
-    pub delete_staged: Query,
+    /// `[form]`; changes rows that point at a blob, and selects how many.
+    pub move_rows: [Query; UPSERT_FORMS],
     /// `[form][after]`
     pub due: [[Query; 2]; DUE_FORMS],
     pub ending: [Query; 2],
@@ -161,25 +162,28 @@ impl Sql {
             names.push_str(", patch_id");
             types.push_str(", $8::text[]");
         }
-        let mut set = String::new();
-        for name in names.split(", ").skip(1) {
-            set.push_str(&format!("{name} = EXCLUDED.{name}, "));
-        }
+        let mut reset = String::new();
         for (present, name, value) in [
             (shape.has_object_id, "object_id", "''"),
             (shape.has_encoded_size, "encoded_size", "0"),
             (shape.has_cost, "cost", "0"),
         ] {
             if present {
-                set.push_str(&format!("{name} = {value}, "));
+                reset.push_str(&format!("{name} = {value}, "));
             }
         }
+        let set = |from: &str| {
+            let columns = names.split(", ").skip(1);
+            let columns = columns.map(|name| format!("{name} = {from}.{name}, "));
+            columns.collect::<String>() + &reset
+        };
         let last = if shape.has_patch_id { 9 } else { 8 };
+        let in_time = |form: usize, last| match form {
+            0 => ("TRUE".to_owned(), fence::when_locked(last)),
+            _ => (fence::when_begun(last), "TRUE".to_owned()),
+        };
         let upsert = |staged: bool, form: usize| {
-            let (begun, returning) = match form {
-                0 => ("TRUE".to_owned(), fence::when_locked(last)),
-                _ => (fence::when_begun(last), "TRUE".to_owned()),
-            };
+            let (begun, returning) = in_time(form, last);
             let with_staged = if staged {
                 format!("s AS (DELETE FROM {staging} WHERE key = ANY($1)), ")
             } else {
@@ -188,8 +192,19 @@ impl Sql {
             format!(
                 "WITH {with_staged}w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
                  WHERE {begun} ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at \
-                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time"
+                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
+                set = set("EXCLUDED"),
             )
+        };
+        let move_rows = |form: usize| {
+            let (begun, returning) = in_time(form, last + 1);
+            Query::once(format!(
+                "WITH w AS (UPDATE {table} AS t SET {set}updated_at = now() FROM unnest({types}) AS r({names}) \
+                 WHERE t.key = r.key AND t.blob_id = ${last} AND {begun} \
+                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
+                set = set("r"),
+            ))
+            .fenced()
         };
         let upserts =
             |staged| std::array::from_fn(|form| Query::once(upsert(staged, form)).fenced());
@@ -227,7 +242,7 @@ impl Sql {
                  ON CONFLICT (key) DO NOTHING RETURNING key"
             )),
             upsert: [upserts(false), upserts(true)],
-            delete_staged: Query::once(format!("DELETE FROM {staging} WHERE key = ANY($1)")),
+            move_rows: std::array::from_fn(move_rows),
             due: std::array::from_fn(dues),
             ending: [ending(false), ending(true)].map(Query::once),
             note: Query::once(format!("SELECT value FROM {meta} WHERE name = $1")),

@@ -20,6 +20,7 @@ const VERSION: i64 = 1;
 pub(super) struct Sql {
     pub get: String,
     pub upsert: String,
+    pub move_row: String,
     pub delete: String,
     pub due: String,
     pub ending: String,
@@ -59,6 +60,10 @@ impl Sql {
                  ON CONFLICT (key) DO UPDATE SET blob_id = excluded.blob_id, blob_offset = excluded.blob_offset, \
                  size = excluded.size, deletable = excluded.deletable, end_epoch = excluded.end_epoch, \
                  expires_at = excluded.expires_at, updated_at = excluded.updated_at"
+            ),
+            move_row: format!(
+                "UPDATE {main} SET blob_id = ?2, blob_offset = ?3, size = ?4, deletable = ?5, end_epoch = ?6, \
+                 expires_at = ?7, updated_at = ?8 WHERE key = ?1 AND blob_id = ?9"
             ),
             delete: format!("DELETE FROM {main} WHERE key = ?1 RETURNING size"),
             // The pairs of end and blob from the index, then the rows of these blobs. The last column: no row of the
