@@ -895,6 +895,51 @@ async fn killed_backends_are_replaced() {
     index.close().await.unwrap();
 }
 
+/// Also while connections break and are replaced, and calls wait for their turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_connections_are_open_than_may_be() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let mut few = options(&pg.url(&db));
+    few.max_open_conns = 4;
+    let index = Arc::new(PostgresIndex::open(few).await.unwrap());
+    let tasks: Vec<_> = (0..12)
+        .map(|t| {
+            let index = index.clone();
+            tokio::spawn(async move {
+                for i in 0..40 {
+                    let key = format!("/{t}/{i}");
+                    index.put(&row(&key, "b", 0, 1)).await.unwrap();
+                    assert!(index.get(&key).await.unwrap().is_some());
+                    index.list(&KeyRange::ALL, 0, 5).await.unwrap();
+                    index.delete(&key).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let ours =
+        "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'walrusds'";
+    let (mut looks, mut most) = (0, 0);
+    while tasks.iter().any(|task| !task.is_finished()) {
+        let open = || count(&db, &format!("SELECT count(*) {ours}"));
+        let now = open();
+        assert!(now <= 4, "{now} connections");
+        most = most.max(now);
+        if looks == 10 {
+            let kill = format!("SELECT count(pg_terminate_backend(pid)) {ours}");
+            count(&db, &kill);
+            // A backend tells that it ends before it is gone.
+            eventually("those that were killed are gone", || open() <= 4).await;
+        }
+        looks += 1;
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(most, 4, "the pool is used");
+    index.close().await.unwrap();
+}
+
 // ---------------------------------------------------------------------------------------------
 // Time
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::Row;
 
 use super::call::{self, Call};
@@ -125,8 +126,9 @@ impl Inner {
 
 /// Perhaps an engine that does not take this form of a deletion.
 fn is_refused(e: &super::PgError) -> bool {
-    let e = error::statement("", e);
-    !e.is_retryable() && e.kind() == ErrorKind::Index
+    let said = error::statement("", e);
+    let lacks_table = e.code() == Some(&SqlState::UNDEFINED_TABLE);
+    !said.is_retryable() && said.kind() == ErrorKind::Index && !lacks_table
 }
 
 fn renew_item(row: &Row) -> Answer<RenewItem> {

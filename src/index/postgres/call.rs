@@ -31,7 +31,7 @@ const MAX_LATE: u32 = 2;
 /// Cancels meant for a neighbour that a statement endures.
 const MAX_STRAY_CANCELS: u32 = 20;
 
-/// Whether a call may be repeated when nobody knows if it took effect.
+/// Whether a call may be repeated when it is not known if it took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeat {
     Harmless,
@@ -121,6 +121,9 @@ where
         };
         let in_time = begun.elapsed() < call.limit;
         let verdict = error::retry(&error);
+        if verdict == Retry::Late {
+            conn.forget_clock();
+        }
         match verdict {
             Retry::Reconnect if (moved || reconnects == 0) && call.repeat == Repeat::Harmless => {
                 anew = true;
@@ -133,14 +136,8 @@ where
                 again += 1;
                 tokio::time::sleep(pause(again)).await;
             }
-            Retry::Late if late < MAX_LATE && in_time => {
-                late += 1;
-                conn.forget_clock();
-            }
+            Retry::Late if late < MAX_LATE && in_time => late += 1,
             _ => {
-                if verdict == Retry::Late {
-                    conn.forget_clock();
-                }
                 if verdict != Retry::Reconnect {
                     source.put_back(conn);
                 }
@@ -184,7 +181,11 @@ impl<T: Send + 'static> Running<T> {
         }
         let conn = self.conn.clone();
         let ended = async { tokio::join!(conn.cancel(), &mut self).1 };
-        timeout(2 * CANCEL_GRACE, ended).await.ok()
+        let ended = timeout(2 * CANCEL_GRACE, ended).await;
+        if ended.is_err() {
+            self.conn.abort();
+        }
+        ended.ok()
     }
 }
 
@@ -218,7 +219,9 @@ impl<T: Send + 'static> Drop for Running<T> {
             if !patience.is_zero() && timeout(patience, &mut work).await.is_ok() {
                 return;
             }
-            conn.cancel().await;
+            if !conn.is_closed() {
+                conn.cancel().await;
+            }
             if timeout(CANCEL_GRACE, work).await.is_err() {
                 // Not even a cancel request helps: the server or the network hangs.
                 conn.abort();

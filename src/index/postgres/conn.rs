@@ -160,13 +160,13 @@ impl Conn {
         self.client.batch_execute(sql).await
     }
 
-    /// Runs `work` on this connection, which nobody shares, in one transaction.
+    /// Runs `work` in one transaction. The connection must not be shared.
     pub async fn transaction<T>(&self, work: impl Future<Output = Answer<T>>) -> Answer<T> {
         tokio::join!(self.batch("BEGIN"), self.renew_clock()).0?;
         match work.await {
             Ok(done) => self.batch("COMMIT").await.map(|()| done),
             Err(e) => {
-                // If this fails the connection is closed, or is closed for the next call's sake.
+                // A connection on which that fails must not serve another call.
                 if self.batch("ROLLBACK").await.is_err() {
                     self.abort();
                 }

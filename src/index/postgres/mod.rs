@@ -48,7 +48,7 @@ use self::pool::Pool;
 use self::query::{Param, Query};
 use self::schema::Shape;
 use self::sql::Sql;
-use super::gate::{Gate, Pass};
+use super::gate::Gate;
 use super::table::parse_table;
 use super::Usage;
 
@@ -200,14 +200,10 @@ impl PostgresIndex {
     fn call(&self, what: &'static str) -> Result<Call> {
         Ok(Call {
             what,
-            pass: self.enter()?,
+            pass: Arc::new(self.gate.enter()?),
             repeat: Repeat::Harmless,
             limit: self.inner.statement_timeout,
         })
-    }
-
-    fn enter(&self) -> Result<Arc<Pass>> {
-        self.gate.enter().map(Arc::new)
     }
 
     async fn close_all(&self) {

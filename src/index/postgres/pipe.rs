@@ -1,5 +1,5 @@
 //! A pipelined connection for short statements: any number of callers share it, each statement is
-//! one round trip, nobody waits for another's answer to be read. It reconnects by itself.
+//! one round trip, and the next one is sent before the answer is here. It reconnects by itself.
 
 use std::sync::Arc;
 use std::time::Duration;
