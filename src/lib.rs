@@ -54,7 +54,10 @@ pub use datastore::{Op, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
-pub use index::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+pub use index::{
+    Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals,
+    Usage,
+};
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, Source, StoreOptions, StoreResult};

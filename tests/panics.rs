@@ -11,8 +11,9 @@ use parking_lot::Mutex;
 use testkit::mem::{key_of, noise, ManualClock, MemIndex, MemStore};
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Config, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Op, QueryOptions,
-    Record, RenewItem, Renewal, Result, StoreOptions, StoreResult, Usage, WalrusDatastore,
+    BlobStore, Body, Config, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Op,
+    QueryOptions, Record, RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals,
+    Usage, WalrusDatastore,
 };
 
 /// Panics at the next call of the method that is armed, once.
@@ -57,8 +58,9 @@ macro_rules! trapped {
 }
 
 trapped! {
-    Index for TrappedIndex {
+    Rows for TrappedIndex {
         put_many(records: &[KeyRecord]) -> Result<()>;
+        move_rows(from: &str, to: &[KeyRecord]) -> Result<u64>;
         get(key: &str) -> Result<Option<Record>>;
         get_many(keys: &[String]) -> Result<Vec<Option<Record>>>;
         staged_value(key: &str) -> Result<Option<Bytes>>;
@@ -68,15 +70,35 @@ trapped! {
         due_for_renewal(before: SystemTime, after: Option<&RenewItem>, limit: usize)
             -> Result<Vec<RenewItem>>;
         ending_by(epoch: i64, after: Option<&str>, limit: usize) -> Result<Vec<RenewItem>>;
-        note(name: &str) -> Result<Option<String>>;
-        set_note(name: &str, text: Option<&str>) -> Result<()>;
         rows_of_blob(blob_id: &str) -> Result<Vec<KeyRecord>>;
         rows_from(blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>>;
         update_blob_after_renewal(blob_id: &str, renewal: &Renewal) -> Result<u64>;
-        usage() -> Result<Usage>;
-        add_usage(delta: Usage) -> Result<()>;
+    }
+}
+
+trapped! {
+    Leases for TrappedIndex {
         try_lease(name: &str, owner: &str, ttl: Duration) -> Result<bool>;
         release_lease(name: &str, owner: &str) -> Result<()>;
+    }
+}
+
+trapped! {
+    Totals for TrappedIndex {
+        usage() -> Result<Usage>;
+        add_usage(delta: Usage) -> Result<()>;
+    }
+}
+
+trapped! {
+    Notes for TrappedIndex {
+        note(name: &str) -> Result<Option<String>>;
+        set_note(name: &str, text: Option<&str>) -> Result<()>;
+    }
+}
+
+trapped! {
+    Index for TrappedIndex {
         close() -> Result<()>;
     }
 }

@@ -16,8 +16,8 @@ use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::log::Level;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Client, ClientConfig, Config, Error, ErrorKind, Index, KeyRecord, Op, Record,
-    Result, StoreOptions, StoreResult, WalrusDatastore,
+    BlobStore, Body, Client, ClientConfig, Config, Error, ErrorKind, Index, KeyRecord, Leases,
+    Notes, Op, Record, Result, Rows, StoreOptions, StoreResult, WalrusDatastore,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use testkit::mem::ManualClock;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Config, Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record,
-    RenewItem, Renewal, Result, StoreOptions, StoreResult, Usage, WalrusDatastore,
+    BlobStore, Body, Config, Error, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem, Notes,
+    Record, RenewItem, Renewal, Result, StoreOptions, StoreResult, Totals, Usage, WalrusDatastore,
 };
 
 /// Gives zeroes and counts.
@@ -68,14 +68,20 @@ impl Rows {
 }
 
 #[async_trait]
-impl Index for Rows {
+impl walrusds::Rows for Rows {
     async fn put_many(&self, _: &[KeyRecord]) -> Result<()> {
         not_here()
     }
+
+    async fn move_rows(&self, _: &str, _: &[KeyRecord]) -> Result<u64> {
+        not_here()
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Record>> {
         let mut parts = key[2..].split('/').map(|part| part.parse().unwrap());
         Ok(Some(self.row(parts.next().unwrap(), parts.next().unwrap())))
     }
+
     async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
         let mut rows = Vec::new();
         for key in keys {
@@ -83,18 +89,23 @@ impl Index for Rows {
         }
         Ok(rows)
     }
+
     async fn staged_value(&self, _: &str) -> Result<Option<Bytes>> {
         Ok(None)
     }
+
     async fn delete(&self, _: &str) -> Result<Usage> {
         not_here()
     }
+
     async fn delete_many(&self, _: &[String]) -> Result<Usage> {
         not_here()
     }
+
     async fn list(&self, _: &KeyRange, _: usize, _: usize) -> Result<Vec<ListItem>> {
         not_here()
     }
+
     async fn due_for_renewal(
         &self,
         _: SystemTime,
@@ -103,9 +114,11 @@ impl Index for Rows {
     ) -> Result<Vec<RenewItem>> {
         not_here()
     }
+
     async fn rows_of_blob(&self, _: &str) -> Result<Vec<KeyRecord>> {
         not_here()
     }
+
     async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
         let blob = blob_id.parse().unwrap();
         let all = from.div_ceil(self.block)..BLOB / self.block;
@@ -115,21 +128,38 @@ impl Index for Rows {
         });
         Ok(rows.collect())
     }
+
     async fn update_blob_after_renewal(&self, _: &str, _: &Renewal) -> Result<u64> {
         not_here()
     }
-    async fn usage(&self) -> Result<Usage> {
-        Ok(Usage::default())
-    }
-    async fn add_usage(&self, _: Usage) -> Result<()> {
-        Ok(())
-    }
+}
+
+#[async_trait]
+impl Leases for Rows {
     async fn try_lease(&self, _: &str, _: &str, _: Duration) -> Result<bool> {
         Ok(false)
     }
+
     async fn release_lease(&self, _: &str, _: &str) -> Result<()> {
         Ok(())
     }
+}
+
+#[async_trait]
+impl Totals for Rows {
+    async fn usage(&self) -> Result<Usage> {
+        Ok(Usage::default())
+    }
+
+    async fn add_usage(&self, _: Usage) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Notes for Rows {}
+
+#[async_trait]
+impl Index for Rows {
     async fn close(&self) -> Result<()> {
         Ok(())
     }

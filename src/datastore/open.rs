@@ -210,7 +210,7 @@ impl WalrusDatastore {
         let stop = CancellationToken::new();
         let mut workers = vec![
             tokio::spawn(flush_usage(
-                Arc::clone(&index),
+                index.clone(),
                 Arc::clone(&metrics),
                 stop.clone(),
             )),

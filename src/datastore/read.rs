@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::puts::check_key;
 use super::{Shared, WalrusDatastore};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{Index, KeyRange, ListItem, Record};
+use crate::index::{KeyRange, ListItem, Record, Rows};
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match, Multihash};
 use crate::query::{owned, Contents};

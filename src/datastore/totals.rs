@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::WalrusDatastore;
 use crate::error::{caught, Result};
-use crate::index::{Index, Usage};
+use crate::index::{Totals, Usage};
 use crate::metrics::Metrics;
 use crate::read::disk::DiskCache;
 
@@ -50,7 +50,7 @@ impl WalrusDatastore {
 
 /// Writes the running totals every now and then, and once more at the end.
 pub(super) async fn flush_usage(
-    index: Arc<dyn Index>,
+    index: Arc<dyn Totals>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::puts::{check_key, check_puts, check_value, last_wins, Put};
 use super::{Op, Shared, WalrusDatastore};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Index, Usage};
+use crate::index::{Index as _, Rows as _, Usage};
 use crate::lasting::Lasting;
 use crate::metrics::Metrics;
 

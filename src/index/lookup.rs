@@ -12,7 +12,10 @@ use super::combine::Combiner;
 use super::keys::check_key;
 pub use super::rows::Moment;
 use super::rows::RowCache;
-use super::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
+use super::{
+    Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals,
+    Usage,
+};
 use crate::error::Result;
 
 /// Memory for remembered rows (bytes): about 100,000 of them, or 25 GiB of blocks of 256 KiB.
@@ -20,7 +23,7 @@ const CACHE_BYTES: usize = 32 << 20;
 
 /// An index, and what is remembered of it.
 ///
-/// [`find`](Lookups::find) may answer from memory; the methods of [`Index`] never do. What another
+/// [`find`](Lookups::find) may answer from memory; the methods of [`Rows`] never do. What another
 /// node wrote is seen by `find` after the time given to [`new`](Lookups::new), what this node wrote
 /// at once; but for a write that was given up midway, which the index may still carry out: it counts
 /// as another node's.
@@ -60,7 +63,7 @@ impl Lookups {
     /// Looks a key up: what is remembered, or what the index says. `None` if unknown.
     ///
     /// # Errors
-    /// Those of [`Index::get`].
+    /// Those of [`Rows::get`].
     pub async fn find(&self, key: &str) -> Result<Option<Record>> {
         if let Some(record) = self.cached(key) {
             return Ok(Some(record));
@@ -76,7 +79,7 @@ impl Lookups {
     /// Looks keys up, as [`find`](Self::find) does; the result has the keys' order.
     ///
     /// # Errors
-    /// Those of [`Index::get_many`].
+    /// Those of [`Rows::get_many`].
     pub async fn find_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
         let mut found: Vec<Option<Record>> = keys.iter().map(|key| self.cached(key)).collect();
         let missing = found.iter().zip(keys).filter(|(row, _)| row.is_none());
@@ -115,7 +118,7 @@ impl Lookups {
     /// Looks a key up in the index alone, for a caller whom what is remembered has led astray.
     ///
     /// # Errors
-    /// Those of [`Index::get`].
+    /// Those of [`Rows::get`].
     pub async fn find_anew(&self, key: &str) -> Result<Option<Record>> {
         self.cache.forget(key);
         self.read(key).await
@@ -200,13 +203,18 @@ async fn delete(
     Ok(removed)
 }
 
-/// As the index behind it, but for [`delete`](Index::delete): of deletions that travel together, one
+/// As the index behind it, but for [`delete`](Rows::delete): of deletions that travel together, one
 /// is told what all of them removed.
 #[async_trait]
-impl Index for Lookups {
+impl Rows for Lookups {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
         let _writing = self.cache.writing(records.iter().map(|r| r.key.as_str()));
         self.index.put_many(records).await
+    }
+
+    async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
+        let _writing = self.cache.writing(to.iter().map(|r| r.key.as_str()));
+        self.index.move_rows(from, to).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
@@ -261,14 +269,6 @@ impl Index for Lookups {
         self.index.ending_by(epoch, after, limit).await
     }
 
-    async fn note(&self, name: &str) -> Result<Option<String>> {
-        self.index.note(name).await
-    }
-
-    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
-        self.index.set_note(name, text).await
-    }
-
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
         self.index.rows_of_blob(blob_id).await
     }
@@ -285,19 +285,21 @@ impl Index for Lookups {
         let _writing = self.cache.writing_blob(blob_id);
         self.index.update_blob_after_renewal(blob_id, renewal).await
     }
+}
 
-    fn take_notice(&self) -> Option<String> {
-        self.index.take_notice()
+#[async_trait]
+impl Leases for Lookups {
+    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
+        self.index.try_lease(name, owner, ttl).await
     }
 
-    fn only_reads(&self) -> Option<&'static str> {
-        self.index.only_reads()
+    async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
+        self.index.release_lease(name, owner).await
     }
+}
 
-    async fn identity(&self) -> Result<Option<String>> {
-        self.index.identity().await
-    }
-
+#[async_trait]
+impl Totals for Lookups {
     async fn usage(&self) -> Result<Usage> {
         self.index.usage().await
     }
@@ -305,13 +307,31 @@ impl Index for Lookups {
     async fn add_usage(&self, delta: Usage) -> Result<()> {
         self.index.add_usage(delta).await
     }
+}
 
-    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
-        self.index.try_lease(name, owner, ttl).await
+#[async_trait]
+impl Notes for Lookups {
+    async fn note(&self, name: &str) -> Result<Option<String>> {
+        self.index.note(name).await
     }
 
-    async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
-        self.index.release_lease(name, owner).await
+    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
+        self.index.set_note(name, text).await
+    }
+
+    async fn identity(&self) -> Result<Option<String>> {
+        self.index.identity().await
+    }
+}
+
+#[async_trait]
+impl Index for Lookups {
+    fn take_notice(&self) -> Option<String> {
+        self.index.take_notice()
+    }
+
+    fn only_reads(&self) -> Option<&'static str> {
+        self.index.only_reads()
     }
 
     async fn close(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The index: datastore key → where the block's bytes are.
 //!
-//! [`Index`] is the seam; [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node)
+//! [`Index`] is the seam, the sum of [`Rows`], [`Leases`], [`Totals`] and [`Notes`]; [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node)
 //! implement it and pass one shared test suite (`tests/index_suite.rs`).
 
 use std::ops::Range;
@@ -26,7 +26,7 @@ pub use keys::KeyRange;
 /// No lease runs for longer.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(3600);
 
-/// How many blobs [`Index::ending_by`] asks for at a time where an index has no query for it.
+/// How many blobs [`Rows::ending_by`] asks for at a time where an index has no query for it.
 const ENDING_PAGE: usize = 4096;
 
 /// Later than any `expires_at` that an index holds.
@@ -112,6 +112,19 @@ pub struct KeyRecord {
     pub record: Record,
 }
 
+/// Rows in the order of their keys, of which none may appear twice in a call of `method`.
+fn in_key_order<'a>(records: &'a [KeyRecord], method: &str) -> Result<Vec<&'a KeyRecord>> {
+    let mut order: Vec<&KeyRecord> = records.iter().collect();
+    order.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    match order.windows(2).find(|pair| pair[0].key == pair[1].key) {
+        Some(twice) => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("key {:?} appears twice in one {method}", twice[0].key),
+        )),
+        None => Ok(order),
+    }
+}
+
 /// One row of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListItem {
@@ -175,11 +188,11 @@ impl Usage {
     }
 }
 
-/// Index of blocks. Every method may be called concurrently; dropping a returned future abandons
-/// the wait and, where the engine can, cancels the statement. All of a call's rows become visible
+/// The rows of an index: one for each block. Every method may be called concurrently; dropping a returned future
+/// abandons the wait and, where the engine can, cancels the statement. All of a call's rows become visible
 /// together or not at all.
 #[async_trait]
-pub trait Index: Send + Sync + 'static {
+pub trait Rows: Send + Sync + 'static {
     /// Inserts or replaces one row.
     async fn put(&self, record: &KeyRecord) -> Result<()> {
         self.put_many(std::slice::from_ref(record)).await
@@ -189,6 +202,11 @@ pub trait Index: Send + Sync + 'static {
     /// A key must not appear twice. Also removes the keys' rows from a Go node's staging table:
     /// the newest value wins.
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()>;
+
+    /// Changes rows to what `to` says of their keys, in one transaction, but only those that still point at
+    /// the blob `from`: what was deleted or put anew meanwhile stays as it is. A key must not appear twice.
+    /// Returns how many rows were changed.
+    async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64>;
 
     /// Looks one key up; `None` if unknown.
     async fn get(&self, key: &str) -> Result<Option<Record>>;
@@ -255,6 +273,43 @@ pub trait Index: Send + Sync + 'static {
         Ok(found)
     }
 
+    /// All rows of one blob, in key order.
+    async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>>;
+
+    /// The rows of one blob whose blocks begin at `from` (bytes) or later, in the order of their
+    /// offsets, at most `limit`. Fewer than `limit` means that there are no more.
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>>;
+
+    /// Notes a renewal on every row of the blob, never moving an end backwards. Returns how many
+    /// rows were changed.
+    async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64>;
+}
+
+/// Which node does what only one may do at a time.
+#[async_trait]
+pub trait Leases: Send + Sync + 'static {
+    /// Takes or prolongs the lease `name` for `owner`; false if another owner's is still running.
+    /// Judged by the database's clock. A lease runs for [`LONGEST_LEASE`] at most. One that ends later than
+    /// that from now was taken while the clock was wrong, and counts as run out.
+    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool>;
+
+    /// Gives a lease back, if `owner` holds it.
+    async fn release_lease(&self, name: &str, owner: &str) -> Result<()>;
+}
+
+/// How much is stored under an index.
+#[async_trait]
+pub trait Totals: Send + Sync + 'static {
+    /// The running total, read in O(1).
+    async fn usage(&self) -> Result<Usage>;
+
+    /// Adds to the running total (values may be negative).
+    async fn add_usage(&self, delta: Usage) -> Result<()>;
+}
+
+/// Texts that nodes keep beside an index. One that does not implement them keeps none.
+#[async_trait]
+pub trait Notes: Send + Sync + 'static {
     /// A text that nodes keep beside the index under `name`, to know it after a restart. An index that does
     /// not implement notes keeps none.
     async fn note(&self, _name: &str) -> Result<Option<String>> {
@@ -266,17 +321,16 @@ pub trait Index: Send + Sync + 'static {
         Ok(())
     }
 
-    /// All rows of one blob, in key order.
-    async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>>;
+    /// What the table of this index is known by, wherever it goes: a text that it keeps, made at the first
+    /// call. `None` if it keeps none.
+    async fn identity(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+}
 
-    /// The rows of one blob whose blocks begin at `from` (bytes) or later, in the order of their
-    /// offsets, at most `limit`. Fewer than `limit` means that there are no more.
-    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>>;
-
-    /// Notes a renewal on every row of the blob, never moving an end backwards. Returns how many
-    /// rows were changed.
-    async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64>;
-
+/// An index: its parts, and what concerns it as a whole. Who needs a part alone names that.
+#[async_trait]
+pub trait Index: Rows + Leases + Totals + Notes {
     /// What an operator must know of the index, for the log; each thing once.
     fn take_notice(&self) -> Option<String> {
         None
@@ -287,26 +341,6 @@ pub trait Index: Send + Sync + 'static {
     fn only_reads(&self) -> Option<&'static str> {
         None
     }
-
-    /// What the table of this index is known by, wherever it goes: a text that it keeps, made at the first
-    /// call. `None` if it keeps none.
-    async fn identity(&self) -> Result<Option<String>> {
-        Ok(None)
-    }
-
-    /// The running total, read in O(1).
-    async fn usage(&self) -> Result<Usage>;
-
-    /// Adds to the running total (values may be negative).
-    async fn add_usage(&self, delta: Usage) -> Result<()>;
-
-    /// Takes or prolongs the lease `name` for `owner`; false if another owner's is still running.
-    /// Judged by the database's clock. A lease runs for [`LONGEST_LEASE`] at most. One that ends later than
-    /// that from now was taken while the clock was wrong, and counts as run out.
-    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool>;
-
-    /// Gives a lease back, if `owner` holds it.
-    async fn release_lease(&self, name: &str, owner: &str) -> Result<()>;
 
     /// Finishes running statements and closes every connection. Later calls fail with
     /// [`ErrorKind::Closed`]; closing again is fine.

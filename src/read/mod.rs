@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::dag::{self, Nodes};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::lookup::Lookups;
-use crate::index::{Index as _, Record};
+use crate::index::{Record, Rows as _};
 use crate::metrics::Metrics;
 use crate::walrus::cache::{BlobCache, Block, Piece, Reservation};
 use crate::walrus::BlobStore;

@@ -1,7 +1,7 @@
 //! Connections as libpq and lib/pq make them.
 
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
-use walrusds::Index;
+use walrusds::{Index, Rows};
 
 use crate::on_postgres::openssl;
 use crate::shared::row;

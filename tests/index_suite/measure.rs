@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::internals::Lookups;
-use walrusds::{Index, KeyRange, KeyRecord};
+use walrusds::{Index, KeyRange, KeyRecord, Rows};
 
 use crate::on_postgres::GO_NEWEST;
 use crate::shared::row;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
-use walrusds::{Error, ErrorKind, Index, KeyRange, Record, Renewal, Usage};
+use walrusds::{
+    Error, ErrorKind, Index, KeyRange, Leases, Notes, Record, Renewal, Rows, Totals, Usage,
+};
 
 use crate::shared::{keys, row, time};
 use crate::Env;
@@ -121,7 +123,7 @@ async fn a_new_table_is_as_documented() {
     let indexes = "SELECT string_agg(indexname, ' ' ORDER BY indexname) FROM pg_indexes WHERE tablename = 'walrus_index'";
     assert_eq!(
         pg.scalar(&db, indexes),
-        "walrus_index_blob_id_idx walrus_index_expires_at_idx walrus_index_pkey"
+        "walrus_index_blob_id_idx walrus_index_due_idx walrus_index_pkey"
     );
 }
 
@@ -373,19 +375,25 @@ async fn tables_of_the_go_plugin_of_every_age() {
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_of_the_go_plugin_are_reset_by_an_overwrite() {
     let pg = Postgres::shared();
-    let db = pg.database();
-    pg.execute(&db, GO_NEWEST);
-    pg.execute(&db, "INSERT INTO walrus_index (key, blob_id, object_id, patch_id, size, encoded_size, cost, updated_at) \
-         VALUES ('/q', 'quilt', '0xobject', 'patch', 5, 66000000, 42, '2020-01-01Z')");
-    let index = open(&pg.url(&db)).await;
-    let member = index.get("/q").await.unwrap().unwrap();
-    assert_eq!(member.patch_id.as_deref(), Some("patch"));
-    index.put(&row("/q", "pack", 9, 5)).await.unwrap();
-    assert_eq!(index.get("/q").await.unwrap().unwrap().patch_id, None);
     let left = "SELECT count(*) FROM walrus_index WHERE object_id = '' AND patch_id = '' AND encoded_size = 0 AND cost = 0 \
         AND blob_offset = 9 AND updated_at > now() - interval '1 minute'";
-    assert_eq!(count(&db, left), 1);
-    index.close().await.unwrap();
+    for moved in [false, true] {
+        let db = pg.database();
+        pg.execute(&db, GO_NEWEST);
+        pg.execute(&db, "INSERT INTO walrus_index (key, blob_id, object_id, patch_id, size, encoded_size, cost, updated_at) \
+             VALUES ('/q', 'quilt', '0xobject', 'patch', 5, 66000000, 42, '2020-01-01Z')");
+        let index = open(&pg.url(&db)).await;
+        let member = index.get("/q").await.unwrap().unwrap();
+        assert_eq!(member.patch_id.as_deref(), Some("patch"));
+        let new = [row("/q", "pack", 9, 5)];
+        match moved {
+            true => assert_eq!(index.move_rows("quilt", &new).await.unwrap(), 1),
+            false => index.put_many(&new).await.unwrap(),
+        }
+        assert_eq!(index.get("/q").await.unwrap().unwrap().patch_id, None);
+        assert_eq!(count(&db, left), 1);
+        index.close().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -887,6 +895,51 @@ async fn killed_backends_are_replaced() {
     index.close().await.unwrap();
 }
 
+/// Also while connections break and are replaced, and calls wait for their turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_connections_are_open_than_may_be() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let mut few = options(&pg.url(&db));
+    few.max_open_conns = 4;
+    let index = Arc::new(PostgresIndex::open(few).await.unwrap());
+    let tasks: Vec<_> = (0..12)
+        .map(|t| {
+            let index = index.clone();
+            tokio::spawn(async move {
+                for i in 0..40 {
+                    let key = format!("/{t}/{i}");
+                    index.put(&row(&key, "b", 0, 1)).await.unwrap();
+                    assert!(index.get(&key).await.unwrap().is_some());
+                    index.list(&KeyRange::ALL, 0, 5).await.unwrap();
+                    index.delete(&key).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let ours =
+        "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'walrusds'";
+    let (mut looks, mut most) = (0, 0);
+    while tasks.iter().any(|task| !task.is_finished()) {
+        let open = || count(&db, &format!("SELECT count(*) {ours}"));
+        let now = open();
+        assert!(now <= 4, "{now} connections");
+        most = most.max(now);
+        if looks == 10 {
+            let kill = format!("SELECT count(pg_terminate_backend(pid)) {ours}");
+            count(&db, &kill);
+            // A backend tells that it ends before it is gone.
+            eventually("those that were killed are gone", || open() <= 4).await;
+        }
+        looks += 1;
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(most, 4, "the pool is used");
+    index.close().await.unwrap();
+}
+
 // ---------------------------------------------------------------------------------------------
 // Time
 
@@ -969,6 +1022,54 @@ async fn a_statement_that_takes_too_long_is_cancelled() {
     assert!(index.get(KEY).await.unwrap().is_some());
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
     index.close().await.unwrap();
+}
+
+/// What the server reads is counted, not time. 1,000 blobs of 20 rows are due, 250 of them at the same moment, in a
+/// new table and in one of a version without the index for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_due_blobs_costs_what_it_holds() {
+    let pg = Postgres::shared();
+    for older in [false, true] {
+        let db = pg.database();
+        open(&pg.url(&db)).await.close().await.unwrap();
+        if older {
+            pg.execute(
+                &db,
+                "DROP INDEX walrus_index_due_idx; CREATE INDEX walrus_index_expires_at_idx ON walrus_index (expires_at); \
+                 UPDATE walrus_index_meta SET value = '1' WHERE name = 'schema_version'",
+            );
+        }
+        pg.execute(
+            &db,
+            "INSERT INTO walrus_index (key, blob_id, size, expires_at) \
+             SELECT '/' || n, 'blob' || n / 20, 1, to_timestamp(n / 5000) FROM generate_series(0, 19999) AS n",
+        );
+        pg.execute(&db, "VACUUM ANALYZE walrus_index");
+        let (mut found, mut after) = (0, None);
+        let index = open(&pg.url(&db)).await;
+        let read = "SELECT (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'walrus_index') + \
+            (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'walrus_index')";
+        // The migration and the planner have read rows before. A backend tells its figures when it ends.
+        index.close().await.unwrap();
+        let gone = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        eventually("its connections are gone", || pg.scalar(&db, gone) == "0").await;
+        let before: i64 = pg.scalar(&db, read).parse().unwrap();
+        let index = open(&pg.url(&db)).await;
+        for _ in 0..30 {
+            let page = index.due_for_renewal(time(9), after.as_ref(), 10).await;
+            after = page.unwrap().pop();
+            found += 10;
+        }
+        index.close().await.unwrap();
+        eventually("its connections are gone", || pg.scalar(&db, gone) == "0").await;
+        let after: i64 = pg.scalar(&db, read).parse().unwrap();
+        // An entry of the one index for each blob, and one of the other for each of its rows.
+        assert!(
+            after - before <= found * 25,
+            "{} rows for {found} blobs",
+            after - before
+        );
+    }
 }
 
 /// Rows that are due may be so many that reading them takes longer than any other statement may.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
-use walrusds::{Config, Index, WalrusDatastore};
+use walrusds::{Config, Index, Rows, WalrusDatastore};
 
 use crate::shared::row;
 use testkit::mem::{key_of, noise};

@@ -731,6 +731,98 @@ pub async fn rows_of_a_blob_from_an_offset_on(env: Env) {
     assert_eq!(env.b.rows_from("none", 0, 10).await.unwrap(), []);
 }
 
+pub async fn rows_move_from_their_blob_alone(env: Env) {
+    let keys = ["/a", "/b", "/c", "/d"];
+    let all = |blob: &str, offset: i64| -> Vec<KeyRecord> {
+        let row = |(n, key): (usize, &&str)| row(key, blob, offset + n as i64, 1);
+        keys.iter().enumerate().map(row).collect()
+    };
+    env.a.put_many(&all("old", 0)).await.unwrap();
+    env.b.delete("/b").await.unwrap();
+    env.b.put(&row("/c", "other", 7, 1)).await.unwrap();
+    let mut moved = all("new", 100);
+    moved.push(row("/unknown", "new", 0, 1));
+    moved[0].record.expires_at = Some(time(1000));
+    moved[0].record.end_epoch = 9;
+    moved[0].record.deletable = true;
+    if env.quilts {
+        moved[3].record.patch_id = Some("patch".into());
+    }
+    assert_eq!(env.a.move_rows("old", &moved).await.unwrap(), 2);
+    let is = |key: &'static str| {
+        let b = env.b.clone();
+        async move { b.get(key).await.unwrap() }
+    };
+    assert_eq!(is("/a").await.as_ref(), Some(&moved[0].record));
+    assert_eq!(is("/b").await, None, "a deleted row stays deleted");
+    assert_eq!(
+        is("/c").await.unwrap().blob_id,
+        "other",
+        "a newer row stays"
+    );
+    assert_eq!(is("/d").await.as_ref(), Some(&moved[3].record));
+    assert_eq!(is("/unknown").await, None);
+    assert_eq!(env.b.rows_of_blob("old").await.unwrap(), []);
+    assert_eq!(env.a.move_rows("old", &moved).await.unwrap(), 0);
+    assert_eq!(env.a.move_rows("old", &[]).await.unwrap(), 0);
+    // Back, which takes the patch away.
+    assert_eq!(env.b.move_rows("new", &all("old", 0)).await.unwrap(), 2);
+    assert_eq!(is("/d").await, Some(row("/d", "old", 3, 1).record));
+    let twice = [row("/a", "x", 0, 1), row("/a", "y", 0, 1)];
+    let refused = [
+        env.a.move_rows("old", &twice).await,
+        env.a.move_rows("o\0", &all("new", 0)).await,
+        env.a.move_rows("old", &all("n\0", 0)).await,
+    ];
+    for error in refused {
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+}
+
+pub async fn moves_of_many_rows_are_one(env: Env) {
+    const ROWS: usize = 12_000;
+    let all = |blob: &str| -> Vec<KeyRecord> {
+        (0..ROWS)
+            .map(|n| row(&format!("/{n}"), blob, n as i64, 1))
+            .collect()
+    };
+    env.a.put_many(&all("old")).await.unwrap();
+    let a = env.a.clone();
+    let to = all("new");
+    let moving = tokio::spawn(async move { a.move_rows("old", &to).await });
+    while !moving.is_finished() {
+        let rows = env.b.rows_of_blob("new").await.unwrap().len();
+        assert!(rows == 0 || rows == ROWS, "{rows} of {ROWS} rows are seen");
+    }
+    assert_eq!(moving.await.unwrap().unwrap(), ROWS as u64);
+    let mut moved = env.b.rows_of_blob("new").await.unwrap();
+    moved.sort_by_key(|row| row.record.offset);
+    assert_eq!(moved, all("new"));
+}
+
+pub async fn moves_meet_puts_and_deletes(env: Env) {
+    let rows = |keys: std::ops::Range<usize>, blob: &str| -> Vec<KeyRecord> {
+        keys.map(|n| row(&format!("/{n:03}"), blob, n as i64, 1))
+            .collect()
+    };
+    for _ in 0..5 {
+        env.a.put_many(&rows(0..400, "old")).await.unwrap();
+        let (moved, put) = (rows(0..400, "new"), rows(0..200, "put"));
+        let deleted: Vec<String> = rows(200..300, "").into_iter().map(|row| row.key).collect();
+        let (moved, put, deleted) = tokio::join!(
+            env.a.move_rows("old", &moved),
+            env.b.put_many(&put),
+            env.b.delete_many(&deleted),
+        );
+        put.unwrap();
+        assert_eq!(deleted.unwrap().blocks, 100);
+        assert!((100..=400).contains(&moved.unwrap()));
+        assert_eq!(env.a.rows_of_blob("put").await.unwrap().len(), 200);
+        assert_eq!(env.a.rows_of_blob("new").await.unwrap().len(), 100);
+        assert_eq!(env.a.rows_of_blob("old").await.unwrap(), []);
+    }
+}
+
 pub async fn running_total(env: Env) {
     assert_eq!(env.a.usage().await.unwrap(), Usage::default());
     env.a
@@ -929,6 +1021,10 @@ pub async fn closing(env: Env) {
     };
     let a = &env.a;
     assert_eq!(kind(a.put(&record).await), ErrorKind::Closed);
+    assert_eq!(
+        kind(a.move_rows("b", std::slice::from_ref(&record)).await),
+        ErrorKind::Closed
+    );
     assert_eq!(kind(a.put_many(&[record]).await), ErrorKind::Closed);
     assert_eq!(kind(a.get(&key).await), ErrorKind::Closed);
     assert_eq!(kind(a.get_many(&keys).await), ErrorKind::Closed);

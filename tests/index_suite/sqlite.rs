@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
-use walrusds::{Error, ErrorKind, Index};
+use walrusds::{Error, ErrorKind, Index, Rows};
 
 use crate::shared::{keys, row};
 use crate::Env;

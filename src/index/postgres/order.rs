@@ -5,7 +5,7 @@ use crate::index::keys::Compare;
 /// How rows of a table are brought into byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ByteOrder {
-    /// The column collates "C" (our tables), or the engine compares bytes anyway (CockroachDB).
+    /// The column collates "C", as in our tables.
     Plain,
     /// Any collation, through `text_pattern_ops` operators and the Go plugin's index for them.
     Pattern,

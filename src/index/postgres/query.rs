@@ -1,6 +1,9 @@
-//! Texts of statements, and parts that several of them have.
+//! Texts of statements, their parameters, and parts that several statements have.
 
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio_postgres::types::{ToSql, Type};
 
 /// The text of a statement.
 #[derive(Clone)]
@@ -29,7 +32,7 @@ impl Query {
         }
     }
 
-    /// A statement for now.
+    /// A statement that is not worth preparing.
     pub fn once(sql: impl Into<Arc<str>>) -> Query {
         Query {
             sql: sql.into(),
@@ -45,6 +48,43 @@ impl Query {
     /// Hot texts are few and shared: their address identifies them.
     pub(super) fn id(&self) -> usize {
         self.sql.as_ptr() as usize
+    }
+}
+
+/// A parameter of a statement.
+pub(super) enum Param {
+    Text(String),
+    MaybeText(Option<String>),
+    Texts(Vec<String>),
+    MaybeTexts(Option<Vec<String>>),
+    Int(i64),
+    Ints(Vec<i64>),
+    Float(f64),
+    Bools(Vec<bool>),
+    Time(Option<SystemTime>),
+    Times(Vec<Option<SystemTime>>),
+}
+
+impl Param {
+    /// The value with its type, so that a statement is one round trip.
+    pub fn typed(&self) -> (&(dyn ToSql + Sync), Type) {
+        match self {
+            Param::Text(text) => (text, Type::TEXT),
+            Param::MaybeText(text) => (text, Type::TEXT),
+            Param::Texts(texts) => (texts, Type::TEXT_ARRAY),
+            Param::MaybeTexts(texts) => (texts, Type::TEXT_ARRAY),
+            Param::Int(number) => (number, Type::INT8),
+            Param::Ints(numbers) => (numbers, Type::INT8_ARRAY),
+            Param::Float(number) => (number, Type::FLOAT8),
+            Param::Bools(flags) => (flags, Type::BOOL_ARRAY),
+            Param::Time(time) => (time, Type::TIMESTAMPTZ),
+            Param::Times(times) => (times, Type::TIMESTAMPTZ_ARRAY),
+        }
+    }
+
+    /// A number of rows.
+    pub fn count(rows: usize) -> Param {
+        Param::Int(i64::try_from(rows).unwrap_or(i64::MAX))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Rows ↔ the index's types.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio_postgres::Row;
 
 use super::error::PgError;
+use super::query::Param;
 use crate::index::{KeyRecord, Record};
 
 /// Reads `staged, blob_id, patch_id, blob_offset, size, deletable, end_epoch, expires_at`.
@@ -41,30 +43,27 @@ pub(super) fn storable(time: SystemTime) -> SystemTime {
     time.clamp(first, last)
 }
 
-/// The columns of rows, as arrays for `unnest`.
-#[derive(Default)]
-pub(super) struct Columns {
-    pub keys: Vec<String>,
-    pub blob_ids: Vec<String>,
-    pub patch_ids: Vec<String>,
-    pub offsets: Vec<i64>,
-    pub sizes: Vec<i64>,
-    pub deletable: Vec<bool>,
-    pub end_epochs: Vec<i64>,
-    pub expires_at: Vec<Option<SystemTime>>,
-}
-
-impl Columns {
-    pub fn push(&mut self, row: &KeyRecord) {
-        let record = &row.record;
-        self.keys.push(row.key.clone());
-        self.blob_ids.push(record.blob_id.clone());
-        self.patch_ids
-            .push(record.patch_id.clone().unwrap_or_default());
-        self.offsets.push(record.offset);
-        self.sizes.push(record.size);
-        self.deletable.push(record.deletable);
-        self.end_epochs.push(record.end_epoch);
-        self.expires_at.push(record.expires_at.map(storable));
+/// The columns of rows, as the arrays that an upsert unnests, and one parameter `more`.
+pub(super) fn columns(rows: &[&KeyRecord], with_patch: bool, more: Option<Param>) -> Arc<[Param]> {
+    let texts = |text: fn(&KeyRecord) -> &str| {
+        Param::Texts(rows.iter().map(|row| text(row).to_owned()).collect())
+    };
+    let ints = |int: fn(&Record) -> i64| Param::Ints(rows.iter().map(|r| int(&r.record)).collect());
+    let ends = rows.iter().map(|row| row.record.expires_at.map(storable));
+    let mut params = vec![
+        texts(|row| &row.key),
+        texts(|row| &row.record.blob_id),
+        ints(|record| record.offset),
+        ints(|record| record.size),
+        Param::Bools(rows.iter().map(|row| row.record.deletable).collect()),
+        ints(|record| record.end_epoch),
+        Param::Times(ends.collect()),
+    ];
+    if with_patch {
+        params.push(texts(|row| {
+            row.record.patch_id.as_deref().unwrap_or_default()
+        }));
     }
+    params.extend(more);
+    params.into()
 }

@@ -2,20 +2,22 @@
 //! or extended once, under a lock.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
 
 use sha2::{Digest, Sha256};
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::Row;
 
+use super::conn::{Answer, Conn};
 use super::error::PgError;
 use super::order::ByteOrder;
-use super::query::clamped_sum;
-use super::session::Session;
+use super::query::{clamped_sum, Param, Query};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
 
 /// Version of the schema this library writes.
-const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 /// Oldest library version (in the same numbers) that can work with what this one writes.
 const MIN_VERSION: i64 = 1;
 
@@ -32,6 +34,8 @@ pub(super) struct Shape {
     pub has_object_id: bool,
     pub has_encoded_size: bool,
     pub has_cost: bool,
+    /// There is an index of ends and blobs: from version 2 on.
+    pub has_due_index: bool,
 }
 
 /// Finds the tables a name could mean, with their columns: one row per column (or one per table
@@ -63,6 +67,14 @@ const OTHERS: &str = "\
       AND (c.relnamespace = t.relnamespace OR t.oid IS NULL AND n.nspname = COALESCE($3::text::name, pg_catalog.current_schema())) \
       AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_index x WHERE x.indexrelid = c.oid AND x.indrelid = t.oid)";
 
+/// The valid indexes of the table `$1` in the schema `$2`, or on the search path.
+const INDEXES: &str = "\
+    SELECT i.relname::text FROM pg_catalog.pg_index x \
+    JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid JOIN pg_catalog.pg_class c ON c.oid = x.indrelid \
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relname = ($1::text)::name AND x.indisvalid \
+      AND ($2::text IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ($2::text)::name)";
+
 /// Parameters of [`FIND`].
 pub(super) struct Find {
     names: Vec<String>,
@@ -89,15 +101,8 @@ impl Find {
         }
     }
 
-    pub fn into_parts(self) -> (Vec<String>, Option<Vec<String>>) {
-        (self.names, self.schemas)
-    }
-
-    pub fn params(&self) -> [(&(dyn ToSql + Sync), Type); 2] {
-        [
-            (&self.names, Type::TEXT_ARRAY),
-            (&self.schemas, Type::TEXT_ARRAY),
-        ]
+    pub fn params(self) -> Arc<[Param]> {
+        [Param::Texts(self.names), Param::MaybeTexts(self.schemas)].into()
     }
 }
 
@@ -216,15 +221,13 @@ impl Found {
         })
     }
 
-    /// The table as it will be used. `cockroach`: text compares as bytes whatever the collation.
-    pub fn shape(&self, cockroach: bool) -> Shape {
+    /// The table as it will be used.
+    pub fn shape(&self, version: i64) -> Shape {
         let has = |name: &str| self.columns.contains_key(name);
         let plain = match self.columns.get("key") {
             // A new table collates "C".
             None => true,
-            Some(key) => {
-                cockroach || matches!(key.collation.as_deref(), Some("C" | "POSIX" | "ucs_basic"))
-            }
+            Some(key) => matches!(key.collation.as_deref(), Some("C" | "POSIX" | "ucs_basic")),
         };
         Shape {
             table: self.table.clone(),
@@ -239,6 +242,7 @@ impl Found {
             has_object_id: has("object_id"),
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
+            has_due_index: version >= 2,
         }
     }
 
@@ -327,17 +331,8 @@ const COLUMNS: &[(&str, &[&str], Option<&str>)] = &[
     ),
 ];
 
-/// What the version rows say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meta {
-    /// The schema is as this library needs it.
-    Current,
-    /// Never seen by walrusds, or by an older one.
-    Outdated,
-}
-
-/// Judges the version rows.
-pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Result<Meta>, PgError> {
+/// The version of the schema by its rows; 0 if walrusds has never seen it.
+pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Result<i64>, PgError> {
     let mut values = BTreeMap::new();
     for row in rows {
         values.insert(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
@@ -357,11 +352,7 @@ pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Resu
             ),
         )));
     }
-    Ok(Ok(if number("schema_version") >= VERSION {
-        Meta::Current
-    } else {
-        Meta::Outdated
-    }))
+    Ok(Ok(number("schema_version")))
 }
 
 /// Checks columns for a normal open: nothing may be missing if the version says current.
@@ -393,7 +384,6 @@ fn plan(
     indexes: &[String],
     others: &[String],
     may_create: bool,
-    cockroach: bool,
 ) -> Result<Vec<String>> {
     let table = &found.table;
     let quoted = table.quoted();
@@ -414,23 +404,24 @@ fn plan(
             plan.push(format!("ALTER TABLE {quoted} {}", add.join(", ")));
         }
     } else {
-        // CockroachDB compares bytes by itself and collated keys cost it an extra encoding.
-        let collate = if cockroach { "" } else { " COLLATE \"C\"" };
         plan.push(format!(
-            "CREATE TABLE IF NOT EXISTS {quoted} (key TEXT{collate} PRIMARY KEY, blob_id TEXT NOT NULL, \
+            "CREATE TABLE IF NOT EXISTS {quoted} (key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, \
              blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL, deletable BOOLEAN NOT NULL DEFAULT FALSE, \
              end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
              created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())"
         ));
     }
-    for column in ["blob_id", "expires_at"] {
-        if let Some(name) = index(column) {
+    for (index_of, columns) in [
+        ("blob_id", "blob_id"),
+        ("due", "expires_at, blob_id COLLATE \"C\""),
+    ] {
+        if let Some(name) = index(index_of) {
             plan.push(format!(
-                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({column})"
+                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({columns})"
             ));
         }
     }
-    if found.exists && found.shape(cockroach).order == ByteOrder::Pattern {
+    if found.exists && found.shape(VERSION).order == ByteOrder::Pattern {
         if let Some(name) = index("key_prefix") {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"
@@ -476,72 +467,60 @@ fn count_usage(found: &Found) -> String {
 
 /// Brings the schema up to date, in one transaction under an advisory lock, so that any number of
 /// nodes may start for the first time at the same moment.
-pub(super) fn migrate(
-    client: &mut Session,
-    wanted: &TableName,
-    cockroach: bool,
-) -> std::result::Result<Result<()>, PgError> {
-    let tx = client.transaction()?;
+pub(super) async fn migrate(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<()>> {
+    let done = conn.transaction(migrate_within(conn, wanted)).await;
+    failpoint!("postgres.schema.committed");
+    done
+}
+
+/// What fails for a reason that an operator must know of has ended the transaction, or changed nothing.
+async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<()>> {
+    let ask = |sql: &'static str, params: Arc<[Param]>| async move {
+        // Nothing of this is for a deadline: the transaction is cancelled as a whole.
+        let query = Query::once(sql);
+        conn.query(&query, &params, Instant::now()).await
+    };
+    let name = |name: Option<&str>| Param::MaybeText(name.map(str::to_owned));
     // Counting and indexing a large table of the Go plugin takes as long as it takes.
-    tx.batch_execute("SET LOCAL statement_timeout = 0")?;
-    tx.query_typed(
+    conn.batch("SET LOCAL statement_timeout = 0").await?;
+    ask(
         "SELECT pg_advisory_xact_lock($1)",
-        &[(&lock_key(wanted), Type::INT8)],
-    )?;
+        [Param::Int(lock_key(wanted))].into(),
+    )
+    .await?;
     failpoint!("postgres.schema.locked");
-    let find = Find::new(wanted);
-    let found = match Found::new(wanted, &tx.query_typed(FIND, &find.params())?)? {
+    let rows = ask(FIND, Find::new(wanted).params()).await?;
+    let found = match Found::new(wanted, &rows)? {
         Ok(found) => found,
         Err(e) => return Ok(Err(e)),
     };
-    let indexes = tx
-        .query_typed(
-            "SELECT i.relname::text FROM pg_catalog.pg_index x \
-             JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid JOIN pg_catalog.pg_class c ON c.oid = x.indrelid \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relname = ($1::text)::name AND x.indisvalid \
-               AND ($2::text IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ($2::text)::name)",
-            &[(&found.table.name(), Type::TEXT), (&found.table.schema(), Type::TEXT)],
-        )?
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<std::result::Result<Vec<String>, _>>()?;
-    // CockroachDB's names of indexes belong to their tables.
-    let mut others = Vec::new();
+    let table = [name(Some(found.table.name())), name(found.table.schema())];
+    let indexes = texts(&ask(INDEXES, table.into()).await?)?;
     let mut may_create = false;
-    if let (Some(schema), false) = (&found.schema, cockroach) {
+    if found.schema.is_some() {
         let asked = "SELECT pg_catalog.has_schema_privilege($1::text, 'CREATE')";
-        for row in tx.query_typed(asked, &[(schema, Type::TEXT)])? {
+        let rows = ask(asked, [name(found.schema.as_deref())].into()).await?;
+        for row in &rows {
             may_create = row.try_get(0)?;
         }
     }
-    if !cockroach {
-        let names: Vec<String> = ["blob_id", "expires_at", "key_prefix"]
-            .into_iter()
-            .flat_map(|column| index_names(&found.table, column))
-            .collect();
-        let params: [(&(dyn ToSql + Sync), Type); 3] = [
-            (&names, Type::TEXT_ARRAY),
-            (&found.table.quoted(), Type::TEXT),
-            (&found.table.schema(), Type::TEXT),
-        ];
-        for row in tx.query_typed(OTHERS, &params)? {
-            others.push(row.try_get(0)?);
-        }
-    }
-    let statements = match plan(&found, &indexes, &others, may_create, cockroach) {
+    let names = ["blob_id", "due", "key_prefix"];
+    let names = names.iter().flat_map(|of| index_names(&found.table, of));
+    let params = [
+        Param::Texts(names.collect()),
+        Param::Text(found.table.quoted()),
+        name(found.table.schema()),
+    ];
+    let others = texts(&ask(OTHERS, params.into()).await?)?;
+    let statements = match plan(&found, &indexes, &others, may_create) {
         Ok(statements) => statements,
         Err(e) => return Ok(Err(e)),
     };
     for statement in &statements {
         failpoint!("postgres.schema.statement");
-        if let Err(e) = tx.batch_execute(statement) {
-            let Some(db) = e.as_db_error() else {
-                return Err(e);
-            };
-            let right = *db.code() == tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE;
-            let schema = *db.code() == tokio_postgres::error::SqlState::INVALID_SCHEMA_NAME;
-            if !right && !schema {
+        if let Err(e) = conn.batch(statement).await {
+            let schema = e.code() == Some(&SqlState::INVALID_SCHEMA_NAME);
+            if !schema && e.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
                 return Err(e);
             }
             let mut script = String::new();
@@ -564,15 +543,16 @@ pub(super) fn migrate(
         }
     }
     failpoint!("postgres.schema.changed");
-    tx.commit()?;
-    failpoint!("postgres.schema.committed");
     Ok(Ok(()))
+}
+
+fn texts(rows: &[Row]) -> Answer<Vec<String>> {
+    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// Whether another try of the migration may succeed: someone else (a Go node takes no lock) created
 /// or changed the same thing at the same moment.
 pub(super) fn collided(error: &PgError) -> bool {
-    use tokio_postgres::error::SqlState;
     error.code().is_some_and(|code| {
         *code == SqlState::UNIQUE_VIOLATION
             || *code == SqlState::DUPLICATE_TABLE

@@ -1,6 +1,6 @@
 //! The statements, written once per opened table. Values are always parameters; names are quoted.
 //!
-//! Every statement is also accepted by Citus, YugabyteDB and CockroachDB: no `now()` in
+//! Every statement is also accepted by Citus and YugabyteDB: no `now()` in
 //! `DO UPDATE SET` (Citus), no sequences, no temporary tables, keys by equality or range. Where
 //! engines differ there are several forms, in order of preference; a refused one is not tried again.
 //!
@@ -24,6 +24,8 @@ const NO_WAIT: &str = "set_config('synchronous_commit', 'off', true)";
 
 /// Forms of a deletion.
 pub(super) const DELETE_FORMS: usize = 4;
+/// Forms of the search for blobs that are due.
+pub(super) const DUE_FORMS: usize = 2;
 /// Forms of an upsert.
 pub(super) const UPSERT_FORMS: usize = 2;
 
@@ -35,26 +37,66 @@ pub(super) struct Sql {
     /// `[staging][form]`
     pub delete: [[Query; DELETE_FORMS]; 2],
     /// Makes rows where there are none, which waits for whoever is just making one.
-    pub place: String,
-    /// `[staging][form]`; selects a row that says nothing.
-    pub upsert: [[String; UPSERT_FORMS]; 2],
-    pub delete_staged: String,
-    pub due: [String; 2],
-    pub ending: [String; 2],
+    pub place: Query,
+    /// `[staging][form]`; selects how many rows were written.
+    pub upsert: [[Query; UPSERT_FORMS]; 2],
+    /// `[form]`; changes rows that point at a blob, and selects how many.
+    pub move_rows: [Query; UPSERT_FORMS],
+    /// `[form][after]`
+    pub due: [[Query; 2]; DUE_FORMS],
+    pub ending: [Query; 2],
     pub note: Query,
-    pub set_note: String,
-    pub add_note: String,
-    pub drop_note: String,
-    pub rows_of_blob: String,
+    pub set_note: Query,
+    pub add_note: Query,
+    pub drop_note: Query,
+    pub rows_of_blob: Query,
     pub rows_from: Query,
-    pub update_blob: String,
+    pub update_blob: Query,
     pub usage: Query,
-    pub add_usage: String,
-    pub try_lease: String,
-    pub release_lease: String,
+    pub add_usage: Query,
+    pub try_lease: Query,
+    pub release_lease: Query,
     table: String,
     staging: String,
     order: ByteOrder,
+}
+
+/// A page of blobs that are due: the pairs of end and blob, from each to the next one in the index of both, and
+/// then the rows of these blobs. The last column: no row of the blob ends before. (A plain DISTINCT would read
+/// an entry for each row, and have the server compile what it takes to be a long query.)
+fn due_by_steps(table: &str, after: bool) -> String {
+    let next = |after: &str| {
+        format!(
+            "SELECT expires_at, blob_id FROM {table} WHERE expires_at < $1 {after} \
+             ORDER BY expires_at, blob_id COLLATE \"C\" LIMIT 1"
+        )
+    };
+    let behind = |expires_at, blob_id| {
+        format!("AND (expires_at, blob_id COLLATE \"C\") > ({expires_at}, {blob_id})")
+    };
+    format!(
+        "WITH RECURSIVE d AS (SELECT f.expires_at, f.blob_id, 1::bigint AS n FROM ({first}) AS f UNION ALL \
+         SELECT s.expires_at, s.blob_id, d.n + 1 FROM d CROSS JOIN LATERAL ({step}) AS s WHERE d.n < $2) \
+         SELECT d.blob_id, d.expires_at, b.end_epoch, b.deletable, b.first = d.expires_at FROM d CROSS JOIN LATERAL \
+         (SELECT min(expires_at) AS first, min(end_epoch) AS end_epoch, bool_or(deletable) AS deletable \
+         FROM {table} AS r WHERE r.blob_id = d.blob_id AND r.expires_at < $1) AS b ORDER BY d.n",
+        first = next(&if after { behind("$3", "$4") } else { String::new() }),
+        step = next(&behind("d.expires_at", "d.blob_id")),
+    )
+}
+
+/// The same by going through every row that is due: for engines without such statements (Citus), and for tables
+/// without that index.
+fn due_by_groups(table: &str, after: bool) -> String {
+    let blob_id = "blob_id COLLATE \"C\"";
+    let having = match after {
+        true => format!("HAVING min(expires_at) > $3 OR (min(expires_at) = $3 AND {blob_id} > $4)"),
+        false => String::new(),
+    };
+    format!(
+        "SELECT blob_id, min(expires_at), min(end_epoch), bool_or(deletable), TRUE FROM {table} \
+         WHERE expires_at < $1 GROUP BY blob_id {having} ORDER BY min(expires_at), {blob_id} LIMIT $2"
+    )
 }
 
 impl Sql {
@@ -120,25 +162,28 @@ impl Sql {
             names.push_str(", patch_id");
             types.push_str(", $8::text[]");
         }
-        let mut set = String::new();
-        for name in names.split(", ").skip(1) {
-            set.push_str(&format!("{name} = EXCLUDED.{name}, "));
-        }
+        let mut reset = String::new();
         for (present, name, value) in [
             (shape.has_object_id, "object_id", "''"),
             (shape.has_encoded_size, "encoded_size", "0"),
             (shape.has_cost, "cost", "0"),
         ] {
             if present {
-                set.push_str(&format!("{name} = {value}, "));
+                reset.push_str(&format!("{name} = {value}, "));
             }
         }
+        let set = |from: &str| {
+            let columns = names.split(", ").skip(1);
+            let columns = columns.map(|name| format!("{name} = {from}.{name}, "));
+            columns.collect::<String>() + &reset
+        };
         let last = if shape.has_patch_id { 9 } else { 8 };
+        let in_time = |form: usize, last| match form {
+            0 => ("TRUE".to_owned(), fence::when_locked(last)),
+            _ => (fence::when_begun(last), "TRUE".to_owned()),
+        };
         let upsert = |staged: bool, form: usize| {
-            let (begun, returning) = match form {
-                0 => ("TRUE".to_owned(), fence::when_locked(last)),
-                _ => (fence::when_begun(last), "TRUE".to_owned()),
-            };
+            let (begun, returning) = in_time(form, last);
             let with_staged = if staged {
                 format!("s AS (DELETE FROM {staging} WHERE key = ANY($1)), ")
             } else {
@@ -147,22 +192,30 @@ impl Sql {
             format!(
                 "WITH {with_staged}w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
                  WHERE {begun} ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at \
-                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time"
+                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
+                set = set("EXCLUDED"),
             )
         };
-        let upserts = |staged| std::array::from_fn(|form| upsert(staged, form));
+        let move_rows = |form: usize| {
+            let (begun, returning) = in_time(form, last + 1);
+            Query::once(format!(
+                "WITH w AS (UPDATE {table} AS t SET {set}updated_at = now() FROM unnest({types}) AS r({names}) \
+                 WHERE t.key = r.key AND t.blob_id = ${last} AND {begun} \
+                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
+                set = set("r"),
+            ))
+            .fenced()
+        };
+        let upserts =
+            |staged| std::array::from_fn(|form| Query::once(upsert(staged, form)).fenced());
 
-        let due = |after: bool| {
-            let blob_id = "blob_id COLLATE \"C\"";
-            format!(
-                "SELECT blob_id, min(expires_at), min(end_epoch), bool_or(deletable) FROM {table} \
-                 WHERE expires_at < $1 GROUP BY blob_id {} ORDER BY min(expires_at), {blob_id} LIMIT $2",
-                if after {
-                    format!("HAVING min(expires_at) > $3 OR (min(expires_at) = $3 AND {blob_id} > $4)")
-                } else {
-                    String::new()
-                },
-            )
+        let dues = |form: usize| {
+            [false, true]
+                .map(|after| match form {
+                    0 if shape.has_due_index => due_by_steps(&table, after),
+                    _ => due_by_groups(&table, after),
+                })
+                .map(Query::once)
         };
         // In the order of the column's own collation, in which its index is.
         let ending = |after: bool| {
@@ -184,51 +237,51 @@ impl Sql {
             ],
             staged_value: Query::hot(format!("SELECT value FROM {staging} WHERE key = $1")),
             delete: [deletes(false), deletes(true)],
-            place: format!(
+            place: Query::once(format!(
                 "INSERT INTO {table} (key, blob_id, size) SELECT key, '', 0 FROM unnest($1::text[]) AS r(key) \
                  ON CONFLICT (key) DO NOTHING RETURNING key"
-            ),
+            )),
             upsert: [upserts(false), upserts(true)],
-            delete_staged: format!("DELETE FROM {staging} WHERE key = ANY($1)"),
-            due: [due(false), due(true)],
-            ending: [ending(false), ending(true)],
+            move_rows: std::array::from_fn(move_rows),
+            due: std::array::from_fn(dues),
+            ending: [ending(false), ending(true)].map(Query::once),
             note: Query::once(format!("SELECT value FROM {meta} WHERE name = $1")),
-            set_note: format!(
+            set_note: Query::once(format!(
                 "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"
-            ),
-            add_note: format!(
+            )),
+            add_note: Query::once(format!(
                 "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING"
-            ),
-            drop_note: format!("DELETE FROM {meta} WHERE name = $1"),
-            rows_of_blob: format!(
+            )),
+            drop_note: Query::once(format!("DELETE FROM {meta} WHERE name = $1")),
+            rows_of_blob: Query::once(format!(
                 "SELECT FALSE AS staged, {columns}, key FROM {table} WHERE blob_id = $1 ORDER BY key{using}"
-            ),
+            )),
             rows_from: Query::hot(format!(
                 "SELECT FALSE AS staged, {columns}, key FROM {table} \
                  WHERE blob_id = $1 AND blob_offset >= $2 ORDER BY blob_offset LIMIT $3"
             )),
-            update_blob: format!(
+            update_blob: Query::once(format!(
                 "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
-            ),
+            )),
             usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),
-            add_usage: format!(
+            add_usage: Query::once(format!(
                 "INSERT INTO {usage} AS u (name, blocks, bytes) SELECT 'total', $1, $2 WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET blocks = u.blocks + EXCLUDED.blocks, bytes = u.bytes + EXCLUDED.bytes",
                 fence::when_begun(3),
-            ),
-            try_lease: format!(
+            )).fenced(),
+            try_lease: Query::once(format!(
                 "INSERT INTO {leases} AS l (name, owner, expires_at) SELECT $1, $2, now() + $3 * interval '1 second' WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET owner = EXCLUDED.owner, expires_at = EXCLUDED.expires_at \
                  WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() \
                  OR l.expires_at > now() + interval '{} seconds' RETURNING owner",
                 fence::when_begun(4),
                 LONGEST_LEASE.as_secs(),
-            ),
-            release_lease: format!(
+            )).fenced(),
+            release_lease: Query::once(format!(
                 "DELETE FROM {leases} WHERE name = $1 AND owner = $2 AND {}",
                 fence::when_begun(3),
-            ),
+            )).fenced(),
             table,
             staging,
             order: shape.order,

@@ -5,6 +5,7 @@
 //! share a transaction and its fsync. Other processes may read and write the file meanwhile.
 
 mod access;
+mod companions;
 mod readers;
 mod schema;
 mod writer;
@@ -25,8 +26,7 @@ use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
 use super::table::parse_table;
 use super::{
-    new_identity, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage,
-    IDENTITY, LONGEST_LEASE,
+    in_key_order, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Rows, Usage,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -258,33 +258,27 @@ fn get_one(connection: &Connection, sql: &Sql, key: &str) -> rusqlite::Result<Op
         .optional()
 }
 
-#[async_trait]
-impl Index for SqliteIndex {
-    async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
-        let pass = self.gate.enter()?;
-        for row in records {
-            check_key(&row.key)?;
-            check_text("blob ID", &row.record.blob_id)?;
-            if row
-                .record
-                .patch_id
-                .as_deref()
-                .is_some_and(|p| !p.is_empty())
-            {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "index in SQLite: blocks in quilts (rows with a patch ID) cannot be indexed",
-                ));
-            }
-        }
-        let mut rows = records.to_vec();
-        rows.sort_unstable_by(|a, b| a.key.cmp(&b.key)); // neighbours share pages
-        if let Some(twice) = rows.windows(2).find(|w| w[0].key == w[1].key) {
+/// Rows that can be written by `method`, in the order of their keys, since neighbours share pages.
+fn checked(records: &[KeyRecord], method: &str) -> Result<Vec<KeyRecord>> {
+    for KeyRecord { key, record } in records {
+        check_key(key)?;
+        check_text("blob ID", &record.blob_id)?;
+        if record.patch_id.as_deref().is_some_and(|p| !p.is_empty()) {
             return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("key {:?} appears twice in one put_many", twice[0].key),
+                ErrorKind::Unsupported,
+                "index in SQLite: blocks in quilts (rows with a patch ID) cannot be indexed",
             ));
         }
+    }
+    let order = in_key_order(records, method)?;
+    Ok(order.into_iter().cloned().collect())
+}
+
+#[async_trait]
+impl Rows for SqliteIndex {
+    async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
+        let pass = self.gate.enter()?;
+        let rows = checked(records, "put_many")?;
         if rows.is_empty() {
             return Ok(());
         }
@@ -305,6 +299,39 @@ impl Index for SqliteIndex {
             }
             Ok(())
         })
+        .await
+    }
+
+    async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
+        let pass = self.gate.enter()?;
+        check_text("blob ID", from)?;
+        let (rows, from) = (checked(to, "move_rows")?, from.to_owned());
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        self.write(
+            "moving rows to another blob",
+            pass,
+            move |connection, sql| {
+                let now = to_micros(SystemTime::now());
+                let mut move_row = connection.prepare_cached(&sql.move_row)?;
+                let mut moved = 0;
+                for KeyRecord { key, record } in &rows {
+                    moved += move_row.execute(params![
+                        key,
+                        record.blob_id,
+                        record.offset,
+                        record.size,
+                        record.deletable,
+                        record.end_epoch,
+                        record.expires_at.map(to_micros),
+                        now,
+                        from,
+                    ])?;
+                }
+                Ok(moved as u64)
+            },
+        )
         .await
     }
 
@@ -426,27 +453,40 @@ impl Index for SqliteIndex {
         limit: usize,
     ) -> Result<Vec<RenewItem>> {
         let pass = self.gate.enter()?;
-        let after = after.map(|item| (to_micros(item.expires_at), item.blob_id.clone()));
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        // Before every row: the smallest time and the empty blob ID.
+        let mut after = after.map_or((i64::MIN, String::new()), |item| {
+            (to_micros(item.expires_at), item.blob_id.clone())
+        });
         self.read(
             "listing blobs due for renewal",
             pass,
             move |connection, sql| {
-                // Before every row: the smallest time and the empty blob ID.
-                let (time, blob_id) = after
-                    .as_ref()
-                    .map_or((None, ""), |(t, b)| (Some(*t), b.as_str()));
                 let mut due = connection.prepare_cached(&sql.due)?;
-                let rows =
-                    due.query_map(params![to_micros(before), time, blob_id, limit], |row| {
-                        Ok(RenewItem {
+                let mut found = Vec::new();
+                while found.len() < limit {
+                    let asked = limit - found.len();
+                    let most = i64::try_from(asked).unwrap_or(i64::MAX);
+                    let mut rows = due.query(params![to_micros(before), after.0, after.1, most])?;
+                    let mut seen = 0;
+                    while let Some(row) = rows.next()? {
+                        let item = RenewItem {
                             blob_id: row.get(0)?,
                             expires_at: from_micros(row.get(1)?),
                             end_epoch: row.get(2)?,
                             deletable: row.get(3)?,
-                        })
-                    })?;
-                rows.collect()
+                        };
+                        seen += 1;
+                        after = (row.get(1)?, item.blob_id.clone());
+                        // A blob whose rows end at several times comes at the first of them alone.
+                        if row.get(4)? {
+                            found.push(item);
+                        }
+                    }
+                    if seen < asked {
+                        break;
+                    }
+                }
+                Ok(found)
             },
         )
         .await
@@ -478,35 +518,6 @@ impl Index for SqliteIndex {
                 rows.collect()
             },
         )
-        .await
-    }
-
-    async fn note(&self, name: &str) -> Result<Option<String>> {
-        let pass = self.gate.enter()?;
-        let name = name.to_owned();
-        self.quick("reading a note", pass, move |connection, sql| {
-            let mut note = connection.prepare_cached(&sql.note)?;
-            note.query_row([&name], |row| row.get(0)).optional()
-        })
-        .await
-    }
-
-    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
-        let pass = self.gate.enter()?;
-        check_text("name of a note", name)?;
-        check_text("note", text.unwrap_or_default())?;
-        let (name, text) = (name.to_owned(), text.map(str::to_owned));
-        self.write("keeping a note", pass, move |connection, sql| {
-            match &text {
-                Some(text) => connection
-                    .prepare_cached(&sql.set_note)?
-                    .execute([&name, text])?,
-                None => connection
-                    .prepare_cached(&sql.drop_note)?
-                    .execute([&name])?,
-            };
-            Ok(())
-        })
         .await
     }
 
@@ -561,96 +572,15 @@ impl Index for SqliteIndex {
         })
         .await
     }
+}
 
+#[async_trait]
+impl Index for SqliteIndex {
     fn only_reads(&self) -> Option<&'static str> {
         match self.inner.access {
             Access::Write => None,
             Access::Read(why) => Some(why),
         }
-    }
-
-    async fn identity(&self) -> Result<Option<String>> {
-        let known = self.note(IDENTITY).await?;
-        if known.is_some() || self.only_reads().is_some() {
-            return Ok(known);
-        }
-        let new = new_identity();
-        let pass = self.gate.enter()?;
-        self.write(
-            "giving the table an identity",
-            pass,
-            move |connection, sql| {
-                let mut add = connection.prepare_cached(&sql.add_note)?;
-                add.execute([IDENTITY, &new])
-            },
-        )
-        .await?;
-        self.note(IDENTITY).await
-    }
-
-    async fn usage(&self) -> Result<Usage> {
-        let pass = self.gate.enter()?;
-        self.quick("reading the running total", pass, |connection, sql| {
-            let usage = connection.prepare_cached(&sql.usage)?.query_row([], |row| {
-                Ok(Usage {
-                    blocks: row.get(0)?,
-                    bytes: row.get(1)?,
-                })
-            });
-            Ok(usage.optional()?.unwrap_or_default())
-        })
-        .await
-    }
-
-    async fn add_usage(&self, delta: Usage) -> Result<()> {
-        let pass = self.gate.enter()?;
-        if delta == Usage::default() {
-            return Ok(());
-        }
-        self.write(
-            "adding to the running total",
-            pass,
-            move |connection, sql| {
-                connection
-                    .prepare_cached(&sql.add_usage)?
-                    .execute(params![delta.blocks, delta.bytes])?;
-                Ok(())
-            },
-        )
-        .await
-    }
-
-    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
-        let pass = self.gate.enter()?;
-        check_text("name of the lease", name)?;
-        check_text("owner of the lease", owner)?;
-        let (name, owner) = (name.to_owned(), owner.to_owned());
-        self.write("taking a lease", pass, move |connection, sql| {
-            let now = to_micros(SystemTime::now());
-            let after = |time: Duration| {
-                now.saturating_add(i64::try_from(time.as_micros()).unwrap_or(i64::MAX))
-            };
-            let (until, longest) = (after(ttl.min(LONGEST_LEASE)), after(LONGEST_LEASE));
-            let taken = connection
-                .prepare_cached(&sql.try_lease)?
-                .execute(params![name, owner, until, now, longest])?;
-            Ok(taken > 0)
-        })
-        .await
-    }
-
-    async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
-        let pass = self.gate.enter()?;
-        check_text("name of the lease", name)?;
-        check_text("owner of the lease", owner)?;
-        let (name, owner) = (name.to_owned(), owner.to_owned());
-        self.write("giving a lease back", pass, move |connection, sql| {
-            connection
-                .prepare_cached(&sql.release_lease)?
-                .execute(params![name, owner])?;
-            Ok(())
-        })
-        .await
     }
 
     async fn close(&self) -> Result<()> {

@@ -20,6 +20,7 @@ const VERSION: i64 = 1;
 pub(super) struct Sql {
     pub get: String,
     pub upsert: String,
+    pub move_row: String,
     pub delete: String,
     pub due: String,
     pub ending: String,
@@ -37,6 +38,7 @@ pub(super) struct Sql {
     create: String,
     version: String,
     meta: String,
+    due_idx: String,
     table: String,
 }
 
@@ -59,12 +61,19 @@ impl Sql {
                  size = excluded.size, deletable = excluded.deletable, end_epoch = excluded.end_epoch, \
                  expires_at = excluded.expires_at, updated_at = excluded.updated_at"
             ),
+            move_row: format!(
+                "UPDATE {main} SET blob_id = ?2, blob_offset = ?3, size = ?4, deletable = ?5, end_epoch = ?6, \
+                 expires_at = ?7, updated_at = ?8 WHERE key = ?1 AND blob_id = ?9"
+            ),
             delete: format!("DELETE FROM {main} WHERE key = ?1 RETURNING size"),
-            // `+`: grouping must not tempt SQLite to walk all blobs instead of those that end soon.
+            // The pairs of end and blob from the index, then the rows of these blobs. The last column: no row of the
+            // blob ends before.
             due: format!(
-                "SELECT blob_id, min(expires_at), min(end_epoch), max(deletable) FROM {main} WHERE expires_at < ?1 \
-                 GROUP BY +blob_id HAVING ?2 IS NULL OR (min(expires_at), blob_id) > (?2, ?3) \
-                 ORDER BY min(expires_at), blob_id LIMIT ?4"
+                "SELECT g.blob_id, g.expires_at, min(r.end_epoch), max(r.deletable), min(r.expires_at) = g.expires_at \
+                 FROM (SELECT DISTINCT expires_at, blob_id FROM {main} \
+                 WHERE expires_at < ?1 AND (expires_at, blob_id) > (?2, ?3) ORDER BY expires_at, blob_id LIMIT ?4) AS g \
+                 CROSS JOIN {main} AS r ON r.blob_id = g.blob_id AND r.expires_at < ?1 \
+                 GROUP BY g.expires_at, g.blob_id ORDER BY g.expires_at, g.blob_id"
             ),
             ending: format!(
                 "SELECT blob_id, min(expires_at), min(end_epoch), max(deletable) FROM {main} \
@@ -103,7 +112,8 @@ impl Sql {
                  end_epoch INTEGER NOT NULL DEFAULT 0, expires_at INTEGER, \
                  created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL) WITHOUT ROWID; \
                  CREATE INDEX IF NOT EXISTS {blob_idx} ON {main} (blob_id); \
-                 CREATE INDEX IF NOT EXISTS {expires_idx} ON {main} (expires_at) WHERE expires_at IS NOT NULL; \
+                 CREATE INDEX IF NOT EXISTS {due_idx} ON {main} (expires_at, blob_id) WHERE expires_at IS NOT NULL; \
+                 DROP INDEX IF EXISTS {expires_idx}; \
                  CREATE TABLE IF NOT EXISTS {leases} (name TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, expires_at INTEGER NOT NULL) WITHOUT ROWID; \
                  CREATE TABLE IF NOT EXISTS {usage} (name TEXT NOT NULL PRIMARY KEY, blocks INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID; \
                  INSERT INTO {usage} (name, blocks, bytes) VALUES ('total', 0, 0) ON CONFLICT (name) DO NOTHING; \
@@ -112,10 +122,12 @@ impl Sql {
                  ON CONFLICT (name) DO UPDATE SET value = excluded.value; \
                  PRAGMA application_id = {APPLICATION_ID};",
                 blob_idx = quoted("_blob_id_idx"),
-                expires_idx = quoted("_expires_at_idx"),
+                due_idx = quoted("_due_idx"),
+                expires_idx = quoted("_expires_at_idx"), // of tables made before there was the other one
             ),
             version: format!("SELECT value FROM {meta} WHERE name = 'schema_version'"),
             meta: format!("{table}_meta"),
+            due_idx: format!("{table}_due_idx"),
             table: main,
         }
     }
@@ -265,7 +277,7 @@ pub(super) fn open(
 
     let version = read_version(&connection, sql).map_err(explain)?;
     match version {
-        Some(VERSION) => {}
+        Some(VERSION) if exists(&connection, "index", &sql.due_idx).map_err(explain)? => {}
         Some(newer) if newer > VERSION => {
             return Err(bad(format!(
                 "table {table} has schema version {newer}, this walrusds knows {VERSION}; install a newer one"
@@ -331,15 +343,14 @@ fn wal(connection: &Connection, limit: Duration) -> rusqlite::Result<String> {
     }
 }
 
+fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlite::Result<bool> {
+    connection
+        .prepare("SELECT 1 FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE")?
+        .exists([kind, name])
+}
+
 fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i64>> {
-    let known: Option<i64> = connection
-        .query_row(
-            "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
-            [&sql.meta],
-            |row| row.get(0),
-        )
-        .optional()?;
-    if known.is_none() {
+    if !exists(connection, "table", &sql.meta)? {
         return Ok(None);
     }
     let value: Option<String> = connection
@@ -379,6 +390,41 @@ mod tests {
             "FULL: the log is synced at each commit"
         );
         assert_eq!(pragma("journal_mode"), "wal");
+    }
+
+    /// Steps of SQLite's machine are counted, not time.
+    #[test]
+    fn a_page_of_due_blobs_costs_what_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sql, connection) = opened(dir.path());
+        connection
+            .execute_batch(
+                "WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 19999) \
+                 INSERT INTO t (key, blob_id, size, expires_at, created_at, updated_at) \
+                 SELECT '/' || n, 'blob' || (n / 20), 1, n / 5000, 0, 0 FROM n",
+            )
+            .unwrap();
+        let steps = |after: (i64, &str), limit: i64| {
+            let mut due = connection.prepare(&sql.due).unwrap();
+            let mut rows = due
+                .query(rusqlite::params![1000, after.0, after.1, limit])
+                .unwrap();
+            let mut found = 0;
+            while rows.next().unwrap().is_some() {
+                found += 1;
+            }
+            drop(rows);
+            assert_eq!(found, limit);
+            due.get_status(rusqlite::StatementStatus::VmStep)
+        };
+        let all = steps((i64::MIN, ""), 1000);
+        for after in [(i64::MIN, ""), (2, "blob700"), (3, "")] {
+            let few = steps(after, 10);
+            assert!(
+                few < all / 30,
+                "{few} steps for 10 of 1,000 blobs, {all} for all"
+            );
+        }
     }
 
     #[test]

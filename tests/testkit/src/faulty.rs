@@ -19,8 +19,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::Notify;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem,
-    Renewal, Result, StoreOptions, StoreResult, Usage,
+    BlobStore, Body, Error, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record,
+    RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals, Usage,
 };
 
 /// What goes wrong.
@@ -320,12 +320,17 @@ impl<I: Index + ?Sized> FaultyIndex<I> {
 }
 
 #[async_trait]
-impl<I: Index + ?Sized> Index for FaultyIndex<I> {
+impl<I: Index + ?Sized> Rows for FaultyIndex<I> {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
         let (_running, fault) = self.around.begin(Call::PutRows).await?;
         self.remember(records.iter().map(|r| r.key.clone()).collect())
             .await;
         Around::end(Call::PutRows, fault, self.inner.put_many(records).await)
+    }
+
+    async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
+        let (_running, fault) = self.around.begin(Call::PutRows).await?;
+        Around::end(Call::PutRows, fault, self.inner.move_rows(from, to).await)
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
@@ -387,18 +392,6 @@ impl<I: Index + ?Sized> Index for FaultyIndex<I> {
         Around::end(Call::Renewal, fault, ending)
     }
 
-    async fn note(&self, name: &str) -> Result<Option<String>> {
-        let (_running, fault) = self.around.begin(Call::Renewal).await?;
-        let note = self.inner.note(name).await;
-        Around::end(Call::Renewal, fault, note)
-    }
-
-    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
-        let (_running, fault) = self.around.begin(Call::Renewal).await?;
-        let kept = self.inner.set_note(name, text).await;
-        Around::end(Call::Renewal, fault, kept)
-    }
-
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
         let rows = self.inner.rows_of_blob(blob_id).await;
@@ -415,17 +408,10 @@ impl<I: Index + ?Sized> Index for FaultyIndex<I> {
         let noted = self.inner.update_blob_after_renewal(blob_id, renewal).await;
         Around::end(Call::Renewal, fault, noted)
     }
+}
 
-    async fn usage(&self) -> Result<Usage> {
-        let (_running, _) = self.around.begin(Call::Usage).await?;
-        self.inner.usage().await
-    }
-
-    async fn add_usage(&self, delta: Usage) -> Result<()> {
-        let (_running, fault) = self.around.begin(Call::Usage).await?;
-        Around::end(Call::Usage, fault, self.inner.add_usage(delta).await)
-    }
-
+#[async_trait]
+impl<I: Index + ?Sized> Leases for FaultyIndex<I> {
     async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
         let (_running, _) = self.around.begin(Call::Lease).await?;
         self.inner.try_lease(name, owner, ttl).await
@@ -435,7 +421,38 @@ impl<I: Index + ?Sized> Index for FaultyIndex<I> {
         let (_running, _) = self.around.begin(Call::Lease).await?;
         self.inner.release_lease(name, owner).await
     }
+}
 
+#[async_trait]
+impl<I: Index + ?Sized> Totals for FaultyIndex<I> {
+    async fn usage(&self) -> Result<Usage> {
+        let (_running, _) = self.around.begin(Call::Usage).await?;
+        self.inner.usage().await
+    }
+
+    async fn add_usage(&self, delta: Usage) -> Result<()> {
+        let (_running, fault) = self.around.begin(Call::Usage).await?;
+        Around::end(Call::Usage, fault, self.inner.add_usage(delta).await)
+    }
+}
+
+#[async_trait]
+impl<I: Index + ?Sized> Notes for FaultyIndex<I> {
+    async fn note(&self, name: &str) -> Result<Option<String>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let note = self.inner.note(name).await;
+        Around::end(Call::Renewal, fault, note)
+    }
+
+    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let kept = self.inner.set_note(name, text).await;
+        Around::end(Call::Renewal, fault, kept)
+    }
+}
+
+#[async_trait]
+impl<I: Index + ?Sized> Index for FaultyIndex<I> {
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use walrusds::clock::Clock;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Error, ErrorKind, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem,
-    Renewal, Result, StoreOptions, StoreResult, Usage,
+    BlobStore, Body, Error, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record,
+    RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals, Usage,
 };
 
 /// An index in a map.
@@ -36,7 +36,7 @@ pub struct MemIndex {
 }
 
 #[async_trait]
-impl Index for MemIndex {
+impl Rows for MemIndex {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
         self.put_calls.fetch_add(1, SeqCst);
         if self.fail_puts.load(SeqCst) {
@@ -54,6 +54,18 @@ impl Index for MemIndex {
         };
         tokio::spawn(write).await.expect("write");
         Ok(())
+    }
+
+    async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
+        let mut rows = self.rows.lock();
+        let mut moved = 0;
+        for KeyRecord { key, record } in to {
+            if let Some(row) = rows.get_mut(key).filter(|row| row.blob_id == from) {
+                *row = record.clone();
+                moved += 1;
+            }
+        }
+        Ok(moved)
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
@@ -148,19 +160,6 @@ impl Index for MemIndex {
         Ok(due)
     }
 
-    async fn note(&self, name: &str) -> Result<Option<String>> {
-        Ok(self.notes.lock().get(name).cloned())
-    }
-
-    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
-        let mut notes = self.notes.lock();
-        match text {
-            Some(text) => drop(notes.insert(name.to_owned(), text.to_owned())),
-            None => drop(notes.remove(name)),
-        }
-        Ok(())
-    }
-
     async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
         let rows = self.rows.lock();
         Ok(rows
@@ -192,18 +191,10 @@ impl Index for MemIndex {
         }
         Ok(n)
     }
+}
 
-    async fn usage(&self) -> Result<Usage> {
-        Ok(*self.usage.lock())
-    }
-
-    async fn add_usage(&self, delta: Usage) -> Result<()> {
-        let mut usage = self.usage.lock();
-        usage.blocks = usage.blocks.saturating_add(delta.blocks);
-        usage.bytes = usage.bytes.saturating_add(delta.bytes);
-        Ok(())
-    }
-
+#[async_trait]
+impl Leases for MemIndex {
     async fn try_lease(&self, _name: &str, owner: &str, ttl: Duration) -> Result<bool> {
         let now = tokio::time::Instant::now();
         let mut lease = self.lease.lock();
@@ -221,7 +212,40 @@ impl Index for MemIndex {
         }
         Ok(())
     }
+}
 
+#[async_trait]
+impl Totals for MemIndex {
+    async fn usage(&self) -> Result<Usage> {
+        Ok(*self.usage.lock())
+    }
+
+    async fn add_usage(&self, delta: Usage) -> Result<()> {
+        let mut usage = self.usage.lock();
+        usage.blocks = usage.blocks.saturating_add(delta.blocks);
+        usage.bytes = usage.bytes.saturating_add(delta.bytes);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Notes for MemIndex {
+    async fn note(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.notes.lock().get(name).cloned())
+    }
+
+    async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
+        let mut notes = self.notes.lock();
+        match text {
+            Some(text) => drop(notes.insert(name.to_owned(), text.to_owned())),
+            None => drop(notes.remove(name)),
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Index for MemIndex {
     async fn close(&self) -> Result<()> {
         Ok(())
     }

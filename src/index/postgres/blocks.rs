@@ -1,0 +1,418 @@
+//! The rows: the methods of [`Rows`] as statements.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::Row;
+
+use super::call::{self, Call};
+use super::conn::Answer;
+use super::query::{Param, Query};
+use super::rows::{self, columns};
+use super::sql::{DELETE_FORMS, DUE_FORMS, UPSERT_FORMS};
+use super::{error, in_form, is_unsupported, read, usage, Inner, PostgresIndex};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::keys::{check_key, check_text};
+use crate::index::{
+    in_key_order, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Rows, Usage,
+};
+
+/// Rows of one bulk statement: large enough that the round trip does not matter, small enough that
+/// a statement stays far below its timeout and below 10 MB.
+const PAGE: usize = 5_000;
+
+/// The parameters of an upsert for each page of rows.
+type Pages = Arc<[Arc<[Param]>]>;
+
+impl Inner {
+    fn search_limit(&self) -> Duration {
+        self.statement_timeout.max(super::SEARCH_LIMIT)
+    }
+
+    /// Checks rows that are to be written by `method`, and makes them pages of columns. `more` stands behind the
+    /// columns of each page. They come in key order, so that two writers of the same keys lock them in the same
+    /// order.
+    fn pages(&self, records: &[KeyRecord], method: &str, more: Option<&str>) -> Result<Pages> {
+        for KeyRecord { key, record } in records {
+            let patch_id = record.patch_id.as_deref().unwrap_or_default();
+            check_key(key)?;
+            check_text("blob ID", &record.blob_id)?;
+            check_text("patch ID", patch_id)?;
+            if !self.shape.has_patch_id && !patch_id.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("index in Postgres: table {} has no column patch_id; blocks in quilts cannot be indexed there", self.shape.table),
+                ));
+            }
+        }
+        let order = in_key_order(records, method)?;
+        let pages = order.chunks(PAGE).map(|page| {
+            let more = more.map(|text| Param::Text(text.to_owned()));
+            columns(page, self.shape.has_patch_id, more)
+        });
+        Ok(pages.collect())
+    }
+
+    /// Writes pages of rows with a statement that says how many; returns the sum. A single page is one
+    /// round trip and its own transaction, several are one transaction.
+    async fn write_pages(
+        self: &Arc<Self>,
+        call: &Call,
+        pages: &Pages,
+        query: &Query,
+    ) -> Result<Answer<u64>> {
+        let count = |rows: &[Row]| match rows.first() {
+            Some(row) => Ok(row.try_get::<_, i64>(0)?.unsigned_abs()),
+            None => Ok(0),
+        };
+        if let [page] = &pages[..] {
+            let answer = call::query(&self.pool, call, query, page).await?;
+            return Ok(answer.and_then(|rows| count(&rows)));
+        }
+        // Many pages are many statements.
+        let number = u32::try_from(pages.len()).unwrap_or(u32::MAX);
+        let whole = Call {
+            limit: call.limit.saturating_mul(number),
+            ..call.clone()
+        };
+        call::run(&self.pool, &whole, |conn, deadline| {
+            let (inner, pages, query) = (self.clone(), pages.clone(), query.clone());
+            Box::pin(async move {
+                let work = async {
+                    let limit = inner.statement_timeout.as_millis();
+                    let limit = limit.clamp(1, i32::MAX as u128);
+                    conn.batch(&format!("SET LOCAL statement_timeout = {limit}"))
+                        .await?;
+                    let mut written = 0;
+                    for page in pages.iter() {
+                        written += count(&conn.query(&query, page, deadline).await?)?;
+                    }
+                    Ok(written)
+                };
+                conn.transaction(work).await
+            })
+        })
+        .await
+    }
+
+    /// Deletes rows that another transaction may be about to make ([`super::doubt`]): waits for it. Returns
+    /// what the deletion says, and how many rows it made itself.
+    async fn delete_for_sure(
+        self: &Arc<Self>,
+        call: &Call,
+        params: &Arc<[Param]>,
+        staged: bool,
+        form: usize,
+    ) -> Result<Answer<(Vec<Row>, usize)>> {
+        call::run(&self.pool, call, |conn, deadline| {
+            let (inner, params) = (self.clone(), params.clone());
+            Box::pin(async move {
+                let work = async {
+                    let placed = conn.query(&inner.sql.place, &params, deadline).await?;
+                    let delete = &inner.sql.delete[usize::from(staged)][form];
+                    let rows = conn.query(delete, &params, deadline).await?;
+                    Ok((rows, placed.len()))
+                };
+                conn.transaction(work).await
+            })
+        })
+        .await
+    }
+}
+
+/// Perhaps an engine that does not take this form of a deletion.
+fn is_refused(e: &super::PgError) -> bool {
+    let said = error::statement("", e);
+    let lacks_table = e.code() == Some(&SqlState::UNDEFINED_TABLE);
+    !said.is_retryable() && said.kind() == ErrorKind::Index && !lacks_table
+}
+
+fn renew_item(row: &Row) -> Answer<RenewItem> {
+    let expires_at: Option<SystemTime> = row.try_get(1)?;
+    Ok(RenewItem {
+        blob_id: row.try_get(0)?,
+        expires_at: expires_at.unwrap_or(SystemTime::UNIX_EPOCH),
+        end_epoch: row.try_get(2)?,
+        deletable: row.try_get(3)?,
+    })
+}
+
+#[async_trait]
+impl Rows for PostgresIndex {
+    async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
+        let call = &self.call("writing rows")?;
+        let inner = &self.inner;
+        let pages = &inner.pages(records, "put_many", None)?;
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let doubt = inner.doubts.writing(records);
+        inner
+            .with_staging(call, |staged| {
+                let forms = &inner.sql.upsert[usize::from(staged)];
+                in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, |form| {
+                    inner.write_pages(call, pages, &forms[form])
+                })
+            })
+            .await?;
+        doubt.settle();
+        Ok(())
+    }
+
+    async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
+        let call = &self.call("moving rows to another blob")?;
+        check_text("blob ID", from)?;
+        let inner = &self.inner;
+        let pages = &inner.pages(to, "move_rows", Some(from))?;
+        if pages.is_empty() {
+            return Ok(0);
+        }
+        let moved = in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, |form| {
+            inner.write_pages(call, pages, &inner.sql.move_rows[form])
+        });
+        moved.await?.map_err(|e| error::statement(call.what, &e))
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>> {
+        check_key(key)?;
+        let call = self.call("looking a key up")?;
+        let (inner, params) = (&self.inner, [Param::Text(key.into())].into());
+        let get = |staged| {
+            let query = &inner.sql.get[usize::from(staged)];
+            call::query(&*inner.lookups, &call, query, &params)
+        };
+        let rows = inner.with_staging(&call, get).await?;
+        let records = read(call.what, &rows, rows::record)?;
+        Ok(records.into_iter().max_by_key(|r| r.staged))
+    }
+
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        keys.iter().try_for_each(|key| check_key(key))?;
+        let call = self.call("looking keys up")?;
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (inner, params) = (&self.inner, [Param::Texts(keys.to_vec())].into());
+        let get_many = |staged| {
+            let query = &inner.sql.get_many[usize::from(staged)];
+            call::query(&*inner.lookups, &call, query, &params)
+        };
+        let rows = inner.with_staging(&call, get_many).await?;
+        let mut found: HashMap<String, Record> = HashMap::with_capacity(rows.len());
+        for row in read(call.what, &rows, rows::key_record)? {
+            if row.record.staged || !found.contains_key(&row.key) {
+                found.insert(row.key, row.record);
+            }
+        }
+        Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+    }
+
+    async fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
+        check_key(key)?;
+        let call = self.call("reading a staged block")?;
+        let (inner, params) = (&self.inner, [Param::Text(key.into())].into());
+        let (call, params) = (&call, &params);
+        let value = |staged| async move {
+            match staged {
+                true => call::query(&*inner.lookups, call, &inner.sql.staged_value, params).await,
+                false => Ok(Ok(Vec::new())),
+            }
+        };
+        let rows = inner.with_staging(call, value).await?;
+        let values = read(call.what, &rows, |row| row.try_get::<_, Vec<u8>>(0))?;
+        Ok(values.into_iter().next().map(Bytes::from))
+    }
+
+    async fn delete(&self, key: &str) -> Result<Usage> {
+        self.delete_many(std::slice::from_ref(&key.to_owned()))
+            .await
+    }
+
+    async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
+        keys.iter().try_for_each(|key| check_key(key))?;
+        let call = self.call("deleting rows")?;
+        if keys.is_empty() {
+            return Ok(Usage::default());
+        }
+        let mut keys = keys.to_vec();
+        keys.sort_unstable(); // as put_many: one order of locking
+        let (inner, call, keys) = (&self.inner, &call, &keys);
+        let params: &Arc<[Param]> = &[Param::Texts(keys.clone())].into();
+        let delete = |staged, form: usize| async move {
+            if inner.doubts.any(keys) {
+                let done = inner.delete_for_sure(call, params, staged, form).await?;
+                if done.is_ok() {
+                    inner.doubts.settle(keys.iter());
+                }
+                return Ok(done);
+            }
+            let query = &inner.sql.delete[usize::from(staged)][form];
+            let rows = call::query(&*inner.deletes, call, query, params).await?;
+            Ok(rows.map(|rows| (rows, 0)))
+        };
+        let (rows, placed) = inner
+            .with_staging(call, |staged| {
+                in_form(&inner.delete_form, DELETE_FORMS, is_refused, move |form| {
+                    delete(staged, form)
+                })
+            })
+            .await?;
+        let removed = read(call.what, &rows, usage)?.into_iter().next();
+        let placed = Usage {
+            blocks: i64::try_from(placed).unwrap_or(i64::MAX),
+            bytes: 0,
+        };
+        Ok(removed.unwrap_or_default().minus(placed))
+    }
+
+    async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
+        let call = self.call("listing keys")?;
+        range.check()?;
+        if limit == 0 || range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (inner, call) = (&self.inner, &call);
+        let page = |staged| async move {
+            // Two tables are merged here, and what is skipped with them: the first n of each hold
+            // the first n of both.
+            let (skip, rows) = match staged {
+                true => (0, offset.saturating_add(limit)),
+                false => (offset, limit),
+            };
+            let as_array = range.keys_alone && !staged;
+            let query = Query::once(match as_array {
+                true => inner.sql.list_keys(range),
+                false => inner.sql.list(range, staged),
+            });
+            let bounds = range.comparisons().into_iter();
+            let bounds = bounds.map(|(_, key)| Param::Text(key.to_owned()));
+            let params = bounds.chain([Param::count(rows), Param::count(skip)]);
+            // Not over the pipe: a page is large enough to hold lookups up.
+            let rows = call::query(&inner.pool, call, &query, &params.collect()).await?;
+            Ok(rows.map(|rows| (staged, as_array, rows)))
+        };
+        let (merge, as_array, rows) = inner.with_staging(call, page).await?;
+        if as_array {
+            let get = |row: &Row| row.try_get::<_, Option<Vec<String>>>(0);
+            let keys = read(call.what, &rows, get)?;
+            let item = |key| ListItem {
+                key,
+                size: 0,
+                expires_at: None,
+            };
+            return Ok(keys.into_iter().flatten().flatten().map(item).collect());
+        }
+        let mut items = read(call.what, &rows, |row| {
+            let staged: bool = row.try_get(0)?;
+            let item = ListItem {
+                key: row.try_get(1)?,
+                size: row.try_get(2)?,
+                expires_at: row.try_get(3)?,
+            };
+            Ok((!staged, item))
+        })?;
+        if !merge {
+            return Ok(items.into_iter().map(|(_, item)| item).collect());
+        }
+        // Staged rows come first among equal keys and win.
+        items.sort_by(|(a_indexed, a), (b_indexed, b)| {
+            let keys = match range.descending {
+                true => b.key.cmp(&a.key),
+                false => a.key.cmp(&b.key),
+            };
+            keys.then(a_indexed.cmp(b_indexed))
+        });
+        let mut items: Vec<ListItem> = items.into_iter().map(|(_, item)| item).collect();
+        items.dedup_by(|later, earlier| later.key == earlier.key);
+        Ok(items.into_iter().skip(offset).take(limit).collect())
+    }
+
+    async fn due_for_renewal(
+        &self,
+        before: SystemTime,
+        after: Option<&RenewItem>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        let mut call = self.call("listing blobs due for renewal")?;
+        call.limit = self.inner.search_limit();
+        let (inner, call) = (&self.inner, &call);
+        let mut after = after.cloned();
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let asked = limit - found.len();
+            let before = Param::Time(Some(rows::storable(before)));
+            let mut params = vec![before, Param::count(asked)];
+            let forms = usize::from(after.is_some());
+            if let Some(item) = after {
+                let expires_at = Param::Time(Some(rows::storable(item.expires_at)));
+                params.extend([expires_at, Param::Text(item.blob_id)]);
+            }
+            let params = &params.into();
+            let rows = in_form(&inner.due_form, DUE_FORMS, is_unsupported, |form| {
+                call::query(&inner.pool, call, &inner.sql.due[form][forms], params)
+            });
+            let rows = rows.await?.map_err(|e| error::statement(call.what, &e))?;
+            let items = read(call.what, &rows, |row| {
+                Ok((renew_item(row)?, row.try_get(4)?))
+            })?;
+            after = items.last().map(|(item, _)| item.clone());
+            // A blob whose rows end at several times comes at the first of them alone.
+            let first = items.into_iter().filter(|(_, first)| *first);
+            found.extend(first.map(|(item, _)| item));
+            if rows.len() < asked {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn ending_by(
+        &self,
+        epoch: i64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RenewItem>> {
+        let mut call = self.call("listing blobs by their end epochs")?;
+        call.limit = self.inner.search_limit();
+        let query = &self.inner.sql.ending[usize::from(after.is_some())];
+        let mut params = vec![Param::Int(epoch), Param::count(limit)];
+        params.extend(after.map(|after| Param::Text(after.to_owned())));
+        let rows = self.inner.ask(&call, query, params.into()).await?;
+        read(call.what, &rows, renew_item)
+    }
+
+    async fn rows_of_blob(&self, blob_id: &str) -> Result<Vec<KeyRecord>> {
+        let call = self.call("listing the rows of a blob")?;
+        check_text("blob ID", blob_id)?;
+        let params = [Param::Text(blob_id.to_owned())].into();
+        let query = &self.inner.sql.rows_of_blob;
+        let rows = self.inner.ask(&call, query, params).await?;
+        read(call.what, &rows, rows::key_record)
+    }
+
+    async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
+        let call = self.call("listing rows of a blob from an offset on")?;
+        check_text("blob ID", blob_id)?;
+        let from = Param::Int(i64::try_from(from).unwrap_or(i64::MAX));
+        let params = [Param::Text(blob_id.to_owned()), from, Param::count(limit)].into();
+        let query = &self.inner.sql.rows_from;
+        let rows = self.inner.look_up(&call, query, params).await?;
+        read(call.what, &rows, rows::key_record)
+    }
+
+    async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
+        let call = self.call("noting a renewal")?;
+        check_text("blob ID", blob_id)?;
+        let params = [
+            Param::Text(blob_id.to_owned()),
+            Param::Int(renewal.end_epoch),
+            Param::Time(renewal.expires_at.map(rows::storable)),
+        ];
+        let query = &self.inner.sql.update_blob;
+        self.inner.change(&call, query, params.into()).await
+    }
+}

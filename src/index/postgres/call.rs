@@ -1,0 +1,236 @@
+//! One call: work on a connection, tried again where that helps, cancelled on the server when its caller goes.
+//!
+//! Everything that the index asks of the server passes through [`run`]. It holds that
+//! - work is given up at its deadline, which the server knows for what writes ([`super::fence`]);
+//! - work whose caller goes away, or whose time is over, is cancelled on the server; if not even that ends
+//!   it, its connection is hung up on, so a server that hangs keeps no place;
+//! - a connection of one's own on which something was cancelled is not used again: the cancel request may
+//!   still be on its way, and must not hit the next call. On a shared one it may hit a neighbour, who asks anew;
+//! - work that must not happen twice ([`Repeat::Never`]) is tried again only if it surely has not happened.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{sleep_until, timeout};
+use tokio_postgres::Row;
+
+use super::conn::{Answer, Conn, Opener, CANCEL_GRACE};
+use super::error::{self, Retry};
+use super::query::{Param, Query};
+use crate::error::Result;
+use crate::index::gate::Pass;
+
+/// Tries of a transaction that loses against others (deadlock, serialization).
+const MAX_AGAIN: u32 = 5;
+/// Tries of a statement that seems to come too late.
+const MAX_LATE: u32 = 2;
+/// Cancels meant for a neighbour that a statement endures.
+const MAX_STRAY_CANCELS: u32 = 20;
+
+/// Whether a call may be repeated when it is not known if it took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    Harmless,
+    Never,
+}
+
+/// What is asked, for messages, and how.
+#[derive(Clone)]
+pub(super) struct Call {
+    pub what: &'static str,
+    pub pass: Arc<Pass>,
+    pub repeat: Repeat,
+    pub limit: Duration,
+}
+
+/// Where connections come from.
+pub(super) trait Source: Send + Sync {
+    /// Whether others use the connection at the same time. Time to connect counts then, and cancels may be
+    /// meant for a neighbour.
+    const SHARED: bool;
+    /// How long abandoned work may go on before it is cancelled.
+    const PATIENCE: Duration;
+
+    fn opener(&self) -> &Arc<Opener>;
+    /// Waits for a place; it is kept over all tries, and until abandoned work has ended.
+    fn place(
+        &self,
+        call: &Call,
+    ) -> impl Future<Output = Result<Option<OwnedSemaphorePermit>>> + Send;
+    /// A connection; after one that broke (`anew`), none of those that may have broken with it.
+    fn take(&self, repeat: Repeat, anew: bool) -> impl Future<Output = Result<Arc<Conn>>> + Send;
+    /// Takes a connection back that can be used again.
+    fn put_back(&self, conn: Arc<Conn>);
+    /// Hangs up, and does not hand the connection out again.
+    fn discard(&self, conn: &Arc<Conn>);
+}
+
+type Work<T> = Pin<Box<dyn Future<Output = Answer<T>> + Send>>;
+
+/// Runs `work` until it succeeds, fails for good, or its time is over. What it is given is the connection
+/// and its deadline. The server's own error is left to the caller to look at.
+pub(super) async fn run<S, T, F>(source: &S, call: &Call, work: F) -> Result<Answer<T>>
+where
+    S: Source,
+    T: Send + 'static,
+    F: Fn(Arc<Conn>, Instant) -> Work<T> + Send + Sync,
+{
+    let begun = Instant::now();
+    let place = source.place(call).await?.map(Arc::new);
+    let (mut reconnects, mut strays, mut again, mut late) = (0, 0, 0, 0);
+    let mut anew = false;
+    loop {
+        let conn = source.take(call.repeat, std::mem::take(&mut anew)).await?;
+        let now = Instant::now();
+        let deadline = if S::SHARED { begun } else { now } + call.limit;
+        let mut running = Running {
+            work: Some(work(conn.clone(), deadline)),
+            begun: false,
+            patience: S::PATIENCE,
+            conn: conn.clone(),
+            held: (call.pass.clone(), place.clone()),
+        };
+        let mut moved = false;
+        let connector = &source.opener().connector;
+        let over = deadline.max(now + Duration::from_millis(1));
+        let result = tokio::select! {
+            result = &mut running => result,
+            () = connector.moved_from(conn.host) => {
+                moved = true;
+                source.discard(&conn);
+                running.await
+            }
+            () = sleep_until(over.into()) => {
+                // What changes rows may have made it at the last moment.
+                return match running.stop::<S>().await {
+                    Some(Ok(value)) => Ok(Ok(value)),
+                    _ => Err(error::timed_out(call.what, call.limit)),
+                };
+            }
+        };
+        let error = match result {
+            Ok(value) => {
+                source.put_back(conn);
+                return Ok(Ok(value));
+            }
+            Err(error) => error,
+        };
+        let in_time = begun.elapsed() < call.limit;
+        let verdict = error::retry(&error);
+        if verdict == Retry::Late {
+            conn.forget_clock();
+        }
+        match verdict {
+            Retry::Reconnect if (moved || reconnects == 0) && call.repeat == Repeat::Harmless => {
+                anew = true;
+                reconnects += u32::from(!moved);
+                source.discard(&conn);
+                continue;
+            }
+            Retry::Cancelled if S::SHARED && strays < MAX_STRAY_CANCELS && in_time => strays += 1,
+            Retry::Again if again < MAX_AGAIN && in_time => {
+                again += 1;
+                tokio::time::sleep(pause(again)).await;
+            }
+            Retry::Late if late < MAX_LATE && in_time => late += 1,
+            _ => {
+                if verdict != Retry::Reconnect {
+                    source.put_back(conn);
+                }
+                return Ok(Err(error));
+            }
+        }
+        source.put_back(conn);
+    }
+}
+
+/// Runs one statement, which must be harmless to run twice unless the call says otherwise.
+pub(super) async fn query<S: Source>(
+    source: &S,
+    call: &Call,
+    query: &Query,
+    params: &Arc<[Param]>,
+) -> Result<Answer<Vec<Row>>> {
+    run(source, call, |conn, deadline| {
+        let (query, params) = (query.clone(), params.clone());
+        Box::pin(async move { conn.query(&query, &params, deadline).await })
+    })
+    .await
+}
+
+/// Work on a connection. Dropped before its end, it is cancelled on the server.
+struct Running<T: Send + 'static> {
+    work: Option<Work<T>>,
+    begun: bool,
+    patience: Duration,
+    conn: Arc<Conn>,
+    /// Kept until the work has ended.
+    held: (Arc<Pass>, Option<Arc<OwnedSemaphorePermit>>),
+}
+
+impl<T: Send + 'static> Running<T> {
+    /// Cancels the work because its time is over. Its caller waits for what comes of that, unless it shares
+    /// the connection: then only reads and deletions run there, and one of those may as well not have ended.
+    async fn stop<S: Source>(mut self) -> Option<Answer<T>> {
+        if S::SHARED {
+            return None;
+        }
+        let conn = self.conn.clone();
+        let ended = async { tokio::join!(conn.cancel(), &mut self).1 };
+        let ended = timeout(2 * CANCEL_GRACE, ended).await;
+        if ended.is_err() {
+            self.conn.abort();
+        }
+        ended.ok()
+    }
+}
+
+impl<T: Send + 'static> Future for Running<T> {
+    type Output = Answer<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T>> {
+        self.begun = true;
+        let Some(work) = self.work.as_mut() else {
+            return Poll::Pending; // not polled after completion
+        };
+        let answer = work.as_mut().poll(cx);
+        if answer.is_ready() {
+            self.work = None;
+        }
+        answer
+    }
+}
+
+impl<T: Send + 'static> Unpin for Running<T> {}
+
+impl<T: Send + 'static> Drop for Running<T> {
+    fn drop(&mut self) {
+        let Some(mut work) = self.work.take().filter(|_| self.begun) else {
+            return;
+        };
+        let (conn, held, patience) = (self.conn.clone(), self.held.clone(), self.patience);
+        let runtime = conn.opener.runtime.clone();
+        runtime.spawn(async move {
+            let _held = held;
+            if !patience.is_zero() && timeout(patience, &mut work).await.is_ok() {
+                return;
+            }
+            if !conn.is_closed() {
+                conn.cancel().await;
+            }
+            if timeout(CANCEL_GRACE, work).await.is_err() {
+                // Not even a cancel request helps: the server or the network hangs.
+                conn.abort();
+            }
+        });
+    }
+}
+
+/// How long to wait before the nth try against other transactions, with jitter.
+pub(super) fn pause(nth: u32) -> Duration {
+    Duration::from_millis(u64::from(rand::random::<u8>() % 8 + 2) << nth.min(6))
+}

@@ -1,0 +1,289 @@
+//! A connection: how statements are sent over it, what is known of its server, and how it is given up.
+//!
+//! Statements are unnamed and typed, so parse, bind and execute travel together and nothing stays
+//! behind on the server: behind a transaction pooler, a named statement prepared on one server
+//! connection would be missing on the next, or be another node's (tokio-postgres counts s0, s1, …
+//! in every process). Only where the connection is known to end at the server itself ([`direct`])
+//! are the few hot statements prepared: not having to be planned makes a lookup 2 to 5 times as
+//! cheap for the server.
+
+use std::collections::hash_map::{Entry, HashMap};
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row, Statement};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connect::Connector;
+use super::direct;
+use super::error::PgError;
+use super::fence::Reading;
+use super::query::{Param, Query};
+use crate::error::Result;
+
+/// How long a cancel request may take to be sent, and the cancelled statement to end.
+pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// How long preparing a statement may take.
+const PREPARE_LIMIT: Duration = Duration::from_secs(1);
+/// How long closing waits for connections to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the server says to a statement.
+pub(super) type Answer<T> = std::result::Result<T, PgError>;
+
+/// Opens the connections of an index and serves their sockets, as tasks of their own.
+pub(super) struct Opener {
+    pub connector: Arc<Connector>,
+    pub runtime: Handle,
+    drivers: TaskTracker,
+    hang_up: CancellationToken,
+}
+
+impl Opener {
+    pub fn new(connector: Connector) -> Arc<Opener> {
+        Arc::new(Opener {
+            connector: Arc::new(connector),
+            runtime: Handle::current(),
+            drivers: TaskTracker::new(),
+            hang_up: CancellationToken::new(),
+        })
+    }
+
+    pub async fn open(self: &Arc<Self>) -> Result<Arc<Conn>> {
+        let opened = self.connector.open().await?;
+        let hang_up = self.hang_up.child_token();
+        let (connection, hung_up) = (opened.connection, hang_up.clone());
+        let driver = async move {
+            tokio::select! {
+                // Its error reaches the statements as "connection closed".
+                _ = connection => {}
+                () = hung_up.cancelled() => {}
+            }
+        };
+        self.drivers.spawn_on(driver, &self.runtime);
+        Ok(Arc::new(Conn {
+            client: opened.client,
+            host: opened.host,
+            opened: Instant::now(),
+            opener: self.clone(),
+            hang_up,
+            direct: AtomicBool::new(false),
+            named: Mutex::default(),
+            clock: Mutex::new(None),
+        }))
+    }
+
+    /// Waits until the connections are closed, which their last users do by dropping them; not for ever.
+    pub async fn close(&self) {
+        self.drivers.close();
+        if timeout(CLOSE_LIMIT, self.drivers.wait()).await.is_err() {
+            self.hang_up.cancel();
+            self.drivers.wait().await;
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Conn {
+    client: Client,
+    /// Which host of the URL it is to.
+    pub host: usize,
+    pub opened: Instant,
+    pub opener: Arc<Opener>,
+    hang_up: CancellationToken,
+    /// There is no pooler in between: statements may be prepared.
+    direct: AtomicBool,
+    /// Hot statements; `None` while one is being prepared, or if it could not be.
+    named: Mutex<HashMap<usize, Option<Statement>>>,
+    clock: Mutex<Option<Reading>>,
+}
+
+impl Conn {
+    /// Runs a statement whose caller gives it up at `deadline`.
+    pub async fn query(
+        self: &Arc<Self>,
+        query: &Query,
+        params: &[Param],
+        deadline: Instant,
+    ) -> Answer<Vec<Row>> {
+        let until = match query.fenced {
+            true => Some(self.until(deadline).await?),
+            false => None,
+        };
+        let mut typed: Vec<_> = params.iter().map(Param::typed).collect();
+        if let Some(until) = &until {
+            typed.push((until, Type::TIMESTAMPTZ));
+        }
+        loop {
+            let named = self.named(query);
+            let answer = async {
+                match &named {
+                    Some(named) => {
+                        let untyped: Vec<_> = typed.iter().map(|(param, _)| *param).collect();
+                        self.client.query(named, &untyped).await
+                    }
+                    None => self.client.query_typed(query.text(), &typed).await,
+                }
+            };
+            let answer = match query.fenced {
+                true => tokio::join!(answer, self.renew_clock()).0,
+                false => answer.await,
+            };
+            match &answer {
+                Err(e) if named.is_some() && lost_statement(e) => self.forget_named(),
+                Ok(_) if named.is_none() => {
+                    let types = typed.iter().map(|(_, kind)| kind.clone());
+                    self.prepare(query, types.collect());
+                    return answer;
+                }
+                _ => return answer,
+            }
+        }
+    }
+
+    /// As [`query`](Self::query), for the number of rows that were changed.
+    pub async fn execute(&self, query: &Query, params: &[Param]) -> Answer<u64> {
+        let typed: Vec<_> = params.iter().map(Param::typed).collect();
+        self.client.execute_typed(query.text(), &typed).await
+    }
+
+    /// Runs statements without parameters.
+    pub async fn batch(&self, sql: &str) -> Answer<()> {
+        self.client.batch_execute(sql).await
+    }
+
+    /// Runs `work` in one transaction. The connection must not be shared.
+    pub async fn transaction<T>(&self, work: impl Future<Output = Answer<T>>) -> Answer<T> {
+        tokio::join!(self.batch("BEGIN"), self.renew_clock()).0?;
+        match work.await {
+            Ok(done) => self.batch("COMMIT").await.map(|()| done),
+            Err(e) => {
+                // A connection on which that fails must not serve another call.
+                if self.batch("ROLLBACK").await.is_err() {
+                    self.abort();
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Until when the server may carry out what is given up here at `deadline`. A round trip before the
+    /// first such statement; later readings of the clock travel beside one.
+    async fn until(&self, deadline: Instant) -> Answer<SystemTime> {
+        let known = self.clock.lock().filter(Reading::is_usable);
+        let clock = match known {
+            Some(clock) => clock,
+            None => self.read_clock().await?,
+        };
+        Ok(clock.until(deadline))
+    }
+
+    async fn renew_clock(&self) {
+        if self.clock.lock().is_some_and(|clock| clock.is_old()) {
+            // Without it the old one does until it is too old.
+            let _ = self.read_clock().await;
+        }
+    }
+
+    async fn read_clock(&self) -> Answer<Reading> {
+        let clock = Reading::take(&self.client).await?;
+        *self.clock.lock() = Some(clock);
+        Ok(clock)
+    }
+
+    /// What is known of the server's clock may be wrong.
+    pub fn forget_clock(&self) {
+        *self.clock.lock() = None;
+    }
+
+    /// Finds out, beside other statements, whether statements may be prepared here.
+    pub fn probe(self: &Arc<Self>) {
+        let conn = self.clone();
+        self.opener.runtime.spawn(async move {
+            if direct::is_direct(&conn.client).await {
+                conn.direct.store(true, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// The prepared form of a statement, if there is one already.
+    fn named(&self, query: &Query) -> Option<Statement> {
+        if !query.hot || !self.direct.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.named.lock().get(&query.id())?.clone()
+    }
+
+    /// Prepares a statement that has just worked, where allowed, beside the callers' statements.
+    fn prepare(self: &Arc<Self>, query: &Query, types: Vec<Type>) {
+        if !query.hot || !self.direct.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.named.lock().entry(query.id()) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(entry) => drop(entry.insert(None)),
+        }
+        let (conn, query) = (self.clone(), query.clone());
+        self.opener.runtime.spawn(async move {
+            let prepared = conn.client.prepare_typed(query.text(), &types);
+            tokio::pin!(prepared);
+            let prepared = match timeout(PREPARE_LIMIT, &mut prepared).await {
+                Ok(prepared) => prepared,
+                Err(_) => {
+                    // It waits for a lock on the table, and everyone behind it.
+                    conn.cancel().await;
+                    prepared.await
+                }
+            };
+            match prepared {
+                Ok(statement) => conn.named.lock().insert(query.id(), Some(statement)),
+                Err(_) => conn.named.lock().remove(&query.id()),
+            };
+        });
+    }
+
+    /// Uses no prepared statements any more.
+    fn forget_named(&self) {
+        self.direct.store(false, Ordering::Relaxed);
+        self.named.lock().clear();
+    }
+
+    /// Asks the server to cancel what runs here now.
+    pub async fn cancel(&self) {
+        let token = self.client.cancel_token();
+        let request = self.opener.connector.cancel(token, self.host);
+        let _ = timeout(CANCEL_GRACE, request).await;
+    }
+
+    /// Gives the connection up: everything on it fails as "connection closed".
+    pub fn abort(&self) {
+        self.hang_up.cancel();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.hang_up.is_cancelled() || self.client.is_closed()
+    }
+
+    /// Whether the server answers within `limit`.
+    pub async fn answers(&self, limit: Duration) -> bool {
+        matches!(timeout(limit, self.batch("")).await, Ok(Ok(())))
+    }
+}
+
+/// The server does not know a prepared statement any more, or it no longer fits the table.
+fn lost_statement(error: &PgError) -> bool {
+    error.code().is_some_and(|code| {
+        *code == SqlState::INVALID_SQL_STATEMENT_NAME
+            || *code == SqlState::DUPLICATE_PSTATEMENT
+            || *code == SqlState::PROTOCOL_VIOLATION
+            || *code == SqlState::FEATURE_NOT_SUPPORTED // "cached plan must not change result type"
+    })
+}

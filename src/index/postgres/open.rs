@@ -1,0 +1,186 @@
+//! What an open finds: the tables, brought up to date where they are not, and whether this node may write.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio_postgres::error::SqlState;
+
+use super::call::{self, pause, Call};
+use super::pipe::Pipe;
+use super::pool::Pool;
+use super::query::{Param, Query};
+use super::schema::{self, Find, Found, Shape};
+use super::{error, PostgresIndex};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::table::TableName;
+
+/// Setting up the tables of a large index of the Go plugin means counting and indexing it.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(3600);
+/// Tries of setting them up while others do so.
+const MIGRATIONS: u32 = 11;
+/// How often a node that may not write looks whether it may by now, while writes are refused.
+const RIGHTS_RECHECK: Duration = Duration::from_secs(1);
+
+/// Finds the tables, or makes them (unless `only_existing`), and tells why nothing can be written to them, if so.
+pub(super) async fn prepare(
+    wanted: &TableName,
+    lookups: &Pipe,
+    pool: &Arc<Pool>,
+    call: &Call,
+    only_existing: bool,
+) -> Result<(Shape, Option<&'static str>)> {
+    for migrated in [false, true] {
+        let (found, version) = inspect(wanted, lookups, call).await?;
+        if version > 0 && schema::check_current(&found)? {
+            let read_only = why_read_only(&found.table, lookups, call).await?;
+            // A node that only reads leaves an older version as it is, and so does an inspection.
+            if version >= schema::VERSION || read_only.is_some() || only_existing {
+                return Ok((found.shape(version), read_only));
+            }
+        }
+        if migrated {
+            break;
+        }
+        if only_existing {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "index in Postgres: there is no table {wanted} that this walrusds can use as it is: let a node \
+                     open it first"
+                ),
+            ));
+        }
+        let migration = Call {
+            what: "setting up the tables",
+            limit: MIGRATION_LIMIT,
+            ..call.clone()
+        };
+        let done = call::run(pool, &migration, |conn, _| {
+            let wanted = wanted.clone();
+            Box::pin(async move {
+                let mut tries = 1;
+                loop {
+                    match schema::migrate(&conn, &wanted).await {
+                        Err(e) if schema::collided(&e) && tries < MIGRATIONS => tries += 1,
+                        done => return done,
+                    }
+                    tokio::time::sleep(pause(3)).await;
+                }
+            })
+        });
+        done.await?
+            .map_err(|e| error::statement(migration.what, &e))??;
+    }
+    Err(Error::retryable(
+        ErrorKind::Index,
+        format!("index in Postgres: the tables of {wanted} were changed while they were set up; try again"),
+    ))
+}
+
+/// One round trip: the columns and the version of the schema, pipelined.
+async fn inspect(wanted: &TableName, lookups: &Pipe, call: &Call) -> Result<(Found, i64)> {
+    let failed = |e| error::statement(call.what, &e);
+    let find = Query::once(schema::FIND);
+    let params = Find::new(wanted).params();
+    let (rows, meta) = tokio::try_join!(
+        call::query(lookups, call, &find, &params),
+        read_meta(wanted, lookups, call),
+    )?;
+    let found = Found::new(wanted, &rows.map_err(failed)?).map_err(failed)??;
+    let meta = match found.table == *wanted {
+        true => meta,
+        false => read_meta(&found.table, lookups, call).await?,
+    };
+    let version = match meta {
+        Ok(rows) => schema::judge(&found.table, &rows).map_err(failed)??,
+        Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => 0,
+        // A schema that does not exist is said so by the migration.
+        Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => 0,
+        Err(e) => return Err(failed(e)),
+    };
+    Ok((found, version))
+}
+
+async fn read_meta(
+    table: &TableName,
+    lookups: &Pipe,
+    call: &Call,
+) -> Result<super::Answer<Vec<super::Row>>> {
+    let query = Query::once(schema::read_meta(table));
+    call::query(lookups, call, &query, &[].into()).await
+}
+
+/// Why this node may not write, if so: a standby, a role without the rights, or a setting.
+async fn why_read_only(
+    table: &TableName,
+    lookups: &Pipe,
+    call: &Call,
+) -> Result<Option<&'static str>> {
+    let call = Call {
+        what: "checking the rights",
+        ..call.clone()
+    };
+    let params = [Param::Text(table.quoted())].into();
+    let asked = Query::once(schema::MAY_WRITE);
+    let rows = match call::query(lookups, &call, &asked, &params).await? {
+        Ok(rows) => rows,
+        Err(e) if error::retry(&e) != error::Retry::No => {
+            return Err(error::statement(call.what, &e))
+        }
+        // An engine without these functions: its first write tells.
+        Err(_) => Vec::new(),
+    };
+    let flag = |at: usize| rows.first().and_then(|row| row.try_get::<_, bool>(at).ok());
+    Ok(match (flag(0), flag(1), flag(2)) {
+        (Some(true), ..) => Some("the server is a standby"),
+        (_, Some(true), _) => Some("transactions of this role are read-only"),
+        (_, _, Some(false)) => Some("this role has no right to write to the table"),
+        _ => None,
+    })
+}
+
+/// Why nothing can be written, if so, as last seen: a standby may have become the primary since.
+pub(super) struct Rights {
+    read_only: Mutex<Option<&'static str>>,
+    checked: Mutex<Instant>,
+}
+
+impl Rights {
+    pub fn new(read_only: Option<&'static str>) -> Rights {
+        Rights {
+            read_only: Mutex::new(read_only),
+            checked: Mutex::new(Instant::now()),
+        }
+    }
+
+    pub fn read_only(&self) -> Option<&'static str> {
+        *self.read_only.lock()
+    }
+}
+
+impl PostgresIndex {
+    /// Looks in the background whether this node may write by now, if the last look is old.
+    pub(super) fn recheck_rights(&self) {
+        let (Ok(runtime), Ok(call)) = (
+            tokio::runtime::Handle::try_current(),
+            self.call("checking the rights"),
+        ) else {
+            return;
+        };
+        {
+            let mut checked = self.inner.rights.checked.lock();
+            if checked.elapsed() < RIGHTS_RECHECK {
+                return;
+            }
+            *checked = Instant::now();
+        }
+        let inner = self.inner.clone();
+        runtime.spawn(async move {
+            // Without an answer, what is known holds.
+            if let Ok(found) = why_read_only(&inner.shape.table, &inner.lookups, &call).await {
+                *inner.rights.read_only.lock() = found;
+            }
+        });
+    }
+}
