@@ -10,7 +10,8 @@
 //! | [`client`] | configuration, the [`Client`] itself |
 //! | `shared` | what its calls share: endpoints, connections, counters |
 //! | `store` | the PUT and what counts as a successful answer |
-//! | `read` | the GETs: whole blobs, ranges, quilt members; when "not found" is final |
+//! | `read` | which aggregators are asked for a blob, a range, a quilt member; when "not found" is final |
+//! | `want`, `get`, `hedge` | what a read asks for, one attempt, a second aggregator beside a slow one |
 //! | `joined` | whole bodies that several readers of ranges wait for |
 //! | `crowd` | how many reads an aggregator is asked for at a time |
 //! | `retry` | what is retried, how often, after which wait |
@@ -34,12 +35,15 @@ pub mod client;
 pub mod cost;
 mod crowd;
 mod endpoints;
+mod get;
+mod hedge;
 mod joined;
 mod read;
 mod retry;
 mod shared;
 mod store;
 mod transport;
+mod want;
 
 pub use auth::Auth;
 pub(crate) use body::WHOLE;
