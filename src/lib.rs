@@ -46,4 +46,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use failpoint::FAILPOINTS;
 pub use index::{Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Usage};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
-pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, Source, StoreOptions, StoreResult};
+pub use walrus::{
+    Auth, BlobStore, Body, Client, ClientConfig, Fetched, Source, StoreOptions, StoreResult,
+};

@@ -39,6 +39,10 @@ counters! {
     get_bytes,
     /// Blocks that were taken from memory.
     read_hits,
+    /// Reads of quilt members that were served from memory.
+    walrus_cache_hits,
+    /// Reads of single blocks and quilt members that were not, with the memory on.
+    walrus_cache_misses,
     /// Windows that were asked of aggregators.
     read_windows,
     /// Bytes of the windows that came.

@@ -5,11 +5,14 @@ mod common;
 #[allow(dead_code)]
 mod hostile;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use common::mem::{key_of, ManualClock, MemIndex};
 use futures_util::future::join_all;
 use hostile::{answer, newly_created, serve_blob, Act, Hostile};
-use walrusds::{BlobStore, Client, ClientConfig, StoreOptions};
+use walrusds::{BlobStore, Client, ClientConfig, Config, Record, StoreOptions, WalrusDatastore};
 
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";
 
@@ -45,8 +48,8 @@ async fn a_refused_window_is_asked_for_again() {
     .await;
     let client = Client::new(config(&[&busy])).unwrap();
     let start = Instant::now();
-    let window = client.read_window(ID, 0, 1024).await.unwrap();
-    assert_eq!(window.len(), 1024);
+    let window = client.read_window(ID, 0, 1024, 0).await.unwrap();
+    assert_eq!(window.bytes.len(), 1024);
     assert_eq!(busy.count(), 2);
     assert!(start.elapsed() >= Duration::from_millis(900));
 }
@@ -55,7 +58,7 @@ async fn a_refused_window_is_asked_for_again() {
 async fn a_window_that_fails_otherwise_is_asked_for_once() {
     let broken = Hostile::always(answer("500 Internal", &[], "")).await;
     let client = Client::new(config(&[&broken])).unwrap();
-    client.read_window(ID, 0, 1024).await.unwrap_err();
+    client.read_window(ID, 0, 1024, 0).await.unwrap_err();
     assert_eq!(broken.count(), 1);
 }
 
@@ -94,25 +97,26 @@ async fn readers_of_an_aggregator_without_ranges_share_a_body() {
     let data = bytes(BLOB);
     let sent = data.clone();
     let whole = Hostile::start(move |_| Act::Say(answer("200 OK", &[], &sent))).await;
-    for cache in [-1, 256 << 20] {
-        let client = Client::new(ClientConfig {
-            blob_cache_bytes: cache,
-            ..config(&[&whole])
-        })
-        .unwrap();
+    for keeps in [0, 64 << 20] {
+        let client = Client::new(config(&[&whole])).unwrap();
         let readers = (0..48usize).map(|n| {
             let (client, data) = (client.clone(), data.clone());
             tokio::spawn(async move {
                 let at = n * 100_000;
-                let got = client.read_range(ID, at as u64, 1000).await.unwrap();
-                assert_eq!(got, &data[at..at + 1000]);
+                let block = &data[at..at + 1000];
+                let check = |bytes: &[u8]| match bytes == block {
+                    true => Ok(()),
+                    false => Err("another block".to_owned()),
+                };
+                let got = client.read_block(ID, at as u64, 1000, keeps, &check).await;
+                assert_eq!(got.unwrap().whole, keeps > 0);
             })
         });
         for reader in readers.collect::<Vec<_>>() {
             reader.await.unwrap();
         }
         let received = client.stats().get_bytes;
-        // The first ones may come after another while the cache is off.
+        // The first ones may come after another while nothing is kept.
         assert!(
             received < 12 * BLOB as u64,
             "{} bodies",
@@ -145,4 +149,58 @@ async fn a_body_that_drips_is_left() {
         assert_eq!(got, data);
     }
     assert_eq!(dripping.count(), 1, "the next reads begin elsewhere");
+}
+
+/// Gets of its blocks share the body, too, and from then on the datastore has the blob in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn gets_at_an_aggregator_without_ranges_are_one_download() {
+    const BLOB: usize = 8 << 20;
+    const BLOCK: usize = 64 << 10;
+    let data = bytes(BLOB);
+    let sent = data.clone();
+    let whole = Hostile::start(move |_| Act::Say(answer("200 OK", &[], &sent))).await;
+    let index = Arc::new(MemIndex::default());
+    let blocks: Vec<(String, Bytes)> = (0..BLOB / BLOCK)
+        .map(|n| {
+            let block = Bytes::copy_from_slice(&data[n * BLOCK..(n + 1) * BLOCK]);
+            (key_of(&block), block)
+        })
+        .collect();
+    for (n, (key, _)) in blocks.iter().enumerate() {
+        let row = Record {
+            blob_id: ID.to_owned(),
+            offset: (n * BLOCK) as i64,
+            size: BLOCK as i64,
+            ..Record::default()
+        };
+        index.rows.lock().insert(key.clone(), row);
+    }
+    let client = Arc::new(Client::new(config(&[&whole])).unwrap());
+    let config = r#"{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}"#;
+    let ds = WalrusDatastore::with_parts(
+        &Config::from_json(config).unwrap(),
+        index,
+        Arc::<Client>::clone(&client),
+        Arc::new(ManualClock::default()),
+    );
+    let ds = Arc::new(ds.unwrap());
+    let readers = (0..48usize).map(|n| {
+        let (ds, (key, block)) = (Arc::clone(&ds), blocks[(n * 37) % blocks.len()].clone());
+        tokio::spawn(async move { assert_eq!(ds.get(&key).await.unwrap(), Some(block)) })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.unwrap();
+    }
+    let received = client.stats().get_bytes;
+    assert!(
+        received < 12 * BLOB as u64,
+        "{} bodies",
+        received / BLOB as u64
+    );
+    let asked = whole.count();
+    for (key, block) in &blocks {
+        assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(block));
+    }
+    assert_eq!(whole.count(), asked, "all from memory");
+    ds.close().await.unwrap();
 }

@@ -27,7 +27,6 @@ use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::staging::{abandoned, had_journal, AskFirst, FlushParts, Flusher, Journal, Owner};
-use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for what an operator must know.
@@ -66,7 +65,6 @@ impl WalrusDatastore {
             }
         };
         let store = Arc::new(Client::new(config.client())?);
-        let cache = store.cache();
         let log = Arc::new(Log::default());
         // Asked for where there is a journal to belong to it, or might be.
         let has_place = config.journal.is_some() || had_journal(repo);
@@ -95,7 +93,7 @@ impl WalrusDatastore {
                 // Without a repo there is no directory of ours.
                 repo: Some(repo).filter(|repo| !repo.as_os_str().is_empty()),
             };
-            Self::assemble(&config, index, store, clock, cache, own, log)
+            Self::assemble(&config, index, store, clock, own, log)
         });
         if opened.is_err() {
             let _ = index.close().await;
@@ -115,9 +113,8 @@ impl WalrusDatastore {
         store: Arc<dyn BlobStore>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
-        let cache = Arc::new(BlobCache::new(config.blob_cache_bytes));
         let own = Own::default();
-        Self::assemble(config, index, store, clock, cache, own, Arc::default())
+        Self::assemble(config, index, store, clock, own, Arc::default())
     }
 
     fn assemble(
@@ -125,7 +122,6 @@ impl WalrusDatastore {
         index: Arc<dyn Index>,
         store: Arc<dyn BlobStore>,
         clock: Arc<dyn Clock>,
-        cache: Arc<BlobCache>,
         own: Own<'_>,
         log: Arc<Log>,
     ) -> Result<Self> {
@@ -209,10 +205,10 @@ impl WalrusDatastore {
                 }
             }
         };
-        let disk_cache = config.disk_cache.clone().map(|settings| {
-            cache.share_with_disk();
-            DiskCache::open(settings, Arc::clone(&log))
-        });
+        let disk_cache = config
+            .disk_cache
+            .clone()
+            .map(|settings| DiskCache::open(settings, Arc::clone(&log)));
         let mut workers = vec![tokio::spawn(flush_usage(
             Arc::clone(&index),
             Arc::clone(&metrics),
@@ -255,8 +251,9 @@ impl WalrusDatastore {
         let reader = Reader::new(ReaderParts {
             index: Arc::clone(&lookups),
             store: Arc::clone(&store),
-            cache,
             metrics: Arc::clone(&metrics),
+            memory_bytes: config.blob_cache_bytes,
+            beside_disk: disk_cache.is_some(),
         });
         Ok(WalrusDatastore {
             shared: Arc::new(Shared {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::memory::Piece;
 use crate::error::Error;
-use crate::walrus::cache::Piece;
 
 /// How a request ended.
 #[derive(Debug, Clone)]

@@ -24,10 +24,12 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::endpoints::Endpoint;
+use super::joined::WholeBody;
 use super::retry::{Class, Failure};
 use super::shared::Shared;
 use super::transport::{is_encoded, one_line, send_failure, BodyReader, ErrorAnswer, Progress};
-use super::want::Want;
+use super::want::{Part, Want};
+use super::Fetched;
 
 /// Redirects followed per attempt.
 const MAX_REDIRECTS: usize = 5;
@@ -44,23 +46,9 @@ const CACHE_BUSTERS: [&str; 5] = [
 /// When a body is judged to be slow, after its answer began.
 pub(super) const DRIPPING: Duration = Duration::from_secs(1);
 
-/// Whole bodies of at most so many bytes are shared, although the cache does not keep them: a full pack.
+/// Whole bodies of at most so many bytes are shared, although the caller does not keep them: a full pack.
 const JOINED: u64 = 64 << 20;
 
-/// A good answer.
-pub(super) struct Fetched {
-    /// What was asked for.
-    pub(super) bytes: Bytes,
-    /// The whole blob or patch, if it came and is worth keeping.
-    pub(super) whole: Option<Bytes>,
-}
-
-impl Fetched {
-    fn whole(bytes: Bytes) -> Self {
-        let whole = Some(bytes.clone());
-        Fetched { bytes, whole }
-    }
-}
 impl Shared {
     /// One attempt. Tells its course.
     pub(super) async fn get(
@@ -97,8 +85,8 @@ impl Shared {
             return Err(Failure::new(Class::Wrong, text));
         }
         let mut reader = match (status, want) {
-            (206, Want::Range(_, offset, len)) => {
-                check_content_range(&response, offset, len)?;
+            (206, Want::Range(part)) => {
+                check_content_range(&response, part.offset, part.len)?;
                 BodyReader::new(response, self.request_timeout)
             }
             _ => BodyReader::new(response, self.request_timeout),
@@ -107,11 +95,8 @@ impl Shared {
             reader.watch(&course.received);
         }
         let fetched = match (status, want) {
-            (206, Want::Range(_, _, len)) => exactly(&mut reader, len).await,
-            (_, Want::Range(id, offset, len)) => {
-                let from = (aggregator.shown(), id);
-                self.slice(&mut reader, from, offset, len).await
-            }
+            (206, Want::Range(part)) => exactly(&mut reader, part.len).await,
+            (_, Want::Range(part)) => self.slice(&mut reader, aggregator, part).await,
             // Without a length, a broken connection would look like the end.
             _ if !reader.is_delimited() => {
                 let text = format!("HTTP {status}: answer without a length");
@@ -125,13 +110,10 @@ impl Shared {
                         let text = format!("HTTP {status}: more than the {len} bytes of the patch");
                         Err(Failure::new(Class::Corrupt, text))
                     }
-                    collected => collected.map(Fetched::whole),
+                    collected => collected.map(all),
                 }
             }
-            _ => reader
-                .collect(self.max_blob_bytes)
-                .await
-                .map(Fetched::whole),
+            _ => reader.collect(self.max_blob_bytes).await.map(all),
         };
         self.stats.get_bytes.fetch_add(reader.received(), Relaxed);
         if fetched.is_ok() {
@@ -154,7 +136,7 @@ impl Shared {
         loop {
             let mut request = self.http(&url).get(url.clone());
             let mut expected = 0;
-            if let Want::Range(_, offset, len) = want {
+            if let Want::Range(Part { offset, len, .. }) = want {
                 request = request.header(RANGE, format!("bytes={offset}-{}", offset + len - 1));
                 expected = len;
             }
@@ -200,14 +182,16 @@ impl Shared {
         }
     }
 
-    /// Takes a range out of a 200, which is the whole blob.
+    /// The body of a 200 to a range: the whole blob, or the range out of it.
     async fn slice(
         &self,
         reader: &mut BodyReader,
-        from: (&str, &str),
-        offset: u64,
-        len: u64,
+        aggregator: &Endpoint,
+        part: Part<'_>,
     ) -> std::result::Result<Fetched, Failure> {
+        let Part {
+            id, offset, len, ..
+        } = part;
         let end = offset + len;
         let short = |whole: u64| {
             let text = format!("HTTP 200: the blob has only {whole} bytes");
@@ -217,36 +201,18 @@ impl Shared {
             if announced < end {
                 return Err(short(announced));
             }
-            if announced <= self.cache.entry_cap().max(JOINED) {
-                // Readers of one blob share one body: the others' are dropped unread.
-                let joined = self.joined.of(from);
-                let mut body = joined.lock().await;
-                let keeps = announced <= self.cache.entry_cap();
-                let whole = match &*body {
-                    Some(whole) if whole.len() as u64 == announced => whole.clone(),
-                    _ if keeps => body.insert(reader.collect(announced).await?).clone(),
-                    _ => {
-                        let mut read = BytesMut::new();
-                        while let Some(piece) = reader.next().await? {
-                            read.extend_from_slice(&piece);
-                            let alone = Arc::strong_count(&joined) == 1;
-                            if read.len() as u64 >= end && alone {
-                                break;
-                            }
-                        }
-                        let read = read.freeze();
-                        if read.len() as u64 == announced {
-                            *body = Some(read.clone());
-                        }
-                        read
-                    }
+            let keeps = announced <= part.keeps;
+            if keeps || announced <= JOINED {
+                let joined = self.joined.of((aggregator.shown(), id));
+                let body = receive(reader, &joined, (!keeps).then_some(end)).await?;
+                return match keeps {
+                    true => Ok(all(body)),
+                    // A copy, so that it does not keep the whole in memory.
+                    false => body
+                        .get(offset as usize..end as usize)
+                        .map(|part| Bytes::copy_from_slice(part).into())
+                        .ok_or_else(|| short(body.len() as u64)),
                 };
-                drop(body);
-                let part = Want::Range("", offset, len).cut_from(&whole);
-                return Ok(Fetched {
-                    bytes: part.ok_or_else(|| short(whole.len() as u64))?,
-                    whole: keeps.then_some(whole),
-                });
             }
         }
         let mut part = BytesMut::new();
@@ -256,13 +222,48 @@ impl Shared {
             let to = end.saturating_sub(start).min(piece.len() as u64) as usize;
             part.extend_from_slice(&piece[from..to]);
             if reader.received() >= end {
-                let bytes = part.freeze();
-                return Ok(Fetched { bytes, whole: None });
+                return Ok(part.freeze().into());
             }
         }
         Err(short(reader.received()))
     }
 }
+
+/// The whole of a blob or patch.
+fn all(bytes: Bytes) -> Fetched {
+    Fetched { bytes, whole: true }
+}
+
+/// A body that readers of one blob share: the first receives it, and the others' are dropped unread. With
+/// `enough`, it ends there if no other reader has come by then.
+async fn receive(
+    reader: &mut BodyReader,
+    joined: &Arc<WholeBody>,
+    enough: Option<u64>,
+) -> std::result::Result<Bytes, Failure> {
+    let announced = reader.announced().unwrap_or(0);
+    let mut body = joined.lock().await;
+    if let Some(whole) = body.as_ref().filter(|w| w.len() as u64 == announced) {
+        return Ok(whole.clone());
+    }
+    let Some(enough) = enough else {
+        return Ok(body.insert(reader.collect(announced).await?).clone());
+    };
+    let mut read = BytesMut::new();
+    while let Some(piece) = reader.next().await? {
+        read.extend_from_slice(&piece);
+        let alone = Arc::strong_count(joined) == 1;
+        if read.len() as u64 >= enough && alone {
+            break;
+        }
+    }
+    let read = read.freeze();
+    if read.len() as u64 == announced {
+        *body = Some(read.clone());
+    }
+    Ok(read)
+}
+
 /// How an attempt goes.
 #[derive(Default)]
 pub(super) struct Course {
@@ -313,7 +314,7 @@ async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Fetch
     if bytes.len() as u64 != len {
         return Err(wrong(&bytes.len()));
     }
-    Ok(Fetched { bytes, whole: None })
+    Ok(bytes.into())
 }
 
 fn check_content_range(
@@ -361,7 +362,7 @@ fn judge(mut answer: ErrorAnswer, want: Want<'_>, buster: &str) -> Failure {
         // An aggregator that does not know the cache buster; it said 404 without it.
         400 if !buster.is_empty() => Class::NotFound,
         416 => {
-            if let Want::Range(_, offset, len) = want {
+            if let Want::Range(Part { offset, len, .. }) = want {
                 answer.text += &format!(" (asked for bytes {offset}-{})", offset + len - 1);
             }
             Class::Refused

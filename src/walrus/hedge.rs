@@ -15,12 +15,12 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
-use super::get::{Course, Fetched, DRIPPING};
+use super::get::{Course, DRIPPING};
 use super::retry::{Class, Failure, Rotation};
 use super::shared::Shared;
 use super::transport::one_line;
 use super::want::Want;
-use super::Check;
+use super::{Check, Fetched};
 
 /// After so long without an answer a second aggregator is asked, outside the budget.
 const SILENT: Duration = Duration::from_secs(5);
@@ -49,9 +49,11 @@ impl Shared {
             async move {
                 let aggregator = self.aggregators.get(index);
                 let fetched = self.get(aggregator, want, repeat, course).await;
-                let fetched = fetched.and_then(|fetched| match check(&fetched.bytes) {
-                    Ok(()) => Ok(fetched),
-                    Err(reason) => Err(Failure::new(Class::Corrupt, one_line(&reason, 400))),
+                let fetched = fetched.and_then(|fetched| {
+                    let wanted = want.wanted(&fetched).unwrap_or(&[]);
+                    let wrong =
+                        |reason: String| Failure::new(Class::Corrupt, one_line(&reason, 400));
+                    check(wanted).map_err(wrong).map(|()| fetched)
                 });
                 (index, fetched)
             }

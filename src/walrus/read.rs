@@ -22,13 +22,10 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::Bytes;
-
-use super::get::Fetched;
 use super::retry::{Class, Rotation};
 use super::shared::Shared;
 use super::want::Want;
-use super::Check;
+use super::{Check, Fetched};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How hard a read tries.
@@ -36,29 +33,18 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) enum Effort {
     /// By all the rules of this module.
     Full,
-    /// The same, but a whole blob is not kept.
-    Aside,
     /// Each aggregator is asked once, since the caller has another way; but one that asks for less (429,
     /// 503) is waited for and asked again: the caller's other way would ask it for more.
     Once,
 }
 
 impl Shared {
-    pub(super) async fn fetch(&self, want: Want<'_>, check: Check<'_>) -> Result<Bytes> {
-        want.validate(self.max_blob_bytes)?;
-        if let Some(bytes) = self.cached(want, check) {
-            return Ok(bytes);
-        }
-        self.fetch_anew(want, check, Effort::Full).await
-    }
-
-    /// As [`fetch`](Self::fetch), past the cache.
-    pub(super) async fn fetch_anew(
+    pub(super) async fn fetch(
         &self,
         want: Want<'_>,
         check: Check<'_>,
         effort: Effort,
-    ) -> Result<Bytes> {
+    ) -> Result<Fetched> {
         want.validate(self.max_blob_bytes)?;
         if self.aggregators.len() == 0 {
             let text = "aggregatorURL: no aggregator is configured, so nothing can be read";
@@ -74,29 +60,7 @@ impl Shared {
         self.count(&rotation);
         let fetched = fetched?;
         self.stats.gets.fetch_add(1, Relaxed);
-        if let Some(whole) = fetched.whole.filter(|_| effort != Effort::Aside) {
-            self.cache.insert_whole(want.id(), whole);
-        }
-        Ok(fetched.bytes)
-    }
-
-    fn cached(&self, want: Want<'_>, check: Check<'_>) -> Option<Bytes> {
-        if !self.cache.enabled() {
-            return None;
-        }
-        let bytes = self.cache.whole(want.id()).and_then(|whole| {
-            let part = want.cut_from(&whole).filter(|part| check(part).is_ok());
-            if part.is_none() {
-                self.cache.evict(want.id());
-            }
-            part
-        });
-        let counter = match bytes {
-            Some(_) => &self.stats.cache_hits,
-            None => &self.stats.cache_misses,
-        };
-        counter.fetch_add(1, Relaxed);
-        bytes
+        Ok(fetched)
     }
 
     async fn fetch_anywhere(

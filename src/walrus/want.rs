@@ -1,40 +1,53 @@
 //! What a read asks an aggregator for.
 
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use base64::Engine as _;
-use bytes::Bytes;
-
 use super::blob_id;
 use super::transport::one_line;
+use super::Fetched;
 use crate::error::{Error, ErrorKind, Result};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
 
 /// What is to be read.
 #[derive(Clone, Copy)]
 pub(super) enum Want<'a> {
     Blob(&'a str),
-    Range(&'a str, u64, u64),
+    Range(Part<'a>),
     Patch(&'a str),
     /// A patch of known length.
     PatchOf(&'a str, u64),
 }
+
+/// A range of a blob.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) id: &'a str,
+    pub(super) offset: u64,
+    /// Not 0.
+    pub(super) len: u64,
+    /// Where the whole blob comes, and is at most so long (bytes), the caller wants all of it.
+    pub(super) keeps: u64,
+}
+
 impl<'a> Want<'a> {
     pub(super) fn id(self) -> &'a str {
         match self {
-            Want::Blob(id) | Want::Range(id, ..) | Want::Patch(id) | Want::PatchOf(id, _) => id,
+            Want::Blob(id) | Want::Patch(id) | Want::PatchOf(id, _) => id,
+            Want::Range(part) => part.id,
         }
     }
 
     /// Its length, where that is known beforehand (bytes).
     pub(super) fn len(self) -> Option<u64> {
         match self {
-            Want::Range(_, _, len) | Want::PatchOf(_, len) => Some(len),
+            Want::Range(part) => Some(part.len),
+            Want::PatchOf(_, len) => Some(len),
             Want::Blob(_) | Want::Patch(_) => None,
         }
     }
 
     pub(super) fn path(self) -> String {
         match self {
-            Want::Blob(id) | Want::Range(id, ..) => format!("/v1/blobs/{id}"),
+            Want::Blob(id) | Want::Range(Part { id, .. }) => format!("/v1/blobs/{id}"),
             Want::Patch(id) | Want::PatchOf(id, _) => format!("/v1/blobs/by-quilt-patch-id/{id}"),
         }
     }
@@ -42,7 +55,9 @@ impl<'a> Want<'a> {
     pub(super) fn describe(self) -> String {
         match self {
             Want::Blob(id) => format!("reading blob {id}"),
-            Want::Range(id, offset, len) => {
+            Want::Range(Part {
+                id, offset, len, ..
+            }) => {
                 format!("reading bytes {offset}-{} of blob {id}", offset + len - 1)
             }
             Want::Patch(id) | Want::PatchOf(id, _) => format!("reading quilt patch {id}"),
@@ -52,7 +67,7 @@ impl<'a> Want<'a> {
     /// The blob's 32 bytes, to look up whether this client stored it.
     pub(super) fn blob_key(self) -> Option<[u8; 32]> {
         match self {
-            Want::Blob(id) | Want::Range(id, ..) => blob_id::decode(id),
+            Want::Blob(id) | Want::Range(Part { id, .. }) => blob_id::decode(id),
             // A patch ID is the quilt's blob ID and five more bytes.
             Want::Patch(id) | Want::PatchOf(id, _) => {
                 URL_SAFE_NO_PAD.decode(id).ok()?.get(..32)?.try_into().ok()
@@ -77,7 +92,9 @@ impl<'a> Want<'a> {
                     "{shown:?} is no blob ID (43 characters of base64url)"
                 ));
             }
-            Want::Range(_, offset, len) if offset.checked_add(len).is_none() || len > max => {
+            Want::Range(Part { offset, len, .. })
+                if offset.checked_add(len).is_none() || len > max =>
+            {
                 return wrong(format!(
                     "reading {len} bytes at {offset} of blob {id}: at most {max} bytes at a time"
                 ));
@@ -87,19 +104,15 @@ impl<'a> Want<'a> {
         Ok(())
     }
 
-    /// What a whole blob holds of it; a copy if that is little, so that it does not keep the whole
-    /// in memory.
-    pub(super) fn cut_from(self, whole: &Bytes) -> Option<Bytes> {
-        let Want::Range(_, offset, len) = self else {
-            return Some(whole.clone());
-        };
-        let start = usize::try_from(offset).ok()?;
-        let end = usize::try_from(offset.checked_add(len)?).ok()?;
-        let part = whole.get(start..end)?;
-        Some(if part.len() == whole.len() {
-            whole.clone()
-        } else {
-            Bytes::copy_from_slice(part)
-        })
+    /// What was asked for, of what came.
+    pub(super) fn wanted(self, fetched: &Fetched) -> Option<&[u8]> {
+        match self {
+            Want::Range(Part { offset, len, .. }) if fetched.whole => {
+                let start = usize::try_from(offset).ok()?;
+                let end = usize::try_from(offset.checked_add(len)?).ok()?;
+                fetched.bytes.get(start..end)
+            }
+            _ => Some(&fetched.bytes),
+        }
     }
 }
