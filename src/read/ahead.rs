@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::extent::ROWS;
 use super::state::State;
-use super::streams::{Ahead, Cut, Noted};
+use super::streams::{next_of, Ahead, Cut, Noted};
 use super::{Inner, Want, WINDOW};
 use crate::index::{Index as _, Record};
 use crate::metrics::Metrics;
@@ -161,23 +161,6 @@ impl Inner {
     }
 }
 
-/// Where blocks go on that lie at `places` (offset and blob), in their order, when they leave `blob`. Where
-/// one blob ends and the next begins, a few blocks lie in the other: a blob with few is no goal.
-fn next_of(blob: &str, places: impl Iterator<Item = (u64, String)>) -> Option<(String, u64)> {
-    let mut blobs: Vec<(String, u64, usize)> = Vec::new();
-    for (offset, id) in places.filter(|(_, id)| id != blob) {
-        match blobs.iter_mut().find(|known| known.0 == id) {
-            Some(known) => (known.1, known.2) = (known.1.min(offset), known.2 + 1),
-            None => blobs.push((id, offset, 1)),
-        }
-    }
-    let most = blobs.iter().map(|known| known.2).max()?;
-    let goal = blobs
-        .into_iter()
-        .find(|known| known.2 >= most.div_ceil(2))?;
-    Some((goal.0, goal.1))
-}
-
 /// A task that asks for rows of a blob, or waits to; the last one takes the blob off the list.
 struct Asking<'a> {
     inner: &'a Inner,
@@ -192,39 +175,5 @@ impl Drop for Asking<'_> {
         if last.is_some_and(|turn| Arc::strong_count(turn) <= 2) {
             state.asking.remove(self.blob);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_goes_on_where_most_of_it_lies() {
-        let places = |of: &[(&str, u64)]| {
-            let owned = of.iter().map(|(id, offset)| (*offset, (*id).to_owned()));
-            owned.collect::<Vec<_>>().into_iter()
-        };
-        let next = |of: &[(&str, u64)]| next_of("here", places(of));
-        assert_eq!(next(&[("here", 1), ("here", 2)]), None);
-        assert_eq!(next(&[("here", 9), ("b", 7)]), Some(("b".into(), 7)));
-        // Two of the last blob, then the next, in no order at its beginning, and the one after it.
-        let mut mixed = vec![
-            ("last", 900),
-            ("here", 3),
-            ("last", 800),
-            ("b", 30),
-            ("b", 10),
-        ];
-        mixed.extend([
-            ("b", 20),
-            ("b", 40),
-            ("c", 0),
-            ("c", 1),
-            ("c", 2),
-            ("c", 3),
-            ("c", 4),
-        ]);
-        assert_eq!(next(&mixed), Some(("b".into(), 10)));
     }
 }

@@ -13,8 +13,8 @@
 //! **Invariants.**
 //! - Each block is checked before it is handed out; a window is not checked as a whole.
 //! - Windows can make a read faster, and never make it fail.
-//! - Nothing is asked for twice at a time: bytes are in memory before their request leaves the list of flights, and
-//!   a get decides under the lock of that list.
+//! - Nothing is asked for twice at a time (but by gets that read past a window which was wrong or did not come): bytes
+//!   are in memory before their request leaves the list of flights, and a get decides under the lock of that list.
 //! - A window is sent for only after room for it was reserved in memory.
 //!
 //! **Locks**, in this order: `State` (one for a reader), the shelf of `memory`, the verdicts of a piece. No check
@@ -25,7 +25,7 @@
 //! | `memory` | what was read and what comes, under one budget |
 //! | `streams` | which gets follow each other, and what is worth fetching for them |
 //! | `extent` | where the blocks of a blob end |
-//! | `flight` | a request on its way, and those who wait for it |
+//! | `flight` | a request on its way, and the gets that wait for it |
 //! | `state` | what a reader knows, under one lock |
 //! | `requests` | the tasks that fetch, and what becomes of their bytes |
 //! | `ahead` | what is fetched before a get asks for it |
@@ -59,6 +59,8 @@ mod requests;
 pub(crate) mod roots;
 mod state;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use ahead::Need;
 pub(crate) use check::BlockCheck;
@@ -202,7 +204,7 @@ impl Get<'_> {
     /// The block, if it was handed out before and lies in memory; waits for nothing.
     pub(crate) fn held(&self) -> Option<Bytes> {
         let (inner, want) = (self.inner, &self.want);
-        let piece = self.look.piece.as_ref().filter(|_| !self.is_patch)?;
+        let piece = self.look.piece().filter(|_| !self.is_patch)?;
         let bytes = piece.again(want.check.key(), &want.range)?;
         inner.memory.reused(want.blob, piece.range().start);
         Metrics::add(&inner.metrics.read_hits, 1);
@@ -236,8 +238,10 @@ impl Get<'_> {
         if self.is_patch {
             return self.fetch_patch().await;
         }
-        if let Some(settled) = self.fetch_lapsed(lapsed).await {
-            return settled;
+        if lapsed {
+            if let Some(settled) = self.fetch_lapsed().await {
+                return settled;
+            }
         }
         let (inner, want) = (self.inner, &self.want);
         if !inner.memory.enabled() || inner.stop.is_cancelled() {
@@ -270,11 +274,8 @@ impl Get<'_> {
     }
 
     /// The block of a blob that has lapsed: another node may have renewed it, so the aggregators are asked, but a 404
-    /// is not waited over. `None` if it has not, or if that does not settle it.
-    async fn fetch_lapsed(&self, lapsed: bool) -> Option<Result<Bytes>> {
-        if !lapsed {
-            return None;
-        }
+    /// is not waited over. `None` if that does not settle it.
+    async fn fetch_lapsed(&self) -> Option<Result<Bytes>> {
         match self.inner.read_once(&self.want).await {
             Ok(bytes) => bytes.map(Ok),
             Err(e) if e.kind() == ErrorKind::BlobNotFound => Some(Err(e)),
@@ -282,11 +283,14 @@ impl Get<'_> {
         }
     }
 
-    async fn fetch_patch(self) -> Result<Bytes> {
+    async fn fetch_patch(mut self) -> Result<Bytes> {
         let (inner, Want { blob, range, check }) = (self.inner, self.want);
         let judge = |bytes: &[u8]| check.judge(bytes);
-        let piece = self.look.piece.filter(|piece| piece.range() == range);
-        if let Some(piece) = piece {
+        let piece = match self.look.piece() {
+            None => inner.memory.look_again(&mut self.look, blob, &range),
+            found => found,
+        };
+        if let Some(piece) = piece.filter(|piece| piece.range() == range) {
             if let Block::New(bytes) | Block::Again(bytes) =
                 piece.block(check.key(), &range, &judge)
             {
@@ -334,8 +338,9 @@ impl Inner {
     ) -> Step {
         let now = Instant::now();
         let (blob, range) = (want.blob, &want.range);
+        let mut found = look.piece();
         loop {
-            if let Some(piece) = look.piece.take() {
+            if let Some(piece) = found.take() {
                 let bytes = match self.take(want, &piece) {
                     Block::New(bytes) => bytes,
                     Block::Again(bytes) => {
@@ -357,11 +362,9 @@ impl Inner {
                 return Step::Wait(passenger);
             }
             // What landed since the look is here: it is kept before its flight leaves the list.
-            if self.memory.has_gained(look) {
-                *look = self.memory.look(blob, range);
-                if look.piece.is_some() {
-                    continue;
-                }
+            found = self.memory.look_again(look, blob, range);
+            if found.is_some() {
+                continue;
             }
             let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
             let cut = match id {

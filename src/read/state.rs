@@ -18,10 +18,12 @@ const EXTENTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 pub(super) struct State {
     pub(super) streams: Streams,
+    /// Links of the nodes that were read.
     pub(super) nodes: Nodes,
+    /// Requests on their way, by blob.
     pub(super) flights: HashMap<Arc<str>, Vec<Arc<Flight>>>,
     extents: LruCache<Arc<str>, Extent>,
-    /// Blobs whose rows are being asked for.
+    /// Blobs whose rows are being asked for, and the turn to ask.
     pub(super) asking: HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>,
     /// Streams whose next blob is being looked for.
     pub(super) following: HashSet<u64>,

@@ -78,7 +78,7 @@ pub struct ClientConfig {
     /// endpoint for the first time is not counted). 0 is allowed. Default 3.
     pub max_retries: u32,
     /// Longest whole blob or range that is read into memory (bytes). Default 1 GiB; the network
-    /// takes up to [`max_blob_size`](super::cost::max_blob_size), which nobody wants in memory.
+    /// takes up to [`max_blob_size`](super::cost::max_blob_size), which is too much for memory.
     pub max_blob_bytes: u64,
     /// Source of the publisher's bearer token. It wins over user info in a publisher's URL.
     pub auth: Auth,

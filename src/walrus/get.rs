@@ -293,6 +293,7 @@ impl Course {
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 }
+
 /// Whether a redirect would leave TLS: every machine on the way could read the request and change the answer.
 fn is_downgrade(from: &Url, to: &Url) -> bool {
     from.scheme() == "https" && to.scheme() != "https"

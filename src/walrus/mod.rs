@@ -138,9 +138,10 @@ pub trait BlobStore: Send + Sync + 'static {
         blob_id: &str,
         offset: u64,
         len: u64,
-        _keeps: u64,
+        keeps: u64,
         check: Check<'_>,
     ) -> Result<Fetched> {
+        let _ = keeps;
         let bytes = self.read_range(blob_id, offset, len, check).await?;
         Ok(bytes.into())
     }

@@ -25,7 +25,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -46,10 +46,17 @@ pub(super) struct Memory {
     gained: AtomicU64,
 }
 
-/// What was here at some time.
+/// What memory held when it was asked. It does not keep the piece there.
 pub(super) struct Look {
-    pub(super) piece: Option<Arc<Piece>>,
+    piece: Weak<Piece>,
     gained: u64,
+}
+
+impl Look {
+    /// The piece that was found, if it is still there.
+    pub(super) fn piece(&self) -> Option<Arc<Piece>> {
+        self.piece.upgrade()
+    }
 }
 
 /// Room for a window on its way; given back when dropped.
@@ -94,15 +101,25 @@ impl Memory {
     /// Looks for a piece that holds `range` of a blob.
     pub(super) fn look(&self, id: &str, range: &Range<u64>) -> Look {
         let mut shelf = self.shelf.lock();
+        let found = shelf.find(id, range);
         Look {
-            piece: shelf.find(id, range),
+            piece: found.map_or_else(Weak::new, |piece| Arc::downgrade(&piece)),
             gained: self.gained.load(Ordering::Acquire),
         }
     }
 
-    /// Whether something has come since: another look may find more.
-    pub(super) fn has_gained(&self, since: &Look) -> bool {
-        self.gained.load(Ordering::Acquire) != since.gained
+    /// Looks once more, if something has come since.
+    pub(super) fn look_again(
+        &self,
+        look: &mut Look,
+        id: &str,
+        range: &Range<u64>,
+    ) -> Option<Arc<Piece>> {
+        if self.gained.load(Ordering::Acquire) == look.gained {
+            return None;
+        }
+        *look = self.look(id, range);
+        look.piece()
     }
 
     /// How far the bytes from `from` on are here without a gap, at least (the offset of the first that is not).

@@ -25,7 +25,7 @@ fn memory(kib: u64) -> Arc<Memory> {
 }
 
 fn find(memory: &Memory, id: &str, range: &Range<u64>) -> Option<Arc<Piece>> {
-    memory.look(id, range).piece
+    memory.look(id, range).piece()
 }
 
 /// Whether all of a blob is here.
@@ -207,14 +207,20 @@ fn a_block_is_checked_once_and_a_wrong_one_stays_wrong() {
 }
 
 #[test]
-fn a_look_is_told_when_more_has_come() {
+fn another_look_finds_what_has_come() {
     let memory = memory(400);
-    let before = memory.look("a", &(0..10));
-    assert!(before.piece.is_none() && !memory.has_gained(&before));
+    let mut look = memory.look("a", &(0..10));
+    assert!(look.piece().is_none());
+    assert!(memory.look_again(&mut look, "a", &(0..10)).is_none());
     memory.insert("a", 0, blob(10));
-    assert!(memory.has_gained(&before));
-    let after = memory.look("a", &(0..10));
-    assert!(after.piece.is_some() && !memory.has_gained(&after));
+    assert!(memory.look_again(&mut look, "a", &(0..10)).is_some());
+    assert!(
+        memory.look_again(&mut look, "a", &(0..10)).is_none(),
+        "nothing more"
+    );
+    assert!(look.piece().is_some());
+    memory.insert("a", 0, blob(20));
+    assert!(look.piece().is_none(), "it does not keep what has left");
 }
 
 #[test]
