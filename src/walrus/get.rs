@@ -60,6 +60,11 @@ impl Shared {
     ) -> std::result::Result<Fetched, Failure> {
         let buster = CACHE_BUSTERS[repeat % CACHE_BUSTERS.len()];
         let url = aggregator.url(&format!("{}{buster}", want.path()));
+        // Held from the beginning, so that a body which comes meanwhile is kept for this reader, too.
+        let joined = match want {
+            Want::Range(part) => self.joined.of((aggregator.shown(), part.id)),
+            _ => Arc::default(),
+        };
         let member = aggregator.crowd.join().await;
         let asked = Instant::now();
         let response = self.send_get(aggregator, &url, want).await?;
@@ -96,7 +101,7 @@ impl Shared {
         }
         let fetched = match (status, want) {
             (206, Want::Range(part)) => exactly(&mut reader, part.len).await,
-            (_, Want::Range(part)) => self.slice(&mut reader, aggregator, part).await,
+            (_, Want::Range(part)) => self.slice(&mut reader, &joined, part).await,
             // Without a length, a broken connection would look like the end.
             _ if !reader.is_delimited() => {
                 let text = format!("HTTP {status}: answer without a length");
@@ -186,12 +191,10 @@ impl Shared {
     async fn slice(
         &self,
         reader: &mut BodyReader,
-        aggregator: &Endpoint,
+        joined: &Arc<WholeBody>,
         part: Part<'_>,
     ) -> std::result::Result<Fetched, Failure> {
-        let Part {
-            id, offset, len, ..
-        } = part;
+        let Part { offset, len, .. } = part;
         let end = offset + len;
         let short = |whole: u64| {
             let text = format!("HTTP 200: the blob has only {whole} bytes");
@@ -203,8 +206,7 @@ impl Shared {
             }
             let keeps = announced <= part.keeps;
             if keeps || announced <= JOINED {
-                let joined = self.joined.of((aggregator.shown(), id));
-                let body = receive(reader, &joined, (!keeps).then_some(end)).await?;
+                let body = receive(reader, joined, (!keeps).then_some(end)).await?;
                 return match keeps {
                     true => Ok(all(body)),
                     // A copy, so that it does not keep the whole in memory.

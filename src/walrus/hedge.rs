@@ -73,7 +73,7 @@ impl Shared {
         let mut second = None;
         let mut looks = tokio::time::interval_at(asked + DRIPPING, RECONSIDER);
         loop {
-            tokio::select! {
+            let beside = tokio::select! {
                 biased;
                 Some((index, fetched)) = running.next() => match fetched {
                     Ok(fetched) => {
@@ -90,48 +90,39 @@ impl Shared {
                         if running.is_empty() {
                             return None;
                         }
+                        false
                     }
                 },
                 _ = looks.tick(), if second.is_none() && rotation.has_fresh() => {
                     let left = want.len().and_then(|len| course.left(len));
-                    let slow = left.is_some_and(|left| {
+                    left.is_some_and(|left| {
                         left > MUCH_TOO_SLOW || left > TOO_SLOW && self.hedging.allows()
-                    });
-                    if let Some(index) = slow.then(|| rotation.take_fresh()).flatten() {
-                        self.stats.hedges.fetch_add(1, Relaxed);
-                        second = Some(index);
-                        running.push(attempt(index));
-                    }
+                    })
                 }
                 () = &mut overtaken, if !told => {
                     told = true;
-                    if course.has_answered() || second.is_some() {
-                        continue;
-                    }
-                    if let Some(index) = rotation.take_fresh() {
-                        waited = true;
-                        self.stats.hedges.fetch_add(1, Relaxed);
-                        second = Some(index);
-                        running.push(attempt(index));
-                    }
+                    let beside = !course.has_answered() && second.is_none();
+                    waited |= beside;
+                    beside
                 }
                 () = &mut patience, if !waited => {
                     if course.has_answered() || !rotation.has_fresh() {
                         waited = true;
-                        continue;
-                    }
-                    // A long silence is reason enough, whatever was asked twice before.
-                    if asked.elapsed() < SILENT && !self.hedging.allows() {
+                        false
+                    } else if asked.elapsed() < SILENT && !self.hedging.allows() {
                         patience.as_mut().reset(Instant::now() + RECONSIDER);
-                        continue;
-                    }
-                    waited = true;
-                    if let Some(index) = rotation.take_fresh() {
-                        self.stats.hedges.fetch_add(1, Relaxed);
-                        second = Some(index);
-                        running.push(attempt(index));
+                        false
+                    } else {
+                        // A long silence is reason enough, whatever was asked twice before.
+                        waited = true;
+                        true
                     }
                 }
+            };
+            if let Some(index) = beside.then(|| rotation.take_fresh()).flatten() {
+                self.stats.hedges.fetch_add(1, Relaxed);
+                second = Some(index);
+                running.push(attempt(index));
             }
         }
     }
