@@ -60,4 +60,6 @@ pub use index::{
 };
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
-pub use walrus::{Auth, BlobStore, Body, Client, ClientConfig, Source, StoreOptions, StoreResult};
+pub use walrus::{
+    Auth, BlobStore, Body, Client, ClientConfig, Fetched, Source, StoreOptions, StoreResult,
+};

@@ -97,8 +97,8 @@ pub const METRICS: &[Metric] = &[
     counter("walrus_throttled", MetricUnit::Count, "429 and 503 answers"),
     counter("walrus_not_found", MetricUnit::Count, "404 answers"),
     counter("walrus_corrupt", MetricUnit::Count, "answers whose bytes failed the check"),
-    counter("walrus_cache_hits", MetricUnit::Count, "reads served from memory"),
-    counter("walrus_cache_misses", MetricUnit::Count, "reads not served from memory, with the memory on"),
+    counter("walrus_cache_hits", MetricUnit::Count, "quilt members served from memory"),
+    counter("walrus_cache_misses", MetricUnit::Count, "single blocks and quilt members not served from memory, with the memory on"),
     counter("walrus_hedges", MetricUnit::Count, "reads that a second aggregator was asked for, since the first was slow to answer"),
     counter("walrus_hedge_wins", MetricUnit::Count, "reads in which the second aggregator was first"),
     counter("walrus_cost_frost", MetricUnit::Frost, "paid for blobs, renewals included (FROST)"),
@@ -134,7 +134,7 @@ macro_rules! counters {
 }
 
 counters! {
-    blocks_put, bytes_put, blocks_known, deletes, commits, gets, get_bytes, read_hits, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, renewals_failed,
+    blocks_put, bytes_put, blocks_known, deletes, commits, gets, get_bytes, read_hits, walrus_cache_hits, walrus_cache_misses, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, renewals_failed,
 }
 
 impl Metrics {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use testkit::eventually;
 use testkit::mem::{key_of, noise, Parts};
 use tokio::task::JoinHandle;
-use walrusds::{ErrorKind, Op, WalrusDatastore};
+use walrusds::{ErrorKind, Op, Record, WalrusDatastore};
 
 const KIB: u64 = 1024;
 const BLOCK: u64 = 16 * KIB;
@@ -399,5 +399,88 @@ async fn given_up_reads_leave_nothing_behind() {
     eventually("nothing runs", || running() == 0).await;
     for n in 0..256 {
         file.get(n).await;
+    }
+}
+
+#[tokio::test]
+async fn a_whole_blob_that_came_is_kept_and_read_from() {
+    let file = File::new(SMALL, 256, 128).await;
+    file.parts.store.sends_whole.store(true, SeqCst);
+    for n in (0..128).rev() {
+        file.get(n).await;
+    }
+    assert_eq!(file.reads(), [(127 * BLOCK, BLOCK)]);
+    assert!(
+        file.counter("read_cache_bytes") < 128 * BLOCK + 64 * KIB,
+        "once"
+    );
+    assert_eq!(file.counter("read_hits"), 127);
+    // The second as a window.
+    for n in 128..256 {
+        file.get(n).await;
+    }
+    let reads = file.reads();
+    assert_eq!(reads[1..], [(0, BLOCK)]);
+    assert_eq!(file.counter("walrus_cache_misses"), 2);
+}
+
+#[tokio::test]
+async fn a_whole_blob_that_is_too_long_is_not_kept() {
+    let file = File::new(SMALL, 320, 320).await;
+    file.parts.store.sends_whole.store(true, SeqCst);
+    let picks = [7, 3, 200, 100];
+    for n in picks {
+        file.get(n).await;
+    }
+    assert_eq!(file.reads(), picks.map(|n| (n as u64 * BLOCK, BLOCK)));
+}
+
+#[tokio::test]
+async fn a_wrong_block_in_a_whole_blob_has_it_read_anew() {
+    let file = File::new(SMALL, 64, 64).await;
+    file.parts.store.sends_whole.store(true, SeqCst);
+    let id = file.parts.store.blobs.lock().keys().next().unwrap().clone();
+    let right = file.parts.store.blobs.lock()[&id].clone();
+    let mut wrong = right.to_vec();
+    wrong[30 * BLOCK as usize] ^= 1;
+    file.parts
+        .store
+        .blobs
+        .lock()
+        .insert(id.clone(), wrong.into());
+    file.get(9).await;
+    file.parts.store.blobs.lock().insert(id, right);
+    file.get(30).await;
+    for n in 0..64 {
+        file.get(n).await;
+    }
+    assert_eq!(file.reads(), [(9 * BLOCK, BLOCK), (30 * BLOCK, BLOCK)]);
+}
+
+#[tokio::test]
+async fn quilt_members_are_kept() {
+    for (extra, hits, misses) in [(SMALL, 3, 2), (r#""blobCacheBytes":-1,"#, 0, 0)] {
+        let parts = Parts::default();
+        let ds = parts.open(extra);
+        let member = noise(1, 5000);
+        let row = Record {
+            blob_id: "quilt".into(),
+            patch_id: Some("patch".into()),
+            size: 5000,
+            ..Record::default()
+        };
+        parts.index.rows.lock().insert(key_of(&member), row);
+        let keep = |value: Bytes| parts.store.blobs.lock().insert("patch".into(), value);
+        let get = || async { ds.get(&key_of(&member)).await };
+        keep(noise(2, 5000));
+        assert_eq!(get().await.unwrap_err().kind(), ErrorKind::Corrupt);
+        keep(member.clone());
+        for _ in 0..4 {
+            assert_eq!(get().await.unwrap(), Some(member.clone()));
+        }
+        let counter = |name| ds.metrics().iter().find(|(n, _)| *n == name).unwrap().1;
+        assert_eq!(counter("walrus_cache_hits"), hits, "{extra}");
+        assert_eq!(counter("walrus_cache_misses"), misses, "{extra}");
+        ds.close().await.unwrap();
     }
 }

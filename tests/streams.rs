@@ -9,8 +9,9 @@ use bytes::Bytes;
 use testkit::mem::ManualClock;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Config, Error, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem, Notes,
-    Record, RenewItem, Renewal, Result, StoreOptions, StoreResult, Totals, Usage, WalrusDatastore,
+    BlobStore, Body, Config, Error, ErrorKind, Fetched, Index, KeyRange, KeyRecord, Leases,
+    ListItem, Notes, Record, RenewItem, Renewal, Result, StoreOptions, StoreResult, Totals, Usage,
+    WalrusDatastore,
 };
 
 /// Gives zeroes and counts.
@@ -43,8 +44,8 @@ impl BlobStore for Zeroes {
     async fn read_range(&self, _: &str, _: u64, len: u64, _: Check<'_>) -> Result<Bytes> {
         self.part(len)
     }
-    async fn read_window(&self, _: &str, _: u64, len: u64) -> Result<Bytes> {
-        self.part(len)
+    async fn read_window(&self, _: &str, _: u64, len: u64, _: u64) -> Result<Fetched> {
+        self.part(len).map(Fetched::from)
     }
     async fn read_patch(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
         not_here()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use testkit::hostile::{answer, envelope, newly_created, serve_blob, Act, Hostile, Seen};
 use testkit::{eventually, PATIENCE};
-use walrusds::{Auth, BlobStore, Body, Client, ClientConfig, ErrorKind, StoreOptions};
+use walrusds::{Auth, BlobStore, Body, Client, ClientConfig, ErrorKind, Fetched, StoreOptions};
 
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";
 const OTHER: &str = "3GPQL3HZNnFhN_F7l5Aa-X1VOtAKwIsg9zuWk8R81v4";
@@ -923,37 +923,22 @@ mod reading {
         assert_eq!(client.read_patch(PATCH, &check_ok).await.unwrap(), data);
 
         let seen = aggregator.seen();
-        assert_eq!(seen.len(), 3, "the rest came from memory");
+        assert_eq!(seen.len(), 5);
         assert_eq!(seen[0].target, format!("/v1/blobs/{ID}"));
         assert_eq!(seen[0].header("range"), Some("bytes=10-99"));
         assert_eq!(seen[0].header("accept-encoding"), Some("identity"));
         assert_eq!(seen[1].header("range"), None);
         assert_eq!(
-            seen[2].target,
+            seen[4].target,
             format!("/v1/blobs/by-quilt-patch-id/{PATCH}")
         );
         let stats = client.stats();
-        assert_eq!((stats.gets, stats.get_bytes), (3, 2090));
-        assert_eq!((stats.cache_hits, stats.cache_misses), (2, 3));
+        assert_eq!((stats.gets, stats.get_bytes), (5, 4090));
     }
 
     async fn serving(data: &[u8]) -> Hostile {
         let data = data.to_vec();
         Hostile::start(move |seen| Act::Say(serve_blob(seen, &data))).await
-    }
-
-    #[tokio::test]
-    async fn what_is_read_once_leaves_no_trace() {
-        let data = blob(1000);
-        let aggregator = serving(&data).await;
-        let client = client(reader(&[&aggregator]));
-        for _ in 0..2 {
-            assert_eq!(client.read_once(ID, &check_ok).await.unwrap(), data);
-        }
-        assert_eq!(aggregator.seen().len(), 2, "not kept");
-        assert_eq!(client.read(ID).await.unwrap(), data);
-        assert_eq!(client.read_once(ID, &check_ok).await.unwrap(), data);
-        assert_eq!(aggregator.seen().len(), 3, "what is kept is used");
     }
 
     #[tokio::test]
@@ -969,22 +954,42 @@ mod reading {
         assert_eq!(read.unwrap(), data);
     }
 
+    fn part(bytes: &[u8]) -> Fetched {
+        Bytes::copy_from_slice(bytes).into()
+    }
+
     #[tokio::test]
-    async fn a_200_to_a_range_request_is_sliced_and_kept() {
+    async fn a_200_to_a_range_request_is_sliced_or_handed_over() {
         let data = blob(1000);
         let old = Hostile::always(answer("200 OK", &[], &data)).await;
         let client = client(reader(&[&old]));
+        let whole = Fetched {
+            bytes: data.clone().into(),
+            whole: true,
+        };
+        for (keeps, got) in [
+            (0, part(&data[100..150])),
+            (999, part(&data[100..150])),
+            (1000, whole),
+        ] {
+            let of_range = |bytes: &[u8]| match bytes == &data[100..150] {
+                true => Ok(()),
+                false => Err("other than was asked for".to_string()),
+            };
+            let block = client.read_block(ID, 100, 50, keeps, &of_range).await;
+            assert_eq!(block.unwrap(), got, "{keeps}");
+            let window = client.read_window(ID, 100, 50, keeps).await;
+            assert_eq!(window.unwrap(), got, "{keeps}");
+        }
         assert_eq!(
             client.read_range(ID, 100, 50).await.unwrap(),
             data[100..150]
         );
-        assert_eq!(client.read_range(ID, 0, 1000).await.unwrap(), data);
-        assert_eq!(client.read(ID).await.unwrap(), data);
-        assert_eq!(old.count(), 1);
+        assert_eq!(old.count(), 7);
     }
 
     #[tokio::test]
-    async fn a_200_that_does_not_fit_the_cache_is_read_as_far_as_needed() {
+    async fn a_200_that_is_longer_than_is_kept_is_read_as_far_as_needed() {
         let data = blob(8 * MIB);
         let announced = Hostile::always(answer("200 OK", &[], &data)).await;
         let mut chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
@@ -996,13 +1001,11 @@ mod reading {
         chunked.extend(b"0\r\n\r\n");
         let chunked = Hostile::always(chunked).await;
         for old in [announced, chunked] {
-            let client = client(ClientConfig {
-                blob_cache_bytes: 4 * MIB as i64,
-                ..reader(&[&old])
-            });
+            let client = client(reader(&[&old]));
             for offset in [0, MIB / 2, MIB] {
-                let part = client.read_range(ID, offset as u64, 70_000).await.unwrap();
-                assert!(part == data[offset..offset + 70_000]);
+                let keeps = MIB as u64;
+                let read = client.read_block(ID, offset as u64, 70_000, keeps, &check_ok);
+                assert!(read.await.unwrap() == part(&data[offset..offset + 70_000]));
             }
             assert_eq!(old.count(), 3);
             let got = client.stats().get_bytes as usize;
@@ -1215,7 +1218,6 @@ mod reading {
         .await;
         let client = client(ClientConfig {
             max_retries: 0,
-            blob_cache_bytes: -1,
             ..reader(&[&damaging])
         });
         let mut good = 0;
@@ -1266,55 +1268,6 @@ mod reading {
             assert!(!error.is_retryable());
         }
         assert_eq!(other.count(), 3, "once per read");
-    }
-
-    #[tokio::test]
-    async fn a_cached_blob_that_fails_the_check_is_fetched_anew() {
-        let data = blob(1000);
-        let changing = Hostile::start({
-            let data = data.clone();
-            move |seen| {
-                let data = if seen.number == 0 {
-                    vec![0; 1000]
-                } else {
-                    data.clone()
-                };
-                Act::Say(answer("200 OK", &[], &data))
-            }
-        })
-        .await;
-        let client = client(reader(&[&changing]));
-        assert_eq!(client.read(ID).await.unwrap(), vec![0; 1000]);
-        let expected = data.clone();
-        let check = move |bytes: &[u8]| match bytes == &expected[10..20] {
-            true => Ok(()),
-            false => Err("no".to_string()),
-        };
-        let part = BlobStore::read_range(&client, ID, 10, 10, &check)
-            .await
-            .unwrap();
-        assert_eq!(part, data[10..20]);
-        assert_eq!(
-            client.read(ID).await.unwrap(),
-            data,
-            "the new whole was kept"
-        );
-        assert_eq!(changing.count(), 2);
-    }
-
-    #[tokio::test]
-    async fn no_cache_if_negative_and_no_large_entries() {
-        let data = blob(1000);
-        for budget in [-1, 0, 3999] {
-            let aggregator = serving(&data).await;
-            let client = client(ClientConfig {
-                blob_cache_bytes: budget,
-                ..reader(&[&aggregator])
-            });
-            client.read(ID).await.unwrap();
-            client.read(ID).await.unwrap();
-            assert_eq!(aggregator.count(), 2, "{budget}");
-        }
     }
 
     #[tokio::test]

@@ -1,10 +1,13 @@
 //! Reads beside aggregators that hang, ask for less, or send a reader elsewhere.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use testkit::hostile::{answer, newly_created, serve_blob, Act, Hostile};
-use walrusds::{BlobStore, Client, ClientConfig, StoreOptions};
+use testkit::mem::{key_of, ManualClock, MemIndex};
+use walrusds::{BlobStore, Client, ClientConfig, Config, Record, StoreOptions, WalrusDatastore};
 
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";
 
@@ -40,8 +43,8 @@ async fn a_refused_window_is_asked_for_again() {
     .await;
     let client = Client::new(config(&[&busy])).unwrap();
     let start = Instant::now();
-    let window = client.read_window(ID, 0, 1024).await.unwrap();
-    assert_eq!(window.len(), 1024);
+    let window = client.read_window(ID, 0, 1024, 0).await.unwrap();
+    assert_eq!(window.bytes.len(), 1024);
     assert_eq!(busy.count(), 2);
     assert!(start.elapsed() >= Duration::from_millis(900));
 }
@@ -50,7 +53,7 @@ async fn a_refused_window_is_asked_for_again() {
 async fn a_window_that_fails_otherwise_is_asked_for_once() {
     let broken = Hostile::always(answer("500 Internal", &[], "")).await;
     let client = Client::new(config(&[&broken])).unwrap();
-    client.read_window(ID, 0, 1024).await.unwrap_err();
+    client.read_window(ID, 0, 1024, 0).await.unwrap_err();
     assert_eq!(broken.count(), 1);
 }
 
@@ -83,36 +86,30 @@ fn bytes(len: usize) -> Vec<u8> {
 }
 
 /// An aggregator that does not know ranges sends the whole blob; its readers share one body.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn readers_of_an_aggregator_without_ranges_share_a_body() {
     const BLOB: usize = 8 << 20;
     let data = bytes(BLOB);
     let sent = data.clone();
     let whole = Hostile::start(move |_| Act::Say(answer("200 OK", &[], &sent))).await;
-    for cache in [-1, 256 << 20] {
-        let client = Client::new(ClientConfig {
-            blob_cache_bytes: cache,
-            ..config(&[&whole])
-        })
-        .unwrap();
+    for keeps in [0, 64 << 20] {
+        let client = Client::new(config(&[&whole])).unwrap();
+        // All of them have begun before the first is answered.
         let readers = (0..48usize).map(|n| {
-            let (client, data) = (client.clone(), data.clone());
-            tokio::spawn(async move {
+            let (client, data) = (&client, &data);
+            async move {
                 let at = n * 100_000;
-                let got = client.read_range(ID, at as u64, 1000).await.unwrap();
-                assert_eq!(got, &data[at..at + 1000]);
-            })
+                let block = &data[at..at + 1000];
+                let check = |bytes: &[u8]| match bytes == block {
+                    true => Ok(()),
+                    false => Err("another block".to_owned()),
+                };
+                let got = client.read_block(ID, at as u64, 1000, keeps, &check).await;
+                assert_eq!(got.unwrap().whole, keeps > 0);
+            }
         });
-        for reader in readers.collect::<Vec<_>>() {
-            reader.await.unwrap();
-        }
-        let received = client.stats().get_bytes;
-        // The first ones may come after another while the cache is off.
-        assert!(
-            received < 12 * BLOB as u64,
-            "{} bodies",
-            received / BLOB as u64
-        );
+        join_all(readers).await;
+        assert_eq!(client.stats().get_bytes, BLOB as u64, "one body");
     }
 }
 
@@ -140,4 +137,52 @@ async fn a_body_that_drips_is_left() {
         assert_eq!(got, data);
     }
     assert_eq!(dripping.count(), 1, "the next reads begin elsewhere");
+}
+
+/// Gets of its blocks share the body, too, and from then on the datastore has the blob in memory.
+#[tokio::test]
+async fn gets_at_an_aggregator_without_ranges_are_one_download() {
+    const BLOB: usize = 8 << 20;
+    const BLOCK: usize = 64 << 10;
+    let data = bytes(BLOB);
+    let sent = data.clone();
+    let whole = Hostile::start(move |_| Act::Say(answer("200 OK", &[], &sent))).await;
+    let index = Arc::new(MemIndex::default());
+    let blocks: Vec<(String, Bytes)> = (0..BLOB / BLOCK)
+        .map(|n| {
+            let block = Bytes::copy_from_slice(&data[n * BLOCK..(n + 1) * BLOCK]);
+            (key_of(&block), block)
+        })
+        .collect();
+    for (n, (key, _)) in blocks.iter().enumerate() {
+        let row = Record {
+            blob_id: ID.to_owned(),
+            offset: (n * BLOCK) as i64,
+            size: BLOCK as i64,
+            ..Record::default()
+        };
+        index.rows.lock().insert(key.clone(), row);
+    }
+    let client = Arc::new(Client::new(config(&[&whole])).unwrap());
+    let config = r#"{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}"#;
+    let ds = WalrusDatastore::with_parts(
+        &Config::from_json(config).unwrap(),
+        index,
+        Arc::<Client>::clone(&client),
+        Arc::new(ManualClock::default()),
+    );
+    let ds = ds.unwrap();
+    let gets = (0..48usize).map(|n| {
+        let (ds, (key, block)) = (&ds, &blocks[(n * 37) % blocks.len()]);
+        async move { assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(block)) }
+    });
+    join_all(gets).await;
+    let received = client.stats().get_bytes;
+    assert!(received < 3 * BLOB as u64, "{received} bytes");
+    let asked = whole.count();
+    for (key, block) in &blocks {
+        assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(block));
+    }
+    assert_eq!(whole.count(), asked, "all from memory");
+    ds.close().await.unwrap();
 }

@@ -287,7 +287,6 @@ impl Config {
             aggregators: self.aggregators.clone(),
             request_timeout: self.request_timeout,
             max_retries: self.max_retries,
-            blob_cache_bytes: self.blob_cache_bytes,
             // What could be stored must be readable: a value, and a pack as a whole.
             max_blob_bytes: self.pack_target_size_bytes.max(MAX_VALUE_BYTES as u64),
             auth: self.auth.clone(),

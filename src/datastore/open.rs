@@ -32,7 +32,6 @@ use crate::read::{Reader, ReaderParts};
 use crate::staging::{abandoned, had_journal, Owner};
 use crate::upload::limit::UploadLimit;
 use crate::upload::{Format, Uploader};
-use crate::walrus::cache::BlobCache;
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for what an operator must know.
@@ -51,7 +50,6 @@ pub(super) struct Parts {
     pub(super) index: Arc<dyn Index>,
     pub(super) store: Arc<dyn BlobStore>,
     clock: Arc<dyn Clock>,
-    cache: Arc<BlobCache>,
     log: Arc<Log>,
 }
 
@@ -79,7 +77,6 @@ impl Parts {
         let store = Arc::new(Client::new(config.client())?);
         Ok(Parts {
             index,
-            cache: store.cache(),
             store,
             clock: Arc::new(SystemClock),
             log: Arc::default(),
@@ -150,7 +147,6 @@ impl WalrusDatastore {
             index,
             store,
             clock,
-            cache: Arc::new(BlobCache::new(config.blob_cache_bytes)),
             log: Arc::default(),
         };
         Self::assemble(config, parts, Own::default())
@@ -158,9 +154,7 @@ impl WalrusDatastore {
 
     /// Adds to the parts what writes and what runs by itself.
     fn assemble(config: &Config, parts: Parts, own: Own<'_>) -> Result<Self> {
-        let Parts {
-            store, cache, log, ..
-        } = parts;
+        let Parts { store, log, .. } = parts;
         let lookups = Arc::new(Lookups::new(parts.index, config.row_ttl));
         // Whatever is written passes there.
         let index: Arc<dyn Index> = Arc::<Lookups>::clone(&lookups);
@@ -203,10 +197,10 @@ impl WalrusDatastore {
             Arc::clone(&uploader),
             locks.clone(),
         )?;
-        let disk_cache = config.disk_cache.clone().map(|settings| {
-            cache.share_with_disk();
-            DiskCache::open(settings, Arc::clone(&log))
-        });
+        let disk_cache = config
+            .disk_cache
+            .clone()
+            .map(|settings| DiskCache::open(settings, Arc::clone(&log)));
         let stop = CancellationToken::new();
         let mut workers = vec![
             tokio::spawn(flush_usage(
@@ -253,8 +247,9 @@ impl WalrusDatastore {
         let reader = Reader::new(ReaderParts {
             index: Arc::clone(&lookups),
             store: Arc::clone(&store),
-            cache,
             metrics: Arc::clone(&metrics),
+            memory_bytes: config.blob_cache_bytes,
+            beside_disk: disk_cache.is_some(),
         });
         Ok(WalrusDatastore {
             shared: Arc::new(Shared {

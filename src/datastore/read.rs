@@ -247,10 +247,12 @@ impl Shared {
             Some(cache) if len > 0 => Multihash::of_key(key).map(|name| (cache, name)),
             _ => None,
         };
-        if record.patch_id.is_none() {
-            if let Some(value) = self.reader.held(&record.blob_id, &range, &check) {
-                return Ok(Some(value));
-            }
+        let get = match &record.patch_id {
+            Some(patch) => self.reader.patch(patch, len, &check),
+            None => self.reader.block(&record.blob_id, range.clone(), &check),
+        };
+        if let Some(value) = get.held() {
+            return Ok(Some(value));
         }
         if let Some(roots) = &self.roots {
             if let Some(value) = roots.get(key, len).await {
@@ -259,8 +261,8 @@ impl Shared {
         }
         if let Some((cache, name)) = &cache {
             if let Some(value) = cache.get(name, len).await {
-                if asked && record.patch_id.is_none() {
-                    self.reader.rows_follow(&record.blob_id, &range);
+                if asked {
+                    get.rows_follow();
                 }
                 return Ok(Some(value));
             }
@@ -270,15 +272,8 @@ impl Shared {
                 .judge(&[])
                 .map(|()| Bytes::new())
                 .map_err(|reason| Error::new(ErrorKind::Corrupt, reason))
-        } else if let Some(patch) = &record.patch_id {
-            let check = |bytes: &[u8]| check.judge(bytes);
-            self.store.read_patch_of(patch, len, &check).await
-        } else if let Some(read) = self.read_lapsed(record, range.start, len, &check).await {
-            read
         } else {
-            self.reader
-                .block(&record.blob_id, range.clone(), &check)
-                .await
+            get.fetch(self.is_over(record)).await
         };
         if let (Some(roots), Ok(value)) = (&self.roots, &value) {
             roots.keep_read(key, value, self.verify_reads);
@@ -298,24 +293,5 @@ impl Shared {
     fn is_over(&self, row: &Record) -> bool {
         self.epoch_clock
             .is_over(u64::try_from(row.end_epoch).unwrap_or(0))
-    }
-
-    /// A block of a blob that has lapsed, as far as this node knows; `None` if it has not, or if that does not
-    /// settle it. Another node may have renewed it, so the aggregators are asked, but a 404 is not waited over.
-    async fn read_lapsed(
-        &self,
-        record: &Record,
-        start: u64,
-        len: u64,
-        check: &BlockCheck,
-    ) -> Option<Result<Bytes>> {
-        if !self.is_over(record) {
-            return None;
-        }
-        match self.store.read_window(&record.blob_id, start, len).await {
-            Ok(bytes) => check.judge(&bytes).is_ok().then_some(Ok(bytes)),
-            Err(e) if e.kind() == ErrorKind::BlobNotFound => Some(Err(e)),
-            Err(_) => None,
-        }
     }
 }

@@ -514,12 +514,7 @@ async fn right_bytes(
     turn: u32,
 ) -> Result<(Bytes, Vec<String>)> {
     let strictly = |bytes: &[u8]| rows.strictly(bytes);
-    let error = match parts
-        .uploader
-        .store
-        .read_once(&item.blob_id, &strictly)
-        .await
-    {
+    let error = match parts.uploader.store.read(&item.blob_id, &strictly).await {
         Ok(bytes) => return Ok((bytes, Vec::new())),
         Err(e) => e,
     };
@@ -527,6 +522,6 @@ async fn right_bytes(
         return Err(error);
     };
     let like = |bytes: &[u8]| rows.like(&best, bytes);
-    let bytes = parts.uploader.store.read_once(&item.blob_id, &like).await?;
+    let bytes = parts.uploader.store.read(&item.blob_id, &like).await?;
     Ok((bytes, best.fit.odd))
 }

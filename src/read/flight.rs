@@ -1,4 +1,4 @@
-//! A request on its way, and those who wait for it.
+//! A request on its way, and the gets that wait for it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::memory::Piece;
 use crate::error::Error;
-use crate::walrus::cache::Piece;
 
 /// How a request ended.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub(super) enum Outcome {
     Failed(Error),
 }
 
-/// One request for a range of a blob. It runs in a task of its own, so that whoever asked first may
+/// One request for a range of a blob. It runs in a task of its own, so that the get that asked first may
 /// go away; when all have gone, it is given up, unless it was meant to come before them.
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -53,7 +53,7 @@ impl Flight {
         Passenger(Arc::clone(self))
     }
 
-    /// Returns once nobody waits any more, and nobody is expected to.
+    /// Returns once no get waits any more, unless the request was meant to come before them.
     pub(super) async fn abandoned(&self) {
         self.gone.cancelled().await;
     }
@@ -63,7 +63,7 @@ impl Flight {
     }
 }
 
-/// Somebody who waits.
+/// A get that waits.
 pub(super) struct Passenger(Arc<Flight>);
 
 impl Passenger {
@@ -82,7 +82,7 @@ impl Passenger {
 impl Drop for Passenger {
     fn drop(&mut self) {
         let flight = &self.0;
-        // Whoever joins in this very moment finds it given up, and asks for the block alone.
+        // A get that joins in this very moment finds it given up, and asks for the block alone.
         if flight.waiting.fetch_sub(1, SeqCst) == 1 && !flight.ahead {
             flight.gone.cancel();
         }

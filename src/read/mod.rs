@@ -1,54 +1,73 @@
 //! What stands between a get and an aggregator.
 //!
-//! A block is taken from memory, from a request that is on its way already, or from one of its own:
-//! for exactly the block, or, in a stream, for a window of the blob. What a stream will want next is
-//! fetched before it asks.
+//! **Problem.** An aggregator takes its time for each answer, however short, and readers of files ask for one block after
+//! the other. So a get that belongs to a stream brings a window of the blob, what the stream will want next is fetched
+//! before it asks, and gets that want the same bytes share one request.
+//!
+//! **Outline of a get** ([`Get`]). It looks into memory once, when it begins. If memory holds the block, it is checked
+//! and taken. If not, the get joins the request on its way that brings the block; or else it sends one: for exactly the
+//! block, or, in a stream, for a window up to where a block ends, which the rows of the index tell. It looks into memory
+//! once more only if something has come since it looked. A block that is wrong in a window, or whose window cannot be
+//! had, is read by itself, by all the rules of `walrus::read`.
+//!
+//! **Invariants.**
+//! - Each block is checked before it is handed out; a window is not checked as a whole.
+//! - Windows can make a read faster, and never make it fail.
+//! - Nothing is asked for twice at a time (but by gets that read past a window which was wrong or did not come): bytes
+//!   are in memory before their request leaves the list of flights, and a get decides under the lock of that list.
+//! - A window is sent for only after room for it was reserved in memory.
+//!
+//! **Locks**, in this order: `State` (one for a reader), the shelf of `memory`, the verdicts of a piece. No check
+//! of a block runs, and nothing waits, under any of them; a task takes its turn to ask the index before it takes `State`.
 //!
 //! | module | holds |
 //! |---|---|
+//! | `memory` | what was read and what comes, under one budget |
 //! | `streams` | which gets follow each other, and what is worth fetching for them |
 //! | `extent` | where the blocks of a blob end |
-//! | `flight` | a request on its way, and those who wait for it |
+//! | `flight` | a request on its way, and the gets that wait for it |
+//! | `state` | what a reader knows, under one lock |
+//! | `requests` | the tasks that fetch, and what becomes of their bytes |
+//! | `ahead` | what is fetched before a get asks for it |
 //! | `check` | whether bytes are the block that was asked for |
 //! | `disk` | the cache on the local disk |
 //! | `roots` | the newest directories, on the local disk always |
-//!
-//! Memory is the cache's business (`walrus::cache`): windows are fetched only into room that was
-//! reserved. Windows are not checked as a whole; each block is when it is handed out. A block that is
-//! wrong in a window, or whose window cannot be had, is read by itself, by all the rules of
-//! `walrus::read`; so windows can make a read faster, and never make it fail.
 
-use std::collections::{HashMap, HashSet};
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use lru::LruCache;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::dag::{self, Nodes};
-use crate::error::{caught, Error, ErrorKind, Result};
+use crate::dag;
+use crate::error::{ErrorKind, Result};
 use crate::index::lookup::Lookups;
-use crate::index::{Record, Rows as _};
+use crate::index::Rows as _;
 use crate::metrics::Metrics;
-use crate::walrus::cache::{BlobCache, Block, Piece, Reservation};
 use crate::walrus::BlobStore;
 
+mod ahead;
 mod check;
 pub(crate) mod disk;
 mod extent;
 mod flight;
+mod memory;
+mod requests;
 pub(crate) mod roots;
+mod state;
 mod streams;
+#[cfg(test)]
+mod tests;
 
+use ahead::Need;
 pub(crate) use check::BlockCheck;
-use extent::{Extent, ROWS};
-use flight::{Flight, Outcome, Passenger};
-use streams::{Ahead, Cut, Limits, Noted, Plan, Streams};
+use flight::{Outcome, Passenger};
+use memory::{Block, Look, Memory, Piece};
+use state::State;
+use streams::{Cut, Limits, Noted};
 
 /// The largest window (bytes), where the budget has room for it.
 const WINDOW: u64 = 16 << 20;
@@ -56,13 +75,7 @@ const WINDOW: u64 = 16 << 20;
 /// How far before its block a large window begins (bytes): what Kubo commits at once.
 const BEHIND: u64 = 4 << 20;
 
-/// Blobs whose extent is remembered.
-const EXTENTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
-
-/// Blocks that are looked through to find where a file goes on: more than a full pack of usual ones.
-const LOOK_AHEAD: usize = 512;
-
-/// How often a get looks again before it reads its block by itself: after rows were asked for, and
+/// How often a get decides anew before it reads its block by itself: after rows were asked for, and
 /// after a window that proved shorter than it was thought to be.
 const LOOKS: usize = 4;
 
@@ -70,11 +83,14 @@ const LOOKS: usize = 4;
 pub(crate) struct ReaderParts {
     pub(crate) index: Arc<Lookups>,
     pub(crate) store: Arc<dyn BlobStore>,
-    pub(crate) cache: Arc<BlobCache>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Memory for what is read (bytes); zero or less turns memory and windows off.
+    pub(crate) memory_bytes: i64,
+    /// Whether what is read is kept on the local disk, too.
+    pub(crate) beside_disk: bool,
 }
 
-/// Reads blocks of blobs.
+/// Reads blocks of blobs, and members of quilts.
 pub(crate) struct Reader {
     inner: Arc<Inner>,
 }
@@ -82,7 +98,7 @@ pub(crate) struct Reader {
 struct Inner {
     index: Arc<Lookups>,
     store: Arc<dyn BlobStore>,
-    cache: Arc<BlobCache>,
+    memory: Arc<Memory>,
     metrics: Arc<Metrics>,
     limits: Limits,
     state: Mutex<State>,
@@ -90,19 +106,9 @@ struct Inner {
     stop: CancellationToken,
 }
 
-struct State {
-    streams: Streams,
-    nodes: Nodes,
-    flights: HashMap<Arc<str>, Vec<Arc<Flight>>>,
-    extents: LruCache<Arc<str>, Extent>,
-    /// Blobs whose rows are being asked for.
-    asking: HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>,
-    /// Streams whose next blob is being looked for.
-    following: HashSet<u64>,
-}
-
 /// A block to be read.
 struct Want<'a> {
+    /// Or the patch ID of a quilt member.
     blob: &'a str,
     range: Range<u64>,
     check: &'a BlockCheck,
@@ -117,121 +123,58 @@ enum Step {
     Alone,
 }
 
+/// One get, and what memory held when it began.
+pub(crate) struct Get<'a> {
+    inner: &'a Arc<Inner>,
+    want: Want<'a>,
+    is_patch: bool,
+    look: Look,
+}
+
 impl Reader {
     pub(crate) fn new(parts: ReaderParts) -> Self {
-        let budget = parts.cache.budget();
+        let memory = Memory::new(parts.memory_bytes, parts.beside_disk);
         let limits = Limits {
-            window: WINDOW.min(budget / 16),
-            ahead: budget / 4,
+            window: WINDOW.min(memory.budget() / 16),
+            ahead: memory.budget() / 4,
         };
         Reader {
             inner: Arc::new(Inner {
                 index: parts.index,
                 store: parts.store,
-                cache: parts.cache,
+                memory: Arc::new(memory),
                 metrics: parts.metrics,
                 limits,
-                state: Mutex::new(State {
-                    streams: Streams::new(limits),
-                    nodes: Nodes::new(),
-                    flights: HashMap::new(),
-                    extents: LruCache::new(EXTENTS),
-                    asking: HashMap::new(),
-                    following: HashSet::new(),
-                }),
+                state: Mutex::new(State::new(limits)),
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
             }),
         }
     }
 
-    /// The block at `range` of `blob`, checked. The bytes may be a part of a window, and keep all of
-    /// it in memory as long as they live.
-    ///
-    /// # Errors
-    /// Those of [`BlobStore::read_range`].
-    pub(crate) async fn block(
-        &self,
-        blob: &str,
+    /// Begins to read the block at `range` of `blob`.
+    pub(crate) fn block<'a>(
+        &'a self,
+        blob: &'a str,
         range: Range<u64>,
-        check: &BlockCheck,
-    ) -> Result<Bytes> {
-        let inner = &self.inner;
-        let want = Want { blob, range, check };
-        if !inner.cache.enabled() || inner.stop.is_cancelled() {
-            return inner.fetch_alone(&want).await;
-        }
-        let mut stream = None;
-        for _ in 0..LOOKS {
-            match inner.step(&want, &mut stream) {
-                Step::Take(bytes) => return Ok(bytes),
-                Step::Rows(from) => inner.ask_rows(blob, from).await,
-                Step::Alone => break,
-                Step::Wait(passenger) => match passenger.outcome().await {
-                    Some(Outcome::Landed(piece)) => match inner.take(&want, &piece) {
-                        Block::New(bytes) | Block::Again(bytes) => return Ok(bytes),
-                        Block::Wrong => break,
-                        Block::Outside => {}
-                    },
-                    // It was this very block, read by all the rules.
-                    Some(Outcome::Failed(error))
-                        if passenger.flight().alone.as_deref() == Some(check.key())
-                            && passenger.flight().range == want.range =>
-                    {
-                        return Err(error);
-                    }
-                    Some(Outcome::Failed(_)) | None => break,
-                },
-            }
-        }
-        inner.fetch_alone(&want).await
+        check: &'a BlockCheck,
+    ) -> Get<'a> {
+        self.get(Want { blob, range, check }, false)
     }
 
-    /// A block that was handed out before and lies in memory; waits for nothing.
-    pub(crate) fn held(&self, blob: &str, range: &Range<u64>, check: &BlockCheck) -> Option<Bytes> {
-        let inner = &self.inner;
-        let piece = inner.cache.find(blob, range)?;
-        let bytes = piece.again(check.key(), range)?;
-        let want = Want {
-            blob,
-            range: range.clone(),
-            check,
-        };
-        inner.cache.reused(blob, piece.range().start);
-        Metrics::add(&inner.metrics.read_hits, 1);
-        let now = Instant::now();
-        let mut state = inner.state.lock();
-        let stream = state.streams.note(blob, range, now);
-        inner.go_on(&mut state, stream, &want, now);
-        Some(bytes)
+    /// Begins to read a quilt member of `len` bytes.
+    pub(crate) fn patch<'a>(&'a self, patch: &'a str, len: u64, check: &'a BlockCheck) -> Get<'a> {
+        let (blob, range) = (patch, 0..len);
+        self.get(Want { blob, range, check }, true)
     }
 
-    /// A block was found elsewhere, but the index had to be asked where it lies: if it is one of a stream,
-    /// the rows after it are fetched ahead.
-    pub(crate) fn rows_follow(&self, blob: &str, range: &Range<u64>) {
-        let inner = &self.inner;
-        // An index on this machine answers as quickly as memory.
-        if inner.index.is_local() || inner.stop.is_cancelled() {
-            return;
+    fn get<'a>(&'a self, want: Want<'a>, is_patch: bool) -> Get<'a> {
+        Get {
+            inner: &self.inner,
+            look: self.inner.memory.look(want.blob, &want.range),
+            want,
+            is_patch,
         }
-        let mut state = inner.state.lock();
-        let in_stream = state.streams.note(blob, range, Instant::now()).is_some();
-        if !in_stream || state.asking.contains_key(blob) {
-            return;
-        }
-        let blob: Arc<str> = blob.into();
-        state.asking.insert(Arc::clone(&blob), Arc::default());
-        drop(state);
-        let from = range.end;
-        let asking = Arc::clone(inner);
-        inner.spawn(async move {
-            let _asking = Asking {
-                inner: &asking,
-                blob: &blob,
-            };
-            // They are remembered on their way. An index that cannot be asked says so to whoever needs a row.
-            let _ = asking.index.rows_from(&blob, from, ROWS).await;
-        });
     }
 
     /// Gives up what is being fetched ahead, and returns when nothing runs any more.
@@ -243,10 +186,10 @@ impl Reader {
 
     /// Counters for the metrics snapshot.
     pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
-        let cache = &self.inner.cache;
+        let memory = &self.inner.memory;
         vec![
-            ("read_cache_bytes", cache.used()),
-            ("read_wasted_bytes", cache.wasted()),
+            ("read_cache_bytes", memory.used()),
+            ("read_wasted_bytes", memory.wasted()),
         ]
     }
 }
@@ -257,13 +200,124 @@ impl Drop for Reader {
     }
 }
 
+impl Get<'_> {
+    /// The block, if it was handed out before and lies in memory; waits for nothing.
+    pub(crate) fn held(&self) -> Option<Bytes> {
+        let (inner, want) = (self.inner, &self.want);
+        let piece = self.look.piece().filter(|_| !self.is_patch)?;
+        let bytes = piece.again(want.check.key(), &want.range)?;
+        inner.memory.reused(want.blob, piece.range().start);
+        Metrics::add(&inner.metrics.read_hits, 1);
+        let now = Instant::now();
+        let mut state = inner.state.lock();
+        let stream = state.streams.note(want.blob, &want.range, now);
+        inner.go_on(&mut state, stream, want, now);
+        Some(bytes)
+    }
+
+    /// The block was found elsewhere, but the index had to be asked where it lies: if it is one of a stream,
+    /// the rows after it are fetched ahead.
+    pub(crate) fn rows_follow(&self) {
+        let (inner, Want { blob, range, .. }) = (self.inner, &self.want);
+        // An index on this machine answers as quickly as memory.
+        if self.is_patch || inner.index.is_local() || inner.stop.is_cancelled() {
+            return;
+        }
+        let mut state = inner.state.lock();
+        if state.streams.note(blob, range, Instant::now()).is_some() {
+            inner.ask_ahead(&mut state, (*blob).into(), range.end, Need::Rows);
+        }
+    }
+
+    /// The block, checked. The bytes may be a part of a window, and keep all of it in memory as long as they live.
+    /// `lapsed`: the blob is no longer stored, as far as this node knows.
+    ///
+    /// # Errors
+    /// Those of [`BlobStore::read_range`] and [`BlobStore::read_patch_of`].
+    pub(crate) async fn fetch(mut self, lapsed: bool) -> Result<Bytes> {
+        if self.is_patch {
+            return self.fetch_patch().await;
+        }
+        if lapsed {
+            if let Some(settled) = self.fetch_lapsed().await {
+                return settled;
+            }
+        }
+        let (inner, want) = (self.inner, &self.want);
+        if !inner.memory.enabled() || inner.stop.is_cancelled() {
+            return inner.fetch_alone(want).await;
+        }
+        let mut stream = None;
+        for _ in 0..LOOKS {
+            match inner.step(want, &mut self.look, &mut stream) {
+                Step::Take(bytes) => return Ok(bytes),
+                Step::Rows(from) => inner.ask_rows(want.blob, from, Need::Ends).await,
+                Step::Alone => break,
+                Step::Wait(passenger) => match passenger.outcome().await {
+                    Some(Outcome::Landed(piece)) => match inner.take(want, &piece) {
+                        Block::New(bytes) | Block::Again(bytes) => return Ok(bytes),
+                        Block::Wrong => break,
+                        Block::Outside => {}
+                    },
+                    // It was this very block, read by all the rules.
+                    Some(Outcome::Failed(error))
+                        if passenger.flight().alone.as_deref() == Some(want.check.key())
+                            && passenger.flight().range == want.range =>
+                    {
+                        return Err(error);
+                    }
+                    Some(Outcome::Failed(_)) | None => break,
+                },
+            }
+        }
+        inner.fetch_alone(want).await
+    }
+
+    /// The block of a blob that has lapsed: another node may have renewed it, so the aggregators are asked, but a 404
+    /// is not waited over. `None` if that does not settle it.
+    async fn fetch_lapsed(&self) -> Option<Result<Bytes>> {
+        match self.inner.read_once(&self.want).await {
+            Ok(bytes) => bytes.map(Ok),
+            Err(e) if e.kind() == ErrorKind::BlobNotFound => Some(Err(e)),
+            Err(_) => None,
+        }
+    }
+
+    async fn fetch_patch(mut self) -> Result<Bytes> {
+        let (inner, Want { blob, range, check }) = (self.inner, self.want);
+        let judge = |bytes: &[u8]| check.judge(bytes);
+        let piece = match self.look.piece() {
+            None => inner.memory.look_again(&mut self.look, blob, &range),
+            found => found,
+        };
+        if let Some(piece) = piece.filter(|piece| piece.range() == range) {
+            if let Block::New(bytes) | Block::Again(bytes) =
+                piece.block(check.key(), &range, &judge)
+            {
+                Metrics::add(&inner.metrics.walrus_cache_hits, 1);
+                return Ok(bytes);
+            }
+            inner.memory.forget_whole(blob);
+        }
+        inner.missed();
+        let bytes = inner.store.read_patch_of(blob, range.end, &judge).await?;
+        if inner.memory.enabled() {
+            let piece = inner.memory.insert_whole(blob, bytes.clone());
+            piece.checked(check.key(), &range);
+        }
+        Ok(bytes)
+    }
+}
+
 impl Inner {
     /// The block out of a piece, with what is learnt from it when it is seen for the first time.
     fn take(&self, want: &Want<'_>, piece: &Piece) -> Block {
         let check = |bytes: &[u8]| want.check.judge(bytes);
         let block = piece.block(want.check.key(), &want.range, &check);
-        if let Block::New(bytes) = &block {
-            self.look_at(want, bytes);
+        match &block {
+            Block::New(bytes) => self.look_at(want, bytes),
+            Block::Wrong if piece.is_whole() => self.memory.forget_whole(want.blob),
+            _ => {}
         }
         block
     }
@@ -275,15 +329,22 @@ impl Inner {
         }
     }
 
-    fn step(self: &Arc<Self>, want: &Want<'_>, stream: &mut Option<Option<Noted>>) -> Step {
+    /// What a get does next. `look`: what memory held when it was asked last.
+    fn step(
+        self: &Arc<Self>,
+        want: &Want<'_>,
+        look: &mut Look,
+        stream: &mut Option<Option<Noted>>,
+    ) -> Step {
         let now = Instant::now();
         let (blob, range) = (want.blob, &want.range);
+        let mut found = look.piece();
         loop {
-            if let Some(piece) = self.cache.find(blob, range) {
+            if let Some(piece) = found.take() {
                 let bytes = match self.take(want, &piece) {
                     Block::New(bytes) => bytes,
                     Block::Again(bytes) => {
-                        self.cache.reused(blob, piece.range().start);
+                        self.memory.reused(blob, piece.range().start);
                         bytes
                     }
                     Block::Wrong | Block::Outside => return Step::Alone,
@@ -300,20 +361,14 @@ impl Inner {
                 self.go_on(&mut state, id, want, now);
                 return Step::Wait(passenger);
             }
-            // What lands is in the cache before it is no flight any more.
-            if self.cache.find(blob, range).is_some() {
+            // What landed since the look is here: it is kept before its flight leaves the list.
+            found = self.memory.look_again(look, blob, range);
+            if found.is_some() {
                 continue;
             }
             let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
             let cut = match id {
-                Some(noted) if !state.is_barred(blob, now) => {
-                    let State {
-                        streams, extents, ..
-                    } = &mut *state;
-                    streams.window(noted, range, now, &|blob, from, upto| {
-                        cut(extents, blob, from, upto)
-                    })
-                }
+                Some(noted) if !state.is_barred(blob, now) => state.window(noted, range, now),
                 _ => Cut::End,
             };
             let end = match cut {
@@ -327,7 +382,7 @@ impl Inner {
             };
             let reserved = match window == *range {
                 true => None,
-                false => self.cache.reserve(window.end - window.start),
+                false => self.memory.reserve(window.end - window.start),
             };
             if let Some(noted) = id {
                 let part = if reserved.is_some() { &window } else { range };
@@ -354,414 +409,7 @@ impl Inner {
         };
         let wide = range.start.saturating_sub(behind)..end;
         let least = self.limits.window / 16;
-        let here = self.cache.gap(blob, range, wide, least);
+        let here = self.memory.gap(blob, range, wide, least);
         state.gap(blob, range, here, least)
-    }
-
-    /// Fetches ahead what the stream of a block is worth.
-    fn go_on(
-        self: &Arc<Self>,
-        state: &mut State,
-        noted: Option<Noted>,
-        want: &Want<'_>,
-        now: Instant,
-    ) {
-        let Some(id) = noted.filter(|n| n.follows).map(|n| n.stream) else {
-            return;
-        };
-        if state.is_barred(want.blob, now) {
-            return;
-        }
-        let here = self.cache.reach(want.blob, want.range.end);
-        state.streams.reached(id, here);
-        let plan = state.plan(id, now);
-        for ahead in plan.ahead {
-            if !self.launch_ahead(state, &ahead) {
-                return;
-            }
-        }
-        if let Some((blob, from)) = plan.rows {
-            if !state.asking.contains_key(&blob) {
-                // Registered at once, so that the next get does not ask too.
-                state.asking.insert(Arc::clone(&blob), Arc::default());
-                let inner = Arc::clone(self);
-                self.spawn(async move { inner.ask_rows(&blob, from).await });
-            }
-        }
-        if plan.follow && state.following.insert(id) {
-            let (inner, key) = (Arc::clone(self), want.check.key().to_owned());
-            let blob = want.blob.to_owned();
-            self.spawn(async move {
-                let next = inner.next_blob(&key, &blob).await;
-                let mut state = inner.state.lock();
-                state.following.remove(&id);
-                if let Some((blob, offset)) = next {
-                    state.streams.follow(id, &blob, offset, Instant::now());
-                }
-            });
-        }
-    }
-
-    /// Whether the window is here, on its way, or launched.
-    fn launch_ahead(self: &Arc<Self>, state: &mut State, ahead: &Ahead) -> bool {
-        let Ahead {
-            stream,
-            blob,
-            range,
-        } = ahead;
-        let mut at = range.start;
-        while at < range.end {
-            // Nothing is asked for twice.
-            let here = self.cache.reach(blob, at).max(state.flying_to(blob, at));
-            if here > at {
-                at = here;
-                continue;
-            }
-            let piece = state.gap(blob, &(at..at), at..range.end, self.limits.window / 16);
-            let Some(reserved) = self.cache.reserve(piece.end - piece.start) else {
-                return false;
-            };
-            Metrics::add(&self.metrics.read_ahead_bytes, piece.end - piece.start);
-            at = piece.end;
-            state.streams.fetched(*stream, &piece);
-            self.launch_window(state, blob, piece, reserved, true);
-        }
-        state.streams.reached(*stream, range.end);
-        true
-    }
-
-    fn launch_window(
-        self: &Arc<Self>,
-        state: &mut State,
-        blob: &str,
-        range: Range<u64>,
-        reserved: Reservation,
-        ahead: bool,
-    ) -> Arc<Flight> {
-        let inner = Arc::clone(self);
-        let (blob, window) = (blob.to_owned(), range.clone());
-        let fetch = {
-            let blob = blob.clone();
-            async move { inner.fetch_window(&blob, window, reserved).await }
-        };
-        self.launch(state, &blob, range, None, ahead, fetch)
-    }
-
-    fn launch_alone(self: &Arc<Self>, state: &mut State, want: &Want<'_>) -> Arc<Flight> {
-        let inner = Arc::clone(self);
-        let (blob, range, check) = (want.blob.to_owned(), want.range.clone(), want.check.clone());
-        let fetch = async move {
-            let want = Want {
-                blob: &blob,
-                range,
-                check: &check,
-            };
-            let bytes = inner.read_alone(&want).await?;
-            Ok(inner.keep(&want, bytes))
-        };
-        let key = want.check.key().into();
-        self.launch(
-            state,
-            want.blob,
-            want.range.clone(),
-            Some(key),
-            false,
-            fetch,
-        )
-    }
-
-    /// Runs a request in a task, known to all who want a part of its range.
-    fn launch(
-        self: &Arc<Self>,
-        state: &mut State,
-        blob: &str,
-        range: Range<u64>,
-        alone: Option<Box<str>>,
-        ahead: bool,
-        fetch: impl std::future::Future<Output = Result<Arc<Piece>>> + Send + 'static,
-    ) -> Arc<Flight> {
-        let (flight, landed) = Flight::new(range, alone, ahead);
-        let name = match state.flights.get_key_value(blob) {
-            Some((name, _)) => Arc::clone(name),
-            None => blob.into(),
-        };
-        let flights = state.flights.entry(Arc::clone(&name)).or_default();
-        flights.push(Arc::clone(&flight));
-        let landing = (Arc::clone(self), name, Arc::clone(&flight));
-        let of_task = Arc::clone(&flight);
-        self.spawn(async move {
-            // Made here, and not before: a runtime that is shutting down drops the task at once, on this thread,
-            // which holds the lock that a landing takes.
-            let (inner, blob, flight) = landing;
-            let until_done = Landing {
-                inner,
-                blob,
-                flight,
-            };
-            let outcome = tokio::select! {
-                biased;
-                () = of_task.abandoned() => return,
-                outcome = caught(fetch) => outcome,
-            };
-            drop(until_done);
-            let outcome = outcome.map_or_else(Outcome::Failed, Outcome::Landed);
-            // Nobody waits: it was fetched ahead.
-            let _ = landed.send(Some(outcome));
-        });
-        flight
-    }
-
-    /// A task that ends when the reader is closed.
-    fn spawn(&self, work: impl std::future::Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = work => {}
-            }
-        });
-    }
-
-    async fn fetch_window(
-        &self,
-        blob: &str,
-        range: Range<u64>,
-        reserved: Reservation,
-    ) -> Result<Arc<Piece>> {
-        let len = range.end - range.start;
-        Metrics::add(&self.metrics.read_windows, 1);
-        let read = self.store.read_window(blob, range.start, len).await;
-        let read = read.and_then(|bytes| match bytes.len() as u64 == len {
-            true => Ok(bytes),
-            false => Err(Error::new(
-                ErrorKind::Corrupt,
-                format!("{} bytes for a window of {len}", bytes.len()),
-            )),
-        });
-        match read {
-            Ok(bytes) => {
-                Metrics::add(&self.metrics.read_window_bytes, len);
-                Ok(self.cache.insert(blob, range.start, bytes, Some(reserved)))
-            }
-            Err(error) => {
-                Metrics::add(&self.metrics.read_windows_failed, 1);
-                let mut state = self.state.lock();
-                state.extent(blob).bar(Instant::now());
-                Err(error)
-            }
-        }
-    }
-
-    /// The block by itself, by all the rules.
-    async fn read_alone(&self, want: &Want<'_>) -> Result<Bytes> {
-        let check = |bytes: &[u8]| want.check.judge(bytes);
-        let len = want.range.end - want.range.start;
-        self.store
-            .read_range(want.blob, want.range.start, len, &check)
-            .await
-    }
-
-    /// Keeps a block that was checked.
-    fn keep(&self, want: &Want<'_>, bytes: Bytes) -> Arc<Piece> {
-        self.look_at(want, &bytes);
-        let key = want.check.key();
-        self.cache
-            .insert_block(want.blob, want.range.start, bytes, key)
-    }
-
-    /// Reads the block for this caller, past all requests on their way.
-    async fn fetch_alone(&self, want: &Want<'_>) -> Result<Bytes> {
-        let bytes = self.read_alone(want).await?;
-        if self.cache.enabled() {
-            return Ok(self.keep(want, bytes).bytes());
-        }
-        Ok(bytes)
-    }
-
-    /// Asks the index for the rows of `blob` that a window from `from` on needs. One asks at a time.
-    async fn ask_rows(&self, blob: &str, from: u64) {
-        let turn = {
-            let mut state = self.state.lock();
-            match state.asking.get(blob) {
-                Some(turn) => Arc::clone(turn),
-                None => {
-                    let turn: Arc<tokio::sync::Mutex<()>> = Arc::default();
-                    state.asking.insert(blob.into(), Arc::clone(&turn));
-                    turn
-                }
-            }
-        };
-        let _asking = Asking { inner: self, blob };
-        let _turn = turn.lock().await;
-        let from = {
-            let mut state = self.state.lock();
-            let extent = state.extent(blob);
-            // Somebody may have asked just now.
-            if extent.cut(from, from.saturating_add(WINDOW)) != Cut::Unknown {
-                return;
-            }
-            extent.ask_from(from)
-        };
-        let rows = self.index.rows_from(blob, from, ROWS).await;
-        let mut state = self.state.lock();
-        match rows {
-            Ok(rows) => state.extent(blob).learn(from, &rows),
-            // The index will say so to whoever needs it. There are no windows meanwhile.
-            Err(_) => state.extent(blob).bar(Instant::now()),
-        }
-    }
-
-    /// Where the file that holds `key` goes on when it leaves `blob`.
-    async fn next_blob(&self, key: &str, blob: &str) -> Option<(String, u64)> {
-        let keys = self.state.lock().nodes.after(key, LOOK_AHEAD);
-        if keys.is_empty() {
-            return None;
-        }
-        let rows = self.index.find_many(&keys).await.ok()?;
-        let plain = |row: &Record| !row.staged && row.patch_id.is_none();
-        let rows = rows.into_iter().flatten().filter(plain);
-        let places = rows.filter_map(|row| Some((row.range().ok()?.start, row.blob_id)));
-        next_of(blob, places)
-    }
-}
-
-/// Where blocks go on that lie at `places` (offset and blob), in their order, when they leave `blob`. Where
-/// one blob ends and the next begins, a few blocks lie in the other: a blob with few is no goal.
-fn next_of(blob: &str, places: impl Iterator<Item = (u64, String)>) -> Option<(String, u64)> {
-    let mut blobs: Vec<(String, u64, usize)> = Vec::new();
-    for (offset, id) in places.filter(|(_, id)| id != blob) {
-        match blobs.iter_mut().find(|known| known.0 == id) {
-            Some(known) => (known.1, known.2) = (known.1.min(offset), known.2 + 1),
-            None => blobs.push((id, offset, 1)),
-        }
-    }
-    let most = blobs.iter().map(|known| known.2).max()?;
-    let goal = blobs
-        .into_iter()
-        .find(|known| known.2 >= most.div_ceil(2))?;
-    Some((goal.0, goal.1))
-}
-
-/// Whoever asks for rows of a blob; when nobody does any more, nothing is left behind.
-struct Asking<'a> {
-    inner: &'a Inner,
-    blob: &'a str,
-}
-
-impl Drop for Asking<'_> {
-    fn drop(&mut self) {
-        let mut state = self.inner.state.lock();
-        // The map's own, and this one's.
-        let last = state.asking.get(self.blob);
-        if last.is_some_and(|turn| Arc::strong_count(turn) <= 2) {
-            state.asking.remove(self.blob);
-        }
-    }
-}
-
-/// Takes a flight off the list, however it ends.
-struct Landing {
-    inner: Arc<Inner>,
-    blob: Arc<str>,
-    flight: Arc<Flight>,
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        let mut state = self.inner.state.lock();
-        if let Some(flights) = state.flights.get_mut(&self.blob) {
-            flights.retain(|flight| !Arc::ptr_eq(flight, &self.flight));
-            if flights.is_empty() {
-                state.flights.remove(&self.blob);
-            }
-        }
-    }
-}
-
-fn cut(extents: &LruCache<Arc<str>, Extent>, blob: &str, from: u64, upto: u64) -> Cut {
-    let extent = extents.peek(blob);
-    extent.map_or(Cut::Unknown, |extent| extent.cut(from, upto))
-}
-
-impl State {
-    fn extent(&mut self, blob: &str) -> &mut Extent {
-        self.extents.get_or_insert_mut(blob.into(), Extent::default)
-    }
-
-    fn is_barred(&self, blob: &str, now: Instant) -> bool {
-        let extent = self.extents.peek(blob);
-        extent.is_some_and(|extent| extent.is_barred(now))
-    }
-
-    fn plan(&mut self, id: u64, now: Instant) -> Plan {
-        let State {
-            streams, extents, ..
-        } = self;
-        streams.plan(id, now, &|blob, from, upto| cut(extents, blob, from, upto))
-    }
-
-    /// A seat in the request that will bring a range.
-    fn join(&self, blob: &str, range: &Range<u64>) -> Option<Passenger> {
-        let flights = self.flights.get(blob)?;
-        let flight = flights.iter().find(|flight| flight.covers(range))?;
-        Some(flight.join())
-    }
-
-    /// As [`BlobCache::gap`], for what is on its way.
-    fn gap(&self, blob: &str, range: &Range<u64>, wide: Range<u64>, least: u64) -> Range<u64> {
-        let flights = self.flights.get(blob).into_iter().flatten();
-        flights.fold(wide, |wide, flight| {
-            let other = &flight.range;
-            if other.end <= range.start {
-                wide.start.max(other.end)..wide.end
-            } else if other.start >= range.end && other.end - other.start >= least {
-                wide.start..wide.end.min(other.start)
-            } else {
-                wide
-            }
-        })
-    }
-
-    /// How far the bytes from `from` on are on their way in one request (the offset of the first that is
-    /// not).
-    fn flying_to(&self, blob: &str, from: u64) -> u64 {
-        let flights = self.flights.get(blob).into_iter().flatten();
-        let here = flights.filter(|flight| flight.range.contains(&from));
-        here.map(|flight| flight.range.end).max().unwrap_or(from)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_goes_on_where_most_of_it_lies() {
-        let places = |of: &[(&str, u64)]| {
-            let owned = of.iter().map(|(id, offset)| (*offset, (*id).to_owned()));
-            owned.collect::<Vec<_>>().into_iter()
-        };
-        let next = |of: &[(&str, u64)]| next_of("here", places(of));
-        assert_eq!(next(&[("here", 1), ("here", 2)]), None);
-        assert_eq!(next(&[("here", 9), ("b", 7)]), Some(("b".into(), 7)));
-        // Two of the last blob, then the next, in no order at its beginning, and the one after it.
-        let mut mixed = vec![
-            ("last", 900),
-            ("here", 3),
-            ("last", 800),
-            ("b", 30),
-            ("b", 10),
-        ];
-        mixed.extend([
-            ("b", 20),
-            ("b", 40),
-            ("c", 0),
-            ("c", 1),
-            ("c", 2),
-            ("c", 3),
-            ("c", 4),
-        ]);
-        assert_eq!(next(&mixed), Some(("b".into(), 10)));
     }
 }

@@ -35,13 +35,13 @@ use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
 
 use super::auth::Auth;
-use super::cache::BlobCache;
 use super::endpoints::{redact_url, Endpoints, Hedging};
 use super::joined::Joined;
-use super::read::{Effort, Want};
+use super::read::Effort;
 use super::retry::Policy;
 use super::shared::{Counters, Shared, Stats};
-use super::{of_length, BlobStore, Body, Check, StoreOptions, StoreResult};
+use super::want::{Part, Want};
+use super::{of_length, BlobStore, Body, Check, Fetched, StoreOptions, StoreResult};
 use crate::error::{Error, ErrorKind, Result};
 use crate::recent::Recent;
 
@@ -77,11 +77,8 @@ pub struct ClientConfig {
     /// How often a request asks endpoints again, over all endpoints together (asking the next
     /// endpoint for the first time is not counted). 0 is allowed. Default 3.
     pub max_retries: u32,
-    /// Memory for whole blobs, quilt members and windows of blobs (bytes), a quarter of it per entry
-    /// at most; zero or less disables the cache. Default 256 MiB.
-    pub blob_cache_bytes: i64,
     /// Longest whole blob or range that is read into memory (bytes). Default 1 GiB; the network
-    /// takes up to [`max_blob_size`](super::cost::max_blob_size), which nobody wants in memory.
+    /// takes up to [`max_blob_size`](super::cost::max_blob_size), which is too much for memory.
     pub max_blob_bytes: u64,
     /// Source of the publisher's bearer token. It wins over user info in a publisher's URL.
     pub auth: Auth,
@@ -106,7 +103,6 @@ impl Default for ClientConfig {
             request_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),
             max_retries: 3,
-            blob_cache_bytes: 256 << 20,
             max_blob_bytes: 1 << 30,
             auth: Auth::None,
             backoff_base: Duration::from_millis(500),
@@ -129,7 +125,6 @@ impl fmt::Debug for ClientConfig {
             .field("request_timeout", &self.request_timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("max_retries", &self.max_retries)
-            .field("blob_cache_bytes", &self.blob_cache_bytes)
             .field("max_blob_bytes", &self.max_blob_bytes)
             .field("auth", &self.auth)
             .field("backoff_base", &self.backoff_base)
@@ -142,7 +137,7 @@ impl fmt::Debug for ClientConfig {
 }
 
 /// Stores blobs at publishers and reads them from aggregators. Cheap to clone; clones share
-/// connections, cache and what was learnt about the endpoints. Calls need a tokio runtime with I/O
+/// connections and what was learnt about the endpoints. Calls need a tokio runtime with I/O
 /// and time.
 ///
 /// ```
@@ -237,7 +232,6 @@ impl Client {
                     .map(capped)
                     .collect(),
                 auth: config.auth,
-                cache: Arc::new(BlobCache::new(config.blob_cache_bytes)),
                 certified: Recent::new(CERTIFIED_REMEMBERED, CERTIFIED_REMEMBER),
                 stats: Counters::default(),
                 hedging: Hedging::default(),
@@ -260,7 +254,7 @@ impl Client {
     /// # Errors
     /// [`ErrorKind::BlobNotFound`], or [`ErrorKind::Walrus`] if reading failed otherwise.
     pub async fn read(&self, blob_id: &str) -> Result<Bytes> {
-        self.shared.fetch(Want::Blob(blob_id), &unchecked).await
+        self.all(Want::Blob(blob_id), &unchecked).await
     }
 
     /// Reads exactly `len` bytes from `offset` on (bytes), never fewer.
@@ -271,15 +265,24 @@ impl Client {
         BlobStore::read_range(self, blob_id, offset, len, &unchecked).await
     }
 
-    /// The memory that whoever reads through this client shares with it.
-    pub(crate) fn cache(&self) -> Arc<BlobCache> {
-        Arc::clone(&self.shared.cache)
+    async fn all(&self, want: Want<'_>, check: Check<'_>) -> Result<Bytes> {
+        let fetched = self.shared.fetch(want, check, Effort::Full).await?;
+        Ok(fetched.bytes)
     }
 
     /// What this client did so far.
     pub fn stats(&self) -> Stats {
         self.shared.stats.snapshot()
     }
+}
+
+fn range(id: &str, offset: u64, len: u64, keeps: u64) -> Want<'_> {
+    Want::Range(Part {
+        id,
+        offset,
+        len,
+        keeps,
+    })
 }
 
 #[async_trait]
@@ -289,18 +292,7 @@ impl BlobStore for Client {
     }
 
     async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
-        self.shared.fetch(Want::Blob(blob_id), check).await
-    }
-
-    async fn read_once(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
-        let want = Want::Blob(blob_id);
-        // What lies here is used, and stays as old as it is.
-        if let Some(whole) = self.shared.cache.peek_whole(blob_id) {
-            if check(&whole).is_ok() {
-                return Ok(whole);
-            }
-        }
-        self.shared.fetch_anew(want, check, Effort::Aside).await
+        self.all(Want::Blob(blob_id), check).await
     }
 
     async fn read_range(
@@ -310,31 +302,46 @@ impl BlobStore for Client {
         len: u64,
         check: Check<'_>,
     ) -> Result<Bytes> {
-        if len == 0 {
-            return Ok(Bytes::new());
-        }
-        self.shared
-            .fetch(Want::Range(blob_id, offset, len), check)
-            .await
+        let fetched = self.read_block(blob_id, offset, len, 0, check).await;
+        fetched.map(|fetched| fetched.bytes)
     }
 
-    async fn read_window(&self, blob_id: &str, offset: u64, len: u64) -> Result<Bytes> {
+    async fn read_block(
+        &self,
+        blob_id: &str,
+        offset: u64,
+        len: u64,
+        keeps: u64,
+        check: Check<'_>,
+    ) -> Result<Fetched> {
         if len == 0 {
-            return Ok(Bytes::new());
+            return Ok(Bytes::new().into());
         }
-        let want = Want::Range(blob_id, offset, len);
-        self.shared.fetch_anew(want, &unchecked, Effort::Once).await
+        let want = range(blob_id, offset, len, keeps);
+        self.shared.fetch(want, check, Effort::Full).await
+    }
+
+    async fn read_window(
+        &self,
+        blob_id: &str,
+        offset: u64,
+        len: u64,
+        keeps: u64,
+    ) -> Result<Fetched> {
+        if len == 0 {
+            return Ok(Bytes::new().into());
+        }
+        let want = range(blob_id, offset, len, keeps);
+        self.shared.fetch(want, &unchecked, Effort::Once).await
     }
 
     async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes> {
-        self.shared.fetch(Want::Patch(patch_id), check).await
+        self.all(Want::Patch(patch_id), check).await
     }
 
     async fn read_patch_of(&self, patch_id: &str, len: u64, check: Check<'_>) -> Result<Bytes> {
         let judge = |bytes: &[u8]| of_length(len, check, bytes);
-        self.shared
-            .fetch(Want::PatchOf(patch_id, len), &judge)
-            .await
+        self.all(Want::PatchOf(patch_id, len), &judge).await
     }
 
     fn size_limit(&self) -> u64 {

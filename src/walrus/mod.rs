@@ -3,21 +3,21 @@
 //! [`BlobStore`] is the seam that tests replace; [`Client`] is the real one. What the client does
 //! for a caller: it fails over between endpoints and remembers which ones failed, retries what may
 //! pass with jittered backoff, checks every length, range and answer it is given, bounds every
-//! body, keeps whole blobs in a cache, and gets a publisher token afresh for each attempt.
+//! body, and gets a publisher token afresh for each attempt.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`client`] | configuration, the [`Client`] itself |
 //! | `shared` | what its calls share: endpoints, connections, counters |
 //! | `store` | the PUT and what counts as a successful answer |
-//! | `read` | the GETs: whole blobs, ranges, quilt members; when "not found" is final |
+//! | `read` | which aggregators are asked for a blob, a range, a quilt member; when "not found" is final |
+//! | `want`, `get`, `hedge` | what a read asks for, one attempt, a second aggregator beside a slow one |
 //! | `joined` | whole bodies that several readers of ranges wait for |
 //! | `crowd` | how many reads an aggregator is asked for at a time |
 //! | `retry` | what is retried, how often, after which wait |
 //! | `endpoints` | base URLs, health memory, learnt size limits |
 //! | `body` | what is uploaded, in memory or from a file |
 //! | `transport` | one HTTP exchange: time limits, bounded bodies, error excerpts |
-//! | `cache` | whole blobs and windows of blobs in memory, bounded by bytes |
 //! | [`auth`] | where publisher tokens come from |
 //! | [`cost`] | what a blob of some length costs on the network |
 
@@ -29,17 +29,19 @@ use crate::error::Result;
 pub mod auth;
 mod blob_id;
 mod body;
-pub(crate) mod cache;
 pub mod client;
 pub mod cost;
 mod crowd;
 mod endpoints;
+mod get;
+mod hedge;
 mod joined;
 mod read;
 mod retry;
 mod shared;
 mod store;
 mod transport;
+mod want;
 
 pub use auth::Auth;
 pub(crate) use body::WHOLE;
@@ -79,6 +81,25 @@ pub struct StoreResult {
     pub newly_created: bool,
 }
 
+/// What came of a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The range that was asked for, or all of the blob.
+    pub bytes: Bytes,
+    /// Whether it is all of the blob: an aggregator that does not know ranges sends that.
+    pub whole: bool,
+}
+
+impl From<Bytes> for Fetched {
+    /// The range that was asked for.
+    fn from(bytes: Bytes) -> Self {
+        Fetched {
+            bytes,
+            whole: false,
+        }
+    }
+}
+
 /// What a check says of bytes that must be so many.
 fn of_length(len: u64, check: Check<'_>, bytes: &[u8]) -> std::result::Result<(), String> {
     match bytes.len() as u64 == len {
@@ -101,11 +122,6 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Reads a whole blob.
     async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes>;
 
-    /// Reads a whole blob that will not be read again soon: memory is left to other readers.
-    async fn read_once(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
-        self.read(blob_id, check).await
-    }
-
     /// Reads exactly `len` bytes from `offset` on (bytes). `len` 0 gives no bytes without asking.
     async fn read_range(
         &self,
@@ -115,10 +131,33 @@ pub trait BlobStore: Send + Sync + 'static {
         check: Check<'_>,
     ) -> Result<Bytes>;
 
-    /// Reads exactly `len` bytes from `offset` on (bytes), to be checked block by block later. Gives
-    /// up soon: the caller reads single blocks then.
-    async fn read_window(&self, blob_id: &str, offset: u64, len: u64) -> Result<Bytes> {
-        self.read_range(blob_id, offset, len, &|_| Ok(())).await
+    /// As [`read_range`](Self::read_range), for a caller who keeps what is read: where the aggregator sends the
+    /// whole blob, and that has at most `keeps` bytes, all of it is returned. `check` judges the range.
+    async fn read_block(
+        &self,
+        blob_id: &str,
+        offset: u64,
+        len: u64,
+        keeps: u64,
+        check: Check<'_>,
+    ) -> Result<Fetched> {
+        let _ = keeps;
+        let bytes = self.read_range(blob_id, offset, len, check).await?;
+        Ok(bytes.into())
+    }
+
+    /// As [`read_block`](Self::read_block), to be checked block by block later. Gives up soon: the caller reads
+    /// single blocks then.
+    async fn read_window(
+        &self,
+        blob_id: &str,
+        offset: u64,
+        len: u64,
+        keeps: u64,
+    ) -> Result<Fetched> {
+        let unchecked = &|_: &[u8]| Ok(());
+        self.read_block(blob_id, offset, len, keeps, unchecked)
+            .await
     }
 
     /// Reads one member of a quilt.

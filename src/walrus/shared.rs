@@ -1,14 +1,12 @@
 //! What the calls of a client share: connections, endpoints and what was learnt about them, counters.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
 use super::auth::Auth;
 use super::blob_id;
-use super::cache::BlobCache;
 use super::endpoints::{Endpoints, Hedging};
 use super::joined::Joined;
 use super::retry::{Class, Policy, Rotation};
@@ -63,10 +61,6 @@ stats! {
     not_found,
     /// Answers whose bytes failed the caller's check.
     corrupt,
-    /// Reads served from memory.
-    cache_hits,
-    /// Reads not served from memory although the cache is on.
-    cache_misses,
     /// Reads that a second aggregator was asked for, since the first was slow to answer.
     hedges,
     /// Those in which the second was first.
@@ -91,7 +85,6 @@ pub(super) struct Shared {
     pub(super) max_blob_bytes: u64,
     pub(super) not_found_backoff: Vec<Duration>,
     pub(super) auth: Auth,
-    pub(super) cache: Arc<BlobCache>,
     /// Blobs that this client stored so shortly ago that an aggregator may not know them yet.
     pub(super) certified: Recent<[u8; 32]>,
     pub(super) stats: Counters,

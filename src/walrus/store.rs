@@ -234,7 +234,8 @@ fn judge(refusal: ErrorAnswer, publisher: &Endpoint, len: u64) -> Failure {
     }
 }
 
-/// Whether a 400 complains about an unknown query parameter `name`.
+/// Whether a 400 complains about an unknown query parameter `name`. The text is all there is to tell it by: the
+/// publisher hands on the message of its parser, without a reason or a code.
 fn names_unknown(body: &str, name: &str) -> bool {
     body.contains("unknown field") && {
         let said = body.split("unknown field").nth(1).unwrap_or("");

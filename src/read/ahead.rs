@@ -1,0 +1,179 @@
+//! What is fetched before a get asks for it: windows of a stream, the rows that say where blocks end, and the blob in
+//! which a file goes on.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::extent::ROWS;
+use super::state::State;
+use super::streams::{next_of, Ahead, Cut, Noted};
+use super::{Inner, Want, WINDOW};
+use crate::index::{Record, Rows as _};
+use crate::metrics::Metrics;
+
+/// Blocks that are looked through to find where a file goes on: more than a full pack of usual ones.
+const LOOK_AHEAD: usize = 512;
+
+/// What rows of a blob are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// To know where blocks end: not asked for if that is known.
+    Ends,
+    /// To be remembered by the index, for the lookups that follow.
+    Rows,
+}
+
+impl Inner {
+    /// Fetches ahead what the stream of a block is worth.
+    pub(super) fn go_on(
+        self: &Arc<Self>,
+        state: &mut State,
+        noted: Option<Noted>,
+        want: &Want<'_>,
+        now: Instant,
+    ) {
+        let Some(id) = noted.filter(|n| n.follows).map(|n| n.stream) else {
+            return;
+        };
+        if state.is_barred(want.blob, now) {
+            return;
+        }
+        let here = self.memory.reach(want.blob, want.range.end);
+        state.streams.reached(id, here);
+        let plan = state.plan(id, now);
+        for ahead in plan.ahead {
+            if !self.launch_ahead(state, &ahead) {
+                return;
+            }
+        }
+        if let Some((blob, from)) = plan.rows {
+            self.ask_ahead(state, blob, from, Need::Ends);
+        }
+        if plan.follow && state.following.insert(id) {
+            let (inner, key) = (Arc::clone(self), want.check.key().to_owned());
+            let blob = want.blob.to_owned();
+            self.spawn(async move {
+                let next = inner.next_blob(&key, &blob).await;
+                let mut state = inner.state.lock();
+                state.following.remove(&id);
+                if let Some((blob, offset)) = next {
+                    state.streams.follow(id, &blob, offset, Instant::now());
+                }
+            });
+        }
+    }
+
+    /// Whether the window is here, on its way, or launched.
+    fn launch_ahead(self: &Arc<Self>, state: &mut State, ahead: &Ahead) -> bool {
+        let Ahead {
+            stream,
+            blob,
+            range,
+        } = ahead;
+        let mut at = range.start;
+        while at < range.end {
+            // Nothing is asked for twice.
+            let here = self.memory.reach(blob, at).max(state.flying_to(blob, at));
+            if here > at {
+                at = here;
+                continue;
+            }
+            let piece = state.gap(blob, &(at..at), at..range.end, self.limits.window / 16);
+            let Some(reserved) = self.memory.reserve(piece.end - piece.start) else {
+                return false;
+            };
+            Metrics::add(&self.metrics.read_ahead_bytes, piece.end - piece.start);
+            at = piece.end;
+            state.streams.fetched(*stream, &piece);
+            self.launch_window(state, blob, piece, reserved, true);
+        }
+        state.streams.reached(*stream, range.end);
+        true
+    }
+
+    /// Asks for rows in a task, unless rows of the blob are asked for already.
+    pub(super) fn ask_ahead(
+        self: &Arc<Self>,
+        state: &mut State,
+        blob: Arc<str>,
+        from: u64,
+        need: Need,
+    ) {
+        if state.asking.contains_key(&blob) {
+            return;
+        }
+        // Registered at once, so that the next get does not ask too.
+        state.asking.insert(Arc::clone(&blob), Arc::default());
+        let inner = Arc::clone(self);
+        self.spawn(async move { inner.ask_rows(&blob, from, need).await });
+    }
+
+    /// Asks the index for the rows of `blob` from `from` on, and learns where its blocks end. One asks at a time.
+    pub(super) async fn ask_rows(&self, blob: &str, from: u64, need: Need) {
+        let turn = {
+            let mut state = self.state.lock();
+            match state.asking.get(blob) {
+                Some(turn) => Arc::clone(turn),
+                None => {
+                    let turn: Arc<tokio::sync::Mutex<()>> = Arc::default();
+                    state.asking.insert(blob.into(), Arc::clone(&turn));
+                    turn
+                }
+            }
+        };
+        let _asking = Asking { inner: self, blob };
+        let _turn = turn.lock().await;
+        let upto = from.saturating_add(WINDOW);
+        let from = {
+            let mut state = self.state.lock();
+            let extent = state.extent(blob);
+            match need {
+                Need::Rows => from,
+                // The one before may have asked for them.
+                Need::Ends if extent.cut(from, upto) != Cut::Unknown => return,
+                Need::Ends => extent.ask_from(from),
+            }
+        };
+        let rows = self.index.rows_from(blob, from, ROWS).await;
+        let mut state = self.state.lock();
+        let extent = state.extent(blob);
+        if extent.cut(from, upto) != Cut::Unknown {
+            return;
+        }
+        match rows {
+            Ok(rows) => extent.learn(from, &rows),
+            // A get that needs a row is told so by the index. There are no windows meanwhile.
+            Err(_) => extent.bar(Instant::now()),
+        }
+    }
+
+    /// Where the file that holds `key` goes on when it leaves `blob`.
+    async fn next_blob(&self, key: &str, blob: &str) -> Option<(String, u64)> {
+        let keys = self.state.lock().nodes.after(key, LOOK_AHEAD);
+        if keys.is_empty() {
+            return None;
+        }
+        let rows = self.index.find_many(&keys).await.ok()?;
+        let plain = |row: &Record| !row.staged && row.patch_id.is_none();
+        let rows = rows.into_iter().flatten().filter(plain);
+        let places = rows.filter_map(|row| Some((row.range().ok()?.start, row.blob_id)));
+        next_of(blob, places)
+    }
+}
+
+/// A task that asks for rows of a blob, or waits to; the last one takes the blob off the list.
+struct Asking<'a> {
+    inner: &'a Inner,
+    blob: &'a str,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.state.lock();
+        // The map's own, and this one's.
+        let last = state.asking.get(self.blob);
+        if last.is_some_and(|turn| Arc::strong_count(turn) <= 2) {
+            state.asking.remove(self.blob);
+        }
+    }
+}
