@@ -185,6 +185,18 @@ impl Inner {
         }
     }
 
+    /// What is written behind entries that other writes must not follow: of each of the keys the value that is staged,
+    /// once more, or a deletion if there is none.
+    fn instead_of(&self, superseded: &[String]) -> Vec<Write> {
+        let state = self.state.lock();
+        let staged = |key: &String| state.blocks.get(key.as_str())?.read().ok();
+        let instead = superseded.iter().map(|key| match staged(key) {
+            Some(value) => Write::put(key.clone(), value),
+            None => Write::Delete(key.clone()),
+        });
+        instead.collect()
+    }
+
     /// Bytes that may be written ahead of the frames of a segment of `len` bytes.
     fn room_ahead(&self, len: u64) -> u64 {
         let left = self.max_bytes.saturating_sub(self.state.lock().used());
@@ -284,6 +296,12 @@ impl State {
         self.damage_changed = true;
     }
 
+    /// A row under any of these keys may be of a blob that was never read back.
+    fn doubt_proofs(&self, keys: &[String]) {
+        let staged = keys.iter().filter_map(|key| self.blocks.get(key.as_str()));
+        staged.for_each(|block| block.unproven.store(true, Ordering::Relaxed));
+    }
+
     fn stage(&mut self, block: Arc<Block>) {
         block.segment.add_live();
         if self.heal(&block.key) {
@@ -335,7 +353,7 @@ impl Journal {
         let Replayed {
             state,
             position,
-            unfinished,
+            superseded,
         } = replay(dir, &disk, &log)?;
         if let Some(owner) = owner {
             owner.take(dir, state.staged(), &log)?;
@@ -357,9 +375,9 @@ impl Journal {
             list_failed: AtomicBool::new(false),
         });
         let writer = Writer::start(Arc::clone(&inner), position)?;
-        if !unfinished.is_empty() {
-            // Once other writes follow, they would be taken for damaged ones that were acknowledged.
-            writer.note_now(unfinished.into_iter().map(Write::Delete).collect());
+        if !superseded.is_empty() {
+            writer.note_now(inner.instead_of(&superseded));
+            inner.state.lock().doubt_proofs(&superseded);
         }
         writer.reclaim();
         Ok(Journal {
