@@ -34,7 +34,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::dirlock::{write_readme, DirLock};
+use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
@@ -60,7 +60,7 @@ pub(crate) use ask::AskFirst;
 pub(crate) use block::Block;
 use damage::{Damage, Damages};
 pub(crate) use deliver::FlushParts;
-use disk::{Disk, RealDisk};
+use disk::{is_full, Disk, RealDisk};
 pub(crate) use flush::Flusher;
 use frame::Write;
 pub(crate) use owner::{abandoned, had_journal, Owner};
@@ -205,7 +205,7 @@ impl Inner {
 
     /// The error of a write. Where the disk is full, what is staged leaves at once, to make room.
     fn failed(&self, what: &str, e: &io::Error) -> Error {
-        if let io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded = e.kind() {
+        if is_full(e) {
             self.state.lock().disk_full = true;
             self.changed.notify_one();
         }
@@ -348,7 +348,11 @@ impl Journal {
             // Before anything is changed.
             owner.check(dir)?;
         }
-        write_readme(dir, README).map_err(failed)?;
+        match disk.write_readme(dir, README) {
+            // What is staged must leave to make room.
+            Err(e) if is_full(&e) => log.push(Level::Warn, failed(e).to_string()),
+            written => written.map_err(failed)?,
+        }
         report_aside(dir, &log).map_err(failed)?;
         let Replayed {
             state,
@@ -356,7 +360,7 @@ impl Journal {
             superseded,
         } = replay(dir, &disk, &log)?;
         if let Some(owner) = owner {
-            owner.take(dir, state.staged(), &log)?;
+            owner.take(dir, &*disk, state.staged(), &log)?;
         }
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),

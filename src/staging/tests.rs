@@ -134,6 +134,11 @@ impl Disk for FaultyDisk {
         RealDisk.sync_dir(dir)
     }
 
+    fn write_readme(&self, dir: &Path, text: &str) -> io::Result<()> {
+        self.pass(Call::Write)?;
+        RealDisk.write_readme(dir, text)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.pass(Call::Remove)?;
         RealDisk.remove(path)
@@ -562,6 +567,36 @@ fn what_is_not_whole_does_not_take_the_acknowledged_value_along() {
                 scene.journal.close().await;
             }
         }
+    });
+}
+
+/// What lies in a journal must leave to make room, so a disk without any stops no start: neither for a README nor
+/// for the name of the table, both of which another version may not have written.
+#[test]
+fn a_full_disk_does_not_keep_a_journal_closed() {
+    runtime().block_on(async {
+        let scene = Scene::new();
+        scene.put(one("/a", 100)).await.unwrap();
+        scene.journal.close().await;
+        let owner = |identity: &str| Owner {
+            identity: identity.to_owned(),
+            name: "t".to_owned(),
+        };
+        let open = |identity| {
+            let disk = Arc::<FaultyDisk>::clone(&scene.disk);
+            let owner = owner(identity);
+            Journal::open_on(disk, scene.dir.path(), MAX, Some(&owner), Arc::default())
+        };
+        for failing in [Call::Write, Call::Create] {
+            scene.disk.fail(failing, 0, 100);
+            let journal = Arc::new(open("one").unwrap());
+            assert!(journal.find("/a").is_some());
+            journal.close().await;
+            scene.disk.recover();
+        }
+        let journal = Arc::new(open("one").unwrap());
+        journal.close().await;
+        assert_eq!(open("two").unwrap_err().kind(), ErrorKind::Config);
     });
 }
 
