@@ -495,6 +495,43 @@ async fn a_journal_belongs_to_one_table() {
     ds.close().await.unwrap();
 }
 
+/// A block that was accepted for one table and is damaged is unknown to another table, which may ask other nodes for
+/// it.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_does_not_pass_to_the_next_table() {
+    for looked_at in [true, false] {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let journal = a.path().join("j");
+        let with = format!(r#""journalPath":"{}","#, journal.display());
+        let own = Path::new("i.sqlite");
+        let value = noise(1, 1000);
+        let key = key_of(&value);
+        let ds = open_repo(a.path(), own, &with).await.unwrap();
+        ds.put(&key, value.clone()).await.unwrap();
+        ds.close().await.unwrap();
+        let [path] = &files(&journal, "segment")[..] else {
+            panic!("one file");
+        };
+        let bytes = fs::read(path).unwrap();
+        let at = bytes.windows(1000).position(|w| w == &value[..]).unwrap() + 500;
+        let writing = fs::OpenOptions::new().write(true).open(path).unwrap();
+        writing.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+        if looked_at {
+            let ds = open_repo(a.path(), own, &with).await.unwrap();
+            ds.get(&key).await.unwrap_err();
+            ds.close().await.unwrap();
+        }
+        let ds = open_repo(b.path(), own, &with).await.unwrap();
+        assert_eq!(ds.get(&key).await.unwrap(), None, "{looked_at}");
+        let lines = lines(&ds);
+        assert!(has_error(&lines, &["another index", &key]), "{lines:?}");
+        ds.close().await.unwrap();
+        let ds = open_repo(b.path(), own, &with).await.unwrap();
+        assert_eq!(ds.get(&key).await.unwrap(), None, "{looked_at}");
+        ds.close().await.unwrap();
+    }
+}
+
 /// A repo with a block in its journal `j`.
 async fn repo_with_a_block(repo: &Path) {
     let ds = open_repo(repo, Path::new("i.sqlite"), r#""journalPath":"j","#);

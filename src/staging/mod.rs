@@ -296,6 +296,26 @@ impl State {
         self.damage_changed = true;
     }
 
+    /// The journal is another table's now: what was accepted for the one before is no block of this one.
+    fn forget_damage(&mut self, dir: &Path, log: &Log) {
+        if self.damaged.is_empty() {
+            return;
+        }
+        let keys = self.damaged.keys().map(|key| &**key);
+        let keys: Vec<&str> = keys.take(100).collect();
+        log.push(
+            Level::Error,
+            format!(
+                "journal {}: its {} damaged blocks were accepted for another index; they are not remembered any more: {}",
+                dir.display(),
+                self.damaged.len(),
+                keys.join(", ")
+            ),
+        );
+        self.damaged.clear();
+        self.damage_changed = true;
+    }
+
     /// A row under any of these keys may be of a blob that was never read back.
     fn doubt_proofs(&self, keys: &[String]) {
         let staged = keys.iter().filter_map(|key| self.blocks.get(key.as_str()));
@@ -355,12 +375,14 @@ impl Journal {
         }
         report_aside(dir, &log).map_err(failed)?;
         let Replayed {
-            state,
+            mut state,
             position,
             superseded,
         } = replay(dir, &disk, &log)?;
         if let Some(owner) = owner {
-            owner.take(dir, &*disk, state.staged(), &log)?;
+            if owner.take(dir, &*disk, state.staged(), &log)? {
+                state.forget_damage(dir, &log);
+            }
         }
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),

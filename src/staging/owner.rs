@@ -80,7 +80,8 @@ impl Owner {
         ))
     }
 
-    /// Makes the journal in `dir`, which is locked, was checked and holds these blocks, this owner's.
+    /// Makes the journal in `dir`, which is locked, was checked and holds these blocks, this owner's. Whether it
+    /// was another one's.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`].
@@ -90,10 +91,10 @@ impl Owner {
         disk: &dyn Disk,
         staged: Staged,
         log: &Log,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let before = Owner::of(dir).map_err(|e| failed(dir, &e))?;
         match &before {
-            Some(owner) if owner.identity == self.identity => return Ok(()),
+            Some(owner) if owner.identity == self.identity => return Ok(false),
             None if staged.blocks > 0 => log.push(
                 Level::Info,
                 format!(
@@ -110,9 +111,11 @@ impl Owner {
             // What is staged must leave to make room. The next open tries again.
             Err(e) if is_full(&e) && before.is_none() && staged.blocks > 0 => {
                 log.push(Level::Warn, failed(dir, &e).to_string());
-                Ok(())
+                Ok(false)
             }
-            written => written.map_err(|e| failed(dir, &e)),
+            written => written
+                .map(|()| before.is_some())
+                .map_err(|e| failed(dir, &e)),
         }
     }
 }
