@@ -424,6 +424,35 @@ async fn that_nothing_reaches_walrus_is_an_error_in_the_log() {
     ds.close().await.unwrap();
 }
 
+/// What waits for room was not begun, and room may be long in coming.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_room_does_not_hold_up_the_end() {
+    let node = Node::new();
+    node.parts.store.fail_puts.store(true, SeqCst);
+    let config = r#""journalMaxBytes":200000,"drainTimeoutSeconds":0,"#;
+    let ds = node.open(config);
+    let kept = noise(1, 150_000);
+    ds.put(&key_of(&kept), kept.clone()).await.unwrap();
+    let waiting = {
+        let (ds, value) = (Arc::clone(&ds), noise(2, 150_000));
+        tokio::spawn(async move { ds.put(&key_of(&value), value).await })
+    };
+    let mut told = Vec::new();
+    eventually("a write waits", || {
+        told.extend(lines(&ds));
+        has_error(&told, &["wait for room"])
+    })
+    .await;
+    let closed = tokio::time::timeout(PATIENCE, ds.close()).await;
+    closed.expect("it waits for room").unwrap();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    drop(ds);
+    let ds = node.open(config);
+    assert_eq!(ds.get(&key_of(&kept)).await.unwrap().unwrap(), kept);
+    ds.close().await.unwrap();
+}
+
 // ---------------------------------------------------------------------------------------------
 // Owners
 

@@ -33,6 +33,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
@@ -143,6 +144,8 @@ struct Inner {
     space: Notify,
     /// Held by the write that is next to get room; the others wait for it in their order.
     turn: tokio::sync::Mutex<()>,
+    /// The datastore is being closed: no write waits for room any more.
+    closing: CancellationToken,
     /// When the log was last told that the journal is full.
     said_full: Mutex<Option<Instant>>,
     /// Why blocks do not leave.
@@ -393,6 +396,7 @@ impl Journal {
             state: Mutex::new(state),
             space: Notify::new(),
             turn: tokio::sync::Mutex::default(),
+            closing: CancellationToken::new(),
             said_full: Mutex::default(),
             changed: Notify::new(),
             syncs: AtomicU64::new(0),
