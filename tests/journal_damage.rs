@@ -422,6 +422,35 @@ async fn that_nothing_reaches_walrus_is_an_error_in_the_log() {
     ds.close().await.unwrap();
 }
 
+/// What waits for room was not begun, and room may be long in coming.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_room_does_not_hold_up_the_end() {
+    let node = Node::new();
+    node.parts.store.fail_puts.store(true, SeqCst);
+    let config = r#""journalMaxBytes":200000,"drainTimeoutSeconds":0,"#;
+    let ds = node.open(config);
+    let kept = noise(1, 150_000);
+    ds.put(&key_of(&kept), kept.clone()).await.unwrap();
+    let waiting = {
+        let (ds, value) = (Arc::clone(&ds), noise(2, 150_000));
+        tokio::spawn(async move { ds.put(&key_of(&value), value).await })
+    };
+    let mut told = Vec::new();
+    eventually("a write waits", || {
+        told.extend(lines(&ds));
+        has_error(&told, &["wait for room"])
+    })
+    .await;
+    let closed = tokio::time::timeout(PATIENCE, ds.close()).await;
+    closed.expect("it waits for room").unwrap();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    drop(ds);
+    let ds = node.open(config);
+    assert_eq!(ds.get(&key_of(&kept)).await.unwrap().unwrap(), kept);
+    ds.close().await.unwrap();
+}
+
 // ---------------------------------------------------------------------------------------------
 // Owners
 
@@ -491,6 +520,43 @@ async fn a_journal_belongs_to_one_table() {
         .await
         .unwrap();
     ds.close().await.unwrap();
+}
+
+/// A block that was accepted for one table and is damaged is unknown to another table, which may ask other nodes for
+/// it.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_does_not_pass_to_the_next_table() {
+    for looked_at in [true, false] {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let journal = a.path().join("j");
+        let with = format!(r#""journalPath":"{}","#, journal.display());
+        let own = Path::new("i.sqlite");
+        let value = noise(1, 1000);
+        let key = key_of(&value);
+        let ds = open_repo(a.path(), own, &with).await.unwrap();
+        ds.put(&key, value.clone()).await.unwrap();
+        ds.close().await.unwrap();
+        let [path] = &files(&journal, "segment")[..] else {
+            panic!("one file");
+        };
+        let bytes = fs::read(path).unwrap();
+        let at = bytes.windows(1000).position(|w| w == &value[..]).unwrap() + 500;
+        let writing = fs::OpenOptions::new().write(true).open(path).unwrap();
+        writing.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+        if looked_at {
+            let ds = open_repo(a.path(), own, &with).await.unwrap();
+            ds.get(&key).await.unwrap_err();
+            ds.close().await.unwrap();
+        }
+        let ds = open_repo(b.path(), own, &with).await.unwrap();
+        assert_eq!(ds.get(&key).await.unwrap(), None, "{looked_at}");
+        let lines = lines(&ds);
+        assert!(has_error(&lines, &["another index", &key]), "{lines:?}");
+        ds.close().await.unwrap();
+        let ds = open_repo(b.path(), own, &with).await.unwrap();
+        assert_eq!(ds.get(&key).await.unwrap(), None, "{looked_at}");
+        ds.close().await.unwrap();
+    }
 }
 
 /// A repo with a block in its journal `j`.

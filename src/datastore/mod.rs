@@ -156,10 +156,10 @@ impl WalrusDatastore {
         self.shared.log.pop()
     }
 
-    /// Refuses new calls, waits for those in flight, empties the journal for at most
-    /// `drainTimeoutSeconds` (the rest waits for the next open, and so do packs that are neither full nor
-    /// `packMaxAgeSeconds` old, if `drainPartialPacks` is false), stops the workers and closes the
-    /// index. Closing again is fine.
+    /// Refuses new calls and writes that wait for room in a full journal, waits for the calls in flight,
+    /// empties the journal for at most `drainTimeoutSeconds` (the rest waits for the next open, and so do
+    /// packs that are neither full nor `packMaxAgeSeconds` old, if `drainPartialPacks` is false), stops the
+    /// workers and closes the index. Closing again is fine.
     ///
     /// # Errors
     /// [`ErrorKind::Index`](crate::ErrorKind::Index) if the index could not be closed in order; everything acknowledged is
@@ -167,6 +167,10 @@ impl WalrusDatastore {
     pub async fn close(&self) -> Result<()> {
         let shared = &self.shared;
         shared.calls.close();
+        if let Writes::Journal { journal, .. } = &shared.writes {
+            // They would hold the end up for as long as Walrus takes nothing.
+            journal.turn_away();
+        }
         shared.calls.wait().await;
         failpoint!("close.begun");
         shared.reader.close().await;

@@ -6,6 +6,8 @@ use std::io::{self, IoSlice, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::dirlock;
+
 /// The ending of segments that are kept for an operator, because blocks in them are damaged.
 pub(super) const ASIDE: &str = "damaged";
 
@@ -60,10 +62,23 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
         std::fs::rename(from, to)
     }
 
+    /// Puts a README with this text into a directory of ours.
+    fn write_readme(&self, dir: &Path, text: &str) -> io::Result<()> {
+        dirlock::write_readme(dir, text)
+    }
+
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
     }
+}
+
+/// Whether the disk has no room for us.
+pub(super) fn is_full(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// The disk as it is.

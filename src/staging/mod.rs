@@ -33,8 +33,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::dirlock::{write_readme, DirLock};
+use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
@@ -60,7 +61,7 @@ pub(crate) use ask::AskFirst;
 pub(crate) use block::Block;
 use damage::{Damage, Damages};
 pub(crate) use deliver::FlushParts;
-use disk::{Disk, RealDisk};
+use disk::{is_full, Disk, RealDisk};
 pub(crate) use flush::Flusher;
 use frame::Write;
 pub(crate) use owner::{abandoned, had_journal, Owner};
@@ -144,6 +145,8 @@ struct Inner {
     space: Notify,
     /// Held by the write that is next to get room; the others wait for it in their order.
     turn: tokio::sync::Mutex<()>,
+    /// The datastore is being closed: no write waits for room any more.
+    closing: CancellationToken,
     /// When the log was last told that the journal is full.
     said_full: Mutex<Option<Instant>>,
     /// Why blocks do not leave.
@@ -186,6 +189,18 @@ impl Inner {
         }
     }
 
+    /// What is written behind entries that other writes must not follow: of each of the keys the value that is staged,
+    /// once more, or a deletion if there is none.
+    fn instead_of(&self, superseded: &[String]) -> Vec<Write> {
+        let state = self.state.lock();
+        let staged = |key: &String| state.blocks.get(key.as_str())?.read().ok();
+        let instead = superseded.iter().map(|key| match staged(key) {
+            Some(value) => Write::put(key.clone(), value),
+            None => Write::Delete(key.clone()),
+        });
+        instead.collect()
+    }
+
     /// Bytes that may be written ahead of the frames of a segment of `len` bytes.
     fn room_ahead(&self, len: u64) -> u64 {
         let left = self.max_bytes.saturating_sub(self.state.lock().used());
@@ -194,7 +209,7 @@ impl Inner {
 
     /// The error of a write. Where the disk is full, what is staged leaves at once, to make room.
     fn failed(&self, what: &str, e: &io::Error) -> Error {
-        if let io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded = e.kind() {
+        if is_full(e) {
             self.state.lock().disk_full = true;
             self.changed.notify_one();
         }
@@ -285,6 +300,32 @@ impl State {
         self.damage_changed = true;
     }
 
+    /// The journal is another table's now: what was accepted for the one before is no block of this one.
+    fn forget_damage(&mut self, dir: &Path, log: &Log) {
+        if self.damaged.is_empty() {
+            return;
+        }
+        let keys = self.damaged.keys().map(|key| &**key);
+        let keys: Vec<&str> = keys.take(100).collect();
+        log.push(
+            Level::Error,
+            format!(
+                "journal {}: its {} damaged blocks were accepted for another index; they are not remembered any more: {}",
+                dir.display(),
+                self.damaged.len(),
+                keys.join(", ")
+            ),
+        );
+        self.damaged.clear();
+        self.damage_changed = true;
+    }
+
+    /// A row under any of these keys may be of a blob that was never read back.
+    fn doubt_proofs(&self, keys: &[String]) {
+        let staged = keys.iter().filter_map(|key| self.blocks.get(key.as_str()));
+        staged.for_each(|block| block.unproven.store(true, Ordering::Relaxed));
+    }
+
     fn stage(&mut self, block: Arc<Block>) {
         block.segment.add_live();
         if self.heal(&block.key) {
@@ -331,15 +372,21 @@ impl Journal {
             // Before anything is changed.
             owner.check(dir)?;
         }
-        write_readme(dir, README).map_err(failed)?;
+        match disk.write_readme(dir, README) {
+            // What is staged must leave to make room.
+            Err(e) if is_full(&e) => log.push(Level::Warn, failed(e).to_string()),
+            written => written.map_err(failed)?,
+        }
         report_aside(dir, &log).map_err(failed)?;
         let Replayed {
-            state,
+            mut state,
             position,
-            unfinished,
+            superseded,
         } = replay(dir, &disk, &log)?;
         if let Some(owner) = owner {
-            owner.take(dir, state.staged(), &log)?;
+            if owner.take(dir, &*disk, state.staged(), &log)? {
+                state.forget_damage(dir, &log);
+            }
         }
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),
@@ -350,6 +397,7 @@ impl Journal {
             state: Mutex::new(state),
             space: Notify::new(),
             turn: tokio::sync::Mutex::default(),
+            closing: CancellationToken::new(),
             said_full: Mutex::default(),
             changed: Notify::new(),
             syncs: AtomicU64::new(0),
@@ -358,9 +406,9 @@ impl Journal {
             list_failed: AtomicBool::new(false),
         });
         let writer = Writer::start(Arc::clone(&inner), position)?;
-        if !unfinished.is_empty() {
-            // Once other writes follow, they would be taken for damaged ones that were acknowledged.
-            writer.note_now(unfinished.into_iter().map(Write::Delete).collect());
+        if !superseded.is_empty() {
+            writer.note_now(inner.instead_of(&superseded));
+            inner.state.lock().doubt_proofs(&superseded);
         }
         writer.reclaim();
         Ok(Journal {

@@ -10,12 +10,12 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::disk::Disk;
+use super::disk::{is_full, Disk, RealDisk};
 use super::{disk_error, replay, Staged};
 use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
@@ -80,13 +80,21 @@ impl Owner {
         ))
     }
 
-    /// Makes the journal in `dir`, which is locked, was checked and holds these blocks, this owner's.
+    /// Makes the journal in `dir`, which is locked, was checked and holds these blocks, this owner's. Whether it
+    /// was another one's.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`].
-    pub(super) fn take(&self, dir: &Path, staged: Staged, log: &Log) -> Result<()> {
-        match Owner::of(dir).map_err(|e| failed(dir, &e))? {
-            Some(owner) if owner.identity == self.identity => return Ok(()),
+    pub(super) fn take(
+        &self,
+        dir: &Path,
+        disk: &dyn Disk,
+        staged: Staged,
+        log: &Log,
+    ) -> Result<bool> {
+        let before = Owner::of(dir).map_err(|e| failed(dir, &e))?;
+        match &before {
+            Some(owner) if owner.identity == self.identity => return Ok(false),
             None if staged.blocks > 0 => log.push(
                 Level::Info,
                 format!(
@@ -99,7 +107,16 @@ impl Owner {
             _ => {}
         }
         let text = format!("{}\n{}\n", self.identity, self.name);
-        write_whole(dir, FILE, text.as_bytes()).map_err(|e| failed(dir, &e))
+        match write_whole(disk, dir, FILE, text.as_bytes()) {
+            // What is staged must leave to make room. The next open tries again.
+            Err(e) if is_full(&e) && before.is_none() && staged.blocks > 0 => {
+                log.push(Level::Warn, failed(dir, &e).to_string());
+                Ok(false)
+            }
+            written => written
+                .map(|()| before.is_some())
+                .map_err(|e| failed(dir, &e)),
+        }
     }
 }
 
@@ -108,13 +125,17 @@ fn failed(dir: &Path, e: &io::Error) -> Error {
 }
 
 /// Writes a file of `dir`: after a crash it is the one from before or the new one.
-fn write_whole(dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+fn write_whole(disk: &dyn Disk, dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
     let new = dir.join(format!("{name}.new"));
-    let mut file = File::create(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    std::fs::rename(new, dir.join(name))?;
-    File::open(dir)?.sync_all()
+    match disk.remove(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let file = disk.create(&new)?;
+    disk.write(&file, 0, &[text])?;
+    disk.sync(&file)?;
+    disk.rename(&new, &dir.join(name))?;
+    disk.sync_dir(dir)
 }
 
 /// Whether a repo has, or had, a journal, as far as its files tell.
@@ -234,7 +255,7 @@ fn remember(repo: &Path, mut known: Vec<PathBuf>, now: &Path, log: &Log) {
     }
     let in_one_line = !now.as_os_str().as_bytes().contains(&b'\n');
     let written = match in_one_line {
-        true => write_whole(repo, PLACES, &text),
+        true => write_whole(&RealDisk, repo, PLACES, &text),
         false => Err(io::Error::other(
             "a path with a line break has no place in it",
         )),

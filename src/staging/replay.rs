@@ -24,8 +24,9 @@ use crate::log::{Level, Log};
 pub(super) struct Replayed {
     pub(super) state: State,
     pub(super) position: Position,
-    /// Keys of the last write whose values may never have been written, and of which nothing else is known.
-    pub(super) unfinished: Vec<String>,
+    /// Keys whose newest entry in the files is not the newest value, and must not be taken for it once other writes
+    /// follow: values of the last write that may never have been written, and damaged copies of whole values.
+    pub(super) superseded: Vec<String>,
 }
 
 /// Reads the segments of a directory: what is staged, and where to go on.
@@ -128,7 +129,7 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
         );
     }
     let done = Done::new(done);
-    let unfinished = apply(&mut state, &mut position, all, &done, listed);
+    let (unfinished, copies) = apply(&mut state, &mut position, all, &done, listed);
     leave_out_done(&mut state, &done);
     report_damage(&state, dir, unreadable, log);
     if !unfinished.is_empty() {
@@ -141,27 +142,33 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
             ),
         );
     }
-    let unknown = |key: &String| {
-        !state.blocks.contains_key(key.as_str()) && !state.damaged.contains_key(key.as_str())
+    let damaged = |key: &String| state.damaged.contains_key(key.as_str());
+    let copied = |(key, seq): (String, u64)| {
+        let older = state.blocks.get(key.as_str())?.seq < seq;
+        older.then_some(key)
     };
+    let copies: Vec<String> = copies.into_iter().filter_map(copied).collect();
+    let unfinished = unfinished.into_iter().filter(|key| !damaged(key));
     Ok(Replayed {
-        unfinished: unfinished.into_iter().filter(unknown).collect(),
+        superseded: unfinished.chain(copies).collect(),
         state,
         position,
     })
 }
 
 /// Plays what the files hold, oldest first. Gives the keys of the last write whose values may never have
-/// been written. `listed`: damage that was known before.
+/// been written, and those of damaged copies of values that are whole, with their numbers. `listed`: damage that was
+/// known before.
 fn apply(
     state: &mut State,
     position: &mut Position,
     frames: Vec<(Arc<Segment>, u64, frame::Frame)>,
     done: &Done,
     listed: Damages,
-) -> Vec<String> {
+) -> (Vec<String>, Vec<(String, u64)>) {
     let read_at = (Instant::now(), SystemTime::now());
     let mut unfinished = Vec::new();
+    let mut copies = Vec::new();
     // Keys of the list of which the files say something newer.
     let mut newer = HashSet::new();
     let last = frames.len().saturating_sub(1);
@@ -216,7 +223,9 @@ fn apply(
                     let same = |old: &Arc<Block>| {
                         old.len == len && old.crc == crc && !done.contains(old.seq)
                     };
-                    if !state.blocks.get(&key).is_some_and(same) {
+                    if state.blocks.get(&key).is_some_and(same) {
+                        copies.push((key.to_string(), seq));
+                    } else {
                         let damage = Damage {
                             file: segment.file_name(),
                             at: start + offset,
@@ -247,7 +256,7 @@ fn apply(
         }
     }
     state.damage_changed = state.damaged != listed;
-    unfinished
+    (unfinished, copies)
 }
 
 /// The first few keys.

@@ -68,6 +68,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`ErrorKind::Disk`], retryable, after `patience`: what waits, since when, and why it does not leave.
+    /// [`ErrorKind::Closed`] when the datastore is closed meanwhile.
     pub(crate) async fn room(&self, bytes: u64, patience: Duration) -> Result<Room> {
         if let Some(room) = self.room_now(bytes) {
             return Ok(room);
@@ -91,7 +92,11 @@ impl Journal {
                 }
             }
         });
-        waited.await.map_err(|_| {
+        let waited = tokio::select! {
+            waited = waited => waited,
+            () = self.inner.closing.cancelled() => return Err(Error::closed("datastore")),
+        };
+        waited.map_err(|_| {
             Error::retryable(
                 ErrorKind::Disk,
                 format!(
@@ -102,6 +107,11 @@ impl Journal {
                 ),
             )
         })
+    }
+
+    /// Writes that wait for room fail from now on: nothing of them is stored, and room may be long in coming.
+    pub(crate) fn turn_away(&self) {
+        self.inner.closing.cancel();
     }
 
     fn admit(&self, state: &mut State, bytes: u64) -> Option<Room> {

@@ -134,6 +134,11 @@ impl Disk for FaultyDisk {
         RealDisk.sync_dir(dir)
     }
 
+    fn write_readme(&self, dir: &Path, text: &str) -> io::Result<()> {
+        self.pass(Call::Write)?;
+        RealDisk.write_readme(dir, text)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.pass(Call::Remove)?;
         RealDisk.remove(path)
@@ -518,6 +523,80 @@ fn a_value_with_a_missing_sector_in_the_last_write_was_never_acknowledged() {
             scene.put(one(&format!("/{start}"), 100)).await.unwrap();
             scene.journal.close().await;
         }
+    });
+}
+
+/// Neither a write of a crash nor a damaged copy takes an acknowledged value along: not at the first start after
+/// it, and not when other writes have followed and the file has its table of contents.
+#[test]
+fn what_is_not_whole_does_not_take_the_acknowledged_value_along() {
+    runtime().block_on(async {
+        // Another value, or the same one again; it is the last write, or another one follows.
+        for (older, follows) in [(100, false), (5000, false), (5000, true)] {
+            let scene = Scene::new();
+            scene.put(one("/a", older)).await.unwrap();
+            let mut last = one("/a", 5000);
+            last.extend(one("/b", 80));
+            scene.put(last).await.unwrap();
+            let block = scene.journal.find("/a").unwrap();
+            if follows {
+                scene.put(one("/c", 80)).await.unwrap();
+            }
+            let copy = tempfile::tempdir().unwrap();
+            let path = copy.path().join(block.segment.file_name());
+            let mut bytes = fs::read(block.segment.path()).unwrap();
+            let sector = (block.offset as usize).next_multiple_of(512) + 512;
+            bytes[sector..sector + 512].fill(0);
+            fs::write(&path, bytes).unwrap();
+            let disk = Arc::new(FaultyDisk::default());
+            for start in 0..3 {
+                let case = format!("{older} {follows}, start {start}");
+                let journal = open(&disk, copy.path()).unwrap();
+                assert_eq!(journal.damage("/a"), None, "{case}");
+                let found = journal.find("/a").unwrap();
+                let value = found.read();
+                assert!(value.is_ok_and(|v| v == one("/a", older)[0].1), "{case}");
+                assert!(found.unproven.load(Ordering::Relaxed), "{case}");
+                let scene = Scene {
+                    dir: tempfile::tempdir().unwrap(),
+                    disk: Arc::clone(&disk),
+                    journal,
+                    locks: KeyLocks::default(),
+                };
+                scene.put(one(&format!("/{start}"), 100)).await.unwrap();
+                scene.journal.close().await;
+            }
+        }
+    });
+}
+
+/// What lies in a journal must leave to make room, so a disk without any stops no start: neither for a README nor
+/// for the name of the table, both of which another version may not have written.
+#[test]
+fn a_full_disk_does_not_keep_a_journal_closed() {
+    runtime().block_on(async {
+        let scene = Scene::new();
+        scene.put(one("/a", 100)).await.unwrap();
+        scene.journal.close().await;
+        let owner = |identity: &str| Owner {
+            identity: identity.to_owned(),
+            name: "t".to_owned(),
+        };
+        let open = |identity| {
+            let disk = Arc::<FaultyDisk>::clone(&scene.disk);
+            let owner = owner(identity);
+            Journal::open_on(disk, scene.dir.path(), MAX, Some(&owner), Arc::default())
+        };
+        for failing in [Call::Write, Call::Create] {
+            scene.disk.fail(failing, 0, 100);
+            let journal = Arc::new(open("one").unwrap());
+            assert!(journal.find("/a").is_some());
+            journal.close().await;
+            scene.disk.recover();
+        }
+        let journal = Arc::new(open("one").unwrap());
+        journal.close().await;
+        assert_eq!(open("two").unwrap_err().kind(), ErrorKind::Config);
     });
 }
 

@@ -60,6 +60,14 @@ struct Append {
     puts: Option<(Room, Arc<KeyGuard>)>,
 }
 
+impl Append {
+    /// Whether it is synced before it is seen.
+    fn must_last(&self) -> bool {
+        let is_put = |write: &Write| matches!(write, Write::Put { .. });
+        self.puts.is_some() || self.writes.iter().any(is_put)
+    }
+}
+
 /// Where a journal goes on.
 #[derive(Debug)]
 pub(super) struct Position {
@@ -117,7 +125,8 @@ impl Writer {
         self.send(writes, None).await
     }
 
-    /// Appends notes on this thread; what is wrong with the disk, the next write will find.
+    /// Appends notes, and values that are staged already, on this thread; what is wrong with the disk, the next
+    /// write will find.
     pub(super) fn note_now(&self, writes: Vec<Write>) {
         let (reply, _) = oneshot::channel();
         let puts = None;
@@ -372,7 +381,7 @@ impl Appender {
     /// Syncs what was written and lets it be seen, in the order in which it was written.
     fn commit(&mut self, written: &mut Vec<Written>) {
         failpoint!("journal.appended");
-        let waiting = written.iter().any(|w| w.append.puts.is_some());
+        let waiting = written.iter().any(|w| w.append.must_last());
         let synced = match &mut self.current {
             Some(open) if waiting || open.notes.len() >= NOTES_UNSYNCED => sync(&self.inner, open),
             _ => Ok(()),
