@@ -167,7 +167,7 @@ impl WalrusDatastore {
     pub async fn close(&self) -> Result<()> {
         let shared = &self.shared;
         shared.calls.close();
-        if let Writes::Journal { journal, .. } = &shared.writes {
+        if let Some(journal) = shared.writes.journal() {
             // They would hold the end up for as long as Walrus takes nothing.
             journal.turn_away();
         }
