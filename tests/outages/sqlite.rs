@@ -9,7 +9,7 @@ use walrus_devnet::Devnet;
 use walrusds::{Config, ErrorKind, Op, WalrusDatastore};
 
 use crate::disk::SmallDisk;
-use crate::scene::{devnet, open, spec, Scene, INDEX_WRITES, NOTHING};
+use crate::scenario::{devnet, open, spec, Scenario, INDEX_WRITES, NOTHING};
 use testkit::mem::{key_of, noise};
 
 const GROUP: &str = "SQLite";
@@ -31,30 +31,30 @@ async fn disk_full() {
     };
     let net = devnet().await;
     let ds = open(&spec_in(&net), disk.path()).await;
-    let mut scene = Scene::start(GROUP, "disk full for 2 s", vec![ds]).await;
-    scene.strike(|| disk.fill()).await;
-    scene.hold(ms(2000)).await;
-    scene.until_a_call_fails(|| disk.fill()).await;
-    scene.heal(|| disk.free(), INDEX_WRITES).await;
+    let mut scenario = Scenario::start(GROUP, "disk full for 2 s", vec![ds]).await;
+    scenario.strike(|| disk.fill()).await;
+    scenario.hold(ms(2000)).await;
+    scenario.until_a_call_fails(|| disk.fill()).await;
+    scenario.heal(|| disk.free(), INDEX_WRITES).await;
 }
 
 /// Another process writes to the file and takes its time.
-async fn locked(case: &'static str, time: Duration, allowed: crate::scene::Allowed) {
+async fn locked(case: &'static str, time: Duration, allowed: crate::scenario::Allowed) {
     let net = devnet().await;
     let repo = tempfile::tempdir().expect("repo");
     let ds = open(&spec_in(&net), repo.path()).await;
-    let mut scene = Scene::start(GROUP, case, vec![ds]).await;
+    let mut scenario = Scenario::start(GROUP, case, vec![ds]).await;
     let other = rusqlite::Connection::open(repo.path().join("index.sqlite")).expect("the file");
     let other = parking_lot::Mutex::new(other);
     let sql = |sql: &str| other.lock().execute_batch(sql).expect("locking");
-    scene
+    scenario
         .strike(|| {
             sql("PRAGMA busy_timeout = 30000");
             sql("BEGIN IMMEDIATE");
         })
         .await;
-    scene.hold(time).await;
-    scene.heal(|| sql("ROLLBACK"), allowed).await;
+    scenario.hold(time).await;
+    scenario.heal(|| sql("ROLLBACK"), allowed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -16,7 +16,7 @@ use walrus_devnet::{BlobId, BlockingDevnet, Devnet, Options};
 use walrusds::{Config, WalrusDatastore};
 
 use crate::backend::Backend;
-use crate::vandal::Vandal;
+use crate::corruptor::Corruptor;
 use crate::workload::{Client, Journal, Manner, Tally};
 use crate::Settings;
 use testkit::mem::key_of;
@@ -129,7 +129,7 @@ impl Crashes {
 }
 
 /// An index, a network and a journal that outlive the workers.
-struct Scene<'a> {
+struct Scenario<'a> {
     settings: &'a Settings,
     backend: Backend,
     /// Whether writes go through a write journal.
@@ -145,7 +145,7 @@ struct Ended {
     err: String,
 }
 
-impl<'a> Scene<'a> {
+impl<'a> Scenario<'a> {
     fn new(settings: &'a Settings, backend: Backend, journalled: bool) -> Self {
         let net = Devnet::start_blocking(Options {
             cheap_ids: true,
@@ -153,7 +153,7 @@ impl<'a> Scene<'a> {
             publisher_concurrency: 0,
             ..Options::default()
         });
-        Scene {
+        Scenario {
             settings,
             backend,
             journalled,
@@ -167,9 +167,9 @@ impl<'a> Scene<'a> {
         self.dir.path().join("journal")
     }
 
-    fn vandal(&self) -> Vandal {
+    fn corruptor(&self) -> Corruptor {
         let seed = self.settings.seed + self.result.deaths;
-        Vandal::start(self.dir.path().join(READ_CACHE), seed)
+        Corruptor::start(self.dir.path().join(READ_CACHE), seed)
     }
 
     /// Starts a worker. With renewal, its blobs are due from the beginning on.
@@ -217,7 +217,7 @@ impl<'a> Scene<'a> {
 
     fn wait(&mut self, mut child: Child) -> Ended {
         let until = Instant::now() + PATIENCE;
-        let vandal = self.vandal();
+        let corruptor = self.corruptor();
         let status = loop {
             match child.try_wait().expect("waiting for a worker") {
                 Some(status) => break status,
@@ -228,7 +228,7 @@ impl<'a> Scene<'a> {
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        self.result.damages += vandal.stop();
+        self.result.damages += corruptor.stop();
         let mut ended = Ended {
             signal: status.signal(),
             out: String::new(),
@@ -292,7 +292,7 @@ impl<'a> Scene<'a> {
         let before = lines(&self.journal());
         let mut child = self.spawn(u64::MAX, Duration::ZERO, false, None);
         let until = Instant::now() + PATIENCE;
-        let vandal = self.vandal();
+        let corruptor = self.corruptor();
         while lines(&self.journal()) < before + more {
             if Instant::now() > until || !matches!(child.try_wait(), Ok(None)) {
                 break;
@@ -300,7 +300,7 @@ impl<'a> Scene<'a> {
             std::thread::sleep(Duration::from_millis(1));
         }
         let _ = child.kill();
-        self.result.damages += vandal.stop();
+        self.result.damages += corruptor.stop();
         let ended = self.wait(child);
         if ended.signal != Some(9) {
             self.complain("a worker was not there to be killed", &ended);
@@ -374,11 +374,11 @@ pub fn at_every_point(
 ) -> Crashes {
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut all = Crashes::default();
-    let mut scene = Scene::new(settings, fresh(), journalled);
+    let mut scenario = Scenario::new(settings, fresh(), journalled);
     let mine = |point: &&&str| match point.split('.').next() {
         Some("journal" | "flush") => journalled,
         Some("close" | "delete") => true,
-        Some(other @ ("sqlite" | "postgres")) => !journalled && other == scene.backend.name(),
+        Some(other @ ("sqlite" | "postgres")) => !journalled && other == scenario.backend.name(),
         _ => !journalled,
     };
     let points: Vec<&str> = FAILPOINTS.iter().filter(mine).copied().collect();
@@ -389,7 +389,7 @@ pub fn at_every_point(
                 .iter()
                 .any(|rare| point.starts_with(rare));
             if point.contains(".schema.") {
-                let mut young = Scene::new(settings, fresh(), journalled);
+                let mut young = Scenario::new(settings, fresh(), journalled);
                 let statement = point.ends_with(".statement");
                 young.die_at(
                     point,
@@ -406,11 +406,11 @@ pub fn at_every_point(
                 } else {
                     1 + rng.random_range(0..=round.min(2)) * 2
                 };
-                scene.die_at(point, n);
+                scenario.die_at(point, n);
             }
         }
     }
-    all.add(scene.finish());
+    all.add(scenario.finish());
     all
 }
 
@@ -422,9 +422,9 @@ pub fn at_any_moment(
     rounds: u64,
 ) -> Crashes {
     let mut rng = StdRng::seed_from_u64(settings.seed);
-    let mut scene = Scene::new(settings, backend, journalled);
+    let mut scenario = Scenario::new(settings, backend, journalled);
     for _ in 0..rounds {
-        scene.kill(rng.random_range(1..400));
+        scenario.kill(rng.random_range(1..400));
     }
-    scene.finish()
+    scenario.finish()
 }

@@ -1,10 +1,10 @@
 //! Breaks walrusds on purpose and counts what was lost. See scripts/chaos.sh.
 
 mod backend;
+mod corruptor;
 mod crash;
 mod memory;
 mod real;
-mod vandal;
 mod workload;
 
 use std::collections::BTreeMap;

@@ -9,8 +9,8 @@ use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Loss, Op, Options
 use walrusds::{Config, WalrusDatastore};
 
 use crate::backend::Backend;
+use crate::corruptor::Corruptor;
 use crate::crash::READ_CACHE;
-use crate::vandal::Vandal;
 use crate::workload::{Client, Manner, Tally};
 use crate::{Counts, Settings};
 
@@ -124,7 +124,7 @@ pub async fn run(
         .map(|id| Client::new(id, settings.seed, manner.length))
         .collect();
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    let vandal = Vandal::start(repo.path().join(READ_CACHE), settings.seed);
+    let corruptor = Corruptor::start(repo.path().join(READ_CACHE), settings.seed);
     for life in 1..=LIVES {
         let open = || WalrusDatastore::open(config.clone(), repo.path());
         let ds = open().await.expect("opening");
@@ -155,6 +155,6 @@ pub async fn run(
         crate::together(verifying).await;
         ds.close().await.expect("closing");
     }
-    counts.insert("damages to the cache".to_owned(), vandal.stop());
+    counts.insert("damages to the cache".to_owned(), corruptor.stop());
     counts
 }

@@ -17,14 +17,14 @@ use rand::{RngExt as _, SeedableRng as _};
 /// Between two deeds: the cache is filled again meanwhile.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// At work until it is [stopped](Vandal::stop).
-pub struct Vandal {
+/// At work until it is [stopped](Corruptor::stop).
+pub struct Corruptor {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
-impl Vandal {
-    pub fn start(cache: PathBuf, seed: u64) -> Vandal {
+impl Corruptor {
+    pub fn start(cache: PathBuf, seed: u64) -> Corruptor {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -37,13 +37,13 @@ impl Vandal {
             }
             deeds
         });
-        Vandal { stop, thread }
+        Corruptor { stop, thread }
     }
 
     /// How much was damaged.
     pub fn stop(self) -> u64 {
         self.stop.store(true, Relaxed);
-        self.thread.join().expect("vandal")
+        self.thread.join().expect("corruptor")
     }
 }
 

@@ -439,7 +439,7 @@ impl Allowed {
 }
 
 /// A running case.
-pub struct Scene {
+pub struct Scenario {
     group: &'static str,
     case: &'static str,
     nodes: Vec<Arc<WalrusDatastore>>,
@@ -451,7 +451,7 @@ pub struct Scene {
     hurry: Arc<AtomicBool>,
 }
 
-impl Scene {
+impl Scenario {
     /// Stores a few blocks through the first node and puts the load on all.
     pub async fn start(
         group: &'static str,
@@ -464,7 +464,7 @@ impl Scene {
         for _ in 0..8 {
             assert!(first.batch().await, "{case}: the first batches must work");
         }
-        let mut scene = Scene {
+        let mut scenario = Scenario {
             group,
             case,
             nodes,
@@ -485,10 +485,10 @@ impl Scene {
             &[Call::List],
         ];
         for (n, calls) in tasks.into_iter().enumerate() {
-            let node = Arc::clone(&scene.nodes[n % scene.nodes.len()]);
-            let mut caller = Caller::new(&node, &scene.books);
-            let stop = Arc::clone(&scene.stop);
-            scene.load.spawn(async move {
+            let node = Arc::clone(&scenario.nodes[n % scenario.nodes.len()]);
+            let mut caller = Caller::new(&node, &scenario.books);
+            let stop = Arc::clone(&scenario.stop);
+            scenario.load.spawn(async move {
                 for call in calls.iter().cycle() {
                     if stop.load(Relaxed) {
                         return;
@@ -498,12 +498,12 @@ impl Scene {
                 }
             });
         }
-        for node in scene.nodes.clone() {
-            scene.spawn_hurried(node);
+        for node in scenario.nodes.clone() {
+            scenario.spawn_hurried(node);
         }
         // Every connection and prepared statement is in use before anything breaks.
-        scene.books.load_goes_on(3).await;
-        scene
+        scenario.books.load_goes_on(3).await;
+        scenario
     }
 
     /// Calls whose callers give up after [`DEADLINE`]; how late they get away is noted.
@@ -566,14 +566,14 @@ impl Scene {
         self.hurry.store(true, Relaxed);
     }
 
-    /// As [`Scene::strike`], without putting deadlines to the test.
+    /// As [`Scenario::strike`], without putting deadlines to the test.
     pub async fn strike_unhurried(&mut self, cause: impl FnOnce() + Send) {
         self.strike(cause).await;
         self.hurry.store(false, Relaxed);
     }
 
     /// The outage lasts for so long. What a case must see in it, it waits for
-    /// ([`Scene::until`], [`Scene::until_a_call_fails`]).
+    /// ([`Scenario::until`], [`Scenario::until_a_call_fails`]).
     pub async fn hold(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
