@@ -1,4 +1,4 @@
-//! The datastore on an index and a store in memory: what a caller may rely on.
+//! The datastore on an index and a store in memory: the guarantees that a caller may rely on.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;

@@ -340,7 +340,7 @@ async fn a_full_disk_stops_the_growth_and_nothing_else() {
     assert!(said[0].contains("No space left"), "{said:?}");
     assert!(metric(&store, "disk_cache_dropped") > 0);
 
-    // What is there is read on a full disk, too; with space it grows again.
+    // Cached blocks are read on a full disk, too; once there is space, the cache grows again.
     let store = node.open_at(&cache);
     let hits = metric(&store, "disk_cache_hits");
     read_all(&store, before).await;

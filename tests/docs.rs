@@ -56,7 +56,7 @@ fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect::<Vec<_>>().join("`")
 }
 
-/// What is between backquotes, and the lines of fenced code.
+/// The text between backquotes, and the lines of fenced code.
 fn code(text: &str) -> Vec<&str> {
     let mut fenced = false;
     let mut found = Vec::new();

@@ -59,7 +59,7 @@ impl Node {
         store.close().await.unwrap();
     }
 
-    /// What a kill leaves behind: the files as they are now, in a journal of their own.
+    /// The state that a kill leaves: the files as they are now, in a journal of their own.
     fn crashed_copy(&self) -> Node {
         let copy = Node {
             parts: self.parts.clone(),
@@ -563,11 +563,11 @@ async fn a_full_journal_holds_writers_up_and_loses_nothing() {
     .await;
     assert!(!writing.is_finished());
     assert!(metric(&store, "journal_disk_bytes") <= 100_000);
-    // Whoever gives up while waiting leaves nothing behind.
+    // A caller that gives up while it waits leaves nothing behind.
     let impatient = store.put("/impatient", noise(99, 50_000));
     let gave_up = tokio::time::timeout(Duration::from_millis(50), impatient).await;
     assert!(gave_up.is_err());
-    // What needs no room does not wait for any: deletions, and blocks that are there.
+    // Calls that need no room do not wait for any: deletions, and puts of blocks that are there.
     store.delete("/unknown").await.unwrap();
     let first = &blocks[0];
     store.put(&key_of(first), first.clone()).await.unwrap();

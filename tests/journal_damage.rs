@@ -55,7 +55,7 @@ impl Node {
         panic!("not in the journal");
     }
 
-    /// What a kill leaves behind: the files as they are now.
+    /// The state that a kill leaves: the files as they are now.
     fn crashed(&self) -> Node {
         let copy = Node {
             parts: self.parts.clone(),

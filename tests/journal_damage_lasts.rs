@@ -1,5 +1,5 @@
-//! Damaged blocks of the write journal across restarts: what is known of them stays known until they are
-//! put again or deleted, and neither a restart nor a second damage changes that.
+//! Damaged blocks of the write journal across restarts: the engine's record of them lasts until
+//! they are put again or deleted, and neither a restart nor a second damage changes that.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -65,7 +65,7 @@ impl Node {
         (name.to_owned(), at)
     }
 
-    /// What a kill leaves behind: the files as they are now.
+    /// The state that a kill leaves: the files as they are now.
     fn crashed(&self) -> Node {
         loop {
             let copy = Node {
@@ -266,7 +266,7 @@ async fn a_block_that_can_be_read_again_after_a_restart_is_staged_again() {
     }
 }
 
-/// What is on Walrus needs no copy here: damage to that copy is no alarm.
+/// A block on Walrus needs no copy here: damage to that copy is no alarm.
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_to_a_copy_that_is_not_needed_any_more_is_no_alarm() {
     let node = Node::new();

@@ -45,7 +45,7 @@ async fn fill(ds: &WalrusDatastore, blocks: u64, len: usize) -> Vec<String> {
 /// One test, as all of the process is counted.
 #[tokio::test]
 async fn memory_for_blocks_is_what_is_counted() {
-    // What is handed out of a window does not hold the window.
+    // Parts handed out of a window do not hold the window.
     let parts = Parts::default();
     let ds = Arc::new(parts.open(r#""blobCacheBytes":67108864,"#));
     let keys = fill(&ds, 8192, 4096).await;

@@ -118,7 +118,7 @@ impl Parts {
     }
 }
 
-/// `None` for a panic that reached the caller, whom the C ABI's barrier shields.
+/// `None` for a panic that reached the caller, which the C ABI's barrier shields.
 async fn outcome<T: Send + 'static>(
     call: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Option<Result<T>> {
@@ -218,7 +218,7 @@ async fn a_call_that_meets_a_panic_fails_alone() {
     assert!(close.await.is_some_and(|r| r.is_ok()));
 }
 
-/// Writers that share a pack with the panic get an error; nobody's keys stay locked.
+/// Writers that share a pack with the panic get an error; no keys stay locked.
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_of_a_pack_that_panics_can_write_again() {
     let parts = Parts::new();

@@ -1,4 +1,5 @@
-//! How blocks are read: which parts of blobs are asked for, for whom, and how often.
+//! How blocks are read: the parts of blobs that the reader requests, for which callers, and how
+//! often.
 
 use std::future::Future;
 use std::sync::atomic::Ordering::SeqCst;
@@ -59,7 +60,7 @@ impl File {
         })
     }
 
-    /// What was asked of the store: offset and length.
+    /// The reads requested from the store: offset and length.
     fn reads(&self) -> Vec<(u64, u64)> {
         let reads = self.parts.store.reads.lock();
         reads
@@ -377,7 +378,7 @@ async fn the_time_that_an_aggregator_takes_is_hidden() {
     assert!(reads < 160, "{reads} requests");
 }
 
-/// A future that is dropped before it is done: what a deadline in C does.
+/// A future that is dropped before it is done, as by a deadline in C.
 async fn briefly<T>(call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(5), call)
         .await

@@ -40,7 +40,7 @@ fn open(
     WalrusDatastore::with_parts(&config, index, store, clock).unwrap()
 }
 
-/// What aggregators do wrong.
+/// The faults of aggregators.
 #[derive(Default)]
 struct Odd {
     inner: Option<EpochStore>,
@@ -702,8 +702,8 @@ fn renewals(ds: &WalrusDatastore) -> u64 {
     renewals.unwrap().1
 }
 
-/// The index fails once while a blob travels, and the lease lasts for minutes yet: what is being paid for is not
-/// given up.
+/// The index fails once while a blob travels, and the lease lasts for minutes yet: the upload in
+/// progress is not given up.
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_cannot_be_prolonged_at_once_is_held_all_the_same() {
     let parts = Parts::default();

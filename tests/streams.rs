@@ -1,4 +1,4 @@
-//! What is fetched for readers at random, who want a few blocks here and there.
+//! The bytes that are fetched for readers at random, which read a few blocks here and there.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::Arc;
@@ -184,7 +184,7 @@ impl Blobs {
         (self.random >> 33) % below
     }
 
-    /// What is fetched for so many files at random, as a multiple of what they hold.
+    /// The bytes fetched for so many files at random, as a multiple of the bytes that they hold.
     async fn at_random(&mut self, files: u64, blocks: u64) -> f64 {
         self.all_landed().await;
         let before = self.store.bytes.load(SeqCst);
@@ -198,7 +198,7 @@ impl Blobs {
         fetched as f64 / (files * blocks * self.block) as f64
     }
 
-    /// What is fetched ahead counts once it is asked for; the store answers at once, on this thread.
+    /// A part fetched ahead counts once it is read; the store answers at once, on this thread.
     async fn all_landed(&self) {
         for _ in 0..1000 {
             tokio::task::yield_now().await;

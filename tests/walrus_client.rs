@@ -59,7 +59,7 @@ fn blob(len: usize) -> Vec<u8> {
     blob
 }
 
-/// A port on which nobody listens.
+/// A port without a listener.
 async fn closed_port() -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap().port()
@@ -827,7 +827,7 @@ mod secrets {
         }
     }
 
-    /// Every header echoed: what a debugging proxy does.
+    /// Echoes every header, as a debugging proxy does.
     fn echo(seen: &Seen, status: &str) -> Vec<u8> {
         answer(status, &[], format!("bad request: {:?}", seen.headers))
     }
@@ -1635,7 +1635,7 @@ mod slow {
         let client = client(ClientConfig {
             request_timeout: ms(4000),
             max_retries: 0,
-            // Nobody's bad record lasts.
+            // Bad records do not last.
             cool_down: ms(1),
             ..reader(&[&slow, &other])
         });

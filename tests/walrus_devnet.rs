@@ -156,7 +156,7 @@ async fn a_publisher_with_a_lower_limit_gets_smaller_packs() {
         assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(value));
     }
     let refused = net.stats().by_status.get(&413).copied().unwrap_or(0);
-    // What was learnt is used: the next commit starts below the limit.
+    // The client uses the learnt limit: the next commit starts below it.
     let more: Vec<_> = (100..164)
         .map(|seed| (key_of(&noise(seed, 100_000)), noise(seed, 100_000)))
         .collect();

@@ -1,4 +1,4 @@
-/* What the tests of the C ABI share: checks, and shorthands for the calls. */
+/* Shared by the tests of the C ABI: checks, and shorthands for the calls. */
 #ifndef HARNESS_H
 #define HARNESS_H
 
@@ -72,7 +72,7 @@ uint8_t *pattern(size_t len, unsigned seed);
 /* Text as printf makes it, in a ring of static buffers of the calling thread. */
 const char *text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* A value that no Walrus has seen, as text(): what is stored already is acknowledged at once. */
+/* A value that no Walrus has seen, as text(): a put of a stored value is acknowledged at once. */
 const char *new_value(void);
 
 /* A directory of its own below work_dir, as text(). */

@@ -225,7 +225,7 @@ static void in_the_work(void) {
     still_works(handle);
     OK(walrusds_delete(handle, c, S("/k"), &err));
   }
-  /* The handle is invalid after a close, whatever the code. */
+  /* The handle is invalid after a close, for every code. */
   PANICS(IN_WORK, walrusds_close(handle, &err));
   CALL(WALRUSDS_CLOSED, NULL, walrusds_close(handle, &err));
 }

@@ -101,7 +101,7 @@ static void from_memory(void) {
   FAILS_ZEROED(BAD, "known is NULL", found,
                walrusds_peek_size(handle, S("/k"), &size, &found, NULL, &err));
 
-  /* What is in memory, and what can never be there, comes at once. */
+  /* An answer from memory, and one for a key that can never be there, comes at once. */
   walrusds_queue queue = queue_new();
   walrusds_buf out;
   bool done;
@@ -298,7 +298,7 @@ static void closing_with_calls_in_flight(void) {
   CHECK(all == ((uint64_t)1 << COUNT) - 1);
 }
 
-/* Closing the queue: what was not fetched is freed, and so is what comes later. */
+/* Closing the queue frees completions that were not fetched and those that come later. */
 static void closing_the_queue(void) {
   walrusds_handle handle = open_slow(", \"blobCacheBytes\": -1");
   OK(walrusds_put(handle, NULL, S("/k"), S("value"), &err));

@@ -101,7 +101,7 @@ func TestCrowdInGet(t *testing.T) {
 	})
 }
 
-// owner is one goroutine with keys that nobody else writes, and what it knows of them.
+// owner is one goroutine with keys that it alone writes, and the values it expects of them.
 type owner struct {
 	id    int
 	d     *walrusds.Datastore
@@ -206,7 +206,7 @@ func (o *owner) step(t *testing.T, n int) bool {
 	return !errors.Is(err, walrusds.ErrClosed)
 }
 
-// check compares what was read with what is known; an error of its own is somebody else's matter.
+// check compares a read value with the expected one; it ignores an error, which the caller handles.
 func (o *owner) check(t *testing.T, k string, v []byte, err error) {
 	if err != nil && err != ds.ErrNotFound {
 		return
@@ -242,7 +242,7 @@ func TestCloseRacesWithEverything(t *testing.T) {
 		for round := 0; round < rounds; round++ {
 			d, err := walrusds.Open(s, dir)
 			must(t, err)
-			for _, o := range owners { // what the last round left
+			for _, o := range owners { // the state that the last round left
 				for k := range o.known {
 					v, err := d.Get(ctx, ds.RawKey(k))
 					if err != nil && err != ds.ErrNotFound {

@@ -139,8 +139,8 @@ func checkNaive(t *testing.T, d *walrusds.Datastore, q dsq.Query, stored []dsq.E
 	}
 }
 
-// What the index does for a query: with a filter and an order by key it is asked for as many rows as
-// are wanted, not for the whole table.
+// TestPushdownReadsOnlyWhatIsWanted checks the index's work for a query: with a filter and an order
+// by key, the engine asks it for as many rows as the query wants, not for the whole table.
 func TestPushdownReadsOnlyWhatIsWanted(t *testing.T) {
 	const n = 20_000
 	config, dir := spec(postgres, named(t, postgres)), t.TempDir()
@@ -271,8 +271,8 @@ func TestManyKeys(t *testing.T) {
 	})
 }
 
-// While a listing runs, other goroutines write and delete: what nobody touches is listed exactly once,
-// in order; what appears has its right value; nothing fails.
+// While a listing runs, other goroutines write and delete: an untouched key is listed exactly once,
+// in order; a new key that appears has its right value; no call fails.
 func TestListingWhileWritingAndDeleting(t *testing.T) {
 	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		ctx, stop := context.WithCancel(context.Background())
@@ -389,7 +389,7 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 				r.NextSync()
 				cancel()
 				r.NextSync()
-			case 4: // closed while somebody waits for the next one
+			case 4: // closed while a caller waits for the next entry
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
@@ -401,7 +401,7 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 			must(t, r.Close())
 			must(t, r.Close())
 		}
-		for i := 0; i < 35; i++ { // once each: what is kept for the next call is there
+		for i := 0; i < 35; i++ { // once each: the part kept for the next call is there
 			round(i)
 		}
 		before := count(t)

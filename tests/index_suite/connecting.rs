@@ -232,7 +232,7 @@ async fn certificates_of_version_1_are_verified_as_libpq_verifies_them() {
     }
 }
 
-/// A server's certificate that is trusted by itself makes nobody else trusted.
+/// Trust in one server's certificate does not extend to other servers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_s_certificate_issues_no_others() {
     let dir = tempfile::tempdir().unwrap();

@@ -145,7 +145,7 @@ async fn measure_postgres() {
         .unwrap();
     opened.put_many(&rows(0..20_000)).await.unwrap();
     pg.execute(&db, "VACUUM ANALYZE t");
-    // The same lookup with a named statement, for comparison: what unnamed ones cost.
+    // The same lookup with a named statement, to compare the cost of unnamed ones.
     let mut config = tokio_postgres::Config::new();
     config
         .host_path(pg.socket_dir())

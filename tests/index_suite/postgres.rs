@@ -1,4 +1,4 @@
-//! What only the shared index has.
+//! The tests of the shared index alone.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -210,8 +210,8 @@ async fn a_second_open_is_fast_and_frugal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statements_leave_nothing_behind_in_the_session() {
-    // What a transaction pooler would break: named statements, SET outside a transaction, LISTEN,
-    // temporary tables, session advisory locks.
+    // The features that a transaction pooler would break: named statements, SET outside a
+    // transaction, LISTEN, temporary tables, session advisory locks.
     let pg = Postgres::start_with(&[
         "log_statement='all'",
         "log_min_messages=warning",
@@ -993,7 +993,7 @@ async fn the_search_for_blobs_to_renew_may_take_longer() {
     drop(lock);
     assert_eq!(due.await.unwrap().unwrap().len(), 1);
     assert_eq!(by_epoch.await.unwrap().unwrap().len(), 1);
-    // Who gives up ends it on the server all the same.
+    // A caller that gives up ends the statement on the server all the same.
     let lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
     let due = index.clone();
     let due = tokio::spawn(async move { due.due_for_renewal(time(9), None, 5).await });
@@ -1201,7 +1201,7 @@ async fn forward(
 }
 
 // ---------------------------------------------------------------------------------------------
-// What was given up
+// Abandoned writes
 
 /// The server's processes whose latest statement of the index was like `query`.
 fn backends(pg: &Postgres, db: &str, query: &str) -> Vec<u32> {
@@ -1338,7 +1338,7 @@ async fn carries_out_nothing_late(pg: &Postgres, db: &str) {
 }
 
 /// The server has begun a put in time and is held up at its commit (here by a standby that does not
-/// exist): nobody sees the row, which comes all the same.
+/// exist): the row is not visible, and appears later all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delete_waits_for_a_put_that_was_given_up() {
     let pg = Postgres::start();
@@ -1387,7 +1387,7 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
             }
         );
         assert_eq!(index.get(KEY).await.unwrap(), None);
-        // No doubt is left: what is not there counts as nothing again.
+        // No doubt is left: an absent row counts as nothing again.
         assert_eq!(index.delete(KEY).await.unwrap(), Usage::default());
         index.close().await.unwrap();
         pg.execute(
@@ -1692,8 +1692,9 @@ async fn pages_are_index_scans() {
     }
 }
 
-/// Lookups, deletes, renewals and neighbours of a block find their rows through an index, whoever made
-/// the table, also where it lies in partitions: no statement may read it from end to end.
+/// Lookups, deletes, renewals and neighbours of a block find their rows through an index, for every
+/// kind of table (made by walrusds or the Go plugin, or in partitions): no statement may read it
+/// from end to end.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_statement_reads_the_whole_table() {
     let pg = Postgres::shared();

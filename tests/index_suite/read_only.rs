@@ -166,7 +166,7 @@ async fn reader_process() {
     index.close().await.unwrap();
 }
 
-/// What a node does with the file.
+/// The result of opening and using the file as a node does.
 async fn datastore(path: &Path) -> String {
     let open = async |journal: &str| {
         let path = path.to_str().unwrap();

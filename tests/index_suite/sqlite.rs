@@ -1,4 +1,4 @@
-//! What only the embedded index has.
+//! The tests of the embedded index alone.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

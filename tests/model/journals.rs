@@ -8,8 +8,8 @@ use walrusds::config::{Config, JournalConfig};
 
 use testkit::model::NODES;
 
-/// Where a node's write journal is: a new copy after each crash, which is all that is left of a killed
-/// process. What the dead one still has open is not touched by it any more.
+/// The place of a node's write journal: a new copy after each crash, which is all that is left of a
+/// killed process. Files that the dead process still has open do not affect the copy.
 pub struct Journals {
     dir: tempfile::TempDir,
     crashes: Mutex<[u32; NODES]>,

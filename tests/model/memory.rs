@@ -134,7 +134,7 @@ fn writers(steps: &[Step]) -> usize {
     nodes.len()
 }
 
-/// Plays steps in memory. Nothing here takes real time; what hangs shows as a day gone by.
+/// Plays steps in memory. Nothing here takes real time; a hang shows as a day gone by.
 pub fn play_in_memory(steps: &[Step], seed: u64, rates: Vec<(Fault, f64)>) -> Result<(), String> {
     play_with(steps, seed, rates, None)
 }

@@ -72,7 +72,7 @@ async fn reads_damaged() {
     network("a flipped bit in every read", rules, CORRUPT).await;
 }
 
-/// Writers wait for room: no error, and who has a deadline gets away in time.
+/// Writers wait for room: no error, and a writer with a deadline returns in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn journal_full() {
     let net = devnet().await;

@@ -272,8 +272,8 @@ async fn frozen() {
     scenario.heal(|| pg.signal_all("-CONT"), NOTHING).await;
 }
 
-/// Longer than a statement may take: callers are told, and what they gave up must not land after
-/// what they did next.
+/// The outage is longer than a statement may take: callers get an error, and a write that they gave
+/// up must not land after their next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "takes a minute: make outages"]
 async fn frozen_for_long() {

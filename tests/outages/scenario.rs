@@ -68,14 +68,14 @@ struct Done {
     failed: Option<Error>,
 }
 
-/// What a key may hold: one possibility once a write was acknowledged, more after one that failed.
+/// The values that a key may hold: one after an acknowledged write, more after a failed one.
 type Candidates = Vec<Option<Bytes>>;
 
 /// The books.
 #[derive(Default)]
 struct Books {
     keys: Mutex<HashMap<String, Candidates>>,
-    /// Acknowledged blocks that nobody touches again, for readers.
+    /// Acknowledged blocks that no caller changes again, for readers.
     stable: Mutex<Vec<(String, Bytes)>>,
     done: Mutex<Vec<Done>>,
     /// Values and absences that contradict the books.
@@ -306,7 +306,7 @@ impl Caller {
         got.is_some()
     }
 
-    /// Everything, keys only: whatever was stable before must be in it.
+    /// Lists all keys; every block that was stable before must be in the listing.
     async fn list(&mut self) -> bool {
         let before = self.books.stable.lock().len();
         let listing = list_keys(&self.ds);
@@ -394,7 +394,7 @@ pub struct Allowed {
     readers: &'static [(ErrorKind, bool)],
 }
 
-/// Errors of the index that may be retried, for everybody.
+/// Errors of the index that may be retried, for all callers.
 pub const INDEX_RETRYABLE: Allowed = Allowed::both(&[(ErrorKind::Index, true)]);
 /// Errors of the index that may be retried, for writers alone.
 pub const INDEX_WRITES: Allowed = Allowed::writers(&[(ErrorKind::Index, true)]);
@@ -404,7 +404,7 @@ pub const PUBLISHER: Allowed = Allowed::writers(&[(ErrorKind::Walrus, true)]);
 pub const AGGREGATOR: Allowed = Allowed::readers(&[(ErrorKind::Walrus, true)]);
 /// Errors of publisher and aggregator that may be retried.
 pub const WALRUS: Allowed = Allowed::both(&[(ErrorKind::Walrus, true)]);
-/// Nobody notices.
+/// No caller sees an error.
 pub const NOTHING: Allowed = Allowed::both(&[]);
 
 impl Allowed {
@@ -572,8 +572,8 @@ impl Scenario {
         self.hurry.store(false, Relaxed);
     }
 
-    /// The outage lasts for so long. What a case must see in it, it waits for
-    /// ([`Scenario::until`], [`Scenario::until_a_call_fails`]).
+    /// The outage lasts for the given time. A case that must see an effect in it waits for the
+    /// effect ([`Scenario::until`], [`Scenario::until_a_call_fails`]).
     pub async fn hold(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
@@ -781,7 +781,7 @@ struct Row {
     overrun: Duration,
 }
 
-/// What a group of callers saw in the outage, in a few words.
+/// A short summary of the results that a group of callers saw in the outage.
 fn saw<'a>(done: impl Iterator<Item = &'a &'a Done>) -> String {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let (mut all, mut slowest) = (0usize, Duration::ZERO);

@@ -117,7 +117,8 @@ async fn read_only() {
     ds.close().await.expect("closing");
 }
 
-/// Wherever the file is damaged: what comes out is right or an error that says so.
+/// For damage anywhere in the file, a read returns the right value or an error that names the
+/// damage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn damaged() {
     let net = devnet().await;

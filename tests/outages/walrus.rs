@@ -31,7 +31,7 @@ pub async fn start_on(
     let repo = tempfile::tempdir().expect("repo");
     let mut spec = spec(net);
     spec["indexPath"] = "index.sqlite".into();
-    // The shortest that can be set: what hangs is given up after a second.
+    // The shortest timeout that can be set: a request that hangs is given up after a second.
     spec["requestTimeoutSeconds"] = 1.into();
     change(&mut spec);
     let ds = open(&spec, repo.path()).await;
@@ -170,7 +170,7 @@ first_of_three! {
         [FaultAction::Drip { bytes: 10, every_ms: 100 }];
 }
 
-/// Nobody listens: the publisher and aggregator's process is gone, and comes back.
+/// Connections are refused: the publisher and aggregator's process is gone, and comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn refused() {
     let net = devnet().await;
@@ -277,7 +277,7 @@ async fn epochs_change() {
     paid_once(&net);
 }
 
-/// Tokens: what a publisher demands, from a command that may fail or repeat itself.
+/// The tokens that a publisher demands, from a command that may fail or repeat itself.
 struct Minter {
     dir: tempfile::TempDir,
 }

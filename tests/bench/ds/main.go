@@ -103,7 +103,7 @@ func bench(o options, index string) error {
 	}
 	b := &run{options: o, index: index, d: d, ctx: context.Background()}
 	err = b.everything(func() error {
-		// What is indexed is measured, not what is in the journal: closing empties it.
+		// Close empties the journal, so the measurement covers the indexed blocks only.
 		if err := b.d.Close(); err != nil {
 			return err
 		}

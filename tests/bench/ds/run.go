@@ -37,8 +37,8 @@ const (
 
 var encoding = base32.StdEncoding.WithPadding(base32.NoPadding)
 
-// key is one of a family of keys that look like those of blocks, and are as long. They name a hash
-// function that nobody checks, so that any value goes with them.
+// key is a key of a family whose members look like block keys and have their length. The keys name
+// a hash function that the datastore does not verify, so any value fits any key.
 func key(family byte, n uint64) ds.Key {
 	raw := [34]byte{0x55, 0x20, family}
 	for i := 3; i < 27; i += 8 { // spread like a hash

@@ -6,7 +6,7 @@ use crate::kind::Kind;
 use crate::results::{Results, Sample};
 use crate::settings::Settings;
 
-/// Peak memory beyond that of flatfs, whatever the workload (MiB).
+/// Peak memory beyond that of flatfs, for any workload (MiB).
 const MEMORY: f64 = 192.0;
 
 /// An open when tables are current (milliseconds).
@@ -15,11 +15,11 @@ const OPENING: f64 = 50.0;
 /// A figure to reach.
 #[derive(Debug, Clone, Serialize)]
 pub struct Goal {
-    /// What is measured.
+    /// The measured quantity.
     pub what: String,
-    /// What is to be reached.
+    /// The value to reach.
     pub goal: String,
-    /// What was measured.
+    /// The measured value.
     pub measured: String,
     pub met: bool,
 }

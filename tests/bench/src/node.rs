@@ -28,7 +28,7 @@ pub struct Node<'a> {
     dir: PathBuf,
     net: Option<BlockingDevnet>,
     database: Option<String>,
-    /// What the local Walrus had counted when it was last asked.
+    /// The local Walrus's counters at the last query.
     counted: RefCell<Stats>,
 }
 
@@ -116,14 +116,14 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Runs a command without measuring it; what it printed.
+    /// Runs a command without measuring it and returns its output.
     pub fn text(&self, args: &[&str]) -> Result<String> {
         let out = self.dir.join("stdout");
         self.output(args, &out)?;
         Ok(fs::read_to_string(out)?)
     }
 
-    /// Runs a command without measuring it; what it prints goes to a file.
+    /// Runs a command without measuring it and writes its output to a file.
     pub fn output(&self, args: &[&str], path: &Path) -> Result<()> {
         measure::command(self.command(args), &self.dir, Some(File::create(path)?))?;
         Ok(())

@@ -23,7 +23,7 @@ const LEAF: u64 = 256 << 10;
 const SMALL: usize = 4 << 10;
 /// How the CID of a raw block begins (version 1, SHA2-256).
 const RAW: &str = "bafkrei";
-/// What a daemon is asked, and by how many clients at once.
+/// The requests to a daemon, and the number of concurrent clients.
 const READS: [(&str, usize); 5] = [
     ("gateway-files-16", 16),
     ("gateway-files-64", 64),
@@ -139,7 +139,7 @@ pub const STAGES: &[Stage] = &[
     },
 ];
 
-/// What is added, and what came out so far.
+/// The data to add, and the results so far.
 #[derive(Debug)]
 pub struct Bench {
     pub settings: Rc<Settings>,

@@ -1,5 +1,5 @@
-//! Somebody who damages a read cache while it is in use: cuts, overwrites and removes its files, and leaves
-//! foreign ones. None of that may make an answer wrong.
+//! A thread that damages a read cache while it is in use: it cuts, overwrites and removes the
+//! cache's files, and adds foreign ones. No such damage may make an answer wrong.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +17,7 @@ use rand::{RngExt as _, SeedableRng as _};
 /// Between two deeds: the cache is filled again meanwhile.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// At work until it is [stopped](Corruptor::stop).
+/// Works until it is [stopped](Corruptor::stop).
 pub struct Corruptor {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
@@ -31,7 +31,7 @@ impl Corruptor {
             let mut rng = StdRng::seed_from_u64(seed);
             let mut deeds = 0;
             while !stopped.load(Relaxed) {
-                // What is not there cannot be damaged.
+                // A damage fails if the file does not exist; it is not counted.
                 deeds += u64::from(damage(&cache, &mut rng).is_ok());
                 std::thread::sleep(PAUSE);
             }

@@ -44,7 +44,7 @@ fn manner() -> Manner {
     }
 }
 
-/// What a worker is told, by one variable of its environment.
+/// The environment variable that holds a worker's task.
 const TASK: &str = "WALRUS_CHAOS_WORKER";
 
 /// The worker, if this process is one: checks everything that earlier ones acknowledged, goes on
@@ -101,12 +101,12 @@ pub fn worker() -> Option<ExitCode> {
     }))
 }
 
-/// What rounds of crashes came to.
+/// The results of rounds of crashes.
 #[derive(Default)]
 pub struct Crashes {
     /// Processes that died.
     pub deaths: u64,
-    /// What happened to the read cache meanwhile.
+    /// The number of damages to the read cache during the rounds.
     pub damages: u64,
     /// Acknowledged writes, as the journals tell.
     pub writes: u64,
@@ -278,7 +278,8 @@ impl<'a> Scenario<'a> {
             self.complain(&format!("{point} was not reached"), &ended);
         }
         if renew {
-            // Of the epochs bought; what is not renewed again must last to the end.
+            // The epoch is one of those bought; a lease that is not renewed again must last to the
+            // end.
             self.net.advance_epoch(1);
         }
     }

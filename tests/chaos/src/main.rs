@@ -25,7 +25,7 @@ use workload::Tally;
 /// How often something went wrong, by kind.
 pub type Counts = BTreeMap<String, u64>;
 
-/// What one run shares.
+/// The settings of one run.
 pub struct Settings {
     /// Of everything that is drawn.
     pub seed: u64,

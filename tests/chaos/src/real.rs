@@ -17,7 +17,7 @@ use crate::{Counts, Settings};
 const CLIENTS: usize = 96;
 const LIVES: u64 = 3;
 
-/// What goes wrong on the way to the network, and how often.
+/// The faults on the way to the network, and their rates.
 fn plan(seed: u64) -> FaultPlan {
     let on = |ops: &[Op], action, probability| {
         FaultRule::new(action)
@@ -82,8 +82,8 @@ fn plan(seed: u64) -> FaultPlan {
     FaultPlan { seed, rules }
 }
 
-/// Runs until so many writes are acknowledged: without caches, or with a write journal and a read cache,
-/// beside somebody who damages that.
+/// Runs until the given number of writes is acknowledged: without caches, or with a write journal
+/// and a read cache that a corruptor damages meanwhile.
 pub async fn run(
     settings: &Settings,
     backend: &Backend,

@@ -23,7 +23,7 @@ use testkit::model::{brief, Model, Outcome, Value, Write};
 const CONTENTS: u32 = 50;
 const OTHERS: u32 = 30;
 
-/// What all clients did and found.
+/// The calls and findings of all clients.
 #[derive(Default)]
 pub struct Tally {
     /// Puts and deletes that were acknowledged, each of a batch counted.
@@ -52,7 +52,7 @@ impl Tally {
         }
     }
 
-    /// What was wrong, the first few.
+    /// The first few wrong answers.
     pub fn complaints(&self) -> Vec<String> {
         self.complaints.lock().clone()
     }
@@ -123,8 +123,8 @@ impl Change {
     }
 }
 
-/// What clients began and what was acknowledged, written before and after each call. It outlives a
-/// process that is killed, since the kernel holds what was written.
+/// The calls that clients began and that were acknowledged; each is written before and after the
+/// call. The journal outlives a killed process, since the kernel holds the written bytes.
 pub struct Journal(Mutex<File>);
 
 impl Journal {
@@ -218,7 +218,7 @@ impl Client {
         self
     }
 
-    /// What this client's keys may hold.
+    /// The values that this client's keys may hold.
     pub fn model(&self) -> &Model {
         &self.model
     }

@@ -67,7 +67,7 @@ fn slice<'a>(input: &mut Input<'a>) -> (*const u8, usize) {
     }
 }
 
-/// What is known to work, as a pair.
+/// A key as pointer and length, in a form that is known to work.
 fn key(input: &mut Input<'_>) -> (*const u8, usize) {
     match input.byte() {
         n if n < 200 => {
@@ -270,7 +270,7 @@ pub fn calls(data: &[u8]) {
                 }
                 26 => {
                     let queue = handle(input, &known.queues, &known.stores);
-                    // What never comes is not waited for.
+                    // The wait does not cover a completion that never comes.
                     let mut ended = [const { NO_COMPLETION }; 2];
                     let soon = walrusds_call {
                         timeout_ms: 5,

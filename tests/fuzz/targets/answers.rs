@@ -11,7 +11,7 @@ use walrusds::{BlobStore, Client, ClientConfig, StoreOptions};
 
 use super::Input;
 
-/// What was stored: an answer is right if it gives these bytes.
+/// The stored blob: an answer is right if it gives these bytes.
 const BLOB: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const BLOB_ID: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -62,7 +62,8 @@ static RUNTIME: Lazy<Runtime> = Lazy::new(|| {
     runtime.worker_threads(1).enable_all().build().unwrap()
 });
 
-/// Whatever a server says, the right bytes or an error come of it, and no attempt lasts.
+/// For any answer of a server, the client returns the right bytes or an error, and no attempt
+/// lasts.
 pub fn answers_of_servers(data: &[u8]) {
     let mut input = Input(data);
     let what = input.byte() % 4;

@@ -40,7 +40,7 @@ fn is_another_hash(key: &str, value: &[u8]) -> bool {
     })
 }
 
-/// What is put under any key comes back, or an error; a wrong block never does.
+/// A get returns the value that was put under the key, or an error; never a wrong block.
 pub fn keys_and_values(data: &[u8]) {
     let mut input = Input(data);
     let key = match input.byte() % 4 {
@@ -123,7 +123,7 @@ pub fn absurd_rows(data: &[u8]) {
             };
             let row = row(&mut input);
             parts.index.rows.lock().insert(key.clone(), row.clone());
-            // What others write is seen when what is remembered of the key has expired.
+            // A node sees the writes of others once its memory of the key has expired.
             tokio::time::sleep(Duration::from_secs(6)).await;
             let within = usize::try_from(row.offset).ok().and_then(|from| {
                 let to = from.checked_add(usize::try_from(row.size).ok()?)?;

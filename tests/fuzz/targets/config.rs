@@ -25,7 +25,7 @@ pub fn any_text(data: &[u8]) {
 
 const PASSWORD: &str = "hunter2QzX";
 
-/// A password or token stands nowhere in what is printed, whatever is wrong around it.
+/// No printed text holds a password or token, however broken the text around it is.
 pub fn secrets_stay_secret(data: &[u8]) {
     let mut input = Input(data);
     let key = input.pick(&[

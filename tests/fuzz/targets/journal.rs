@@ -24,10 +24,10 @@ const KEYS: [&str; 4] = ["/a", "/b", "/dir/c", "/\u{e9}"];
 /// The segments by name, which is their order.
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// A byte of the journal: file and offset. What was written later lies behind what was written before.
+/// A byte of the journal: file and offset. Later writes lie behind earlier ones.
 type Place = (String, usize);
 
-/// What a write has left in the files.
+/// The bytes that a write has left in the files.
 struct Written {
     key: &'static str,
     value: Option<Bytes>,
@@ -150,7 +150,7 @@ fn damage(input: &mut Input<'_>, journal: &Path) {
             }
             4 => bytes.extend_from_slice(input.piece()),
             5 => {
-                // What another file, or this one, holds there.
+                // The bytes that another file, or this one, holds there.
                 let from = names
                     .get(usize::from(input.byte()))
                     .and_then(|n| files.get(n));
@@ -166,8 +166,8 @@ fn damage(input: &mut Input<'_>, journal: &Path) {
     }
 }
 
-/// What lies before the damage is there, or the journal says that it cannot be read; a value that was
-/// never put is never returned; and a journal that opens goes on working.
+/// The values before the damage are there, or the journal says that it cannot be read; a get never
+/// returns a value that was never put; and a journal that opens goes on working.
 pub fn damaged_files(data: &[u8]) {
     let mut input = Input(data);
     let dir = super::directory();

@@ -116,7 +116,7 @@ impl World {
         world
     }
 
-    /// Blob IDs are cheap ones whatever the options say: true ones take minutes unoptimised.
+    /// Blob IDs are cheap ones for all options: true ones take minutes unoptimised.
     pub fn with(index: Index, options: Options) -> World {
         let net = Devnet::start_blocking(Options {
             cheap_ids: true,
@@ -169,7 +169,7 @@ impl World {
     }
 }
 
-/// What a program did.
+/// The outcome of a program's run.
 #[derive(Debug)]
 pub struct Outcome {
     pub what: String,
@@ -381,19 +381,19 @@ impl Node {
         run(self.command(args), b"", LIMIT)
     }
 
-    /// It must succeed; what it printed.
+    /// Runs a command that must succeed and returns its output.
     #[track_caller]
     pub fn ok<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
         self.run(args).expect_ok("a command of the test").text()
     }
 
-    /// It must fail; what it printed.
+    /// Runs a command that must fail and returns its output.
     #[track_caller]
     pub fn fails<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
         self.run(args).expect_failure("a command of the test")
     }
 
-    /// Gives `input` to a command that must succeed; what it printed.
+    /// Gives `input` to a command that must succeed and returns its output.
     #[track_caller]
     pub fn feed<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>, input: &[u8]) -> String {
         run(self.command(args), input, LIMIT)
@@ -530,12 +530,12 @@ impl Daemon {
         self.child.as_ref().expect("not stopped yet").id()
     }
 
-    /// What it printed so far.
+    /// The daemon's output so far.
     pub fn said(&self) -> String {
         self.said.lock().expect("no reader panics").clone()
     }
 
-    /// SIGTERM; it must end by itself, and well. What it printed.
+    /// Sends SIGTERM; the daemon must exit by itself and successfully. Returns its output.
     #[track_caller]
     pub fn stop(mut self) -> String {
         let mut child = self.child.take().expect("stopped once");

@@ -13,7 +13,7 @@ mod init;
 mod objects;
 mod repo;
 
-/// What every step works on.
+/// The state that every step works on.
 pub struct Tour {
     ipfs: Ipfs,
     /// As the program says it, with a `v`.
@@ -29,7 +29,7 @@ pub struct Tour {
 pub struct StepResult {
     pub name: &'static str,
     pub took: Duration,
-    /// What the step said when it failed.
+    /// The message of a failed step.
     pub failure: Option<String>,
 }
 

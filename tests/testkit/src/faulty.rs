@@ -23,7 +23,7 @@ use walrusds::{
     Renewal, Result, StoreOptions, StoreResult, Usage,
 };
 
-/// What goes wrong.
+/// The kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
     /// An error, and nothing has happened.
@@ -40,7 +40,7 @@ pub enum Fault {
     Corrupt,
     /// A store: success, with the ID of another blob. A lie.
     WrongId,
-    /// A lookup: what was true before the last write. A lie.
+    /// A lookup answers with the state before the last write. A lie.
     Stale,
     /// A lookup: a row of another size. A lie.
     WrongSize,
@@ -185,8 +185,8 @@ impl Faults {
     }
 }
 
-/// Cuts one node off from everything, as when its process is killed: what has begun runs to its
-/// end, as in a database, and nothing begins any more.
+/// Cuts one node off from everything, as when its process is killed: calls that have begun run to
+/// their end, as in a database, and no new call begins.
 #[derive(Default)]
 pub struct Fuse {
     blown: AtomicBool,
@@ -234,7 +234,7 @@ impl Fuse {
     }
 }
 
-/// What both wrappers do around a call.
+/// The steps that both wrappers do around a call.
 #[derive(Clone)]
 struct Around {
     faults: Arc<Faults>,
@@ -274,7 +274,7 @@ fn injected(call: Call, what: &str) -> Error {
 /// An index that goes wrong.
 pub struct FaultyIndex<I: ?Sized> {
     around: Around,
-    /// What each key's row was before its last write, for stale reads.
+    /// Each key's row before its last write, for stale reads.
     before: Mutex<HashMap<String, Option<Record>>>,
     inner: Arc<I>,
 }
@@ -458,7 +458,7 @@ impl<S: BlobStore + ?Sized> FaultyStore<S> {
         }
     }
 
-    /// What the client does when no aggregator gave the right bytes: the caller judges what came.
+    /// The client's step when no aggregator gave the right bytes: the caller judges the answer.
     fn judge(&self, fault: Option<Fault>, bytes: Bytes, check: Check<'_>) -> Result<Bytes> {
         let bytes = match fault {
             Some(Fault::Cut) => bytes.slice(..bytes.len() - bytes.len().min(1)),

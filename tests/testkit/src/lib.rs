@@ -1,5 +1,5 @@
-//! What the tests share: a store and an index in memory, faults, a PostgreSQL, hostile HTTP, the model of a
-//! datastore, and one way of waiting.
+//! The tools that the tests share: a store and an index in memory, faults, a PostgreSQL, hostile
+//! HTTP, the model of a datastore, and one way of waiting.
 
 pub mod epochs;
 pub mod faulty;

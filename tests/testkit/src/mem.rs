@@ -21,7 +21,8 @@ pub struct MemIndex {
     pub rows: Arc<Mutex<BTreeMap<String, Record>>>,
     /// Deletes are carried out, and reported as failed.
     pub lose_deletes: AtomicBool,
-    /// Time a write or delete takes (milliseconds). Like a database's, it goes on when nobody waits for it.
+    /// Time a write or delete takes (milliseconds). As in a database, it goes on when its caller no
+    /// longer waits.
     pub write_ms: AtomicU64,
     pub staged: Mutex<HashMap<String, Bytes>>,
     pub usage: Mutex<Usage>,

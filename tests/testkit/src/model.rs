@@ -1,9 +1,10 @@
-//! What a datastore may answer: a map from keys to the values they may have now, and a runner that
-//! plays steps on real nodes and compares.
+//! The answers that a datastore may give: a map from keys to the values they may have now, and a
+//! runner that plays steps on real nodes and compares.
 //!
-//! After an acknowledged write a key has one value. After a write that failed it has the old or the
-//! new one; so it has after one that was given up, but that one may still be on its way: it lands
-//! before the next write of that key through the same node, and any time for other nodes.
+//! After an acknowledged write a key has one value. After a failed write it has the old or the new
+//! one. The same holds for a write that was given up, but such a write may still be on its way: it
+//! lands before the next write of that key through the same node, and at any time relative to
+//! writes through other nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -20,7 +21,7 @@ use walrusds::{Error, ErrorKind, Op, QueryOptions, WalrusDatastore};
 use super::faulty::Fuse;
 use super::mem::{key_of, noise};
 
-/// What a key holds; `None` = it is unknown.
+/// The value of a key; `None` = the key is unknown.
 pub type Value = Option<Bytes>;
 
 /// How a call ended.
@@ -73,7 +74,7 @@ impl State {
     }
 }
 
-/// What each key may hold now.
+/// The values that each key may hold now.
 #[derive(Debug, Clone, Default)]
 pub struct Model(BTreeMap<String, State>);
 
@@ -129,10 +130,10 @@ impl Model {
         self.0.values().any(|state| !state.loose.is_empty())
     }
 
-    /// Compares an answer with what is possible and remembers what it tells.
+    /// Compares an answer with the possible ones and keeps the values that agree with it.
     ///
     /// # Errors
-    /// What was seen and what would have been right.
+    /// The observed answer and the right ones.
     pub fn observe(
         &mut self,
         key: &str,
@@ -183,7 +184,7 @@ pub fn key(slot: u8) -> String {
     slots()[usize::from(slot % SLOTS)].0.clone()
 }
 
-/// What a put stores: the content that the key names, or one of several values.
+/// The value that a put stores: the content that the key names, or one of several values.
 pub fn value(slot: u8, seed: u8) -> Bytes {
     let values = &slots()[usize::from(slot % SLOTS)].1;
     values[usize::from(seed) % values.len()].clone()
@@ -224,7 +225,7 @@ fn is_verified(key: &str) -> bool {
     !OTHERS.contains(&key) && key != self::key(1)
 }
 
-/// What a call does; keys are slots.
+/// The action of a call; keys are slots.
 #[derive(Debug, Clone)]
 pub enum Act {
     Put(u8, u8),
@@ -259,7 +260,7 @@ pub struct Call {
     pub give_up: Option<GiveUp>,
 }
 
-/// What happens next.
+/// The next step of a run.
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Calls at the same time.
@@ -282,12 +283,12 @@ pub struct Node {
     pub fuse: Arc<Fuse>,
 }
 
-/// What nodes stand on.
+/// The shared index and network that nodes run on.
 #[async_trait]
 pub trait World: Sync {
     /// Starts a node on the shared index and network.
     async fn open(&self, node: usize) -> Node;
-    /// What comes of a node that died: its connections break, its leases run out.
+    /// Follows up the death of a node: its connections break, its leases run out.
     async fn crashed(&self, node: usize);
     /// Lets time pass until every blob that is due was renewed.
     async fn pass(&self, seconds: u16) -> Result<(), String>;
@@ -301,7 +302,7 @@ pub trait World: Sync {
     fn set_quiet(&self, quiet: bool);
 }
 
-/// What a run did.
+/// Counts of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Played {
     pub acked: u64,
@@ -336,7 +337,7 @@ struct Run<'a> {
     played: Played,
 }
 
-/// What came of a call.
+/// The result of a call.
 enum Answer {
     Done,
     Value(Value),
@@ -674,7 +675,7 @@ fn check_slice(
     Ok(())
 }
 
-/// What a call leaves in the keys it writes, if it succeeds.
+/// The values that a call leaves in the keys it writes, if it succeeds.
 fn written(act: &Act) -> Vec<(String, Value)> {
     match act {
         Act::Put(slot, seed) => vec![(key(*slot), Some(value(*slot, *seed)))],

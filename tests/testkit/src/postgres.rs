@@ -292,7 +292,7 @@ impl Postgres {
         self.port
     }
 
-    /// What the server printed.
+    /// The server's output.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
@@ -470,7 +470,7 @@ fn find_bin() -> PathBuf {
         .expect("these tests need a Postgres server: install the package postgresql (initdb, postgres and pg_basebackup must be on the PATH or in /usr/lib/postgresql/*/bin)")
 }
 
-/// A TCP port that nobody listened on a moment ago.
+/// A TCP port that had no listener a moment ago.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())

@@ -17,7 +17,7 @@ const LEN: usize = 6 << 20;
 /// that a node of the same program on flatfs gives the very same answer.
 const WRONG_SUFFIX_RANGES: [&str; 2] = ["v0.30.0", "v0.34.1"];
 
-/// What `POST /api/v0/PATH` answers, with a file as the form's field.
+/// The answer to `POST /api/v0/PATH`, with a file as the form's field.
 fn post(up: &Daemon, path: &str, file: Option<&Path>) -> Vec<u8> {
     let mut command = Command::new("curl");
     command.args(["-fsS", "-X", "POST"]);
@@ -238,7 +238,7 @@ pub fn killed(tour: &mut Tour) {
     stopped_in_an_add(tour, 500, Daemon::kill);
 }
 
-/// Ends a daemon in the middle of an add. What was there is there, what was not finished is no
+/// Ends a daemon in the middle of an add. Finished blocks are there, unfinished ones leave no
 /// dangling row, and the add can be repeated.
 fn stopped_in_an_add(tour: &mut Tour, seed: u64, stop: fn(Daemon)) {
     let (node, world) = (tour.node(), &tour.world);

@@ -96,7 +96,7 @@ pub fn by_hand(tour: &mut Tour) {
         world.database.is_none()
     );
 
-    // What identifies the data cannot be changed by accident; all else can.
+    // Settings that identify the data cannot be changed by accident; all others can.
     node.edit_spec(|child| child["workers"] = json!(7));
     node.cat(&cid);
     node.edit_spec(|child| child["publisherURL"] = json!("http://127.0.0.1:1"));

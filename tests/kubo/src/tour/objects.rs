@@ -1,5 +1,5 @@
-//! What users put in and take out, by commands without a daemon. Every command is a process of its
-//! own: it opens and closes the datastore.
+//! The objects that users add and read, by commands without a daemon. Every command is a process of
+//! its own: it opens and closes the datastore.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -128,7 +128,7 @@ pub fn chunkings(tour: &mut Tour) {
         let root: serde_json::Value =
             serde_json::from_str(&node.ok(["dag", "get", &root])).expect("JSON");
         let leaves = root["Links"].as_array().expect("links");
-        // What lies below a raw leaf is the leaf.
+        // A path below a raw leaf resolves to the leaf.
         let sizes: Vec<u64> = leaves
             .iter()
             .filter_map(|leaf| leaf["Tsize"].as_u64())

@@ -12,8 +12,8 @@ use kubo_tests::{
 };
 use tempfile::TempDir;
 
-/// What the image holds, in a directory instead of an image. Runs as root, the script drops its
-/// rights, as in a container; else it runs as whoever runs the tests.
+/// The contents of the image, in a directory instead of an image. If the tests run as root, the
+/// script drops its rights, as in a container; else it runs as the tests' own user.
 struct Container {
     dir: TempDir,
 }
@@ -145,7 +145,7 @@ fn container_from_first_start_to_changed_settings() {
         "t"
     );
 
-    // A changed setting is taken over, whatever identifies the data stays.
+    // The script takes over a changed setting; settings that identify the data stay.
     settings.insert("WALRUSDS_EPOCHS".to_owned(), "5".to_owned());
     settings.insert("WALRUSDS_WORKERS".to_owned(), "9".to_owned());
     let up = Daemon::start(image.command(&settings, &["daemon"]));

@@ -34,8 +34,8 @@ fn nodes_share_an_index_with(other: &Ipfs) {
     assert_eq!(b.add(&large), large_cid);
     assert_eq!(world.net.stats().stored_bytes, stored);
 
-    // Pins are a matter of each node: what only A has pinned is garbage to B, and B's collection
-    // takes it away from both.
+    // Pins belong to one node: a block that only A has pinned is garbage to B, and B's collection
+    // removes it from both.
     let removed = b.ok(["repo", "gc", "-q"]);
     assert!(removed.lines().count() >= 1, "{removed}");
     let pins = a.ok(["pin", "ls", "--type=recursive", "-q"]);
