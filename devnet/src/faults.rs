@@ -1,4 +1,4 @@
-//! Faults: what goes wrong, when, and for whom. Off until a plan is set.
+//! Faults: their kinds, times and targets. Off until a plan is set.
 //!
 //! A plan is a list of rules. Every rule sees each request it matches, decides whether it fires,
 //! and all actions of firing rules are applied to that request.
@@ -98,7 +98,7 @@ impl<const N: usize> From<[FaultRule; N]> for FaultPlan {
     }
 }
 
-/// What happens to which requests.
+/// A fault and the requests that it applies to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultRule {
@@ -117,7 +117,7 @@ pub struct FaultRule {
     /// Fire with this probability. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probability: Option<f64>,
-    /// What happens.
+    /// The fault.
     pub action: FaultAction,
 }
 
@@ -196,7 +196,7 @@ pub struct FaultMatch {
     pub url_contains: Option<String>,
 }
 
-/// What happens to a request.
+/// The kinds of faults on a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FaultAction {
@@ -234,7 +234,7 @@ pub enum FaultAction {
     Unavailable,
     /// 504 INSUFFICIENT_CONFIRMATIONS.
     Unconfirmed,
-    /// 404 BLOB_NOT_FOUND, whatever is stored.
+    /// 404 BLOB_NOT_FOUND, even for stored blobs.
     NotFound,
     /// 502 with a page of HTML, as from a proxy.
     BadGateway,
@@ -361,7 +361,7 @@ pub(crate) struct Faults {
     set: Mutex<Set>,
 }
 
-/// What is known of a request before it is handled.
+/// The properties of a request before it is handled.
 #[derive(Debug)]
 pub(crate) struct Subject<'a> {
     pub op: Op,

@@ -55,7 +55,7 @@ use disk::Disk;
 use http::Shared;
 use network::{Network, Setup};
 
-/// What an endpoint serves.
+/// The services of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Role {
     /// PUT only.
@@ -80,8 +80,8 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// What the publisher demands of a bearer token. As in the original, setting none of the fields
-/// demands nothing.
+/// The publisher's requirements on a bearer token. As in the original, setting none of the fields
+/// requires nothing.
 #[derive(Clone, Default)]
 pub struct Jwt {
     /// The decoding key: the secret itself, or a public key in DER. Without one the signature is
@@ -110,7 +110,7 @@ impl fmt::Debug for Jwt {
 pub struct Options {
     /// Where the first endpoint listens. Default: a free port of 127.0.0.1.
     pub listen: SocketAddr,
-    /// What the first endpoint serves.
+    /// The role of the first endpoint.
     pub role: Role,
     /// Keep everything in this directory. Default: in memory.
     pub data: Option<PathBuf>,
@@ -119,7 +119,7 @@ pub struct Options {
     pub shards: u16,
     /// Blob IDs that are a plain hash of the content.
     pub cheap_ids: bool,
-    /// What is charged.
+    /// The prices of storage and writes.
     pub prices: Prices,
     /// The epoch to begin with.
     pub first_epoch: u32,
@@ -300,7 +300,7 @@ impl Devnet {
         written(self.shared.network.set_epoch(epoch));
     }
 
-    /// What was asked, answered and billed so far.
+    /// Counts of requests, answers and charges so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.stats()

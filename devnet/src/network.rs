@@ -1,4 +1,4 @@
-//! The network behind the endpoints: what is stored, until when, and what it cost.
+//! The network behind the endpoints: the stored blobs, their end epochs and their cost.
 //!
 //! Nothing here knows of HTTP. All endpoints of one devnet share one [`Network`].
 
@@ -19,7 +19,7 @@ use crate::registration::{Anchor, Registration};
 /// The longest lifetime one can buy, in epochs.
 pub(crate) const MAX_EPOCHS: u32 = 53;
 
-/// What the network charges, in FROST (10⁻⁹ WAL) per unit (begun MiB of encoded length).
+/// The network's prices, in FROST (10⁻⁹ WAL) per unit (begun MiB of encoded length).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prices {
     /// Per unit and epoch of storage.
@@ -58,7 +58,7 @@ pub struct BlobInfo {
     pub registrations: Vec<Registration>,
 }
 
-/// What a PUT asks for.
+/// The parameters of a PUT.
 #[derive(Debug, Clone)]
 pub(crate) struct PutRequest {
     pub epochs: u32,
@@ -155,7 +155,7 @@ pub(crate) struct Found {
     content: Content,
 }
 
-/// What an object ID stands for.
+/// The target of an object ID.
 pub(crate) enum Object {
     Blob {
         blob_id: BlobId,
@@ -363,7 +363,7 @@ impl Network {
                 .filter(|r| r.deletable != request.permanent)
         };
         let own = fitting().filter(|r| self.own(r, request));
-        // Anybody's permanent registration will do; a deletable one could vanish any time.
+        // A permanent registration of any owner will do; a deletable one could vanish any time.
         let anybodys = fitting().filter(|r| !r.deletable);
         let result = if let Some(own) = own.max_by_key(|r| r.end_epoch) {
             Some(PutResult::AlreadyCertified {

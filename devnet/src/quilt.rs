@@ -214,7 +214,7 @@ fn index(patches: &[NewPatch], ends: &[u16]) -> Vec<u8> {
     block
 }
 
-/// What stands before the data of a patch.
+/// The header before the data of a patch.
 fn block_header(patch: &NewPatch) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     let mut put = |bytes: &[u8]| -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! What the network keeps of each blob and of its epochs, in memory and on disk.
+//! The network's records of each blob and of its epochs, in memory and on disk.
 
 use serde::{Deserialize, Serialize};
 
