@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// How many calls may be inside the engine at once, and how many of them hold an operating system thread
-// while they wait: 35 at the very most, however many goroutines call. Everybody else waits in Go, which
-// costs no thread.
+// The constants limit how many calls may be inside the engine at once, and how many of them hold an
+// operating system thread while they wait: 35 at the very most, for any number of calling
+// goroutines. All other goroutines wait in Go, which costs no thread.
 //
 //   - lookups (Has, GetSize) that memory does not answer travel together, in 1 or 2 questions at a time
 //     (leadLookups, lookup.go);
@@ -17,8 +17,8 @@ import (
 //     for a channel (queue.go). Starting and cancelling are short, but Go gives each C call a thread
 //     that lasts, so few do so at once (startCalls). What bounds the calls is memory: values that are
 //     read are as many as gateReads, those that are written take at most writeBytes;
-//   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query that nobody
-//     reads does not count.
+//   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query without
+// a reader does not count.
 const (
 	directCalls = 8
 	startCalls  = 4
@@ -28,9 +28,10 @@ const (
 	gateSyncs   = 4
 )
 
-// leadLookups is how many questions may be under way. While a goroutine waits inside the engine, the processor
-// that Go has given it is free again only when Go's monitor comes by and notices, which takes up to 10 ms. So
-// that those who wait for its answer can run meanwhile, one processor is left out.
+// leadLookups is how many questions may be under way. While a goroutine waits inside the engine,
+// the processor that Go has given it is free again only when Go's monitor comes by and notices,
+// which takes up to 10 ms. One processor is left out, so that the goroutines that wait for the
+// answer can run meanwhile.
 func leadLookups() int {
 	return max(1, min(2, runtime.GOMAXPROCS(0)-1))
 }
@@ -172,7 +173,7 @@ func (t *tokens) get() (cancelToken, error) {
 	return newCancelToken()
 }
 
-// put takes a token back that nobody has cancelled, nor will.
+// put takes back a token that was not cancelled and will not be.
 func (t *tokens) put(token cancelToken) {
 	if token == 0 {
 		return

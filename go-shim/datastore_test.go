@@ -591,7 +591,7 @@ func TestClose(t *testing.T) {
 			t.Errorf("%s after Close: %v", name, err)
 		}
 	}
-	for { // what was read already may still come; then ErrClosed
+	for { // entries that were read already may still come; then ErrClosed
 		r, ok := q.NextSync()
 		if !ok {
 			t.Error("the query of a closed datastore ended like a complete one")
@@ -708,7 +708,7 @@ func BenchmarkHasWithContext(b *testing.B) {
 	}
 }
 
-// What closing has to say arrives: blocks that stay behind because the publisher refuses them.
+// The log lines of a close arrive: blocks that stay behind because the publisher refuses them.
 func TestLastWordsArrive(t *testing.T) {
 	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the publisher is out of money", http.StatusPaymentRequired)

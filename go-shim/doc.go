@@ -9,7 +9,7 @@
 //
 //   - datastore.go: Open, the point operations, Close
 //   - batch.go, query.go: ds.Batch and ds.Query
-//   - call.go: what surrounds each call into the engine (gate, context, error); budget.go
+//   - call.go: the frame of each call into the engine (gate, context, error); budget.go
 //   - lookup.go: Has and GetSize of many goroutines, as one call
 //   - queue.go: calls that are started and hold no thread
 //   - errors.go: Error and its sentinels

@@ -355,7 +355,8 @@ func (e *engine) getStart(o callOptions, key string, q queueID, tag uint64) (c c
 	return completion{value: engineBuf(r.buf), found: bool(r.found)}, bool(r.done), result(&r)
 }
 
-// peekSize answers from the engine's memory. An error is found out by whoever asks in earnest.
+// peekSize answers from the engine's memory. It reports an error as unknown; the full call that
+// follows returns it.
 func (e *engine) peekSize(key string) (size uint64, found, known bool) {
 	k, n := cstr(key)
 	switch size := C.wds_peek_size(e.h, k, n); size {
@@ -410,7 +411,7 @@ func (id queueID) receive(deliver func(tag uint64, c completion)) {
 		switch err := result(&r); {
 		case errors.Is(err, ErrClosed):
 			return
-		case err != nil: // a defect; those who wait must not be left alone with it
+		case err != nil: // a defect; the waiting goroutines must get an answer all the same
 			log.Errorf("waiting for the engine: %v", err)
 			continue
 		}

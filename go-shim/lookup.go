@@ -11,17 +11,17 @@ import (
 const maxLookups = 512
 
 // lookups lets Has and GetSize of many goroutines travel together. Nothing waits for a timer: while
-// fewer than most questions are under way, a goroutine asks at once, on its own thread; whoever
-// comes meanwhile waits for a channel, and when a question is answered, the first of those who wait asks
-// for all of them.
+// fewer than most questions are under way, a goroutine asks at once, on its own thread; a goroutine
+// that comes meanwhile waits for a channel, and when a question is answered, the first of the
+// waiting goroutines asks for all of them.
 type lookups struct {
 	closing <-chan struct{}
 	most    int
 
 	mu      sync.Mutex
 	leading int       // goroutines that ask, or were told to
-	waiting []*lookup // nobody waits while fewer than most lead
-	gone    int       // of waiting, those who do not any more
+	waiting []*lookup // empty while fewer than most lead
+	gone    int       // the number of abandoned lookups in waiting
 }
 
 // asker is the Datastore. (lookups holds no pointer to it: a cycle would keep a forgotten one alive.)
@@ -31,7 +31,7 @@ type asker interface {
 	askAlone(ctx context.Context, l *lookup) error
 }
 
-// lookup is one key that somebody wants to know about.
+// lookup is one key whose size a goroutine waits for.
 type lookup struct {
 	key   string
 	state lookupState // under lookups.mu
@@ -51,7 +51,7 @@ const (
 	lookupWaits lookupState = iota
 	lookupLeads             // its goroutine shall ask
 	lookupAsked             // on its way to the index
-	lookupGone              // nobody wants to know any more
+	lookupGone              // abandoned: no goroutine waits for it
 )
 
 var spareLookups = sync.Pool{New: func() any { return &lookup{wake: make(chan bool, 1)} }}
@@ -75,7 +75,7 @@ func (l *lookups) get(ctx context.Context, by asker, key string) (uint64, bool, 
 		select {
 		case leads = <-me.wake:
 		case <-ctx.Done():
-			l.abandon(me) // somebody may still hold it: it is not used again
+			l.abandon(me) // another goroutine may still hold it: it is not used again
 			return 0, false, ctx.Err()
 		case <-l.closing:
 			l.abandon(me)
@@ -93,7 +93,7 @@ func (l *lookups) get(ctx context.Context, by asker, key string) (uint64, bool, 
 	return size, found, err
 }
 
-// lead asks for me and for everyone who waits.
+// lead asks the engine for me and for all waiting lookups.
 func (l *lookups) lead(ctx context.Context, by asker, me *lookup) {
 	batch := append(make([]*lookup, 0, 1), me)
 	l.mu.Lock()
@@ -109,7 +109,7 @@ func (l *lookups) lead(ctx context.Context, by asker, me *lookup) {
 	l.mu.Unlock()
 
 	err := by.ask(ctx, batch)
-	// That the time of the one who asked is over does not concern the others: they ask again.
+	// The end of the leader's own context does not concern the others: they ask again.
 	again := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 
 	l.mu.Lock()
@@ -140,7 +140,7 @@ func (l *lookups) lead(ctx context.Context, by asker, me *lookup) {
 	}
 }
 
-// first takes the first who waits out of the queue; l.mu is held.
+// first takes the first waiting lookup out of the queue; l.mu is held.
 func (l *lookups) first() *lookup {
 	for i, next := range l.waiting {
 		if next.state == lookupWaits {
@@ -153,7 +153,7 @@ func (l *lookups) first() *lookup {
 	return nil
 }
 
-// pass hands the right to ask on, to the first who waits; l.mu is held.
+// pass hands the right to ask on, to the first waiting lookup; l.mu is held.
 func (l *lookups) pass() {
 	next := l.first()
 	if next == nil {
@@ -164,7 +164,7 @@ func (l *lookups) pass() {
 	next.wake <- true
 }
 
-// abandon is for one who waits and shall not any more.
+// abandon takes back a lookup whose goroutine stops waiting.
 func (l *lookups) abandon(me *lookup) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

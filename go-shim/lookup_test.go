@@ -54,7 +54,7 @@ func newLookups() (*lookups, chan struct{}) {
 	return &lookups{closing: closing, most: leading}, closing
 }
 
-// idle fails unless nobody leads and nobody waits.
+// idle fails unless no lookup leads and none waits.
 func (l *lookups) idle(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
@@ -84,7 +84,8 @@ func (l *lookups) waits(n int) func() bool {
 	}
 }
 
-// Who comes while questions are under way travels with the next ones, and gets the answer to its own key.
+// A lookup that comes while questions are under way travels with the next ones, and gets the answer
+// to its own key.
 func TestLookupsTravelTogether(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	l, _ := newLookups()
@@ -114,7 +115,8 @@ func TestLookupsTravelTogether(t *testing.T) {
 	l.idle(t)
 }
 
-// That the one who asks gives up is nothing to those who travel with it; and whoever waits may leave.
+// A leader that gives up does not end the lookups that travel with it; and a waiting lookup may
+// leave.
 func TestLookupsAreNotGivenUpTogether(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	l, _ := newLookups()
@@ -213,7 +215,7 @@ func TestLookupsFailAndAreOdd(t *testing.T) {
 	}
 }
 
-// Many who come, ask, wait and leave: everyone who stays is answered, and nobody leads in the end.
+// Many lookups come, ask, wait and leave: each that stays is answered, and none leads in the end.
 func TestLookupsInAnyOrder(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	close(a.gate)
@@ -249,7 +251,7 @@ func TestLookupsInAnyOrder(t *testing.T) {
 	}
 }
 
-// Those who leave while nobody is answered take their places with them.
+// Lookups that leave before any answer give their places back.
 func TestLookupsThatLeaveTakeNoRoom(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	l, _ := newLookups()

@@ -189,8 +189,8 @@ func convert(value string, key walrusds.ConfigKey) (any, error) {
 	}
 }
 
-// New returns the configuration of a new repo: what the environment says, an embedded index if it
-// names none, and a write journal unless it is off. It is validated in full.
+// New returns the configuration of a new repo: the environment's settings, an embedded index if the
+// environment names none, and a write journal unless it is off. It is validated in full.
 //
 // A journal that was not configured further keeps small packs at close: the node may be one that is
 // used by one-shot commands only, and a blob for each of them would cost as much as a full one.
@@ -227,7 +227,7 @@ func (v *Values) New() (map[string]any, error) {
 }
 
 // Update returns the configuration of an existing repo with the environment's settings put over it;
-// what the environment does not mention stays. Naming one kind of index drops the other.
+// settings that the environment does not mention stay. Naming one kind of index drops the other.
 func (v *Values) Update(old map[string]any) (map[string]any, error) {
 	spec := make(map[string]any, len(old)+len(v.Spec))
 	for k, value := range old {

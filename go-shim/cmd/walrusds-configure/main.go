@@ -3,8 +3,9 @@
 //
 //	walrusds-configure [-check] [repo]
 //
-// It changes nothing but the walrusds datastore inside Datastore.Spec. What identifies the data
-// (publisher and aggregator URLs, table) may not change: such a repo would point at other blocks.
+// It changes nothing but the walrusds datastore inside Datastore.Spec. The settings that identify
+// the data (publisher and aggregator URLs, table) may not change: such a repo would point at other
+// blocks.
 package main
 
 import (
