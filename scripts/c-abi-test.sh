@@ -51,7 +51,7 @@ step() {
 
 warnings=(-Wall -Wextra -Werror -pedantic)
 c11=(-std=c11 "${warnings[@]}" -I"$ROOT/include")
-# What rustc names as native-static-libs.
+# The libraries that rustc names as native-static-libs.
 native=(-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc)
 
 # The header alone, as the first thing included, and twice.
@@ -112,8 +112,8 @@ build() {
   shift
   "$CC" "${c11[@]}" -D_POSIX_C_SOURCE=200809L -g "${flags[@]}" -pthread "$src"/harness.c "$src"/main.c "$src"/test_*.c -o "$work/$name" "$@"
 }
-# run NAME PREFIX... -- ARGS...: the tests; their output is shown as it comes; what is said on stderr, panics
-# on purpose included, when they fail.
+# run NAME PREFIX... -- ARGS...: runs the tests. Their output is shown as it comes; their stderr,
+# which includes panics on purpose, is shown if they fail.
 run() {
   local name=$1 prefix=() started=$SECONDS
   shift

@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 CARGO=${CARGO:-cargo}
 
-# Fail points, and a directory of their own: what is released must never hold them.
+# Fail points, and a target directory of their own: released files must never hold them.
 CARGO_TARGET_DIR=$BUILD/failpoints RUSTFLAGS="--cfg failpoints" "$CARGO" build --release --locked --quiet -p walrusds-chaos
 "$CARGO" build --release --locked --quiet -p walrusds
 chaos=$BUILD/failpoints/release/walrus-chaos

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the build scripts share. Source it; it does nothing by itself.
+# Shared by the build scripts. Source it; it does nothing by itself.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

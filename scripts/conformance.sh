@@ -16,9 +16,9 @@ lib_ready libwalrusds.a >/dev/null
 devnet=$LIB_DIR/walrus-devnet
 [[ -x $devnet ]] || die "$devnet is missing: run 'make build' first"
 
-# What the tests write lies in memory where there is room: go-datastore's suite makes half a million writes
-# one after another, and on a disk it would do little but wait for each to be synced. (What is compiled
-# stays where it may be executed.)
+# The tests write to memory if it has room: go-datastore's suite makes half a million writes one
+# after another, and on a disk it would do little but wait for each to be synced. (Compiled programs
+# stay where they may be executed.)
 free=$(df --output=avail -BG /dev/shm 2>/dev/null | tail -1 | tr -dc 0-9)
 if [[ -z ${TMPDIR:-} && ${free:-0} -ge 4 ]]; then export GOTMPDIR=${GOTMPDIR:-/tmp} TMPDIR=/dev/shm; fi
 work=$(mktemp -d)

@@ -74,7 +74,8 @@ start_node() {
 }
 stop_node() {
   local i status=0
-  # A node that ends quickly may be gone before it has answered. What counts is that it ends, and how.
+  # A node that ends quickly may be gone before it has answered. The demo checks that it ends, and
+  # how.
   "$IPFS" shutdown || echo "(no answer to the shutdown)"
   for i in $(seq 600); do
     kill -0 "$daemon" 2>/dev/null || break

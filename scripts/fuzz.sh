@@ -3,8 +3,8 @@
 #
 # Fuzzes the targets of tests/fuzz/targets.rs (all, unless some are named) with libFuzzer and AddressSanitizer,
 # starting from tests/fuzz/corpus: for each target an archive of inputs that add coverage, and a directory of
-# those that were put there by hand. What is found on the way stays in build/fuzz/corpus. An input that fails is
-# written to build/fuzz/crashes; how to replay it is said at the end.
+# inputs that were put there by hand. New inputs stay in build/fuzz/corpus. An input that fails is
+# written to build/fuzz/crashes; the script prints at its end how to replay it.
 #
 # Environment: FUZZ_SECONDS (per target, 60 by default), FUZZ_MINIMISE=1 (afterwards, what adds coverage
 # becomes the target's archive: inputs of up to 2 KiB, at most 30 KiB for each target), FUZZ_REPLAY=FILE (run the one named target on this input, and nothing else).
@@ -14,8 +14,8 @@ cd "$ROOT/tests/fuzz"
 CARGO=${CARGO:-cargo} seconds=${FUZZ_SECONDS:-60}
 host=$(rustc -vV | sed -n 's/^host: //p')
 
-# What cargo-fuzz does, without its need for a nightly toolchain: the sanitizer is the only thing that is
-# not stable, and its runtime comes with every toolchain.
+# These flags do the work of cargo-fuzz, without its need for a nightly toolchain: the sanitizer is
+# the only part that is not stable, and its runtime comes with every toolchain.
 flags=(--cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Cforce-frame-pointers=yes)
 for option in level=4 inline-8bit-counters pc-table trace-compares; do
   flags+=("-Cllvm-args=-sanitizer-coverage-$option")

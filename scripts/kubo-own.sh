@@ -8,7 +8,7 @@
 # `go test -run` does.
 #
 # The tests run in shards, each a process of its own with its own time limit, so that one that hangs
-# takes no others along: what a shard left undone is run alone.
+# takes no others along: the tests that a shard left undone run alone.
 #
 # tests/kubo/own/exclusions.txt lists the tests that are left out, with the reason. Fails if any other
 # test fails, and fails again when run alone, or if a listed one does not exist.
@@ -110,7 +110,7 @@ run_all() {
   for ((i = 0; i < ${#tops[@]}; i += ${SHARD:-12})); do
     some=("${tops[@]:i:${SHARD:-12}}")
     run_tests "$package" "$shard" -test.run="^($(IFS='|' && echo "${some[*]}"))\$" "$@"
-    # One that panics, or takes too long, takes the others along: what it left undone is judged.
+    # One that panics, or takes too long, takes the others along: only the tests that it left undone count.
     verdict='PASS|FAIL|SKIP'
     if grep -q '^panic: ' "$shard"; then verdict='PASS|SKIP'; fi
     sed 's/^panic: /broke off: &/' "$shard" >>"$log"
