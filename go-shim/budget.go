@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// budget bounds the sum of what is under way. The first to come is served first, so that something large
-// is not overtaken for ever.
+// budget bounds the sum of the sizes under way. It serves callers in the order of their arrival, so
+// that a large one is not overtaken for ever.
 type budget struct {
 	left  *semaphore.Weighted
 	total int64

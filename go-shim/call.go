@@ -18,7 +18,7 @@ import (
 //     that lasts, so few do so at once (startCalls). What bounds the calls is memory: values that are
 //     read are as many as gateReads, those that are written take at most writeBytes;
 //   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query without
-// a reader does not count.
+//     a reader does not count.
 const (
 	directCalls = 8
 	startCalls  = 4
@@ -66,7 +66,7 @@ func (g gate) tryEnter() bool {
 
 func (g gate) leave() { <-g }
 
-// usable says why no call may start, if that is so.
+// usable returns the reason why no call may start, or nil.
 func (d *Datastore) usable(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -88,7 +88,8 @@ type call struct {
 	opts  callOptions
 }
 
-// begin admits a call, or says why it must not start. A nil error obliges to call end.
+// begin admits a call, or returns the reason why it must not start. After a nil error the caller
+// must call end.
 func (d *Datastore) begin(ctx context.Context, g gate) (call, error) {
 	if err := d.usable(ctx); err != nil {
 		return call{}, err
@@ -105,8 +106,8 @@ func (d *Datastore) begin(ctx context.Context, g gate) (call, error) {
 	return c, nil
 }
 
-// watch hands the context over to the engine: its deadline as a timeout, its end as a cancel token. A
-// nil error obliges to call end.
+// watch hands the context over to the engine: its deadline as a timeout, its end as a cancel token.
+// After a nil error the caller must call end.
 func (d *Datastore) watch(ctx context.Context) (call, error) {
 	opts, err := d.options(ctx)
 	if err != nil {
@@ -119,7 +120,8 @@ func (d *Datastore) watch(ctx context.Context) (call, error) {
 	return c, nil
 }
 
-// options is the context as the engine wants it; its token, if there is one, comes from d.tokens.
+// options converts the context to the engine's form; its token, if there is one, comes from
+// d.tokens.
 func (d *Datastore) options(ctx context.Context) (callOptions, error) {
 	var opts callOptions
 	if deadline, ok := ctx.Deadline(); ok {

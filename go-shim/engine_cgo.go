@@ -8,7 +8,7 @@ package walrusds
 #include <string.h>
 #include <walrusds.h>
 
-// Go does not notice that a library it links has changed and would keep the old one. The build
+// Go does not notice that a linked library has changed and would keep the old one. The build
 // scripts write the library's hash here; as a part of this package it makes Go link anew.
 #if defined(__has_include)
 #if __has_include("walrusds_lib_hash.h")
@@ -48,7 +48,7 @@ static wds_result wds_get_start(uint64_t h, uint64_t cancel, uint64_t timeout_ms
 	r.rc = walrusds_get_start(h, &call, key, key_len, queue, tag, &r.buf, &r.found, &r.done, &r.err);
 	return r;
 }
-// The size; or that there is none, or that it is not known.
+// The size, or a mark: no value, or not known.
 enum { WDS_ABSENT = -1, WDS_UNKNOWN = -2 };
 static int64_t wds_peek_size(uint64_t h, const uint8_t *key, size_t key_len) {
 	uint64_t size;
@@ -180,7 +180,7 @@ type (
 	cancelToken uint64
 )
 
-// callOptions is what a walrusds_call says: how the call may end before it is done.
+// callOptions holds the contents of a walrusds_call: how the call may end before it is done.
 type callOptions struct {
 	token     cancelToken
 	timeoutMS uint64
@@ -218,7 +218,7 @@ type keyCondition struct {
 }
 
 // engine is an open handle. Handles are numbers that the engine checks, so that a call on a closed
-// one is an error and nothing worse.
+// one returns an error and has no other effect.
 type engine struct {
 	h    C.uint64_t
 	logs logPump
@@ -328,7 +328,7 @@ func newCancelToken() (cancelToken, error) {
 func (t cancelToken) cancel() { C.walrusds_cancel(C.uint64_t(t), nil) }
 func (t cancelToken) free()   { C.walrusds_cancel_free(C.uint64_t(t), nil) }
 
-// engineBuf is memory of the engine's that this side has to free.
+// engineBuf is memory of the engine that this side must free.
 type engineBuf C.walrusds_buf
 
 // take copies the memory, once, and frees it. The result is never nil.
@@ -403,7 +403,7 @@ func newQueueID() (queueID, error) {
 	return queueID(r.n), result(&r)
 }
 
-// receive tells how calls end that were started on the queue, until it is closed.
+// receive delivers the ends of calls that were started on the queue, until it is closed.
 func (id queueID) receive(deliver func(tag uint64, c completion)) {
 	var out [64]C.walrusds_completion
 	for {
@@ -607,7 +607,7 @@ func (e *engine) drainLogs() {
 	}
 }
 
-// close is called once. The engine gives the messages of the closing itself until all were fetched.
+// close is called once. The engine offers the messages of the closing until all were fetched.
 func (e *engine) close() error {
 	e.drainLogs()
 	r := C.wds_close(e.h)

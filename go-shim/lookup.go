@@ -26,7 +26,7 @@ type lookups struct {
 
 // asker is the Datastore. (lookups holds no pointer to it: a cycle would keep a forgotten one alive.)
 type asker interface {
-	// ask fills in what is found out about the keys of a batch, in one question to the engine.
+	// ask fills in the results of a batch, with one question to the engine.
 	ask(ctx context.Context, batch []*lookup) error
 	askAlone(ctx context.Context, l *lookup) error
 }
@@ -36,12 +36,12 @@ type lookup struct {
 	key   string
 	state lookupState // under lookups.mu
 
-	wake chan bool // true: go and ask; false: answered
+	wake chan bool // true: the goroutine must lead; false: answered
 
-	// Of the goroutine that asks, until wake is told.
+	// Used by the leading goroutine only, until wake is sent.
 	size  uint64
 	found bool
-	alone bool // its row is odd: to be asked for alone, which tells more
+	alone bool // its row is odd: it is asked for alone, which yields the exact error
 	err   error
 }
 
@@ -174,7 +174,7 @@ func (l *lookups) abandon(me *lookup) {
 	case lookupLeads:
 		l.pass()
 	case lookupWaits:
-		// Their places are given back before there are more of them than of others.
+		// Abandoned lookups are removed before they outnumber the others.
 		if l.gone++; l.gone > 64 && l.gone > len(l.waiting)/2 {
 			l.waiting = slices.DeleteFunc(l.waiting, func(w *lookup) bool { return w.state == lookupGone })
 			l.gone = 0

@@ -46,7 +46,7 @@ func (a *fakeEngine) askAlone(_ context.Context, l *lookup) error {
 	return nil
 }
 
-// leading is how many ask at once in these tests.
+// leading is the number of concurrent leaders in these tests.
 const leading = 2
 
 func newLookups() (*lookups, chan struct{}) {
@@ -64,7 +64,7 @@ func (l *lookups) idle(t *testing.T) {
 	}
 }
 
-// patience is how long a test waits for what must come: longer than a busy machine takes.
+// patience is how long a test waits for an expected event: longer than a busy machine needs.
 const patience = 2 * time.Minute
 
 func until(t *testing.T, what string, so func() bool) {
@@ -133,7 +133,7 @@ func TestLookupsAreNotGivenUpTogether(t *testing.T) {
 		go get(first)
 	}
 	until(t, "leaders ask", func() bool { return a.running.Load() == leading })
-	// The next who ask are these; they take the rest along.
+	// These lookups lead next; they take the rest along.
 	for i := 0; i < leading; i++ {
 		go get(next)
 		until(t, "they wait", l.waits(i+1))
@@ -200,7 +200,7 @@ func TestLookupsFailAndAreOdd(t *testing.T) {
 	wg.Wait()
 	l.idle(t)
 
-	// Closing sends those away who wait; the engine does it with the others.
+	// Closing ends the waiting lookups with ErrClosed; the engine does so with the others.
 	a.gate = make(chan struct{})
 	a.fail = ErrClosed
 	round(ErrClosed)

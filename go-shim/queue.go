@@ -47,7 +47,7 @@ func newQueue() (*queue, error) {
 	return q, nil
 }
 
-// deliver is told how a call ended.
+// deliver receives the end of a call.
 func (q *queue) deliver(tag uint64, c completion) {
 	if s := q.take(tag); s != nil {
 		s.ended <- c
@@ -77,7 +77,7 @@ func (q *queue) take(tag uint64) *started {
 	return s
 }
 
-// run starts a call and waits for its end, or for that of the context; then the call is cancelled.
+// run starts a call and waits for its end, or for the end of the context; then it cancels the call.
 func (d *Datastore) run(ctx context.Context, start func(o callOptions, q queueID, tag uint64) (c completion, done bool, err error)) (completion, error) {
 	if err := d.starts.enter(ctx, d.closing); err != nil {
 		return completion{}, err
@@ -91,7 +91,7 @@ func (d *Datastore) run(ctx context.Context, start func(o callOptions, q queueID
 	tag, s := q.add()
 	c, done, err := start(opts, q.id, tag)
 	d.starts.leave()
-	if done || err != nil { // nothing will come
+	if done || err != nil { // no completion will come
 		q.take(tag)
 		spareStarted.Put(s)
 		d.tokens.put(opts.token)

@@ -109,8 +109,8 @@ type owner struct {
 	known map[string]state
 }
 
-// state is what a key may hold: the value that was acknowledged last ("" = none), and one whose fate is
-// not known, because writing it failed.
+// state is the possible values of a key: the value that was acknowledged last ("" = none), and one
+// whose fate is not known, because writing it failed.
 type state struct {
 	value   string
 	perhaps []string
@@ -121,8 +121,8 @@ func acceptable(err error) bool {
 	return err == nil || errors.Is(err, walrusds.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// step does something, and notes what is certain from then on. It returns false when the datastore is
-// closed.
+// step does one operation, and records the certain part of its result. It returns false when the
+// datastore is closed.
 func (o *owner) step(t *testing.T, n int) bool {
 	ctx := context.Background()
 	if o.r.Intn(4) == 0 { // some do not wait long

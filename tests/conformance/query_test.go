@@ -215,7 +215,7 @@ func TestSizesAndExpirations(t *testing.T) {
 				t.Errorf("%s: an expiration that nobody asked for", e.Key)
 			}
 		}
-		// Renewal is not set up: nothing is known, and nothing is invented.
+		// Renewal is not set up: the metrics report no state and invent none.
 		plain := open(t, index)
 		fill(t, plain, []string{"/x/1"})
 		for _, e := range all(t, plain, dsq.Query{ReturnExpirations: true}) {
@@ -360,7 +360,7 @@ func TestDeletingWhatIsListed(t *testing.T) {
 	})
 }
 
-// Listings that are not read to their end give everything back: connections, goroutines, threads.
+// Listings that are not read to their end release all resources: connections, goroutines, threads.
 func TestEarlyCloseLeaksNothing(t *testing.T) {
 	onEachIndex(t, func(t *testing.T, index index) {
 		ctx := context.Background()
@@ -415,7 +415,7 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 			}
 			return ""
 		})
-		// All of them at once, so that they fight for connections, and again nothing stays.
+		// All of them at once, so that they compete for connections; again nothing stays.
 		var wg sync.WaitGroup
 		for i := 0; i < 100; i++ {
 			wg.Add(1)

@@ -97,7 +97,7 @@ func TestListInAProcessOfItsOwn(t *testing.T) {
 		}
 	}
 
-	// Memory, from the time on when everything that is kept anyway is there.
+	// Memory growth, counted from the first row on, when the permanent buffers are there.
 	if n := len(all(t, d, dsq.Query{KeysOnly: true, Limit: 10_000})); n != 10_000 {
 		t.Fatalf("%d rows", n)
 	}

@@ -1,5 +1,5 @@
-//! The same with a write journal and a read cache on the local disk: the network is away, the database, the
-//! disks of either.
+//! The same with a write journal and a read cache on the local disk: outages of the network, the
+//! database, and the disks of the journal and of the cache.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -17,7 +17,7 @@ use testkit::{eventually, PATIENCE};
 
 const GROUP: &str = "Write journal and read cache";
 
-/// A node with both, whose blocks travel soon.
+/// A node with both, whose blocks are uploaded soon.
 async fn start(
     net: &Devnet,
     case: &'static str,
@@ -37,7 +37,7 @@ fn on(requests: &[Request], action: FaultAction) -> Vec<FaultRule> {
     vec![FaultRule::new(action).on(requests.iter().copied())]
 }
 
-/// Walrus fails in this way for a while.
+/// Walrus fails with the given rules for a while.
 async fn network(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
     let net = devnet().await;
     let (_repo, scenario) = start(&net, case, |_| {}).await;
@@ -63,7 +63,7 @@ async fn network_away() {
     network(case, rules, AGGREGATOR).await;
 }
 
-/// Blocks are damaged on their way back, when uploads are checked and when they are read.
+/// Blocks are damaged on their way back, when the engine checks uploads and when callers read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn reads_damaged() {
     let reads = [Request::Get, Request::Range];
@@ -185,7 +185,7 @@ async fn cache_removed() {
             tokio::runtime::Handle::current().block_on(async {
                 let remove = || {
                     while !over.load(Relaxed) {
-                        // It is made anew meanwhile.
+                        // The engine makes the directory anew meanwhile.
                         let _ = std::fs::remove_dir_all(&path);
                         std::thread::sleep(Duration::from_millis(100));
                     }

@@ -1,4 +1,4 @@
-//! A wire that can be cut: forwards TCP connections to a port, or swallows what is sent.
+//! A TCP proxy that can be cut: forwards connections to a port, or swallows the bytes.
 
 use std::sync::Arc;
 

@@ -69,7 +69,7 @@ async fn frozen_node() {
     scenario.heal(|| {}, ALLOWED).await;
 }
 
-/// The machine's clock, and how far it is off.
+/// The machine's clock and its error.
 #[derive(Default)]
 struct Jumping(Mutex<(Duration, bool)>);
 

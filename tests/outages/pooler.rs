@@ -1,4 +1,4 @@
-//! PostgreSQL behind pgbouncer in transaction mode, where nothing of a session survives: two nodes
+//! PostgreSQL behind pgbouncer in transaction mode, where no session state survives: two nodes
 //! share one pooler.
 
 use std::process::{Child, Command, Stdio};
@@ -21,7 +21,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// With as many server connections as given: fewer than the nodes would like to have.
+    /// With the given number of server connections: fewer than the nodes would use.
     fn start(pg: &Postgres, server_connections: u32) -> Pooler {
         let dir = tempfile::Builder::new()
             .prefix("wds-pgb-")
@@ -125,7 +125,7 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// No outage: everything a datastore does, with calls given up all the time, over fewer server
+/// No outage: all operations of a datastore, with calls given up all the time, over fewer server
 /// connections than there are callers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn under_load() {
@@ -192,7 +192,7 @@ async fn server_restarted() {
     scenario.heal(|| pg.up(), INDEX_RETRYABLE).await;
 }
 
-/// The lease of renewal works where sessions do not, and one node at a time renews.
+/// The lease of renewal works without sessions, and one node at a time renews.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn renewal() {
     let pg = Postgres::start();

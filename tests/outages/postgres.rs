@@ -15,7 +15,7 @@ use testkit::postgres::{signal_each, Postgres};
 
 const GROUP: &str = "PostgreSQL";
 
-/// The table of the node, and what looks for the node's connections.
+/// The table of the node, and the pattern that selects the node's connections.
 const OF_THE_NODE: &str = "application_name = 'walrusds' AND datname = current_database()";
 
 fn ms(n: u64) -> Duration {
@@ -32,7 +32,7 @@ async fn start_at(case: &'static str, url: &str) -> (Devnet, Scenario) {
     (net, Scenario::start(GROUP, case, vec![ds]).await)
 }
 
-/// A URL with a password, which these servers do not ask for.
+/// A URL with a password; these servers do not require it.
 fn url(pg: &Postgres, db: &str) -> String {
     pg.url_as(&format!("postgres:{SECRET}"), db)
 }
@@ -123,7 +123,7 @@ fn take_all(pg: &Postgres, user: &str, db: &str) -> Vec<postgres::Client> {
     std::iter::from_fn(|| postgres::Client::connect(&url, postgres::NoTls).ok()).collect()
 }
 
-/// Others take every connection; those the node had are cut.
+/// Other clients take every connection; those of the node are cut.
 async fn no_connections(case: &'static str, hog: &str) {
     let pg = Postgres::start_with(&["max_connections=24", "superuser_reserved_connections=3"]);
     let db = pg.database();
@@ -145,7 +145,8 @@ async fn no_connections(case: &'static str, hog: &str) {
             testkit::postgres::blocking(|| {
                 let mut admin = pg.client(&db);
                 let taken = &mut *hogging.lock().expect("one thread");
-                // The node reconnects meanwhile: until nothing is left for it.
+                // The node reconnects meanwhile: the loop goes on until no connection is left for
+                // it.
                 loop {
                     taken.extend(take_all(&pg, hog, &db));
                     let cut = format!(
@@ -345,7 +346,7 @@ async fn failed_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn switched_over() {
-    // As an operator does it: the old primary comes back as a server that takes no writes.
+    // As in a failover by an operator: the old primary comes back as a server that takes no writes.
     let mut primary = Postgres::start();
     let replica = primary.start_replica();
     let db = primary.database();
@@ -384,8 +385,8 @@ async fn silent_network() {
     scenario.heal(|| wire.set_dead(false), NOTHING).await;
 }
 
-/// The primary vanishes without a word: no connection is closed, none comes about. (Before the
-/// engine looked beyond a silent host, listings never worked again.)
+/// The primary vanishes without a sign: no connection is closed, and none can be opened. (Before
+/// the engine detected a silent host, listings never worked again.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn silent_failover() {
     let primary = Postgres::start();

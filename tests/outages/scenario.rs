@@ -1,4 +1,4 @@
-//! One outage: the load, the books on what callers were told, and the report.
+//! One outage: the load, the books of the answers that callers got, and the report.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -21,18 +21,19 @@ pub use testkit::{eventually, PATIENCE};
 
 /// Part of every password and token of these tests: must never appear in an error or log line.
 pub const SECRET: &str = "s3cr3t";
-/// After the cause is gone, everything must work again within this time. The report says how long it
-/// took; the bound only tells recovery from none, also on a machine that is busy with other work.
+/// After the cause is gone, every call must work again within this time. The report gives the real
+/// duration; the bound only separates recovery from no recovery, also on a machine that is busy
+/// with other work.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(90);
-/// A call with a deadline returns this much later at most, beyond the delay of a timer on a busy
-/// machine. The contract says 100 ms, and the report says what was seen; a call that ignored its
-/// deadline would take as long as the outage or a request's timeout.
+/// A call with a deadline returns at most this much after it, beyond the delay of a timer on a busy
+/// machine. The contract says 100 ms, and the report gives the measured value; a call that ignored
+/// its deadline would take as long as the outage or a request's timeout.
 const OVERRUN_LIMIT: Duration = Duration::from_secs(10);
 /// The deadline of the calls that have one.
 const DEADLINE: Duration = Duration::from_millis(50);
-/// Calls begun in the outage must end so soon after it.
+/// Calls begun in the outage must end within this time after it.
 const STRAGGLER_LIMIT: Duration = Duration::from_secs(90);
-/// Between two calls of a task.
+/// The pause between two calls of a task.
 const PAUSE: Duration = Duration::from_millis(8);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,7 +72,7 @@ struct Done {
 /// The values that a key may hold: one after an acknowledged write, more after a failed one.
 type Candidates = Vec<Option<Bytes>>;
 
-/// The books.
+/// The books: the acknowledged state, and the contradictions found.
 #[derive(Default)]
 struct Books {
     keys: Mutex<HashMap<String, Candidates>>,
@@ -81,13 +82,13 @@ struct Books {
     /// Values and absences that contradict the books.
     wrong: Mutex<Vec<String>>,
     overrun: Mutex<Duration>,
-    /// How late a mere timer was meanwhile.
+    /// The delay of a plain timer in the same time.
     timer_late: Mutex<Duration>,
     next: AtomicU64,
     /// The database may forget the deletes of its last moments: they do not wait for its disk.
     deletes_may_return: AtomicBool,
     only_verified_reads: AtomicBool,
-    /// Reads under way of keys that are no multihashes.
+    /// The number of reads under way of keys that are no multihashes.
     unverified_reads: AtomicU64,
 }
 
@@ -173,7 +174,7 @@ impl Books {
             failed,
         });
         if failing {
-            // Callers that fail at once must not crowd the log out.
+            // A pause, so that callers that fail at once do not flood the log.
             tokio::time::sleep(PAUSE * 3).await;
         }
         value
@@ -200,7 +201,7 @@ impl Caller {
         }
     }
 
-    /// Runs a call; whether it succeeded.
+    /// Runs a call and returns whether it succeeded.
     async fn call(&mut self, call: Call) -> bool {
         match call {
             Call::Put => self.put().await,
@@ -212,7 +213,7 @@ impl Caller {
         }
     }
 
-    /// Half of the time a new block, else another value under a key of one's own.
+    /// Half of the time a new block, else another value under one of this caller's keys.
     async fn put(&mut self) -> bool {
         let (mut key, value) = self.books.new_block();
         let fresh: bool = rand::random();
@@ -276,9 +277,10 @@ impl Caller {
         deleted
     }
 
-    /// A block of anyone's, or what the last write of one's own left.
+    /// A block of any caller, or the value that this caller's last write left.
     async fn get(&mut self) -> bool {
-        // Counted before the flag is read: when the flag is set and the count is zero, none will come.
+        // Counted before the flag is read: when the flag is set and the count is zero, no further
+        // read begins.
         let unverified = Counted::new(&self.books.unverified_reads);
         let verified = self.books.only_verified_reads.load(SeqCst);
         let (key, _counted) = if verified || rand::random() {
@@ -377,8 +379,8 @@ pub async fn open(spec: &serde_json::Value, repo: &Path) -> WalrusDatastore {
     WalrusDatastore::open(config, repo).await.expect("opening")
 }
 
-/// How long an outage lasts where that makes no other case of it: short with the other tests, long
-/// enough to use up the retries in `make outages`.
+/// The length of an outage in cases where the length does not matter: short with the other tests,
+/// long enough to use up the retries in `make outages`.
 pub fn a_while() -> Duration {
     if std::env::var_os("OUTAGES_REPORT").is_some() {
         Duration::from_secs(6)
@@ -387,7 +389,7 @@ pub fn a_while() -> Duration {
     }
 }
 
-/// Which errors callers may see, beside success. Everything else fails the case.
+/// The errors that callers may see, beside success. Any other error fails the case.
 #[derive(Clone, Copy)]
 pub struct Allowed {
     writers: &'static [(ErrorKind, bool)],
@@ -447,7 +449,7 @@ pub struct Scenario {
     load: JoinSet<()>,
     stop: Arc<AtomicBool>,
     struck: Option<Instant>,
-    /// Deadlines are put to the test only while this is set.
+    /// Calls have deadlines only while this is set.
     hurry: Arc<AtomicBool>,
 }
 
@@ -501,12 +503,12 @@ impl Scenario {
         for node in scenario.nodes.clone() {
             scenario.spawn_hurried(node);
         }
-        // Every connection and prepared statement is in use before anything breaks.
+        // Every connection and prepared statement is in use before the outage begins.
         scenario.books.load_goes_on(3).await;
         scenario
     }
 
-    /// Calls whose callers give up after [`DEADLINE`]; how late they get away is noted.
+    /// Calls whose callers give up after [`DEADLINE`]; their delay beyond it is recorded.
     fn spawn_hurried(&mut self, node: Arc<WalrusDatastore>) {
         let (books, stop) = (Arc::clone(&self.books), Arc::clone(&self.stop));
         self.load.spawn(async move {
@@ -541,8 +543,8 @@ impl Scenario {
         }
     }
 
-    /// The database will crash: deletes that it has not written to its disk yet may be undone by
-    /// that (and by nothing else), which is harmless and documented.
+    /// The database will crash: the crash may undo deletes that it has not written to its disk yet
+    /// (no other event may), which is harmless and documented.
     pub async fn deletes_may_return(&self) {
         self.books.deletes_may_return.store(true, Relaxed);
         // A put waits for the database's disk, and the log goes there in its order: with the put, the
@@ -583,7 +585,7 @@ impl Scenario {
         eventually(&format!("{}: {what}", self.case), condition).await;
     }
 
-    /// The outage lasts until a caller was told of it. `keep_up` sees to it that the cause stays, and is
+    /// The outage lasts until a caller got an error. `keep_up` keeps the cause in place, and is
     /// called again and again.
     pub async fn until_a_call_fails(&self, keep_up: impl Fn()) {
         let struck = self.struck.expect("struck first");
@@ -596,7 +598,7 @@ impl Scenario {
         .await;
     }
 
-    /// Walrus breaks in this way for a while: the whole case.
+    /// Runs a whole case in which Walrus breaks with the given rules for a while.
     pub async fn break_walrus(mut self, net: &Devnet, rules: Vec<FaultRule>, allowed: Allowed) {
         self.only_verified_reads().await;
         self.strike(|| net.set_faults(rules)).await;
@@ -606,8 +608,8 @@ impl Scenario {
         self.heal(|| net.clear_faults(), allowed).await;
     }
 
-    /// The cause goes away (`cure` may block): waits until every kind of call works, reads
-    /// everything back, writes the report, and fails if anything in it may not be.
+    /// The cause goes away (`cure` may block): waits until every kind of call works, reads all
+    /// blocks back, writes the report, and fails on any forbidden result in it.
     pub async fn heal(mut self, cure: impl FnOnce() + Send, allowed: Allowed) {
         self.hurry.store(false, Relaxed);
         tokio::task::block_in_place(cure);
@@ -658,7 +660,7 @@ impl Scenario {
         }
     }
 
-    /// How long after `healed` the last kind of call began to work for good.
+    /// The time from `healed` until every kind of call succeeded without further errors.
     async fn wait_until_well(&self, healed: Instant) -> Duration {
         let mut probes = JoinSet::new();
         for (node, call) in self.nodes.iter().flat_map(|n| Call::ALL.map(|c| (n, c))) {
@@ -684,7 +686,7 @@ impl Scenario {
         recovery
     }
 
-    /// Ends the load; how long after `healed` the last call of it ended.
+    /// Ends the load; returns the time from `healed` until the last call ended.
     async fn stop_load(&mut self, healed: Instant) -> Duration {
         self.stop.store(true, Relaxed);
         let all = async {

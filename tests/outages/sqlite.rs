@@ -38,7 +38,7 @@ async fn disk_full() {
     scenario.heal(|| disk.free(), INDEX_WRITES).await;
 }
 
-/// Another process writes to the file and takes its time.
+/// Another process writes to the file for a long time.
 async fn locked(case: &'static str, time: Duration, allowed: crate::scenario::Allowed) {
     let net = devnet().await;
     let repo = tempfile::tempdir().expect("repo");
@@ -83,7 +83,7 @@ async fn try_open(net: &Devnet, repo: &Path) -> walrusds::Result<WalrusDatastore
     WalrusDatastore::open(config, repo).await
 }
 
-/// A file system that turned read-only is said to be so, and costs nothing.
+/// The error names a file system that turned read-only, and no upload is paid for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn read_only() {
     let Some(disk) = SmallDisk::mount(8) else {
@@ -140,7 +140,8 @@ async fn damaged() {
         noticed += check_damaged(&net, repo.path(), &blocks, &mut refused).await;
     }
     for len in [0, 1, 100, page, page + 17, whole.len() / 2, whole.len() - 1] {
-        // An empty file is a new one for SQLite: nothing tells it from a first start.
+        // SQLite takes an empty file for a new one: no property distinguishes it from a first
+        // start.
         if len > 0 {
             std::fs::write(&file, &whole[..len]).expect("cutting");
             noticed += check_damaged(&net, repo.path(), &blocks, &mut refused).await;
@@ -159,7 +160,7 @@ async fn damaged() {
     ds.close().await.expect("closing");
 }
 
-/// How many reads were told of the damage; whether opening was refused is added to `refused`.
+/// The number of reads that reported the damage; a refused open is added to `refused`.
 async fn check_damaged(
     net: &Devnet,
     repo: &Path,

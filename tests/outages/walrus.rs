@@ -39,7 +39,7 @@ pub async fn start_on(
     (repo, scenario)
 }
 
-/// Every publisher and aggregator there is breaks in this way for a while.
+/// Every publisher and aggregator breaks with the given rules for a while.
 async fn alone(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
     let net = devnet().await;
     let (_repo, scenario) = start_on(&net, ONE, case, |_| {}).await;
@@ -47,7 +47,7 @@ async fn alone(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
     paid_once(&net);
 }
 
-/// The first of three endpoints breaks in this way.
+/// The first of three endpoints breaks with the given rules.
 async fn first_of_three(case: &'static str, actions: Vec<FaultAction>) {
     let net = devnet().await;
     let more: Vec<String> = (0..2).map(|_| add(&net, Role::Daemon)).collect();
@@ -70,7 +70,7 @@ fn add(net: &Devnet, role: Role) -> String {
     net.add_endpoint(role, any_port).expect("endpoint").1
 }
 
-/// However often an answer was lost, nothing was bought twice.
+/// However often an answer was lost, no blob was bought twice.
 fn paid_once(net: &Devnet) {
     let (paid, blobs) = (net.stats().newly_created, net.blobs().len() as u64);
     assert_eq!(paid, blobs, "blobs paid for and blobs there are");
@@ -94,7 +94,7 @@ const NOT_FOUND: Allowed = Allowed::readers(&[
     (ErrorKind::BlobNotFound, false),
 ]);
 const CORRUPT: Allowed = Allowed::readers(&[(ErrorKind::Corrupt, false)]);
-/// A blob that may be deleted any time is no success; the same publisher is not asked again.
+/// A deletable blob counts as a failure; the same publisher is not asked again.
 const REFUSED: Allowed = Allowed::writers(&[(ErrorKind::Walrus, false)]);
 const WRONG: Allowed = Allowed::readers(&[(ErrorKind::Walrus, false)]);
 
@@ -210,7 +210,7 @@ async fn first_refused() {
     paid_once(&net);
 }
 
-/// Sockets that are open and silent, before a request, in it, and in its answer.
+/// Sockets that are open and silent: before a request, within it, and within its answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn silent_network() {
     let net = devnet().await;
@@ -228,7 +228,7 @@ async fn silent_network() {
     paid_once(&net);
 }
 
-/// A cache in front of the aggregator keeps the 404 of before a blob was there.
+/// A cache in front of the aggregator repeats a 404 from before the blob was stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn cached_not_found() {
     let net = devnet().await;
@@ -256,7 +256,7 @@ async fn cached_not_found() {
     scenario.heal(|| net.clear_faults(), NOTHING).await;
 }
 
-/// Epochs end while everything is busy: 503s, and blobs whose storage goes on.
+/// Epochs end under load: 503s, and blobs whose storage is extended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn epochs_change() {
     let net = devnet().await;
@@ -283,8 +283,8 @@ struct Minter {
 }
 
 impl Minter {
-    /// The command prints an unsigned token (the publisher here checks all but signatures), fresh
-    /// unless told otherwise.
+    /// The command prints an unsigned token (the publisher here checks all but signatures), a fresh
+    /// one unless the test sets another.
     fn new() -> Self {
         let minter = Minter {
             dir: tempfile::tempdir().expect("directory of the minter"),
@@ -315,7 +315,7 @@ printf '%s.%s.{SECRET}xx' "$head" "$claims"
     }
 
     fn set(&self, mode: &str) {
-        // Replaced as a whole: the command may be reading it.
+        // Replaced as a whole, because the command may be reading the file.
         let new = self.dir.path().join("new");
         std::fs::write(&new, mode).expect("mode");
         std::fs::rename(new, self.dir.path().join("mode")).expect("mode");
@@ -337,7 +337,7 @@ async fn tokens(case: &'static str, mode: &str, allowed: Allowed) {
     let minter = Minter::new();
     let (_repo, mut scenario) = start_on(&net, ONE, case, |spec| {
         spec["authTokenCommand"] = minter.command().into();
-        // Each upload starts a few processes: fewer at once.
+        // Each upload starts a few processes, so fewer uploads run at once.
         spec["workers"] = 2.into();
     })
     .await;
@@ -362,7 +362,7 @@ async fn token_command_fails() {
     tokens("the command for tokens fails", "failing", PUBLISHER).await;
 }
 
-/// Everything at once, at two endpoints, with probabilities.
+/// All faults at once, at two endpoints, with probabilities.
 async fn storm(case: &'static str, time: Duration) {
     let net = devnet().await;
     let both = format!("{},{}", net.url(), add(&net, Role::Daemon));

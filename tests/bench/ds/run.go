@@ -74,7 +74,7 @@ func value(size int, n uint64) []byte {
 	return v
 }
 
-// everything measures all calls. settle brings what was written from the journal into the index.
+// everything measures all calls. settle moves the written blocks from the journal into the index.
 func (b *run) everything(settle func() error) error {
 	if err := b.fill('k', known, 1); err != nil {
 		return err

@@ -1,4 +1,4 @@
-//! The figures to reach, and whether they are reached.
+//! The goals in figures, and whether they are reached.
 
 use serde::Serialize;
 
@@ -110,7 +110,7 @@ impl Goals<'_> {
         }
     }
 
-    /// So much per second at least.
+    /// At least the given rate per second.
     fn rate(&mut self, workload: &str, kind: Kind, limit: f64, unit: &str) {
         if let Some(rate) = self.results.median(workload, kind, |s| s.rate) {
             self.push(
@@ -122,7 +122,7 @@ impl Goals<'_> {
         }
     }
 
-    /// The worst of all runs must not have more.
+    /// At most the given peak memory in the worst of all runs.
     fn count(
         &mut self,
         workload: &str,

@@ -87,7 +87,7 @@ fn run_stage(bench: &mut Bench, stage: &stages::Stage, round: usize) {
     }
 }
 
-/// Shows what came out, and keeps it.
+/// Prints the results and saves them.
 fn publish(bench: &Bench, machine: &Machine) -> Result<()> {
     let (settings, results) = (&*bench.settings, &bench.results);
     let tables = report::markdown(settings, machine, results);
@@ -123,7 +123,7 @@ fn publish(bench: &Bench, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// The document with other text between its markers.
+/// Returns the document with other text between its markers.
 fn put_between(document: &str, text: &str) -> Result<String> {
     let begin = document.find(BEGIN).context("no begin marker")?;
     let line_end = document[begin..]

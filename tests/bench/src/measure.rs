@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context as _, Result};
 use rustix::process::{waitid, Pid, WaitId, WaitIdOptions};
 
-/// How often the peak is read: a process takes it along when it ends.
+/// The interval between reads of the peak, which is lost when a process ends.
 const SAMPLING: Duration = Duration::from_millis(10);
 
 /// The cost of one piece of work.

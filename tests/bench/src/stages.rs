@@ -177,7 +177,7 @@ impl Bench {
         Ok(bench)
     }
 
-    /// Does some work; if it fails, that is put down and the rest goes on: a run takes long.
+    /// Does some work; a failure is recorded and the rest goes on, because a run takes long.
     pub fn attempt<T>(
         &mut self,
         what: &str,
@@ -244,7 +244,7 @@ fn add(
     Ok(cid)
 }
 
-/// One large file: in, again, out, and away.
+/// One large file: add, add again, read, and remove.
 fn large_file(bench: &mut Bench, kind: Kind) -> Result<()> {
     let settings = Rc::clone(&bench.settings);
     let (large, bytes) = (bench.large.clone(), settings.bytes());
@@ -339,7 +339,7 @@ fn small_files(bench: &mut Bench, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// A sixteenth of the large file: write-through on a slow network takes minutes for all of it.
+/// A sixteenth of the large file: write-through on a slow network takes minutes for the whole file.
 fn part(bench: &mut Bench, kind: Kind) -> Result<()> {
     let settings = Rc::clone(&bench.settings);
     let part = bench.part.clone();

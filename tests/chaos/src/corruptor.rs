@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// Between two deeds: the cache is filled again meanwhile.
+/// The pause between two damages, in which the cache is filled again.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Works until it is [stopped](Corruptor::stop).
@@ -40,7 +40,7 @@ impl Corruptor {
         Corruptor { stop, thread }
     }
 
-    /// How much was damaged.
+    /// The number of damages.
     pub fn stop(self) -> u64 {
         self.stop.store(true, Relaxed);
         self.thread.join().expect("corruptor")

@@ -1,5 +1,5 @@
-//! Processes that die: at every fail point, and at any moment. The next one must find everything
-//! that was acknowledged, and nothing dangling.
+//! Processes that die: at every fail point, and at any moment. The next process must find every
+//! acknowledged write, and nothing dangling.
 
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -31,7 +31,7 @@ const CLIENTS: usize = 12;
 const LENGTH: usize = 200;
 /// The read cache's directory within the repository.
 pub const READ_CACHE: &str = "read-cache";
-/// A process that does not come to its end by then hangs.
+/// A process that has not ended by then hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn manner() -> Manner {
@@ -47,8 +47,8 @@ fn manner() -> Manner {
 /// The environment variable that holds a worker's task.
 const TASK: &str = "WALRUS_CHAOS_WORKER";
 
-/// The worker, if this process is one: checks everything that earlier ones acknowledged, goes on
-/// until so many more writes are acknowledged, closes.
+/// The worker, if this process is one: checks every write that earlier workers acknowledged, goes
+/// on until the given number of further writes is acknowledged, and closes.
 pub fn worker() -> Option<ExitCode> {
     let task: serde_json::Value = serde_json::from_str(&std::env::var(TASK).ok()?).expect("task");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
@@ -69,7 +69,7 @@ pub fn worker() -> Option<ExitCode> {
         let tally = Tally::default();
         let verifying = clients.iter_mut().map(|client| client.verify(&ds, &tally));
         crate::together(verifying).await;
-        // Told at once: this process may not live to its end.
+        // Reported at once: this process may not live to its end.
         let found = |tally: &Tally| {
             for complaint in tally.complaints() {
                 println!("{complaint}");
@@ -234,7 +234,7 @@ impl<'a> Scenario<'a> {
             out: String::new(),
             err: String::new(),
         };
-        // A worker says a few lines: the pipes hold them until now.
+        // A worker prints a few lines: the pipes hold them until now.
         if let Some(mut out) = child.stdout.take() {
             let _ = out.read_to_string(&mut ended.out);
         }
@@ -284,7 +284,7 @@ impl<'a> Scenario<'a> {
         }
     }
 
-    /// Kills a worker when it has acknowledged some more.
+    /// Kills a worker after a further number of acknowledged writes.
     fn kill(&mut self, more: u64) {
         let lines = |path: &Path| {
             let text = std::fs::read(path).unwrap_or_default();
@@ -385,7 +385,8 @@ pub fn at_every_point(
     let points: Vec<&str> = FAILPOINTS.iter().filter(mine).copied().collect();
     for round in 0..rounds {
         for point in &points {
-            // Once in a life of a process, or once in a life of a table.
+            // A fail point that is reached once in the life of a process, or once in the life of a
+            // table.
             let once = ["close.", "usage.", "journal.created", "journal.removed"]
                 .iter()
                 .any(|rare| point.starts_with(rare));

@@ -105,7 +105,7 @@ pub async fn run(
         "packTargetSizeBytes": 16_384, "maxRetries": 2, "blobCacheBytes": 1_000_000,
     }));
     if journalled {
-        // Alone: with it, half of the reads do not meet what goes wrong on the way.
+        // Alone: with it, half of the reads do not meet the faults on the way.
         config["cachePath"] = READ_CACHE.into();
         config["cacheBytes"] = 1_000_000.into();
         config["journalPath"] = "write-journal".into();

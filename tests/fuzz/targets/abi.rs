@@ -40,7 +40,7 @@ struct Known {
     queues: Vec<u64>,
 }
 
-/// One of these, of another kind, or any number.
+/// One of these handles, one of another kind, or any number.
 fn handle(input: &mut Input<'_>, own: &[u64], other: &[u64]) -> u64 {
     let how = input.byte();
     let from = if how < 230 { own } else { other };
@@ -128,7 +128,7 @@ pub fn calls(data: &[u8]) {
             let token = handle(input, &known.tokens, &known.queues);
             let e = out(input, &mut err);
             let code = match what {
-                // An open starts threads, and two stores are enough to take one for the other.
+                // An open starts threads, and two stores are enough to test a mix-up between them.
                 0 if known.stores.len() >= 2 => continue,
                 0 => {
                     let dir = &world.dirs[usize::from(input.byte() % 2)];
@@ -306,7 +306,7 @@ pub fn calls(data: &[u8]) {
                 assert_eq!(err.code, code);
                 assert_eq!(err.message.len == 0, code == WALRUSDS_OK);
             }
-            // Twice is fine, and so is what was never filled.
+            // Freeing twice is fine, and so is freeing a buffer that was never filled.
             for _ in 0..1 + input.byte() % 2 {
                 walrusds_error_free(&mut err);
                 walrusds_buf_free(&mut buf);

@@ -17,7 +17,7 @@ const BLOB_ID: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 static ANSWER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// Says to every request what ANSWER holds, and closes.
+/// Answers every request with the contents of ANSWER, and closes.
 static SERVER: Lazy<String> = Lazy::new(|| {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -117,7 +117,7 @@ pub fn answers_of_servers(data: &[u8]) {
         max_blob_bytes: 1 << 20,
         ..ClientConfig::default()
     });
-    // The seam's methods, which check what they hand out, not the client's own.
+    // The methods of the store trait, which check the bytes that they return, not the client's own.
     let client: &dyn BlobStore = &client.unwrap();
     let exact = |expected: &'static [u8]| {
         move |bytes: &[u8]| {

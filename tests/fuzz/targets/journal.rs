@@ -1,5 +1,5 @@
-//! Files of the write journal that were damaged: written by the datastore itself, then changed at will.
-//! How they are laid out is not known here, so that no change of the format matters.
+//! Files of the write journal that were damaged: written by the datastore itself, then changed at
+//! will. The target does not know their format, so that no change of the format matters.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -196,7 +196,7 @@ impl Outcome {
         self
     }
 
-    /// It failed by itself. Returns what it said.
+    /// The program failed by itself. Returns its messages.
     #[track_caller]
     pub fn expect_refusal(self, what: &str) -> String {
         assert!(!self.status.success(), "{what} should have failed: {self}");
@@ -204,7 +204,7 @@ impl Outcome {
         self.said()
     }
 
-    /// As [`Outcome::expect_refusal`], and it said so in words of its own rather than by a crash.
+    /// As [`Outcome::expect_refusal`], and the message is the program's own, not a crash report.
     #[track_caller]
     pub fn expect_failure(self, what: &str) -> String {
         let shown = self.to_string();
@@ -509,7 +509,7 @@ impl Daemon {
         while !daemon.said().contains("Daemon is ready") {
             let child = daemon.child.as_mut().expect("not stopped yet");
             if let Some(status) = child.try_wait().expect("waiting for the daemon") {
-                // Its last words.
+                // The last lines of its output.
                 for reader in daemon.readers.drain(..) {
                     let _ = reader.join();
                 }
@@ -576,7 +576,7 @@ impl Daemon {
         }
     }
 
-    /// The port that the daemon says something listens on.
+    /// The port on which the daemon reports a listener.
     #[track_caller]
     fn port_of(&self, what: &str) -> u16 {
         let said = self.said();

@@ -16,7 +16,7 @@ mod repo;
 /// The state that every step works on.
 pub struct Tour {
     ipfs: Ipfs,
-    /// As the program says it, with a `v`.
+    /// The program's own version, with a `v`.
     version: String,
     index: Index,
     world: World,
@@ -24,7 +24,7 @@ pub struct Tour {
     large: Vec<u8>,
 }
 
-/// How one step went.
+/// The result of one step.
 #[derive(Debug)]
 pub struct StepResult {
     pub name: &'static str,

@@ -8,7 +8,8 @@ pub mod mem;
 pub mod model;
 pub mod postgres;
 
-/// How long a test waits for what must come: longer than a machine takes that is busy with other work.
+/// The longest wait of a test for an expected event: longer than a machine takes that is busy with
+/// other work.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// Waits until the condition is true; fails after [`PATIENCE`].

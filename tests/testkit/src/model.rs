@@ -35,7 +35,7 @@ pub enum Outcome {
     GaveUp,
 }
 
-/// A write that was tried.
+/// A write that a caller tried.
 #[derive(Debug, Clone)]
 pub struct Write {
     pub node: usize,
@@ -47,7 +47,7 @@ pub struct Write {
 #[derive(Debug, Clone)]
 struct State {
     possible: Vec<Value>,
-    /// Given up, and perhaps still on their way, by node.
+    /// Values of given-up writes that may still be on their way, by node.
     loose: Vec<(usize, Value)>,
 }
 
@@ -91,7 +91,7 @@ impl Model {
             .map_or_else(|| vec![None], |s| s.possible.clone())
     }
 
-    /// Notes writes that ran at the same time.
+    /// Records writes that ran at the same time.
     pub fn apply(&mut self, writes: &[Write]) {
         let mut by_key: BTreeMap<&str, Vec<&Write>> = BTreeMap::new();
         for write in writes {
@@ -118,7 +118,7 @@ impl Model {
         }
     }
 
-    /// Nothing of this node is on its way any more.
+    /// No write of this node is on its way any more.
     pub fn settle(&mut self, node: usize) {
         for state in self.0.values_mut() {
             state.loose.retain(|(n, _)| *n != node);
@@ -219,8 +219,8 @@ fn name(at: usize, content: &Bytes) -> String {
     }
 }
 
-/// Whether a wrong block under this key is noticed. One under an identity multihash is not: any
-/// short key may look like one by accident.
+/// Whether the datastore notices a wrong block under this key. It does not under an identity
+/// multihash: any short key may look like one by accident.
 fn is_verified(key: &str) -> bool {
     !OTHERS.contains(&key) && key != self::key(1)
 }
@@ -276,7 +276,7 @@ pub enum Step {
 /// Nodes of a [`World`].
 pub const NODES: usize = 2;
 
-/// A node: a datastore, and what cuts it off.
+/// A node: a datastore, and the switch that cuts it off.
 #[derive(Clone)]
 pub struct Node {
     pub datastore: Arc<WalrusDatastore>,
@@ -294,7 +294,7 @@ pub trait World: Sync {
     async fn pass(&self, seconds: u16) -> Result<(), String>;
     /// Whether calls may fail.
     fn faulty(&self) -> bool;
-    /// Whether answers may be wrong: then nothing holds but that no wrong block comes out.
+    /// Whether answers may be wrong: then the only requirement is that no wrong block comes out.
     fn lying(&self) -> bool {
         false
     }
@@ -385,7 +385,7 @@ impl Run<'_> {
         }
     }
 
-    /// Runs calls at the same time; those at a node that crashes do not get to their end.
+    /// Runs calls at the same time; those at a node that crashes are dropped before their end.
     async fn together(&mut self, calls: &[Call], crash: Option<usize>) -> Result<(), String> {
         let mut running = Vec::new();
         for call in calls {
@@ -427,7 +427,7 @@ impl Run<'_> {
         for e in &errors {
             self.tolerate(e)?;
         }
-        // A read beside writes may see what was, and any of what is being written.
+        // A read beside writes may see the old value, and any of those being written.
         let mut around = self.model.clone();
         for write in &writes {
             around.apply(&[Write {
@@ -447,7 +447,8 @@ impl Run<'_> {
                 if alone {
                     self.check(&mut around, &call.act, answer, strict)?;
                 } else {
-                    // Each read may have come at another moment: they tell nothing of each other.
+                    // Each read may have happened at another moment: one implies nothing about the
+                    // other.
                     self.check(&mut around.clone(), &call.act, answer, false)?;
                 }
             }
@@ -588,7 +589,7 @@ impl Run<'_> {
             // before the faults ended may still fail in this one.
             for _ in 0..2 {
                 self.node(at).await;
-                // Under lies a close may find the index wanting; nothing else may fail now.
+                // Under lies a close may find faults in the index; no other step may fail now.
                 self.step(&Step::Reopen(at)).await?;
             }
         }

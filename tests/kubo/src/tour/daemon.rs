@@ -1,4 +1,4 @@
-//! A node that serves others: several clients at once, the gateway, and ends of all kinds.
+//! A node that serves others: several clients at once, the gateway, and all ways to stop.
 
 use std::fs;
 use std::path::Path;
@@ -156,7 +156,7 @@ pub fn gateway(tour: &mut Tour) {
     up.stop();
 }
 
-/// Ranges of a file of `len` bytes, as the header has them, and what they mean.
+/// Ranges of a file of `len` bytes: the header's value and the bytes that it selects.
 fn ranges(len: usize) -> Vec<(String, usize, usize)> {
     let leaf = 256 << 10;
     vec![
@@ -174,7 +174,7 @@ fn is_part(answer: &Response, content: &[u8], from: usize, to: usize) -> bool {
     answer.status == 206 && answer.head.contains(&said) && answer.body == content[from..to]
 }
 
-/// The gateway of a node on flatfs gives the same answer, so it is none of the datastore's doing.
+/// The gateway of a node on flatfs gives the same answer, so the datastore is not the cause.
 fn same_on_flatfs(ipfs: &Ipfs, file: &Path, cid: &str, range: &str, answer: &Response) {
     let flatfs = Node::without_repo(&Ipfs {
         plugin: None,
@@ -225,7 +225,7 @@ pub fn garbage_under_load(tour: &mut Tour) {
     check();
 }
 
-/// SIGTERM while a client adds: the daemon ends by itself, and well.
+/// SIGTERM while a client adds: the daemon exits by itself and successfully.
 pub fn terminated(tour: &mut Tour) {
     stopped_in_an_add(tour, 400, |up| {
         let said = up.stop();
@@ -246,7 +246,7 @@ fn stopped_in_an_add(tour: &mut Tour, seed: u64, stop: fn(Daemon)) {
     let early = noise(seed, 3 << 20);
     let early_cid = node.add(&early);
 
-    // Uploads take long enough to be hit.
+    // Uploads last long enough for a signal to hit one.
     let slow = FaultAction::Latency {
         ms: 200,
         jitter_ms: 0,

@@ -41,7 +41,7 @@ pub fn whole_index(tour: &mut Tour) {
     let said = node.fails(["repo", "verify"]);
     assert!(said.contains("corrupt"), "{said}");
     node.fails(["cat", &cid]);
-    // Newer versions can drop what is damaged; adding it again brings it back.
+    // Newer versions can remove damaged blocks; adding the file again restores them.
     let drops = node.ok(["repo", "verify", "--help"]).contains("--drop");
     if drops {
         let said = node.ok(["repo", "verify", "--drop"]);

@@ -42,7 +42,7 @@ fn nodes_share_an_index_with(other: &Ipfs) {
     assert!(pins.contains(&small_cid), "{pins}");
     let said = a.fails(["--offline", "cat", &small_cid]);
     assert!(said.contains("not found"), "{said}");
-    // The one that B has pinned too is still there for both.
+    // The block that B has pinned too is still there for both.
     a.assert_holds(&large_cid, &large);
     b.assert_holds(&large_cid, &large);
     a.verify();
@@ -56,7 +56,7 @@ fn running_node_sees_what_another_adds_and_deletes() {
     let file = noise(1, 600_000);
     let cid = a.feed(["add", "-Q", "--only-hash"], &file);
 
-    // Kubo remembers what it did not find, unless its cache is off.
+    // Kubo remembers absent blocks, unless its cache is off.
     b.ok(["config", "--json", "Datastore.BlockKeyCacheSize", "0"]);
     let up = b.daemon_with(&["--offline"]);
     let said = b.fails(["cat", &cid]);
