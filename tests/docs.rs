@@ -1,5 +1,5 @@
-//! The documents say what the code does: the README's table of keys is the parser's, every link
-//! between documents leads somewhere, and every metric and make target they name exists.
+//! The documents agree with the code: the README's table of keys is the parser's, every link
+//! between documents leads to a target, and every metric and make target they name exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -36,7 +36,7 @@ impl Node {
         )
     }
 
-    /// Opens; a datastore that was dropped lets go of its journal within moments.
+    /// Opens; a dropped datastore releases its journal within moments.
     async fn open(&self, extra: &str) -> WalrusDatastore {
         let started = Instant::now();
         loop {
@@ -287,7 +287,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert_eq!(reopened.get("/over").await.unwrap().unwrap(), "2");
     reopened.close().await.unwrap();
     assert_eq!(node.parts.index.rows.lock().len(), 300);
-    // The dead node was not quite dead: it stores nothing twice.
+    // The dead node was still running for a moment: it stores nothing twice.
     let uploads = node.uploads();
     store.close().await.unwrap();
     assert!(
@@ -345,7 +345,7 @@ async fn damage_is_told_and_never_served() {
     let (good, bad) = (noise(1, 5000), noise(2, 5000));
     store.put("/bad", bad.clone()).await.unwrap();
     store.put("/good", good.clone()).await.unwrap();
-    // A bit rots in the middle of a value that is staged.
+    // A bit flips in the middle of a value that is staged.
     let path = &segments(&node.journal())[0];
     let mut file = fs::read(path).unwrap();
     let at = file.windows(100).position(|w| w == &bad[200..300]).unwrap();
@@ -395,7 +395,7 @@ async fn a_damaged_older_file_is_refused_by_name() {
         let name = file.file_name().unwrap().to_str().unwrap();
         assert!(e.message().contains(name), "{what}: {e}");
     }
-    // Contents that are damaged can be done without: the frames are all there.
+    // Damaged contents tables are dispensable: the frames are all there.
     let after = node.crashed_copy();
     let file = &segments(&after.journal())[1];
     let mut bytes = fs::read(file).unwrap();
@@ -631,7 +631,7 @@ async fn close_leaves_what_it_cannot_drain_for_the_next_open() {
     node.parts.store.put_ms.store(u64::from(u32::MAX), SeqCst);
     let store = node.open(r#""drainTimeoutSeconds":1,"#).await;
     store.put("/k", noise(1, 100)).await.unwrap();
-    // The upload would take weeks longer than that.
+    // The upload would take weeks longer than the wait of this test.
     store.close().await.unwrap();
     assert_eq!(segments(&node.journal()).len(), 1);
     node.parts.store.put_ms.store(0, SeqCst);

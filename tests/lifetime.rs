@@ -1,4 +1,4 @@
-//! Renewal that must neither lapse nor pay in vain, and blobs that have lapsed.
+//! Renewal that must neither lapse nor pay twice, and blobs that have lapsed.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
@@ -40,7 +40,8 @@ fn log(ds: &WalrusDatastore) -> Vec<String> {
         .collect()
 }
 
-/// Rows that do not fit (damaged by hand, or by another program) veto nothing for their neighbours.
+/// Rows that do not fit (damaged by hand, or by another program) do not keep their neighbours from
+/// renewal.
 #[tokio::test(start_paused = true)]
 async fn odd_rows_do_not_let_a_pack_lapse() {
     for odd in 0..4 {
@@ -155,7 +156,7 @@ async fn a_wrong_blob_is_not_paid_for_again_and_again() {
     ds.close().await.unwrap();
 }
 
-/// Other nodes, and this one after a new start, know that a blob rests.
+/// Other nodes, and this one after a new start, know that a blob's renewal is paused.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
     let dir = tempfile::tempdir().unwrap();
@@ -182,7 +183,7 @@ async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
             tried = store.paid.load(SeqCst);
             testkit::eventually("that is noted", || metric(&ds, "renewals_failed") > 0).await;
         } else {
-            // A look goes by: another blob is renewed in it.
+            // A round of the renewer passes: another blob is renewed in it.
             store.longer.store(false, SeqCst);
             let other = noise(100 + start, 50);
             ds.put(&key_of(&other), other.clone()).await.unwrap();

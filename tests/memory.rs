@@ -1,4 +1,4 @@
-//! How much memory is held for what was read, counted where it is allocated.
+//! The memory held for read blocks, counted where it is allocated.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -66,7 +66,8 @@ async fn memory_for_blocks_is_what_is_counted() {
     assert!(held < 8 << 20, "{held} bytes for {} blocks", kept.len());
     drop(kept);
 
-    // Small blocks that were read by themselves out of a large buffer hold what is counted, not the buffer.
+    // Small blocks that were read alone out of a large buffer hold their own size in memory, not
+    // the buffer.
     let parts = Parts::default();
     let ds = parts.open(r#""blobCacheBytes":67108864,"#);
     let keys = fill(&ds, 40_000, 512).await;

@@ -102,7 +102,7 @@ async fn directories_are_read_while_aggregators_hang_or_have_lost_them() {
     let hang = FaultRule::new(FaultAction::Hang).on(Request::READS);
     repo.net.set_faults(hang);
     let ds = repo.open().await;
-    // An aggregator that hangs is asked for a minute.
+    // A read from an aggregator that hangs lasts a minute.
     let held = tokio::time::timeout(Duration::from_secs(50), assert_holds(&ds, &root)).await;
     held.expect("no aggregator is asked");
     ds.close().await.unwrap();
@@ -118,7 +118,8 @@ async fn directories_are_read_while_aggregators_hang_or_have_lost_them() {
     ds.close().await.unwrap();
 }
 
-/// A killed process leaves its lock a moment behind, like a datastore that is dropped without being closed.
+/// A killed process, like a datastore that is dropped without a close, releases its lock a moment
+/// later.
 #[tokio::test(flavor = "multi_thread")]
 async fn directories_are_there_after_an_end_without_close() {
     let repo = Repo::new().await;

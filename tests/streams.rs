@@ -210,7 +210,7 @@ impl Blobs {
 async fn small_files_at_random_cost_at_most_four_times_what_they_hold() {
     for block in [4 << 10, 32 << 10, 256 << 10] {
         for blocks in [1, 2, 3, 4, 6, 8, 16, 40] {
-            // 256 KiB blocks of many files are a good part of all there is.
+            // 256 KiB blocks of many files are a good part of all blocks.
             let files = if block < 256 << 10 { 1000 } else { 100 };
             let times = Blobs::new(block).at_random(files, blocks).await;
             assert!(
@@ -223,7 +223,7 @@ async fn small_files_at_random_cost_at_most_four_times_what_they_hold() {
 
 #[tokio::test]
 async fn a_scan_is_no_reason_to_fetch_more_for_readers_at_random() {
-    // From the first block that is read, and how many are.
+    // The first block to read, and the number of blocks.
     for (from, scanned) in [
         (8192, 256),
         (0, 256),

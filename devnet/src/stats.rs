@@ -1,4 +1,4 @@
-//! Counters of what was asked and answered.
+//! Counters of requests and answers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -70,7 +70,7 @@ async fn a_standby_is_preferred_where_the_url_says_so() {
     for index in [reader, writer] {
         index.close().await.unwrap();
     }
-    // Without a standby the primary does.
+    // Without a standby the node connects to the primary.
     drop(replica);
     pg.set("synchronous_standby_names", "");
     let index = open(&url("&target_session_attrs=prefer-standby")).await;
@@ -310,7 +310,7 @@ async fn a_client_certificate_of_version_1_is_presented() {
     }
 }
 
-/// A kind of key that rustls does not take.
+/// A kind of key that rustls does not accept.
 const NOT_TAKEN: &str = "ec -pkeyopt ec_paramgen_curve:secp521r1";
 
 /// libpq's rule for `prefer`: without TLS if the handshake fails.

@@ -256,8 +256,8 @@ where
     );
 }
 
-/// `ROWS=10000000 PARTITIONS=16`: how lookups, pages and writes fare with the size of a table. With
-/// `INDEX_URL` on the table `t` of a server that runs already, filled as by `fill`.
+/// `ROWS=10000000 PARTITIONS=16`: the cost of lookups, pages and writes by the size of a table.
+/// With `INDEX_URL` on the table `t` of a server that runs already, filled as by `fill`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measure_large() {

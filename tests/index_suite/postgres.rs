@@ -141,7 +141,7 @@ async fn a_new_table_has_its_indexes_although_others_have_their_names() {
         }
         let url = pg.url(&db);
         open(&url).await.close().await.unwrap();
-        // Once more, as an older version would leave it: nothing is made twice.
+        // A second migration of a table as an older version would leave it: it makes nothing twice.
         pg.execute(
             &db,
             "DELETE FROM walrus_index_meta WHERE name = 'schema_version'",
@@ -358,7 +358,7 @@ async fn tables_of_the_go_plugin_of_every_age() {
             assert_eq!(index.get("/new").await.unwrap().unwrap().offset, 100);
             assert_eq!(keys(&index, "/").await, ["/b", "/new", "/old"]);
             index.close().await.unwrap();
-            // A Go node still writes what it always wrote.
+            // A Go node still writes the same rows as before.
             pg.execute(
                 &db,
                 "INSERT INTO walrus_index (key, blob_id, size) VALUES ('/go', 'blob', 1)",
@@ -412,7 +412,7 @@ async fn blocks_staged_under_a_name_that_postgres_cuts_are_found() {
 async fn upper_case_names_find_the_folded_table() {
     let pg = Postgres::shared();
     let db = pg.database();
-    // As the Go plugin sent it: unquoted.
+    // In the form in which the Go plugin sent it: unquoted.
     pg.execute(&db, &GO_NEWEST.replace("walrus_index", "Walrus_Index"));
     pg.execute(
         &db,
@@ -427,7 +427,7 @@ async fn upper_case_names_find_the_folded_table() {
         assert!(index.get("/s").await.unwrap().unwrap().staged);
         index.close().await.unwrap();
     }
-    // An exact one wins; and where there is neither, the exact one is made.
+    // An exact name wins; and without either table, the exact one is made.
     pg.execute(&db, "CREATE TABLE \"Walrus_Index\" (key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, size BIGINT NOT NULL)");
     let index = PostgresIndex::open(mixed.clone()).await.unwrap();
     assert_eq!(keys(&index, "").await, [""; 0]);
@@ -515,7 +515,7 @@ async fn tables_that_are_something_else() {
         assert!(error.message().contains(says) && error.message().contains("walrus_index"), "{error}");
         assert!(!error.is_retryable());
     }
-    // A newer, still compatible schema is no obstacle (rolling upgrade).
+    // A newer, still compatible schema is accepted (rolling upgrade).
     let db = pg.database();
     open(&pg.url(&db)).await.close().await.unwrap();
     pg.execute(&db, "UPDATE walrus_index_meta SET value = '7' WHERE name = 'schema_version'; ALTER TABLE walrus_index ADD COLUMN novel TEXT");
@@ -543,7 +543,7 @@ async fn a_role_without_create_right() {
             .contains("permission denied for schema public"),
         "{error}"
     );
-    // The message holds what to run, complete.
+    // The message holds the complete SQL to run.
     let script = error
         .message()
         .split("to this one: ")
@@ -577,7 +577,7 @@ async fn a_role_without_create_right() {
         .await
         .unwrap());
     index.delete(KEY).await.unwrap();
-    // Rights taken away later are named where they are missed.
+    // An error names a right that was taken away later, at its first use.
     pg.execute(
         &db,
         &format!("REVOKE INSERT, DELETE ON walrus_index FROM {role}"),
@@ -856,7 +856,7 @@ async fn killed_backends_are_replaced() {
     assert!(index.get(KEY).await.unwrap().is_some());
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
     index.delete("/x").await.unwrap();
-    // And under load, again and again: no call fails.
+    // Under load, again and again, no call fails.
     let rounds = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let tasks: Vec<_> = (0..8)
         .map(|t| {
@@ -988,7 +988,7 @@ async fn the_search_for_blobs_to_renew_may_take_longer() {
     let due = tokio::spawn(async move { due.due_for_renewal(time(9), None, 5).await });
     let by_epoch = tokio::spawn(async move { by_epoch.ending_by(1, None, 5).await });
     eventually("both wait", || blocked(&db) == 2).await;
-    // Sent later, and out of time.
+    // Sent later, and past the time limit.
     index.list(&KeyRange::ALL, 0, 5).await.unwrap_err();
     drop(lock);
     assert_eq!(due.await.unwrap().unwrap().len(), 1);
@@ -1229,7 +1229,7 @@ impl Frozen {
         Frozen(pids[0])
     }
 
-    /// Lets it go on, and returns when it has ended, as its client has hung up.
+    /// Lets the process go on, and returns when it has ended, since its client has hung up.
     async fn thaw(self, pg: &Postgres, db: &str) {
         signal_each(&[self.0], "-CONT");
         eventually("the process ends", || {
@@ -1366,7 +1366,7 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
         let frozen = Frozen::new(&pg, &db, PUT);
         given_up(writing.await.unwrap());
         assert_eq!(index.get(KEY).await.unwrap(), None);
-        // It cannot be known that there is nothing to delete.
+        // The index cannot know whether there is a row to delete.
         given_up(index.delete(KEY).await);
         let deleting = {
             let index = index.clone();
@@ -1676,7 +1676,7 @@ async fn pages_are_index_scans() {
             read_after - read_before
         );
 
-        // Of keys alone, no row is read.
+        // A listing of keys alone reads no row.
         let rows = format!(
             "SELECT idx_tup_fetch FROM pg_stat_user_indexes WHERE indexrelname = '{index_name}'"
         );

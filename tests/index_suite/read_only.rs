@@ -139,7 +139,7 @@ impl Drop for Reader {
     }
 }
 
-/// Not a test of its own: opens the file, and answers what it is asked.
+/// Not a test of its own: opens the file, and answers the questions of the test below.
 #[tokio::test(flavor = "multi_thread")]
 async fn reader_process() {
     let Some(path) = std::env::var_os(PATH) else {
@@ -215,7 +215,7 @@ async fn serves_reads(place: &Place, why: &str) {
     assert_eq!(reader.ask("get /2"), "Some(2)");
     index.put(&row("/3", "b", 0, 3)).await.unwrap();
     assert_eq!(reader.ask("get /3"), "Some(3)");
-    // One that starts meanwhile.
+    // A reader that starts meanwhile.
     place.shut();
     let mut late = Reader::start(place);
     assert_eq!(late.answer(), format!("Some({why:?})"));
@@ -245,7 +245,7 @@ async fn a_file_in_a_directory_that_may_not_be_written_serves_reads() {
     serves_reads(&place, DIRECTORY).await;
 }
 
-/// There is nothing to read in what no node has set up.
+/// A reader finds nothing to open in a database that no node has set up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_without_the_table_is_refused_with_words() {
     let place = Place::new(0o555, 0o444);

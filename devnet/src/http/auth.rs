@@ -42,7 +42,7 @@ pub(crate) struct Claims {
     max_size: Option<u64>,
 }
 
-/// Tokens that have been used, until they expire anyway.
+/// The used tokens, kept until they expire.
 #[derive(Debug, Default)]
 pub(crate) struct UsedTokens(Mutex<HashMap<String, i64>>);
 
@@ -174,7 +174,7 @@ impl Endpoint {
                 .map_err(IntoResponse::into_response)?;
             let quilt = request.uri().path() != "/v1/blobs";
             let empty = HeaderMap::new();
-            // The length of a form says little about what is in it.
+            // The length of a form says little about its contents.
             let headers = if quilt { &empty } else { request.headers() };
             claims
                 .check_upload(&query, headers)
