@@ -36,8 +36,8 @@ else
     *,walrusds,*) profiles=$IPFS_PROFILE ;;
     *) profiles=${IPFS_PROFILE:+$IPFS_PROFILE,}walrusds ;;
   esac
-  # The key comes before the repo: a start that cannot copy it must not leave a repo behind, which the
-  # next start would run without the key, in the public network.
+  # The key comes before the repo: a start that cannot copy it must not leave a repo behind, which
+  # the next start would run without the key, in the public network.
   swarm_key="$repo/swarm.key"
   if [ -n "${IPFS_SWARM_KEY:-}" ]; then
     echo "Copying swarm key from variable..."

@@ -11,12 +11,12 @@ import (
 // operating system thread while they wait: 35 at the very most, for any number of calling
 // goroutines. All other goroutines wait in Go, which costs no thread.
 //
-//   - lookups (Has, GetSize) that memory does not answer travel together, in 1 or 2 questions at a time
-//     (leadLookups, lookup.go);
+//   - lookups (Has, GetSize) that memory does not answer travel together, in 1 or 2 questions at a
+//     time (leadLookups, lookup.go);
 //   - reads and writes hold a thread only while few do (direct). Those beyond are started, and wait
-//     for a channel (queue.go). Starting and cancelling are short, but Go gives each C call a thread
-//     that lasts, so few do so at once (startCalls). What bounds the calls is memory: values that are
-//     read are as many as gateReads, those that are written take at most writeBytes;
+//     for a channel (queue.go). Starting and cancelling are short, but Go gives each C call a
+//     thread that lasts, so few do so at once (startCalls). What bounds the calls is memory: values
+//     that are read are as many as gateReads, those that are written take at most writeBytes;
 //   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query without
 //     a reader does not count.
 const (
@@ -79,7 +79,8 @@ func (d *Datastore) usable(ctx context.Context) error {
 	}
 }
 
-// call is one passage into the engine that holds its thread: the gate it holds and how it ends early.
+// call is one passage into the engine that holds its thread: the gate it holds and how it ends
+// early.
 type call struct {
 	d     *Datastore
 	gate  gate

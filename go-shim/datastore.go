@@ -44,8 +44,8 @@ var (
 	_ io.Closer              = (*Datastore)(nil)
 )
 
-// Open opens the datastore that spec describes (the keys of the Kubo configuration, see the README).
-// Relative paths in spec are relative to repoPath.
+// Open opens the datastore that spec describes (the keys of the Kubo configuration, see the
+// README). Relative paths in spec are relative to repoPath.
 func Open(spec map[string]any, repoPath string) (*Datastore, error) {
 	config, err := encodeSpec(spec)
 	if err != nil {

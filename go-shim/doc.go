@@ -19,9 +19,9 @@
 //
 // A call into C occupies an operating system thread for as long as it lasts, and calls that wait
 // for a network may last seconds. Kubo starts as many goroutines as it likes, so only a few of them
-// wait in C (see the constants in call.go): lookups travel together, and reads and writes beyond the
-// first few are started there and waited for here, where waiting is free and ends at once when the
-// context does.
+// wait in C (see the constants in call.go): lookups travel together, and reads and writes beyond
+// the first few are started there and waited for here, where waiting is free and ends at once when
+// the context does.
 //
 // # Linking
 //

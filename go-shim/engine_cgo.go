@@ -490,8 +490,9 @@ func (e *engine) commitStart(o callOptions, ops []op, q queueID, tag uint64) (do
 	return bool(r.done), result(&r)
 }
 
-// cops lends operations to a call. The array and the keys (some 60 bytes each) are copied into C memory;
-// the values stay where they are, pinned, as C memory may point to Go memory only when that is pinned.
+// cops lends operations to a call. The array and the keys (some 60 bytes each) are copied into C
+// memory; the values stay where they are, pinned, as C memory may point to Go memory only when that
+// is pinned.
 func cops(ops []op) (*C.walrusds_op, func()) {
 	size := uintptr(len(ops)) * unsafe.Sizeof(C.walrusds_op{})
 	total := size
@@ -559,7 +560,8 @@ func cconditions(conditions []keyCondition) (*C.walrusds_key_condition, func()) 
 	return (*C.walrusds_key_condition)(mem), func() { C.free(mem) }
 }
 
-// queryNext appends the next page to into, copied into Go memory, and frees it. No entries: the end.
+// queryNext appends the next page to into, copied into Go memory, and frees it. No entries: the
+// end.
 func (e *engine) queryNext(o callOptions, id queryID, keysOnly bool, into []entry) ([]entry, error) {
 	cancel, timeout := o.c()
 	r := C.wds_query_next(C.uint64_t(id), cancel, timeout)

@@ -24,7 +24,8 @@ type lookups struct {
 	gone    int       // the number of abandoned lookups in waiting
 }
 
-// asker is the Datastore. (lookups holds no pointer to it: a cycle would keep a forgotten one alive.)
+// asker is the Datastore. (lookups holds no pointer to it: a cycle would keep a forgotten one
+// alive.)
 type asker interface {
 	// ask fills in the results of a batch, with one question to the engine.
 	ask(ctx context.Context, batch []*lookup) error

@@ -17,8 +17,8 @@ import (
 //
 // Prefix, the order by key (either way) and filters on keys (FilterKeyCompare, FilterKeyPrefix) are
 // the index's work, and so are Offset and Limit when nothing else is left to do. Other orders and
-// filters are go-datastore's own functions, applied here to what the index gives; another order than
-// by key has to read all of that first. Without an order keys come in ascending byte order.
+// filters are go-datastore's own functions, applied here to what the index gives; another order
+// than by key has to read all of that first. Without an order keys come in ascending byte order.
 //
 // ctx governs the whole iteration. A value that cannot be read is a Result with an Error, and the
 // iteration goes on with the next; an error of the listing itself is the last Result.

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Usage: scripts/c-abi-test.sh [test...]
 #
-# The C interface as a C program sees it: the header, the exported symbols, the example of docs/abi.md,
-# and the tests in tests/c_abi against a local Walrus: linked statically and dynamically, under the
-# sanitizers of gcc, and (a smaller workload) under valgrind; and a panic in every function, with a
-# library that panics on demand, under the sanitizers and valgrind. Names of tests, or parts of them, run
-# those alone.
+# The C interface as a C program sees it: the header, the exported symbols, the example of
+# docs/abi.md, and the tests in tests/c_abi against a local Walrus: linked statically and
+# dynamically, under the sanitizers of gcc, and (a smaller workload) under valgrind; and a panic in
+# every function, with a library that panics on demand, under the sanitizers and valgrind. Names of
+# tests, or parts of them, run those alone.
 #
-# Environment: LIB_DIR (the directory with the libraries and walrus-devnet), CC, CXX, KEEP=1 (leave the
-# directory behind), SKIP (any of: static dynamic sanitizers valgrind panic).
+# Environment: LIB_DIR (the directory with the libraries and walrus-devnet), CC, CXX, KEEP=1 (leave
+# the directory behind), SKIP (any of: static dynamic sanitizers valgrind panic).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -82,7 +82,8 @@ all_panic() {
   sed -n 's/.*entry: \(walrusds_[a-z_]*\).*/\1/p' "$src/test_panic.c" | sort >"$work/panicking"
   diff "$work/declared" "$work/panicking" || { echo "< without a test of its panic, > not a function"; return 1; }
 }
-# A library that panics on demand, beside the ordinary one of the same profile (docs/reliability.md).
+# A library that panics on demand, beside the ordinary one of the same profile
+# (docs/reliability.md).
 panicking_library() {
   (cd "$ROOT" && "${CARGO:-cargo}" rustc --locked --quiet --lib --crate-type staticlib --features panic-hook --message-format json) >"$work/built" || return
   local made

@@ -121,8 +121,9 @@ ipfs_version() {
   printf '%s\n' "$v"
 }
 
-# devnet FLAGS...: a local Walrus in memory (or in --data DIR), on a free port, for a script that has set
-# work (a directory) and pids=(), and runs end_pids in the end. Sets URL, and ALSO to the address of --also.
+# devnet FLAGS...: a local Walrus in memory (or in --data DIR), on a free port, for a script that
+# has set work (a directory) and pids=(), and runs end_pids in the end. Sets URL, and ALSO to the
+# address of --also.
 devnet() {
   local out=$work/devnet.${#pids[@]} pid
   : >"$out" # it is looked into at once

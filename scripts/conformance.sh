@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Usage: scripts/conformance.sh [go test flags...]        (make conformance)
 #
-# The contract of a go-datastore, through the Go shim, on a local Walrus, on SQLite and on PostgreSQL, with
-# and without a write journal: go-datastore's own suite and the tests of tests/conformance, with the
-# lowest and the newest go-datastore that Kubo uses. Starts the local Walrus and a PostgreSQL of its own.
+# The contract of a go-datastore, through the Go shim, on a local Walrus, on SQLite and on
+# PostgreSQL, with and without a write journal: go-datastore's own suite and the tests of
+# tests/conformance, with the lowest and the newest go-datastore that Kubo uses. Starts the local
+# Walrus and a PostgreSQL of its own.
 #
 # Environment: CONFORMANCE_SHORT=1 (smaller tables, and our own tests with the newest go-datastore
 # alone), CONFORMANCE_DATASTORE (v0.6 or v0.9: only that one), LIB_DIR.

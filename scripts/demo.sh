@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Usage: scripts/demo.sh        (make demo, make demo POSTGRES=1)
 #
-# Shows walrusds at work, on this machine alone: builds it, starts a local Walrus and a real Kubo node
-# with walrusds built in, adds this source tree and a large file, restarts the node, reads everything
-# back and compares, unpins, collects garbage, and says what was stored and what it would cost.
+# Shows walrusds at work, on this machine alone: builds it, starts a local Walrus and a real Kubo
+# node with walrusds built in, adds this source tree and a large file, restarts the node, reads
+# everything back and compares, unpins, collects garbage, and says what was stored and what it would
+# cost.
 #
 # Environment: POSTGRES=1 (index in a Postgres that is started here, instead of an embedded one),
 # DEMO_MIB (size of the large file, default 256), IPFS_VERSION, KEEP=1 (leave the directory behind).

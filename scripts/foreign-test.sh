@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: scripts/foreign-test.sh
 #
-# Clients for Walrus that no one here wrote, against the local Walrus: the Python package walrus-python
-# and the Rust crate walrus_rs. Both are pinned, in tests/foreign.
+# Clients for Walrus that no one here wrote, against the local Walrus: the Python package
+# walrus-python and the Rust crate walrus_rs. Both are pinned, in tests/foreign.
 #
 # Environment: LIB_DIR (the directory with walrus-devnet), PYTHON (3.10 or newer).
 # shellcheck source=scripts/common.sh
@@ -39,7 +39,8 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
-# The blob IDs and costs of 1000 shards, as on the real networks, are judged once; fewer are cheaper.
+# The blob IDs and costs of 1000 shards, as on the real networks, are judged once; fewer are
+# cheaper.
 devnet
 real=$URL
 devnet --role publisher --also aggregator=127.0.0.1:0 --shards 100

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Usage: scripts/mutants.sh        (make mutants)
 #
-# Mutation testing: cargo-mutants changes one small thing in the engine at a time (a comparison, a constant, a
-# function that does nothing), and the tests that look at that room must fail. Changes that no test notices are
-# listed; docs/reliability.md says what came of them. The order is drawn, so that a run that is ended by its time is
-# a sample. cargo-mutants is installed into build/tools if it is missing.
+# Mutation testing: cargo-mutants changes one small thing in the engine at a time (a comparison, a
+# constant, a function that does nothing), and the tests that look at that room must fail. Changes
+# that no test notices are listed; docs/reliability.md says what came of them. The order is drawn,
+# so that a run that is ended by its time is a sample. cargo-mutants is installed into build/tools
+# if it is missing.
 #
-# Environment: MUTANTS_MINUTES (default 60), MUTANTS_FILES (globs, separated by blanks; default: the rooms that
-# acknowledged data passes through), MUTANTS_JOBS (default 1).
+# Environment: MUTANTS_MINUTES (default 60), MUTANTS_FILES (globs, separated by blanks; default: the
+# rooms that acknowledged data passes through), MUTANTS_JOBS (default 1).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
@@ -33,7 +34,8 @@ for name in datastore journal journal_damage journal_damage_lasts read lifetime 
 
 say "for $minutes minutes; the log is build/mutants/log"
 status=0
-# The copy that is changed has no directory of its own to compile into: dependencies stay from run to run.
+# The copy that is changed has no directory of its own to compile into: dependencies stay from run
+# to run.
 CARGO_TARGET_DIR=$BUILD/mutants-target CARGO_PROFILE_DEV_DEBUG=0 timeout --signal=INT "$((minutes * 60))" \
   "$tools/bin/cargo-mutants" mutants "${args[@]}" -- --locked "${tests[@]}" >"$out/log" 2>&1 || status=$?
 # 0: all were caught; 2: some were missed; 3: some timed out; 124, 130: the time was over.

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # Runs the parts of a test run. Source it after common.sh, declare the parts, call run_parts.
 #
-# Every part runs, even if others fail; at most PARTS_AT_ONCE (default: one for each processor)
-# run side by side. Each writes a log of its own, build/logs/NAME.log. When a part ends, the summary lines
-# of its test runners are printed, and its whole log if it failed. The last line counts the parts:
-# "N passed, N failed".
+# Every part runs, even if others fail; at most PARTS_AT_ONCE (default: one for each processor) run
+# side by side. Each writes a log of its own, build/logs/NAME.log. When a part ends, the summary
+# lines of its test runners are printed, and its whole log if it failed. The last line counts the
+# parts: "N passed, N failed".
 #
 # PART=NAME[,NAME...] runs these parts alone; a name may be a pattern (kubo*).
 

@@ -90,7 +90,8 @@ put() { # MODE FROM TO: never a half-written file under its final name
   install -m"$1" "$2" "$3.new.$$" && mv -f "$3.new.$$" "$3"
 }
 if [[ -n $dynamic ]]; then put 644 "$lib" "$repo/lib/libwalrusds.so"; fi
-# A temporary file in plugins/ would be loaded by an ipfs that starts right now, so it is made beside.
+# A temporary file in plugins/ would be loaded by an ipfs that starts right now, so it is made
+# beside.
 mkdir -p "$repo/plugins"
 install -m755 "$so" "$repo/.walrusds.so.$$" && mv -f "$repo/.walrusds.so.$$" "$repo/plugins/walrusds.so"
 say "installed $repo/plugins/walrusds.so for $ipfs ($(ipfs_info "$ipfs" | sed -n '1s/.*: //p'), Kubo $(ipfs_version "$ipfs"))"

@@ -1,5 +1,5 @@
-//! The modules stand as docs/architecture.md says: imports point downwards, and no files of a room import each
-//! other in a circle.
+//! The modules stand as docs/architecture.md says: imports point downwards, and no files of a room
+//! import each other in a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

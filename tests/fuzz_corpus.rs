@@ -17,7 +17,8 @@ use rand::{RngExt, SeedableRng};
 /// The time for a target's variations.
 const VARIATIONS: Duration = Duration::from_secs(3);
 
-/// The committed inputs of a target: the files that were put there by hand, by name, then the archive's.
+/// The committed inputs of a target: the files that were put there by hand, by name, then the
+/// archive's.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
     let by_hand = std::fs::read_dir(corpus.join(target)).unwrap();

@@ -287,7 +287,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert_eq!(reopened.get("/over").await.unwrap().unwrap(), "2");
     reopened.close().await.unwrap();
     assert_eq!(node.parts.index.rows.lock().len(), 300);
-    // The dead node was still running for a moment: it stores nothing twice.
+    // The node that was taken for dead closes only now: it stores nothing twice.
     let uploads = node.uploads();
     store.close().await.unwrap();
     assert!(
@@ -431,7 +431,8 @@ async fn opens_that_follow_each_other_go_on_in_one_file() {
     assert_eq!(node.uploads(), 1);
 }
 
-/// Segments as the first version of the layout wrote them: a head of 16 bytes, no zeroes, no contents.
+/// Segments as the first version of the layout wrote them: a head of 16 bytes, no zeroes, no
+/// contents.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_of_the_first_layout_is_read() {
     let node = Node::new();

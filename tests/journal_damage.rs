@@ -178,7 +178,8 @@ async fn a_damaged_block_that_is_deleted_is_gone() {
     assert!(files(&node.journal(), "segment").is_empty());
 }
 
-/// A node that ended after its row was written and before its blob was read back, and that blob's ID.
+/// A node that ended after its row was written and before its blob was read back, and that blob's
+/// ID.
 async fn ended_before_the_read_back(value: &Bytes) -> (Node, String) {
     let node = Node::new();
     let held = node.parts.store.hold_reads.write().await;

@@ -270,8 +270,8 @@ async fn a_pack_that_no_aggregator_sees_is_not_paid_for_every_minute() {
     ds.close().await.unwrap();
 }
 
-/// A block that no aggregator has any more is stored anew when it is put again, with and without a journal, also
-/// where no length of an epoch is configured.
+/// A block that no aggregator has any more is stored anew when it is put again, with and without a
+/// journal, also where no length of an epoch is configured.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_whose_blob_is_gone_is_stored_anew() {
     for journal in [false, true] {

@@ -1,5 +1,5 @@
-//! Renewal where rows, aggregators, clocks and leases are wrong, and blocks whose blobs have lapsed. Years
-//! pass in no time, by tokio's paused clock.
+//! Renewal where rows, aggregators, clocks and leases are wrong, and blocks whose blobs have
+//! lapsed. Years pass in no time, by tokio's paused clock.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -268,7 +268,8 @@ async fn wrong_bytes_are_not_paid_for_again_and_again() {
             (1..=9).contains(&paid),
             "paid {paid} times in 48 h (random {random}, {restarts} restarts)"
         );
-        // Another aggregator that gives the right bytes: none of this keeps the blob from being renewed.
+        // Another aggregator that gives the right bytes: none of this keeps the blob from being
+        // renewed.
         store.second.store(true, SeqCst);
         tokio::time::sleep(10 * DAY).await;
         let ds = ds.unwrap();
@@ -320,8 +321,8 @@ async fn short_lived_processes_renew() {
 /// A clock that is a year ahead while blocks are stored, and right again afterwards.
 #[tokio::test(start_paused = true)]
 async fn blocks_stored_under_a_clock_that_is_ahead_are_renewed() {
-    // After a restart, another store may have told the epoch under the right clock, or none has, or no node
-    // has kept notes.
+    // After a restart, another store may have told the epoch under the right clock, or none has, or
+    // no node has kept notes.
     for (restart, told, noted, ahead) in [
         (false, false, true, 365 * DAY),
         (true, true, true, 365 * DAY),
@@ -576,7 +577,8 @@ async fn a_pack_that_cannot_be_read_back_is_not_paid_for_again_and_again() {
     ds.close().await.unwrap();
 }
 
-/// A blob that this client stored, and that has lapsed: a read does not wait for an aggregator to catch up.
+/// A blob that this client stored, and that has lapsed: a read does not wait for an aggregator to
+/// catch up.
 #[tokio::test]
 async fn reads_of_own_blobs_that_lapsed_do_not_wait() {
     let options = walrus_devnet::Options {
@@ -674,8 +676,8 @@ async fn few_blobs_are_tried_at_a_time_to_learn_the_epoch() {
     ds.close().await.unwrap();
 }
 
-/// A datastore that has a deletable blob of one block, of which the storage ends soon. The index goes wrong as
-/// planned, and stores take 250 s from now on.
+/// A datastore that has a deletable blob of one block, of which the storage ends soon. The index
+/// goes wrong as planned, and stores take 250 s from now on.
 async fn due_and_slow(parts: &Parts, faults: &Arc<Faults>) -> WalrusDatastore {
     let config = Config::from_json(
         r#"{"deletable":true,"epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":60,

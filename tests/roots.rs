@@ -54,7 +54,8 @@ impl Repo {
     }
 }
 
-/// A node of a UnixFS directory of about `len` bytes: one link, whose name is as long as that, and the data.
+/// A node of a UnixFS directory of about `len` bytes: one link, whose name is as long as that, and
+/// the data.
 fn directory(seed: u64, len: usize) -> (String, Bytes) {
     fn field(tag: u8, body: &[u8]) -> Vec<u8> {
         let mut field = vec![tag];

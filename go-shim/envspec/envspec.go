@@ -130,13 +130,15 @@ func parse(environ []string, keys []walrusds.ConfigKey) (*Values, error) {
 	return v, nil
 }
 
-// serviceLink is what Kubernetes and Docker put into the environment of every container for a service or a
-// linked container: of one called walrusds, or walrusds-something, it begins like our settings
+// serviceLink is what Kubernetes and Docker put into the environment of every container for a
+// service or a linked container: of one called walrusds, or walrusds-something, it begins like our
+// settings
 // (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables).
 var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
-// links holds what stands before _PORT in the name of a service link. Docker's links bring two more variables
-// (https://docs.docker.com/engine/network/links/), whose names alone might be misspelt settings.
+// links holds what stands before _PORT in the name of a service link. Docker's links bring two more
+// variables (https://docs.docker.com/engine/network/links/), whose names alone might be misspelt
+// settings.
 type links []string
 
 func serviceLinks(environ []string) links {

@@ -2,7 +2,8 @@
 //!
 //! `make bench` measures the duration of whole commands.
 
-// Inner parts, compiled into this program: they are not public. (Their tests come along with clippy.)
+// Inner parts, compiled into this program: they are not public. (Their tests come along with
+// clippy.)
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/staging/frame.rs"]
 mod frame;

@@ -15,8 +15,9 @@ import (
 	walrusds "github.com/walrusds/walrusds/go-shim"
 )
 
-// Ten thousand goroutines in Get at once occupy a bounded number of threads, do not stand in the way
-// of other calls, and all end soon after they are canceled. Afterwards all of them get their values.
+// Ten thousand goroutines in Get at once occupy a bounded number of threads, do not stand in the
+// way of other calls, and all end soon after they are canceled. Afterwards all of them get their
+// values.
 func TestCrowdInGet(t *testing.T) {
 	onEachIndex(t, func(t *testing.T, index index) {
 		aggregator := newTurnstile(t)
@@ -223,8 +224,8 @@ func (o *owner) check(t *testing.T, k string, v []byte, err error) {
 	t.Errorf("%s holds %q, acknowledged was %q, perhaps one of %q", k, got, s.value, s.perhaps)
 }
 
-// Close, in the middle of everything: each call succeeds or says that the datastore is closed, and what
-// was acknowledged is there when it is opened again. Nothing stays behind.
+// Close, in the middle of everything: each call succeeds or says that the datastore is closed, and
+// what was acknowledged is there when it is opened again. Nothing stays behind.
 func TestCloseRacesWithEverything(t *testing.T) {
 	rounds := 40
 	if testing.Short() {

@@ -15,8 +15,8 @@ import (
 	walrusds "github.com/walrusds/walrusds/go-shim"
 )
 
-// The empty key, ds.Key{}, is a key of its own, as for go-datastore's map. (ds.NewKey and ds.RawKey make
-// "/" of an empty text.)
+// The empty key, ds.Key{}, is a key of its own, as for go-datastore's map. (ds.NewKey and ds.RawKey
+// make "/" of an empty text.)
 func TestEmptyKey(t *testing.T) {
 	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		ctx := context.Background()

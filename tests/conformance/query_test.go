@@ -16,8 +16,8 @@ import (
 	walrusds "github.com/walrusds/walrusds/go-shim"
 )
 
-// Keys that mean something to LIKE, to SQL, to paths or to a collation, and some that are prefixes of
-// others.
+// Keys that mean something to LIKE, to SQL, to paths or to a collation, and some that are prefixes
+// of others.
 var oddKeys = []string{
 	"/", "/a", "/A", "/a/b", "/a/b/c", "/ab", "/a_c", "/a%", "/a%/b", "/axc", "/a\\", "/a\\/b", "/a\\%", "/a'", "/a'/b'", "/a\"b", "/a;--",
 	"/a$1", "/a b", "/a\tb", "/a\n", "/%", "/_", "/\\", "/'", "/%/x", "/_/x", "/\\/x", "/'/x", "/B", "/b", "/Z", "/z",

@@ -21,8 +21,8 @@ type listing struct {
 	Rows int
 }
 
-// A listing of a million rows begins at once and takes no more memory than one of few. It is done by a
-// process of its own, whose memory the filling has not touched.
+// A listing of a million rows begins at once and takes no more memory than one of few. It is done
+// by a process of its own, whose memory the filling has not touched.
 func TestStreamOfAMillionRows(t *testing.T) {
 	rows := 1_000_000
 	if testing.Short() {

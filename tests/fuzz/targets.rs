@@ -30,8 +30,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("abi", abi::calls),
 ];
 
-/// A directory in memory where there is such a place: with every write synced, a target would do little
-/// but wait for the disk.
+/// A directory in memory where there is such a place: with every write synced, a target would do
+/// little but wait for the disk.
 fn directory() -> tempfile::TempDir {
     let made = tempfile::TempDir::new_in("/dev/shm").or_else(|_| tempfile::tempdir());
     made.expect("a directory for files")

@@ -132,7 +132,7 @@ async fn reader_on(url: &str, extra: &str) -> Result<WalrusDatastore, Error> {
 async fn only_reads(url: &str, why: &str) {
     let known = noise(1, 100);
     let ds = reader_on(url, "").await.unwrap();
-    // A lease near its end; the block is there all the same.
+    // Near the end of its storage; the block is there all the same.
     assert!(ds.has(&key_of(&known)).await.unwrap());
     ds.put(&key_of(&known), known.clone()).await.unwrap();
     let new = noise(2, 100);

@@ -167,7 +167,8 @@ fn version_1(dir: &std::path::Path, file: &str, name: &str, kind: &str, issuer: 
     );
 }
 
-/// As PostgreSQL's manual makes them: an authority, and a server's certificate of version 1 that it has issued.
+/// As PostgreSQL's manual makes them: an authority, and a server's certificate of version 1 that it
+/// has issued.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_of_version_1_are_verified_as_libpq_verifies_them() {
     let dir = tempfile::tempdir().unwrap();

@@ -1261,8 +1261,8 @@ fn given_up<T: std::fmt::Debug>(result: Result<T, Error>) {
     assert!(error.is_retryable(), "{error}");
 }
 
-/// The server's process stands still with a statement in its socket, until that has failed and the key
-/// was written again. (It is asked to cancel, but an idle process ignores that.)
+/// The server's process stands still with a statement in its socket, until that has failed and the
+/// key was written again. (It is asked to cancel, but an idle process ignores that.)
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_given_up_is_not_carried_out_later() {
     let pg = Postgres::shared();

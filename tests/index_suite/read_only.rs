@@ -1,5 +1,5 @@
-//! An index that may only be read: an SQLite file without the right to write, and a standby that becomes the
-//! primary.
+//! An index that may only be read: an SQLite file without the right to write, and a standby that
+//! becomes the primary.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -260,7 +260,8 @@ async fn a_file_without_the_table_is_refused_with_words() {
     reader.end();
 }
 
-/// A node that was started while the database did not take writes takes part in them again, without a new start.
+/// A node that was started while the database did not take writes takes part in them again, without
+/// a new start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_that_is_promoted_takes_writes() {
     let pg = Postgres::start();

@@ -19,8 +19,8 @@ const EPOCH: Duration = Duration::from_secs(1000);
 /// ahead.
 const LONG_EPOCH: Duration = Duration::from_secs(1_000_000);
 
-/// Renewal is on: blobs of three epochs, renewed a thousand seconds before their end. Nodes that do not
-/// share their index remember rows as nodes do.
+/// Renewal is on: blobs of three epochs, renewed a thousand seconds before their end. Nodes that do
+/// not share their index remember rows as nodes do.
 fn config(shared: bool, epoch: Duration) -> Config {
     let mut config = Config::from_json(&format!(
         r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","epochs":3,

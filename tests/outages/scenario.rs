@@ -547,8 +547,8 @@ impl Scenario {
     /// (no other event may), which is harmless and documented.
     pub async fn deletes_may_return(&self) {
         self.books.deletes_may_return.store(true, Relaxed);
-        // A put waits for the database's disk, and the log goes there in its order: with the put, the
-        // deletes before it are on the disk.
+        // A put waits for the database's disk, and the log goes there in its order: with the put,
+        // the deletes before it are on the disk.
         let mut caller = Caller::new(&self.nodes[0], &self.books);
         assert!(caller.put().await, "{}: a put before the crash", self.case);
     }

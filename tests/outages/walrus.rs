@@ -1,5 +1,5 @@
-//! Publishers and aggregators fail: the whole list of faults of the local Walrus, one by one and all
-//! at once, with one endpoint and with several.
+//! Publishers and aggregators fail: the whole list of faults of the local Walrus, one by one and
+//! all at once, with one endpoint and with several.
 
 use std::net::SocketAddr;
 use std::time::Duration;

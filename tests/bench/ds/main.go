@@ -1,6 +1,7 @@
 // Command bench-ds measures walrusds as a datastore, through the Go shim and without Kubo: how many
-// calls a second, how long each takes, what CPU time this process uses for it (on a machine that is busy
-// with other things the one figure that stays comparable), and how many threads it has meanwhile.
+// calls a second, how long each takes, what CPU time this process uses for it (on a machine that is
+// busy with other things the one figure that stays comparable), and how many threads it has
+// meanwhile.
 //
 // scripts/bench-ds.sh starts the servers and runs it.
 package main

@@ -271,8 +271,9 @@ func (b *run) measure(name string, goroutines, total int, call func(n uint64) er
 	return nil
 }
 
-// query lists all rows, keys only, on Postgres both right after they were written and vacuumed, as the server
-// does by itself within minutes: until then it must look at each row to know whether it is there.
+// query lists all rows, keys only, on Postgres both right after they were written and vacuumed, as
+// the server does by itself within minutes: until then it must look at each row to know whether it
+// is there.
 func (b *run) query(settle func() error) error {
 	what := fmt.Sprintf("keys, %d rows: first row, last row", b.rows)
 	name := "Query, " + what

@@ -1,7 +1,8 @@
-//! `make bench`: walrusds beside Kubo's own datastores, all of them in one `ipfs` program, in turns.
+//! `make bench`: walrusds beside Kubo's own datastores, all of them in one `ipfs` program, in
+//! turns.
 //!
-//! Prints Markdown tables; writes JSON and a plot to `build/bench/`, and with `UPDATE=1` the tables and
-//! the plot into `docs/`. `scripts/bench.sh` builds what is needed and explains the settings.
+//! Prints Markdown tables; writes JSON and a plot to `build/bench/`, and with `UPDATE=1` the tables
+//! and the plot into `docs/`. `scripts/bench.sh` builds what is needed and explains the settings.
 #![deny(unsafe_code)]
 
 mod calls;

@@ -51,7 +51,8 @@ fn files(dir: &Path) -> Files {
     files
 }
 
-/// Where the last byte lies that was written in between. Zeroes at the end are space that is held ready.
+/// Where the last byte lies that was written in between. Zeroes at the end are space that is held
+/// ready.
 fn last_change(before: &Files, after: &Files) -> Option<Place> {
     after.iter().rev().find_map(|(name, bytes)| {
         let old = before.get(name).map_or(&[][..], Vec::as_slice);

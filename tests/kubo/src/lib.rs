@@ -1,5 +1,5 @@
-//! Real Kubo nodes for tests: every node has its own temporary repo, every test its own local Walrus
-//! inside the test process, and, where it wants one, its own database in a private Postgres.
+//! Real Kubo nodes for tests: every node has its own temporary repo, every test its own local
+//! Walrus inside the test process, and, where it wants one, its own database in a private Postgres.
 //!
 //! The programs come from `scripts/kubo-test.sh`. Without them the tests fail: a test that did not
 //! run must not look like one that passed.

@@ -435,7 +435,8 @@ impl Run<'_> {
                 ..write.clone()
             }]);
         }
-        // So may reads at the same time, one before and one after a write that was given up earlier.
+        // So may reads at the same time, one before and one after a write that was given up
+        // earlier.
         let alone = writes.is_empty() && (calls.len() == 1 || !self.model.has_loose());
         self.model.apply(&writes);
         if alone {
@@ -585,8 +586,8 @@ impl Run<'_> {
     async fn finish(&mut self) -> Result<(), String> {
         self.world.set_quiet(true);
         for at in 0..NODES {
-            // Twice: a journal may hold what the last close could not bring away, and a call that was begun
-            // before the faults ended may still fail in this one.
+            // Twice: a journal may hold what the last close could not bring away, and a call that
+            // was begun before the faults ended may still fail in this one.
             for _ in 0..2 {
                 self.node(at).await;
                 // Under lies a close may find faults in the index; no other step may fail now.

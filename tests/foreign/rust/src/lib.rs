@@ -1,7 +1,7 @@
 //! The crate `walrus_rs` against the local Walrus: scripts/foreign-test.sh starts both.
 //!
-//! `PUBLISHER` and `AGGREGATOR` are base URLs of one network. Nothing here knows the local Walrus but
-//! for the /admin requests, which bring about what the real network cannot do on demand.
+//! `PUBLISHER` and `AGGREGATOR` are base URLs of one network. Nothing here knows the local Walrus
+//! but for the /admin requests, which bring about what the real network cannot do on demand.
 #![cfg(test)]
 
 use std::collections::HashMap;
@@ -274,8 +274,8 @@ async fn what_the_client_gets_wrong() {
     let blob = created(net.permanent(b"headers", 1).await);
     let error = parse_error(net.client.get_blob_metadata(&blob.blob_id).await);
     assert_eq!(error, "Missing header: content-type");
-    // It writes other than plain names as `name*=`, which RFC 7578 forbids, and which the publisher's
-    // form parser does not know: such a part has no name.
+    // It writes other than plain names as `name*=`, which RFC 7578 forbids, and which the
+    // publisher's form parser does not know: such a part has no name.
     for name in ["a space", "\u{fc}mlaut"] {
         let files = vec![(name, vec![1])];
         let stored = net.client.store_quilt(files, None, None, None, None, None);

@@ -13,8 +13,8 @@ use crate::{assert_same, noise, run, Daemon, Ipfs, Node, Response, LIMIT};
 
 const LEN: usize = 6 << 20;
 
-/// Versions whose gateway answers suffix ranges (`bytes=-N`) wrongly on every datastore. The step shows
-/// that a node of the same program on flatfs gives the very same answer.
+/// Versions whose gateway answers suffix ranges (`bytes=-N`) wrongly on every datastore. The step
+/// shows that a node of the same program on flatfs gives the very same answer.
 const WRONG_SUFFIX_RANGES: [&str; 2] = ["v0.30.0", "v0.34.1"];
 
 /// The answer to `POST /api/v0/PATH`, with a file as the form's field.
@@ -49,8 +49,8 @@ fn files(node: &Node, seed: u64, count: u64) -> Vec<(std::path::PathBuf, Vec<u8>
         .collect()
 }
 
-/// Four clients add at once over the HTTP API, others read, list and pin; all of it is there after a
-/// restart, and without a daemon.
+/// Four clients add at once over the HTTP API, others read, list and pin; all of it is there after
+/// a restart, and without a daemon.
 pub fn parallel_adds(tour: &mut Tour) {
     let (node, world) = (tour.node(), &tour.world);
     let files = files(node, 100, 4);

@@ -47,7 +47,8 @@ fn check_spec(node: &Node, world: &World) {
     );
 }
 
-/// An ordinary init, then `Datastore.Spec` and `datastore_spec` by hand, on the other kind of index.
+/// An ordinary init, then `Datastore.Spec` and `datastore_spec` by hand, on the other kind of
+/// index.
 pub fn by_hand(tour: &mut Tour) {
     let world = World::new(match tour.index {
         Index::Sqlite => Index::Postgres,
