@@ -17,7 +17,7 @@ export IPFS_PATH
 if [ "$(id -u)" -eq 0 ]; then
   echo "Changing user to $user"
   gosu "$user" test -w "$repo" || chown -R -- "$user" "$repo"
-  # A secret that only root may read is read now.
+  # Reads a secret that only root may read, before the script drops its rights.
   if [ -n "${WALRUSDS_POSTGRES_URL_FILE:-}" ] && ! gosu "$user" test -r "$WALRUSDS_POSTGRES_URL_FILE"; then
     WALRUSDS_POSTGRES_URL=$(cat "$WALRUSDS_POSTGRES_URL_FILE")
     export WALRUSDS_POSTGRES_URL

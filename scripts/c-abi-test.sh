@@ -77,7 +77,7 @@ all_called() {
   done <"$work/declared"
   return $missing
 }
-# So does each panic once: a new function cannot be forgotten.
+# Each function's panic is tested once: a new function without such a test fails here.
 all_panic() {
   sed -n 's/.*entry: \(walrusds_[a-z_]*\).*/\1/p' "$src/test_panic.c" | sort >"$work/panicking"
   diff "$work/declared" "$work/panicking" || { echo "< without a test of its panic, > not a function"; return 1; }

@@ -48,7 +48,7 @@ start_postgres "$work/postgres"
 WALRUSDS_TEST_WALRUS_URL=http://127.0.0.1:$(<"$work/port")
 export WALRUSDS_TEST_WALRUS_URL WALRUSDS_TEST_POSTGRES_URL=$PG_URL
 
-# At once, although they are more than processors: they wait more than they work.
+# All parts at once, although there are fewer processors: the tests wait more than they work.
 flags=(-count=1 -timeout 60m -parallel 4)
 if [[ -n ${CONFORMANCE_SHORT:-} ]]; then flags+=(-short); else flags+=(-v); fi
 
@@ -86,7 +86,7 @@ done
 failed=0
 for i in "${!suites[@]}"; do
   out=$work/suite.${versions[i]}
-  # Thousands of cases: their names only where they say something.
+  # Thousands of cases: a suite that passed prints its summary and main parts only.
   if wait "${suites[i]}"; then grep -E '^(ok|passed)|^    --- ' "$out" || true; else cat "$out" && failed=1; fi
 done
 [[ $failed == 0 ]] || exit 1

@@ -54,7 +54,7 @@ else
   export WALRUSDS_INDEX_PATH=walrusds-index.sqlite
   index="SQLite, $IPFS_PATH/walrusds-index.sqlite"
 fi
-# Stopping the node brings everything to Walrus, so that it can be counted.
+# Stopping the node drains its journal to Walrus, so that the blobs can be counted.
 export WALRUSDS_DRAIN_PARTIAL_PACKS=true
 "$IPFS" version
 "$IPFS" init --profile=test,walrusds >/dev/null

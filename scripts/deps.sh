@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Usage: scripts/deps.sh
 #
-# Looks for everything that building and testing needs. On Debian and Ubuntu, as root, missing
-# packages are installed; otherwise it says what to install, and fails when something is missing.
+# Looks for all programs and libraries that builds and tests need. On Debian and Ubuntu, as root, it
+# installs missing packages; otherwise it prints the packages to install, and fails when one is
+# missing.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: scripts/foreign-test.sh
 #
-# Clients for Walrus that no one here wrote, against the local Walrus: the Python package
-# walrus-python and the Rust crate walrus_rs. Both are pinned, in tests/foreign.
+# Clients for Walrus by other authors, against the local Walrus: the Python package walrus-python
+# and the Rust crate walrus_rs. Both are pinned, in tests/foreign.
 #
 # Environment: LIB_DIR (the directory with walrus-devnet), PYTHON (3.10 or newer).
 # shellcheck source=scripts/common.sh
@@ -27,7 +27,7 @@ if ! fresh "$venv/.pins" "$venv/bin/python" "$pins"; then
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: --require-hashes -r "$src/requirements.txt"
   printf '%s\n' "$pins" >"$venv/.pins"
 fi
-# Compiled before anything runs, so that what follows is the tests alone.
+# All compiling comes first, so that the tests alone run after it.
 (cd "$src/rust" && CARGO_TARGET_DIR=$BUILD/foreign "$CARGO" test --locked --lib --no-run --quiet)
 
 work=$(mktemp -d)

@@ -35,8 +35,8 @@ void failed(const char *file, int line, const char *format, ...)
       failed(__FILE__, __LINE__, "%s is %lld, expected %lld", #actual, a_, e_);  \
   } while (0)
 
-/* CALL(code, words, f(..., &err)): `f` returns `code`, `err` says so too, and its message holds
- * `words`. The error is garbage before, and empty after it was freed. */
+/* CALL(code, words, f(..., &err)): checks that `f` returns `code`, that `err` has the same code, and
+ * that its message holds `words`. The error is garbage before, and empty after it was freed. */
 #define CALL(code, words, call)                                         \
   do {                                                                  \
     walrusds_error err;                                                 \
@@ -82,15 +82,15 @@ const char *new_dir(void);
  * each with a comma before it. */
 const char *config_for(const char *publisher, const char *aggregator, const char *more);
 
-/* Opens a datastore whose index lies in `dir`; 0 and a failed check if that does not work. */
+/* Opens a datastore whose index is in `dir`; 0 and a failed check if that does not work. */
 walrusds_handle open_at(const char *config, const char *dir);
-/* A new one on the fast Walrus. */
+/* Opens a new datastore on the fast Walrus. */
 walrusds_handle open_new(void);
 void close_ok(walrusds_handle handle);
 
-/* Puts, and checks that what comes back is `value`. */
+/* Puts a value, and checks that a get returns it. */
 void put_text(walrusds_handle handle, const char *key, const char *value);
-/* The value is `value`; NULL: the key is unknown, to every function that can tell. */
+/* Checks that the value is `value`; NULL: that every function reports the key as unknown. */
 void expect_text(walrusds_handle handle, const char *key, const char *value);
 void expect_bytes(walrusds_handle handle, const char *key, const uint8_t *value, size_t len);
 
@@ -107,7 +107,7 @@ struct test {
   void (*run)(void);
   int in_quick; /* runs with the smaller workload, too */
 };
-/* Each ends with a test without a name. */
+/* Each table ends with a test without a name. */
 extern const struct test open_tests[], value_tests[], argument_tests[], batch_tests[],
     query_tests[], cancel_tests[], queue_tests[], thread_tests[], signal_tests[], panic_tests[];
 

@@ -110,7 +110,7 @@ static void from_memory(void) {
   walrusds_buf_free(&out);
   OK(walrusds_get_start(handle, NULL, S("\xff"), queue, 2, &out, &found, &done, &err));
   CHECK(done && !found && out.data == NULL);
-  /* And nothing besides. */
+  /* The queue has no further completion. */
   walrusds_call call = {0, 20};
   walrusds_completion c;
   size_t len;
@@ -136,11 +136,11 @@ static void started_and_fetched(void) {
   CHECK(!done);
   CHECK(next(queue, WALRUSDS_OK).tag == UINT64_MAX);
   expect_text(handle, "/a", kept);
-  /* Nothing to do is done at once. */
+  /* A call without work is done at once. */
   OK(walrusds_batch_start(handle, NULL, NULL, 0, queue, 1, &done, &err));
   CHECK(done);
 
-  /* At once or through the queue, but one of both. */
+  /* The result comes at once or through the queue, and only once. */
   const char *keys[] = {"/unknown", "/a"};
   for (uint64_t tag = 2; tag < 4; tag++) {
     walrusds_completion c;

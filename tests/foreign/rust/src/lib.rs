@@ -60,7 +60,7 @@ fn created(result: BlobStoreResult) -> BlobObject {
     result.newly_created.expect("newlyCreated").blob_object
 }
 
-/// The status of an error, which is all that this client keeps of one.
+/// The status of an error, the only detail that this client keeps.
 #[track_caller]
 fn status<T: std::fmt::Debug>(result: Result<T, WalrusError>) -> u16 {
     match result.unwrap_err() {
