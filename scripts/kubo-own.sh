@@ -57,7 +57,7 @@ work=$(mktemp -d)
 chmod 755 "$work" # the server of Postgres is another user
 pids=()
 clean_up() {
-  # Nodes that a broken off test program left behind; no one else runs this file.
+  # Ends nodes that a broken-off test program left behind; only this script runs this file.
   for exe in /proc/[0-9]*/exe; do
     if [[ $(readlink "$exe" 2>/dev/null) == "$work/ipfs"* ]]; then
       pid=${exe#/proc/}
@@ -93,9 +93,9 @@ walrus=$URL
 } >"$tree/cmd/ipfs/ipfs"
 chmod +x "$tree/cmd/ipfs/ipfs"
 
-# pattern TEST: for -test.run and -test.skip, this one only.
+# pattern TEST: the pattern for -test.run and -test.skip that selects this test only.
 pattern() { sed 's/[][().*+?^$|{}\\]/\\&/g; s/[^/]*/^&$/g' <<<"$1"; }
-# run_tests PACKAGE LOG FLAGS...: a failure is no error here; it is judged below.
+# run_tests PACKAGE LOG FLAGS...: a failed test is no error here; the results are judged below.
 run_tests() {
   local package=$1 log=$2
   shift 2
@@ -103,7 +103,7 @@ run_tests() {
   (cd "$tree/$package" && env TEST_FUSE=0 TMPDIR="$work/tmp" PATH="$tree/cmd/ipfs:$PATH" \
     "$programs/$(basename "$package").test" -test.v -test.timeout="${TIMEOUT:-30m}" -test.parallel="${PARALLEL:-4}" "$@" >"$log" 2>&1) || true
 }
-# run_all PACKAGE LOG FLAGS...: every test, in shards.
+# run_all PACKAGE LOG FLAGS...: runs every test, in shards.
 run_all() {
   local package=$1 log=$2 shard=$work/shard.log tops some verdict name i
   shift 2
@@ -111,8 +111,8 @@ run_all() {
   for ((i = 0; i < ${#tops[@]}; i += ${SHARD:-12})); do
     some=("${tops[@]:i:${SHARD:-12}}")
     run_tests "$package" "$shard" -test.run="^($(IFS='|' && echo "${some[*]}"))\$" "$@"
-    # One that panics, or takes too long, takes the others along: only the tests that it left undone
-    # count.
+    # A test that panics, or takes too long, ends the whole shard: the tests that have no result run
+    # alone.
     verdict='PASS|FAIL|SKIP'
     if grep -q '^panic: ' "$shard"; then verdict='PASS|SKIP'; fi
     sed 's/^panic: /broke off: &/' "$shard" >>"$log"
@@ -179,8 +179,8 @@ alone() {
     echo ABSENT
   fi
 }
-# Many of these tests wait for other nodes with tight limits, so a failure counts if it repeats. It
-# is said in any case.
+# Many of these tests wait for other nodes with tight limits, so a failure counts if it repeats.
+# Every failure is printed.
 again=0
 while read -r package name _; do
   if [[ $name != - && $(alone "$package" "$name") == PASS ]]; then
@@ -194,8 +194,8 @@ for package in "${packages[@]}"; do
   [[ $regex != . || $mode != walrusds ]] || grep -q "^$package .* PASS$" "$work/results" || complain "no test of $package passed"
 done
 
-# Everything listed exists and, on flatfs, has its reason: tried alone, as some of them take others
-# along.
+# Checks that every listed test exists and, on flatfs, has its reason: run alone, as some of them
+# end the others too.
 while read -r package name kind; do
   top=$(cd "$tree/$package" && "$programs/$(basename "$package").test" -test.list="$(pattern "${name%%/*}")")
   [[ -n $top ]] || { complain "tests/kubo/own/exclusions.txt lists $package $name: there is no such test"; continue; }

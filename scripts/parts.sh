@@ -29,7 +29,7 @@ wanted() {
   return 1
 }
 
-# The lines in which test runners sum up, and those that name a failure.
+# The summary lines of test runners, and the lines that name a failure.
 part_summary() {
   grep -E '^(test result: |ok  |FAIL|--- FAIL|[0-9]+ passed|ok      |FAILED  |test .* FAILED|passed with |C interface: |skipped: |Ran [0-9]+ tests|walrus-chaos|all .* acknowledged)' "$1" || true
 }
@@ -48,7 +48,7 @@ part_ended() {
   if [[ $status -eq 0 ]]; then part_summary "$log"; else cat "$log"; fi
 }
 
-# Ends the parts that run, with what they have started.
+# Ends the running parts and their child processes.
 end_parts() {
   local pid
   for pid in "${part_pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: scripts/test.sh [--full]        (make test, make test-full)
 #
-# The tests, in parts that run side by side (scripts/parts.sh): every part runs, the last lines say
-# what became of each, and PART=NAME[,NAME...] runs one again.
+# The tests, in parts that run side by side (scripts/parts.sh): every part runs, the last lines give
+# the result of each, and PART=NAME[,NAME...] runs one again.
 #
 # Without --full, on two processors and once everything is built, they take less than 12 minutes:
 # lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the C interface, the

@@ -225,7 +225,7 @@ func (o *owner) check(t *testing.T, k string, v []byte, err error) {
 }
 
 // Close, in the middle of everything: each call succeeds or says that the datastore is closed, and
-// what was acknowledged is there when it is opened again. Nothing stays behind.
+// what was acknowledged is there when it is opened again. Closed datastores leave no resources behind.
 func TestCloseRacesWithEverything(t *testing.T) {
 	rounds := 40
 	if testing.Short() {

@@ -112,7 +112,7 @@ impl Postgres {
         replica
     }
 
-    /// Makes a replica a server of its own, and waits until it is.
+    /// Promotes a replica to a server of its own, and waits until it takes writes.
     pub fn promote(&self) {
         self.execute("postgres", "SELECT pg_promote(true, 30)");
     }
@@ -156,7 +156,7 @@ impl Postgres {
                 return;
             }
             self.down_now();
-            // Someone else took the port between looking and binding.
+            // Another process took the port between the check and the bind.
             assert!(attempt < 3, "Postgres did not start:\n{}", self.log());
             self.port = free_port();
         }
@@ -415,7 +415,7 @@ pub fn signal_each(pids: &[u32], signal: &str) {
     let _ = Command::new("kill").arg(signal).args(pids).status();
 }
 
-/// The parent of a process that runs (none of one that only waits to be buried).
+/// The parent of a running process (`None` for a zombie).
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // pid (name) state parent …; the name may hold anything.
