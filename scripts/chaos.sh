@@ -2,9 +2,9 @@
 # Usage: scripts/chaos.sh        (make chaos)
 #
 # A million acknowledged writes under faults: in memory with faulty parts, on a local Walrus that
-# misbehaves with SQLite and PostgreSQL, and in processes that die at every fail point and by
-# kill -9. Every key is compared afterwards. Fails if a single block was lost or wrong. Then plays the
-# model's sequences on the real parts, five times as many as the tests do.
+# misbehaves with SQLite and PostgreSQL, and in processes that die at every fail point or by
+# SIGKILL. Every key is compared afterwards. Fails if a single block was lost or wrong. Then plays
+# the model's sequences on the real parts, five times as many as the tests do.
 #
 # Environment: CHAOS_SEED (repeats what was drawn), CHAOS_OPS (default 1000000), CHAOS_CONFIG (JSON
 # object: more keys for every datastore), CHAOS_SMOKE=1 (a short run for the tests).

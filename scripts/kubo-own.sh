@@ -13,8 +13,8 @@
 # tests/kubo/own/exclusions.txt lists the tests that are left out, with the reason. Fails if any
 # other test fails, and fails again when run alone, or if a listed one does not exist.
 #
-#   --flatfs   with Kubo's default datastore. Without REGEX: the listed tests, one by one; fails if one
-#              does not exist, or does not do there what its kind in the list says
+#   --flatfs   with Kubo's default datastore. Without REGEX: the listed tests, one by one; fails if
+#              one does not exist, or its result contradicts its kind in the list
 #
 # Environment: LIB_DIR, BUILD, PARALLEL (tests at once; default: 4), SHARD (tests in a shard;
 # default: 12), TIMEOUT (for a shard, and for a test alone; default: 30m), KEEP=1 (leave the output

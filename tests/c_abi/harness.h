@@ -35,7 +35,7 @@ void failed(const char *file, int line, const char *format, ...)
       failed(__FILE__, __LINE__, "%s is %lld, expected %lld", #actual, a_, e_);  \
   } while (0)
 
-/* CALL(code, words, f(..., &err)): checks that `f` returns `code`, that `err` has the same code, and
+/* CALL(code, words, f(..., &err)): checks that `f` returns `code`, that `err` has that code, and
  * that its message holds `words`. The error is garbage before, and empty after it was freed. */
 #define CALL(code, words, call)                                         \
   do {                                                                  \
