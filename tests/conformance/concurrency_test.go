@@ -224,8 +224,9 @@ func (o *owner) check(t *testing.T, k string, v []byte, err error) {
 	t.Errorf("%s holds %q, acknowledged was %q, perhaps one of %q", k, got, s.value, s.perhaps)
 }
 
-// Close, in the middle of everything: each call succeeds or says that the datastore is closed, and
-// what was acknowledged is there when it is opened again. Closed datastores leave no resources behind.
+// Close, in the middle of everything: each call succeeds or reports that the datastore is closed,
+// and the acknowledged writes are there after reopening. Closed datastores leave no resources
+// behind.
 func TestCloseRacesWithEverything(t *testing.T) {
 	rounds := 40
 	if testing.Short() {
