@@ -1,4 +1,4 @@
-# walrusds: `make` lists what there is.
+# walrusds: `make` lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 # The Kubo version to build or to build for. Left out, `make install` asks the ipfs program itself.
 IPFS_VERSION ?=
-# The version that is taken where one is needed and none is given.
+# The version to use where one is needed and none is given.
 KUBO_DEFAULT := v0.43.0
 # The Kubo versions for `make kubo-matrix`. Left out: those that the README calls tested.
 VERSIONS ?=

@@ -4,9 +4,9 @@
 # Prepares building the plugin for one particular Kubo. Writes build/target-<name>/{go.mod,go.sum,
 # target.env} and prints that directory; the committed go.mod is never touched.
 #
-# A Go plugin loads only into a program that was built from the very same packages. Kubo's own go.mod
-# and go.sum are therefore taken as they are, with nothing added but this project. And it matters how
-# that ipfs was built, as the hash of a package holds the version of its module:
+# A Go plugin loads only into a program that was built from the very same packages. Kubo's own
+# go.mod and go.sum are therefore taken as they are, with nothing added but this project. And it
+# matters how that ipfs was built, as the hash of a package holds the version of its module:
 #
 #   mode main   ipfs was built inside Kubo's sources (make build, the Docker image, a distribution):
 #               the plugin is built inside the same sources
@@ -18,9 +18,9 @@
 #   ipfs        what `go version -m` says about it: version, mode, Go release, build tags
 #
 # Environment: KUBO_SRC (the checkout that ipfs was built from, if it is not a published version),
-# KUBO_GO (Go toolchain, e.g. go1.22.7 or local), KUBO_CGO_LDFLAGS (the CGO_LDFLAGS that ipfs was built
-# with, as some distributions set it; known by itself unless built with -trimpath), MODE, OUT (where to
-# write).
+# KUBO_GO (Go toolchain, e.g. go1.22.7 or local), KUBO_CGO_LDFLAGS (the CGO_LDFLAGS that ipfs was
+# built with, as some distributions set it; known by itself unless built with -trimpath), MODE, OUT
+# (where to write).
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 
 target=${1:-}

@@ -17,7 +17,7 @@ export IPFS_PATH
 if [ "$(id -u)" -eq 0 ]; then
   echo "Changing user to $user"
   gosu "$user" test -w "$repo" || chown -R -- "$user" "$repo"
-  # A secret that only root may read is read now.
+  # Reads a secret that only root may read, before the script drops its rights.
   if [ -n "${WALRUSDS_POSTGRES_URL_FILE:-}" ] && ! gosu "$user" test -r "$WALRUSDS_POSTGRES_URL_FILE"; then
     WALRUSDS_POSTGRES_URL=$(cat "$WALRUSDS_POSTGRES_URL_FILE")
     export WALRUSDS_POSTGRES_URL
@@ -36,8 +36,8 @@ else
     *,walrusds,*) profiles=$IPFS_PROFILE ;;
     *) profiles=${IPFS_PROFILE:+$IPFS_PROFILE,}walrusds ;;
   esac
-  # The key comes before the repo: a start that cannot copy it must not leave a repo behind, which the
-  # next start would run without the key, in the public network.
+  # The key comes before the repo: a start that cannot copy it must not leave a repo behind, which
+  # the next start would run without the key, in the public network.
   swarm_key="$repo/swarm.key"
   if [ -n "${IPFS_SWARM_KEY:-}" ]; then
     echo "Copying swarm key from variable..."

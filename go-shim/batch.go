@@ -78,8 +78,8 @@ func (b *batch) Commit(ctx context.Context) error {
 // opBytes is what an operation takes beside its key and value.
 const opBytes = 128
 
-// write applies operations in one call. Their values are copied by the engine before it waits for
-// anything, so that they are the caller's again on return, whatever the outcome.
+// write applies operations in one call. The engine copies their values before it waits for
+// anything, so that they are the caller's again on return, with or without an error.
 func (d *Datastore) write(ctx context.Context, ops []op) error {
 	if err := d.usable(ctx); err != nil || len(ops) == 0 {
 		return err

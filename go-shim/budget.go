@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// budget bounds the sum of what is under way. The first to come is served first, so that something large
-// is not overtaken for ever.
+// budget bounds the sum of the sizes under way. It serves callers in the order of their arrival, so
+// that a large one is not overtaken for ever.
 type budget struct {
 	left  *semaphore.Weighted
 	total int64
@@ -15,8 +15,8 @@ type budget struct {
 
 func newBudget(total int64) *budget { return &budget{semaphore.NewWeighted(total), total} }
 
-// enter takes size out of the budget, waiting for as long as it must, and returns what to give to leave:
-// what is larger than everything gets everything.
+// enter takes size out of the budget, waits for it if necessary, and returns the amount to give to
+// leave: a size larger than the whole budget gets the whole budget.
 func (b *budget) enter(ctx context.Context, closing <-chan struct{}, size int) (int64, error) {
 	n := min(int64(size), b.total)
 	if b.left.TryAcquire(n) {

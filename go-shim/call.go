@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// How many calls may be inside the engine at once, and how many of them hold an operating system thread
-// while they wait: 35 at the very most, however many goroutines call. Everybody else waits in Go, which
-// costs no thread.
+// The constants limit how many calls may be inside the engine at once, and how many of them hold an
+// operating system thread while they wait: 35 at the very most, for any number of calling
+// goroutines. All other goroutines wait in Go, which costs no thread.
 //
-//   - lookups (Has, GetSize) that memory does not answer travel together, in 1 or 2 questions at a time
-//     (leadLookups, lookup.go);
+//   - lookups (Has, GetSize) that memory does not answer travel together, in 1 or 2 questions at a
+//     time (leadLookups, lookup.go);
 //   - reads and writes hold a thread only while few do (direct). Those beyond are started, and wait
-//     for a channel (queue.go). Starting and cancelling are short, but Go gives each C call a thread
-//     that lasts, so few do so at once (startCalls). What bounds the calls is memory: values that are
-//     read are as many as gateReads, those that are written take at most writeBytes;
-//   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query that nobody
-//     reads does not count.
+//     for a channel (queue.go). Starting and cancelling are short, but Go gives each C call a
+//     thread that lasts, so few do so at once (startCalls). What bounds the calls is memory: values
+//     that are read are as many as gateReads, those that are written take at most writeBytes;
+//   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query without
+//     a reader does not count.
 const (
 	directCalls = 8
 	startCalls  = 4
@@ -28,9 +28,10 @@ const (
 	gateSyncs   = 4
 )
 
-// leadLookups is how many questions may be under way. While a goroutine waits inside the engine, the processor
-// that Go has given it is free again only when Go's monitor comes by and notices, which takes up to 10 ms. So
-// that those who wait for its answer can run meanwhile, one processor is left out.
+// leadLookups is how many questions may be under way. While a goroutine waits inside the engine,
+// the processor that Go has given it is free again only when Go's monitor comes by and notices,
+// which takes up to 10 ms. One processor is left out, so that the goroutines that wait for the
+// answer can run meanwhile.
 func leadLookups() int {
 	return max(1, min(2, runtime.GOMAXPROCS(0)-1))
 }
@@ -65,7 +66,7 @@ func (g gate) tryEnter() bool {
 
 func (g gate) leave() { <-g }
 
-// usable says why no call may start, if that is so.
+// usable returns the reason why no call may start, or nil.
 func (d *Datastore) usable(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -78,7 +79,8 @@ func (d *Datastore) usable(ctx context.Context) error {
 	}
 }
 
-// call is one passage into the engine that holds its thread: the gate it holds and how it ends early.
+// call is one passage into the engine that holds its thread: the gate it holds and how it ends
+// early.
 type call struct {
 	d     *Datastore
 	gate  gate
@@ -87,7 +89,8 @@ type call struct {
 	opts  callOptions
 }
 
-// begin admits a call, or says why it must not start. A nil error obliges to call end.
+// begin admits a call, or returns the reason why it must not start. After a nil error the caller
+// must call end.
 func (d *Datastore) begin(ctx context.Context, g gate) (call, error) {
 	if err := d.usable(ctx); err != nil {
 		return call{}, err
@@ -104,8 +107,8 @@ func (d *Datastore) begin(ctx context.Context, g gate) (call, error) {
 	return c, nil
 }
 
-// watch hands the context over to the engine: its deadline as a timeout, its end as a cancel token. A
-// nil error obliges to call end.
+// watch hands the context over to the engine: its deadline as a timeout, its end as a cancel token.
+// After a nil error the caller must call end.
 func (d *Datastore) watch(ctx context.Context) (call, error) {
 	opts, err := d.options(ctx)
 	if err != nil {
@@ -118,7 +121,8 @@ func (d *Datastore) watch(ctx context.Context) (call, error) {
 	return c, nil
 }
 
-// options is the context as the engine wants it; its token, if there is one, comes from d.tokens.
+// options converts the context to the engine's form; its token, if there is one, comes from
+// d.tokens.
 func (d *Datastore) options(ctx context.Context) (callOptions, error) {
 	var opts callOptions
 	if deadline, ok := ctx.Deadline(); ok {
@@ -172,7 +176,7 @@ func (t *tokens) get() (cancelToken, error) {
 	return newCancelToken()
 }
 
-// put takes a token back that nobody has cancelled, nor will.
+// put takes back a token that was not cancelled and will not be.
 func (t *tokens) put(token cancelToken) {
 	if token == 0 {
 		return

@@ -44,8 +44,8 @@ var (
 	_ io.Closer              = (*Datastore)(nil)
 )
 
-// Open opens the datastore that spec describes (the keys of the Kubo configuration, see the README).
-// Relative paths in spec are relative to repoPath.
+// Open opens the datastore that spec describes (the keys of the Kubo configuration, see the
+// README). Relative paths in spec are relative to repoPath.
 func Open(spec map[string]any, repoPath string) (*Datastore, error) {
 	config, err := encodeSpec(spec)
 	if err != nil {
@@ -72,16 +72,16 @@ func Open(spec map[string]any, repoPath string) (*Datastore, error) {
 	}
 	d.lookups.closing, d.lookups.most = d.closing, leadLookups()
 	eng.logs.start(eng)
-	// A backstop that only tells: closing from a finalizer would hide the mistake, and block the
-	// one goroutine that runs all finalizers.
+	// A backstop that only logs: closing from a finalizer would hide the mistake, and block the one
+	// goroutine that runs all finalizers.
 	runtime.SetFinalizer(d, func(*Datastore) {
 		log.Error("a datastore was dropped without Close: what it has not written yet may be lost, and its threads stay")
 	})
 	return d, nil
 }
 
-// DiskSpec validates spec in full and returns what identifies the data it leads to: exactly
-// aggregatorURL, publisherURL and table, in the engine's normal form. The map is the caller's own.
+// DiskSpec validates spec in full and returns the settings that identify its data: exactly
+// aggregatorURL, publisherURL and table, in the engine's normal form. The caller owns the map.
 func DiskSpec(spec map[string]any) (map[string]any, error) {
 	config, err := encodeSpec(spec)
 	if err != nil {
@@ -120,7 +120,7 @@ func ConfigKeys() ([]ConfigKey, error) {
 	return keys, nil
 }
 
-// encodeSpec takes away the keys that belong to Kubo and not to us.
+// encodeSpec removes the keys that belong to Kubo and not to walrusds.
 func encodeSpec(spec map[string]any) ([]byte, error) {
 	own := make(map[string]any, len(spec))
 	for k, v := range spec {
@@ -200,7 +200,7 @@ func (d *Datastore) size(ctx context.Context, key string) (size uint64, found bo
 	return d.lookups.get(ctx, d, key)
 }
 
-// ask answers a batch of lookups with one question to the engine.
+// ask answers a batch of lookups with one call into the engine.
 func (d *Datastore) ask(ctx context.Context, batch []*lookup) error {
 	c, err := d.watch(ctx)
 	if err != nil {
@@ -210,7 +210,7 @@ func (d *Datastore) ask(ctx context.Context, batch []*lookup) error {
 	return contextual(ctx, d.eng.getSizes(c.opts, batch))
 }
 
-// askAlone is for a key of which the engine has more to say.
+// askAlone looks up one key whose row is odd; the engine's error then names the reason.
 func (d *Datastore) askAlone(ctx context.Context, l *lookup) error {
 	c, err := d.watch(ctx)
 	if err != nil {
@@ -231,7 +231,7 @@ func (d *Datastore) Delete(ctx context.Context, key ds.Key) error {
 	return d.write(ctx, []op{{key: key.String(), delete: true}})
 }
 
-// Sync returns when everything acknowledged before it survives a crash of this machine.
+// Sync returns when every write acknowledged before it survives a crash of this machine.
 func (d *Datastore) Sync(ctx context.Context, prefix ds.Key) error {
 	c, err := d.begin(ctx, d.syncs)
 	if err != nil {
@@ -267,14 +267,14 @@ func (d *Datastore) Metrics() ([]byte, error) {
 	return d.eng.metrics()
 }
 
-// Close waits for the calls that are under way, writes what has to be written and gives everything
-// back. Calls that come later, or still wait for their turn, get ErrClosed. Closing again does
-// nothing and returns the same.
+// Close waits for the calls that are under way, writes the pending data and releases all resources.
+// Calls that come later, or still wait for their turn, get ErrClosed. A further Close does nothing
+// and returns the result of the first.
 func (d *Datastore) Close() error {
 	d.once.Do(func() {
 		runtime.SetFinalizer(d, nil)
 		close(d.closing)
-		// Closing may take as long as the journal is drained, and has something to say.
+		// Closing may last until the journal is drained, and logs messages.
 		d.err = d.eng.close()
 		d.eng.logs.stop()
 		d.queue.close()

@@ -123,7 +123,7 @@ func TestRoundTrip(t *testing.T) {
 		if !has {
 			t.Fatal("Has = false")
 		}
-		for i := range got { // the copy is ours
+		for i := range got { // the copy belongs to the caller
 			got[i] = 0
 		}
 		again, err := d.Get(ctx, k)
@@ -343,7 +343,7 @@ func TestCancelAndBoundedThreads(t *testing.T) {
 		go func() { errs <- d.Put(ctx, key("/stuck/%d", i), []byte{byte(i), byte(i >> 8)}) }()
 	}
 	until(t, "every Put has begun", func() bool { return counter(t, d, "commits") >= cap(errs) })
-	// Those of calls, and what Go takes besides.
+	// The threads of calls, and those that Go adds.
 	if n := threads(t) - before; n > directCalls+16 {
 		t.Errorf("%d threads more than before; now there are %v", n, threadNames(t))
 	}
@@ -591,7 +591,7 @@ func TestClose(t *testing.T) {
 			t.Errorf("%s after Close: %v", name, err)
 		}
 	}
-	for { // what was read already may still come; then ErrClosed
+	for { // entries that were read already may still come; then ErrClosed
 		r, ok := q.NextSync()
 		if !ok {
 			t.Error("the query of a closed datastore ended like a complete one")
@@ -708,7 +708,7 @@ func BenchmarkHasWithContext(b *testing.B) {
 	}
 }
 
-// What closing has to say arrives: blocks that stay behind because the publisher refuses them.
+// The log lines of a close arrive: blocks that stay behind because the publisher refuses them.
 func TestLastWordsArrive(t *testing.T) {
 	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the publisher is out of money", http.StatusPaymentRequired)

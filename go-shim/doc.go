@@ -9,7 +9,7 @@
 //
 //   - datastore.go: Open, the point operations, Close
 //   - batch.go, query.go: ds.Batch and ds.Query
-//   - call.go: what surrounds each call into the engine (gate, context, error); budget.go
+//   - call.go: the frame of each call into the engine (gate, context, error); budget.go
 //   - lookup.go: Has and GetSize of many goroutines, as one call
 //   - queue.go: calls that are started and hold no thread
 //   - errors.go: Error and its sentinels
@@ -19,9 +19,9 @@
 //
 // A call into C occupies an operating system thread for as long as it lasts, and calls that wait
 // for a network may last seconds. Kubo starts as many goroutines as it likes, so only a few of them
-// wait in C (see the constants in call.go): lookups travel together, and reads and writes beyond the
-// first few are started there and waited for here, where waiting is free and ends at once when the
-// context does.
+// wait in C (see the constants in call.go): lookups travel together, and reads and writes beyond
+// the first few are started there and waited for here, where waiting is free and ends at once when
+// the context does.
 //
 // # Linking
 //

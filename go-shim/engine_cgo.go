@@ -8,7 +8,7 @@ package walrusds
 #include <string.h>
 #include <walrusds.h>
 
-// Go does not notice that a library it links has changed and would keep the old one. The build
+// Go does not notice that a linked library has changed and would keep the old one. The build
 // scripts write the library's hash here; as a part of this package it makes Go link anew.
 #if defined(__has_include)
 #if __has_include("walrusds_lib_hash.h")
@@ -48,7 +48,7 @@ static wds_result wds_get_start(uint64_t h, uint64_t cancel, uint64_t timeout_ms
 	r.rc = walrusds_get_start(h, &call, key, key_len, queue, tag, &r.buf, &r.found, &r.done, &r.err);
 	return r;
 }
-// The size; or that there is none, or that it is not known.
+// The size, or a mark: no value, or not known.
 enum { WDS_ABSENT = -1, WDS_UNKNOWN = -2 };
 static int64_t wds_peek_size(uint64_t h, const uint8_t *key, size_t key_len) {
 	uint64_t size;
@@ -180,7 +180,7 @@ type (
 	cancelToken uint64
 )
 
-// callOptions is what a walrusds_call says: how the call may end before it is done.
+// callOptions holds the contents of a walrusds_call: how the call may end before it is done.
 type callOptions struct {
 	token     cancelToken
 	timeoutMS uint64
@@ -218,7 +218,7 @@ type keyCondition struct {
 }
 
 // engine is an open handle. Handles are numbers that the engine checks, so that a call on a closed
-// one is an error and nothing worse.
+// one returns an error and has no other effect.
 type engine struct {
 	h    C.uint64_t
 	logs logPump
@@ -328,7 +328,7 @@ func newCancelToken() (cancelToken, error) {
 func (t cancelToken) cancel() { C.walrusds_cancel(C.uint64_t(t), nil) }
 func (t cancelToken) free()   { C.walrusds_cancel_free(C.uint64_t(t), nil) }
 
-// engineBuf is memory of the engine's that this side has to free.
+// engineBuf is memory of the engine that this side must free.
 type engineBuf C.walrusds_buf
 
 // take copies the memory, once, and frees it. The result is never nil.
@@ -355,7 +355,8 @@ func (e *engine) getStart(o callOptions, key string, q queueID, tag uint64) (c c
 	return completion{value: engineBuf(r.buf), found: bool(r.found)}, bool(r.done), result(&r)
 }
 
-// peekSize answers from the engine's memory. An error is found out by whoever asks in earnest.
+// peekSize answers from the engine's memory. It reports an error as unknown; the full call that
+// follows returns it.
 func (e *engine) peekSize(key string) (size uint64, found, known bool) {
 	k, n := cstr(key)
 	switch size := C.wds_peek_size(e.h, k, n); size {
@@ -402,7 +403,7 @@ func newQueueID() (queueID, error) {
 	return queueID(r.n), result(&r)
 }
 
-// receive tells how calls end that were started on the queue, until it is closed.
+// receive delivers the ends of calls that were started on the queue, until it is closed.
 func (id queueID) receive(deliver func(tag uint64, c completion)) {
 	var out [64]C.walrusds_completion
 	for {
@@ -410,7 +411,7 @@ func (id queueID) receive(deliver func(tag uint64, c completion)) {
 		switch err := result(&r); {
 		case errors.Is(err, ErrClosed):
 			return
-		case err != nil: // a defect; those who wait must not be left alone with it
+		case err != nil: // a defect; the waiting goroutines must get an answer all the same
 			log.Errorf("waiting for the engine: %v", err)
 			continue
 		}
@@ -489,8 +490,9 @@ func (e *engine) commitStart(o callOptions, ops []op, q queueID, tag uint64) (do
 	return bool(r.done), result(&r)
 }
 
-// cops lends operations to a call. The array and the keys (some 60 bytes each) are copied into C memory;
-// the values stay where they are, pinned, as C memory may point to Go memory only when that is pinned.
+// cops lends operations to a call. The array and the keys (some 60 bytes each) are copied into C
+// memory; the values stay where they are, pinned, as C memory may point to Go memory only when that
+// is pinned.
 func cops(ops []op) (*C.walrusds_op, func()) {
 	size := uintptr(len(ops)) * unsafe.Sizeof(C.walrusds_op{})
 	total := size
@@ -558,7 +560,8 @@ func cconditions(conditions []keyCondition) (*C.walrusds_key_condition, func()) 
 	return (*C.walrusds_key_condition)(mem), func() { C.free(mem) }
 }
 
-// queryNext appends the next page to into, copied into Go memory, and frees it. No entries: the end.
+// queryNext appends the next page to into, copied into Go memory, and frees it. No entries: the
+// end.
 func (e *engine) queryNext(o callOptions, id queryID, keysOnly bool, into []entry) ([]entry, error) {
 	cancel, timeout := o.c()
 	r := C.wds_query_next(C.uint64_t(id), cancel, timeout)
@@ -606,7 +609,7 @@ func (e *engine) drainLogs() {
 	}
 }
 
-// close is called once. The engine gives the messages of the closing itself until all were fetched.
+// close is called once. The engine offers the messages of the closing until all were fetched.
 func (e *engine) close() error {
 	e.drainLogs()
 	r := C.wds_close(e.h)

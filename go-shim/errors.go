@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Code tells apart the failures on which a caller may want to act differently. The numbers are
+// Code distinguishes the failures on which a caller may want to act differently. The numbers are
 // those of the C ABI and never change.
 type Code int32
 
@@ -54,8 +54,8 @@ func (c Code) String() string {
 	return fmt.Sprintf("error code %d", int32(c))
 }
 
-// Error is what the engine answers when it cannot do what it was asked. Its message never holds a
-// secret (neither the database URL nor a token).
+// Error is the engine's error. Its message never holds a secret (neither the database URL nor a
+// token).
 type Error struct {
 	Code      Code
 	Retryable bool // the same call may well succeed later
@@ -104,7 +104,7 @@ var (
 	ErrDisk            error = &Error{Code: CodeDisk}
 )
 
-// contextual replaces the engine's word for "your context ended" with the context's own error.
+// contextual replaces the engine's error for an ended context with the context's own error.
 func contextual(ctx context.Context, err error) error {
 	var e *Error
 	if !errors.As(err, &e) {
@@ -115,7 +115,7 @@ func contextual(ctx context.Context, err error) error {
 		if cerr := ctx.Err(); cerr != nil {
 			return cerr
 		}
-		// The engine's clock may strike a moment before Go's.
+		// The engine's deadline may fire a moment before Go's.
 		if _, ok := ctx.Deadline(); ok && e.Code == CodeDeadline {
 			return context.DeadlineExceeded
 		}

@@ -11,37 +11,38 @@ import (
 const maxLookups = 512
 
 // lookups lets Has and GetSize of many goroutines travel together. Nothing waits for a timer: while
-// fewer than most questions are under way, a goroutine asks at once, on its own thread; whoever
-// comes meanwhile waits for a channel, and when a question is answered, the first of those who wait asks
-// for all of them.
+// fewer than most questions are under way, a goroutine asks at once, on its own thread; a goroutine
+// that comes meanwhile waits for a channel, and when a question is answered, the first of the
+// waiting goroutines asks for all of them.
 type lookups struct {
 	closing <-chan struct{}
 	most    int
 
 	mu      sync.Mutex
 	leading int       // goroutines that ask, or were told to
-	waiting []*lookup // nobody waits while fewer than most lead
-	gone    int       // of waiting, those who do not any more
+	waiting []*lookup // empty while fewer than most lead
+	gone    int       // the number of abandoned lookups in waiting
 }
 
-// asker is the Datastore. (lookups holds no pointer to it: a cycle would keep a forgotten one alive.)
+// asker is the Datastore. (lookups holds no pointer to it: a cycle would keep a forgotten one
+// alive.)
 type asker interface {
-	// ask fills in what is found out about the keys of a batch, in one question to the engine.
+	// ask fills in the results of a batch, with one question to the engine.
 	ask(ctx context.Context, batch []*lookup) error
 	askAlone(ctx context.Context, l *lookup) error
 }
 
-// lookup is one key that somebody wants to know about.
+// lookup is one key whose size a goroutine waits for.
 type lookup struct {
 	key   string
 	state lookupState // under lookups.mu
 
-	wake chan bool // true: go and ask; false: answered
+	wake chan bool // true: the goroutine must lead; false: answered
 
-	// Of the goroutine that asks, until wake is told.
+	// Used by the leading goroutine only, until wake is sent.
 	size  uint64
 	found bool
-	alone bool // its row is odd: to be asked for alone, which tells more
+	alone bool // its row is odd: it is asked for alone, which yields the exact error
 	err   error
 }
 
@@ -51,7 +52,7 @@ const (
 	lookupWaits lookupState = iota
 	lookupLeads             // its goroutine shall ask
 	lookupAsked             // on its way to the index
-	lookupGone              // nobody wants to know any more
+	lookupGone              // abandoned: no goroutine waits for it
 )
 
 var spareLookups = sync.Pool{New: func() any { return &lookup{wake: make(chan bool, 1)} }}
@@ -75,7 +76,7 @@ func (l *lookups) get(ctx context.Context, by asker, key string) (uint64, bool, 
 		select {
 		case leads = <-me.wake:
 		case <-ctx.Done():
-			l.abandon(me) // somebody may still hold it: it is not used again
+			l.abandon(me) // another goroutine may still hold it: it is not used again
 			return 0, false, ctx.Err()
 		case <-l.closing:
 			l.abandon(me)
@@ -93,7 +94,7 @@ func (l *lookups) get(ctx context.Context, by asker, key string) (uint64, bool, 
 	return size, found, err
 }
 
-// lead asks for me and for everyone who waits.
+// lead asks the engine for me and for all waiting lookups.
 func (l *lookups) lead(ctx context.Context, by asker, me *lookup) {
 	batch := append(make([]*lookup, 0, 1), me)
 	l.mu.Lock()
@@ -109,7 +110,7 @@ func (l *lookups) lead(ctx context.Context, by asker, me *lookup) {
 	l.mu.Unlock()
 
 	err := by.ask(ctx, batch)
-	// That the time of the one who asked is over does not concern the others: they ask again.
+	// The end of the leader's own context does not concern the others: they ask again.
 	again := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 
 	l.mu.Lock()
@@ -140,7 +141,7 @@ func (l *lookups) lead(ctx context.Context, by asker, me *lookup) {
 	}
 }
 
-// first takes the first who waits out of the queue; l.mu is held.
+// first takes the first waiting lookup out of the queue; l.mu is held.
 func (l *lookups) first() *lookup {
 	for i, next := range l.waiting {
 		if next.state == lookupWaits {
@@ -153,7 +154,7 @@ func (l *lookups) first() *lookup {
 	return nil
 }
 
-// pass hands the right to ask on, to the first who waits; l.mu is held.
+// pass hands the right to ask on, to the first waiting lookup; l.mu is held.
 func (l *lookups) pass() {
 	next := l.first()
 	if next == nil {
@@ -164,7 +165,7 @@ func (l *lookups) pass() {
 	next.wake <- true
 }
 
-// abandon is for one who waits and shall not any more.
+// abandon takes back a lookup whose goroutine stops waiting.
 func (l *lookups) abandon(me *lookup) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -174,7 +175,7 @@ func (l *lookups) abandon(me *lookup) {
 	case lookupLeads:
 		l.pass()
 	case lookupWaits:
-		// Their places are given back before there are more of them than of others.
+		// Abandoned lookups are removed before they outnumber the others.
 		if l.gone++; l.gone > 64 && l.gone > len(l.waiting)/2 {
 			l.waiting = slices.DeleteFunc(l.waiting, func(w *lookup) bool { return w.state == lookupGone })
 			l.gone = 0

@@ -46,7 +46,7 @@ func (a *fakeEngine) askAlone(_ context.Context, l *lookup) error {
 	return nil
 }
 
-// leading is how many ask at once in these tests.
+// leading is the number of concurrent leaders in these tests.
 const leading = 2
 
 func newLookups() (*lookups, chan struct{}) {
@@ -54,7 +54,7 @@ func newLookups() (*lookups, chan struct{}) {
 	return &lookups{closing: closing, most: leading}, closing
 }
 
-// idle fails unless nobody leads and nobody waits.
+// idle fails unless no lookup leads and none waits.
 func (l *lookups) idle(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
@@ -64,7 +64,7 @@ func (l *lookups) idle(t *testing.T) {
 	}
 }
 
-// patience is how long a test waits for what must come: longer than a busy machine takes.
+// patience is how long a test waits for an expected event: longer than a busy machine needs.
 const patience = 2 * time.Minute
 
 func until(t *testing.T, what string, so func() bool) {
@@ -84,7 +84,8 @@ func (l *lookups) waits(n int) func() bool {
 	}
 }
 
-// Who comes while questions are under way travels with the next ones, and gets the answer to its own key.
+// A lookup that comes while questions are under way travels with the next ones, and gets the answer
+// to its own key.
 func TestLookupsTravelTogether(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	l, _ := newLookups()
@@ -114,7 +115,8 @@ func TestLookupsTravelTogether(t *testing.T) {
 	l.idle(t)
 }
 
-// That the one who asks gives up is nothing to those who travel with it; and whoever waits may leave.
+// A leader that gives up does not end the lookups that travel with it; and a waiting lookup may
+// leave.
 func TestLookupsAreNotGivenUpTogether(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	l, _ := newLookups()
@@ -131,7 +133,7 @@ func TestLookupsAreNotGivenUpTogether(t *testing.T) {
 		go get(first)
 	}
 	until(t, "leaders ask", func() bool { return a.running.Load() == leading })
-	// The next who ask are these; they take the rest along.
+	// These lookups lead next; they take the rest along.
 	for i := 0; i < leading; i++ {
 		go get(next)
 		until(t, "they wait", l.waits(i+1))
@@ -198,7 +200,7 @@ func TestLookupsFailAndAreOdd(t *testing.T) {
 	wg.Wait()
 	l.idle(t)
 
-	// Closing sends those away who wait; the engine does it with the others.
+	// Closing ends the waiting lookups with ErrClosed; the engine does so with the others.
 	a.gate = make(chan struct{})
 	a.fail = ErrClosed
 	round(ErrClosed)
@@ -213,7 +215,7 @@ func TestLookupsFailAndAreOdd(t *testing.T) {
 	}
 }
 
-// Many who come, ask, wait and leave: everyone who stays is answered, and nobody leads in the end.
+// Many lookups come, ask, wait and leave: each that stays is answered, and none leads in the end.
 func TestLookupsInAnyOrder(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	close(a.gate)
@@ -249,7 +251,7 @@ func TestLookupsInAnyOrder(t *testing.T) {
 	}
 }
 
-// Those who leave while nobody is answered take their places with them.
+// Lookups that leave before any answer give their places back.
 func TestLookupsThatLeaveTakeNoRoom(t *testing.T) {
 	a := &fakeEngine{gate: make(chan struct{})}
 	l, _ := newLookups()

@@ -12,13 +12,13 @@ import (
 )
 
 // Query lists keys, and values unless q.KeysOnly is set, page by page: neither side ever holds the
-// whole result, and what is not read is not fetched. It sees the keys as the index has them when a
-// page is read, so deleting while reading is fine (`ipfs repo gc` does).
+// whole result, and pages that are not read are not fetched. It sees the keys as the index has them
+// when a page is read, so deleting while reading is fine (`ipfs repo gc` does so).
 //
 // Prefix, the order by key (either way) and filters on keys (FilterKeyCompare, FilterKeyPrefix) are
 // the index's work, and so are Offset and Limit when nothing else is left to do. Other orders and
-// filters are go-datastore's own functions, applied here to what the index gives; another order than
-// by key has to read all of that first. Without an order keys come in ascending byte order.
+// filters are go-datastore's own functions, applied here to what the index gives; another order
+// than by key has to read all of that first. Without an order keys come in ascending byte order.
 //
 // ctx governs the whole iteration. A value that cannot be read is a Result with an Error, and the
 // iteration goes on with the next; an error of the listing itself is the last Result.
@@ -68,10 +68,10 @@ func (d *Datastore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error)
 	return results, nil
 }
 
-// More conditions than these stay here: a statement has room for a limited number.
+// Further conditions are applied here: a statement has room for a limited number.
 const maxConditions = 100
 
-// split divides a query into what the engine does and what is left to do with its answer.
+// split divides a query into the engine's part and the part applied here to its answer.
 func split(q dsq.Query) (pushed queryOptions, rest dsq.Query) {
 	pushed = queryOptions{prefix: cleanPrefix(q.Prefix), keysOnly: q.KeysOnly}
 	rest = q
@@ -100,8 +100,8 @@ func split(q dsq.Query) (pushed queryOptions, rest dsq.Query) {
 	return pushed, rest
 }
 
-// condition is a filter as the engine takes it, if it is one on keys. Texts that no key can hold are
-// compared here, where that is nothing special.
+// condition returns a filter in the engine's form, if it is a filter on keys. Texts that no key can
+// hold are compared here, where they need no special care.
 func condition(f dsq.Filter) (keyCondition, bool) {
 	switch f := f.(type) {
 	case *dsq.FilterKeyCompare:
@@ -185,7 +185,7 @@ func (it *iterator) next() (dsq.Result, bool) {
 		}
 	}
 	e := it.page[it.pos]
-	it.page[it.pos] = entry{} // the value is the caller's now
+	it.page[it.pos] = entry{} // the caller owns the value now
 	it.pos++
 	if e.err != nil {
 		return dsq.Result{Error: e.err}, true

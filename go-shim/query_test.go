@@ -7,7 +7,7 @@ import (
 	dsq "github.com/ipfs/go-datastore/query"
 )
 
-// What of a query the engine gets, and what is left to do here.
+// TestSplit checks which parts of a query go to the engine and which remain for the shim.
 func TestSplit(t *testing.T) {
 	byValue := []dsq.Order{dsq.OrderByValue{}, dsq.OrderByKey{}}
 	value := dsq.FilterValueCompare{Op: dsq.Equal, Value: []byte("v")}

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// queue receives the ends of calls that were started and hold no thread. One goroutine waits for all of
-// them, in the engine, and tells whoever waits for each.
+// queue receives the ends of calls that were started and hold no thread. One goroutine waits for
+// all of them, in the engine, and tells each waiting caller.
 type queue struct {
 	id queueID
 
@@ -18,12 +18,12 @@ type queue struct {
 	stopped chan struct{} // the goroutine has ended
 }
 
-// started is a call that somebody waits for.
+// started is a call that a goroutine waits for.
 type started struct {
 	ended chan completion // has room for the one that comes
 }
 
-// completion is how a started call ended. The value is the engine's memory: whoever receives it takes or
+// completion is how a started call ended. The value is the engine's memory: its receiver takes or
 // frees it.
 type completion struct {
 	value engineBuf
@@ -47,7 +47,7 @@ func newQueue() (*queue, error) {
 	return q, nil
 }
 
-// deliver is told how a call ended.
+// deliver receives the end of a call.
 func (q *queue) deliver(tag uint64, c completion) {
 	if s := q.take(tag); s != nil {
 		s.ended <- c
@@ -65,7 +65,7 @@ func (q *queue) add() (uint64, *started) {
 	return q.tag, s
 }
 
-// take is nil if somebody else has taken it.
+// take returns nil if another goroutine has taken it.
 func (q *queue) take(tag uint64) *started {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -77,7 +77,7 @@ func (q *queue) take(tag uint64) *started {
 	return s
 }
 
-// run starts a call and waits for its end, or for that of the context; then the call is cancelled.
+// run starts a call and waits for its end, or for the end of the context; then it cancels the call.
 func (d *Datastore) run(ctx context.Context, start func(o callOptions, q queueID, tag uint64) (c completion, done bool, err error)) (completion, error) {
 	if err := d.starts.enter(ctx, d.closing); err != nil {
 		return completion{}, err
@@ -91,7 +91,7 @@ func (d *Datastore) run(ctx context.Context, start func(o callOptions, q queueID
 	tag, s := q.add()
 	c, done, err := start(opts, q.id, tag)
 	d.starts.leave()
-	if done || err != nil { // nothing will come
+	if done || err != nil { // no completion will come
 		q.take(tag)
 		spareStarted.Put(s)
 		d.tokens.put(opts.token)
@@ -105,7 +105,7 @@ func (d *Datastore) run(ctx context.Context, start func(o callOptions, q queueID
 		opts.token.cancel()
 		opts.token.free()
 		d.starts.leave()
-		if q.take(tag) != nil { // what comes is freed
+		if q.take(tag) != nil { // its completion is freed when it comes
 			return completion{}, ctx.Err()
 		}
 		c = <-s.ended // it has ended at the same moment

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Usage: scripts/bench-ds.sh [flags of tests/bench/ds...]
 #
-# Measures walrusds as a datastore, through the Go shim and without Kubo: Has, GetSize, Get, Put, Commit,
-# Delete and Query, at 1, 16 and 128 goroutines, on Postgres and on SQLite, with the journal, on a local
-# Walrus in memory. Prints a Markdown table (-json: a JSON object per line). -only REGEXP measures a part.
+# Measures walrusds as a datastore, through the Go shim and without Kubo: Has, GetSize, Get, Put,
+# Commit, Delete and Query, at 1, 16 and 128 goroutines, on Postgres and on SQLite, with the
+# journal, on a local Walrus in memory. Prints a Markdown table (-json: a JSON object per line).
+# -only REGEXP measures a part.
 #
 # Environment: BENCH_SMOKE=1 (a moment of everything: shows that it works), LIB_DIR.
 # shellcheck source=scripts/common.sh

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Usage: scripts/bench.sh        (make bench)
 #
-# Measures walrusds beside Kubo's own datastores: the same ipfs program does the same work on each, in
-# turns, in one run. Builds what is needed, starts a PostgreSQL of its own and runs the package tests/bench.
-# Prints Markdown tables; writes JSON and a plot to build/bench/. docs/benchmarks.md says what is measured.
+# Measures walrusds beside Kubo's own datastores: the same ipfs program does the same work on each,
+# in turns, in one run. Builds what is needed, starts a PostgreSQL of its own and runs the package
+# tests/bench. Prints Markdown tables; writes JSON and a plot to build/bench/. docs/benchmarks.md
+# says what is measured.
 #
 # Environment:
 #   BENCH_ONLY=add,gc      only workloads whose names begin so

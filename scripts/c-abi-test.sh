@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Usage: scripts/c-abi-test.sh [test...]
 #
-# The C interface as a C program sees it: the header, the exported symbols, the example of docs/abi.md,
-# and the tests in tests/c_abi against a local Walrus: linked statically and dynamically, under the
-# sanitizers of gcc, and (a smaller workload) under valgrind; and a panic in every function, with a
-# library that panics on demand, under the sanitizers and valgrind. Names of tests, or parts of them, run
-# those alone.
+# The C interface as a C program sees it: the header, the exported symbols, the example of
+# docs/abi.md, and the tests in tests/c_abi against a local Walrus: linked statically and
+# dynamically, under the sanitizers of gcc, and (a smaller workload) under valgrind; and a panic in
+# every function, with a library that panics on demand, under the sanitizers and valgrind. Names of
+# tests, or parts of them, run those alone.
 #
-# Environment: LIB_DIR (the directory with the libraries and walrus-devnet), CC, CXX, KEEP=1 (leave the
-# directory behind), SKIP (any of: static dynamic sanitizers valgrind panic).
+# Environment: LIB_DIR (the directory with the libraries and walrus-devnet), CC, CXX, KEEP=1 (leave
+# the directory behind), SKIP (any of: static dynamic sanitizers valgrind panic).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -51,7 +51,7 @@ step() {
 
 warnings=(-Wall -Wextra -Werror -pedantic)
 c11=(-std=c11 "${warnings[@]}" -I"$ROOT/include")
-# What rustc names as native-static-libs.
+# The libraries that rustc names as native-static-libs.
 native=(-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc)
 
 # The header alone, as the first thing included, and twice.
@@ -77,12 +77,13 @@ all_called() {
   done <"$work/declared"
   return $missing
 }
-# So does each panic once: a new function cannot be forgotten.
+# Each function's panic is tested once: a new function without such a test fails here.
 all_panic() {
   sed -n 's/.*entry: \(walrusds_[a-z_]*\).*/\1/p' "$src/test_panic.c" | sort >"$work/panicking"
   diff "$work/declared" "$work/panicking" || { echo "< without a test of its panic, > not a function"; return 1; }
 }
-# A library that panics on demand, beside the ordinary one of the same profile (docs/reliability.md).
+# A library that panics on demand, beside the ordinary one of the same profile
+# (docs/reliability.md).
 panicking_library() {
   (cd "$ROOT" && "${CARGO:-cargo}" rustc --locked --quiet --lib --crate-type staticlib --features panic-hook --message-format json) >"$work/built" || return
   local made
@@ -112,8 +113,8 @@ build() {
   shift
   "$CC" "${c11[@]}" -D_POSIX_C_SOURCE=200809L -g "${flags[@]}" -pthread "$src"/harness.c "$src"/main.c "$src"/test_*.c -o "$work/$name" "$@"
 }
-# run NAME PREFIX... -- ARGS...: the tests; their output is shown as it comes; what is said on stderr, panics
-# on purpose included, when they fail.
+# run NAME PREFIX... -- ARGS...: runs the tests. Their output is shown as it comes; their stderr,
+# which includes panics on purpose, is shown if they fail.
 run() {
   local name=$1 prefix=() started=$SECONDS
   shift

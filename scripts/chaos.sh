@@ -2,9 +2,9 @@
 # Usage: scripts/chaos.sh        (make chaos)
 #
 # A million acknowledged writes under faults: in memory with faulty parts, on a local Walrus that
-# misbehaves with SQLite and PostgreSQL, and in processes that die at every fail point and by kill -9.
-# Every key is compared afterwards. Fails if a single block was lost or wrong. Then plays the model's
-# sequences on the real parts, five times as many as the tests do.
+# misbehaves with SQLite and PostgreSQL, and in processes that die at every fail point or by
+# SIGKILL. Every key is compared afterwards. Fails if a single block was lost or wrong. Then plays
+# the model's sequences on the real parts, five times as many as the tests do.
 #
 # Environment: CHAOS_SEED (repeats what was drawn), CHAOS_OPS (default 1000000), CHAOS_CONFIG (JSON
 # object: more keys for every datastore), CHAOS_SMOKE=1 (a short run for the tests).
@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 CARGO=${CARGO:-cargo}
 
-# Fail points, and a directory of their own: what is released must never hold them.
+# Fail points, and a target directory of their own: released files must never hold them.
 CARGO_TARGET_DIR=$BUILD/failpoints RUSTFLAGS="--cfg failpoints" "$CARGO" build --release --locked --quiet -p walrusds-chaos
 "$CARGO" build --release --locked --quiet -p walrusds
 chaos=$BUILD/failpoints/release/walrus-chaos

@@ -12,8 +12,8 @@ step() {
   if out=$("$@" 2>&1); then printf 'ok      %s\n' "$name"; else printf 'FAILED  %s\n%s\n' "$name" "$out"; failed=1; fi
 }
 
-# The build script writes the header anew; clippy runs it too. In a directory of its own, so that other
-# builds need not wait.
+# The build script writes the header anew; clippy runs it too. In a directory of its own, so that
+# other builds need not wait.
 clippy_clean() {
   CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/lints "$CARGO" clippy --workspace --all-targets --locked -- -D warnings
 }
@@ -39,7 +39,8 @@ scripts_parse() {
   for f in docker/*.sh; do sh -n "$f" || return; done
   if command -v shellcheck >/dev/null; then shellcheck -x -S warning set-target.sh scripts/*.sh docker/*.sh tests/kubo/own/*.sh; fi
 }
-# Packages outside the workspace: nothing else in the tests would notice that their locks are behind.
+# Packages outside the workspace: nothing else in the tests would notice that their locks are
+# behind.
 other_locks() {
   local dir
   for dir in tests/fuzz tests/foreign/rust; do

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the build scripts share. Source it; it does nothing by itself.
+# Shared by the build scripts. Source it; it does nothing by itself.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -10,8 +10,8 @@ GO=${GO:-go}
 KUBO=github.com/ipfs/kubo
 SHIM=github.com/walrusds/walrusds/go-shim
 
-# The surroundings must not leak into the builds: a plugin only loads into an ipfs built alike. That
-# includes the linker flags of cgo, which Go writes into every package that uses C.
+# The caller's environment must not leak into the builds: a plugin only loads into an ipfs built
+# alike. That includes the linker flags of cgo, which Go writes into every package that uses C.
 export GOFLAGS='' GOWORK=off CGO_ENABLED=1
 unset CGO_CFLAGS CGO_CPPFLAGS CGO_CXXFLAGS CGO_LDFLAGS
 
@@ -86,9 +86,9 @@ shim_hash() {
     sort -z | xargs -0 sha256sum; sha256sum include/walrusds.h 2>/dev/null || true) | sha256sum | cut -c1-16
 }
 
-# lib_ready FILE: the engine library is there, and Go knows which one it is. Prints its hash.
-# (Go does not look into what it links: the hash becomes a part of the package, so that a changed
-# library is linked anew, and test results of an old one do not count.)
+# lib_ready FILE: fails unless the engine library is there, and records its hash for Go. Prints the
+# hash. (Go does not inspect the libraries it links: the hash becomes a part of the package, so that
+# a changed library is linked anew, and test results of an old one do not count.)
 lib_ready() {
   local file="$LIB_DIR/$1" hash header="$ROOT/go-shim/walrusds_lib_hash.h" line
   [[ -f $file && -f $ROOT/include/walrusds.h ]] || die "$file or include/walrusds.h is missing: run 'make build' first"
@@ -121,8 +121,9 @@ ipfs_version() {
   printf '%s\n' "$v"
 }
 
-# devnet FLAGS...: a local Walrus in memory (or in --data DIR), on a free port, for a script that has set
-# work (a directory) and pids=(), and runs end_pids in the end. Sets URL, and ALSO to the address of --also.
+# devnet FLAGS...: a local Walrus in memory (or in --data DIR), on a free port, for a script that
+# has set work (a directory) and pids=(), and runs end_pids in the end. Sets URL, and ALSO to the
+# address of --also.
 devnet() {
   local out=$work/devnet.${#pids[@]} pid
   : >"$out" # it is looked into at once
@@ -141,7 +142,7 @@ devnet() {
   die "the local Walrus does not start: $(cat "$out")"
 }
 
-# Ends what the script has started.
+# Ends the processes that the script has started.
 end_pids() {
   local pid
   for pid in "${pids[@]}"; do

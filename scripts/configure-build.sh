@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: scripts/configure-build.sh
 #
-# Builds walrusds-configure, which brings an existing repo in line with the WALRUSDS_* variables (the
-# container's entrypoint uses it): build/walrusds-configure. Prints the path.
-# Environment: LIB_DIR, OUTPUT (copy it there too).
+# Builds walrusds-configure, which brings an existing repo in line with the WALRUSDS_* variables
+# (the container's entrypoint uses it): build/walrusds-configure. Prints the path. Environment:
+# LIB_DIR, OUTPUT (copy it there too).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 lib_ready libwalrusds.a >/dev/null

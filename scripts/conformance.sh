@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Usage: scripts/conformance.sh [go test flags...]        (make conformance)
 #
-# The contract of a go-datastore, through the Go shim, on a local Walrus, on SQLite and on PostgreSQL, with
-# and without a write journal: go-datastore's own suite and the tests of tests/conformance, with the
-# lowest and the newest go-datastore that Kubo uses. Starts the local Walrus and a PostgreSQL of its own.
+# The contract of a go-datastore, through the Go shim, on a local Walrus, on SQLite and on
+# PostgreSQL, with and without a write journal: go-datastore's own suite and the tests of
+# tests/conformance, with the lowest and the newest go-datastore that Kubo uses. Starts the local
+# Walrus and a PostgreSQL of its own.
 #
 # Environment: CONFORMANCE_SHORT=1 (smaller tables, and our own tests with the newest go-datastore
 # alone), CONFORMANCE_DATASTORE (v0.6 or v0.9: only that one), LIB_DIR.
@@ -16,9 +17,9 @@ lib_ready libwalrusds.a >/dev/null
 devnet=$LIB_DIR/walrus-devnet
 [[ -x $devnet ]] || die "$devnet is missing: run 'make build' first"
 
-# What the tests write lies in memory where there is room: go-datastore's suite makes half a million writes
-# one after another, and on a disk it would do little but wait for each to be synced. (What is compiled
-# stays where it may be executed.)
+# The tests write to memory if it has room: go-datastore's suite makes half a million writes one
+# after another, and on a disk it would do little but wait for each to be synced. (Compiled programs
+# stay where they may be executed.)
 free=$(df --output=avail -BG /dev/shm 2>/dev/null | tail -1 | tr -dc 0-9)
 if [[ -z ${TMPDIR:-} && ${free:-0} -ge 4 ]]; then export GOTMPDIR=${GOTMPDIR:-/tmp} TMPDIR=/dev/shm; fi
 work=$(mktemp -d)
@@ -47,7 +48,7 @@ start_postgres "$work/postgres"
 WALRUSDS_TEST_WALRUS_URL=http://127.0.0.1:$(<"$work/port")
 export WALRUSDS_TEST_WALRUS_URL WALRUSDS_TEST_POSTGRES_URL=$PG_URL
 
-# At once, although they are more than processors: they wait more than they work.
+# All parts at once, although there are fewer processors: the tests wait more than they work.
 flags=(-count=1 -timeout 60m -parallel 4)
 if [[ -n ${CONFORMANCE_SHORT:-} ]]; then flags+=(-short); else flags+=(-v); fi
 
@@ -85,7 +86,7 @@ done
 failed=0
 for i in "${!suites[@]}"; do
   out=$work/suite.${versions[i]}
-  # Thousands of cases: their names only where they say something.
+  # Thousands of cases: a suite that passed prints its summary and main parts only.
   if wait "${suites[i]}"; then grep -E '^(ok|passed)|^    --- ' "$out" || true; else cat "$out" && failed=1; fi
 done
 [[ $failed == 0 ]] || exit 1

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Usage: scripts/demo.sh        (make demo, make demo POSTGRES=1)
 #
-# Shows walrusds at work, on this machine alone: builds it, starts a local Walrus and a real Kubo node
-# with walrusds built in, adds this source tree and a large file, restarts the node, reads everything
-# back and compares, unpins, collects garbage, and says what was stored and what it would cost.
+# Shows walrusds at work, on this machine alone: builds it, starts a local Walrus and a real Kubo
+# node with walrusds built in, adds this source tree and a large file, restarts the node, reads
+# everything back and compares, unpins, collects garbage, and says what was stored and what it would
+# cost.
 #
 # Environment: POSTGRES=1 (index in a Postgres that is started here, instead of an embedded one),
 # DEMO_MIB (size of the large file, default 256), IPFS_VERSION, KEEP=1 (leave the directory behind).
@@ -53,7 +54,7 @@ else
   export WALRUSDS_INDEX_PATH=walrusds-index.sqlite
   index="SQLite, $IPFS_PATH/walrusds-index.sqlite"
 fi
-# Stopping the node brings everything to Walrus, so that it can be counted.
+# Stopping the node drains its journal to Walrus, so that the blobs can be counted.
 export WALRUSDS_DRAIN_PARTIAL_PACKS=true
 "$IPFS" version
 "$IPFS" init --profile=test,walrusds >/dev/null
@@ -74,7 +75,8 @@ start_node() {
 }
 stop_node() {
   local i status=0
-  # A node that ends quickly may be gone before it has answered. What counts is that it ends, and how.
+  # A node that ends quickly may be gone before it has answered. The demo checks that it ends, and
+  # how.
   "$IPFS" shutdown || echo "(no answer to the shutdown)"
   for i in $(seq 600); do
     kill -0 "$daemon" 2>/dev/null || break

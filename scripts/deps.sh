@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Usage: scripts/deps.sh
 #
-# Looks for everything that building and testing needs. On Debian and Ubuntu, as root, missing
-# packages are installed; otherwise it says what to install, and fails when something is missing.
+# Looks for all programs and libraries that builds and tests need. On Debian and Ubuntu, as root, it
+# installs missing packages; otherwise it prints the packages to install, and fails when one is
+# missing.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -31,7 +32,8 @@ look() {
   if command -v git >/dev/null; then ok git "$(git --version | awk '{ print $3 }')"; else packages+=(git); fi
   if command -v curl >/dev/null; then ok curl "$(curl --version | awk 'NR == 1 { print $2 }')"; else packages+=(curl); fi
   if [[ $(uname -s) != Linux ]]; then :; elif command -v valgrind >/dev/null; then ok valgrind "$(valgrind --version | sed 's/^valgrind-//')"; else packages+=(valgrind); fi # tests of the C interface
-  # The foreign clients (scripts/foreign-test.sh): a Python package, and a crate that is built with OpenSSL.
+  # The foreign clients (scripts/foreign-test.sh): a Python package, and a crate that is built with
+  # OpenSSL.
   if v=$(python3 -c 'import ensurepip, venv, platform; print(platform.python_version())' 2>/dev/null); then
     if version_ge "$v" 3.10; then ok python "$v"; else problems+=("Python 3.10 or newer, found $v"); fi
   else

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: scripts/foreign-test.sh
 #
-# Clients for Walrus that no one here wrote, against the local Walrus: the Python package walrus-python
+# Clients for Walrus by other authors, against the local Walrus: the Python package walrus-python
 # and the Rust crate walrus_rs. Both are pinned, in tests/foreign.
 #
 # Environment: LIB_DIR (the directory with walrus-devnet), PYTHON (3.10 or newer).
@@ -27,7 +27,7 @@ if ! fresh "$venv/.pins" "$venv/bin/python" "$pins"; then
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: --require-hashes -r "$src/requirements.txt"
   printf '%s\n' "$pins" >"$venv/.pins"
 fi
-# Compiled before anything runs, so that what follows is the tests alone.
+# All compiling comes first, so that the tests alone run after it.
 (cd "$src/rust" && CARGO_TARGET_DIR=$BUILD/foreign "$CARGO" test --locked --lib --no-run --quiet)
 
 work=$(mktemp -d)
@@ -39,7 +39,8 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
-# The blob IDs and costs of 1000 shards, as on the real networks, are judged once; fewer are cheaper.
+# The blob IDs and costs of 1000 shards, as on the real networks, are judged once; fewer are
+# cheaper.
 devnet
 real=$URL
 devnet --role publisher --also aggregator=127.0.0.1:0 --shards 100

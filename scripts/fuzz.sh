@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Usage: scripts/fuzz.sh [target...]        (make fuzz)
 #
-# Fuzzes the targets of tests/fuzz/targets.rs (all, unless some are named) with libFuzzer and AddressSanitizer,
-# starting from tests/fuzz/corpus: for each target an archive of inputs that add coverage, and a directory of
-# those that were put there by hand. What is found on the way stays in build/fuzz/corpus. An input that fails is
-# written to build/fuzz/crashes; how to replay it is said at the end.
+# Fuzzes the targets of tests/fuzz/targets.rs (all, unless some are named) with libFuzzer and
+# AddressSanitizer, starting from tests/fuzz/corpus: for each target an archive of inputs that add
+# coverage, and a directory of inputs that were put there by hand. New inputs stay in
+# build/fuzz/corpus. An input that fails is written to build/fuzz/crashes; the script prints at its
+# end how to replay it.
 #
-# Environment: FUZZ_SECONDS (per target, 60 by default), FUZZ_MINIMISE=1 (afterwards, what adds coverage
-# becomes the target's archive: inputs of up to 2 KiB, at most 30 KiB for each target), FUZZ_REPLAY=FILE (run the one named target on this input, and nothing else).
+# Environment: FUZZ_SECONDS (per target, 60 by default), FUZZ_MINIMISE=1 (afterwards, what adds
+# coverage becomes the target's archive: inputs of up to 2 KiB, at most 30 KiB for each target),
+# FUZZ_REPLAY=FILE (run the one named target on this input, and nothing else).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT/tests/fuzz"
 CARGO=${CARGO:-cargo} seconds=${FUZZ_SECONDS:-60}
 host=$(rustc -vV | sed -n 's/^host: //p')
 
-# What cargo-fuzz does, without its need for a nightly toolchain: the sanitizer is the only thing that is
-# not stable, and its runtime comes with every toolchain.
+# These flags do the work of cargo-fuzz, without its need for a nightly toolchain: the sanitizer is
+# the only part that is not stable, and its runtime comes with every toolchain.
 flags=(--cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Cforce-frame-pointers=yes)
 for option in level=4 inline-8bit-counters pc-table trace-compares; do
   flags+=("-Cllvm-args=-sanitizer-coverage-$option")
@@ -52,7 +54,8 @@ for target in $targets; do
   if [[ -n ${FUZZ_MINIMISE:-} && $failed -eq 0 ]]; then
     small=$(mktemp -d)
     "$fuzz" "${options[@]}" -merge=1 "$small" "$seeds" "$found" >>"$log" 2>&1
-    # The smallest first, until the target's share is used up. The same inputs give the same archive.
+    # The smallest first, until the target's share is used up. The same inputs give the same
+    # archive.
     (cd "$small" && find . -type f -size -2049c -printf '%s %P\n') | sort -n |
       awk '{ sum += $1 } sum <= 30720 { print $2 }' | LC_ALL=C sort >"$small.list"
     tar -C "$small" --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0644 -cf - -T "$small.list" |

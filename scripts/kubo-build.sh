@@ -5,7 +5,8 @@
 # ordinary ipfs, as `make build` in Kubo makes it, for use with the external plugin:
 # build/kubo-vX.Y.Z-plain/ipfs. Nothing is done when nothing has changed. Prints the path.
 #
-# Environment: KUBO_GO (Go toolchain), LIB_DIR, LDFLAGS (more linker flags), OUTPUT (copy it there too).
+# Environment: KUBO_GO (Go toolchain), LIB_DIR, LDFLAGS (more linker flags), OUTPUT (copy it there
+# too).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Usage: scripts/kubo-matrix.sh [vX.Y.Z ...]        (make kubo-matrix [VERSIONS="..."])
 #
-# Takes Kubo nodes of several versions, with walrusds built in and as an external plugin, through one
-# tour on a local Walrus (tests/kubo/src/tour.rs), and prints a table: version and mode by step, with
-# the seconds each took. Fails if a step failed. Builds what is missing: minutes per version the first
-# time, and 300 MB each in build/. Needs the release programs (make build).
+# Takes Kubo nodes of several versions, with walrusds built in and as an external plugin, through
+# one tour on a local Walrus (tests/kubo/src/tour.rs), and prints a table: version and mode by step,
+# with the seconds each took. Fails if a step failed. Builds what is missing: minutes per version
+# the first time, and 300 MB each in build/. Needs the release programs (make build).
 #
 # Environment: LIB_DIR, BUILD.
 # shellcheck source=scripts/common.sh

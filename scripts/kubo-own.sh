@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
 # Usage: scripts/kubo-own.sh [--flatfs] [--postgres] [vX.Y.Z] [REGEX]      (make kubo-own [IPFS_VERSION=...])
 #
-# Kubo's own end-to-end tests (its packages test/cli and client/rpc, unchanged), with every repo they
-# make on walrusds: the ipfs they find is one with walrusds built in, behind a script that adds the
-# profile walrusds to each `ipfs init`. Each repo has an embedded index of its own, or with --postgres a
-# table of its own, and a write journal; all share one local Walrus. REGEX chooses tests, as
-# `go test -run` does.
+# Kubo's own end-to-end tests (its packages test/cli and client/rpc, unchanged), with every repo
+# they make on walrusds: the ipfs they find is one with walrusds built in, behind a script that adds
+# the profile walrusds to each `ipfs init`. Each repo has an embedded index of its own, or with
+# --postgres a table of its own, and a write journal; all share one local Walrus. REGEX chooses
+# tests, as `go test -run` does.
 #
 # The tests run in shards, each a process of its own with its own time limit, so that one that hangs
-# takes no others along: what a shard left undone is run alone.
+# takes no others along: the tests that a shard left undone run alone.
 #
-# tests/kubo/own/exclusions.txt lists the tests that are left out, with the reason. Fails if any other
-# test fails, and fails again when run alone, or if a listed one does not exist.
+# tests/kubo/own/exclusions.txt lists the tests that are left out, with the reason. Fails if any
+# other test fails, and fails again when run alone, or if a listed one does not exist.
 #
-#   --flatfs   with Kubo's default datastore. Without REGEX: the listed tests, one by one; fails if one
-#              does not exist, or does not do there what its kind in the list says
+#   --flatfs   with Kubo's default datastore. Without REGEX: the listed tests, one by one; fails if
+#              one does not exist, or its result contradicts its kind in the list
 #
-# Environment: LIB_DIR, BUILD, PARALLEL (tests at once; default: 4), SHARD (tests in a shard; default: 12),
-# TIMEOUT (for a shard, and for a test alone; default: 30m), KEEP=1 (leave the output behind).
+# Environment: LIB_DIR, BUILD, PARALLEL (tests at once; default: 4), SHARD (tests in a shard;
+# default: 12), TIMEOUT (for a shard, and for a test alone; default: 30m), KEEP=1 (leave the output
+# behind).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/postgres.sh
@@ -56,7 +57,7 @@ work=$(mktemp -d)
 chmod 755 "$work" # the server of Postgres is another user
 pids=()
 clean_up() {
-  # Nodes that a broken off test program left behind; no one else runs this file.
+  # Ends nodes that a broken-off test program left behind; only this script runs this file.
   for exe in /proc/[0-9]*/exe; do
     if [[ $(readlink "$exe" 2>/dev/null) == "$work/ipfs"* ]]; then
       pid=${exe#/proc/}
@@ -92,9 +93,9 @@ walrus=$URL
 } >"$tree/cmd/ipfs/ipfs"
 chmod +x "$tree/cmd/ipfs/ipfs"
 
-# pattern TEST: for -test.run and -test.skip, this one only.
+# pattern TEST: the pattern for -test.run and -test.skip that selects this test only.
 pattern() { sed 's/[][().*+?^$|{}\\]/\\&/g; s/[^/]*/^&$/g' <<<"$1"; }
-# run_tests PACKAGE LOG FLAGS...: a failure is no error here; it is judged below.
+# run_tests PACKAGE LOG FLAGS...: a failed test is no error here; the results are judged below.
 run_tests() {
   local package=$1 log=$2
   shift 2
@@ -102,7 +103,7 @@ run_tests() {
   (cd "$tree/$package" && env TEST_FUSE=0 TMPDIR="$work/tmp" PATH="$tree/cmd/ipfs:$PATH" \
     "$programs/$(basename "$package").test" -test.v -test.timeout="${TIMEOUT:-30m}" -test.parallel="${PARALLEL:-4}" "$@" >"$log" 2>&1) || true
 }
-# run_all PACKAGE LOG FLAGS...: every test, in shards.
+# run_all PACKAGE LOG FLAGS...: runs every test, in shards.
 run_all() {
   local package=$1 log=$2 shard=$work/shard.log tops some verdict name i
   shift 2
@@ -110,7 +111,8 @@ run_all() {
   for ((i = 0; i < ${#tops[@]}; i += ${SHARD:-12})); do
     some=("${tops[@]:i:${SHARD:-12}}")
     run_tests "$package" "$shard" -test.run="^($(IFS='|' && echo "${some[*]}"))\$" "$@"
-    # One that panics, or takes too long, takes the others along: what it left undone is judged.
+    # A test that panics, or takes too long, ends the whole shard: the tests that have no result run
+    # alone.
     verdict='PASS|FAIL|SKIP'
     if grep -q '^panic: ' "$shard"; then verdict='PASS|SKIP'; fi
     sed 's/^panic: /broke off: &/' "$shard" >>"$log"
@@ -177,8 +179,8 @@ alone() {
     echo ABSENT
   fi
 }
-# Many of these tests wait for other nodes with tight limits, so a failure counts if it repeats. It is
-# said in any case.
+# Many of these tests wait for other nodes with tight limits, so a failure counts if it repeats.
+# Every failure is printed.
 again=0
 while read -r package name _; do
   if [[ $name != - && $(alone "$package" "$name") == PASS ]]; then
@@ -192,7 +194,8 @@ for package in "${packages[@]}"; do
   [[ $regex != . || $mode != walrusds ]] || grep -q "^$package .* PASS$" "$work/results" || complain "no test of $package passed"
 done
 
-# Everything listed exists and, on flatfs, has its reason: tried alone, as some of them take others along.
+# Checks that every listed test exists and, on flatfs, has its reason: run alone, as some of them
+# end the others too.
 while read -r package name kind; do
   top=$(cd "$tree/$package" && "$programs/$(basename "$package").test" -test.list="$(pattern "${name%%/*}")")
   [[ -n $top ]] || { complain "tests/kubo/own/exclusions.txt lists $package $name: there is no such test"; continue; }

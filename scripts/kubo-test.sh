@@ -2,8 +2,8 @@
 # Usage: scripts/kubo-test.sh [--built-in | --others] [filter or option of the test runner ...]
 #
 # Tests real Kubo nodes on a local Walrus: v0.43.0 with walrusds built in (--built-in: these alone),
-# v0.43.0 and v0.30.0 with the external plugin, and the container's entrypoint (--others: these alone).
-# Builds what is missing (nothing is built twice). Needs the release library (make build).
+# v0.43.0 and v0.30.0 with the external plugin, and the container's entrypoint (--others: these
+# alone). Builds what is missing (nothing is built twice). Needs the release library (make build).
 #
 #   scripts/kubo-test.sh tour               only tests with "tour" in their name
 #   scripts/kubo-test.sh -- --nocapture     with what the nodes say
@@ -45,5 +45,6 @@ export LIB_DIR # plugin-install.sh, as the tests call it, takes the library from
 
 at "tests"
 cd "$ROOT"
-# With the features of the whole workspace, so that nothing is compiled a second time for these alone.
+# With the features of the whole workspace, so that nothing is compiled a second time for these
+# alone.
 exec "${CARGO:-cargo}" test --locked --workspace --test nodes "$@"

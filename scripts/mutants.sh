@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Usage: scripts/mutants.sh        (make mutants)
 #
-# Mutation testing: cargo-mutants changes one small thing in the engine at a time (a comparison, a constant, a
-# function that does nothing), and the tests that look at that room must fail. Changes that no test notices are
-# listed; docs/reliability.md says what came of them. The order is drawn, so that a run that is ended by its time is
-# a sample. cargo-mutants is installed into build/tools if it is missing.
+# Mutation testing: cargo-mutants makes one small change in the engine at a time (a comparison, a
+# constant, an emptied function), and the tests of that room must fail. Changes that no test notices
+# are listed; docs/reliability.md gives the results. The order is random, so that a run that is
+# ended by its time is a sample. cargo-mutants is installed into build/tools if it is missing.
 #
-# Environment: MUTANTS_MINUTES (default 60), MUTANTS_FILES (globs, separated by blanks; default: the rooms that
-# acknowledged data passes through), MUTANTS_JOBS (default 1).
+# Environment: MUTANTS_MINUTES (default 60), MUTANTS_FILES (globs, separated by blanks; default: the
+# rooms that acknowledged data passes through), MUTANTS_JOBS (default 1).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
@@ -24,7 +24,7 @@ fi
 
 out=$BUILD/mutants
 rm -rf "$out" && mkdir -p "$out"
-# Without a run of the code as it is: make test has made that one.
+# Without a run of the unchanged code: make test has made that one.
 args=(--package walrusds --output "$out" --shuffle --jobs "${MUTANTS_JOBS:-1}" --baseline skip --timeout 120 --no-times)
 for file in "${files[@]}"; do args+=(--file "$file"); done
 # The tests of these rooms; the long ones would only repeat them.
@@ -33,7 +33,8 @@ for name in datastore journal journal_damage journal_damage_lasts read lifetime 
 
 say "for $minutes minutes; the log is build/mutants/log"
 status=0
-# The copy that is changed has no directory of its own to compile into: dependencies stay from run to run.
+# The copy that is changed has no directory of its own to compile into: dependencies stay from run
+# to run.
 CARGO_TARGET_DIR=$BUILD/mutants-target CARGO_PROFILE_DEV_DEBUG=0 timeout --signal=INT "$((minutes * 60))" \
   "$tools/bin/cargo-mutants" mutants "${args[@]}" -- --locked "${tests[@]}" >"$out/log" 2>&1 || status=$?
 # 0: all were caught; 2: some were missed; 3: some timed out; 124, 130: the time was over.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: scripts/outages.sh [FILTER...]        (make outages)
 #
-# Runs every case of tests/outages.rs, the long ones included, with outages long enough to use up the
-# retries, and prints the table of docs/reliability.md. With UPDATE=1 and no filter it also puts the
-# table there.
+# Runs every case of tests/outages.rs, the long ones included, with outages long enough to use up
+# the retries, and prints the table of docs/reliability.md. With UPDATE=1 and no filter it also puts
+# the table there.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # Runs the parts of a test run. Source it after common.sh, declare the parts, call run_parts.
 #
-# Every part runs, whatever became of the others; at most PARTS_AT_ONCE (default: one for each processor)
-# run side by side. Each writes a log of its own, build/logs/NAME.log. When a part ends, the summary lines
-# of its test runners are printed, and its whole log if it failed. The last line counts the parts:
-# "N passed, N failed".
+# Every part runs, even if others fail; at most PARTS_AT_ONCE (default: one for each processor) run
+# side by side. Each writes a log of its own, build/logs/NAME.log. When a part ends, the summary
+# lines of its test runners are printed, and its whole log if it failed. The last line counts the
+# parts: "N passed, N failed".
 #
 # PART=NAME[,NAME...] runs these parts alone; a name may be a pattern (kubo*).
 
@@ -29,7 +29,7 @@ wanted() {
   return 1
 }
 
-# The lines in which test runners sum up, and those that name a failure.
+# The summary lines of test runners, and the lines that name a failure.
 part_summary() {
   grep -E '^(test result: |ok  |FAIL|--- FAIL|[0-9]+ passed|ok      |FAILED  |test .* FAILED|passed with |C interface: |skipped: |Ran [0-9]+ tests|walrus-chaos|all .* acknowledged)' "$1" || true
 }
@@ -48,7 +48,7 @@ part_ended() {
   if [[ $status -eq 0 ]]; then part_summary "$log"; else cat "$log"; fi
 }
 
-# Ends the parts that run, with what they have started.
+# Ends the running parts and their child processes.
 end_parts() {
   local pid
   for pid in "${part_pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done

@@ -40,8 +40,8 @@ say "building the plugin (minutes the first time for each Kubo version)"
     ${TAGS:+-tags="$TAGS"} -ldflags "-s -w" -buildmode=plugin -o "$so" "$MAIN"
 )
 chmod 755 "$so"
-# Every package it shares with ipfs must be of the same version; a look at the lists is cheaper than
-# a riddle at run time.
+# Every package it shares with ipfs must be of the same version; comparing the lists here gives a
+# clearer error than a failed load at run time.
 if [[ -n $IPFS_BIN ]]; then
   deps() { ipfs_info "$1" | awk -F'\t' '$2 == "dep" { print $3, $4 }' | sort; }
   wrong=$(join <(deps "$IPFS_BIN") <(deps "$so") | awk '$2 != $3 { print "  " $1 ": " $2 " in ipfs, " $3 " in the plugin" }')

@@ -5,7 +5,7 @@
 # (~/.ipfs/plugins). Before anything is installed that ipfs is started once with the plugin, in a
 # throw-away repo: a plugin that does not load makes every ipfs command fail.
 #
-# The argument is only needed to overrule what the ipfs program says about itself.
+# The argument is only needed to overrule the version that the ipfs program reports.
 #
 # Environment: IPFS (the ipfs program; default: the one in PATH), IPFS_PATH, and those of
 # plugin-build.sh.
@@ -56,14 +56,15 @@ if [[ -n $dynamic ]]; then
   install -m644 "$LIB_DIR/libwalrusds.so" "$lib"
   strip --strip-debug "$lib" 2>/dev/null || true # most of its size
 fi
-# Without any setting the profile must refuse, and with its own words: then the plugin is alive.
+# Without any setting the profile must refuse, with its own message: this shows that the plugin
+# runs.
 clean=(env)
 while read -r name; do clean+=(-u "$name"); done < <(compgen -e | grep '^WALRUSDS_' || true)
 rc=0
 said=$("${clean[@]}" IPFS_PATH="$trial/repo" GOTRACEBACK=none timeout 60 "$ipfs" init --profile=walrusds 2>&1) || rc=$?
 if ! grep -q 'WALRUSDS_PUBLISHER_URL' <<<"$said"; then
   go_of() { GOTOOLCHAIN=local "$GO" version "$1" 2>/dev/null | sed 's/.*: //'; }
-  # Another Go release shows in many ways, a crash among them.
+  # A different Go release shows in many ways, a crash among them.
   if [[ -n $(go_of "$so") && $(go_of "$ipfs") != "$(go_of "$so")" ]]; then
     refuse "$ipfs was built with $(go_of "$ipfs"), the plugin with $(go_of "$so"): both must be the same" "$said"
   fi
@@ -90,7 +91,8 @@ put() { # MODE FROM TO: never a half-written file under its final name
   install -m"$1" "$2" "$3.new.$$" && mv -f "$3.new.$$" "$3"
 }
 if [[ -n $dynamic ]]; then put 644 "$lib" "$repo/lib/libwalrusds.so"; fi
-# A temporary file in plugins/ would be loaded by an ipfs that starts right now, so it is made beside.
+# A temporary file in plugins/ would be loaded by an ipfs that starts right now, so it is made
+# beside.
 mkdir -p "$repo/plugins"
 install -m755 "$so" "$repo/.walrusds.so.$$" && mv -f "$repo/.walrusds.so.$$" "$repo/plugins/walrusds.so"
 say "installed $repo/plugins/walrusds.so for $ipfs ($(ipfs_info "$ipfs" | sed -n '1s/.*: //p'), Kubo $(ipfs_version "$ipfs"))"

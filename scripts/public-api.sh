@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: scripts/public-api.sh
 #
-# Compares the engine's public Rust API with its committed listing, docs/public-api.txt, and fails if they
-# differ. UPDATE=1 writes the listing. rustdoc's JSON has another format in other Rust releases: there it
-# says "skipped".
+# Compares the engine's public Rust API with its committed listing, docs/public-api.txt, and fails
+# if they differ. UPDATE=1 writes the listing. rustdoc's JSON has another format in other Rust
+# releases: there it says "skipped".
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"

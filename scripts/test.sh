@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Usage: scripts/test.sh [--full]        (make test, make test-full)
 #
-# The tests, in parts that run side by side (scripts/parts.sh): every part runs, the last lines say what
-# became of each, and PART=NAME[,NAME...] runs one again.
+# The tests, in parts that run side by side (scripts/parts.sh): every part runs, the last lines give
+# the result of each, and PART=NAME[,NAME...] runs one again.
 #
-# Without --full, on two processors and once everything is built, they take less than 12 minutes: lints,
-# the engine (with a PostgreSQL of its own), outages, the local Walrus, the C interface, the Go shim, and a
-# real Kubo node with walrusds built in. With --full, the longer ones: every other form of the plugin and
-# Kubo's oldest version, the contract of a go-datastore, schedules of threads, faults and crashes, memory
-# checkers, foreign clients, the demo, and short runs of fuzzer, mutations and benchmark.
+# Without --full, on two processors and once everything is built, they take less than 12 minutes:
+# lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the C interface, the
+# Go shim, and a real Kubo node with walrusds built in. With --full, the longer ones: every other
+# form of the plugin and Kubo's oldest version, the contract of a go-datastore, schedules of
+# threads, faults and crashes, memory checkers, foreign clients, the demo, and short runs of fuzzer,
+# mutations and benchmark.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/parts.sh
@@ -18,7 +19,8 @@ CARGO=${CARGO:-cargo}
 full='' PARTS_TARGET=test
 if [[ ${1:-} == --full ]]; then full=1 PARTS_TARGET=test-full; fi
 
-# cargo_test FLAGS...: with the features of the whole workspace, so that no part compiles anything again.
+# cargo_test FLAGS...: with the features of the whole workspace, so that no part compiles anything
+# again.
 cargo_test=("$CARGO" test --locked --workspace)
 # The engine's test programs that are no part of their own.
 engine=()

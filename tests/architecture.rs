@@ -1,10 +1,10 @@
-//! The modules stand as docs/architecture.md says: imports point downwards, and no files of a room import each
-//! other in a circle.
+//! The modules stand as docs/architecture.md says: imports point downwards, and no files of a room
+//! import each other in a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Where tests and their tools lie; they may import anything.
+/// The directories of tests and their tools; they may import any module.
 const FOR_TESTS: &[&str] = &["interleave", "schedules"];
 
 fn root() -> &'static Path {
@@ -25,7 +25,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The code of a file without comments and without what stands behind `#[cfg(test)]` at the end of it.
+/// The code of a file without comments and without the part behind `#[cfg(test)]` at its end.
 fn code(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap();
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap();
@@ -156,7 +156,8 @@ fn no_files_of_a_room_import_each_other_in_a_circle() {
             imports.retain(|name| names.contains(name));
             arrows += imports.len();
         }
-        // Files that import nothing that is left are taken away, until none is left, or a circle.
+        // Repeatedly removes files without imports among the rest, until no file is left, or a
+        // circle.
         loop {
             let free: Vec<String> = files
                 .iter()

@@ -1,4 +1,4 @@
-//! The datastore on an index and a store in memory: what a caller may rely on.
+//! The datastore on an index and a store in memory: the guarantees that a caller may rely on.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
@@ -27,7 +27,7 @@ fn blocks(n: u64, len: usize) -> Vec<Op> {
         .collect()
 }
 
-/// A row that nothing is to be read from.
+/// A row of which no block can be read.
 fn insert_row(parts: &Parts, key: &str) {
     let mut rows = parts.index.rows.lock();
     rows.insert(key.to_owned(), Record::default());
@@ -117,7 +117,7 @@ async fn what_is_stored_is_not_uploaded_again() {
     };
     ds.put(key, value.clone()).await.unwrap();
     assert_eq!(parts.store.puts.load(SeqCst), 1);
-    // Twice in one batch is stored once.
+    // A key that is twice in one batch is stored once.
     let twice = [blocks(1, 700), blocks(1, 700)].concat();
     ds.commit(twice).await.unwrap();
     assert_eq!(
@@ -256,7 +256,7 @@ async fn a_put_that_was_given_up_stays_invisible_and_stops_sending() {
         ds.put("/k", Bytes::from_static(b"old")),
     );
     assert!(late.await.is_err());
-    // The next put of the key waits for nothing but itself, and wins.
+    // The next put of the key waits for the first alone, and wins.
     ds.put("/k", Bytes::from_static(b"new")).await.unwrap();
     assert_eq!(ds.get("/k").await.unwrap().unwrap(), &b"new"[..]);
     ds.close().await.unwrap();
@@ -422,7 +422,7 @@ async fn many_sizes_at_once_and_what_memory_knows_of_them() {
         "/b",
         "/a",
     ];
-    // The second time partly from memory.
+    // The second read is partly from memory.
     for _ in 0..2 {
         let sizes = ds
             .get_sizes(keys.map(str::to_owned).to_vec())
@@ -618,7 +618,7 @@ async fn a_listing_goes_on_where_a_whole_page_was_deleted_meanwhile() {
         .unwrap();
     let mut query = ds.query(QueryOptions::default()).unwrap();
     let first = query.next_page().await.unwrap().len();
-    // The next rows are listed, their values are not read yet.
+    // The next rows are listed; their values are not read yet.
     while parts.index.list_calls.load(SeqCst) < 2 {
         tokio::task::yield_now().await;
     }
@@ -819,7 +819,7 @@ async fn renewals_buy_two_epochs_at_least() {
     ds.close().await.unwrap();
 }
 
-/// A store that bills every upload must not be asked at every look.
+/// A store that bills every upload must not be asked at every round of the renewer.
 #[tokio::test(start_paused = true)]
 async fn a_renewed_blob_rests_although_the_lead_is_long() {
     let parts = Parts::default();

@@ -49,7 +49,7 @@ impl Node {
         ))
     }
 
-    /// Takes everything away from Walrus.
+    /// Removes all blobs from Walrus.
     fn lose_walrus(&self) {
         self.parts.store.blobs.lock().clear();
     }
@@ -114,7 +114,7 @@ fn lines(store: &WalrusDatastore) -> Vec<String> {
         .collect()
 }
 
-/// Reads until everything comes from the cache: blocks are written to it behind the readers' backs.
+/// Reads until the cache answers all reads: the cache writes blocks in the background.
 async fn warm(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
     let started = Instant::now();
     loop {
@@ -152,7 +152,7 @@ async fn who_reads_in_order_asks_the_index_now_and_then() {
     assert_eq!(metric(&store, "disk_cache_hits"), blocks.len() as u64);
     assert!(lookups() - before < 10, "{} lookups", lookups() - before);
 
-    // Here and there: each is looked up, and no rows are fetched for it.
+    // Scattered reads: each block is looked up, and no further rows are fetched for it.
     let store = node.open();
     let before = lookups();
     for block in blocks.iter().step_by(3) {
@@ -181,7 +181,7 @@ async fn what_was_read_once_needs_no_walrus_after_a_restart() {
     assert!(metric(&store, "disk_cache_bytes") > bytes);
     assert_eq!(metric(&store, "gets"), 100);
 
-    // The index decides what exists.
+    // The index decides whether a block exists.
     let (key, _) = &blocks[0];
     store.delete(key).await.unwrap();
     assert_eq!(store.get(key).await.unwrap(), None);
@@ -233,7 +233,7 @@ async fn a_damaged_block_comes_from_walrus_and_is_cached_again() {
     warm(&store, &blocks).await;
     assert_eq!(metric(&store, "disk_cache_errors"), 1);
 
-    // The same with everything gone.
+    // The same after Walrus has lost all blobs.
     let open = fs::File::options().write(true).open(&file).unwrap();
     open.set_len(0).unwrap();
     read_all(&store, &blocks).await;
@@ -289,7 +289,7 @@ async fn two_datastores_on_one_directory_both_work() {
 async fn a_directory_that_cannot_be_used_costs_a_line_in_the_log() {
     let node = Node::new();
     let blocks = blocks(10);
-    // In the way, for root too.
+    // A file in the way of the directory, which stops root too.
     fs::write(node.cache(), "a file").unwrap();
     let store = node.open();
     put_all(&store, &blocks).await;
@@ -340,7 +340,7 @@ async fn a_full_disk_stops_the_growth_and_nothing_else() {
     assert!(said[0].contains("No space left"), "{said:?}");
     assert!(metric(&store, "disk_cache_dropped") > 0);
 
-    // What is there is read on a full disk, too; with space it grows again.
+    // Cached blocks are read on a full disk, too; once there is space, the cache grows again.
     let store = node.open_at(&cache);
     let hits = metric(&store, "disk_cache_hits");
     read_all(&store, before).await;

@@ -1,5 +1,5 @@
-//! The documents say what the code does: the README's table of keys is the parser's, every link
-//! between documents leads somewhere, and every metric and make target they name exists.
+//! The documents agree with the code: the README's table of keys is the parser's, every link
+//! between documents leads to a target, and every metric and make target they name exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect::<Vec<_>>().join("`")
 }
 
-/// What is between backquotes, and the lines of fenced code.
+/// The text between backquotes, and the lines of fenced code.
 fn code(text: &str) -> Vec<&str> {
     let mut fenced = false;
     let mut found = Vec::new();

@@ -14,10 +14,11 @@ use flate2::read::GzDecoder;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How long a target gets for variations.
+/// The time for a target's variations.
 const VARIATIONS: Duration = Duration::from_secs(3);
 
-/// The committed inputs of a target: the files that were put there by hand, by name, then the archive's.
+/// The committed inputs of a target: the files that were put there by hand, by name, then the
+/// archive's.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
     let by_hand = std::fs::read_dir(corpus.join(target)).unwrap();
@@ -73,7 +74,7 @@ fn replay(name: &str) {
     for input in &inputs {
         check(*target, name, input);
     }
-    // The same ones every time, as far as the machine gets.
+    // The same variations every time, as many as the time allows.
     let mut random = StdRng::seed_from_u64(1);
     let end = Instant::now() + VARIATIONS;
     while Instant::now() < end {

@@ -1,6 +1,6 @@
 //! One suite for every index: the functions of `shared` run against Postgres (a new table, tables
-//! of the Go plugin in two collations, a table in partitions) and SQLite. What only one of them has is in
-//! `index_suite/postgres.rs` and `index_suite/sqlite.rs`.
+//! of the Go plugin in two collations, a table in partitions) and SQLite. The tests of a single
+//! index are in `index_suite/postgres.rs` and `index_suite/sqlite.rs`.
 
 #[path = "index_suite/companions.rs"]
 mod companions;

@@ -36,7 +36,7 @@ impl Node {
         )
     }
 
-    /// Opens; a datastore that was dropped lets go of its journal within moments.
+    /// Opens; a dropped datastore releases its journal within moments.
     async fn open(&self, extra: &str) -> WalrusDatastore {
         let started = Instant::now();
         loop {
@@ -59,7 +59,7 @@ impl Node {
         store.close().await.unwrap();
     }
 
-    /// What a kill leaves behind: the files as they are now, in a journal of their own.
+    /// The state that a kill leaves: the files as they are now, in a journal of their own.
     fn crashed_copy(&self) -> Node {
         let copy = Node {
             parts: self.parts.clone(),
@@ -287,7 +287,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert_eq!(reopened.get("/over").await.unwrap().unwrap(), "2");
     reopened.close().await.unwrap();
     assert_eq!(node.parts.index.rows.lock().len(), 300);
-    // The dead node was not quite dead: it stores nothing twice.
+    // The node that was taken for dead closes only now: it stores nothing twice.
     let uploads = node.uploads();
     store.close().await.unwrap();
     assert!(
@@ -345,7 +345,7 @@ async fn damage_is_told_and_never_served() {
     let (good, bad) = (noise(1, 5000), noise(2, 5000));
     store.put("/bad", bad.clone()).await.unwrap();
     store.put("/good", good.clone()).await.unwrap();
-    // A bit rots in the middle of a value that is staged.
+    // A bit flips in the middle of a value that is staged.
     let path = &segments(&node.journal())[0];
     let mut file = fs::read(path).unwrap();
     let at = file.windows(100).position(|w| w == &bad[200..300]).unwrap();
@@ -395,7 +395,7 @@ async fn a_damaged_older_file_is_refused_by_name() {
         let name = file.file_name().unwrap().to_str().unwrap();
         assert!(e.message().contains(name), "{what}: {e}");
     }
-    // Contents that are damaged can be done without: the frames are all there.
+    // Damaged contents tables are dispensable: the frames are all there.
     let after = node.crashed_copy();
     let file = &segments(&after.journal())[1];
     let mut bytes = fs::read(file).unwrap();
@@ -431,7 +431,8 @@ async fn opens_that_follow_each_other_go_on_in_one_file() {
     assert_eq!(node.uploads(), 1);
 }
 
-/// Segments as the first version of the layout wrote them: a head of 16 bytes, no zeroes, no contents.
+/// Segments as the first version of the layout wrote them: a head of 16 bytes, no zeroes, no
+/// contents.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_of_the_first_layout_is_read() {
     let node = Node::new();
@@ -563,11 +564,11 @@ async fn a_full_journal_holds_writers_up_and_loses_nothing() {
     .await;
     assert!(!writing.is_finished());
     assert!(metric(&store, "journal_disk_bytes") <= 100_000);
-    // Whoever gives up while waiting leaves nothing behind.
+    // A caller that gives up while it waits leaves nothing behind.
     let impatient = store.put("/impatient", noise(99, 50_000));
     let gave_up = tokio::time::timeout(Duration::from_millis(50), impatient).await;
     assert!(gave_up.is_err());
-    // What needs no room does not wait for any: deletions, and blocks that are there.
+    // Calls that need no room do not wait for any: deletions, and puts of blocks that are there.
     store.delete("/unknown").await.unwrap();
     let first = &blocks[0];
     store.put(&key_of(first), first.clone()).await.unwrap();
@@ -631,7 +632,7 @@ async fn close_leaves_what_it_cannot_drain_for_the_next_open() {
     node.parts.store.put_ms.store(u64::from(u32::MAX), SeqCst);
     let store = node.open(r#""drainTimeoutSeconds":1,"#).await;
     store.put("/k", noise(1, 100)).await.unwrap();
-    // The upload would take weeks longer than that.
+    // The upload would take weeks longer than the wait of this test.
     store.close().await.unwrap();
     assert_eq!(segments(&node.journal()).len(), 1);
     node.parts.store.put_ms.store(0, SeqCst);

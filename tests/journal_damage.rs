@@ -14,9 +14,9 @@ use testkit::{eventually, PATIENCE};
 use walrusds::log::Level;
 use walrusds::{Config, ErrorKind, Op, Record, WalrusDatastore};
 
-/// A journal from which nothing leaves by itself.
+/// A journal that uploads nothing by itself.
 const IDLE: &str = r#""packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"#;
-/// One from which everything leaves soon.
+/// A journal that uploads all blocks soon.
 const BUSY: &str = r#""packIdleFlushSeconds":1,"packMaxAgeSeconds":1,"#;
 
 struct Node {
@@ -55,7 +55,7 @@ impl Node {
         panic!("not in the journal");
     }
 
-    /// What a kill leaves behind: the files as they are now.
+    /// The state that a kill leaves: the files as they are now.
     fn crashed(&self) -> Node {
         let copy = Node {
             parts: self.parts.clone(),
@@ -126,7 +126,7 @@ async fn a_damaged_block_holds_nothing_up_and_can_be_put_again() {
     let error = ds.get(&key).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.message().contains(&key), "{error}");
-    // Nothing relies on it: Kubo may ask before it puts.
+    // The answer is not required: Kubo may ask before it puts.
     assert!(!ds.has(&key).await.unwrap());
     eventually("its file is set aside", || {
         files(&node.journal(), "damaged").len() == 1
@@ -137,7 +137,7 @@ async fn a_damaged_block_holds_nothing_up_and_can_be_put_again() {
     ds.close().await.unwrap();
     assert!(node.parts.index.rows.lock().contains_key(&key));
     assert!(files(&node.journal(), "segment").is_empty());
-    // The next start says that something is left for the operator.
+    // The next start logs that a block is left for the operator.
     let ds = node.open(BUSY);
     assert!(has_error(&lines(&ds), &[".damaged"]));
     assert_eq!(ds.get(&key).await.unwrap().unwrap(), bad);
@@ -178,7 +178,8 @@ async fn a_damaged_block_that_is_deleted_is_gone() {
     assert!(files(&node.journal(), "segment").is_empty());
 }
 
-/// A node that ended after its row was written and before its blob was read back, and that blob's ID.
+/// A node that ended after its row was written and before its blob was read back, and that blob's
+/// ID.
 async fn ended_before_the_read_back(value: &Bytes) -> (Node, String) {
     let node = Node::new();
     let held = node.parts.store.hold_reads.write().await;
@@ -511,7 +512,7 @@ async fn a_journal_belongs_to_one_table() {
         .await
         .unwrap();
     assert_eq!(ds.get(&key).await.unwrap().unwrap(), value);
-    // An empty journal is anyone's, and may be left.
+    // An empty journal has no owner, and may be abandoned.
     ds.delete(&key).await.unwrap();
     ds.close().await.unwrap();
     let ds = open_repo(b.path(), own, &with).await.unwrap();
@@ -663,7 +664,7 @@ async fn a_journal_that_was_given_up_on_purpose_is_no_hindrance() {
         .unwrap();
     ds.put("/k", Bytes::from_static(b"v")).await.unwrap();
     ds.close().await.unwrap();
-    // The usual place is looked into although nothing names it.
+    // The engine looks into the default place although no key names it.
     let _ = fs::remove_file(repo.path().join("walrusds-journals"));
     refused(open_repo(repo.path(), own, "").await, &["walrusds-journal"]);
     fs::rename(
@@ -701,7 +702,7 @@ async fn a_value_that_its_key_does_not_name_is_refused_at_once() {
             !ds.has(&key_of(&good)).await.unwrap(),
             "nothing of the batch is stored"
         );
-        // Keys that are no multihash take anything.
+        // Keys that are no multihash accept any value.
         ds.put("/CIQ", good.clone()).await.unwrap();
         ds.close().await.unwrap();
     }

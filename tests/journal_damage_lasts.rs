@@ -1,5 +1,5 @@
-//! Damaged blocks of the write journal across restarts: what is known of them stays known until they are
-//! put again or deleted, and neither a restart nor a second damage changes that.
+//! Damaged blocks of the write journal across restarts: the engine's record of them lasts until
+//! they are put again or deleted, and neither a restart nor a second damage changes that.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -12,10 +12,10 @@ use testkit::mem::{key_of, noise, Parts};
 use walrusds::log::Level;
 use walrusds::{ErrorKind, Op, WalrusDatastore};
 
-/// A journal from which nothing leaves by itself, nor when it is closed.
+/// A journal that uploads nothing by itself, nor when it is closed.
 const IDLE: &str =
     r#""packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"drainTimeoutSeconds":0,"#;
-/// One from which everything leaves soon.
+/// A journal that uploads all blocks soon.
 const BUSY: &str = r#""packIdleFlushSeconds":1,"packMaxAgeSeconds":1,"#;
 /// Files of 16 KiB.
 const SMALL: &str = r#""journalMaxBytes":200000,"#;
@@ -43,7 +43,7 @@ impl Node {
         self.parts.try_open(&config).unwrap()
     }
 
-    /// Where the bytes lie in a segment.
+    /// The place of the bytes in a segment.
     fn place(&self, what: &[u8]) -> (PathBuf, u64) {
         for path in files(&self.journal(), "segment") {
             let file = fs::read(&path).unwrap();
@@ -65,7 +65,7 @@ impl Node {
         (name.to_owned(), at)
     }
 
-    /// What a kill leaves behind: the files as they are now.
+    /// The state that a kill leaves: the files as they are now.
     fn crashed(&self) -> Node {
         loop {
             let copy = Node {
@@ -218,7 +218,7 @@ async fn a_restart_does_not_undo_the_deletion_of_a_damaged_block() {
         let (file, at) = node.damage(&bad);
         assert_damaged(&ds, &key).await;
         ds.delete(&key).await.unwrap();
-        // Even if the disk gives the right bytes again.
+        // The record lasts even if the disk gives the right bytes again.
         for repaired in [false, true] {
             let crashed = node.crashed();
             if repaired {
@@ -266,7 +266,7 @@ async fn a_block_that_can_be_read_again_after_a_restart_is_staged_again() {
     }
 }
 
-/// What is on Walrus needs no copy here: damage to that copy is no alarm.
+/// A block on Walrus needs no copy here: damage to that copy is no alarm.
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_to_a_copy_that_is_not_needed_any_more_is_no_alarm() {
     let node = Node::new();
@@ -368,7 +368,8 @@ async fn an_unreadable_block_does_not_hold_its_pack_up() {
     let node = Node::new();
     let ds = node.open(&format!("{SMALL}{BUSY}"));
     node.parts.store.fail_puts.store(true, SeqCst);
-    // Of one write, so they are in one pack. The one that lies behind the other becomes unreadable.
+    // Two blocks of one write, so they are in one pack. The one that lies behind the other becomes
+    // unreadable.
     let mut pair = [noise(0, 3000), noise(1, 3000)];
     let ops = pair.iter().map(|b| Op::Put(key_of(b), b.clone()));
     ds.commit(ops.collect()).await.unwrap();
@@ -379,7 +380,8 @@ async fn an_unreadable_block_does_not_hold_its_pack_up() {
     let all = metric(&ds, "blocks_put");
     let (path, at) = node.place(&bad);
     let whole = fs::read(&path).unwrap();
-    // Nothing is written to this file any more. A read behind its end is an error, and not other bytes.
+    // The engine writes no more to this file. A read behind its end is an error, and not other
+    // bytes.
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(at + 100).unwrap();
     node.parts.store.fail_puts.store(false, SeqCst);

@@ -1,4 +1,4 @@
-//! Renewal that must neither lapse nor pay in vain, and blobs that have lapsed.
+//! Renewal that must neither lapse nor pay twice, and blobs that have lapsed.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
@@ -41,7 +41,8 @@ fn log(ds: &WalrusDatastore) -> Vec<String> {
         .collect()
 }
 
-/// Rows that do not fit (damaged by hand, or by another program) veto nothing for their neighbours.
+/// Rows that do not fit (damaged by hand, or by another program) do not keep their neighbours from
+/// renewal.
 #[tokio::test(start_paused = true)]
 async fn odd_rows_do_not_let_a_pack_lapse() {
     for odd in 0..4 {
@@ -156,7 +157,7 @@ async fn a_wrong_blob_is_not_paid_for_again_and_again() {
     ds.close().await.unwrap();
 }
 
-/// Other nodes, and this one after a new start, know that a blob rests.
+/// Other nodes, and this one after a new start, know that a blob's renewal is paused.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
     let dir = tempfile::tempdir().unwrap();
@@ -183,7 +184,7 @@ async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
             tried = store.paid.load(SeqCst);
             testkit::eventually("that is noted", || metric(&ds, "renewals_failed") > 0).await;
         } else {
-            // A look goes by: another blob is renewed in it.
+            // A round of the renewer passes: another blob is renewed in it.
             store.longer.store(false, SeqCst);
             let other = noise(100 + start, 50);
             ds.put(&key_of(&other), other.clone()).await.unwrap();
@@ -325,8 +326,8 @@ async fn a_pack_that_no_aggregator_sees_is_not_paid_for_every_minute() {
     ds.close().await.unwrap();
 }
 
-/// A block that no aggregator has any more is stored anew when it is put again, with and without a journal, also
-/// where no length of an epoch is configured.
+/// A block that no aggregator has any more is stored anew when it is put again, with and without a
+/// journal, also where no length of an epoch is configured.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_whose_blob_is_gone_is_stored_anew() {
     for journal in [false, true] {

@@ -1,4 +1,4 @@
-//! How much memory is held for what was read, counted where it is allocated.
+//! The memory held for read blocks, counted where it is allocated.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -45,7 +45,7 @@ async fn fill(ds: &WalrusDatastore, blocks: u64, len: usize) -> Vec<String> {
 /// One test, as all of the process is counted.
 #[tokio::test]
 async fn memory_for_blocks_is_what_is_counted() {
-    // What is handed out of a window does not hold the window.
+    // Parts handed out of a window do not hold the window.
     let parts = Parts::default();
     let ds = Arc::new(parts.open(r#""blobCacheBytes":67108864,"#));
     let keys = fill(&ds, 8192, 4096).await;
@@ -66,7 +66,8 @@ async fn memory_for_blocks_is_what_is_counted() {
     assert!(held < 8 << 20, "{held} bytes for {} blocks", kept.len());
     drop(kept);
 
-    // Small blocks that were read by themselves out of a large buffer hold what is counted, not the buffer.
+    // Small blocks that were read alone out of a large buffer hold their own size in memory, not
+    // the buffer.
     let parts = Parts::default();
     let ds = parts.open(r#""blobCacheBytes":67108864,"#);
     let keys = fill(&ds, 40_000, 512).await;

@@ -101,7 +101,7 @@ fn run_at_one_node(
     );
 }
 
-/// With a write journal: what a killed process leaves behind in it is what the next one goes on with.
+/// With a write journal: the next process goes on with the journal that a killed process leaves.
 #[test]
 fn a_model_agrees_with_a_journal() {
     run_at_one_node(0.0..0.25, cases(1500), play_with_journals);

@@ -1,7 +1,7 @@
 //! The real datastore while its surroundings fail: PostgreSQL, a pooler in front of it, the disk
 //! under SQLite, Walrus itself, the node's own process. Each case runs the same load through one
 //! outage, records what its callers saw, waits until everything works again without reopening
-//! anything, and reads back all that was ever acknowledged (`outages/scene.rs`).
+//! anything, and reads back all that was ever acknowledged (`outages/scenario.rs`).
 //!
 //! Short cases run with the other tests; the rest is ignored there and run by `make outages`, which
 //! also prints the table of docs/reliability.md.
@@ -18,8 +18,8 @@ mod node;
 mod pooler;
 #[path = "outages/postgres.rs"]
 mod postgres_outages;
-#[path = "outages/scene.rs"]
-mod scene;
+#[path = "outages/scenario.rs"]
+mod scenario;
 #[path = "outages/sqlite.rs"]
 mod sqlite;
 #[path = "outages/walrus.rs"]

@@ -1,5 +1,5 @@
-//! A panic behind the seams, in index or blob store: the call that meets it fails, and everything
-//! else goes on, the background workers included.
+//! A panic behind the seams, in index or blob store: the call that meets it fails, and all other
+//! calls and the background workers go on.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ macro_rules! trapped {
     ($seam:ident for $type:ident { $($name:ident($($arg:ident: $ty:ty),*) -> $out:ty;)* }) => {
         #[async_trait]
         impl $seam for $type { $(async fn $name(&self, $($arg: $ty),*) -> $out {
-            // Not at the first poll: the caller is in the midst of its work.
+            // Not at the first poll, so that the caller is in the midst of its work.
             tokio::task::yield_now().await;
             self.1.pass(stringify!($name));
             self.0.$name($($arg),*).await
@@ -140,7 +140,7 @@ impl Parts {
     }
 }
 
-/// `None` for a panic that reached the caller, whom the C ABI's barrier shields.
+/// `None` for a panic that reached the caller, which the C ABI's barrier shields.
 async fn outcome<T: Send + 'static>(
     call: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Option<Result<T>> {
@@ -211,7 +211,7 @@ async fn a_call_that_meets_a_panic_fails_alone() {
         async move { ds.get(&key).await }
     };
     fails_once(trap, "get", get).await;
-    // One that is not in memory.
+    // A block that is not in memory.
     let other = noise(2, 1000);
     let other_key = key_of(&other);
     ds.put(&other_key, other).await.unwrap();
@@ -240,7 +240,7 @@ async fn a_call_that_meets_a_panic_fails_alone() {
     assert!(close.await.is_some_and(|r| r.is_ok()));
 }
 
-/// Writers that share a pack with the panic get an error; nobody's keys stay locked.
+/// Writers that share a pack with the panic get an error; no keys stay locked.
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_of_a_pack_that_panics_can_write_again() {
     let parts = Parts::new();
@@ -271,7 +271,7 @@ async fn writers_of_a_pack_that_panics_can_write_again() {
     assert_eq!(read_all(ds).await.unwrap(), 20);
 }
 
-/// Where the workers run: time flies when nothing else is to be done.
+/// The panic strikes the background workers: time jumps ahead when no task is ready.
 #[tokio::test(start_paused = true)]
 async fn background_workers_outlive_a_panic() {
     const RENEWING: &str = r#""epochs":2,"epochDurationSeconds":3600,"renewIntervalSeconds":10,

@@ -1,4 +1,5 @@
-//! How blocks are read: which parts of blobs are asked for, for whom, and how often.
+//! How blocks are read: the parts of blobs that the reader requests, for which callers, and how
+//! often.
 
 use std::future::Future;
 use std::sync::atomic::Ordering::SeqCst;
@@ -59,7 +60,7 @@ impl File {
         })
     }
 
-    /// What was asked of the store: offset and length.
+    /// The reads requested from the store: offset and length.
     fn reads(&self) -> Vec<(u64, u64)> {
         let reads = self.parts.store.reads.lock();
         reads
@@ -238,7 +239,7 @@ async fn memory_stays_within_the_budget() {
         let used = file.counter("read_cache_bytes");
         assert!(used <= BUDGET / 2 + BUDGET / 8, "{used} after block {n}");
     }
-    // Read again and again: hot.
+    // The same block is read again and again: it is hot.
     for _ in 0..3 {
         for n in 0..300 {
             file.get(n).await;
@@ -339,8 +340,8 @@ async fn a_reader_does_not_wait_where_its_file_goes_on_in_another_blob() {
     assert!(reads <= 40, "{reads} for 4 packs");
 }
 
-/// Reads as Kubo does: nodes ahead of time, ten at once; leaves in order. Returns how long it took where
-/// nothing takes time but the store.
+/// Reads as Kubo does: nodes ahead of time, ten at once; leaves in order. Returns the duration if
+/// the store alone takes time.
 async fn read_as_kubo_does(file: &File, root: &Bytes, nodes: &[Bytes]) -> Duration {
     let started = tokio::time::Instant::now();
     assert!(file.ds.get(&key_of(root)).await.unwrap().is_some());
@@ -359,7 +360,8 @@ async fn read_as_kubo_does(file: &File, root: &Bytes, nodes: &[Bytes]) -> Durati
     started.elapsed()
 }
 
-/// A sixteenth of everything: 1 GiB in blocks of 256 KiB and packs of 64 MiB, with the default budget.
+/// A sixteenth of a full-size read: 1 GiB in blocks of 256 KiB and packs of 64 MiB, with the
+/// default budget.
 #[tokio::test(start_paused = true)]
 async fn the_time_that_an_aggregator_takes_is_hidden() {
     let file = File::new(SMALL, 4096, 256).await;
@@ -377,7 +379,7 @@ async fn the_time_that_an_aggregator_takes_is_hidden() {
     assert!(reads < 160, "{reads} requests");
 }
 
-/// A future that is dropped before it is done: what a deadline in C does.
+/// A future that is dropped before it is done, as by a deadline in C.
 async fn briefly<T>(call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(5), call)
         .await

@@ -1,5 +1,5 @@
-//! Renewal where rows, aggregators, clocks and leases are wrong, and blocks whose blobs have lapsed. Years
-//! pass in no time, by tokio's paused clock.
+//! Renewal where rows, aggregators, clocks and leases are wrong, and blocks whose blobs have
+//! lapsed. Years pass in no time, by tokio's paused clock.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -40,7 +40,7 @@ fn open(
     WalrusDatastore::with_parts(&config, index, store, clock).unwrap()
 }
 
-/// What aggregators do wrong.
+/// The faults of aggregators.
 #[derive(Default)]
 struct Odd {
     inner: Option<EpochStore>,
@@ -48,11 +48,11 @@ struct Odd {
     reads: AtomicUsize,
     /// Whole blobs come with another byte at the end, from the first aggregator.
     append: AtomicBool,
-    /// A second aggregator gives what is right.
+    /// A second aggregator gives the right bytes.
     second: AtomicBool,
     /// That byte is another one each time.
     random: AtomicBool,
-    /// Everything is answered 404.
+    /// Every read is answered with 404.
     missing: AtomicBool,
     /// Stores are refused.
     refuse: AtomicBool,
@@ -129,7 +129,7 @@ impl BlobStore for Odd {
     }
 }
 
-/// A clock that is wrong by so many seconds for a while.
+/// A clock that is wrong by the given number of seconds for a while.
 struct Ahead {
     clock: TokioClock,
     by: AtomicU64,
@@ -166,7 +166,7 @@ fn errors(ds: &WalrusDatastore) -> Vec<String> {
     lines.map(|line| line.message).collect()
 }
 
-/// Rows of a blob that fit nothing: a wrong hash, a range beyond its end, one that cannot be.
+/// Rows of a blob that do not fit: a wrong hash, a range beyond its end, an impossible range.
 #[tokio::test(start_paused = true)]
 async fn an_odd_row_does_not_let_its_neighbours_lapse() {
     let store = Odd::start(EPOCH);
@@ -205,7 +205,7 @@ async fn an_odd_row_does_not_let_its_neighbours_lapse() {
     ds.close().await.unwrap();
 }
 
-/// Rows of blobs that lapsed long ago are looked at seldom: there may be many.
+/// Rows of blobs that lapsed long ago are checked seldom: there may be many.
 #[tokio::test(start_paused = true)]
 async fn blobs_that_lapsed_are_not_asked_for_all_the_time() {
     let store = Odd::start(EPOCH);
@@ -230,8 +230,8 @@ async fn blobs_that_lapsed_are_not_asked_for_all_the_time() {
     ds.close().await.unwrap();
 }
 
-/// An aggregator that appends a byte gives another blob, which is paid for: seldom, and ever more so, also if
-/// the process is started again every two hours.
+/// An aggregator that appends a byte gives another blob, which is paid for: seldom, and at growing
+/// intervals, also if the process is started again every two hours.
 #[tokio::test(start_paused = true)]
 async fn wrong_bytes_are_not_paid_for_again_and_again() {
     for (random, restarts) in [(false, 0), (false, 24), (true, 0), (true, 24)] {
@@ -241,7 +241,7 @@ async fn wrong_bytes_are_not_paid_for_again_and_again() {
         let settings = r#""epochs":5,"epochDurationSeconds":86400,"renewIntervalSeconds":60,"renewLeadSeconds":432000,"#;
         let ds = open(&index, &store, Arc::clone(&clock), settings);
         ds.commit(blocks(3)).await.unwrap();
-        // The first block was deleted, so the rows have a gap, and do not tell where the blob ends.
+        // The first block was deleted, so the rows have a gap, and do not give the end of the blob.
         let first = index
             .rows
             .lock()
@@ -268,7 +268,8 @@ async fn wrong_bytes_are_not_paid_for_again_and_again() {
             (1..=9).contains(&paid),
             "paid {paid} times in 48 h (random {random}, {restarts} restarts)"
         );
-        // Another aggregator that gives the right bytes: none of this keeps the blob from being renewed.
+        // Another aggregator that gives the right bytes: none of this keeps the blob from being
+        // renewed.
         store.second.store(true, SeqCst);
         tokio::time::sleep(10 * DAY).await;
         let ds = ds.unwrap();
@@ -280,7 +281,7 @@ async fn wrong_bytes_are_not_paid_for_again_and_again() {
     }
 }
 
-/// As long as another aggregator gives the right bytes, nothing is paid for in vain.
+/// As long as another aggregator gives the right bytes, no payment is wasted.
 #[tokio::test(start_paused = true)]
 async fn right_bytes_of_another_aggregator_are_preferred() {
     let store = Odd::start(EPOCH);
@@ -320,8 +321,8 @@ async fn short_lived_processes_renew() {
 /// A clock that is a year ahead while blocks are stored, and right again afterwards.
 #[tokio::test(start_paused = true)]
 async fn blocks_stored_under_a_clock_that_is_ahead_are_renewed() {
-    // After a restart, another store may have told the epoch under the right clock, or none has, or no node
-    // has kept notes.
+    // After a restart, another store may have told the epoch under the right clock, or none has, or
+    // no node has kept notes.
     for (restart, told, noted, ahead) in [
         (false, false, true, 365 * DAY),
         (true, true, true, 365 * DAY),
@@ -352,7 +353,7 @@ async fn blocks_stored_under_a_clock_that_is_ahead_are_renewed() {
             is_there(&ds, 1).await,
             "restart {restart}, told {told}, noted {noted}, {ahead:?} ahead"
         );
-        // Renewed as often as under a right clock, and not at every look.
+        // Renewed as often as under a right clock, and not at every round.
         assert!(store.stores() < 50, "{} stores", store.stores());
         ds.close().await.unwrap();
     }
@@ -510,8 +511,8 @@ async fn notes_are_kept_across_opens() {
     index.close().await.unwrap();
 }
 
-/// Without the length of an epoch, a 404 is all that tells that a blob has lapsed: the same block is stored
-/// anew when it is put.
+/// Without the length of an epoch, a 404 is the only sign that a blob has lapsed: the same block is
+/// stored anew when it is put.
 #[tokio::test]
 async fn a_block_that_a_read_has_missed_is_stored_anew() {
     for journal in [false, true] {
@@ -536,8 +537,8 @@ async fn a_block_that_a_read_has_missed_is_stored_anew() {
         while !index.rows.lock().contains_key(&key_of(&noise(0, 1000))) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // Time leaps while nothing is under way. A leap while the journal waits for its disk could be longer
-        // than a 404 is remembered.
+        // Time jumps while no call is under way. A jump while the journal waits for its disk could
+        // be longer than a 404 is remembered.
         tokio::time::pause();
         tokio::time::sleep(3 * EPOCH).await;
         tokio::time::resume();
@@ -551,7 +552,8 @@ async fn a_block_that_a_read_has_missed_is_stored_anew() {
     }
 }
 
-/// A stored pack that no aggregator knows is looked for ever longer before it is paid for again.
+/// A stored pack that no aggregator knows is looked for at growing intervals before it is paid for
+/// again.
 #[tokio::test(start_paused = true)]
 async fn a_pack_that_cannot_be_read_back_is_not_paid_for_again_and_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -575,7 +577,8 @@ async fn a_pack_that_cannot_be_read_back_is_not_paid_for_again_and_again() {
     ds.close().await.unwrap();
 }
 
-/// A blob that this client stored, and that has lapsed: a read does not wait for an aggregator to catch up.
+/// A blob that this client stored, and that has lapsed: a read does not wait for an aggregator to
+/// catch up.
 #[tokio::test]
 async fn reads_of_own_blobs_that_lapsed_do_not_wait() {
     let options = walrus_devnet::Options {
@@ -622,8 +625,8 @@ async fn reads_of_own_blobs_that_lapsed_do_not_wait() {
     assert!(!asked[1].1 && !asked[2].1, "it has lapsed: {asked:?}");
 }
 
-/// Blobs that lapsed long ago tell no epoch, however many of them come first: those behind them are renewed all
-/// the same.
+/// Blobs that lapsed long ago give no epoch, however many of them come first: those behind them are
+/// renewed all the same.
 #[tokio::test(start_paused = true)]
 async fn dead_blobs_do_not_keep_the_epoch_from_being_learnt() {
     let store = Odd::start(EPOCH);
@@ -673,8 +676,8 @@ async fn few_blobs_are_tried_at_a_time_to_learn_the_epoch() {
     ds.close().await.unwrap();
 }
 
-/// A datastore that has a deletable blob of one block, of which the storage ends soon. The index goes wrong as
-/// planned, and stores take 250 s from now on.
+/// A datastore that has a deletable blob of one block, of which the storage ends soon. The index
+/// goes wrong as planned, and stores take 250 s from now on.
 async fn due_and_slow(parts: &Parts, faults: &Arc<Faults>) -> WalrusDatastore {
     let config = Config::from_json(
         r#"{"deletable":true,"epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":60,
@@ -689,7 +692,7 @@ async fn due_and_slow(parts: &Parts, faults: &Arc<Faults>) -> WalrusDatastore {
     let (store, clock) = (Arc::clone(&parts.store), Arc::clone(&parts.clock));
     let ds = WalrusDatastore::with_parts(&config, Arc::new(index), store, clock).unwrap();
     ds.commit(blocks(1)).await.unwrap();
-    // A look has gone by, in which nothing was due.
+    // A round has passed, in which no blob was due.
     tokio::time::sleep(Duration::from_secs(30)).await;
     parts.clock.advance(14 * DAY * 9 / 2);
     parts.store.put_ms.store(250_000, SeqCst);
@@ -702,14 +705,14 @@ fn renewals(ds: &WalrusDatastore) -> u64 {
     renewals.unwrap().1
 }
 
-/// The index fails once while a blob travels, and the lease lasts for minutes yet: what is being paid for is not
-/// given up.
+/// The index fails once while a blob travels, and the lease lasts for minutes yet: the upload in
+/// progress is not given up.
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_cannot_be_prolonged_at_once_is_held_all_the_same() {
     let parts = Parts::default();
     let faults = Arc::new(Faults::none());
     let ds = due_and_slow(&parts, &faults).await;
-    // The round takes the lease, the blob prolongs it, and so does its journey, twice.
+    // The round takes the lease, the blob's renewal prolongs it, and so does its upload, twice.
     faults.plan(Call::Lease, 3, Fault::Before);
     tokio::time::sleep(Duration::from_secs(900)).await;
     assert_eq!(renewals(&ds), 1, "{:?}", errors(&ds));
@@ -718,14 +721,16 @@ async fn a_lease_that_cannot_be_prolonged_at_once_is_held_all_the_same() {
     ds.close().await.unwrap();
 }
 
-/// The index fails when the renewal is to be noted: it is noted later, and not paid for again.
+/// The index fails when the renewal is to be recorded: it is recorded later, and not paid for
+/// again.
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_could_not_be_noted_is_not_paid_for_again() {
     let parts = Parts::default();
     let faults = Arc::new(Faults::none());
     let ds = due_and_slow(&parts, &faults).await;
     let before = parts.index.rows.lock().values().next().unwrap().expires_at;
-    // Which blobs are due, its note, its rows, and then the note of the renewal.
+    // The index calls: the due blobs, the blob's note, its rows, and then the record of the
+    // renewal.
     faults.plan(Call::Renewal, 4, Fault::Before);
     tokio::time::sleep(Duration::from_secs(1800)).await;
     assert_eq!(faults.struck().len(), 1);

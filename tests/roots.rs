@@ -54,7 +54,8 @@ impl Repo {
     }
 }
 
-/// A node of a UnixFS directory of about `len` bytes: one link, whose name is as long as that, and the data.
+/// A node of a UnixFS directory of about `len` bytes: one link, whose name is as long as that, and
+/// the data.
 fn directory(seed: u64, len: usize) -> (String, Bytes) {
     fn field(tag: u8, body: &[u8]) -> Vec<u8> {
         let mut field = vec![tag];
@@ -76,7 +77,7 @@ fn directory(seed: u64, len: usize) -> (String, Bytes) {
     (key_of(&node), node)
 }
 
-/// Three times as many directories as are kept, which nobody calls roots.
+/// Three times as many directories as are kept; no caller marks them as roots.
 async fn put_strangers(ds: &WalrusDatastore) -> (String, Bytes) {
     let all: Vec<_> = (0..240).map(|n| directory(1_000 + n, 200 << 10)).collect();
     for batch in all.chunks(16) {
@@ -102,7 +103,7 @@ async fn directories_are_read_while_aggregators_hang_or_have_lost_them() {
     let hang = FaultRule::new(FaultAction::Hang).on(Request::READS);
     repo.net.set_faults(hang);
     let ds = repo.open().await;
-    // An aggregator that hangs is asked for a minute.
+    // A read from an aggregator that hangs lasts a minute.
     let held = tokio::time::timeout(Duration::from_secs(50), assert_holds(&ds, &root)).await;
     held.expect("no aggregator is asked");
     ds.close().await.unwrap();
@@ -112,13 +113,14 @@ async fn directories_are_read_while_aggregators_hang_or_have_lost_them() {
     let ds = repo.open().await;
     assert_holds(&ds, &root).await;
     ds.get(&key_of(&file)).await.expect_err("no directory");
-    // What the index does not know is not there.
+    // A block without a row in the index is not there.
     ds.delete(&root.0).await.unwrap();
     assert_eq!(ds.get(&root.0).await.unwrap(), None);
     ds.close().await.unwrap();
 }
 
-/// A killed process leaves its lock a moment behind, like a datastore that is dropped without being closed.
+/// A killed process, like a datastore that is dropped without a close, releases its lock a moment
+/// later.
 #[tokio::test(flavor = "multi_thread")]
 async fn directories_are_there_after_an_end_without_close() {
     let repo = Repo::new().await;
@@ -132,8 +134,8 @@ async fn directories_are_there_after_an_end_without_close() {
     ds.close().await.unwrap();
 }
 
-/// What Kubo syncs after putting it, and what it reads when it starts, is not driven out by the directories of
-/// strangers, which a gateway sees by the thousand.
+/// The blocks that Kubo syncs after putting them, and reads when it starts, are not driven out by
+/// the directories of strangers, which a gateway sees by the thousand.
 #[tokio::test(flavor = "multi_thread")]
 async fn roots_outlive_the_directories_of_strangers() {
     for read_at_start in [false, true] {

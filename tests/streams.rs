@@ -1,4 +1,4 @@
-//! What is fetched for readers at random, who want a few blocks here and there.
+//! The bytes that are fetched for readers at random, which read a few blocks here and there.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::Arc;
@@ -215,7 +215,7 @@ impl Blobs {
         (self.random >> 33) % below
     }
 
-    /// What is fetched for so many files at random, as a multiple of what they hold.
+    /// The bytes fetched for so many files at random, as a multiple of the bytes that they hold.
     async fn at_random(&mut self, files: u64, blocks: u64) -> f64 {
         self.all_landed().await;
         let before = self.store.bytes.load(SeqCst);
@@ -229,7 +229,7 @@ impl Blobs {
         fetched as f64 / (files * blocks * self.block) as f64
     }
 
-    /// What is fetched ahead counts once it is asked for; the store answers at once, on this thread.
+    /// A part fetched ahead counts once it is read; the store answers at once, on this thread.
     async fn all_landed(&self) {
         for _ in 0..1000 {
             tokio::task::yield_now().await;
@@ -241,7 +241,7 @@ impl Blobs {
 async fn small_files_at_random_cost_at_most_four_times_what_they_hold() {
     for block in [4 << 10, 32 << 10, 256 << 10] {
         for blocks in [1, 2, 3, 4, 6, 8, 16, 40] {
-            // 256 KiB blocks of many files are a good part of all there is.
+            // 256 KiB blocks of many files are a good part of all blocks.
             let files = if block < 256 << 10 { 1000 } else { 100 };
             let times = Blobs::new(block).at_random(files, blocks).await;
             assert!(
@@ -254,7 +254,7 @@ async fn small_files_at_random_cost_at_most_four_times_what_they_hold() {
 
 #[tokio::test]
 async fn a_scan_is_no_reason_to_fetch_more_for_readers_at_random() {
-    // From the first block that is read, and how many are.
+    // The first block to read, and the number of blocks.
     for (from, scanned) in [
         (8192, 256),
         (0, 256),

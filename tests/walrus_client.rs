@@ -59,7 +59,7 @@ fn blob(len: usize) -> Vec<u8> {
     blob
 }
 
-/// A port on which nobody listens.
+/// A port without a listener.
 async fn closed_port() -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap().port()
@@ -308,7 +308,8 @@ mod storing {
         })
         .await;
         let client = client(writer(&[&busy, &other]));
-        // The other one is asked again before the busy one, which wants to be left alone for an hour.
+        // The other aggregator is asked again before the busy one, which asked for a pause of an
+        // hour.
         client.store(blob(10), OPTIONS).await.unwrap();
         assert_eq!((busy.count(), other.count()), (1, 2));
     }
@@ -426,7 +427,7 @@ mod body_limits {
         assert!(error.message().contains("413"), "{error}");
         assert_eq!(publisher.count(), 1, "413 is final");
         assert_eq!(client.size_limit(), 10 * MIB as u64);
-        // Known by now: not sent again.
+        // The limit is known by now: the body is not sent again.
         let error = client.store(blob(13 * MIB), OPTIONS).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
         assert_eq!(publisher.count(), 1);
@@ -473,7 +474,7 @@ mod body_limits {
         assert!(error.is_retryable());
         assert_eq!(publisher.count(), 4);
         assert_eq!(limited.size_limit(), 10 * MIB as u64);
-        // Not certain, so a caller that insists is heard.
+        // The limit is not certain, so the client sends the body of a caller that insists.
         limited.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
         assert_eq!(publisher.count(), 8);
 
@@ -575,7 +576,7 @@ mod time_limits {
             publishers: vec![hung.url()],
             ..reader(&[&hung])
         });
-        // Gives a call up once the server has its request.
+        // Drops a call once the server has its request.
         async fn give_up<T>(call: impl Future<Output = T>, hung: &Hostile, requests: usize) {
             tokio::select! {
                 _ = call => panic!("the server never answers"),
@@ -831,7 +832,7 @@ mod secrets {
         }
     }
 
-    /// Every header echoed: what a debugging proxy does.
+    /// Echoes every header, as a debugging proxy does.
     fn echo(seen: &Seen, status: &str) -> Vec<u8> {
         answer(status, &[], format!("bad request: {:?}", seen.headers))
     }
@@ -1577,9 +1578,9 @@ mod slow {
         }
         let got = client.read_range(ID, 7, 5).await.unwrap();
         assert_eq!(got, data[7..12]);
-        // A busy machine may be slow by itself, and another read have been hedged before.
+        // A busy machine may be slow by itself, and another read may have been hedged before.
         assert!(client.stats().hedges >= 1);
-        // It is not asked first again at once.
+        // The client does not ask it first again at once.
         let before = (slow.count(), good.count());
         client.read_range(ID, 8, 5).await.unwrap();
         assert_eq!((slow.count(), good.count()), (before.0, before.1 + 1));
@@ -1592,7 +1593,7 @@ mod slow {
         let client = client(ClientConfig {
             request_timeout: ms(4000),
             max_retries: 0,
-            // Nobody's bad record lasts.
+            // Bad records do not last.
             cool_down: ms(1),
             ..reader(&[&slow, &other])
         });

@@ -156,7 +156,7 @@ async fn a_publisher_with_a_lower_limit_gets_smaller_packs() {
         assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(value));
     }
     let refused = net.stats().by_status.get(&413).copied().unwrap_or(0);
-    // What was learnt is used: the next commit starts below the limit.
+    // The client uses the learnt limit: the next commit starts below it.
     let more: Vec<_> = (100..164)
         .map(|seed| (key_of(&noise(seed, 100_000)), noise(seed, 100_000)))
         .collect();
@@ -355,7 +355,8 @@ async fn quilt_members_of_a_go_node_are_read_by_patch_id() {
     ds.close().await.unwrap();
 }
 
-/// A gibibyte under one key goes there and back; one byte more is refused before anything is sent.
+/// A gibibyte under one key is stored and read back; a value one byte longer is refused before any
+/// byte is sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_value() {
     let net = Devnet::start(Options {
@@ -388,7 +389,7 @@ async fn a_file_in_order_takes_few_requests_of_any_aggregator() {
     let all = blocks(64, 256 << 10);
     for (faults, gets) in [
         (vec![], 12),
-        // Before 1.38: the whole blob, kept.
+        // Before 1.38: the aggregator sends the whole blob, and the client keeps it.
         (vec![FaultRule::new(FaultAction::IgnoreRange)], 2),
         (
             vec![FaultRule::new(FaultAction::Corrupt { offset: 1 << 19 })

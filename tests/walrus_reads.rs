@@ -1,4 +1,4 @@
-//! Reads beside aggregators that hang, ask for less, or send a reader elsewhere.
+//! Reads beside aggregators that hang, limit the rate, or redirect a reader.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -113,7 +113,7 @@ async fn readers_of_an_aggregator_without_ranges_share_a_body() {
     }
 }
 
-/// A body that drips is left for an aggregator that is well.
+/// A reader leaves a slow body for a healthy aggregator.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_drips_is_left() {
     let data = bytes(4 << 20);

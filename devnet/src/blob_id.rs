@@ -270,8 +270,8 @@ impl Geometry {
     }
 }
 
-/// A blob ID that is a plain hash of content and length: not what Walrus would give, but about as
-/// cheap as reading the content. Tells apart whatever is not made to collide.
+/// A blob ID that is a plain hash of content and length: not the one that Walrus would give, but
+/// about as cheap as reading the content. It tells apart all contents that are not made to collide.
 #[must_use]
 pub fn cheap_blob_id(data: &[u8]) -> BlobId {
     const KEYS: [u64; 4] = [

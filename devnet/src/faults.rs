@@ -1,4 +1,4 @@
-//! Faults: what goes wrong, when, and for whom. Off until a plan is set.
+//! Faults: their kinds, times and targets. Off until a plan is set.
 //!
 //! A plan is a list of rules. Every rule sees each request it matches, decides whether it fires,
 //! and all actions of firing rules are applied to that request.
@@ -42,9 +42,9 @@ pub enum Op {
 }
 
 impl Op {
-    /// All that store something.
+    /// All operations that store.
     pub const WRITES: [Op; 2] = [Op::Put, Op::PutQuilt];
-    /// All that read contents.
+    /// All operations that read contents.
     pub const READS: [Op; 8] = [
         Op::Get,
         Op::Range,
@@ -98,11 +98,11 @@ impl<const N: usize> From<[FaultRule; N]> for FaultPlan {
     }
 }
 
-/// What happens to which requests.
+/// A fault and the requests that it applies to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultRule {
-    /// Which requests it sees.
+    /// The requests that it sees.
     #[serde(default, rename = "match")]
     pub matches: FaultMatch,
     /// How many matching requests pass before it may fire.
@@ -117,7 +117,7 @@ pub struct FaultRule {
     /// Fire with this probability. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probability: Option<f64>,
-    /// What happens.
+    /// The fault.
     pub action: FaultAction,
 }
 
@@ -196,7 +196,7 @@ pub struct FaultMatch {
     pub url_contains: Option<String>,
 }
 
-/// What happens to a request.
+/// The kinds of faults on a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FaultAction {
@@ -208,7 +208,7 @@ pub enum FaultAction {
         #[serde(default)]
         jitter_ms: u64,
     },
-    /// Answer this instead of doing anything.
+    /// Give this answer; the request has no other effect.
     Status {
         /// The status.
         status: u16,
@@ -218,13 +218,13 @@ pub enum FaultAction {
         /// Its type.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         content_type: Option<String>,
-        /// Seconds, as a header.
+        /// The value of `Retry-After` (seconds).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_after: Option<u64>,
     },
     /// 429 in plain text, as from shed load.
     Overloaded {
-        /// Seconds, as a header; the real thing sends none.
+        /// The value of `Retry-After` (seconds); the real publisher sends none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_after: Option<u64>,
     },
@@ -234,7 +234,7 @@ pub enum FaultAction {
     Unavailable,
     /// 504 INSUFFICIENT_CONFIRMATIONS.
     Unconfirmed,
-    /// 404 BLOB_NOT_FOUND, whatever is stored.
+    /// 404 BLOB_NOT_FOUND, even for stored blobs.
     NotFound,
     /// 502 with a page of HTML, as from a proxy.
     BadGateway,
@@ -244,34 +244,34 @@ pub enum FaultAction {
         #[serde(default)]
         message: String,
     },
-    /// PUTs: the blob is marked invalid. 500 for a blob, 200 and so said in the result for a
-    /// quilt; nothing is stored.
+    /// PUTs: the blob is marked invalid. 500 for a blob; 200 with a note in the result for a quilt.
+    /// Nothing is stored.
     MarkedInvalid,
     /// PUTs: 413 for bodies larger than this.
     BodyLimit {
         /// Bytes.
         bytes: u64,
     },
-    /// PUTs: store, but let the answer be lost.
+    /// PUTs: store, and lose the answer.
     AnswerLost {
-        /// How.
+        /// The way in which the answer is lost.
         #[serde(default)]
         how: Loss,
     },
     /// Never answer.
     Hang,
-    /// PUTs: read so much of the body, then neither read nor answer any more.
+    /// PUTs: read this much of the body, then neither read nor answer any more.
     StopReading {
         /// Bytes.
         after: u64,
     },
-    /// Reset the connection, having read so much of the body.
+    /// Reset the connection after this much of the body was read.
     Reset {
         /// Bytes.
         #[serde(default)]
         after: u64,
     },
-    /// Answer headers and so much of the body, then close the connection.
+    /// Answer headers and this much of the body, then close the connection.
     CutBody {
         /// Bytes.
         after: u64,
@@ -279,7 +279,7 @@ pub enum FaultAction {
         #[serde(default)]
         reset: bool,
     },
-    /// Answer headers and so much of the body, then nothing any more.
+    /// Answer headers and this much of the body, then send nothing any more.
     Stall {
         /// Bytes.
         after: u64,
@@ -298,12 +298,12 @@ pub enum FaultAction {
     },
     /// Flip a bit of the answer's body.
     Corrupt {
-        /// Which byte (modulo the length).
+        /// The position of the byte (modulo the length).
         offset: u64,
     },
-    /// Answer as many bytes of something else.
+    /// Answer the same number of bytes with other content.
     WrongBlob {
-        /// Of this blob; default: of none.
+        /// The content of this blob; default: of none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         blob_id: Option<BlobId>,
     },
@@ -321,7 +321,7 @@ pub enum FaultAction {
     },
     /// A CDN in front that repeats a 404 once served for a URL.
     CachedNotFound {
-        /// For so many seconds.
+        /// The duration (seconds).
         seconds: u64,
     },
 }
@@ -341,7 +341,7 @@ pub enum Loss {
     GatewayTimeout,
 }
 
-/// A rule at work.
+/// A rule with its state.
 #[derive(Debug)]
 struct Armed {
     rule: FaultRule,
@@ -361,7 +361,7 @@ pub(crate) struct Faults {
     set: Mutex<Set>,
 }
 
-/// What is known of a request before it is handled.
+/// The properties of a request before it is handled.
 #[derive(Debug)]
 pub(crate) struct Subject<'a> {
     pub op: Op,
@@ -370,7 +370,7 @@ pub(crate) struct Subject<'a> {
     pub blob_id: Option<BlobId>,
 }
 
-/// A rule with how often it saw a request and fired.
+/// A rule, the number of requests it saw, and the number of times it fired.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FaultReport {
     /// The rule.

@@ -2,7 +2,7 @@
 //!
 //! It speaks the HTTP interface of the real daemons closely enough that a client cannot tell the
 //! difference, computes true blob IDs, bills by the true formula and keeps an epoch clock that
-//! tests can turn. See the README for what is faithful and what is not.
+//! tests can turn. The README lists the faithful parts and the others.
 //!
 //! ```
 //! let net = walrus_devnet::Devnet::start_blocking(walrus_devnet::Options {
@@ -55,7 +55,7 @@ use disk::Disk;
 use http::Shared;
 use network::{Network, Setup};
 
-/// What an endpoint serves.
+/// The services of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Role {
     /// PUT only.
@@ -80,8 +80,8 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// What the publisher demands of a bearer token. As in the original, setting none of the fields
-/// demands nothing.
+/// The publisher's requirements on a bearer token. As in the original, setting none of the fields
+/// requires nothing.
 #[derive(Clone, Default)]
 pub struct Jwt {
     /// The decoding key: the secret itself, or a public key in DER. Without one the signature is
@@ -91,7 +91,7 @@ pub struct Jwt {
     pub algorithm: JwtAlgorithm,
     /// If not 0, `exp` must be exactly so many seconds after `iat`.
     pub expiring_sec: u64,
-    /// The upload must be what the claims say.
+    /// The upload must match the claims.
     pub verify_upload: bool,
 }
 
@@ -105,12 +105,12 @@ impl fmt::Debug for Jwt {
     }
 }
 
-/// How a devnet is set up. The defaults are those of the real thing, in memory.
+/// The options of a devnet. The defaults are those of the real network, in memory.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where the first endpoint listens. Default: a free port of 127.0.0.1.
     pub listen: SocketAddr,
-    /// What the first endpoint serves.
+    /// The role of the first endpoint.
     pub role: Role,
     /// Keep everything in this directory. Default: in memory.
     pub data: Option<PathBuf>,
@@ -119,15 +119,15 @@ pub struct Options {
     pub shards: u16,
     /// Blob IDs that are a plain hash of the content.
     pub cheap_ids: bool,
-    /// What is charged.
+    /// The prices of storage and writes.
     pub prices: Prices,
     /// The epoch to begin with.
     pub first_epoch: u32,
     /// How long an epoch lasts. Default: until it is advanced by hand.
     pub epoch_duration: Option<Duration>,
-    /// How long an upload takes, on top of what it takes here.
+    /// Added duration of an upload, beyond its real one.
     pub latency_put: Duration,
-    /// How long a read takes, on top of what it takes here.
+    /// Added duration of a read, beyond its real one.
     pub latency_get: Duration,
     /// The largest body of a blob PUT, in bytes.
     pub max_body: u64,
@@ -290,7 +290,7 @@ impl Devnet {
     ///
     /// # Panics
     ///
-    /// If the journal cannot be written; the same goes for all methods that change something.
+    /// If the journal cannot be written; the same goes for all methods that change state.
     pub fn advance_epoch(&self, by: u32) -> u32 {
         written(self.shared.network.advance_epoch(by))
     }
@@ -300,7 +300,7 @@ impl Devnet {
         written(self.shared.network.set_epoch(epoch));
     }
 
-    /// What was asked, answered and billed so far.
+    /// Counts of requests, answers and charges so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.stats()
@@ -328,7 +328,7 @@ impl Devnet {
         self.shared.network.id_of(data)
     }
 
-    /// Puts any bytes under any ID, replacing what is there: a blob that is not what its ID says.
+    /// Puts any bytes under any ID and replaces those there: the blob may contradict its ID.
     pub fn insert_blob(&self, id: BlobId, data: impl Into<Bytes>, epochs: u32) -> Registration {
         written(self.shared.network.insert(id, data.into(), epochs, false))
     }
@@ -435,8 +435,7 @@ impl Drop for Listening {
     }
 }
 
-/// A devnet on a thread of its own. Everything a [`Devnet`] can do it can do too; dropping it
-/// stops it.
+/// A devnet on a thread of its own, with all methods of a [`Devnet`]; dropping it stops it.
 #[derive(Debug)]
 pub struct BlockingDevnet {
     net: Option<Arc<Devnet>>,

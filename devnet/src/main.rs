@@ -265,7 +265,7 @@ async fn run(args: &Args) -> Result<(), String> {
             eprintln!("{message}");
         }
     };
-    // Before the first line of output: whoever waits for it may send a signal right after.
+    // Before the first line of output: a process that waits for it may send a signal right after.
     let mut terminate = signal(SignalKind::terminate()).map_err(|why| why.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|why| why.to_string())?;
 

@@ -1,4 +1,4 @@
-//! The network behind the endpoints: what is stored, until when, and what it cost.
+//! The network behind the endpoints: the stored blobs, their end epochs and their cost.
 //!
 //! Nothing here knows of HTTP. All endpoints of one devnet share one [`Network`].
 
@@ -19,7 +19,7 @@ use crate::registration::{Anchor, Registration};
 /// The longest lifetime one can buy, in epochs.
 pub(crate) const MAX_EPOCHS: u32 = 53;
 
-/// What the network charges, in FROST (10⁻⁹ WAL) per unit (begun MiB of encoded length).
+/// The network's prices, in FROST (10⁻⁹ WAL) per unit (begun MiB of encoded length).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prices {
     /// Per unit and epoch of storage.
@@ -44,7 +44,7 @@ pub struct BlobInfo {
     pub blob_id: BlobId,
     /// Content length.
     pub size: u64,
-    /// Encoded length, which is what is billed.
+    /// Encoded length, by which storage is billed.
     pub encoded_size: u64,
     /// Billed units.
     pub units: u64,
@@ -58,7 +58,7 @@ pub struct BlobInfo {
     pub registrations: Vec<Registration>,
 }
 
-/// What a PUT asks for.
+/// The parameters of a PUT.
 #[derive(Debug, Clone)]
 pub(crate) struct PutRequest {
     pub epochs: u32,
@@ -70,7 +70,7 @@ pub(crate) struct PutRequest {
     pub attributes: Vec<(String, String)>,
 }
 
-/// Why a PUT cannot be done.
+/// The reason why a PUT cannot be done.
 #[derive(Debug)]
 pub(crate) enum PutError {
     TooLarge,
@@ -155,7 +155,7 @@ pub(crate) struct Found {
     content: Content,
 }
 
-/// What an object ID stands for.
+/// The target of an object ID.
 pub(crate) enum Object {
     Blob {
         blob_id: BlobId,
@@ -203,7 +203,7 @@ struct State {
     blocked: HashSet<BlobId>,
 }
 
-/// Totals of what was billed since the start.
+/// Totals of the charges since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Billing {
     pub units: AtomicU64,
@@ -343,7 +343,7 @@ impl Network {
 
     // --- writing --------------------------------------------------------------------------
 
-    /// Says whether the request is answered by what the network already has.
+    /// Whether the network's present contents answer the request.
     pub fn check(&self, id: &BlobId, request: &PutRequest) -> Result<Option<PutResult>, PutError> {
         if request.epochs == 0 || request.epochs > MAX_EPOCHS {
             return Err(PutError::Epochs(request.epochs));
@@ -363,7 +363,7 @@ impl Network {
                 .filter(|r| r.deletable != request.permanent)
         };
         let own = fitting().filter(|r| self.own(r, request));
-        // Anybody's permanent registration will do; a deletable one could vanish any time.
+        // A permanent registration of any owner will do; a deletable one could vanish any time.
         let anybodys = fitting().filter(|r| !r.deletable);
         let result = if let Some(own) = own.max_by_key(|r| r.end_epoch) {
             Some(PutResult::AlreadyCertified {
@@ -460,7 +460,7 @@ impl Network {
         self.billing.newly_created.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Extends a registration of the publisher's own wallet, if that is what was asked for.
+    /// Extends a registration of the publisher's own wallet, if the request asks for it.
     fn extend(
         &self,
         id: &BlobId,
@@ -575,7 +575,7 @@ impl Network {
         Ok(true)
     }
 
-    /// Drops what no registration keeps alive; returns how many blobs that were.
+    /// Drops blobs that no registration keeps alive; returns their number.
     pub fn collect_expired(&self) -> io::Result<usize> {
         let _order = self.changes.lock();
         let now = self.epoch();
@@ -590,7 +590,7 @@ impl Network {
         Ok(dead.len())
     }
 
-    /// Forgets everything stored and restarts the epoch clock and the bill.
+    /// Forgets all blobs and restarts the epoch clock and the bill.
     pub fn reset(&self) -> io::Result<()> {
         let _order = self.changes.lock();
         let ids: Vec<BlobId> = self.state.lock().blobs.keys().copied().collect();

@@ -19,7 +19,7 @@ const MAX_INDEX_COLUMNS: usize = 10;
 const MAX_SYMBOL: usize = 65_534;
 const HAS_TAGS: u8 = 1;
 
-/// One content of a quilt to be.
+/// One content for a new quilt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewPatch {
     pub identifier: String,
@@ -85,7 +85,7 @@ impl<'de> Deserialize<'de> for PatchId {
     }
 }
 
-/// Says what is wrong with a patch's name.
+/// Returns the fault of a patch's name.
 pub(crate) fn check_identifier(identifier: &str) -> Result<(), String> {
     let wrong = if identifier.is_empty() {
         "is empty"
@@ -214,7 +214,7 @@ fn index(patches: &[NewPatch], ends: &[u16]) -> Vec<u8> {
     block
 }
 
-/// What stands before the data of a patch.
+/// The header before the data of a patch.
 fn block_header(patch: &NewPatch) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     let mut put = |bytes: &[u8]| -> Result<(), String> {

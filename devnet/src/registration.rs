@@ -1,4 +1,4 @@
-//! What the network keeps of each blob and of its epochs, in memory and on disk.
+//! The network's records of each blob and of its epochs, in memory and on disk.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ pub struct Registration {
     pub attributes: Vec<(String, String)>,
 }
 
-/// Which epoch it is: `epoch` began at `since`.
+/// The epoch clock: `epoch` began at `since`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Anchor {
     pub epoch: u32,

@@ -1,4 +1,4 @@
-//! Counters of what was asked and answered.
+//! Counters of requests and answers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::Op;
 
-/// What happened since the start, or since the last reset.
+/// Counts since the start, or since the last reset.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Stats {

@@ -1,4 +1,4 @@
-//! Deserializing what has a text form.
+//! Deserializing types that have a text form.
 
 use std::fmt;
 use std::marker::PhantomData;

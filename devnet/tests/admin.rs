@@ -46,7 +46,7 @@ fn what_is_stored_can_be_seen_and_changed() {
         (10, Some(10))
     );
 
-    // Bytes that are not what the ID says.
+    // Bytes that contradict the ID.
     let raw = send(
         &url,
         "PUT",

@@ -26,7 +26,7 @@ fn vectors() {
         let shards = vector["n_shards"].as_u64().unwrap() as u16;
         let length = vector["length"].as_u64().unwrap() as usize;
         if shards >= 1000 && cfg!(debug_assertions) {
-            // Three million hashes each: without optimisation one of them must do.
+            // Three million hashes each: without optimisation the test checks only one of them.
             large += 1;
             if large > 1 {
                 continue;

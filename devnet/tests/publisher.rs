@@ -19,7 +19,7 @@ fn deletable_puts_are_billed_every_time() {
         let json = put(&net.url(), "/v1/blobs", b"x").json();
         assert_eq!(json["newlyCreated"]["blobObject"]["deletable"], true);
     }
-    // A permanent one finds deletable registrations only.
+    // A permanent PUT finds deletable registrations only.
     let json = put(&net.url(), "/v1/blobs?permanent=true&epochs=3", b"x").json();
     assert_eq!(json["newlyCreated"]["blobObject"]["deletable"], false);
     // Now there is one that is long enough, or was put longer.
@@ -92,7 +92,7 @@ fn blobs_expire() {
         (404, "BLOB_NOT_FOUND".into())
     );
     assert!(!net.blobs()[0].live);
-    // Stored again, it is there again.
+    // The blob is there again after another store.
     let json = put(&net.url(), "/v1/blobs?epochs=2&permanent=true", b"x").json();
     assert_eq!(
         json["newlyCreated"]["blobObject"]["storage"]["startEpoch"],
@@ -321,7 +321,7 @@ fn tokens() {
         b"x",
         "INVALID_SEND_OBJECT_TO",
     );
-    // None of these was used up, and reading needs no token.
+    // No refused token was used up, and reading needs no token.
     let id = with(&token(b"secret", &good("11")), "/v1/blobs", b"x").blob_id();
     assert_eq!(get(&net.url(), &format!("/v1/blobs/{id}")).status, 200);
 }

@@ -130,13 +130,15 @@ func parse(environ []string, keys []walrusds.ConfigKey) (*Values, error) {
 	return v, nil
 }
 
-// serviceLink is what Kubernetes and Docker put into the environment of every container for a service or a
-// linked container: of one called walrusds, or walrusds-something, it begins like our settings
+// serviceLink is what Kubernetes and Docker put into the environment of every container for a
+// service or a linked container: of one called walrusds, or walrusds-something, it begins like our
+// settings
 // (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables).
 var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
-// links holds what stands before _PORT in the name of a service link. Docker's links bring two more variables
-// (https://docs.docker.com/engine/network/links/), whose names alone might be misspelt settings.
+// links holds what stands before _PORT in the name of a service link. Docker's links bring two more
+// variables (https://docs.docker.com/engine/network/links/), whose names alone might be misspelt
+// settings.
 type links []string
 
 func serviceLinks(environ []string) links {
@@ -189,9 +191,9 @@ func convert(value string, key walrusds.ConfigKey) (any, error) {
 	}
 }
 
-// New returns the configuration of a new repo: what the environment says, an embedded index if it
-// names none, a write journal unless it is off, and renewal of what is stored (see lifetimes). It is
-// validated in full.
+// New returns the configuration of a new repo: the environment's settings, an embedded index if the
+// environment names none, a write journal unless it is off, and renewal of what is stored (see
+// lifetimes). It is validated in full.
 //
 // A journal that was not configured further keeps small packs at close: the node may be one that is
 // used by one-shot commands only, and a blob for each of them would cost as much as a full one.
@@ -253,7 +255,7 @@ func lifetimes(spec map[string]any) {
 }
 
 // Update returns the configuration of an existing repo with the environment's settings put over it;
-// what the environment does not mention stays. Naming one kind of index drops the other.
+// settings that the environment does not mention stay. Naming one kind of index drops the other.
 func (v *Values) Update(old map[string]any) (map[string]any, error) {
 	spec := make(map[string]any, len(old)+len(v.Spec))
 	for k, value := range old {

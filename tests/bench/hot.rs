@@ -1,8 +1,9 @@
-//! `cargo bench`: what happens for every block, one part at a time.
+//! `cargo bench`: the work for every block, one part at a time.
 //!
-//! How long whole commands take is measured by `make bench`.
+//! `make bench` measures the duration of whole commands.
 
-// Inner parts, compiled into this program: they are not public. (Their tests come along with clippy.)
+// Inner parts, compiled into this program: they are not public. (Their tests come along with
+// clippy.)
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/staging/frame.rs"]
 mod frame;
@@ -148,8 +149,8 @@ fn datastore(c: &mut Criterion) {
     runtime.block_on(store.close()).expect("all on Walrus");
 }
 
-/// What a write into the journal costs, with keys that name the values' hashes and with keys that name nothing, so
-/// that there is nothing to check. Walrus is away.
+/// The cost of a write into the journal: with keys that name the values' hashes, and with keys that
+/// name no hash, so that there is nothing to verify. Walrus is unreachable.
 fn writes(c: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let dir = tempfile::tempdir().expect("a directory");

@@ -158,7 +158,7 @@ void join(pthread_t thread) {
   if (pthread_join(thread, NULL) != 0) abort();
 }
 
-/* JSON, as far as telling whether a text is it. */
+/* A JSON parser that only decides whether a text is JSON. */
 struct json {
   const uint8_t *at, *end;
 };

@@ -1,4 +1,4 @@
-/* What the tests of the C ABI share: checks, and shorthands for the calls. */
+/* Shared by the tests of the C ABI: checks, and shorthands for the calls. */
 #ifndef HARNESS_H
 #define HARNESS_H
 
@@ -35,8 +35,8 @@ void failed(const char *file, int line, const char *format, ...)
       failed(__FILE__, __LINE__, "%s is %lld, expected %lld", #actual, a_, e_);  \
   } while (0)
 
-/* CALL(code, words, f(..., &err)): `f` returns `code`, `err` says so too, and its message holds
- * `words`. The error is garbage before, and empty after it was freed. */
+/* CALL(code, words, f(..., &err)): checks that `f` returns `code`, that `err` has that code, and
+ * that its message holds `words`. The error is garbage before, and empty after it was freed. */
 #define CALL(code, words, call)                                         \
   do {                                                                  \
     walrusds_error err;                                                 \
@@ -72,7 +72,7 @@ uint8_t *pattern(size_t len, unsigned seed);
 /* Text as printf makes it, in a ring of static buffers of the calling thread. */
 const char *text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* A value that no Walrus has seen, as text(): what is stored already is acknowledged at once. */
+/* A value that no Walrus has seen, as text(): a put of a stored value is acknowledged at once. */
 const char *new_value(void);
 
 /* A directory of its own below work_dir, as text(). */
@@ -82,15 +82,15 @@ const char *new_dir(void);
  * each with a comma before it. */
 const char *config_for(const char *publisher, const char *aggregator, const char *more);
 
-/* Opens a datastore whose index lies in `dir`; 0 and a failed check if that does not work. */
+/* Opens a datastore whose index is in `dir`; 0 and a failed check if that does not work. */
 walrusds_handle open_at(const char *config, const char *dir);
-/* A new one on the fast Walrus. */
+/* Opens a new datastore on the fast Walrus. */
 walrusds_handle open_new(void);
 void close_ok(walrusds_handle handle);
 
-/* Puts, and checks that what comes back is `value`. */
+/* Puts a value, and checks that a get returns it. */
 void put_text(walrusds_handle handle, const char *key, const char *value);
-/* The value is `value`; NULL: the key is unknown, to every function that can tell. */
+/* Checks that the value is `value`; NULL: that every function reports the key as unknown. */
 void expect_text(walrusds_handle handle, const char *key, const char *value);
 void expect_bytes(walrusds_handle handle, const char *key, const uint8_t *value, size_t len);
 
@@ -107,7 +107,7 @@ struct test {
   void (*run)(void);
   int in_quick; /* runs with the smaller workload, too */
 };
-/* Each ends with a test without a name. */
+/* Each table ends with a test without a name. */
 extern const struct test open_tests[], value_tests[], argument_tests[], batch_tests[],
     query_tests[], cancel_tests[], queue_tests[], thread_tests[], signal_tests[], panic_tests[];
 

@@ -2,7 +2,7 @@
  *
  * main --net URL --slow URL --slow-ms N --dir DIR [--quick] [test...]
  *
- * Standard output is kept from the library: what appears there fails a test. */
+ * The library prints nothing on standard output: a test fails if text appears there. */
 #include "harness.h"
 
 #include <fcntl.h>

@@ -70,7 +70,7 @@ static void null_outputs(void) {
   FAILS_ZEROED(BAD, "found is NULL", out, walrusds_log_next(handle, &out, NULL, &err));
   CALL(BAD, "out is NULL", walrusds_cancel_new(NULL, &err));
 
-  /* The page that had nowhere to go was not lost. */
+  /* The page whose output was NULL was not lost. */
   walrusds_page page;
   OK(walrusds_query_next(query, NULL, &page, &err));
   CHECK_INT(page.len, 1);

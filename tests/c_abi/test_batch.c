@@ -62,7 +62,7 @@ static void bad_operations(void) {
        walrusds_batch_commit(handle, NULL, not_utf8, 2, &err));
   /* A batch that is refused had no effect. */
   expect_text(handle, "/k", NULL);
-  /* What cannot be stored may be deleted; the value of a delete is not looked at. */
+  /* A key that cannot be stored may be deleted; the value of a delete is not looked at. */
   walrusds_op deletes[] = {DELETE("/absent"), DELETE("/\xff"), {WALRUSDS_OP_DELETE, S("/k"), NULL, 99}};
   COMMIT(deletes);
   close_ok(handle);

@@ -12,7 +12,7 @@ static walrusds_handle open_slow(void) {
   return open_at(config_for(slow_url, slow_url, ", \"blobCacheBytes\": -1"), new_dir());
 }
 
-/* Every call that can wait ends like this with `call`. */
+/* Checks that every call that can wait ends with the expected code when it is made with `call`. */
 static void all_end(walrusds_handle handle, walrusds_query query, const walrusds_call *call,
                     int32_t code, const char *words) {
   walrusds_buf out;
@@ -52,7 +52,7 @@ static void cancelled_before(void) {
   all_end(handle, query, &call, WALRUSDS_CLOSED, "cancel token is closed");
   CALL(WALRUSDS_CLOSED, "cancel token", walrusds_cancel(call.cancel, &err));
   CALL(WALRUSDS_CLOSED, "cancel token", walrusds_cancel_free(call.cancel, &err));
-  /* Nothing of that had an effect. */
+  /* None of these calls had an effect. */
   expect_text(handle, "/k", "v");
   expect_text(handle, "/new", NULL);
   walrusds_page page;
@@ -107,7 +107,7 @@ static void *wait_for_it(void *arg) {
   return NULL;
 }
 
-/* A busy machine may keep some thread waiting for longer than the library does. */
+/* A busy machine may delay some thread for longer than the library does. */
 static void check_prompt(int64_t first, int64_t last) {
   if (first < 0 || first > prompt_ms || last > slow_ms / 2)
     failed(__FILE__, __LINE__, "waits that were given up ended after %lld to %lld ms",
@@ -143,7 +143,7 @@ static void cancelled_during(int write) {
   OK(walrusds_cancel_free(token, &err));
   if (write) {
     for (int i = 0; i < COUNT; i++) expect_text(handle, waiters[i].key, NULL);
-    /* Nor does it appear later, when the upload would have been over. */
+    /* The key does not appear later either, when the upload would have been over. */
     if (!quick) sleep_ms(slow_ms + 200);
     for (int i = 0; i < COUNT; i++) expect_text(handle, waiters[i].key, NULL);
   }
@@ -272,7 +272,7 @@ static void close_waits_for_calls(void) {
   int64_t closed = now_ms();
   CHECK(closed - began > slow_ms / 2);
   join(thread);
-  /* The put was over before close returned, give or take the thread's own way out. */
+  /* The put was over before close returned, except for the thread's own exit. */
   CHECK(w.ended <= closed + slow_ms / 4);
 }
 

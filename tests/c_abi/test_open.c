@@ -225,7 +225,7 @@ static void handles_that_are_none(void) {
   CALL(WALRUSDS_INVALID_ARGUMENT, "query", walrusds_query_close(handle, &err));
   CALL(WALRUSDS_INVALID_ARGUMENT, "cancel token", walrusds_cancel(handle, &err));
   CALL(WALRUSDS_INVALID_ARGUMENT, "cancel token", walrusds_cancel_free(query, &err));
-  /* None of that did any harm. */
+  /* None of these calls changed the datastore. */
   OK(walrusds_query_next(query, NULL, &page, &err));
   CHECK_INT(page.len, 0);
   OK(walrusds_query_close(query, &err));
@@ -261,7 +261,7 @@ static void metrics_and_log(void) {
   CHECK(!found);
   close_ok(handle);
 
-  /* A renewal that cannot reach a publisher is worth a line. */
+  /* A renewal that cannot reach a publisher logs a line. */
   const char *dir = new_dir();
   handle = open_at(config_for(net_url, net_url, ", \"epochDurationSeconds\": 86400"), dir);
   put_text(handle, "/k", "value");

@@ -42,7 +42,7 @@ enum { IN_ENTRY = 1, IN_WORK = 2, IN_TASK = 3, IN_STARTED = 4 };
 
 static walrusds_query_options all; // all zero: everything
 
-/* The handle still does everything. */
+/* Every function still works on the handle. */
 static void still_works(walrusds_handle handle) {
   const char *value = new_value();
   put_text(handle, "/after", value);
@@ -193,7 +193,7 @@ static void in_the_work(void) {
     CHECK(!found);
     PANICS(IN_WORK, walrusds_get_sizes(handle, c, &lookup, 1, &err));
     CHECK(!lookup.found);
-    /* In what was started: it comes as an outcome. */
+    /* A panic in a started call comes as its outcome. */
     OK(walrusds_queue_new(&queue, &err));
     for (uint64_t tag = 1; tag <= 2; tag++) {
       CHECK_INT(walrusds_test_panic(IN_STARTED), 0);
@@ -225,7 +225,7 @@ static void in_the_work(void) {
     still_works(handle);
     OK(walrusds_delete(handle, c, S("/k"), &err));
   }
-  /* The handle is invalid after a close, whatever the code. */
+  /* The handle is invalid after a close, for every code. */
   PANICS(IN_WORK, walrusds_close(handle, &err));
   CALL(WALRUSDS_CLOSED, NULL, walrusds_close(handle, &err));
 }

@@ -62,7 +62,7 @@ static uint64_t list(walrusds_handle handle, const char *prefix, bool keys_only,
     n += page.len;
     walrusds_page_free(&page);
   }
-  /* The end stays the end. */
+  /* A query that has ended returns the end again. */
   walrusds_page page;
   FAILS_ZEROED(WALRUSDS_OK, NULL, page, walrusds_query_next(query, NULL, &page, &err));
   OK(walrusds_query_close(query, &err));

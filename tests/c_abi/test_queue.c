@@ -101,7 +101,7 @@ static void from_memory(void) {
   FAILS_ZEROED(BAD, "known is NULL", found,
                walrusds_peek_size(handle, S("/k"), &size, &found, NULL, &err));
 
-  /* What is in memory, and what can never be there, comes at once. */
+  /* An answer from memory, and one for a key that can never be there, comes at once. */
   walrusds_queue queue = queue_new();
   walrusds_buf out;
   bool done;
@@ -110,7 +110,7 @@ static void from_memory(void) {
   walrusds_buf_free(&out);
   OK(walrusds_get_start(handle, NULL, S("\xff"), queue, 2, &out, &found, &done, &err));
   CHECK(done && !found && out.data == NULL);
-  /* And nothing besides. */
+  /* The queue has no further completion. */
   walrusds_call call = {0, 20};
   walrusds_completion c;
   size_t len;
@@ -136,11 +136,11 @@ static void started_and_fetched(void) {
   CHECK(!done);
   CHECK(next(queue, WALRUSDS_OK).tag == UINT64_MAX);
   expect_text(handle, "/a", kept);
-  /* Nothing to do is done at once. */
+  /* A call without work is done at once. */
   OK(walrusds_batch_start(handle, NULL, NULL, 0, queue, 1, &done, &err));
   CHECK(done);
 
-  /* At once or through the queue, but one of both. */
+  /* The result comes at once or through the queue, and only once. */
   const char *keys[] = {"/unknown", "/a"};
   for (uint64_t tag = 2; tag < 4; tag++) {
     walrusds_completion c;
@@ -298,7 +298,7 @@ static void closing_with_calls_in_flight(void) {
   CHECK(all == ((uint64_t)1 << COUNT) - 1);
 }
 
-/* Closing the queue: what was not fetched is freed, and so is what comes later. */
+/* Closing the queue frees completions that were not fetched and those that come later. */
 static void closing_the_queue(void) {
   walrusds_handle handle = open_slow(", \"blobCacheBytes\": -1");
   OK(walrusds_put(handle, NULL, S("/k"), S("value"), &err));

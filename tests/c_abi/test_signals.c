@@ -1,4 +1,4 @@
-/* The library stays out of the host's signals. */
+/* The library leaves the host's signals alone. */
 #include "harness.h"
 
 #include <arpa/inet.h>

@@ -29,7 +29,7 @@ static void *one_datastore(void *arg) {
     OK(walrusds_put(w->handle, NULL, S(key), value, len, &err));
     expect_bytes(w->handle, key, value, len);
     free(value);
-    /* Of another thread: there or not yet, but never half. */
+    /* A key of another thread: its value is absent or whole, never a part. */
     walrusds_buf out;
     bool found;
     key = text("/%d/%d", (w->number + 1) % THREADS, i);
@@ -39,7 +39,7 @@ static void *one_datastore(void *arg) {
       CHECK_INT(out.len, len);
     }
     walrusds_buf_free(&out);
-    /* All threads fight for one key. */
+    /* All threads write one key. */
     OK(walrusds_put(w->handle, NULL, S("/contended"), S(text("%d", w->number)), &err));
     if (i % 3 == 0) OK(walrusds_delete(w->handle, NULL, S("/contended"), &err));
     if (i % 5 == 0) {

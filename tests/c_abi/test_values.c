@@ -134,8 +134,8 @@ static void *get_lost_blob(void *arg) {
 }
 
 static void lost_blob(void) {
-  /* What one Walrus stores the other one does not have. (A 404 is asked again for 15 seconds:
-   * caches repeat the ones from before a blob was stored.) */
+  /* The other Walrus does not have the blobs of the first. (A 404 is asked again for 15 seconds:
+   * caches repeat 404s from before a blob was stored.) */
   walrusds_handle handle = open_at(config_for(net_url, slow_url, ""), new_dir());
   const char *value = new_value();
   OK(walrusds_put(handle, NULL, S("/k"), S(value), &err));

@@ -15,8 +15,9 @@ import (
 	walrusds "github.com/walrusds/walrusds/go-shim"
 )
 
-// Ten thousand goroutines in Get at once occupy a bounded number of threads, do not stand in the way
-// of other calls, and all end soon after they are canceled. Afterwards all of them get their values.
+// Ten thousand goroutines in Get at once occupy a bounded number of threads, do not stand in the
+// way of other calls, and all end soon after they are canceled. Afterwards all of them get their
+// values.
 func TestCrowdInGet(t *testing.T) {
 	onEachIndex(t, func(t *testing.T, index index) {
 		aggregator := newTurnstile(t)
@@ -101,7 +102,7 @@ func TestCrowdInGet(t *testing.T) {
 	})
 }
 
-// owner is one goroutine with keys that nobody else writes, and what it knows of them.
+// owner is one goroutine with keys that it alone writes, and the values it expects of them.
 type owner struct {
 	id    int
 	d     *walrusds.Datastore
@@ -109,8 +110,8 @@ type owner struct {
 	known map[string]state
 }
 
-// state is what a key may hold: the value that was acknowledged last ("" = none), and one whose fate is
-// not known, because writing it failed.
+// state is the possible values of a key: the value that was acknowledged last ("" = none), and one
+// whose fate is not known, because writing it failed.
 type state struct {
 	value   string
 	perhaps []string
@@ -121,8 +122,8 @@ func acceptable(err error) bool {
 	return err == nil || errors.Is(err, walrusds.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// step does something, and notes what is certain from then on. It returns false when the datastore is
-// closed.
+// step does one operation, and records the certain part of its result. It returns false when the
+// datastore is closed.
 func (o *owner) step(t *testing.T, n int) bool {
 	ctx := context.Background()
 	if o.r.Intn(4) == 0 { // some do not wait long
@@ -206,7 +207,7 @@ func (o *owner) step(t *testing.T, n int) bool {
 	return !errors.Is(err, walrusds.ErrClosed)
 }
 
-// check compares what was read with what is known; an error of its own is somebody else's matter.
+// check compares a read value with the expected one; it ignores an error, which the caller handles.
 func (o *owner) check(t *testing.T, k string, v []byte, err error) {
 	if err != nil && err != ds.ErrNotFound {
 		return
@@ -223,8 +224,9 @@ func (o *owner) check(t *testing.T, k string, v []byte, err error) {
 	t.Errorf("%s holds %q, acknowledged was %q, perhaps one of %q", k, got, s.value, s.perhaps)
 }
 
-// Close, in the middle of everything: each call succeeds or says that the datastore is closed, and what
-// was acknowledged is there when it is opened again. Nothing stays behind.
+// Close, in the middle of everything: each call succeeds or reports that the datastore is closed,
+// and the acknowledged writes are there after reopening. Closed datastores leave no resources
+// behind.
 func TestCloseRacesWithEverything(t *testing.T) {
 	rounds := 40
 	if testing.Short() {
@@ -242,7 +244,7 @@ func TestCloseRacesWithEverything(t *testing.T) {
 		for round := 0; round < rounds; round++ {
 			d, err := walrusds.Open(s, dir)
 			must(t, err)
-			for _, o := range owners { // what the last round left
+			for _, o := range owners { // the state that the last round left
 				for k := range o.known {
 					v, err := d.Get(ctx, ds.RawKey(k))
 					if err != nil && err != ds.ErrNotFound {

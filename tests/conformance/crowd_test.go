@@ -15,8 +15,8 @@ import (
 	walrusds "github.com/walrusds/walrusds/go-shim"
 )
 
-// The empty key, ds.Key{}, is a key of its own, as for go-datastore's map. (ds.NewKey and ds.RawKey make
-// "/" of an empty text.)
+// The empty key, ds.Key{}, is a key of its own, as for go-datastore's map. (ds.NewKey and ds.RawKey
+// make "/" of an empty text.)
 func TestEmptyKey(t *testing.T) {
 	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		ctx := context.Background()
@@ -65,10 +65,11 @@ func TestEmptyKey(t *testing.T) {
 	})
 }
 
-// What go-datastore's fuzz program does, whose package is in no release: several goroutines run scripts
-// of random operations, on keys that they share and on keys of their own, against walrusds and against a
-// map at once. On its own keys each goroutine gets what the map holds; on a shared one, a value that
-// somebody has put there. When all are done, both hold the same.
+// TestScriptsInParallelAgainstMap does the work of go-datastore's fuzz program, whose package is in
+// no release: several goroutines run scripts of random operations, on keys that they share and on
+// keys of their own, against walrusds and against a map at once. On its own keys each goroutine
+// gets the value that the map holds; on a shared one, a value that some goroutine has put there.
+// When all are done, both hold the same.
 func TestScriptsInParallelAgainstMap(t *testing.T) {
 	scripts, steps := 12, 2000
 	if testing.Short() {
@@ -98,7 +99,7 @@ func TestScriptsInParallelAgainstMap(t *testing.T) {
 				}()
 			}
 			threads.Wait()
-			if seed%2 == 1 { // what is there when it is opened again
+			if seed%2 == 1 { // the contents after reopening
 				must(t, d.Close())
 				d, err = walrusds.Open(s, dir)
 				must(t, err)
@@ -195,8 +196,8 @@ func (p *parallel) step(n int) {
 	}
 }
 
-// alone lets nobody else write a shared key: of two writes at the same time each of the datastores could
-// be left with another one's.
+// alone excludes other writers of a shared key: two writes at the same time could leave each of the
+// two datastores with a different value.
 func (p *parallel) alone(key ds.Key) (release func()) {
 	held, _ := p.writing.LoadOrStore(key, new(sync.Mutex))
 	held.(*sync.Mutex).Lock()

@@ -51,7 +51,7 @@ func sql(t testing.TB, query string) int {
 	return n
 }
 
-// applicationName is how the connections of a test are told from others'.
+// applicationName distinguishes the connections of a test from others.
 func applicationName(t testing.TB) string {
 	return strings.ReplaceAll(fmt.Sprintf("%s-%d", t.Name(), os.Getpid()), "/", "-")
 }
@@ -64,7 +64,7 @@ func named(t testing.TB, i index) map[string]any {
 	return map[string]any{"postgresURL": postgresURL + "&application_name=" + applicationName(t)}
 }
 
-// held is what a process can leak.
+// held is the resources that a process can leak.
 type held struct{ goroutines, threads, connections int }
 
 func count(t testing.TB) held {
@@ -91,7 +91,7 @@ func procStatus(t testing.TB, field string) int {
 	return 0
 }
 
-// eventually waits until there is nothing to complain about.
+// eventually waits until there are no complaints.
 func eventually(t testing.TB, what string, complaint func() string) {
 	t.Helper()
 	deadline := time.Now().Add(2 * time.Minute)

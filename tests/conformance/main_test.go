@@ -1,5 +1,6 @@
-// Package conformance holds walrusds to the contract of go-datastore: the suite of that project itself,
-// and tests of our own on top, through the Go shim, on a local Walrus, on both kinds of index.
+// Package conformance holds walrusds to the contract of go-datastore: the suite of that project
+// itself, and tests of our own on top, through the Go shim, on a local Walrus, on both kinds of
+// index.
 //
 // `make conformance` builds what is needed and starts the servers. Each test runs with the lowest
 // and the newest go-datastore that Kubo uses (go.mod and datastore_v0.9.mod).
@@ -42,15 +43,15 @@ func onEachIndex(t *testing.T, test func(*testing.T, index)) {
 	}
 }
 
-// journalled makes a datastore write to a journal, and what is in it travel soon: in the middle of a
-// test some values are in the journal, and some on Walrus or in the read cache. Close leaves the rest to the
-// next open.
+// journalled makes a datastore write to a journal, and what is in it travel soon: in the middle of
+// a test some values are in the journal, and some on Walrus or in the read cache. Close leaves the
+// rest to the next open.
 var journalled = map[string]any{
 	"journalPath": "journal", "cachePath": "cache", "packIdleFlushSeconds": 1, "packMaxAgeSeconds": 1, "drainTimeoutSeconds": 0,
 }
 
-// onEachStore runs a test on both kinds of index, without a write journal and with one: the test adds
-// changes to the datastore's description.
+// onEachStore runs a test on both kinds of index, without a write journal and with one: the test
+// adds changes to the datastore's description.
 func onEachStore(t *testing.T, test func(t *testing.T, index index, changes map[string]any)) {
 	for _, index := range []index{sqlite, postgres} {
 		t.Run(string(index), func(t *testing.T) { test(t, index, nil) })

@@ -16,8 +16,8 @@ import (
 	walrusds "github.com/walrusds/walrusds/go-shim"
 )
 
-// Keys that mean something to LIKE, to SQL, to paths or to a collation, and some that are prefixes of
-// others.
+// Keys that mean something to LIKE, to SQL, to paths or to a collation, and some that are prefixes
+// of others.
 var oddKeys = []string{
 	"/", "/a", "/A", "/a/b", "/a/b/c", "/ab", "/a_c", "/a%", "/a%/b", "/axc", "/a\\", "/a\\/b", "/a\\%", "/a'", "/a'/b'", "/a\"b", "/a;--",
 	"/a$1", "/a b", "/a\tb", "/a\n", "/%", "/_", "/\\", "/'", "/%/x", "/_/x", "/\\/x", "/'/x", "/B", "/b", "/Z", "/z",
@@ -139,8 +139,8 @@ func checkNaive(t *testing.T, d *walrusds.Datastore, q dsq.Query, stored []dsq.E
 	}
 }
 
-// What the index does for a query: with a filter and an order by key it is asked for as many rows as
-// are wanted, not for the whole table.
+// TestPushdownReadsOnlyWhatIsWanted checks the index's work for a query: with a filter and an order
+// by key, the engine asks it for as many rows as the query wants, not for the whole table.
 func TestPushdownReadsOnlyWhatIsWanted(t *testing.T) {
 	const n = 20_000
 	config, dir := spec(postgres, named(t, postgres)), t.TempDir()
@@ -215,7 +215,7 @@ func TestSizesAndExpirations(t *testing.T) {
 				t.Errorf("%s: an expiration that nobody asked for", e.Key)
 			}
 		}
-		// Renewal is not set up: nothing is known, and nothing is invented.
+		// Renewal is not set up: the metrics report no state and invent none.
 		plain := open(t, index)
 		fill(t, plain, []string{"/x/1"})
 		for _, e := range all(t, plain, dsq.Query{ReturnExpirations: true}) {
@@ -271,8 +271,8 @@ func TestManyKeys(t *testing.T) {
 	})
 }
 
-// While a listing runs, other goroutines write and delete: what nobody touches is listed exactly once,
-// in order; what appears has its right value; nothing fails.
+// While a listing runs, other goroutines write and delete: an untouched key is listed exactly once,
+// in order; a new key that appears has its right value; no call fails.
 func TestListingWhileWritingAndDeleting(t *testing.T) {
 	onEachStore(t, func(t *testing.T, index index, changes map[string]any) {
 		ctx, stop := context.WithCancel(context.Background())
@@ -360,7 +360,7 @@ func TestDeletingWhatIsListed(t *testing.T) {
 	})
 }
 
-// Listings that are not read to their end give everything back: connections, goroutines, threads.
+// Listings that are not read to their end release all resources: connections, goroutines, threads.
 func TestEarlyCloseLeaksNothing(t *testing.T) {
 	onEachIndex(t, func(t *testing.T, index index) {
 		ctx := context.Background()
@@ -389,7 +389,7 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 				r.NextSync()
 				cancel()
 				r.NextSync()
-			case 4: // closed while somebody waits for the next one
+			case 4: // closed while a caller waits for the next entry
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
@@ -401,7 +401,7 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 			must(t, r.Close())
 			must(t, r.Close())
 		}
-		for i := 0; i < 35; i++ { // once each: what is kept for the next call is there
+		for i := 0; i < 35; i++ { // once each: the part kept for the next call is there
 			round(i)
 		}
 		before := count(t)
@@ -415,7 +415,7 @@ func TestEarlyCloseLeaksNothing(t *testing.T) {
 			}
 			return ""
 		})
-		// All of them at once, so that they fight for connections, and again nothing stays.
+		// All of them at once, so that they compete for connections; again nothing stays.
 		var wg sync.WaitGroup
 		for i := 0; i < 100; i++ {
 			wg.Add(1)

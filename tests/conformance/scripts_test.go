@@ -48,7 +48,8 @@ type comparison struct {
 	batch  [2]ds.Batch
 }
 
-// step does what the first bytes of the script say, with both, and gives the rest of the script.
+// step runs the operation that the first bytes of the script encode on both datastores, and returns
+// the rest of the script.
 func (c *comparison) step(n int, script []byte) []byte {
 	ctx, next := context.Background(), func() byte {
 		if len(script) == 0 {

@@ -21,8 +21,8 @@ type listing struct {
 	Rows int
 }
 
-// A listing of a million rows begins at once and takes no more memory than one of few. It is done by a
-// process of its own, whose memory the filling has not touched.
+// A listing of a million rows begins at once and takes no more memory than one of few. It is done
+// by a process of its own, whose memory the filling has not touched.
 func TestStreamOfAMillionRows(t *testing.T) {
 	rows := 1_000_000
 	if testing.Short() {
@@ -97,7 +97,7 @@ func TestListInAProcessOfItsOwn(t *testing.T) {
 		}
 	}
 
-	// Memory, from the time on when everything that is kept anyway is there.
+	// Memory growth, counted from the first row on, when the permanent buffers are there.
 	if n := len(all(t, d, dsq.Query{KeysOnly: true, Limit: 10_000})); n != 10_000 {
 		t.Fatalf("%d rows", n)
 	}

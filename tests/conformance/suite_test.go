@@ -6,8 +6,8 @@ import (
 	dstest "github.com/ipfs/go-datastore/test"
 )
 
-// go-datastore's own suite, every part of it. Run in short, with as many elements as the suite itself
-// takes under the race detector.
+// go-datastore's own suite, every part of it. Run in short, with as many elements as the suite
+// itself takes under the race detector.
 func TestSuite(t *testing.T) {
 	if testing.Short() {
 		dstest.ElemCount = 20

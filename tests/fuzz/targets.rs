@@ -1,6 +1,6 @@
-//! What is fuzzed, without what drives it: libFuzzer (`tests/fuzz/src/main.rs`, `make fuzz`) and the replay of
-//! the committed inputs (`tests/fuzz_corpus.rs`, part of `cargo test`) call these functions. A target
-//! panics when what it checks does not hold.
+//! The fuzz targets, without their drivers: libFuzzer (`tests/fuzz/src/main.rs`, `make fuzz`) and
+//! the replay of the committed inputs (`tests/fuzz_corpus.rs`, part of `cargo test`) call these
+//! functions. A target panics when a property that it checks does not hold.
 
 #[path = "targets/abi.rs"]
 mod abi;
@@ -16,7 +16,7 @@ mod journal;
 #[allow(dead_code)]
 mod mem;
 
-/// Takes one input; what must hold is asserted.
+/// Takes one input and asserts the properties of the target.
 pub type Target = fn(&[u8]);
 
 /// A target by its name, which is also that of its corpus.
@@ -30,8 +30,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("abi", abi::calls),
 ];
 
-/// A directory in memory where there is such a place: with every write synced, a target would do little
-/// but wait for the disk.
+/// A directory in memory where there is such a place: with every write synced, a target would do
+/// little but wait for the disk.
 fn directory() -> tempfile::TempDir {
     let made = tempfile::TempDir::new_in("/dev/shm").or_else(|_| tempfile::tempdir());
     made.expect("a directory for files")

@@ -96,7 +96,7 @@ async fn names_in_sqlite_are_compared_with_their_schemas() {
     }
 }
 
-/// A table that only has the name of the Go plugin's staging table is none.
+/// A table that only has the name of the Go plugin's staging table does not count as one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_staging_table_is_known_by_its_columns() {
     let pg = Postgres::shared();
@@ -132,7 +132,7 @@ async fn reader_on(url: &str, extra: &str) -> Result<WalrusDatastore, Error> {
 async fn only_reads(url: &str, why: &str) {
     let known = noise(1, 100);
     let ds = reader_on(url, "").await.unwrap();
-    // Near its end, and yet it is there.
+    // Near the end of its storage; the block is there all the same.
     assert!(ds.has(&key_of(&known)).await.unwrap());
     ds.put(&key_of(&known), known.clone()).await.unwrap();
     let new = noise(2, 100);
@@ -182,7 +182,7 @@ async fn a_node_that_may_only_read_says_so_at_once() {
     ] {
         pg.execute(&db, sql);
     }
-    // A role that may do all but delete is no reader.
+    // A role with all rights but that to delete does not count as a reader.
     for sql in [
         "CREATE ROLE keeper LOGIN",
         "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO keeper",

@@ -70,7 +70,7 @@ async fn a_standby_is_preferred_where_the_url_says_so() {
     for index in [reader, writer] {
         index.close().await.unwrap();
     }
-    // Without a standby the primary does.
+    // Without a standby the node connects to the primary.
     drop(replica);
     pg.set("synchronous_standby_names", "");
     let index = open(&url("&target_session_attrs=prefer-standby")).await;
@@ -167,7 +167,8 @@ fn version_1(dir: &std::path::Path, file: &str, name: &str, kind: &str, issuer: 
     );
 }
 
-/// As PostgreSQL's manual makes them: an authority, and a server's certificate of version 1 that it has issued.
+/// As PostgreSQL's manual makes them: an authority, and a server's certificate of version 1 that it
+/// has issued.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_of_version_1_are_verified_as_libpq_verifies_them() {
     let dir = tempfile::tempdir().unwrap();
@@ -232,7 +233,7 @@ async fn certificates_of_version_1_are_verified_as_libpq_verifies_them() {
     }
 }
 
-/// A server's certificate that is trusted by itself makes nobody else trusted.
+/// Trust in one server's certificate does not extend to other servers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_s_certificate_issues_no_others() {
     let dir = tempfile::tempdir().unwrap();
@@ -310,7 +311,7 @@ async fn a_client_certificate_of_version_1_is_presented() {
     }
 }
 
-/// A kind of key that rustls does not take.
+/// A kind of key that rustls does not accept.
 const NOT_TAKEN: &str = "ec -pkeyopt ec_paramgen_curve:secp521r1";
 
 /// libpq's rule for `prefer`: without TLS if the handshake fails.

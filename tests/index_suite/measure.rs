@@ -145,7 +145,7 @@ async fn measure_postgres() {
         .unwrap();
     opened.put_many(&rows(0..20_000)).await.unwrap();
     pg.execute(&db, "VACUUM ANALYZE t");
-    // The same lookup with a named statement, for comparison: what unnamed ones cost.
+    // The same lookup with a named statement, to compare the cost of unnamed ones.
     let mut config = tokio_postgres::Config::new();
     config
         .host_path(pg.socket_dir())
@@ -256,8 +256,8 @@ where
     );
 }
 
-/// `ROWS=10000000 PARTITIONS=16`: how lookups, pages and writes fare with the size of a table. With
-/// `INDEX_URL` on the table `t` of a server that runs already, filled as by `fill`.
+/// `ROWS=10000000 PARTITIONS=16`: the cost of lookups, pages and writes by the size of a table.
+/// With `INDEX_URL` on the table `t` of a server that runs already, filled as by `fill`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measure_large() {

@@ -1,4 +1,4 @@
-//! What only the shared index has.
+//! The tests of the shared index alone.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -143,7 +143,7 @@ async fn a_new_table_has_its_indexes_although_others_have_their_names() {
         }
         let url = pg.url(&db);
         open(&url).await.close().await.unwrap();
-        // Once more, as an older version would leave it: nothing is made twice.
+        // A second migration of a table as an older version would leave it: it makes nothing twice.
         pg.execute(
             &db,
             "DELETE FROM walrus_index_meta WHERE name = 'schema_version'",
@@ -212,8 +212,8 @@ async fn a_second_open_is_fast_and_frugal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statements_leave_nothing_behind_in_the_session() {
-    // What a transaction pooler would break: named statements, SET outside a transaction, LISTEN,
-    // temporary tables, session advisory locks.
+    // The features that a transaction pooler would break: named statements, SET outside a
+    // transaction, LISTEN, temporary tables, session advisory locks.
     let pg = Postgres::start_with(&[
         "log_statement='all'",
         "log_min_messages=warning",
@@ -360,7 +360,7 @@ async fn tables_of_the_go_plugin_of_every_age() {
             assert_eq!(index.get("/new").await.unwrap().unwrap().offset, 100);
             assert_eq!(keys(&index, "/").await, ["/b", "/new", "/old"]);
             index.close().await.unwrap();
-            // A Go node still writes what it always wrote.
+            // A Go node still writes the same rows as before.
             pg.execute(
                 &db,
                 "INSERT INTO walrus_index (key, blob_id, size) VALUES ('/go', 'blob', 1)",
@@ -420,7 +420,7 @@ async fn blocks_staged_under_a_name_that_postgres_cuts_are_found() {
 async fn upper_case_names_find_the_folded_table() {
     let pg = Postgres::shared();
     let db = pg.database();
-    // As the Go plugin sent it: unquoted.
+    // In the form in which the Go plugin sent it: unquoted.
     pg.execute(&db, &GO_NEWEST.replace("walrus_index", "Walrus_Index"));
     pg.execute(
         &db,
@@ -435,7 +435,7 @@ async fn upper_case_names_find_the_folded_table() {
         assert!(index.get("/s").await.unwrap().unwrap().staged);
         index.close().await.unwrap();
     }
-    // An exact one wins; and where there is neither, the exact one is made.
+    // An exact name wins; and without either table, the exact one is made.
     pg.execute(&db, "CREATE TABLE \"Walrus_Index\" (key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, size BIGINT NOT NULL)");
     let index = PostgresIndex::open(mixed.clone()).await.unwrap();
     assert_eq!(keys(&index, "").await, [""; 0]);
@@ -523,7 +523,7 @@ async fn tables_that_are_something_else() {
         assert!(error.message().contains(says) && error.message().contains("walrus_index"), "{error}");
         assert!(!error.is_retryable());
     }
-    // A newer, still compatible schema is no obstacle (rolling upgrade).
+    // A newer, still compatible schema is accepted (rolling upgrade).
     let db = pg.database();
     open(&pg.url(&db)).await.close().await.unwrap();
     pg.execute(&db, "UPDATE walrus_index_meta SET value = '7' WHERE name = 'schema_version'; ALTER TABLE walrus_index ADD COLUMN novel TEXT");
@@ -551,7 +551,7 @@ async fn a_role_without_create_right() {
             .contains("permission denied for schema public"),
         "{error}"
     );
-    // The message holds what to run, complete.
+    // The message holds the complete SQL to run.
     let script = error
         .message()
         .split("to this one: ")
@@ -585,7 +585,7 @@ async fn a_role_without_create_right() {
         .await
         .unwrap());
     index.delete(KEY).await.unwrap();
-    // Rights taken away later are named where they are missed.
+    // An error names a right that was taken away later, at its first use.
     pg.execute(
         &db,
         &format!("REVOKE INSERT, DELETE ON walrus_index FROM {role}"),
@@ -864,7 +864,7 @@ async fn killed_backends_are_replaced() {
     assert!(index.get(KEY).await.unwrap().is_some());
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
     index.delete("/x").await.unwrap();
-    // And under load, again and again: no call fails.
+    // Under load, again and again, no call fails.
     let rounds = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let tasks: Vec<_> = (0..8)
         .map(|t| {
@@ -1089,12 +1089,12 @@ async fn the_search_for_blobs_to_renew_may_take_longer() {
     let due = tokio::spawn(async move { due.due_for_renewal(time(9), None, 5).await });
     let by_epoch = tokio::spawn(async move { by_epoch.ending_by(1, None, 5).await });
     eventually("both wait", || blocked(&db) == 2).await;
-    // Sent later, and out of time.
+    // Sent later, and past the time limit.
     index.list(&KeyRange::ALL, 0, 5).await.unwrap_err();
     drop(lock);
     assert_eq!(due.await.unwrap().unwrap().len(), 1);
     assert_eq!(by_epoch.await.unwrap().unwrap().len(), 1);
-    // Who gives up ends it on the server all the same.
+    // A caller that gives up ends the statement on the server all the same.
     let lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
     let due = index.clone();
     let due = tokio::spawn(async move { due.due_for_renewal(time(9), None, 5).await });
@@ -1302,7 +1302,7 @@ async fn forward(
 }
 
 // ---------------------------------------------------------------------------------------------
-// What was given up
+// Abandoned writes
 
 /// The server's processes whose latest statement of the index was like `query`.
 fn backends(pg: &Postgres, db: &str, query: &str) -> Vec<u32> {
@@ -1330,7 +1330,7 @@ impl Frozen {
         Frozen(pids[0])
     }
 
-    /// Lets it go on, and returns when it has ended, as its client has hung up.
+    /// Lets the process go on, and returns when it has ended, since its client has hung up.
     async fn thaw(self, pg: &Postgres, db: &str) {
         signal_each(&[self.0], "-CONT");
         eventually("the process ends", || {
@@ -1362,8 +1362,8 @@ fn given_up<T: std::fmt::Debug>(result: Result<T, Error>) {
     assert!(error.is_retryable(), "{error}");
 }
 
-/// The server's process stands still with a statement in its socket, until that has failed and the key
-/// was written again. (It is asked to cancel, but an idle process ignores that.)
+/// The server's process stands still with a statement in its socket, until that has failed and the
+/// key was written again. (It is asked to cancel, but an idle process ignores that.)
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_given_up_is_not_carried_out_later() {
     let pg = Postgres::shared();
@@ -1439,7 +1439,7 @@ async fn carries_out_nothing_late(pg: &Postgres, db: &str) {
 }
 
 /// The server has begun a put in time and is held up at its commit (here by a standby that does not
-/// exist): nobody sees the row, which comes all the same.
+/// exist): the row is not visible, and appears later all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delete_waits_for_a_put_that_was_given_up() {
     let pg = Postgres::start();
@@ -1467,7 +1467,7 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
         let frozen = Frozen::new(&pg, &db, PUT);
         given_up(writing.await.unwrap());
         assert_eq!(index.get(KEY).await.unwrap(), None);
-        // It cannot be known that there is nothing to delete.
+        // The index cannot know whether there is a row to delete.
         given_up(index.delete(KEY).await);
         let deleting = {
             let index = index.clone();
@@ -1488,7 +1488,7 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
             }
         );
         assert_eq!(index.get(KEY).await.unwrap(), None);
-        // No doubt is left: what is not there counts as nothing again.
+        // No doubt is left: an absent row counts as nothing again.
         assert_eq!(index.delete(KEY).await.unwrap(), Usage::default());
         index.close().await.unwrap();
         pg.execute(
@@ -1777,7 +1777,7 @@ async fn pages_are_index_scans() {
             read_after - read_before
         );
 
-        // Of keys alone, no row is read.
+        // A listing of keys alone reads no row.
         let rows = format!(
             "SELECT idx_tup_fetch FROM pg_stat_user_indexes WHERE indexrelname = '{index_name}'"
         );
@@ -1793,8 +1793,9 @@ async fn pages_are_index_scans() {
     }
 }
 
-/// Lookups, deletes, renewals and neighbours of a block find their rows through an index, whoever made
-/// the table, also where it lies in partitions: no statement may read it from end to end.
+/// Lookups, deletes, renewals and neighbours of a block find their rows through an index, for every
+/// kind of table (made by walrusds or the Go plugin, or in partitions): no statement may read it
+/// from end to end.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_statement_reads_the_whole_table() {
     let pg = Postgres::shared();

@@ -1,5 +1,5 @@
-//! An index that may only be read: an SQLite file without the right to write, and a standby that becomes the
-//! primary.
+//! An index that may only be read: an SQLite file without the right to write, and a standby that
+//! becomes the primary.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -139,7 +139,7 @@ impl Drop for Reader {
     }
 }
 
-/// Not a test of its own: opens the file, and answers what it is asked.
+/// Not a test of its own: opens the file, and answers the questions of the test below.
 #[tokio::test(flavor = "multi_thread")]
 async fn reader_process() {
     let Some(path) = std::env::var_os(PATH) else {
@@ -166,7 +166,7 @@ async fn reader_process() {
     index.close().await.unwrap();
 }
 
-/// What a node does with the file.
+/// The result of opening and using the file as a node does.
 async fn datastore(path: &Path) -> String {
     let open = async |journal: &str| {
         let path = path.to_str().unwrap();
@@ -215,7 +215,7 @@ async fn serves_reads(place: &Place, why: &str) {
     assert_eq!(reader.ask("get /2"), "Some(2)");
     index.put(&row("/3", "b", 0, 3)).await.unwrap();
     assert_eq!(reader.ask("get /3"), "Some(3)");
-    // One that starts meanwhile.
+    // A reader that starts meanwhile.
     place.shut();
     let mut late = Reader::start(place);
     assert_eq!(late.answer(), format!("Some({why:?})"));
@@ -245,7 +245,7 @@ async fn a_file_in_a_directory_that_may_not_be_written_serves_reads() {
     serves_reads(&place, DIRECTORY).await;
 }
 
-/// There is nothing to read in what no node has set up.
+/// A reader finds nothing to open in a database that no node has set up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_without_the_table_is_refused_with_words() {
     let place = Place::new(0o555, 0o444);
@@ -260,7 +260,8 @@ async fn a_file_without_the_table_is_refused_with_words() {
     reader.end();
 }
 
-/// A node that was started while the database did not take writes takes part in them again, without a new start.
+/// A node that was started while the database did not take writes takes part in them again, without
+/// a new start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_that_is_promoted_takes_writes() {
     let pg = Postgres::start();

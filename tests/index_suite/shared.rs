@@ -1,4 +1,4 @@
-//! What every index does.
+//! The behaviour that every index shares.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;

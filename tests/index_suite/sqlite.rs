@@ -1,4 +1,4 @@
-//! What only the embedded index has.
+//! The tests of the embedded index alone.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -221,14 +221,14 @@ async fn a_failed_write_costs_its_neighbours_nothing() {
     for (i, put) in puts.into_iter().enumerate() {
         let result = put.await.unwrap();
         assert_eq!(result.is_err(), i % 4 == 0, "{i}: {result:?}");
-        // All of a call or nothing.
+        // A call takes effect as a whole or not at all.
         let there = index.get(&format!("/ok{i}")).await.unwrap().is_some();
         assert_eq!(there, i % 4 != 0);
     }
     index.close().await.unwrap();
 }
 
-/// The other process of the next test: writes and says what was acknowledged.
+/// The other process of the next test: writes and reports the acknowledged writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn writer_process() {
     let Some(path) = std::env::var_os("WALRUSDS_TEST_INDEX") else {

@@ -8,8 +8,8 @@ use walrusds::config::{Config, JournalConfig};
 
 use testkit::model::NODES;
 
-/// Where a node's write journal is: a new copy after each crash, which is all that is left of a killed
-/// process. What the dead one still has open is not touched by it any more.
+/// The place of a node's write journal: a new copy after each crash, which is all that is left of a
+/// killed process. Files that the dead process still has open do not affect the copy.
 pub struct Journals {
     dir: tempfile::TempDir,
     crashes: Mutex<[u32; NODES]>,
@@ -17,7 +17,7 @@ pub struct Journals {
 
 impl Journals {
     pub fn new() -> Self {
-        // Syncing is part of what is tested, waiting for a disk is not.
+        // The test covers syncing, but not waiting for a disk.
         let memory = tempfile::tempdir_in("/dev/shm");
         Journals {
             dir: memory.or_else(|_| tempfile::tempdir()).expect("directory"),
@@ -41,7 +41,7 @@ impl Journals {
         self.dir.path().join(format!("{node}-{crashes}"))
     }
 
-    /// Goes on with what the dead node left behind.
+    /// Opens a copy of the journal that the dead node left behind.
     pub fn crashed(&self, node: usize) {
         let before = self.path(node);
         self.crashes.lock()[node] += 1;

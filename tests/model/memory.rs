@@ -15,11 +15,12 @@ use testkit::model::{play, Node, Step, World};
 
 const EPOCH: Duration = Duration::from_secs(1000);
 
-/// With journals nothing runs out: while a journal's thread writes, the paused clock runs ahead.
+/// With journals no lease or blob expires: while a journal's thread writes, the paused clock runs
+/// ahead.
 const LONG_EPOCH: Duration = Duration::from_secs(1_000_000);
 
-/// Renewal is on: blobs of three epochs, renewed a thousand seconds before their end. Nodes that do not
-/// share their index remember rows as nodes do.
+/// Renewal is on: blobs of three epochs, renewed a thousand seconds before their end. Nodes that do
+/// not share their index remember rows as nodes do.
 fn config(shared: bool, epoch: Duration) -> Config {
     let mut config = Config::from_json(&format!(
         r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","epochs":3,
@@ -97,12 +98,13 @@ impl World for Memory {
         if let Some(journals) = &self.journals {
             journals.crashed(node);
         }
-        // Else a node that dies again and again would hold renewal up for longer than blobs last.
+        // Otherwise a node that dies again and again would delay renewal for longer than blobs
+        // last.
         *self.index.lease.lock() = None;
     }
 
     async fn pass(&self, seconds: u16) -> Result<(), String> {
-        // Faults may hold renewals up for less than what they have to spare.
+        // Faults may delay renewals by less than their margin.
         let seconds = u64::from(seconds);
         tokio::time::sleep(Duration::from_secs(seconds.min(300))).await;
         self.faults.set_quiet(true);
@@ -124,7 +126,7 @@ impl World for Memory {
     }
 }
 
-/// How many nodes write.
+/// The number of nodes that write.
 fn writers(steps: &[Step]) -> usize {
     let calls = steps.iter().flat_map(|step| match step {
         Step::Together(calls) | Step::Crash(_, calls) => calls.as_slice(),
@@ -134,12 +136,13 @@ fn writers(steps: &[Step]) -> usize {
     nodes.len()
 }
 
-/// Plays steps in memory. Nothing here takes real time; what hangs shows as a day gone by.
+/// Plays steps in memory. Nothing here takes real time; a hang shows as a day gone by.
 pub fn play_in_memory(steps: &[Step], seed: u64, rates: Vec<(Fault, f64)>) -> Result<(), String> {
     play_with(steps, seed, rates, None)
 }
 
-/// The same with write journals, at one node: another does not see what is not uploaded yet.
+/// The same with write journals, at one node: another node does not see blocks that are not
+/// uploaded yet.
 pub fn play_with_journals(
     steps: &[Step],
     seed: u64,

@@ -101,7 +101,7 @@ fn play_on(
     })
 }
 
-/// What the network does wrong now and then.
+/// The faults that the network makes now and then.
 fn plan(seed: u64) -> FaultPlan {
     let often = |ops: &[Op], action| {
         FaultRule::new(action)
@@ -160,9 +160,9 @@ impl Real {
                 "requestTimeoutSeconds":5,"maxRetries":2,"cachePath":"{cache}","cacheBytes":20000}}"#
         ))
         .expect("configuration");
-        // Time passes by command here, and nobody wants to wait for it.
+        // Time passes by command here, so the test need not wait for it.
         config.renew_interval = Duration::from_millis(20);
-        // One node's deletions are seen by the other at once.
+        // Each node sees the other's deletions at once.
         config.row_ttl = Duration::ZERO;
         config
     }
@@ -201,7 +201,7 @@ impl World for Real {
             cool_down: Duration::from_millis(20),
             ..config.client()
         });
-        // Its faults are the network's; the wrapper is there for the fuse.
+        // The network makes this node's faults; the wrapper is there for the fuse.
         let none = Arc::new(Faults::none());
         let store = FaultyStore::new(Arc::new(client.expect("client")), none, Arc::clone(&fuse));
         let clock = Arc::<ManualClock>::clone(&self.clock);

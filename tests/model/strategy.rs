@@ -1,4 +1,4 @@
-//! How random sequences are drawn.
+//! The generators of random sequences.
 
 use proptest::prelude::*;
 

@@ -45,7 +45,7 @@ impl SmallDisk {
         self.dir.path().join("filler")
     }
 
-    /// Takes all the space that is left, and again what has become free since.
+    /// Fills all the space that is left, and any space freed since the last call.
     pub fn fill(&self) {
         use std::io::Write;
         let mut options = std::fs::File::options();
@@ -55,7 +55,7 @@ impl SmallDisk {
         while file.write_all(&block).is_ok() {}
     }
 
-    /// Gives the space back.
+    /// Frees the space.
     pub fn free(&self) {
         std::fs::remove_file(self.filler()).expect("removing the filler");
     }

@@ -1,5 +1,5 @@
-//! The same with a write journal and a read cache on the local disk: the network is away, the database, the
-//! disks of either.
+//! The same with a write journal and a read cache on the local disk: outages of the network, the
+//! database, and the disks of the journal and of the cache.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -9,7 +9,7 @@ use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request};
 use walrusds::ErrorKind;
 
 use crate::disk::SmallDisk;
-use crate::scene::{a_while, devnet, Allowed, Scene, AGGREGATOR, INDEX_RETRYABLE, NOTHING};
+use crate::scenario::{a_while, devnet, Allowed, Scenario, AGGREGATOR, INDEX_RETRYABLE, NOTHING};
 use crate::walrus::start_on;
 use testkit::mem::{key_of, noise, Parts};
 use testkit::postgres::Postgres;
@@ -17,12 +17,12 @@ use testkit::{eventually, PATIENCE};
 
 const GROUP: &str = "Write journal and read cache";
 
-/// A node with both, whose blocks travel soon.
+/// A node with both, whose blocks are uploaded soon.
 async fn start(
     net: &Devnet,
     case: &'static str,
     change: impl FnOnce(&mut serde_json::Value),
-) -> (tempfile::TempDir, Scene) {
+) -> (tempfile::TempDir, Scenario) {
     start_on(net, GROUP, case, |spec| {
         spec["journalPath"] = "journal".into();
         spec["cachePath"] = "cache".into();
@@ -37,11 +37,11 @@ fn on(requests: &[Request], action: FaultAction) -> Vec<FaultRule> {
     vec![FaultRule::new(action).on(requests.iter().copied())]
 }
 
-/// Walrus fails in this way for a while.
+/// Walrus fails with the given rules for a while.
 async fn network(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
     let net = devnet().await;
-    let (_repo, scene) = start(&net, case, |_| {}).await;
-    scene.break_walrus(&net, rules, allowed).await;
+    let (_repo, scenario) = start(&net, case, |_| {}).await;
+    scenario.break_walrus(&net, rules, allowed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -63,7 +63,7 @@ async fn network_away() {
     network(case, rules, AGGREGATOR).await;
 }
 
-/// Blocks are damaged on their way back, when uploads are checked and when they are read.
+/// Blocks are damaged on their way back, when the engine checks uploads and when callers read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn reads_damaged() {
     let reads = [Request::Get, Request::Range];
@@ -72,19 +72,19 @@ async fn reads_damaged() {
     network("a flipped bit in every read", rules, CORRUPT).await;
 }
 
-/// Writers wait for room: no error, and who has a deadline gets away in time.
+/// Writers wait for room: no error, and a writer with a deadline returns in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn journal_full() {
     let net = devnet().await;
     let case = "journalMaxBytes reached, uploads away";
-    let (_repo, mut scene) = start(&net, case, |spec| {
+    let (_repo, mut scenario) = start(&net, case, |spec| {
         spec["journalMaxBytes"] = (4 << 20).into();
     })
     .await;
     let rules = on(&[Request::Put], FaultAction::Unavailable);
-    scene.strike(|| net.set_faults(rules)).await;
-    scene.hold(a_while()).await;
-    scene.heal(|| net.clear_faults(), NOTHING).await;
+    scenario.strike(|| net.set_faults(rules)).await;
+    scenario.hold(a_while()).await;
+    scenario.heal(|| net.clear_faults(), NOTHING).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -94,14 +94,14 @@ async fn database_away() {
     let net = devnet().await;
     let case = "PostgreSQL stopped";
     let url = pg.url(&db);
-    let (_repo, mut scene) = start(&net, case, |spec| {
+    let (_repo, mut scenario) = start(&net, case, |spec| {
         spec.as_object_mut().map(|s| s.remove("indexPath"));
         spec["postgresURL"] = url.into();
     })
     .await;
-    scene.strike(|| pg.down()).await;
-    scene.hold(a_while()).await;
-    scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
+    scenario.strike(|| pg.down()).await;
+    scenario.hold(a_while()).await;
+    scenario.heal(|| pg.up(), INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -111,16 +111,16 @@ async fn disk_of_the_journal_full() {
     };
     let net = devnet().await;
     let path = disk.path().join("journal");
-    let (_repo, mut scene) = start(&net, "the journal's disk full", |spec| {
+    let (_repo, mut scenario) = start(&net, "the journal's disk full", |spec| {
         spec["journalPath"] = text(&path).into();
         spec["journalMaxBytes"] = (8 << 20).into();
     })
     .await;
-    scene.strike(|| disk.fill()).await;
-    scene.hold(a_while()).await;
-    scene.until_a_call_fails(|| disk.fill()).await;
+    scenario.strike(|| disk.fill()).await;
+    scenario.hold(a_while()).await;
+    scenario.until_a_call_fails(|| disk.fill()).await;
     const DISK: Allowed = Allowed::writers(&[(ErrorKind::Disk, true)]);
-    scene.heal(|| disk.free(), DISK).await;
+    scenario.heal(|| disk.free(), DISK).await;
 }
 
 /// Blocks leave a full disk at once, also those that are neither a full pack nor old.
@@ -165,34 +165,34 @@ async fn disk_of_the_cache_full() {
     };
     let net = devnet().await;
     let path = disk.path().join("cache");
-    let (_repo, mut scene) = start(&net, "the cache's disk full", |spec| {
+    let (_repo, mut scenario) = start(&net, "the cache's disk full", |spec| {
         spec["cachePath"] = text(&path).into();
     })
     .await;
-    scene.strike(|| disk.fill()).await;
-    scene.hold(a_while()).await;
-    scene.heal(|| disk.free(), NOTHING).await;
+    scenario.strike(|| disk.fill()).await;
+    scenario.hold(a_while()).await;
+    scenario.heal(|| disk.free(), NOTHING).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn cache_removed() {
     let net = devnet().await;
     let case = "the cache's directory removed ten times a second";
-    let (repo, mut scene) = start(&net, case, |_| {}).await;
+    let (repo, mut scenario) = start(&net, case, |_| {}).await;
     let (path, over) = (repo.path().join("cache"), AtomicBool::new(false));
     std::thread::scope(|threads| {
         tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(async {
                 let remove = || {
                     while !over.load(Relaxed) {
-                        // It is made anew meanwhile.
+                        // The engine makes the directory anew meanwhile.
                         let _ = std::fs::remove_dir_all(&path);
                         std::thread::sleep(Duration::from_millis(100));
                     }
                 };
-                scene.strike(|| drop(threads.spawn(remove))).await;
-                scene.hold(a_while()).await;
-                scene.heal(|| over.store(true, Relaxed), NOTHING).await;
+                scenario.strike(|| drop(threads.spawn(remove))).await;
+                scenario.hold(a_while()).await;
+                scenario.heal(|| over.store(true, Relaxed), NOTHING).await;
             });
         });
     });

@@ -1,4 +1,4 @@
-//! A wire that can be cut: forwards TCP connections to a port, or swallows what is sent.
+//! A TCP proxy that can be cut: forwards connections to a port, or swallows the bytes.
 
 use std::sync::Arc;
 
@@ -39,8 +39,8 @@ impl Wire {
         self.port
     }
 
-    /// While dead, connections stand and come about, but no byte passes in either direction: what
-    /// a network does that drops packets behind the first router.
+    /// While dead, connections stand and are accepted, but no byte passes in either direction, as
+    /// in a network that drops packets behind the first router.
     pub fn set_dead(&self, dead: bool) {
         self.dead.send_replace(dead);
     }

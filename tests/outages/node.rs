@@ -10,7 +10,7 @@ use walrusds::clock::Clock;
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Client, Config, ErrorKind, WalrusDatastore};
 
-use crate::scene::{devnet, open, spec, Allowed, Scene, NOTHING, SECRET};
+use crate::scenario::{devnet, open, spec, Allowed, Scenario, NOTHING, SECRET};
 use testkit::postgres::{signal_each, Postgres};
 
 const GROUP: &str = "The node itself";
@@ -56,20 +56,20 @@ async fn frozen_node() {
     let repo = tempfile::tempdir().expect("repo");
     let ds = open(&spec, repo.path()).await;
     let case = "its process frozen (SIGSTOP) for 4 s, timeouts 1 s";
-    let mut scene = Scene::start(GROUP, case, vec![ds]).await;
-    scene.strike_unhurried(|| println!("under load")).await;
+    let mut scenario = Scenario::start(GROUP, case, vec![ds]).await;
+    scenario.strike_unhurried(|| println!("under load")).await;
     loop {
         let begun = Instant::now();
-        scene.hold(Duration::from_millis(20)).await;
+        scenario.hold(Duration::from_millis(20)).await;
         if begun.elapsed() > Duration::from_secs(2) {
             break;
         }
     }
     const ALLOWED: Allowed = Allowed::both(&[(ErrorKind::Walrus, true), (ErrorKind::Index, true)]);
-    scene.heal(|| {}, ALLOWED).await;
+    scenario.heal(|| {}, ALLOWED).await;
 }
 
-/// The machine's clock, and how far it is off.
+/// The machine's clock and its error.
 #[derive(Default)]
 struct Jumping(Mutex<(Duration, bool)>);
 
@@ -107,11 +107,11 @@ async fn clock_jumps(case: &'static str, by: Duration, back: bool) {
     let ds =
         WalrusDatastore::with_parts(&config, index, client, Arc::clone(&clock) as Arc<dyn Clock>)
             .expect("opening");
-    let mut scene = Scene::start(GROUP, case, vec![ds]).await;
-    scene.strike(|| clock.set(by, back)).await;
-    scene.hold(Duration::from_millis(1000)).await;
+    let mut scenario = Scenario::start(GROUP, case, vec![ds]).await;
+    scenario.strike(|| clock.set(by, back)).await;
+    scenario.hold(Duration::from_millis(1000)).await;
     let cure = || clock.set(Duration::ZERO, false);
-    scene.heal(cure, NOTHING).await;
+    scenario.heal(cure, NOTHING).await;
 }
 
 const YEAR: Duration = Duration::from_secs(365 * 86_400);

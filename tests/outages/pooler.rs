@@ -1,4 +1,4 @@
-//! PostgreSQL behind pgbouncer in transaction mode, where nothing of a session survives: two nodes
+//! PostgreSQL behind pgbouncer in transaction mode, where no session state survives: two nodes
 //! share one pooler.
 
 use std::process::{Child, Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use walrus_devnet::{Devnet, Options};
 use walrusds::Op;
 
-use crate::scene::{devnet, eventually, open, spec, Scene, INDEX_RETRYABLE, NOTHING, SECRET};
+use crate::scenario::{devnet, eventually, open, spec, Scenario, INDEX_RETRYABLE, NOTHING, SECRET};
 use testkit::mem::{key_of, noise};
 use testkit::postgres::{as_server_user, free_port, signal_each, Postgres};
 
@@ -21,7 +21,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// With as many server connections as given: fewer than the nodes would like to have.
+    /// With the given number of server connections: fewer than the nodes would use.
     fn start(pg: &Postgres, server_connections: u32) -> Pooler {
         let dir = tempfile::Builder::new()
             .prefix("wds-pgb-")
@@ -109,7 +109,7 @@ impl Drop for Pooler {
 }
 
 /// Two nodes behind one pooler.
-async fn start(case: &'static str, pooler: &Pooler, db: &str) -> (Devnet, Scene) {
+async fn start(case: &'static str, pooler: &Pooler, db: &str) -> (Devnet, Scenario) {
     let net = devnet().await;
     let mut spec = spec(&net);
     spec["postgresURL"] = pooler.url(db).into();
@@ -118,24 +118,24 @@ async fn start(case: &'static str, pooler: &Pooler, db: &str) -> (Devnet, Scene)
         open(&spec, repo.path()).await,
         open(&spec, repo.path()).await,
     ];
-    (net, Scene::start(GROUP, case, nodes).await)
+    (net, Scenario::start(GROUP, case, nodes).await)
 }
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// No outage: everything a datastore does, with calls given up all the time, over fewer server
+/// No outage: all operations of a datastore, with calls given up all the time, over fewer server
 /// connections than there are callers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn under_load() {
     let pg = Postgres::start();
     let db = pg.database();
     let pooler = Pooler::start(&pg, 4);
-    let (_net, mut scene) = start("none; 4 server connections for all", &pooler, &db).await;
-    scene.strike(|| {}).await;
-    scene.hold(ms(3000)).await;
-    scene.heal(|| {}, NOTHING).await;
+    let (_net, mut scenario) = start("none; 4 server connections for all", &pooler, &db).await;
+    scenario.strike(|| {}).await;
+    scenario.hold(ms(3000)).await;
+    scenario.heal(|| {}, NOTHING).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -143,10 +143,10 @@ async fn restarted() {
     let pg = Postgres::start();
     let db = pg.database();
     let mut pooler = Pooler::start(&pg, 8);
-    let (_net, mut scene) = start("stopped (SIGTERM), started 1 s later", &pooler, &db).await;
-    scene.strike(|| pooler.down("-TERM")).await;
-    scene.hold(ms(1000)).await;
-    scene.heal(|| pooler.up(), INDEX_RETRYABLE).await;
+    let (_net, mut scenario) = start("stopped (SIGTERM), started 1 s later", &pooler, &db).await;
+    scenario.strike(|| pooler.down("-TERM")).await;
+    scenario.hold(ms(1000)).await;
+    scenario.heal(|| pooler.up(), INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -154,15 +154,15 @@ async fn killed() {
     let pg = Postgres::start();
     let db = pg.database();
     let mut pooler = Pooler::start(&pg, 8);
-    let (_net, mut scene) = start("killed (-9) and started at once", &pooler, &db).await;
-    scene
+    let (_net, mut scenario) = start("killed (-9) and started at once", &pooler, &db).await;
+    scenario
         .strike(|| {
             pooler.down("-KILL");
             pooler.up();
         })
         .await;
-    scene.hold(ms(1000)).await;
-    scene.heal(|| {}, INDEX_RETRYABLE).await;
+    scenario.hold(ms(1000)).await;
+    scenario.heal(|| {}, INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -170,10 +170,10 @@ async fn frozen() {
     let pg = Postgres::start();
     let db = pg.database();
     let pooler = Pooler::start(&pg, 8);
-    let (_net, mut scene) = start("frozen (SIGSTOP) for 3 s", &pooler, &db).await;
-    scene.strike(|| pooler.signal("-STOP")).await;
-    scene.hold(ms(3000)).await;
-    scene.heal(|| pooler.signal("-CONT"), NOTHING).await;
+    let (_net, mut scenario) = start("frozen (SIGSTOP) for 3 s", &pooler, &db).await;
+    scenario.strike(|| pooler.signal("-STOP")).await;
+    scenario.hold(ms(3000)).await;
+    scenario.heal(|| pooler.signal("-CONT"), NOTHING).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -181,18 +181,18 @@ async fn server_restarted() {
     let mut pg = Postgres::start();
     let db = pg.database();
     let pooler = Pooler::start(&pg, 8);
-    let (_net, mut scene) = start(
+    let (_net, mut scenario) = start(
         "the server behind it stopped (fast), started 1.5 s later",
         &pooler,
         &db,
     )
     .await;
-    scene.strike(|| pg.down()).await;
-    scene.hold(ms(1500)).await;
-    scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
+    scenario.strike(|| pg.down()).await;
+    scenario.hold(ms(1500)).await;
+    scenario.heal(|| pg.up(), INDEX_RETRYABLE).await;
 }
 
-/// The lease of renewal works where sessions do not, and one node at a time renews.
+/// The lease of renewal works without sessions, and one node at a time renews.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn renewal() {
     let pg = Postgres::start();

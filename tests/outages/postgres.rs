@@ -8,14 +8,14 @@ use walrusds::ErrorKind;
 
 use crate::disk::SmallDisk;
 use crate::net::Wire;
-use crate::scene::{
-    devnet, open, spec, Allowed, Scene, INDEX_RETRYABLE, INDEX_WRITES, NOTHING, SECRET,
+use crate::scenario::{
+    devnet, open, spec, Allowed, Scenario, INDEX_RETRYABLE, INDEX_WRITES, NOTHING, SECRET,
 };
 use testkit::postgres::{signal_each, Postgres};
 
 const GROUP: &str = "PostgreSQL";
 
-/// The table of the node, and what looks for the node's connections.
+/// The table of the node, and the pattern that selects the node's connections.
 const OF_THE_NODE: &str = "application_name = 'walrusds' AND datname = current_database()";
 
 fn ms(n: u64) -> Duration {
@@ -23,24 +23,24 @@ fn ms(n: u64) -> Duration {
 }
 
 /// A node whose index is at `url`.
-async fn start_at(case: &'static str, url: &str) -> (Devnet, Scene) {
+async fn start_at(case: &'static str, url: &str) -> (Devnet, Scenario) {
     let net = devnet().await;
     let mut spec = spec(&net);
     spec["postgresURL"] = url.into();
     let repo = tempfile::tempdir().expect("repo");
     let ds = open(&spec, repo.path()).await;
-    (net, Scene::start(GROUP, case, vec![ds]).await)
+    (net, Scenario::start(GROUP, case, vec![ds]).await)
 }
 
-/// A URL with a password, which these servers do not ask for.
+/// A URL with a password; these servers do not require it.
 fn url(pg: &Postgres, db: &str) -> String {
     pg.url_as(&format!("postgres:{SECRET}"), db)
 }
 
-async fn start(case: &'static str, pg: &Postgres) -> (Devnet, Scene, String) {
+async fn start(case: &'static str, pg: &Postgres) -> (Devnet, Scenario, String) {
     let db = pg.database();
-    let (net, scene) = start_at(case, &url(pg, &db)).await;
-    (net, scene, db)
+    let (net, scenario) = start_at(case, &url(pg, &db)).await;
+    (net, scenario, db)
 }
 
 /// Runs SQL and stays connected until dropped (an open transaction with it).
@@ -80,40 +80,41 @@ impl Drop for Session {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn restarted_fast() {
     let mut pg = Postgres::start();
-    let (_net, mut scene, _) = start("stopped (fast), started 1.5 s later", &pg).await;
-    scene.strike(|| pg.down()).await;
-    scene.hold(ms(1500)).await;
-    scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
+    let (_net, mut scenario, _) = start("stopped (fast), started 1.5 s later", &pg).await;
+    scenario.strike(|| pg.down()).await;
+    scenario.hold(ms(1500)).await;
+    scenario.heal(|| pg.up(), INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn restarted_immediate() {
     let mut pg = Postgres::start();
-    let (_net, mut scene, _) = start("stopped (immediate), started 1.5 s later", &pg).await;
-    scene.deletes_may_return().await;
-    scene.strike(|| pg.down_now()).await;
-    scene.hold(ms(1500)).await;
-    scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
+    let (_net, mut scenario, _) = start("stopped (immediate), started 1.5 s later", &pg).await;
+    scenario.deletes_may_return().await;
+    scenario.strike(|| pg.down_now()).await;
+    scenario.hold(ms(1500)).await;
+    scenario.heal(|| pg.up(), INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn killed() {
     let mut pg = Postgres::start();
-    let (_net, mut scene, _) = start("every process killed (-9), started 1.5 s later", &pg).await;
-    scene.deletes_may_return().await;
-    scene.strike(|| pg.kill()).await;
-    scene.hold(ms(1500)).await;
-    scene.heal(|| pg.up(), INDEX_RETRYABLE).await;
+    let (_net, mut scenario, _) =
+        start("every process killed (-9), started 1.5 s later", &pg).await;
+    scenario.deletes_may_return().await;
+    scenario.strike(|| pg.kill()).await;
+    scenario.hold(ms(1500)).await;
+    scenario.heal(|| pg.up(), INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn read_only() {
     let pg = Postgres::start();
-    let (_net, mut scene, _) = start("read-only for 2 s", &pg).await;
+    let (_net, mut scenario, _) = start("read-only for 2 s", &pg).await;
     let read_only = |on| pg.set("default_transaction_read_only", on);
-    scene.strike(|| read_only("on")).await;
-    scene.hold(ms(2000)).await;
-    scene.heal(|| read_only("off"), INDEX_WRITES).await;
+    scenario.strike(|| read_only("on")).await;
+    scenario.hold(ms(2000)).await;
+    scenario.heal(|| read_only("off"), INDEX_WRITES).await;
 }
 
 /// Takes every connection that a role can get.
@@ -122,7 +123,7 @@ fn take_all(pg: &Postgres, user: &str, db: &str) -> Vec<postgres::Client> {
     std::iter::from_fn(|| postgres::Client::connect(&url, postgres::NoTls).ok()).collect()
 }
 
-/// Others take every connection; those the node had are cut.
+/// Other clients take every connection; those of the node are cut.
 async fn no_connections(case: &'static str, hog: &str) {
     let pg = Postgres::start_with(&["max_connections=24", "superuser_reserved_connections=3"]);
     let db = pg.database();
@@ -136,15 +137,16 @@ async fn no_connections(case: &'static str, hog: &str) {
     spec["maxOpenConns"] = 10.into();
     let repo = tempfile::tempdir().expect("repo");
     let ds = open(&spec, repo.path()).await;
-    let mut scene = Scene::start(GROUP, case, vec![ds]).await;
+    let mut scenario = Scenario::start(GROUP, case, vec![ds]).await;
     let mut taken = Vec::new();
     let hogging = std::sync::Mutex::new(&mut taken);
-    scene
+    scenario
         .strike(|| {
             testkit::postgres::blocking(|| {
                 let mut admin = pg.client(&db);
                 let taken = &mut *hogging.lock().expect("one thread");
-                // The node reconnects meanwhile: until nothing is left for it.
+                // The node reconnects meanwhile: the loop goes on until no connection is left for
+                // it.
                 loop {
                     taken.extend(take_all(&pg, hog, &db));
                     let cut = format!(
@@ -158,8 +160,8 @@ async fn no_connections(case: &'static str, hog: &str) {
             });
         })
         .await;
-    scene.hold(ms(1500)).await;
-    scene
+    scenario.hold(ms(1500)).await;
+    scenario
         .heal(
             || testkit::postgres::blocking(|| taken.clear()),
             INDEX_RETRYABLE,
@@ -187,12 +189,12 @@ async fn fewer_connections_than_the_pool() {
     let db = pg.database();
     pg.execute("postgres", "CREATE ROLE node LOGIN");
     pg.execute(&db, "GRANT ALL ON SCHEMA public TO node");
-    let (_net, mut scene) = start_at(
+    let (_net, mut scenario) = start_at(
         "role limited to 4 connections (maxOpenConns 32), for 1.5 s",
         &pg.url_as(&format!("node:{SECRET}"), &db),
     )
     .await;
-    scene
+    scenario
         .strike(|| {
             pg.execute("postgres", "ALTER ROLE node CONNECTION LIMIT 4");
             pg.execute(
@@ -203,8 +205,8 @@ async fn fewer_connections_than_the_pool() {
             );
         })
         .await;
-    scene.hold(ms(1500)).await;
-    scene
+    scenario.hold(ms(1500)).await;
+    scenario
         .heal(
             || pg.execute("postgres", "ALTER ROLE node CONNECTION LIMIT -1"),
             INDEX_RETRYABLE,
@@ -215,8 +217,8 @@ async fn fewer_connections_than_the_pool() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn slow_writes() {
     let pg = Postgres::start();
-    let (_net, mut scene, db) = start("each write takes 0.4 s (trigger), for 2 s", &pg).await;
-    scene
+    let (_net, mut scenario, db) = start("each write takes 0.4 s (trigger), for 2 s", &pg).await;
+    scenario
         .strike(|| {
             pg.execute(
                 &db,
@@ -227,21 +229,21 @@ async fn slow_writes() {
             );
         })
         .await;
-    scene.hold(ms(2000)).await;
+    scenario.hold(ms(2000)).await;
     let cure = || pg.execute(&db, "DROP TRIGGER slow ON walrus_index");
-    scene.heal(cure, NOTHING).await;
+    scenario.heal(cure, NOTHING).await;
 }
 
 async fn locked(case: &'static str, sql: &'static str) {
     let pg = Postgres::start();
-    let (_net, mut scene, db) = start(case, &pg).await;
+    let (_net, mut scenario, db) = start(case, &pg).await;
     let mut lock = None;
     let take = std::sync::Mutex::new(&mut lock);
-    scene
+    scenario
         .strike(|| **take.lock().expect("one thread") = Some(Session::new(&pg, &db, sql)))
         .await;
-    scene.hold(ms(2000)).await;
-    scene.heal(|| drop(lock), NOTHING).await;
+    scenario.hold(ms(2000)).await;
+    scenario.heal(|| drop(lock), NOTHING).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -265,30 +267,32 @@ async fn locked_for_all() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn frozen() {
     let pg = Postgres::start();
-    let (_net, mut scene, _) = start("every process frozen (SIGSTOP) for 3 s", &pg).await;
-    scene.strike(|| pg.signal_all("-STOP")).await;
-    scene.hold(ms(3000)).await;
-    scene.heal(|| pg.signal_all("-CONT"), NOTHING).await;
+    let (_net, mut scenario, _) = start("every process frozen (SIGSTOP) for 3 s", &pg).await;
+    scenario.strike(|| pg.signal_all("-STOP")).await;
+    scenario.hold(ms(3000)).await;
+    scenario.heal(|| pg.signal_all("-CONT"), NOTHING).await;
 }
 
-/// Longer than a statement may take: callers are told, and what they gave up must not land after
-/// what they did next.
+/// The outage is longer than a statement may take: callers get an error, and a write that they gave
+/// up must not land after their next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "takes a minute: make outages"]
 async fn frozen_for_long() {
     let pg = Postgres::start();
-    let (_net, mut scene, _) = start("every process frozen (SIGSTOP) for 45 s", &pg).await;
-    scene.strike(|| pg.signal_all("-STOP")).await;
-    scene.hold(ms(45_000)).await;
-    scene.heal(|| pg.signal_all("-CONT"), INDEX_RETRYABLE).await;
+    let (_net, mut scenario, _) = start("every process frozen (SIGSTOP) for 45 s", &pg).await;
+    scenario.strike(|| pg.signal_all("-STOP")).await;
+    scenario.hold(ms(45_000)).await;
+    scenario
+        .heal(|| pg.signal_all("-CONT"), INDEX_RETRYABLE)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn backends_frozen() {
     let pg = Postgres::start();
-    let (_net, mut scene, db) = start("the node's backends frozen (SIGSTOP) for 3 s", &pg).await;
+    let (_net, mut scenario, db) = start("the node's backends frozen (SIGSTOP) for 3 s", &pg).await;
     let mut pids = Vec::new();
-    scene
+    scenario
         .strike(|| {
             let list = pg.scalar(
                 &db,
@@ -300,26 +304,26 @@ async fn backends_frozen() {
             signal_each(&pids, "-STOP");
         })
         .await;
-    scene.hold(ms(3000)).await;
-    scene.heal(|| signal_each(&pids, "-CONT"), NOTHING).await;
+    scenario.hold(ms(3000)).await;
+    scenario.heal(|| signal_each(&pids, "-CONT"), NOTHING).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn backends_terminated() {
     let pg = Postgres::start();
-    let (_net, mut scene, db) = start(
+    let (_net, mut scenario, db) = start(
         "pg_terminate_backend on all its sessions, 5 times in 2 s",
         &pg,
     )
     .await;
     let kill =
         format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OF_THE_NODE}");
-    scene.strike(|| pg.execute(&db, &kill)).await;
+    scenario.strike(|| pg.execute(&db, &kill)).await;
     for _ in 0..4 {
-        scene.hold(ms(400)).await;
+        scenario.hold(ms(400)).await;
         tokio::task::block_in_place(|| pg.execute(&db, &kill));
     }
-    scene.heal(|| {}, INDEX_RETRYABLE).await;
+    scenario.heal(|| {}, INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -332,16 +336,17 @@ async fn failed_over() {
         primary.port(),
         replica.port()
     );
-    let (_net, mut scene) = start_at("primary killed (-9), replica promoted 1 s later", &url).await;
-    scene.deletes_may_return().await;
-    scene.strike(|| primary.kill()).await;
-    scene.hold(ms(1000)).await;
-    scene.heal(|| replica.promote(), INDEX_RETRYABLE).await;
+    let (_net, mut scenario) =
+        start_at("primary killed (-9), replica promoted 1 s later", &url).await;
+    scenario.deletes_may_return().await;
+    scenario.strike(|| primary.kill()).await;
+    scenario.hold(ms(1000)).await;
+    scenario.heal(|| replica.promote(), INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn switched_over() {
-    // As an operator does it: the old primary comes back as a server that takes no writes.
+    // As in a failover by an operator: the old primary comes back as a server that takes no writes.
     let mut primary = Postgres::start();
     let replica = primary.start_replica();
     let db = primary.database();
@@ -350,19 +355,19 @@ async fn switched_over() {
         primary.port(),
         replica.port()
     );
-    let (_net, mut scene) = start_at(
+    let (_net, mut scenario) = start_at(
         "switched over to the replica, old primary back read-only",
         &url,
     )
     .await;
-    scene
+    scenario
         .strike(|| {
             primary.set("default_transaction_read_only", "on");
             primary.restart();
         })
         .await;
-    scene.hold(ms(1000)).await;
-    scene.heal(|| replica.promote(), INDEX_RETRYABLE).await;
+    scenario.hold(ms(1000)).await;
+    scenario.heal(|| replica.promote(), INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -374,14 +379,14 @@ async fn silent_network() {
         "postgres://postgres:{SECRET}@127.0.0.1:{}/{db}?sslmode=disable",
         wire.port()
     );
-    let (_net, mut scene) = start_at("no packet passes for 3 s", &url).await;
-    scene.strike(|| wire.set_dead(true)).await;
-    scene.hold(ms(3000)).await;
-    scene.heal(|| wire.set_dead(false), NOTHING).await;
+    let (_net, mut scenario) = start_at("no packet passes for 3 s", &url).await;
+    scenario.strike(|| wire.set_dead(true)).await;
+    scenario.hold(ms(3000)).await;
+    scenario.heal(|| wire.set_dead(false), NOTHING).await;
 }
 
-/// The primary vanishes without a word: no connection is closed, none comes about. (Before the
-/// engine looked beyond a silent host, listings never worked again.)
+/// The primary vanishes without a sign: no connection is closed, and none can be opened. (Before
+/// the engine detected a silent host, listings never worked again.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn silent_failover() {
     let primary = Postgres::start();
@@ -393,14 +398,14 @@ async fn silent_failover() {
         wire.port(),
         replica.port()
     );
-    let (_net, mut scene) = start_at(
+    let (_net, mut scenario) = start_at(
         "primary vanishes without a word, replica promoted 1 s later",
         &url,
     )
     .await;
-    scene.strike(|| wire.set_dead(true)).await;
-    scene.hold(ms(1000)).await;
-    scene.heal(|| replica.promote(), INDEX_RETRYABLE).await;
+    scenario.strike(|| wire.set_dead(true)).await;
+    scenario.hold(ms(1000)).await;
+    scenario.heal(|| replica.promote(), INDEX_RETRYABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -419,11 +424,11 @@ async fn disk_full() {
     let create = format!("CREATE TABLESPACE small LOCATION '{}'", space.display());
     pg.execute("postgres", &create);
     let db = pg.database_with("TABLESPACE small");
-    let (_net, mut scene) = start_at("its disk full (tablespace) for 2 s", &url(&pg, &db)).await;
-    scene.strike(|| disk.fill()).await;
-    scene.hold(ms(2000)).await;
-    scene.until_a_call_fails(|| disk.fill()).await;
-    scene.heal(|| disk.free(), INDEX_WRITES).await;
+    let (_net, mut scenario) = start_at("its disk full (tablespace) for 2 s", &url(&pg, &db)).await;
+    scenario.strike(|| disk.fill()).await;
+    scenario.hold(ms(2000)).await;
+    scenario.until_a_call_fails(|| disk.fill()).await;
+    scenario.heal(|| disk.free(), INDEX_WRITES).await;
     pg.execute("postgres", &format!("DROP DATABASE {db}"));
 }
 
@@ -433,12 +438,12 @@ async fn rights_taken_away() {
     let db = pg.database();
     pg.execute("postgres", "CREATE ROLE node LOGIN");
     pg.execute(&db, "GRANT ALL ON SCHEMA public TO node");
-    let (_net, mut scene) = start_at(
+    let (_net, mut scenario) = start_at(
         "the role's right to write taken away for 1.5 s",
         &pg.url_as(&format!("node:{SECRET}"), &db),
     )
     .await;
-    scene
+    scenario
         .strike(|| {
             pg.execute(
                 &db,
@@ -446,8 +451,8 @@ async fn rights_taken_away() {
             )
         })
         .await;
-    scene.hold(ms(1500)).await;
+    scenario.hold(ms(1500)).await;
     let cure = || pg.execute(&db, "GRANT INSERT, UPDATE, DELETE ON walrus_index TO node");
     let allowed = Allowed::writers(&[(ErrorKind::Config, false)]);
-    scene.heal(cure, allowed).await;
+    scenario.heal(cure, allowed).await;
 }

@@ -9,7 +9,7 @@ use walrus_devnet::Devnet;
 use walrusds::{Config, ErrorKind, Op, WalrusDatastore};
 
 use crate::disk::SmallDisk;
-use crate::scene::{devnet, open, spec, Scene, INDEX_WRITES, NOTHING};
+use crate::scenario::{devnet, open, spec, Scenario, INDEX_WRITES, NOTHING};
 use testkit::mem::{key_of, noise};
 
 const GROUP: &str = "SQLite";
@@ -31,30 +31,30 @@ async fn disk_full() {
     };
     let net = devnet().await;
     let ds = open(&spec_in(&net), disk.path()).await;
-    let mut scene = Scene::start(GROUP, "disk full for 2 s", vec![ds]).await;
-    scene.strike(|| disk.fill()).await;
-    scene.hold(ms(2000)).await;
-    scene.until_a_call_fails(|| disk.fill()).await;
-    scene.heal(|| disk.free(), INDEX_WRITES).await;
+    let mut scenario = Scenario::start(GROUP, "disk full for 2 s", vec![ds]).await;
+    scenario.strike(|| disk.fill()).await;
+    scenario.hold(ms(2000)).await;
+    scenario.until_a_call_fails(|| disk.fill()).await;
+    scenario.heal(|| disk.free(), INDEX_WRITES).await;
 }
 
-/// Another process writes to the file and takes its time.
-async fn locked(case: &'static str, time: Duration, allowed: crate::scene::Allowed) {
+/// Another process writes to the file for a long time.
+async fn locked(case: &'static str, time: Duration, allowed: crate::scenario::Allowed) {
     let net = devnet().await;
     let repo = tempfile::tempdir().expect("repo");
     let ds = open(&spec_in(&net), repo.path()).await;
-    let mut scene = Scene::start(GROUP, case, vec![ds]).await;
+    let mut scenario = Scenario::start(GROUP, case, vec![ds]).await;
     let other = rusqlite::Connection::open(repo.path().join("index.sqlite")).expect("the file");
     let other = parking_lot::Mutex::new(other);
     let sql = |sql: &str| other.lock().execute_batch(sql).expect("locking");
-    scene
+    scenario
         .strike(|| {
             sql("PRAGMA busy_timeout = 30000");
             sql("BEGIN IMMEDIATE");
         })
         .await;
-    scene.hold(time).await;
-    scene.heal(|| sql("ROLLBACK"), allowed).await;
+    scenario.hold(time).await;
+    scenario.heal(|| sql("ROLLBACK"), allowed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -83,7 +83,7 @@ async fn try_open(net: &Devnet, repo: &Path) -> walrusds::Result<WalrusDatastore
     WalrusDatastore::open(config, repo).await
 }
 
-/// A file system that turned read-only is said to be so, and costs nothing.
+/// The error names a file system that turned read-only, and no upload is paid for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn read_only() {
     let Some(disk) = SmallDisk::mount(8) else {
@@ -117,7 +117,8 @@ async fn read_only() {
     ds.close().await.expect("closing");
 }
 
-/// Wherever the file is damaged: what comes out is right or an error that says so.
+/// For damage anywhere in the file, a read returns the right value or an error that names the
+/// damage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn damaged() {
     let net = devnet().await;
@@ -139,7 +140,8 @@ async fn damaged() {
         noticed += check_damaged(&net, repo.path(), &blocks, &mut refused).await;
     }
     for len in [0, 1, 100, page, page + 17, whole.len() / 2, whole.len() - 1] {
-        // An empty file is a new one for SQLite: nothing tells it from a first start.
+        // SQLite takes an empty file for a new one: no property distinguishes it from a first
+        // start.
         if len > 0 {
             std::fs::write(&file, &whole[..len]).expect("cutting");
             noticed += check_damaged(&net, repo.path(), &blocks, &mut refused).await;
@@ -158,7 +160,7 @@ async fn damaged() {
     ds.close().await.expect("closing");
 }
 
-/// How many reads were told of the damage; whether opening was refused is added to `refused`.
+/// The number of reads that reported the damage; a refused open is added to `refused`.
 async fn check_damaged(
     net: &Devnet,
     repo: &Path,

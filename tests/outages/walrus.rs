@@ -1,5 +1,5 @@
-//! Publishers and aggregators fail: the whole list of faults of the local Walrus, one by one and all
-//! at once, with one endpoint and with several.
+//! Publishers and aggregators fail: the whole list of faults of the local Walrus, one by one and
+//! all at once, with one endpoint and with several.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use walrus_devnet::{Devnet, FaultAction, FaultRule, Jwt, Loss, Op as Request, Op
 use walrusds::ErrorKind;
 
 use crate::net::Wire;
-use crate::scene::{
-    a_while, devnet, open, spec, Allowed, Scene, AGGREGATOR, NOTHING, PUBLISHER, SECRET, WALRUS,
+use crate::scenario::{
+    a_while, devnet, open, spec, Allowed, Scenario, AGGREGATOR, NOTHING, PUBLISHER, SECRET, WALRUS,
 };
 
 const ONE: &str = "Walrus, one endpoint";
@@ -27,32 +27,32 @@ pub async fn start_on(
     group: &'static str,
     case: &'static str,
     change: impl FnOnce(&mut serde_json::Value),
-) -> (tempfile::TempDir, Scene) {
+) -> (tempfile::TempDir, Scenario) {
     let repo = tempfile::tempdir().expect("repo");
     let mut spec = spec(net);
     spec["indexPath"] = "index.sqlite".into();
-    // The shortest that can be set: what hangs is given up after a second.
+    // The shortest timeout that can be set: a request that hangs is given up after a second.
     spec["requestTimeoutSeconds"] = 1.into();
     change(&mut spec);
     let ds = open(&spec, repo.path()).await;
-    let scene = Scene::start(group, case, vec![ds]).await;
-    (repo, scene)
+    let scenario = Scenario::start(group, case, vec![ds]).await;
+    (repo, scenario)
 }
 
-/// Every publisher and aggregator there is breaks in this way for a while.
+/// Every publisher and aggregator breaks with the given rules for a while.
 async fn alone(case: &'static str, rules: Vec<FaultRule>, allowed: Allowed) {
     let net = devnet().await;
-    let (_repo, scene) = start_on(&net, ONE, case, |_| {}).await;
-    scene.break_walrus(&net, rules, allowed).await;
+    let (_repo, scenario) = start_on(&net, ONE, case, |_| {}).await;
+    scenario.break_walrus(&net, rules, allowed).await;
     paid_once(&net);
 }
 
-/// The first of three endpoints breaks in this way.
+/// The first of three endpoints breaks with the given rules.
 async fn first_of_three(case: &'static str, actions: Vec<FaultAction>) {
     let net = devnet().await;
     let more: Vec<String> = (0..2).map(|_| add(&net, Role::Daemon)).collect();
     let all = format!("{},{}", net.url(), more.join(","));
-    let (_repo, scene) = start_on(&net, SEVERAL, case, |spec| {
+    let (_repo, scenario) = start_on(&net, SEVERAL, case, |spec| {
         spec["publisherURL"] = all.as_str().into();
         spec["aggregatorURL"] = all.as_str().into();
     })
@@ -61,7 +61,7 @@ async fn first_of_three(case: &'static str, actions: Vec<FaultAction>) {
         .into_iter()
         .map(|action| FaultRule::new(action).at(0))
         .collect();
-    scene.break_walrus(&net, rules, NOTHING).await;
+    scenario.break_walrus(&net, rules, NOTHING).await;
     paid_once(&net);
 }
 
@@ -70,7 +70,7 @@ fn add(net: &Devnet, role: Role) -> String {
     net.add_endpoint(role, any_port).expect("endpoint").1
 }
 
-/// However often an answer was lost, nothing was bought twice.
+/// However often an answer was lost, no blob was bought twice.
 fn paid_once(net: &Devnet) {
     let (paid, blobs) = (net.stats().newly_created, net.blobs().len() as u64);
     assert_eq!(paid, blobs, "blobs paid for and blobs there are");
@@ -94,7 +94,7 @@ const NOT_FOUND: Allowed = Allowed::readers(&[
     (ErrorKind::BlobNotFound, false),
 ]);
 const CORRUPT: Allowed = Allowed::readers(&[(ErrorKind::Corrupt, false)]);
-/// A blob that may be deleted any time is no success; the same publisher is not asked again.
+/// A deletable blob counts as a failure; the same publisher is not asked again.
 const REFUSED: Allowed = Allowed::writers(&[(ErrorKind::Walrus, false)]);
 const WRONG: Allowed = Allowed::readers(&[(ErrorKind::Walrus, false)]);
 
@@ -170,21 +170,21 @@ first_of_three! {
         [FaultAction::Drip { bytes: 10, every_ms: 100 }];
 }
 
-/// Nobody listens: the publisher and aggregator's process is gone, and comes back.
+/// Connections are refused: the publisher and aggregator's process is gone, and comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn refused() {
     let net = devnet().await;
     let case = "connection refused";
-    let (_repo, mut scene) = start_on(&net, ONE, case, |_| {}).await;
-    scene.strike(|| net.stop_endpoint(0)).await;
-    scene.hold(a_while()).await;
+    let (_repo, mut scenario) = start_on(&net, ONE, case, |_| {}).await;
+    scenario.strike(|| net.stop_endpoint(0)).await;
+    scenario.hold(a_while()).await;
     let again = || {
         drop(
             net.add_endpoint(Role::Daemon, net.address())
                 .expect("the port"),
         )
     };
-    scene.heal(again, WALRUS).await;
+    scenario.heal(again, WALRUS).await;
     paid_once(&net);
 }
 
@@ -193,52 +193,52 @@ async fn first_refused() {
     let net = devnet().await;
     let both = format!("{},{}", net.url(), add(&net, Role::Daemon));
     let case = "1 of 2: connection refused";
-    let (_repo, mut scene) = start_on(&net, SEVERAL, case, |spec| {
+    let (_repo, mut scenario) = start_on(&net, SEVERAL, case, |spec| {
         spec["publisherURL"] = both.as_str().into();
         spec["aggregatorURL"] = both.as_str().into();
     })
     .await;
-    scene.strike(|| net.stop_endpoint(0)).await;
-    scene.hold(a_while()).await;
+    scenario.strike(|| net.stop_endpoint(0)).await;
+    scenario.hold(a_while()).await;
     let again = || {
         drop(
             net.add_endpoint(Role::Daemon, net.address())
                 .expect("the port"),
         )
     };
-    scene.heal(again, NOTHING).await;
+    scenario.heal(again, NOTHING).await;
     paid_once(&net);
 }
 
-/// Sockets that are open and silent, before a request, in it, and in its answer.
+/// Sockets that are open and silent: before a request, within it, and within its answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn silent_network() {
     let net = devnet().await;
     let wire = Wire::to(net.address().port()).await;
     let url = format!("http://127.0.0.1:{}", wire.port());
     let case = "no packet passes for 3 s";
-    let (_repo, mut scene) = start_on(&net, ONE, case, |spec| {
+    let (_repo, mut scenario) = start_on(&net, ONE, case, |spec| {
         spec["publisherURL"] = url.as_str().into();
         spec["aggregatorURL"] = url.as_str().into();
     })
     .await;
-    scene.strike(|| wire.set_dead(true)).await;
-    scene.hold(ms(3000)).await;
-    scene.heal(|| wire.set_dead(false), WALRUS).await;
+    scenario.strike(|| wire.set_dead(true)).await;
+    scenario.hold(ms(3000)).await;
+    scenario.heal(|| wire.set_dead(false), WALRUS).await;
     paid_once(&net);
 }
 
-/// A cache in front of the aggregator keeps the 404 of before a blob was there.
+/// A cache in front of the aggregator repeats a 404 from before the blob was stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn cached_not_found() {
     let net = devnet().await;
     let case = "404s of before the upload cached by a CDN";
-    let (_repo, mut scene) = start_on(&net, ONE, case, |_| {}).await;
+    let (_repo, mut scenario) = start_on(&net, ONE, case, |_| {}).await;
     let http = reqwest::Client::builder()
         .tls_backend_preconfigured(testkit::no_tls())
         .build()
         .expect("client");
-    scene
+    scenario
         .strike(|| {
             let cached = FaultAction::CachedNotFound { seconds: 60 };
             net.set_faults(on_get(cached));
@@ -252,17 +252,17 @@ async fn cached_not_found() {
             }
         })
         .await;
-    scene.hold(ms(1500)).await;
-    scene.heal(|| net.clear_faults(), NOTHING).await;
+    scenario.hold(ms(1500)).await;
+    scenario.heal(|| net.clear_faults(), NOTHING).await;
 }
 
-/// Epochs end while everything is busy: 503s, and blobs whose storage goes on.
+/// Epochs end under load: 503s, and blobs whose storage is extended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn epochs_change() {
     let net = devnet().await;
     let case = "three epochs end, half of the requests answered 503";
-    let (_repo, mut scene) = start_on(&net, ONE, case, |spec| spec["epochs"] = 20.into()).await;
-    scene
+    let (_repo, mut scenario) = start_on(&net, ONE, case, |spec| spec["epochs"] = 20.into()).await;
+    scenario
         .strike(|| {
             net.set_faults(vec![
                 FaultRule::new(FaultAction::Unavailable).with_probability(0.5)
@@ -271,20 +271,20 @@ async fn epochs_change() {
         .await;
     for _ in 0..3 {
         net.advance_epoch(1);
-        scene.hold(ms(500)).await;
+        scenario.hold(ms(500)).await;
     }
-    scene.heal(|| net.clear_faults(), WALRUS).await;
+    scenario.heal(|| net.clear_faults(), WALRUS).await;
     paid_once(&net);
 }
 
-/// Tokens: what a publisher demands, from a command that may fail or repeat itself.
+/// The tokens that a publisher demands, from a command that may fail or repeat itself.
 struct Minter {
     dir: tempfile::TempDir,
 }
 
 impl Minter {
-    /// The command prints an unsigned token (the publisher here checks all but signatures), fresh
-    /// unless told otherwise.
+    /// The command prints an unsigned token (the publisher here checks all but signatures), a fresh
+    /// one unless the test sets another.
     fn new() -> Self {
         let minter = Minter {
             dir: tempfile::tempdir().expect("directory of the minter"),
@@ -315,7 +315,7 @@ printf '%s.%s.{SECRET}xx' "$head" "$claims"
     }
 
     fn set(&self, mode: &str) {
-        // Replaced as a whole: the command may be reading it.
+        // Replaced as a whole, because the command may be reading the file.
         let new = self.dir.path().join("new");
         std::fs::write(&new, mode).expect("mode");
         std::fs::rename(new, self.dir.path().join("mode")).expect("mode");
@@ -335,15 +335,15 @@ async fn tokens(case: &'static str, mode: &str, allowed: Allowed) {
     .await
     .expect("local Walrus");
     let minter = Minter::new();
-    let (_repo, mut scene) = start_on(&net, ONE, case, |spec| {
+    let (_repo, mut scenario) = start_on(&net, ONE, case, |spec| {
         spec["authTokenCommand"] = minter.command().into();
-        // Each upload starts a few processes: fewer at once.
+        // Each upload starts a few processes, so fewer uploads run at once.
         spec["workers"] = 2.into();
     })
     .await;
-    scene.strike(|| minter.set(mode)).await;
-    scene.hold(a_while()).await;
-    scene.heal(|| minter.set("fresh"), allowed).await;
+    scenario.strike(|| minter.set(mode)).await;
+    scenario.hold(a_while()).await;
+    scenario.heal(|| minter.set("fresh"), allowed).await;
     paid_once(&net);
 }
 
@@ -362,11 +362,11 @@ async fn token_command_fails() {
     tokens("the command for tokens fails", "failing", PUBLISHER).await;
 }
 
-/// Everything at once, at two endpoints, with probabilities.
+/// All faults at once, at two endpoints, with probabilities.
 async fn storm(case: &'static str, time: Duration) {
     let net = devnet().await;
     let both = format!("{},{}", net.url(), add(&net, Role::Daemon));
-    let (_repo, mut scene) = start_on(&net, SEVERAL, case, |spec| {
+    let (_repo, mut scenario) = start_on(&net, SEVERAL, case, |spec| {
         spec["publisherURL"] = both.as_str().into();
         spec["aggregatorURL"] = both.as_str().into();
     })
@@ -426,9 +426,9 @@ async fn storm(case: &'static str, time: Duration) {
         .chain(gets.into_iter().map(|a| FaultRule::new(a).on(READS)))
         .map(|rule| rule.with_probability(0.06))
         .collect();
-    scene.only_verified_reads().await;
-    scene.strike(|| net.set_faults(rules)).await;
-    scene.hold(time).await;
+    scenario.only_verified_reads().await;
+    scenario.strike(|| net.set_faults(rules)).await;
+    scenario.hold(time).await;
     for report in net.faults() {
         assert!(report.seen > 0, "never seen: {:?}", report.rule);
     }
@@ -444,7 +444,7 @@ async fn storm(case: &'static str, time: Duration) {
             (ErrorKind::BlobNotFound, false),
         ],
     );
-    scene.heal(|| net.clear_faults(), ANY).await;
+    scenario.heal(|| net.clear_faults(), ANY).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,4 +1,4 @@
-//! The admin endpoints: what no real Walrus has.
+//! The admin endpoints, which no real Walrus has.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

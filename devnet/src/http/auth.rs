@@ -23,7 +23,7 @@ use super::Endpoint;
 use crate::object_id::ObjectId;
 use crate::Jwt;
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Claims {
     exp: i64,
@@ -42,7 +42,7 @@ pub(crate) struct Claims {
     max_size: Option<u64>,
 }
 
-/// Tokens that have been used, until they expire anyway.
+/// The used tokens, kept until they expire.
 #[derive(Debug, Default)]
 pub(crate) struct UsedTokens(Mutex<HashMap<String, i64>>);
 
@@ -154,7 +154,7 @@ impl Endpoint {
             })?),
         };
         let Some(jwt) = self.options().jwt.as_ref().filter(|jwt| demands(jwt)) else {
-            // Nobody asked for a token, but one that is sent is looked into all the same.
+            // No token is required, but one that is sent is inspected all the same.
             return match token {
                 None => Ok(None),
                 Some(token) => match unverified(token) {
@@ -174,7 +174,7 @@ impl Endpoint {
                 .map_err(IntoResponse::into_response)?;
             let quilt = request.uri().path() != "/v1/blobs";
             let empty = HeaderMap::new();
-            // The length of a form says little about what is in it.
+            // The length of a form says little about its contents.
             let headers = if quilt { &empty } else { request.headers() };
             claims
                 .check_upload(&query, headers)
@@ -242,7 +242,7 @@ fn verified(jwt: &Jwt, token: &str) -> Result<Claims, ApiError> {
         })
 }
 
-/// The claims of a token nobody vouches for.
+/// The claims of a token whose signature is not verified.
 fn unverified(token: &str) -> Option<Claims> {
     let payload = token.split('.').nth(1)?;
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()

@@ -10,7 +10,7 @@ use http_body_util::BodyExt as _;
 
 use super::error;
 
-/// The most a declared length makes us reserve at once.
+/// The largest buffer that is reserved on the word of a declared length.
 const MAX_RESERVE: u64 = 256 << 20;
 /// How long the rest of a refused body is read, so that the client gets to see the answer.
 const LINGER: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ pub(crate) async fn collect(mut body: Body, limit: u64) -> Result<Bytes, Respons
     }
 }
 
-/// Reads and drops the body; returns how much it was.
+/// Reads and drops the body; returns its length.
 pub(crate) async fn discard(mut body: Body) -> u64 {
     let mut len = 0;
     while let Some(Ok(frame)) = body.frame().await {

@@ -24,7 +24,7 @@ use super::Endpoint;
 use crate::faults::{FaultAction, Loss, Op, Subject};
 use crate::server::Connection;
 
-/// 404s a CDN would repeat: by endpoint and URL, until when.
+/// The 404s that a CDN would repeat, by endpoint and URL, with their end.
 #[derive(Debug, Default)]
 pub(crate) struct CachedNotFound(Mutex<HashMap<(usize, String), Instant>>);
 
@@ -95,7 +95,7 @@ async fn read_some(request: Request, bytes: u64) -> BodyDataStream {
     body
 }
 
-/// Answers as a proxy would that has read the request.
+/// Answers like a proxy that has read the request.
 async fn instead(request: Request, answer: Response<Body>) -> Response<Body> {
     body::discard(request.into_body()).await;
     answer
@@ -167,7 +167,7 @@ async fn before(
             return Err(pending().await);
         }
         FaultAction::StopReading { after } if write => {
-            // Held on to: dropped, the rest would be read and thrown away.
+            // Held, because a dropped body would be read and thrown away.
             let _rest = read_some(request, *after).await;
             return Err(pending().await);
         }

@@ -30,7 +30,7 @@ use crate::network::Network;
 use crate::stats::{Counters, Stats};
 use crate::{Options, Role};
 
-/// What all endpoints of a devnet share.
+/// The state that all endpoints of a devnet share.
 pub(crate) struct Shared {
     pub network: Network,
     pub options: Options,

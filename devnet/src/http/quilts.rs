@@ -154,7 +154,7 @@ impl Endpoint {
 }
 
 fn answer(quilt: BlobId, patch: NewPatch, method: &Method, headers: &HeaderMap) -> Response<Body> {
-    // The quilt's ID, whichever patch it is: that is what the original does.
+    // The quilt's ID for every patch, as in the original.
     let mut response = blob_response(&quilt.to_string(), patch.data, method, headers);
     if let Ok(name) = HeaderValue::from_bytes(patch.identifier.as_bytes()) {
         response

@@ -1,4 +1,4 @@
-//! The aggregator: everything that is read.
+//! The aggregator: all reads.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -372,7 +372,7 @@ impl Endpoint {
             .iter()
             .map(|id| self.resolve(id))
             .collect::<Result<_, _>>()?;
-        // A blob that is missing shows only when its turn comes: the status is out by then.
+        // A missing blob shows only at its turn: the status is sent by then.
         let state = (Arc::clone(self), resolved.into_iter());
         let body = stream::unfold(Some(state), |state| async move {
             let (this, mut ids) = state?;
@@ -417,8 +417,8 @@ impl Endpoint {
     }
 }
 
-/// Gives the server a moment to write out what it has: an error right after a chunk would make
-/// it drop that chunk.
+/// Gives the server a moment to write out its buffer: an error right after a chunk would make it
+/// drop that chunk.
 pub(crate) fn flushed() -> impl Future<Output = ()> {
     tokio::time::sleep(Duration::from_millis(20))
 }

@@ -1,4 +1,4 @@
-//! The publisher: everything that is stored.
+//! The publisher: all stores.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Response<Body> {
 }
 
 impl Endpoint {
-    /// Encodes, checks, waits as long as the upload is set to take, and stores.
+    /// Encodes, checks, waits for the configured upload time, and stores.
     pub(crate) async fn store(
         self: &Arc<Self>,
         data: Bytes,

@@ -1,4 +1,4 @@
-//! A client that hides nothing: exact requests in, exact answers out.
+//! A client for exact requests and exact answers, without hidden steps.
 #![allow(dead_code, missing_docs)] // every test file uses a part of it
 
 use std::io::{self, Read, Write};

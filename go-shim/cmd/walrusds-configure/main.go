@@ -3,8 +3,9 @@
 //
 //	walrusds-configure [-check] [repo]
 //
-// It changes nothing but the walrusds datastore inside Datastore.Spec. What identifies the data
-// (publisher and aggregator URLs, table) may not change: such a repo would point at other blocks.
+// It changes nothing but the walrusds datastore inside Datastore.Spec. The settings that identify
+// the data (publisher and aggregator URLs, table) may not change: such a repo would point at other
+// blocks.
 package main
 
 import (
@@ -46,7 +47,7 @@ func run(repo string, check bool) error {
 	if err != nil {
 		return err
 	}
-	// Numbers and members that we do not know must come out as they went in.
+	// Numbers and unknown members must keep their values.
 	var config map[string]json.RawMessage
 	if err := decode(raw, &config); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -202,7 +203,7 @@ func encode(v any, indent string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// replace writes the file beside the old one and swaps them: the node's private key is in there.
+// replace writes the file beside the old one and swaps them: the file holds the node's private key.
 func replace(path string, data []byte) error {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -1,5 +1,5 @@
-// The external Kubo plugin: go build -buildmode=plugin. It fits only an ipfs that was built from the
-// same sources with the same Go; scripts/plugin-build.sh takes care of that.
+// The external Kubo plugin: go build -buildmode=plugin. It fits only an ipfs that was built from
+// the same sources with the same Go; scripts/plugin-build.sh takes care of that.
 package main
 
 import (

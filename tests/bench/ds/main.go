@@ -1,6 +1,7 @@
 // Command bench-ds measures walrusds as a datastore, through the Go shim and without Kubo: how many
-// calls a second, how long each takes, what CPU time this process uses for it (on a machine that is busy
-// with other things the one figure that stays comparable), and how many threads it has meanwhile.
+// calls a second, how long each takes, what CPU time this process uses for it (on a machine that is
+// busy with other things the one figure that stays comparable), and how many threads it has
+// meanwhile.
 //
 // scripts/bench-ds.sh starts the servers and runs it.
 package main
@@ -103,7 +104,7 @@ func bench(o options, index string) error {
 	}
 	b := &run{options: o, index: index, d: d, ctx: context.Background()}
 	err = b.everything(func() error {
-		// What is indexed is measured, not what is in the journal: closing empties it.
+		// Close empties the journal, so the measurement covers the indexed blocks only.
 		if err := b.d.Close(); err != nil {
 			return err
 		}

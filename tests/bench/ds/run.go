@@ -37,8 +37,8 @@ const (
 
 var encoding = base32.StdEncoding.WithPadding(base32.NoPadding)
 
-// key is one of a family of keys that look like those of blocks, and are as long. They name a hash
-// function that nobody checks, so that any value goes with them.
+// key is a key of a family whose members look like block keys and have their length. The keys name
+// a hash function that the datastore does not verify, so any value fits any key.
 func key(family byte, n uint64) ds.Key {
 	raw := [34]byte{0x55, 0x20, family}
 	for i := 3; i < 27; i += 8 { // spread like a hash
@@ -74,7 +74,7 @@ func value(size int, n uint64) []byte {
 	return v
 }
 
-// everything measures all calls. settle brings what was written from the journal into the index.
+// everything measures all calls. settle moves the written blocks from the journal into the index.
 func (b *run) everything(settle func() error) error {
 	if err := b.fill('k', known, 1); err != nil {
 		return err
@@ -271,8 +271,9 @@ func (b *run) measure(name string, goroutines, total int, call func(n uint64) er
 	return nil
 }
 
-// query lists all rows, keys only, on Postgres both right after they were written and vacuumed, as the server
-// does by itself within minutes: until then it must look at each row to know whether it is there.
+// query lists all rows, keys only, on Postgres both right after they were written and vacuumed, as
+// the server does by itself within minutes: until then it must look at each row to know whether it
+// is there.
 func (b *run) query(settle func() error) error {
 	what := fmt.Sprintf("keys, %d rows: first row, last row", b.rows)
 	name := "Query, " + what

@@ -1,4 +1,4 @@
-//! The figures to reach, and whether they are reached.
+//! The goals in figures, and whether they are reached.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use crate::kind::Kind;
 use crate::results::{Results, Sample};
 use crate::settings::Settings;
 
-/// Peak memory beyond that of flatfs, whatever the workload (MiB).
+/// Peak memory beyond that of flatfs, for any workload (MiB).
 const MEMORY: f64 = 192.0;
 
 /// An open when tables are current (milliseconds).
@@ -15,11 +15,11 @@ const OPENING: f64 = 50.0;
 /// A figure to reach.
 #[derive(Debug, Clone, Serialize)]
 pub struct Goal {
-    /// What is measured.
+    /// The measured quantity.
     pub what: String,
-    /// What is to be reached.
+    /// The value to reach.
     pub goal: String,
-    /// What was measured.
+    /// The measured value.
     pub measured: String,
     pub met: bool,
 }
@@ -110,7 +110,7 @@ impl Goals<'_> {
         }
     }
 
-    /// So much per second at least.
+    /// At least the given rate per second.
     fn rate(&mut self, workload: &str, kind: Kind, limit: f64, unit: &str) {
         if let Some(rate) = self.results.median(workload, kind, |s| s.rate) {
             self.push(
@@ -122,7 +122,7 @@ impl Goals<'_> {
         }
     }
 
-    /// The worst of all runs must not have more.
+    /// At most the given peak memory in the worst of all runs.
     fn count(
         &mut self,
         workload: &str,

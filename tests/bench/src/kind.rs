@@ -1,4 +1,4 @@
-//! What is measured side by side: datastores of one and the same `ipfs` program.
+//! The datastores that are measured side by side, all in one `ipfs` program.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Clients that ask a daemon over HTTP, each for the next thing as soon as it has one.
+//! HTTP clients of a daemon, each of which sends its next request when the last one is answered.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -6,7 +6,7 @@ use std::thread;
 use anyhow::{ensure, Context as _, Result};
 use ureq::Agent;
 
-/// One request and how many bytes must come back.
+/// One request and the number of bytes that must come back.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub url: String,
@@ -16,11 +16,11 @@ pub struct Request {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Verb {
-    /// Of the gateway: all of it.
+    /// From the gateway: the whole file.
     Get,
-    /// Of the gateway: so many bytes from here.
+    /// From the gateway: this number of bytes from this offset.
     Range(u64),
-    /// Of the RPC API, which knows nothing else.
+    /// From the RPC API, which knows no other form.
     Post,
 }
 

@@ -1,7 +1,8 @@
-//! `make bench`: walrusds beside Kubo's own datastores, all of them in one `ipfs` program, in turns.
+//! `make bench`: walrusds beside Kubo's own datastores, all of them in one `ipfs` program, in
+//! turns.
 //!
-//! Prints Markdown tables; writes JSON and a plot to `build/bench/`, and with `UPDATE=1` the tables and
-//! the plot into `docs/`. `scripts/bench.sh` builds what is needed and explains the settings.
+//! Prints Markdown tables; writes JSON and a plot to `build/bench/`, and with `UPDATE=1` the tables
+//! and the plot into `docs/`. `scripts/bench.sh` builds what is needed and explains the settings.
 #![deny(unsafe_code)]
 
 mod calls;
@@ -87,7 +88,7 @@ fn run_stage(bench: &mut Bench, stage: &stages::Stage, round: usize) {
     }
 }
 
-/// Shows what came out, and keeps it.
+/// Prints the results and saves them.
 fn publish(bench: &Bench, machine: &Machine) -> Result<()> {
     let (settings, results) = (&*bench.settings, &bench.results);
     let tables = report::markdown(settings, machine, results);
@@ -123,7 +124,7 @@ fn publish(bench: &Bench, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// The document with other text between its markers.
+/// Returns the document with other text between its markers.
 fn put_between(document: &str, text: &str) -> Result<String> {
     let begin = document.find(BEGIN).context("no begin marker")?;
     let line_end = document[begin..]

@@ -1,4 +1,4 @@
-//! What a process costs: wall time, CPU seconds, peak memory.
+//! The cost of a process: wall time, CPU seconds, peak memory.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context as _, Result};
 use rustix::process::{waitid, Pid, WaitId, WaitIdOptions};
 
-/// How often the peak is read: a process takes it along when it ends.
+/// The interval between reads of the peak, which is lost when a process ends.
 const SAMPLING: Duration = Duration::from_millis(10);
 
-/// What a piece of work took.
+/// The cost of one piece of work.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
     /// Seconds.
@@ -69,7 +69,7 @@ pub fn command(mut command: Command, scratch: &Path, stdout: Option<File>) -> Re
     Ok(cost)
 }
 
-/// What `work` costs a process that runs before and after it.
+/// The cost of `work` to a process that runs before and after it.
 pub fn process<T>(pid: u32, work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
     let pid = Pid::from_raw(pid as i32).context("a process ID")?;
     // Begin the peak anew (proc(5)).
@@ -109,7 +109,7 @@ fn peak_rss(pid: Pid) -> Option<f64> {
     Some(kib / 1024.0)
 }
 
-/// Writes to the disk what is waiting to be written, so that nobody pays for the one before.
+/// Flushes pending writes to the disk, so that no stage pays for the one before.
 pub fn settle() {
     rustix::fs::sync();
 }

@@ -28,7 +28,7 @@ pub struct Node<'a> {
     dir: PathBuf,
     net: Option<BlockingDevnet>,
     database: Option<String>,
-    /// What the local Walrus had counted when it was last asked.
+    /// The local Walrus's counters at the last query.
     counted: RefCell<Stats>,
 }
 
@@ -116,14 +116,14 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Runs a command without measuring it; what it printed.
+    /// Runs a command without measuring it and returns its output.
     pub fn text(&self, args: &[&str]) -> Result<String> {
         let out = self.dir.join("stdout");
         self.output(args, &out)?;
         Ok(fs::read_to_string(out)?)
     }
 
-    /// Runs a command without measuring it; what it prints goes to a file.
+    /// Runs a command without measuring it and writes its output to a file.
     pub fn output(&self, args: &[&str], path: &Path) -> Result<()> {
         measure::command(self.command(args), &self.dir, Some(File::create(path)?))?;
         Ok(())
@@ -146,13 +146,13 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Runs and measures a command. All that was written before is on the disk when it starts.
+    /// Runs and measures a command. Before it starts, earlier writes are flushed to the disk.
     pub fn measured(&self, args: &[&str]) -> Result<Cost> {
         measure::settle();
         measure::command(self.command(args), &self.dir, None)
     }
 
-    /// Adds to the repo; the CID, and what it cost.
+    /// Adds to the repo; returns the CID and the cost.
     pub fn add(&self, args: &[&str], path: &Path) -> Result<(Cost, String)> {
         measure::settle();
         let out = self.dir.join("cid");
@@ -168,19 +168,19 @@ impl<'a> Node<'a> {
         Ok((cost, fs::read_to_string(out)?.trim().to_owned()))
     }
 
-    /// Has commands and daemons leave their journal as it is when they stop.
+    /// Lets commands and daemons leave their journal as it is when they stop.
     fn keep_journal(&self) -> Result<()> {
         self.set("drainTimeoutSeconds", json!(0))?;
         self.set("drainPartialPacks", json!(false))
     }
 
-    /// Has them wait until the journal is empty.
+    /// Lets commands and daemons wait until the journal is empty.
     fn empty_journal(&self) -> Result<()> {
         self.set("drainTimeoutSeconds", json!(DRAIN))?;
         self.set("drainPartialPacks", json!(true))
     }
 
-    /// Has a command wait until the journal is empty; how long that took (seconds).
+    /// Runs a command that waits until the journal is empty; returns the duration (seconds).
     pub fn drain(&self) -> Result<f64> {
         self.empty_journal()?;
         let cost = self.measured(&["pin", "ls", "--type=recursive", "-q"])?;
@@ -196,8 +196,8 @@ impl<'a> Node<'a> {
         Ok(Daemon::start(self.command(["daemon"])))
     }
 
-    /// Puts down what was stored on Walrus since this was last asked, or since the repo was made. Fails
-    /// if that is not so much at least (bytes).
+    /// Records the data stored on Walrus since the last call, or since the repo was made. Fails if
+    /// it is less than the given number of bytes.
     pub fn count_stored(&self, sample: &mut Sample, bytes: u64) -> Result<()> {
         if let Some(net) = &self.net {
             let now = net.stats();

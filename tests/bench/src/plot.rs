@@ -16,7 +16,8 @@ const GAP: f64 = 14.0;
 /// Bars longer than this are cut off; their figure says how long they are.
 const MOST: f64 = 2.0;
 
-/// Those that are shown, and their colours (after Okabe and Ito: told apart by the colour-blind).
+/// The plotted datastores and their colours (after Okabe and Ito: distinguishable for the
+/// colour-blind).
 const SHOWN: [(Kind, &str); 6] = [
     (Kind::Badger, "#999999"),
     (Kind::Pebble, "#56b4e9"),

@@ -1,4 +1,4 @@
-//! What was measured, and medians of it.
+//! The measurements and their medians.
 
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +87,7 @@ pub struct Results {
     pub runs: Vec<Run>,
     pub calls: Vec<Calls>,
     pub opening: Option<Opening>,
-    /// What went wrong, and is therefore missing.
+    /// The stages that failed, whose measurements are therefore missing.
     pub failures: Vec<String>,
     /// Files were in the kernel's memory when they should not have been.
     pub page_cache_kept: bool,

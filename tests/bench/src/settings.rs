@@ -1,4 +1,4 @@
-//! What the environment asks for. `scripts/bench.sh` explains the variables.
+//! The settings from the environment. `scripts/bench.sh` explains the variables.
 
 use std::env;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::kind::{Kind, Latency};
 /// Largest pack that walrusds makes (its default).
 const PACK: u64 = 64 << 20;
 
-/// What to measure, and how large.
+/// The workloads to measure and their sizes.
 #[derive(Debug)]
 pub struct Settings {
     /// Names of workloads, or beginnings of them; empty for all.

@@ -23,7 +23,7 @@ const LEAF: u64 = 256 << 10;
 const SMALL: usize = 4 << 10;
 /// How the CID of a raw block begins (version 1, SHA2-256).
 const RAW: &str = "bafkrei";
-/// What a daemon is asked, and by how many clients at once.
+/// The requests to a daemon, and the number of concurrent clients.
 const READS: [(&str, usize); 5] = [
     ("gateway-files-16", 16),
     ("gateway-files-64", 64),
@@ -139,7 +139,7 @@ pub const STAGES: &[Stage] = &[
     },
 ];
 
-/// What is added, and what came out so far.
+/// The data to add, and the results so far.
 #[derive(Debug)]
 pub struct Bench {
     pub settings: Rc<Settings>,
@@ -177,7 +177,7 @@ impl Bench {
         Ok(bench)
     }
 
-    /// Does some work; if it fails, that is put down and the rest goes on: a run takes long.
+    /// Does some work; a failure is recorded and the rest goes on, because a run takes long.
     pub fn attempt<T>(
         &mut self,
         what: &str,
@@ -244,7 +244,7 @@ fn add(
     Ok(cid)
 }
 
-/// One large file: in, again, out, and away.
+/// One large file: add, add again, read, and remove.
 fn large_file(bench: &mut Bench, kind: Kind) -> Result<()> {
     let settings = Rc::clone(&bench.settings);
     let (large, bytes) = (bench.large.clone(), settings.bytes());
@@ -339,7 +339,7 @@ fn small_files(bench: &mut Bench, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// A sixteenth of the large file: write-through on a slow network takes minutes for all of it.
+/// A sixteenth of the large file: write-through on a slow network takes minutes for the whole file.
 fn part(bench: &mut Bench, kind: Kind) -> Result<()> {
     let settings = Rc::clone(&bench.settings);
     let part = bench.part.clone();

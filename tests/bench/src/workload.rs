@@ -1,4 +1,4 @@
-//! What the workloads are called and what they do.
+//! The names and descriptions of the workloads.
 
 use crate::kind::Kind;
 use crate::settings::Settings;
@@ -8,11 +8,11 @@ use crate::settings::Settings;
 pub struct Workload {
     pub name: &'static str,
     pub title: &'static str,
-    /// What is done; `{mib}`, `{part}`, `{files}` and `{requests}` stand for numbers.
+    /// The description; `{mib}`, `{part}`, `{files}` and `{requests}` stand for numbers.
     what: &'static str,
-    /// What the rate counts.
+    /// The unit that the rate counts.
     pub unit: Option<&'static str>,
-    /// What the others are compared with.
+    /// The datastore that the others are compared with.
     pub base: Kind,
     /// It runs in the first round only: it is too slow for more.
     pub once: bool,
@@ -45,7 +45,7 @@ impl Workload {
         Workload { base, ..self }
     }
 
-    /// What is done, at these sizes.
+    /// The description at these sizes.
     pub fn what(&self, settings: &Settings) -> String {
         self.what
             .replace("{mib}", &settings.mib.to_string())

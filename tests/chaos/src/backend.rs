@@ -1,4 +1,4 @@
-//! The real indexes: how a datastore is told of one, and how it is looked into from outside.
+//! The real indexes: their configuration, and reads of their rows from outside.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Backend {
         Backend::Postgres(Arc::clone(server), server.database())
     }
 
-    /// Whether this is the index whose fail points begin so.
+    /// The index's name, with which the names of its fail points begin.
     pub fn name(&self) -> &'static str {
         match self {
             Backend::Sqlite(_) => "sqlite",

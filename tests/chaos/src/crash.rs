@@ -1,5 +1,5 @@
-//! Processes that die: at every fail point, and at any moment. The next one must find everything
-//! that was acknowledged, and nothing dangling.
+//! Processes that die: at every fail point, and at any moment. The next process must find every
+//! acknowledged write, and nothing dangling.
 
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -16,7 +16,7 @@ use walrus_devnet::{BlobId, BlockingDevnet, Devnet, Options};
 use walrusds::{Config, WalrusDatastore};
 
 use crate::backend::Backend;
-use crate::vandal::Vandal;
+use crate::corruptor::Corruptor;
 use crate::workload::{Client, Journal, Manner, Tally};
 use crate::Settings;
 use testkit::mem::key_of;
@@ -31,7 +31,7 @@ const CLIENTS: usize = 12;
 const LENGTH: usize = 200;
 /// The read cache's directory within the repository.
 pub const READ_CACHE: &str = "read-cache";
-/// A process that does not come to its end by then hangs.
+/// A process that has not ended by then hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn manner() -> Manner {
@@ -44,11 +44,11 @@ fn manner() -> Manner {
     }
 }
 
-/// What a worker is told, by one variable of its environment.
+/// The environment variable that holds a worker's task.
 const TASK: &str = "WALRUS_CHAOS_WORKER";
 
-/// The worker, if this process is one: checks everything that earlier ones acknowledged, goes on
-/// until so many more writes are acknowledged, closes.
+/// The worker, if this process is one: checks every write that earlier workers acknowledged, goes
+/// on until the given number of further writes is acknowledged, and closes.
 pub fn worker() -> Option<ExitCode> {
     let task: serde_json::Value = serde_json::from_str(&std::env::var(TASK).ok()?).expect("task");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
@@ -69,7 +69,7 @@ pub fn worker() -> Option<ExitCode> {
         let tally = Tally::default();
         let verifying = clients.iter_mut().map(|client| client.verify(&ds, &tally));
         crate::together(verifying).await;
-        // Told at once: this process may not live to its end.
+        // Reported at once: this process may not live to its end.
         let found = |tally: &Tally| {
             for complaint in tally.complaints() {
                 println!("{complaint}");
@@ -101,12 +101,12 @@ pub fn worker() -> Option<ExitCode> {
     }))
 }
 
-/// What rounds of crashes came to.
+/// The results of rounds of crashes.
 #[derive(Default)]
 pub struct Crashes {
     /// Processes that died.
     pub deaths: u64,
-    /// What happened to the read cache meanwhile.
+    /// The number of damages to the read cache during the rounds.
     pub damages: u64,
     /// Acknowledged writes, as the journals tell.
     pub writes: u64,
@@ -129,7 +129,7 @@ impl Crashes {
 }
 
 /// An index, a network and a journal that outlive the workers.
-struct Scene<'a> {
+struct Scenario<'a> {
     settings: &'a Settings,
     backend: Backend,
     /// Whether writes go through a write journal.
@@ -145,7 +145,7 @@ struct Ended {
     err: String,
 }
 
-impl<'a> Scene<'a> {
+impl<'a> Scenario<'a> {
     fn new(settings: &'a Settings, backend: Backend, journalled: bool) -> Self {
         let net = Devnet::start_blocking(Options {
             cheap_ids: true,
@@ -153,7 +153,7 @@ impl<'a> Scene<'a> {
             publisher_concurrency: 0,
             ..Options::default()
         });
-        Scene {
+        Scenario {
             settings,
             backend,
             journalled,
@@ -167,9 +167,9 @@ impl<'a> Scene<'a> {
         self.dir.path().join("journal")
     }
 
-    fn vandal(&self) -> Vandal {
+    fn corruptor(&self) -> Corruptor {
         let seed = self.settings.seed + self.result.deaths;
-        Vandal::start(self.dir.path().join(READ_CACHE), seed)
+        Corruptor::start(self.dir.path().join(READ_CACHE), seed)
     }
 
     /// Starts a worker. With renewal, its blobs are due from the beginning on.
@@ -217,7 +217,7 @@ impl<'a> Scene<'a> {
 
     fn wait(&mut self, mut child: Child) -> Ended {
         let until = Instant::now() + PATIENCE;
-        let vandal = self.vandal();
+        let corruptor = self.corruptor();
         let status = loop {
             match child.try_wait().expect("waiting for a worker") {
                 Some(status) => break status,
@@ -228,13 +228,13 @@ impl<'a> Scene<'a> {
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        self.result.damages += vandal.stop();
+        self.result.damages += corruptor.stop();
         let mut ended = Ended {
             signal: status.signal(),
             out: String::new(),
             err: String::new(),
         };
-        // A worker says a few lines: the pipes hold them until now.
+        // A worker prints a few lines: the pipes hold them until now.
         if let Some(mut out) = child.stdout.take() {
             let _ = out.read_to_string(&mut ended.out);
         }
@@ -278,12 +278,13 @@ impl<'a> Scene<'a> {
             self.complain(&format!("{point} was not reached"), &ended);
         }
         if renew {
-            // Of the epochs bought; what is not renewed again must last to the end.
+            // The epoch is one of those bought; a lease that is not renewed again must last to the
+            // end.
             self.net.advance_epoch(1);
         }
     }
 
-    /// Kills a worker when it has acknowledged some more.
+    /// Kills a worker after a further number of acknowledged writes.
     fn kill(&mut self, more: u64) {
         let lines = |path: &Path| {
             let text = std::fs::read(path).unwrap_or_default();
@@ -292,7 +293,7 @@ impl<'a> Scene<'a> {
         let before = lines(&self.journal());
         let mut child = self.spawn(u64::MAX, Duration::ZERO, false, None);
         let until = Instant::now() + PATIENCE;
-        let vandal = self.vandal();
+        let corruptor = self.corruptor();
         while lines(&self.journal()) < before + more {
             if Instant::now() > until || !matches!(child.try_wait(), Ok(None)) {
                 break;
@@ -300,7 +301,7 @@ impl<'a> Scene<'a> {
             std::thread::sleep(Duration::from_millis(1));
         }
         let _ = child.kill();
-        self.result.damages += vandal.stop();
+        self.result.damages += corruptor.stop();
         let ended = self.wait(child);
         if ended.signal != Some(9) {
             self.complain("a worker was not there to be killed", &ended);
@@ -374,22 +375,23 @@ pub fn at_every_point(
 ) -> Crashes {
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut all = Crashes::default();
-    let mut scene = Scene::new(settings, fresh(), journalled);
+    let mut scenario = Scenario::new(settings, fresh(), journalled);
     let mine = |point: &&&str| match point.split('.').next() {
         Some("journal" | "flush") => journalled,
         Some("close" | "delete") => true,
-        Some(other @ ("sqlite" | "postgres")) => !journalled && other == scene.backend.name(),
+        Some(other @ ("sqlite" | "postgres")) => !journalled && other == scenario.backend.name(),
         _ => !journalled,
     };
     let points: Vec<&str> = FAILPOINTS.iter().filter(mine).copied().collect();
     for round in 0..rounds {
         for point in &points {
-            // Once in a life of a process, or once in a life of a table.
+            // A fail point that is reached once in the life of a process, or once in the life of a
+            // table.
             let once = ["close.", "usage.", "journal.created", "journal.removed"]
                 .iter()
                 .any(|rare| point.starts_with(rare));
             if point.contains(".schema.") {
-                let mut young = Scene::new(settings, fresh(), journalled);
+                let mut young = Scenario::new(settings, fresh(), journalled);
                 let statement = point.ends_with(".statement");
                 young.die_at(
                     point,
@@ -406,11 +408,11 @@ pub fn at_every_point(
                 } else {
                     1 + rng.random_range(0..=round.min(2)) * 2
                 };
-                scene.die_at(point, n);
+                scenario.die_at(point, n);
             }
         }
     }
-    all.add(scene.finish());
+    all.add(scenario.finish());
     all
 }
 
@@ -422,9 +424,9 @@ pub fn at_any_moment(
     rounds: u64,
 ) -> Crashes {
     let mut rng = StdRng::seed_from_u64(settings.seed);
-    let mut scene = Scene::new(settings, backend, journalled);
+    let mut scenario = Scenario::new(settings, backend, journalled);
     for _ in 0..rounds {
-        scene.kill(rng.random_range(1..400));
+        scenario.kill(rng.random_range(1..400));
     }
-    scene.finish()
+    scenario.finish()
 }

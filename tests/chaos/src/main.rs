@@ -1,10 +1,10 @@
-//! Breaks walrusds on purpose and counts what was lost. See scripts/chaos.sh.
+//! Breaks walrusds on purpose and counts the losses. See scripts/chaos.sh.
 
 mod backend;
+mod corruptor;
 mod crash;
 mod memory;
 mod real;
-mod vandal;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -22,12 +22,12 @@ use crash::Crashes;
 use testkit::postgres::Postgres;
 use workload::Tally;
 
-/// How often something went wrong, by kind.
+/// The number of faults, by kind.
 pub type Counts = BTreeMap<String, u64>;
 
-/// What one run shares.
+/// The settings of one run.
 pub struct Settings {
-    /// Of everything that is drawn.
+    /// The seed of all random choices.
     pub seed: u64,
     /// Keys that every configuration gets on top.
     extra: Value,
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
     report.finish(ops)
 }
 
-/// Prints what came out, part by part.
+/// Prints the results, part by part.
 struct Report {
     began: Instant,
     part_began: Instant,

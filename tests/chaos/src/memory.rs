@@ -19,7 +19,7 @@ const CLIENTS: usize = 256;
 /// Lives of a node; every other one ends with a crash.
 const LIVES: u64 = 8;
 
-/// Runs until so many writes are acknowledged.
+/// Runs until the given number of writes is acknowledged.
 pub async fn run(settings: &Settings, writes: u64, lies: bool, tally: &Tally) -> Counts {
     let manner = Manner {
         batch: 16,
@@ -77,7 +77,7 @@ pub async fn run(settings: &Settings, writes: u64, lies: bool, tally: &Tally) ->
         drop(ds);
         fuse.idle().await;
 
-        // Another process finds what this one left.
+        // Another process finds the state that this one left.
         let ds = WalrusDatastore::with_parts(
             &config,
             Arc::clone(&parts.index) as _,

@@ -9,15 +9,15 @@ use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Loss, Op, Options
 use walrusds::{Config, WalrusDatastore};
 
 use crate::backend::Backend;
+use crate::corruptor::Corruptor;
 use crate::crash::READ_CACHE;
-use crate::vandal::Vandal;
 use crate::workload::{Client, Manner, Tally};
 use crate::{Counts, Settings};
 
 const CLIENTS: usize = 96;
 const LIVES: u64 = 3;
 
-/// What goes wrong on the way to the network, and how often.
+/// The faults on the way to the network, and their rates.
 fn plan(seed: u64) -> FaultPlan {
     let on = |ops: &[Op], action, probability| {
         FaultRule::new(action)
@@ -82,8 +82,8 @@ fn plan(seed: u64) -> FaultPlan {
     FaultPlan { seed, rules }
 }
 
-/// Runs until so many writes are acknowledged: without caches, or with a write journal and a read cache,
-/// beside somebody who damages that.
+/// Runs until the given number of writes is acknowledged: without caches, or with a write journal
+/// and a read cache that a corruptor damages meanwhile.
 pub async fn run(
     settings: &Settings,
     backend: &Backend,
@@ -105,7 +105,7 @@ pub async fn run(
         "packTargetSizeBytes": 16_384, "maxRetries": 2, "blobCacheBytes": 1_000_000,
     }));
     if journalled {
-        // Alone: with it, half of the reads do not meet what goes wrong on the way.
+        // Alone: with it, half of the reads do not meet the faults on the way.
         config["cachePath"] = READ_CACHE.into();
         config["cacheBytes"] = 1_000_000.into();
         config["journalPath"] = "write-journal".into();
@@ -124,7 +124,7 @@ pub async fn run(
         .map(|id| Client::new(id, settings.seed, manner.length))
         .collect();
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    let vandal = Vandal::start(repo.path().join(READ_CACHE), settings.seed);
+    let corruptor = Corruptor::start(repo.path().join(READ_CACHE), settings.seed);
     for life in 1..=LIVES {
         let open = || WalrusDatastore::open(config.clone(), repo.path());
         let ds = open().await.expect("opening");
@@ -155,6 +155,6 @@ pub async fn run(
         crate::together(verifying).await;
         ds.close().await.expect("closing");
     }
-    counts.insert("damages to the cache".to_owned(), vandal.stop());
+    counts.insert("damages to the cache".to_owned(), corruptor.stop());
     counts
 }

@@ -1,4 +1,4 @@
-//! Clients that write, read and delete, and know what they may find. Each has keys of its own, so
+//! Clients that write, read and delete, and know the possible answers. Each has keys of its own, so
 //! its answers can be judged without looking at the others.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ use testkit::model::{brief, Model, Outcome, Value, Write};
 const CONTENTS: u32 = 50;
 const OTHERS: u32 = 30;
 
-/// What all clients did and found.
+/// The calls and findings of all clients.
 #[derive(Default)]
 pub struct Tally {
     /// Puts and deletes that were acknowledged, each of a batch counted.
@@ -52,7 +52,7 @@ impl Tally {
         }
     }
 
-    /// What was wrong, the first few.
+    /// The first few wrong answers.
     pub fn complaints(&self) -> Vec<String> {
         self.complaints.lock().clone()
     }
@@ -83,7 +83,7 @@ pub struct Manner {
     pub batch: usize,
     /// Length of a value, mostly; one in sixteen is up to sixteen times as long.
     pub length: usize,
-    /// How many calls are given up.
+    /// The share of calls that are given up.
     pub give_up: f64,
     /// Whether bytes may be damaged on their way.
     pub damage: bool,
@@ -123,8 +123,8 @@ impl Change {
     }
 }
 
-/// What clients began and what was acknowledged, written before and after each call. It outlives a
-/// process that is killed, since the kernel holds what was written.
+/// The calls that clients began and that were acknowledged; each is written before and after the
+/// call. The journal outlives a killed process, since the kernel holds the written bytes.
 pub struct Journal(Mutex<File>);
 
 impl Journal {
@@ -170,7 +170,7 @@ impl Client {
         }
     }
 
-    /// Clients that go on where the journal ends: nothing of what was begun is under way any more.
+    /// Clients that go on where the journal ends: no call that was begun is under way any more.
     pub fn resume(path: &Path, clients: usize, seed: u64, length: usize) -> Vec<Client> {
         let mut all: Vec<Client> = (0..clients)
             .map(|id| Client::new(id, seed, length))
@@ -218,12 +218,12 @@ impl Client {
         self
     }
 
-    /// What this client's keys may hold.
+    /// The values that this client's keys may hold.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// Nothing that was given up is under way any more.
+    /// Drops the values of given-up calls that can no longer land: none is under way any more.
     pub fn settle(&mut self) {
         self.model.settle(0);
     }
@@ -317,7 +317,7 @@ impl Client {
         stop: &CancellationToken,
         changes: Vec<Change>,
     ) {
-        // As the datastore is told: the last one on a key wins.
+        // As the datastore does: the last operation on a key wins.
         let mut last: BTreeMap<String, Write> = BTreeMap::new();
         let mut ops = Vec::with_capacity(changes.len());
         for change in &changes {
@@ -435,7 +435,7 @@ impl Client {
         }
     }
 
-    /// Reads every key, when nothing goes wrong any more.
+    /// Reads every key, once there are no faults any more.
     pub async fn verify(&mut self, ds: &WalrusDatastore, tally: &Tally) {
         let manner = Manner {
             batch: 0,

@@ -40,7 +40,7 @@ struct Known {
     queues: Vec<u64>,
 }
 
-/// One of these, of another kind, or any number.
+/// One of these handles, one of another kind, or any number.
 fn handle(input: &mut Input<'_>, own: &[u64], other: &[u64]) -> u64 {
     let how = input.byte();
     let from = if how < 230 { own } else { other };
@@ -67,7 +67,7 @@ fn slice<'a>(input: &mut Input<'a>) -> (*const u8, usize) {
     }
 }
 
-/// What is known to work, as a pair.
+/// A key as pointer and length, in a form that is known to work.
 fn key(input: &mut Input<'_>) -> (*const u8, usize) {
     match input.byte() {
         n if n < 200 => {
@@ -128,7 +128,7 @@ pub fn calls(data: &[u8]) {
             let token = handle(input, &known.tokens, &known.queues);
             let e = out(input, &mut err);
             let code = match what {
-                // An open starts threads, and two stores are enough to take one for the other.
+                // An open starts threads, and two stores are enough to test a mix-up between them.
                 0 if known.stores.len() >= 2 => continue,
                 0 => {
                     let dir = &world.dirs[usize::from(input.byte() % 2)];
@@ -270,7 +270,7 @@ pub fn calls(data: &[u8]) {
                 }
                 26 => {
                     let queue = handle(input, &known.queues, &known.stores);
-                    // What never comes is not waited for.
+                    // The wait does not cover a completion that never comes.
                     let mut ended = [const { NO_COMPLETION }; 2];
                     let soon = walrusds_call {
                         timeout_ms: 5,
@@ -306,7 +306,7 @@ pub fn calls(data: &[u8]) {
                 assert_eq!(err.code, code);
                 assert_eq!(err.message.len == 0, code == WALRUSDS_OK);
             }
-            // Twice is fine, and so is what was never filled.
+            // Freeing twice is fine, and so is freeing a buffer that was never filled.
             for _ in 0..1 + input.byte() % 2 {
                 walrusds_error_free(&mut err);
                 walrusds_buf_free(&mut buf);

@@ -11,13 +11,13 @@ use walrusds::{BlobStore, Client, ClientConfig, StoreOptions};
 
 use super::Input;
 
-/// What was stored: an answer is right if it gives these bytes.
+/// The stored blob: an answer is right if it gives these bytes.
 const BLOB: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const BLOB_ID: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 static ANSWER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// Says to every request what ANSWER holds, and closes.
+/// Answers every request with the contents of ANSWER, and closes.
 static SERVER: Lazy<String> = Lazy::new(|| {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -62,7 +62,8 @@ static RUNTIME: Lazy<Runtime> = Lazy::new(|| {
     runtime.worker_threads(1).enable_all().build().unwrap()
 });
 
-/// Whatever a server says, the right bytes or an error come of it, and no attempt lasts.
+/// For any answer of a server, the client returns the right bytes or an error, and no attempt
+/// lasts.
 pub fn answers_of_servers(data: &[u8]) {
     let mut input = Input(data);
     let what = input.byte() % 4;
@@ -116,7 +117,7 @@ pub fn answers_of_servers(data: &[u8]) {
         max_blob_bytes: 1 << 20,
         ..ClientConfig::default()
     });
-    // The seam's methods, which check what they hand out, not the client's own.
+    // The methods of the store trait, which check the bytes that they return, not the client's own.
     let client: &dyn BlobStore = &client.unwrap();
     let exact = |expected: &'static [u8]| {
         move |bytes: &[u8]| {

@@ -24,14 +24,15 @@ fn condition(input: &mut Input<'_>) -> Option<KeyCondition> {
     Some(kind(input.text()))
 }
 
-/// Time stands still, and flies when there is nothing else to do.
+/// Time stands still, and jumps ahead when no task is ready.
 fn run(work: impl Future<Output = ()>) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().start_paused(true).build().unwrap();
     runtime.block_on(work);
 }
 
-/// Whether the key names a sha2-256 hash that is not the value's. Written anew, to judge the engine's.
+/// Whether the key names a sha2-256 hash that is not the value's. A second implementation, to judge
+/// the engine's.
 fn is_another_hash(key: &str, value: &[u8]) -> bool {
     let text = key.rsplit('/').next().unwrap_or_default();
     let named = data_encoding::BASE32_NOPAD.decode(text.as_bytes());
@@ -40,7 +41,7 @@ fn is_another_hash(key: &str, value: &[u8]) -> bool {
     })
 }
 
-/// What is put under any key comes back, or an error; a wrong block never does.
+/// A get returns the value that was put under the key, or an error; never a wrong block.
 pub fn keys_and_values(data: &[u8]) {
     let mut input = Input(data);
     let key = match input.byte() % 4 {
@@ -70,7 +71,7 @@ pub fn keys_and_values(data: &[u8]) {
             }
             Err(e) => assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}"),
         }
-        // The blob goes bad.
+        // The blob is corrupted.
         for blob in parts.store.blobs.lock().values_mut() {
             *blob = blob.iter().map(|b| b ^ 1).collect();
         }
@@ -123,7 +124,7 @@ pub fn absurd_rows(data: &[u8]) {
             };
             let row = row(&mut input);
             parts.index.rows.lock().insert(key.clone(), row.clone());
-            // What others write is seen when what is remembered of the key has expired.
+            // A node sees the writes of others once its memory of the key has expired.
             tokio::time::sleep(Duration::from_secs(6)).await;
             let within = usize::try_from(row.offset).ok().and_then(|from| {
                 let to = from.checked_add(usize::try_from(row.size).ok()?)?;

@@ -5,7 +5,8 @@ use walrusds::Config;
 
 use super::Input;
 
-/// Any text is a configuration or an error, and what identifies the data identifies it again.
+/// Any text is a configuration or an error; the identifying settings of a configuration are again a
+/// configuration with the same identity.
 pub fn any_text(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let Ok(config) = Config::from_json(&text) else {
@@ -25,7 +26,7 @@ pub fn any_text(data: &[u8]) {
 
 const PASSWORD: &str = "hunter2QzX";
 
-/// A password or token stands nowhere in what is printed, whatever is wrong around it.
+/// No printed text holds a password or token, however broken the text around it is.
 pub fn secrets_stay_secret(data: &[u8]) {
     let mut input = Input(data);
     let key = input.pick(&[
@@ -51,7 +52,8 @@ pub fn secrets_stay_secret(data: &[u8]) {
             input.text(),
             input.text()
         ),
-        // Only there is this a password: elsewhere it may be a path, which is no secret.
+        // Only at this place is the text a password: elsewhere it may be a path, which is no
+        // secret.
         _ if !["postgresURL", "authTokenCommand"].contains(&key) => return,
         _ => format!(
             "{}user={} password={PASSWORD} {}",

@@ -1,5 +1,5 @@
-//! Files of the write journal that were damaged: written by the datastore itself, then changed at will.
-//! How they are laid out is not known here, so that no change of the format matters.
+//! Files of the write journal that were damaged: written by the datastore itself, then changed at
+//! will. The target does not know their format, so that no change of the format matters.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,10 +24,10 @@ const KEYS: [&str; 4] = ["/a", "/b", "/dir/c", "/\u{e9}"];
 /// The segments by name, which is their order.
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// A byte of the journal: file and offset. What was written later lies behind what was written before.
+/// A byte of the journal: file and offset. Later writes lie behind earlier ones.
 type Place = (String, usize);
 
-/// What a write has left in the files.
+/// The bytes that a write has left in the files.
 struct Written {
     key: &'static str,
     value: Option<Bytes>,
@@ -51,7 +51,8 @@ fn files(dir: &Path) -> Files {
     files
 }
 
-/// Where the last byte lies that was written in between. Zeroes at the end are space that is held ready.
+/// Where the last byte lies that was written in between. Zeroes at the end are space that is held
+/// ready.
 fn last_change(before: &Files, after: &Files) -> Option<Place> {
     after.iter().rev().find_map(|(name, bytes)| {
         let old = before.get(name).map_or(&[][..], Vec::as_slice);
@@ -150,7 +151,7 @@ fn damage(input: &mut Input<'_>, journal: &Path) {
             }
             4 => bytes.extend_from_slice(input.piece()),
             5 => {
-                // What another file, or this one, holds there.
+                // The bytes that another file, or this one, holds there.
                 let from = names
                     .get(usize::from(input.byte()))
                     .and_then(|n| files.get(n));
@@ -166,8 +167,8 @@ fn damage(input: &mut Input<'_>, journal: &Path) {
     }
 }
 
-/// What lies before the damage is there, or the journal says that it cannot be read; a value that was
-/// never put is never returned; and a journal that opens goes on working.
+/// The values before the damage are there, or the journal says that it cannot be read; a get never
+/// returns a value that was never put; and a journal that opens goes on working.
 pub fn damaged_files(data: &[u8]) {
     let mut input = Input(data);
     let dir = super::directory();

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC2154
-# The ipfs that Kubo's own tests find. scripts/kubo-own.sh puts settings in front of it: mode, ipfs (the
-# program), walrus (its URL), postgres (a URL, or empty), inits (the file that counts the repos made).
-# Each `ipfs init` gets the profile walrusds as well. Everything else goes to the program as it is.
+# The ipfs that Kubo's own tests find. scripts/kubo-own.sh puts settings in front of it: mode, ipfs
+# (the program), walrus (its URL), postgres (a URL, or empty), inits (the file that counts the repos
+# made). Each `ipfs init` gets the profile walrusds as well. Everything else goes to the program as
+# it is.
 
 if [[ $mode != walrusds || ${1:-} != init ]]; then
   exec "$ipfs" "$@"
@@ -15,8 +16,8 @@ for arg in "$@"; do
   esac
 done
 export WALRUSDS_PUBLISHER_URL=$walrus WALRUSDS_AGGREGATOR_URL=$walrus
-# With the journal, and what a command leaves in it travels with a later one: the tests expect the pace
-# of a local disk.
+# With the journal, and what a command leaves in it travels with a later one: the tests expect the
+# pace of a local disk.
 export WALRUSDS_JOURNAL_PATH=journal WALRUSDS_DRAIN_TIMEOUT_SECONDS=0
 if [[ -n $postgres ]]; then
   export WALRUSDS_POSTGRES_URL=$postgres

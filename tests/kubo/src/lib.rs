@@ -1,5 +1,5 @@
-//! Real Kubo nodes for tests: every node has its own temporary repo, every test its own local Walrus
-//! inside the test process, and, where it wants one, its own database in a private Postgres.
+//! Real Kubo nodes for tests: every node has its own temporary repo, every test its own local
+//! Walrus inside the test process, and, where it wants one, its own database in a private Postgres.
 //!
 //! The programs come from `scripts/kubo-test.sh`. Without them the tests fail: a test that did not
 //! run must not look like one that passed.
@@ -116,7 +116,7 @@ impl World {
         world
     }
 
-    /// Blob IDs are cheap ones whatever the options say: true ones take minutes unoptimised.
+    /// Blob IDs are cheap ones for all options: true ones take minutes unoptimised.
     pub fn with(index: Index, options: Options) -> World {
         let net = Devnet::start_blocking(Options {
             cheap_ids: true,
@@ -169,7 +169,7 @@ impl World {
     }
 }
 
-/// What a program did.
+/// The outcome of a program's run.
 #[derive(Debug)]
 pub struct Outcome {
     pub what: String,
@@ -196,7 +196,7 @@ impl Outcome {
         self
     }
 
-    /// It failed by itself. Returns what it said.
+    /// The program failed by itself. Returns its messages.
     #[track_caller]
     pub fn expect_refusal(self, what: &str) -> String {
         assert!(!self.status.success(), "{what} should have failed: {self}");
@@ -204,7 +204,7 @@ impl Outcome {
         self.said()
     }
 
-    /// As [`Outcome::expect_refusal`], and it said so in words of its own rather than by a crash.
+    /// As [`Outcome::expect_refusal`], and the message is the program's own, not a crash report.
     #[track_caller]
     pub fn expect_failure(self, what: &str) -> String {
         let shown = self.to_string();
@@ -381,19 +381,19 @@ impl Node {
         run(self.command(args), b"", LIMIT)
     }
 
-    /// It must succeed; what it printed.
+    /// Runs a command that must succeed and returns its output.
     #[track_caller]
     pub fn ok<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
         self.run(args).expect_ok("a command of the test").text()
     }
 
-    /// It must fail; what it printed.
+    /// Runs a command that must fail and returns its output.
     #[track_caller]
     pub fn fails<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
         self.run(args).expect_failure("a command of the test")
     }
 
-    /// Gives `input` to a command that must succeed; what it printed.
+    /// Gives `input` to a command that must succeed and returns its output.
     #[track_caller]
     pub fn feed<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>, input: &[u8]) -> String {
         run(self.command(args), input, LIMIT)
@@ -509,7 +509,7 @@ impl Daemon {
         while !daemon.said().contains("Daemon is ready") {
             let child = daemon.child.as_mut().expect("not stopped yet");
             if let Some(status) = child.try_wait().expect("waiting for the daemon") {
-                // Its last words.
+                // The last lines of its output.
                 for reader in daemon.readers.drain(..) {
                     let _ = reader.join();
                 }
@@ -530,12 +530,12 @@ impl Daemon {
         self.child.as_ref().expect("not stopped yet").id()
     }
 
-    /// What it printed so far.
+    /// The daemon's output so far.
     pub fn said(&self) -> String {
         self.said.lock().expect("no reader panics").clone()
     }
 
-    /// SIGTERM; it must end by itself, and well. What it printed.
+    /// Sends SIGTERM; the daemon must exit by itself and successfully. Returns its output.
     #[track_caller]
     pub fn stop(mut self) -> String {
         let mut child = self.child.take().expect("stopped once");
@@ -576,7 +576,7 @@ impl Daemon {
         }
     }
 
-    /// The port that the daemon says something listens on.
+    /// The port on which the daemon reports a listener.
     #[track_caller]
     fn port_of(&self, what: &str) -> u16 {
         let said = self.said();

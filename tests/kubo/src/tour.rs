@@ -13,10 +13,10 @@ mod init;
 mod objects;
 mod repo;
 
-/// What every step works on.
+/// The state that every step works on.
 pub struct Tour {
     ipfs: Ipfs,
-    /// As the program says it, with a `v`.
+    /// The program's own version, with a `v`.
     version: String,
     index: Index,
     world: World,
@@ -24,12 +24,12 @@ pub struct Tour {
     large: Vec<u8>,
 }
 
-/// How one step went.
+/// The result of one step.
 #[derive(Debug)]
 pub struct StepResult {
     pub name: &'static str,
     pub took: Duration,
-    /// What the step said when it failed.
+    /// The message of a failed step.
     pub failure: Option<String>,
 }
 

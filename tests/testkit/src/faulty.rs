@@ -1,9 +1,9 @@
-//! Wrappers for the two seams that go wrong on command: an index and a blob store around any other.
+//! Wrappers for the two seams that fail on command: an index and a blob store around any other.
 //!
 //! A fault strikes the n-th call of a kind ([`Faults::plan`]) or with a probability drawn from a
-//! seeded generator ([`Faults::seeded`]). The honest ones are what a network or database does: the
-//! caller learns of them, or cannot be fooled. Lies ([`Fault::LIES`]) are answers that are wrong and
-//! look right; nothing acknowledged can survive them, but a wrong block must not come out either.
+//! seeded generator ([`Faults::seeded`]). The honest faults are those of a network or database: the
+//! caller gets an error, or can detect the fault. Lies ([`Fault::LIES`]) are wrong answers that
+//! look right; acknowledged writes may be lost to them, but even then no wrong block may come out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
@@ -23,16 +23,16 @@ use walrusds::{
     RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals, Usage,
 };
 
-/// What goes wrong.
+/// The kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// An error, and nothing has happened.
+    /// An error; the call had no effect.
     Before,
-    /// An error although it has happened: the answer was lost.
+    /// An error although the call took effect: the answer was lost.
     After,
-    /// It takes a while.
+    /// The call is delayed.
     Delay,
-    /// A read: 404 for what is there.
+    /// A read: 404 for a blob that is there.
     NotFound,
     /// A read: the last bytes are missing.
     Cut,
@@ -40,14 +40,14 @@ pub enum Fault {
     Corrupt,
     /// A store: success, with the ID of another blob. A lie.
     WrongId,
-    /// A lookup: what was true before the last write. A lie.
+    /// A lookup answers with the state before the last write. A lie.
     Stale,
     /// A lookup: a row of another size. A lie.
     WrongSize,
 }
 
 impl Fault {
-    /// All that an honest network or database does.
+    /// All faults of an honest network or database.
     pub const HONEST: [Fault; 6] = [
         Fault::Before,
         Fault::After,
@@ -56,7 +56,7 @@ impl Fault {
         Fault::Cut,
         Fault::Corrupt,
     ];
-    /// Answers that cannot be told from true ones.
+    /// Answers that cannot be distinguished from true ones.
     pub const LIES: [Fault; 3] = [Fault::WrongId, Fault::Stale, Fault::WrongSize];
 }
 
@@ -71,7 +71,7 @@ pub enum Call {
     DeleteRows,
     /// Rows are listed.
     List,
-    /// Blobs that are due, their rows, the note of a renewal.
+    /// Due blobs, their rows, and the record of a renewal.
     Renewal,
     /// The running totals.
     Usage,
@@ -95,7 +95,7 @@ impl Call {
     }
 }
 
-/// Decides which calls go wrong, and counts.
+/// Decides which calls fail, and counts them.
 pub struct Faults {
     quiet: AtomicBool,
     longest_delay: Duration,
@@ -111,7 +111,7 @@ struct State {
 }
 
 impl Faults {
-    /// Faults by chance: each call suffers each fault that is possible for it at its rate.
+    /// Faults by chance: each call suffers each fault of its kind at that fault's rate.
     pub fn seeded(seed: u64, rates: Vec<(Fault, f64)>, longest_delay: Duration) -> Self {
         Faults {
             quiet: AtomicBool::new(false),
@@ -126,7 +126,7 @@ impl Faults {
         }
     }
 
-    /// No faults but planned ones.
+    /// Only planned faults.
     pub fn none() -> Self {
         Faults::seeded(0, Vec::new(), Duration::from_millis(20))
     }
@@ -139,12 +139,12 @@ impl Faults {
         state.planned.push((call, at, fault));
     }
 
-    /// While quiet, nothing strikes (planned faults stay planned).
+    /// While quiet, no fault strikes (planned faults stay planned).
     pub fn set_quiet(&self, quiet: bool) {
         self.quiet.store(quiet, SeqCst);
     }
 
-    /// How often each fault struck each kind of call.
+    /// The number of strikes of each fault on each kind of call.
     pub fn struck(&self) -> BTreeMap<(Call, Fault), u64> {
         self.state.lock().struck.clone()
     }
@@ -185,8 +185,8 @@ impl Faults {
     }
 }
 
-/// Cuts one node off from everything, as when its process is killed: what has begun runs to its
-/// end, as in a database, and nothing begins any more.
+/// Cuts one node off from everything, as when its process is killed: calls that have begun run to
+/// their end, as in a database, and no new call begins.
 #[derive(Default)]
 pub struct Fuse {
     blown: AtomicBool,
@@ -209,7 +209,7 @@ impl Fuse {
         self.blown.store(true, SeqCst);
     }
 
-    /// Returns once nothing runs any more.
+    /// Returns once no call runs any more.
     pub async fn idle(&self) {
         loop {
             let ended = self.ended.notified();
@@ -234,7 +234,7 @@ impl Fuse {
     }
 }
 
-/// What both wrappers do around a call.
+/// The steps that both wrappers do around a call.
 #[derive(Clone)]
 struct Around {
     faults: Arc<Faults>,
@@ -271,10 +271,10 @@ fn injected(call: Call, what: &str) -> Error {
     Error::retryable(kind, format!("injected: {call:?} {what}"))
 }
 
-/// An index that goes wrong.
+/// An index that fails.
 pub struct FaultyIndex<I: ?Sized> {
     around: Around,
-    /// What each key's row was before its last write, for stale reads.
+    /// Each key's row before its last write, for stale reads.
     before: Mutex<HashMap<String, Option<Record>>>,
     inner: Arc<I>,
 }
@@ -288,7 +288,7 @@ impl<I: Index + ?Sized> FaultyIndex<I> {
         }
     }
 
-    /// Remembers what stale reads will tell.
+    /// Records the rows that stale reads will return.
     async fn remember(&self, keys: Vec<String>) {
         let lies = |(fault, _): &(Fault, f64)| *fault == Fault::Stale;
         {
@@ -458,10 +458,10 @@ impl<I: Index + ?Sized> Index for FaultyIndex<I> {
     }
 }
 
-/// A blob store that goes wrong.
+/// A blob store that fails.
 pub struct FaultyStore<S: ?Sized> {
     around: Around,
-    /// The IDs given out lately, to be given out wrongly.
+    /// The IDs returned lately, to be returned again for other blobs.
     ids: Mutex<Vec<String>>,
     inner: Arc<S>,
 }
@@ -475,7 +475,7 @@ impl<S: BlobStore + ?Sized> FaultyStore<S> {
         }
     }
 
-    /// What the client does when no aggregator gave the right bytes: the caller judges what came.
+    /// The client's step when no aggregator gave the right bytes: the caller judges the answer.
     fn judge(&self, fault: Option<Fault>, bytes: Bytes, check: Check<'_>) -> Result<Bytes> {
         let bytes = match fault {
             Some(Fault::Cut) => bytes.slice(..bytes.len() - bytes.len().min(1)),
@@ -502,7 +502,7 @@ impl<S: BlobStore + ?Sized> FaultyStore<S> {
     }
 }
 
-/// Takes anything: the wrapper damages the bytes before the caller judges them.
+/// Accepts any bytes: the wrapper damages them before the caller judges them.
 fn anything(_: &[u8]) -> std::result::Result<(), String> {
     Ok(())
 }

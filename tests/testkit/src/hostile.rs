@@ -44,7 +44,7 @@ impl Seen {
     }
 }
 
-/// What the server does with a request.
+/// The server's action on a request.
 pub enum Act {
     /// Reads the body, writes this, keeps the connection.
     Say(Vec<u8>),
@@ -159,7 +159,7 @@ async fn serve(
             if stream.read_buf(&mut buffer).await? == 0 {
                 return Ok(());
             }
-            // Somebody speaks TLS: answered as stock servers do.
+            // The client speaks TLS: answered as stock servers do.
             if buffer[0] == 0x16 {
                 let answer = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
                 stream.write_all(answer).await?;

@@ -1,5 +1,5 @@
-//! What the tests share: a store and an index in memory, faults, a PostgreSQL, hostile HTTP, the model of a
-//! datastore, and one way of waiting.
+//! The tools that the tests share: a store and an index in memory, faults, a PostgreSQL, hostile
+//! HTTP, the model of a datastore, and one way of waiting.
 
 pub mod epochs;
 pub mod faulty;
@@ -8,7 +8,8 @@ pub mod mem;
 pub mod model;
 pub mod postgres;
 
-/// How long a test waits for what must come: longer than a machine takes that is busy with other work.
+/// The longest wait of a test for an expected event: longer than a machine takes that is busy with
+/// other work.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// Waits until the condition is true; fails after [`PATIENCE`].

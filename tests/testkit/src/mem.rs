@@ -19,9 +19,10 @@ use walrusds::{
 #[derive(Default)]
 pub struct MemIndex {
     pub rows: Arc<Mutex<BTreeMap<String, Record>>>,
-    /// Deletes are carried out, and reported as failed.
+    /// Deletes take effect, and are reported as failed.
     pub lose_deletes: AtomicBool,
-    /// Time a write or delete takes (milliseconds). Like a database's, it goes on when nobody waits for it.
+    /// Time a write or delete takes (milliseconds). As in a database, it goes on when its caller no
+    /// longer waits.
     pub write_ms: AtomicU64,
     pub staged: Mutex<HashMap<String, Bytes>>,
     pub usage: Mutex<Usage>,
@@ -31,7 +32,7 @@ pub struct MemIndex {
     pub fail_puts: AtomicBool,
     pub put_calls: AtomicUsize,
     pub list_calls: AtomicUsize,
-    /// Keys that were looked up.
+    /// The keys of all lookups.
     pub lookups: AtomicUsize,
 }
 
@@ -254,7 +255,7 @@ impl Index for MemIndex {
 /// A blob store in a map. Blob IDs name the content, as on Walrus.
 pub struct MemStore {
     pub blobs: Mutex<HashMap<String, Bytes>>,
-    /// Bodies beyond this are refused.
+    /// Larger bodies are refused (bytes).
     pub max_body: AtomicU64,
     /// Time an upload takes (milliseconds).
     pub put_ms: AtomicU64,
@@ -263,10 +264,10 @@ pub struct MemStore {
     pub puts_running: AtomicUsize,
     pub puts_peak: AtomicUsize,
     pub epoch: AtomicU64,
-    /// Parts of blobs that were asked for: blob, offset, length.
+    /// The requested parts of blobs: blob, offset, length.
     pub reads: Mutex<Vec<(String, u64, u64)>>,
     pub reads_running: AtomicUsize,
-    /// While this is held for writing, parts are asked for and not given.
+    /// While a test holds this for writing, reads of parts wait.
     pub hold_reads: tokio::sync::RwLock<()>,
     /// Time a part takes (milliseconds).
     pub read_ms: AtomicU64,
@@ -464,7 +465,7 @@ pub fn noise(seed: u64, len: usize) -> Bytes {
     out.into()
 }
 
-/// Index and store, to be looked into while a datastore uses them.
+/// Index and store, which a test inspects while a datastore uses them.
 #[derive(Clone, Default)]
 pub struct Parts {
     pub index: Arc<MemIndex>,

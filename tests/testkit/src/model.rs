@@ -1,9 +1,10 @@
-//! What a datastore may answer: a map from keys to the values they may have now, and a runner that
-//! plays steps on real nodes and compares.
+//! The answers that a datastore may give: a map from keys to the values they may have now, and a
+//! runner that plays steps on real nodes and compares.
 //!
-//! After an acknowledged write a key has one value. After a write that failed it has the old or the
-//! new one; so it has after one that was given up, but that one may still be on its way: it lands
-//! before the next write of that key through the same node, and any time for other nodes.
+//! After an acknowledged write a key has one value. After a failed write it has the old or the new
+//! one. The same holds for a write that was given up, but such a write may still be on its way: it
+//! lands before the next write of that key through the same node, and at any time relative to
+//! writes through other nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -20,7 +21,7 @@ use walrusds::{Error, ErrorKind, Op, QueryOptions, WalrusDatastore};
 use super::faulty::Fuse;
 use super::mem::{key_of, noise};
 
-/// What a key holds; `None` = it is unknown.
+/// The value of a key; `None` = the key is unknown.
 pub type Value = Option<Bytes>;
 
 /// How a call ended.
@@ -34,7 +35,7 @@ pub enum Outcome {
     GaveUp,
 }
 
-/// A write that was tried.
+/// A write that a caller tried.
 #[derive(Debug, Clone)]
 pub struct Write {
     pub node: usize,
@@ -46,7 +47,7 @@ pub struct Write {
 #[derive(Debug, Clone)]
 struct State {
     possible: Vec<Value>,
-    /// Given up, and perhaps still on their way, by node.
+    /// Values of given-up writes that may still be on their way, by node.
     loose: Vec<(usize, Value)>,
 }
 
@@ -73,7 +74,7 @@ impl State {
     }
 }
 
-/// What each key may hold now.
+/// The values that each key may hold now.
 #[derive(Debug, Clone, Default)]
 pub struct Model(BTreeMap<String, State>);
 
@@ -90,7 +91,7 @@ impl Model {
             .map_or_else(|| vec![None], |s| s.possible.clone())
     }
 
-    /// Notes writes that ran at the same time.
+    /// Records writes that ran at the same time.
     pub fn apply(&mut self, writes: &[Write]) {
         let mut by_key: BTreeMap<&str, Vec<&Write>> = BTreeMap::new();
         for write in writes {
@@ -117,7 +118,7 @@ impl Model {
         }
     }
 
-    /// Nothing of this node is on its way any more.
+    /// No write of this node is on its way any more.
     pub fn settle(&mut self, node: usize) {
         for state in self.0.values_mut() {
             state.loose.retain(|(n, _)| *n != node);
@@ -129,10 +130,10 @@ impl Model {
         self.0.values().any(|state| !state.loose.is_empty())
     }
 
-    /// Compares an answer with what is possible and remembers what it tells.
+    /// Compares an answer with the possible ones and keeps the values that agree with it.
     ///
     /// # Errors
-    /// What was seen and what would have been right.
+    /// The observed answer and the right ones.
     pub fn observe(
         &mut self,
         key: &str,
@@ -183,7 +184,7 @@ pub fn key(slot: u8) -> String {
     slots()[usize::from(slot % SLOTS)].0.clone()
 }
 
-/// What a put stores: the content that the key names, or one of several values.
+/// The value that a put stores: the content that the key names, or one of several values.
 pub fn value(slot: u8, seed: u8) -> Bytes {
     let values = &slots()[usize::from(slot % SLOTS)].1;
     values[usize::from(seed) % values.len()].clone()
@@ -218,13 +219,13 @@ fn name(at: usize, content: &Bytes) -> String {
     }
 }
 
-/// Whether a wrong block under this key is noticed. One under an identity multihash is not: any
-/// short key may look like one by accident.
+/// Whether the datastore notices a wrong block under this key. It does not under an identity
+/// multihash: any short key may look like one by accident.
 fn is_verified(key: &str) -> bool {
     !OTHERS.contains(&key) && key != self::key(1)
 }
 
-/// What a call does; keys are slots.
+/// The action of a call; keys are slots.
 #[derive(Debug, Clone)]
 pub enum Act {
     Put(u8, u8),
@@ -259,7 +260,7 @@ pub struct Call {
     pub give_up: Option<GiveUp>,
 }
 
-/// What happens next.
+/// The next step of a run.
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Calls at the same time.
@@ -275,25 +276,25 @@ pub enum Step {
 /// Nodes of a [`World`].
 pub const NODES: usize = 2;
 
-/// A node: a datastore, and what cuts it off.
+/// A node: a datastore, and the switch that cuts it off.
 #[derive(Clone)]
 pub struct Node {
     pub datastore: Arc<WalrusDatastore>,
     pub fuse: Arc<Fuse>,
 }
 
-/// What nodes stand on.
+/// The shared index and network that nodes run on.
 #[async_trait]
 pub trait World: Sync {
     /// Starts a node on the shared index and network.
     async fn open(&self, node: usize) -> Node;
-    /// What comes of a node that died: its connections break, its leases run out.
+    /// Follows up the death of a node: its connections break, its leases run out.
     async fn crashed(&self, node: usize);
     /// Lets time pass until every blob that is due was renewed.
     async fn pass(&self, seconds: u16) -> Result<(), String>;
     /// Whether calls may fail.
     fn faulty(&self) -> bool;
-    /// Whether answers may be wrong: then nothing holds but that no wrong block comes out.
+    /// Whether answers may be wrong: then the only requirement is that no wrong block comes out.
     fn lying(&self) -> bool {
         false
     }
@@ -301,7 +302,7 @@ pub trait World: Sync {
     fn set_quiet(&self, quiet: bool);
 }
 
-/// What a run did.
+/// Counts of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Played {
     pub acked: u64,
@@ -336,7 +337,7 @@ struct Run<'a> {
     played: Played,
 }
 
-/// What came of a call.
+/// The result of a call.
 enum Answer {
     Done,
     Value(Value),
@@ -384,7 +385,7 @@ impl Run<'_> {
         }
     }
 
-    /// Runs calls at the same time; those at a node that crashes do not get to their end.
+    /// Runs calls at the same time; those at a node that crashes are dropped before their end.
     async fn together(&mut self, calls: &[Call], crash: Option<usize>) -> Result<(), String> {
         let mut running = Vec::new();
         for call in calls {
@@ -426,7 +427,7 @@ impl Run<'_> {
         for e in &errors {
             self.tolerate(e)?;
         }
-        // A read beside writes may see what was, and any of what is being written.
+        // A read beside writes may see the old value, and any of those being written.
         let mut around = self.model.clone();
         for write in &writes {
             around.apply(&[Write {
@@ -434,7 +435,8 @@ impl Run<'_> {
                 ..write.clone()
             }]);
         }
-        // So may reads at the same time, one before and one after a write that was given up earlier.
+        // So may reads at the same time, one before and one after a write that was given up
+        // earlier.
         let alone = writes.is_empty() && (calls.len() == 1 || !self.model.has_loose());
         self.model.apply(&writes);
         if alone {
@@ -446,7 +448,8 @@ impl Run<'_> {
                 if alone {
                     self.check(&mut around, &call.act, answer, strict)?;
                 } else {
-                    // Each read may have come at another moment: they tell nothing of each other.
+                    // Each read may have happened at another moment: one implies nothing about the
+                    // other.
                     self.check(&mut around.clone(), &call.act, answer, false)?;
                 }
             }
@@ -583,11 +586,11 @@ impl Run<'_> {
     async fn finish(&mut self) -> Result<(), String> {
         self.world.set_quiet(true);
         for at in 0..NODES {
-            // Twice: a journal may hold what the last close could not bring away, and a call that was begun
-            // before the faults ended may still fail in this one.
+            // Twice: a journal may hold what the last close could not bring away, and a call that
+            // was begun before the faults ended may still fail in this one.
             for _ in 0..2 {
                 self.node(at).await;
-                // Under lies a close may find the index wanting; nothing else may fail now.
+                // Under lies a close may find faults in the index; no other step may fail now.
                 self.step(&Step::Reopen(at)).await?;
             }
         }
@@ -674,7 +677,7 @@ fn check_slice(
     Ok(())
 }
 
-/// What a call leaves in the keys it writes, if it succeeds.
+/// The values that a call leaves in the keys it writes, if it succeeds.
 fn written(act: &Act) -> Vec<(String, Value)> {
     match act {
         Act::Put(slot, seed) => vec![(key(*slot), Some(value(*slot, *seed)))],

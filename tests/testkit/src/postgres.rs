@@ -112,7 +112,7 @@ impl Postgres {
         replica
     }
 
-    /// Makes a replica a server of its own, and waits until it is.
+    /// Promotes a replica to a server of its own, and waits until it takes writes.
     pub fn promote(&self) {
         self.execute("postgres", "SELECT pg_promote(true, 30)");
     }
@@ -156,7 +156,7 @@ impl Postgres {
                 return;
             }
             self.down_now();
-            // Someone else took the port between looking and binding.
+            // Another process took the port between the check and the bind.
             assert!(attempt < 3, "Postgres did not start:\n{}", self.log());
             self.port = free_port();
         }
@@ -292,7 +292,7 @@ impl Postgres {
         self.port
     }
 
-    /// What the server printed.
+    /// The server's output.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
@@ -415,7 +415,7 @@ pub fn signal_each(pids: &[u32], signal: &str) {
     let _ = Command::new("kill").arg(signal).args(pids).status();
 }
 
-/// The parent of a process that runs (none of one that only waits to be buried).
+/// The parent of a running process (`None` for a zombie).
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // pid (name) state parent …; the name may hold anything.
@@ -470,7 +470,7 @@ fn find_bin() -> PathBuf {
         .expect("these tests need a Postgres server: install the package postgresql (initdb, postgres and pg_basebackup must be on the PATH or in /usr/lib/postgresql/*/bin)")
 }
 
-/// A TCP port that nobody listened on a moment ago.
+/// A TCP port that had no listener a moment ago.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())

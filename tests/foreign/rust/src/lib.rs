@@ -1,7 +1,7 @@
 //! The crate `walrus_rs` against the local Walrus: scripts/foreign-test.sh starts both.
 //!
-//! `PUBLISHER` and `AGGREGATOR` are base URLs of one network. Nothing here knows the local Walrus but
-//! for the /admin requests, which bring about what the real network cannot do on demand.
+//! `PUBLISHER` and `AGGREGATOR` are base URLs of one network. Nothing here knows the local Walrus
+//! but for the /admin requests, which bring about what the real network cannot do on demand.
 #![cfg(test)]
 
 use std::collections::HashMap;
@@ -60,7 +60,7 @@ fn created(result: BlobStoreResult) -> BlobObject {
     result.newly_created.expect("newlyCreated").blob_object
 }
 
-/// The status of an error, which is all that this client keeps of one.
+/// The status of an error, the only detail that this client keeps.
 #[track_caller]
 fn status<T: std::fmt::Debug>(result: Result<T, WalrusError>) -> u16 {
     match result.unwrap_err() {
@@ -274,8 +274,8 @@ async fn what_the_client_gets_wrong() {
     let blob = created(net.permanent(b"headers", 1).await);
     let error = parse_error(net.client.get_blob_metadata(&blob.blob_id).await);
     assert_eq!(error, "Missing header: content-type");
-    // It writes other than plain names as `name*=`, which RFC 7578 forbids, and which the publisher's
-    // form parser does not know: such a part has no name.
+    // It writes other than plain names as `name*=`, which RFC 7578 forbids, and which the
+    // publisher's form parser does not know: such a part has no name.
     for name in ["a space", "\u{fc}mlaut"] {
         let files = vec![(name, vec![1])];
         let stored = net.client.store_quilt(files, None, None, None, None, None);

@@ -1,8 +1,8 @@
-//! Takes ipfs programs through the tour and prints a table: what passed, and how long it took. Run by
-//! `scripts/kubo-matrix.sh`, which builds the programs.
+//! Takes ipfs programs through the tour and prints a table of the passed steps and their durations.
+//! Run by `scripts/kubo-matrix.sh`, which builds the programs.
 //!
-//! Usage: `kubo-matrix NAME=PROGRAM[,PLUGIN] ...`; NAME heads a column. With a plugin the index is an
-//! embedded one, without it is in Postgres. Ends with 1 if a step failed.
+//! Usage: `kubo-matrix NAME=PROGRAM[,PLUGIN] ...`; NAME heads a column. With a plugin the index is
+//! an embedded one, without it is in Postgres. Ends with 1 if a step failed.
 
 use std::process::ExitCode;
 use std::time::Duration;

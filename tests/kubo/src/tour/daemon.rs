@@ -1,4 +1,4 @@
-//! A node that serves others: several clients at once, the gateway, and ends of all kinds.
+//! A node that serves others: several clients at once, the gateway, and all ways to stop.
 
 use std::fs;
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::{assert_same, noise, run, Daemon, Ipfs, Node, Response, LIMIT};
 
 const LEN: usize = 6 << 20;
 
-/// Versions whose gateway answers suffix ranges (`bytes=-N`) wrongly on every datastore. The step shows
-/// that a node of the same program on flatfs gives the very same answer.
+/// Versions whose gateway answers suffix ranges (`bytes=-N`) wrongly on every datastore. The step
+/// shows that a node of the same program on flatfs gives the very same answer.
 const WRONG_SUFFIX_RANGES: [&str; 2] = ["v0.30.0", "v0.34.1"];
 
-/// What `POST /api/v0/PATH` answers, with a file as the form's field.
+/// The answer to `POST /api/v0/PATH`, with a file as the form's field.
 fn post(up: &Daemon, path: &str, file: Option<&Path>) -> Vec<u8> {
     let mut command = Command::new("curl");
     command.args(["-fsS", "-X", "POST"]);
@@ -49,8 +49,8 @@ fn files(node: &Node, seed: u64, count: u64) -> Vec<(std::path::PathBuf, Vec<u8>
         .collect()
 }
 
-/// Four clients add at once over the HTTP API, others read, list and pin; all of it is there after a
-/// restart, and without a daemon.
+/// Four clients add at once over the HTTP API, others read, list and pin; all of it is there after
+/// a restart, and without a daemon.
 pub fn parallel_adds(tour: &mut Tour) {
     let (node, world) = (tour.node(), &tour.world);
     let files = files(node, 100, 4);
@@ -156,7 +156,7 @@ pub fn gateway(tour: &mut Tour) {
     up.stop();
 }
 
-/// Ranges of a file of `len` bytes, as the header has them, and what they mean.
+/// Ranges of a file of `len` bytes: the header's value and the bytes that it selects.
 fn ranges(len: usize) -> Vec<(String, usize, usize)> {
     let leaf = 256 << 10;
     vec![
@@ -174,7 +174,7 @@ fn is_part(answer: &Response, content: &[u8], from: usize, to: usize) -> bool {
     answer.status == 206 && answer.head.contains(&said) && answer.body == content[from..to]
 }
 
-/// The gateway of a node on flatfs gives the same answer, so it is none of the datastore's doing.
+/// The gateway of a node on flatfs gives the same answer, so the datastore is not the cause.
 fn same_on_flatfs(ipfs: &Ipfs, file: &Path, cid: &str, range: &str, answer: &Response) {
     let flatfs = Node::without_repo(&Ipfs {
         plugin: None,
@@ -225,7 +225,7 @@ pub fn garbage_under_load(tour: &mut Tour) {
     check();
 }
 
-/// SIGTERM while a client adds: the daemon ends by itself, and well.
+/// SIGTERM while a client adds: the daemon exits by itself and successfully.
 pub fn terminated(tour: &mut Tour) {
     stopped_in_an_add(tour, 400, |up| {
         let said = up.stop();
@@ -238,7 +238,7 @@ pub fn killed(tour: &mut Tour) {
     stopped_in_an_add(tour, 500, Daemon::kill);
 }
 
-/// Ends a daemon in the middle of an add. What was there is there, what was not finished is no
+/// Ends a daemon in the middle of an add. Finished blocks are there, unfinished ones leave no
 /// dangling row, and the add can be repeated.
 fn stopped_in_an_add(tour: &mut Tour, seed: u64, stop: fn(Daemon)) {
     let (node, world) = (tour.node(), &tour.world);
@@ -246,7 +246,7 @@ fn stopped_in_an_add(tour: &mut Tour, seed: u64, stop: fn(Daemon)) {
     let early = noise(seed, 3 << 20);
     let early_cid = node.add(&early);
 
-    // Uploads take long enough to be hit.
+    // Uploads last long enough for a signal to hit one.
     let slow = FaultAction::Latency {
         ms: 200,
         jitter_ms: 0,

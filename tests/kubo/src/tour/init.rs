@@ -47,7 +47,8 @@ fn check_spec(node: &Node, world: &World) {
     );
 }
 
-/// An ordinary init, then `Datastore.Spec` and `datastore_spec` by hand, on the other kind of index.
+/// An ordinary init, then `Datastore.Spec` and `datastore_spec` by hand, on the other kind of
+/// index.
 pub fn by_hand(tour: &mut Tour) {
     let world = World::new(match tour.index {
         Index::Sqlite => Index::Postgres,
@@ -96,7 +97,7 @@ pub fn by_hand(tour: &mut Tour) {
         world.database.is_none()
     );
 
-    // What identifies the data cannot be changed by accident; all else can.
+    // Settings that identify the data cannot be changed by accident; all others can.
     node.edit_spec(|child| child["workers"] = json!(7));
     node.cat(&cid);
     node.edit_spec(|child| child["publisherURL"] = json!("http://127.0.0.1:1"));

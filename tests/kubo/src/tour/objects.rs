@@ -1,5 +1,5 @@
-//! What users put in and take out, by commands without a daemon. Every command is a process of its
-//! own: it opens and closes the datastore.
+//! The objects that users add and read, by commands without a daemon. Every command is a process of
+//! its own: it opens and closes the datastore.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -84,7 +84,7 @@ pub fn directories(tour: &mut Tour) {
     );
 }
 
-/// Three hundred files of a few bytes to a few kilobytes.
+/// Three hundred files of a few bytes to a few kilobytes each.
 pub fn small_files(tour: &mut Tour) {
     let node = tour.node();
     let input = node.scratch("small");
@@ -98,11 +98,11 @@ pub fn small_files(tour: &mut Tour) {
     let output = node.scratch("small out");
     node.ok(["get", "-o", arg(&output), &cid]);
     assert!(tree(&input) == tree(&output), "a file came back different");
-    // Once more: the same root.
+    // A second add gives the same root.
     assert_eq!(node.ok(["add", "-r", "-Q", arg(&input)]), cid);
 }
 
-/// The ways to cut a file up, and the hashes to name the pieces with.
+/// The chunkers, and the hash functions for block names.
 pub fn chunkings(tour: &mut Tour) {
     let node = tour.node();
     const MIB: usize = 1 << 20;
@@ -114,7 +114,7 @@ pub fn chunkings(tour: &mut Tour) {
         assert_same(&node.cat(&cid), &file, &what);
         (cid, what)
     };
-    // Leaves as they are: six of them, the first five of a MiB exactly.
+    // Raw leaves: six of them, the first five of exactly one MiB.
     for options in [
         &["--chunker=size-1048576", "--raw-leaves"][..],
         &["--chunker=size-1048576", "--cid-version=1"],
@@ -128,7 +128,7 @@ pub fn chunkings(tour: &mut Tour) {
         let root: serde_json::Value =
             serde_json::from_str(&node.ok(["dag", "get", &root])).expect("JSON");
         let leaves = root["Links"].as_array().expect("links");
-        // What lies below a raw leaf is the leaf.
+        // A path below a raw leaf resolves to the leaf.
         let sizes: Vec<u64> = leaves
             .iter()
             .filter_map(|leaf| leaf["Tsize"].as_u64())
@@ -139,7 +139,7 @@ pub fn chunkings(tour: &mut Tour) {
         let block = node.run(["block", "get", last]).stdout;
         assert_same(&block, &file[5 * MIB..], &what);
     }
-    // Wrapped leaves, and cuts by content.
+    // Leaves wrapped in nodes, and content-defined chunks.
     for options in [
         &["--chunker=size-1048576", "--raw-leaves=false"][..],
         &["--raw-leaves", "--trickle"],
@@ -150,7 +150,7 @@ pub fn chunkings(tour: &mut Tour) {
         let blocks = refs(node, &root).len();
         assert!(blocks >= 6, "{what}: {blocks} blocks");
     }
-    // A file that is one block, one that is none, and one inside its own CID.
+    // A file of one block, an empty one, and one inside its own CID.
     for len in [MIB, 0, 20] {
         let content = noise(22, len);
         for options in [&["--raw-leaves"][..], &["--cid-version=1", "--inline"]] {
@@ -161,7 +161,7 @@ pub fn chunkings(tour: &mut Tour) {
     }
 }
 
-/// Pins of all kinds. They live in the local repo, what they hold together on Walrus.
+/// Pins of all kinds. Pins are in the local repo, the pinned blocks on Walrus.
 pub fn pins(tour: &mut Tour) {
     let node = tour.node();
     let (old, new) = (noise(31, 700_000), noise(32, 700_000));
@@ -226,7 +226,7 @@ pub fn blocks(tour: &mut Tour) {
     assert!(node.refs_local() == before);
 }
 
-/// Nodes of other codecs; out as a CAR, and into another node.
+/// Nodes of other codecs; exported as a CAR, and imported into another node.
 pub fn dags(tour: &mut Tour) {
     let node = tour.node();
     let leaf = node.feed(["dag", "put"], br#"{"name":"leaf","n":7}"#);
@@ -260,7 +260,7 @@ pub fn dags(tour: &mut Tour) {
     let pins = other.ok(["pin", "ls", "--type=recursive", "-q"]);
     assert!(pins.contains(&large) && pins.contains(&parent), "{pins}");
     other.verify();
-    // A CAR that ends too early is no success.
+    // An import of a CAR that ends too early fails.
     let car = export(&large);
     let cut = crate::run(
         other.command(["dag", "import"]),

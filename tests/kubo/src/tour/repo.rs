@@ -1,4 +1,4 @@
-//! The repo as a whole: what it holds, that all of it is whole, and what may go.
+//! The repo as a whole: its contents, their integrity, and the garbage in it.
 
 use walrus_devnet::{FaultAction, FaultRule, Op};
 
@@ -41,7 +41,7 @@ pub fn whole_index(tour: &mut Tour) {
     let said = node.fails(["repo", "verify"]);
     assert!(said.contains("corrupt"), "{said}");
     node.fails(["cat", &cid]);
-    // Newer versions can drop what is damaged; adding it again brings it back.
+    // Newer versions can remove damaged blocks; adding the file again restores them.
     let drops = node.ok(["repo", "verify", "--help"]).contains("--drop");
     if drops {
         let said = node.ok(["repo", "verify", "--drop"]);
@@ -57,7 +57,8 @@ pub fn whole_index(tour: &mut Tour) {
     node.verify();
 }
 
-/// What nothing holds goes, what is pinned or in MFS stays; and what went can come back.
+/// Garbage collection removes blocks that nothing holds and keeps those pinned or in MFS; removed
+/// blocks can be added again.
 pub fn garbage(tour: &mut Tour) {
     let node = tour.node();
     unpin_all(node);

@@ -66,7 +66,7 @@ fn bad_settings_are_named() {
         "{said}"
     );
     assert!(!said.contains("hunter2"), "{said}");
-    // And with everything in order, in the same place:
+    // With valid settings an init succeeds in the same place:
     node.init(&world.settings).expect_ok("init");
     node.add(b"fine");
 }
@@ -107,7 +107,7 @@ fn database_failures_are_named_and_keep_the_secret() {
             let outcome = node.run(args);
             let said = outcome.expect_failure(expected);
             assert!(said.contains(expected), "{said}");
-            // The server is named, or, once it has let us in, the table.
+            // The error names the server or, once the connection is accepted, the table.
             assert!(
                 said.contains(&port) || said.contains("walrus_index"),
                 "{said}"
@@ -132,7 +132,7 @@ fn database_failures_are_named_and_keep_the_secret() {
     }
     own.down();
     check(&good, "connection refused");
-    // Kubo leaves the repo of an init that could not open its datastore. It is complete.
+    // Kubo keeps the repo of an init that could not open its datastore. The repo is complete.
     let fresh = Node::without_repo(&Ipfs::preloaded());
     let said = fresh
         .init(&world.settings)

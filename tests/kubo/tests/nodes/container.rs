@@ -12,8 +12,8 @@ use kubo_tests::{
 };
 use tempfile::TempDir;
 
-/// What the image holds, in a directory instead of an image. Runs as root, the script drops its
-/// rights, as in a container; else it runs as whoever runs the tests.
+/// The contents of the image, in a directory instead of an image. If the tests run as root, the
+/// script drops its rights, as in a container; else it runs as the tests' own user.
 struct Container {
     dir: TempDir,
 }
@@ -145,7 +145,7 @@ fn container_from_first_start_to_changed_settings() {
         "t"
     );
 
-    // A changed setting is taken over, whatever identifies the data stays.
+    // The script takes over a changed setting; settings that identify the data stay.
     settings.insert("WALRUSDS_EPOCHS".to_owned(), "5".to_owned());
     settings.insert("WALRUSDS_WORKERS".to_owned(), "9".to_owned());
     let up = Daemon::start(image.command(&settings, &["daemon"]));
@@ -157,7 +157,7 @@ fn container_from_first_start_to_changed_settings() {
     assert!(answer.body == file);
     said += &up.stop();
 
-    // Other data: refused, by name, and nothing is changed.
+    // Settings of other data: the script refuses them by name and changes nothing.
     let before = image.file("config");
     for (variable, value, key) in [
         ("WALRUSDS_TABLE", "other_table", "table"),
@@ -220,7 +220,7 @@ fn container_that_could_not_copy_the_swarm_key_never_runs_without_it() {
         .expect_ok("a start with the file of the swarm key");
     assert_eq!(image.file("swarm.key"), key);
 
-    // An init that failed leaves the key; the next start replaces it.
+    // An init that failed leaves the key file; the next start replaces it.
     let image = Container::new();
     let mut settings = world.settings.clone();
     settings.insert("IPFS_SWARM_KEY".to_owned(), key.trim_end().to_owned());

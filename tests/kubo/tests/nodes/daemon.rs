@@ -1,4 +1,4 @@
-//! A daemon through an outage. (What it does otherwise is part of the tour.)
+//! A daemon through an outage. (The tour covers its other behaviour.)
 
 use kubo_tests::{noise, run, Index, World, LIMIT};
 use walrus_devnet::{FaultAction, FaultRule, Op};

@@ -1,4 +1,5 @@
-//! When Walrus fails: an error that says what happened, never a wrong byte, nothing dangling.
+//! Walrus fails: the node returns an error with the cause, never a wrong byte, and leaves nothing
+//! dangling.
 
 use std::net::SocketAddr;
 
@@ -62,7 +63,7 @@ fn aggregator_serves_wrong_bytes() {
         assert!(!outcome.status.success(), "{action:?}: cat succeeded");
         assert!(said.contains(&world.net.url()), "{action:?}: {said}");
     }
-    // A second aggregator that answers rightly is enough.
+    // One second aggregator with right answers is enough.
     let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
     let (number, good) = world.net.add_endpoint(Role::Aggregator, anywhere).unwrap();
     let mut two = World {
@@ -106,10 +107,10 @@ fn publisher_with_a_low_limit() {
     node.verify();
     let blobs = world.net.blobs();
     assert!(blobs.iter().all(|blob| blob.size <= 1 << 20));
-    // Three leaves fit; blobs of fewer come from halving.
+    // A blob of three leaves fits; the engine halves packs until they fit.
     assert!(blobs.len() <= 12 * 2 + 8, "{} blobs", blobs.len());
 
-    // One block alone is too large: said so, and nothing is left behind.
+    // One block alone is too large: the error names the cause, and nothing is left behind.
     let blocks = node.refs_local();
     let said = node.fails([
         "add",

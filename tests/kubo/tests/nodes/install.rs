@@ -1,5 +1,5 @@
-//! scripts/plugin-install.sh: installs only what that ipfs can load. (That it does install is part of
-//! every test with an external plugin.)
+//! scripts/plugin-install.sh installs only a plugin that the given ipfs can load. (Every test with
+//! an external plugin covers a successful install.)
 
 use std::path::Path;
 
@@ -64,7 +64,7 @@ fn install_finds_out_what_an_ipfs_needs() {
     assert!(installed == std::fs::read(ipfs.plugin.unwrap()).unwrap());
     assert!(node.ok(["version"]).contains("0.43.0"));
 
-    // Over a good installation the plugin of another version: the good one stays.
+    // An install of another version's plugin over a good one fails; the good one stays.
     node.install(&from_script("WALRUSDS_TEST_PLUGIN_30"))
         .expect_refusal("the wrong plugin");
     assert!(installed == std::fs::read(node.repo().join("plugins/walrusds.so")).unwrap());

@@ -34,15 +34,15 @@ fn nodes_share_an_index_with(other: &Ipfs) {
     assert_eq!(b.add(&large), large_cid);
     assert_eq!(world.net.stats().stored_bytes, stored);
 
-    // Pins are a matter of each node: what only A has pinned is garbage to B, and B's collection
-    // takes it away from both.
+    // Pins belong to one node: a block that only A has pinned is garbage to B, and B's collection
+    // removes it from both.
     let removed = b.ok(["repo", "gc", "-q"]);
     assert!(removed.lines().count() >= 1, "{removed}");
     let pins = a.ok(["pin", "ls", "--type=recursive", "-q"]);
     assert!(pins.contains(&small_cid), "{pins}");
     let said = a.fails(["--offline", "cat", &small_cid]);
     assert!(said.contains("not found"), "{said}");
-    // The one that B has pinned too is still there for both.
+    // The block that B has pinned too is still there for both.
     a.assert_holds(&large_cid, &large);
     b.assert_holds(&large_cid, &large);
     a.verify();
@@ -56,7 +56,7 @@ fn running_node_sees_what_another_adds_and_deletes() {
     let file = noise(1, 600_000);
     let cid = a.feed(["add", "-Q", "--only-hash"], &file);
 
-    // Kubo remembers what it did not find, unless its cache is off.
+    // Kubo remembers absent blocks, unless its cache is off.
     b.ok(["config", "--json", "Datastore.BlockKeyCacheSize", "0"]);
     let up = b.daemon_with(&["--offline"]);
     let said = b.fails(["cat", &cid]);

@@ -1,4 +1,4 @@
-//! A node starts, and says what is wrong, while Walrus does not answer.
+//! A node starts while Walrus does not answer, and reports the failure.
 
 use kubo_tests::{noise, Index, World};
 use walrus_devnet::{FaultAction, FaultRule, Op};
@@ -22,14 +22,15 @@ fn starts_without_aggregators() {
         up.stop();
         world.net.clear_faults();
     }
-    // Nor when every blob has lapsed.
+    // A node also starts when every blob has lapsed.
     for blob in world.net.blobs() {
         world.net.delete_blob(&blob.blob_id);
     }
     assert_eq!(node.ok(["files", "ls", "/"]).trim(), "music");
 }
 
-/// A full journal whose publisher refuses everything hangs no command, and the log says why.
+/// A full journal whose publisher refuses every upload blocks no command, and the log gives the
+/// cause.
 #[test]
 fn a_full_journal_hangs_no_command() {
     let mut world = World::new(Index::Sqlite);
@@ -51,7 +52,7 @@ fn a_full_journal_hangs_no_command() {
         "{said}"
     );
     assert!(said.contains("ERROR"), "the log says so, too: {said}");
-    // Each of these puts the empty directory first.
+    // Each of these commands puts the empty directory first.
     assert!(node.ok(["files", "ls", "/"]).trim().is_empty());
     node.assert_holds(&cid, &early);
     let up = node.daemon_with(&["--offline"]);

@@ -1,5 +1,5 @@
-//! Somebody who damages a read cache while it is in use: cuts, overwrites and removes its files, and leaves
-//! foreign ones. None of that may make an answer wrong.
+//! A thread that damages a read cache while it is in use: it cuts, overwrites and removes the
+//! cache's files, and adds foreign ones. No such damage may make an answer wrong.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,36 +14,36 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// Between two deeds: the cache is filled again meanwhile.
+/// The pause between two damages, in which the cache is filled again.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// At work until it is [stopped](Vandal::stop).
-pub struct Vandal {
+/// Works until it is [stopped](Corruptor::stop).
+pub struct Corruptor {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
-impl Vandal {
-    pub fn start(cache: PathBuf, seed: u64) -> Vandal {
+impl Corruptor {
+    pub fn start(cache: PathBuf, seed: u64) -> Corruptor {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut rng = StdRng::seed_from_u64(seed);
             let mut deeds = 0;
             while !stopped.load(Relaxed) {
-                // What is not there cannot be damaged.
+                // A damage fails if the file does not exist; it is not counted.
                 deeds += u64::from(damage(&cache, &mut rng).is_ok());
                 std::thread::sleep(PAUSE);
             }
             deeds
         });
-        Vandal { stop, thread }
+        Corruptor { stop, thread }
     }
 
-    /// How much was damaged.
+    /// The number of damages.
     pub fn stop(self) -> u64 {
         self.stop.store(true, Relaxed);
-        self.thread.join().expect("vandal")
+        self.thread.join().expect("corruptor")
     }
 }
 

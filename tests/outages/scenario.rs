@@ -1,4 +1,4 @@
-//! One outage: the load, the books on what callers were told, and the report.
+//! One outage: the load, the books of the answers that callers got, and the report.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -21,18 +21,19 @@ pub use testkit::{eventually, PATIENCE};
 
 /// Part of every password and token of these tests: must never appear in an error or log line.
 pub const SECRET: &str = "s3cr3t";
-/// After the cause is gone, everything must work again within this time. The report says how long it
-/// took; the bound only tells recovery from none, also on a machine that is busy with other work.
+/// After the cause is gone, every call must work again within this time. The report gives the real
+/// duration; the bound only separates recovery from no recovery, also on a machine that is busy
+/// with other work.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(90);
-/// A call with a deadline returns this much later at most, beyond the delay of a timer on a busy
-/// machine. The contract says 100 ms, and the report says what was seen; a call that ignored its
-/// deadline would take as long as the outage or a request's timeout.
+/// A call with a deadline returns at most this much after it, beyond the delay of a timer on a busy
+/// machine. The contract says 100 ms, and the report gives the measured value; a call that ignored
+/// its deadline would take as long as the outage or a request's timeout.
 const OVERRUN_LIMIT: Duration = Duration::from_secs(10);
 /// The deadline of the calls that have one.
 const DEADLINE: Duration = Duration::from_millis(50);
-/// Calls begun in the outage must end so soon after it.
+/// Calls begun in the outage must end within this time after it.
 const STRAGGLER_LIMIT: Duration = Duration::from_secs(90);
-/// Between two calls of a task.
+/// The pause between two calls of a task.
 const PAUSE: Duration = Duration::from_millis(8);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,26 +69,26 @@ struct Done {
     failed: Option<Error>,
 }
 
-/// What a key may hold: one possibility once a write was acknowledged, more after one that failed.
+/// The values that a key may hold: one after an acknowledged write, more after a failed one.
 type Candidates = Vec<Option<Bytes>>;
 
-/// The books.
+/// The books: the acknowledged state, and the contradictions found.
 #[derive(Default)]
 struct Books {
     keys: Mutex<HashMap<String, Candidates>>,
-    /// Acknowledged blocks that nobody touches again, for readers.
+    /// Acknowledged blocks that no caller changes again, for readers.
     stable: Mutex<Vec<(String, Bytes)>>,
     done: Mutex<Vec<Done>>,
     /// Values and absences that contradict the books.
     wrong: Mutex<Vec<String>>,
     overrun: Mutex<Duration>,
-    /// How late a mere timer was meanwhile.
+    /// The delay of a plain timer in the same time.
     timer_late: Mutex<Duration>,
     next: AtomicU64,
     /// The database may forget the deletes of its last moments: they do not wait for its disk.
     deletes_may_return: AtomicBool,
     only_verified_reads: AtomicBool,
-    /// Reads under way of keys that are no multihashes.
+    /// The number of reads under way of keys that are no multihashes.
     unverified_reads: AtomicU64,
 }
 
@@ -173,7 +174,7 @@ impl Books {
             failed,
         });
         if failing {
-            // Callers that fail at once must not crowd the log out.
+            // A pause, so that callers that fail at once do not flood the log.
             tokio::time::sleep(PAUSE * 3).await;
         }
         value
@@ -200,7 +201,7 @@ impl Caller {
         }
     }
 
-    /// Runs a call; whether it succeeded.
+    /// Runs a call and returns whether it succeeded.
     async fn call(&mut self, call: Call) -> bool {
         match call {
             Call::Put => self.put().await,
@@ -212,7 +213,7 @@ impl Caller {
         }
     }
 
-    /// Half of the time a new block, else another value under a key of one's own.
+    /// Half of the time a new block, else another value under one of this caller's keys.
     async fn put(&mut self) -> bool {
         let (mut key, value) = self.books.new_block();
         let fresh: bool = rand::random();
@@ -276,9 +277,10 @@ impl Caller {
         deleted
     }
 
-    /// A block of anyone's, or what the last write of one's own left.
+    /// A block of any caller, or the value that this caller's last write left.
     async fn get(&mut self) -> bool {
-        // Counted before the flag is read: when the flag is set and the count is zero, none will come.
+        // Counted before the flag is read: when the flag is set and the count is zero, no further
+        // read begins.
         let unverified = Counted::new(&self.books.unverified_reads);
         let verified = self.books.only_verified_reads.load(SeqCst);
         let (key, _counted) = if verified || rand::random() {
@@ -306,7 +308,7 @@ impl Caller {
         got.is_some()
     }
 
-    /// Everything, keys only: whatever was stable before must be in it.
+    /// Lists all keys; every block that was stable before must be in the listing.
     async fn list(&mut self) -> bool {
         let before = self.books.stable.lock().len();
         let listing = list_keys(&self.ds);
@@ -377,8 +379,8 @@ pub async fn open(spec: &serde_json::Value, repo: &Path) -> WalrusDatastore {
     WalrusDatastore::open(config, repo).await.expect("opening")
 }
 
-/// How long an outage lasts where that makes no other case of it: short with the other tests, long
-/// enough to use up the retries in `make outages`.
+/// The length of an outage in cases where the length does not matter: short with the other tests,
+/// long enough to use up the retries in `make outages`.
 pub fn a_while() -> Duration {
     if std::env::var_os("OUTAGES_REPORT").is_some() {
         Duration::from_secs(6)
@@ -387,14 +389,14 @@ pub fn a_while() -> Duration {
     }
 }
 
-/// Which errors callers may see, beside success. Everything else fails the case.
+/// The errors that callers may see, beside success. Any other error fails the case.
 #[derive(Clone, Copy)]
 pub struct Allowed {
     writers: &'static [(ErrorKind, bool)],
     readers: &'static [(ErrorKind, bool)],
 }
 
-/// Errors of the index that may be retried, for everybody.
+/// Errors of the index that may be retried, for all callers.
 pub const INDEX_RETRYABLE: Allowed = Allowed::both(&[(ErrorKind::Index, true)]);
 /// Errors of the index that may be retried, for writers alone.
 pub const INDEX_WRITES: Allowed = Allowed::writers(&[(ErrorKind::Index, true)]);
@@ -404,7 +406,7 @@ pub const PUBLISHER: Allowed = Allowed::writers(&[(ErrorKind::Walrus, true)]);
 pub const AGGREGATOR: Allowed = Allowed::readers(&[(ErrorKind::Walrus, true)]);
 /// Errors of publisher and aggregator that may be retried.
 pub const WALRUS: Allowed = Allowed::both(&[(ErrorKind::Walrus, true)]);
-/// Nobody notices.
+/// No caller sees an error.
 pub const NOTHING: Allowed = Allowed::both(&[]);
 
 impl Allowed {
@@ -439,7 +441,7 @@ impl Allowed {
 }
 
 /// A running case.
-pub struct Scene {
+pub struct Scenario {
     group: &'static str,
     case: &'static str,
     nodes: Vec<Arc<WalrusDatastore>>,
@@ -447,11 +449,11 @@ pub struct Scene {
     load: JoinSet<()>,
     stop: Arc<AtomicBool>,
     struck: Option<Instant>,
-    /// Deadlines are put to the test only while this is set.
+    /// Calls have deadlines only while this is set.
     hurry: Arc<AtomicBool>,
 }
 
-impl Scene {
+impl Scenario {
     /// Stores a few blocks through the first node and puts the load on all.
     pub async fn start(
         group: &'static str,
@@ -464,7 +466,7 @@ impl Scene {
         for _ in 0..8 {
             assert!(first.batch().await, "{case}: the first batches must work");
         }
-        let mut scene = Scene {
+        let mut scenario = Scenario {
             group,
             case,
             nodes,
@@ -485,10 +487,10 @@ impl Scene {
             &[Call::List],
         ];
         for (n, calls) in tasks.into_iter().enumerate() {
-            let node = Arc::clone(&scene.nodes[n % scene.nodes.len()]);
-            let mut caller = Caller::new(&node, &scene.books);
-            let stop = Arc::clone(&scene.stop);
-            scene.load.spawn(async move {
+            let node = Arc::clone(&scenario.nodes[n % scenario.nodes.len()]);
+            let mut caller = Caller::new(&node, &scenario.books);
+            let stop = Arc::clone(&scenario.stop);
+            scenario.load.spawn(async move {
                 for call in calls.iter().cycle() {
                     if stop.load(Relaxed) {
                         return;
@@ -498,15 +500,15 @@ impl Scene {
                 }
             });
         }
-        for node in scene.nodes.clone() {
-            scene.spawn_hurried(node);
+        for node in scenario.nodes.clone() {
+            scenario.spawn_hurried(node);
         }
-        // Every connection and prepared statement is in use before anything breaks.
-        scene.books.load_goes_on(3).await;
-        scene
+        // Every connection and prepared statement is in use before the outage begins.
+        scenario.books.load_goes_on(3).await;
+        scenario
     }
 
-    /// Calls whose callers give up after [`DEADLINE`]; how late they get away is noted.
+    /// Calls whose callers give up after [`DEADLINE`]; their delay beyond it is recorded.
     fn spawn_hurried(&mut self, node: Arc<WalrusDatastore>) {
         let (books, stop) = (Arc::clone(&self.books), Arc::clone(&self.stop));
         self.load.spawn(async move {
@@ -541,12 +543,12 @@ impl Scene {
         }
     }
 
-    /// The database will crash: deletes that it has not written to its disk yet may be undone by
-    /// that (and by nothing else), which is harmless and documented.
+    /// The database will crash: the crash may undo deletes that it has not written to its disk yet
+    /// (no other event may), which is harmless and documented.
     pub async fn deletes_may_return(&self) {
         self.books.deletes_may_return.store(true, Relaxed);
-        // A put waits for the database's disk, and the log goes there in its order: with the put, the
-        // deletes before it are on the disk.
+        // A put waits for the database's disk, and the log goes there in its order: with the put,
+        // the deletes before it are on the disk.
         let mut caller = Caller::new(&self.nodes[0], &self.books);
         assert!(caller.put().await, "{}: a put before the crash", self.case);
     }
@@ -566,14 +568,14 @@ impl Scene {
         self.hurry.store(true, Relaxed);
     }
 
-    /// As [`Scene::strike`], without putting deadlines to the test.
+    /// As [`Scenario::strike`], without putting deadlines to the test.
     pub async fn strike_unhurried(&mut self, cause: impl FnOnce() + Send) {
         self.strike(cause).await;
         self.hurry.store(false, Relaxed);
     }
 
-    /// The outage lasts for so long. What a case must see in it, it waits for
-    /// ([`Scene::until`], [`Scene::until_a_call_fails`]).
+    /// The outage lasts for the given time. A case that must see an effect in it waits for the
+    /// effect ([`Scenario::until`], [`Scenario::until_a_call_fails`]).
     pub async fn hold(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
@@ -583,7 +585,7 @@ impl Scene {
         eventually(&format!("{}: {what}", self.case), condition).await;
     }
 
-    /// The outage lasts until a caller was told of it. `keep_up` sees to it that the cause stays, and is
+    /// The outage lasts until a caller got an error. `keep_up` keeps the cause in place, and is
     /// called again and again.
     pub async fn until_a_call_fails(&self, keep_up: impl Fn()) {
         let struck = self.struck.expect("struck first");
@@ -596,7 +598,7 @@ impl Scene {
         .await;
     }
 
-    /// Walrus breaks in this way for a while: the whole case.
+    /// Runs a whole case in which Walrus breaks with the given rules for a while.
     pub async fn break_walrus(mut self, net: &Devnet, rules: Vec<FaultRule>, allowed: Allowed) {
         self.only_verified_reads().await;
         self.strike(|| net.set_faults(rules)).await;
@@ -606,8 +608,8 @@ impl Scene {
         self.heal(|| net.clear_faults(), allowed).await;
     }
 
-    /// The cause goes away (`cure` may block): waits until every kind of call works, reads
-    /// everything back, writes the report, and fails if anything in it may not be.
+    /// The cause goes away (`cure` may block): waits until every kind of call works, reads all
+    /// blocks back, writes the report, and fails on any forbidden result in it.
     pub async fn heal(mut self, cure: impl FnOnce() + Send, allowed: Allowed) {
         self.hurry.store(false, Relaxed);
         tokio::task::block_in_place(cure);
@@ -658,7 +660,7 @@ impl Scene {
         }
     }
 
-    /// How long after `healed` the last kind of call began to work for good.
+    /// The time from `healed` until every kind of call succeeded without further errors.
     async fn wait_until_well(&self, healed: Instant) -> Duration {
         let mut probes = JoinSet::new();
         for (node, call) in self.nodes.iter().flat_map(|n| Call::ALL.map(|c| (n, c))) {
@@ -684,7 +686,7 @@ impl Scene {
         recovery
     }
 
-    /// Ends the load; how long after `healed` the last call of it ended.
+    /// Ends the load; returns the time from `healed` until the last call ended.
     async fn stop_load(&mut self, healed: Instant) -> Duration {
         self.stop.store(true, Relaxed);
         let all = async {
@@ -781,7 +783,7 @@ struct Row {
     overrun: Duration,
 }
 
-/// What a group of callers saw in the outage, in a few words.
+/// A short summary of the results that a group of callers saw in the outage.
 fn saw<'a>(done: impl Iterator<Item = &'a &'a Done>) -> String {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let (mut all, mut slowest) = (0usize, Duration::ZERO);
