@@ -15,7 +15,7 @@ CARGO=${CARGO:-cargo}
 version=25.3.1
 tools=$BUILD/tools
 minutes=${MUTANTS_MINUTES:-60}
-read -ra files <<<"${MUTANTS_FILES:-src/staging/*.rs src/upload/*.rs src/upload/format/*.rs src/read/*.rs src/lifetime/*.rs src/index/combine.rs src/index/rows.rs src/index/lookup.rs}"
+read -ra files <<<"${MUTANTS_FILES:-src/journal/*.rs src/upload/*.rs src/upload/format/*.rs src/read/*.rs src/lifetime/*.rs src/index/combine.rs src/index/rows.rs src/index/lookup.rs}"
 
 if [[ $("$tools/bin/cargo-mutants" mutants --version 2>/dev/null) != *" $version" ]]; then
   say "installing cargo-mutants $version"

@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 mod dag;
 pub mod datastore;
+mod detached;
 mod dirlock;
 pub mod error;
 mod ffi;
@@ -20,7 +21,7 @@ mod gone;
 pub mod index;
 #[cfg(test)]
 mod interleave;
-mod lasting;
+mod journal;
 mod lifetime;
 mod limits;
 mod locks;
@@ -32,7 +33,6 @@ mod read;
 mod recent;
 #[cfg(all(test, shuttle))]
 mod schedules;
-mod staging;
 mod sync;
 mod tls;
 mod upload;

@@ -17,8 +17,8 @@ use crate::walrus::{Auth, ClientConfig};
 mod keys;
 mod network;
 
+pub use crate::journal::JournalConfig;
 pub use crate::read::disk::DiskCacheConfig;
-pub use crate::staging::JournalConfig;
 pub use keys::{KeySpec, KeyType, KEYS, MAX_BLOB_BYTES};
 
 /// Long enough to serve the size and the block from one lookup, and the neighbours of a block while a

@@ -9,11 +9,11 @@ use super::puts::check_key;
 use super::{Shared, WalrusDatastore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem, Record, Rows};
+use crate::journal::Block;
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match, Multihash};
 use crate::query::{owned, Contents};
 use crate::read::BlockCheck;
-use crate::staging::Block;
 
 impl WalrusDatastore {
     /// The value of `key`, in memory of its own; `None` if the key is unknown.

@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use super::puts::{check_key, check_puts, check_value, last_wins, Put};
 use super::{Op, Shared, WalrusDatastore};
+use crate::detached::Detached;
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index as _, Rows as _, Usage};
-use crate::lasting::Lasting;
 use crate::metrics::Metrics;
 
 impl WalrusDatastore {
@@ -68,7 +68,7 @@ impl WalrusDatastore {
         // A statement that has begun may take effect although its caller has given up: it runs
         // to its end, and the keys stay locked until then, so that it cannot land after a later put.
         let shared = Arc::clone(shared);
-        Lasting::new(async move {
+        Detached::new(async move {
             let _until_done = (call, guard);
             caught(shared.delete(deletes)).await
         })

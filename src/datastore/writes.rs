@@ -8,9 +8,9 @@ use super::puts::Put;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Record;
+use crate::journal::{needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room};
 use crate::locks::{KeyGuard, KeyLocks};
 use crate::metrics::Metrics;
-use crate::staging::{needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room};
 use crate::upload::{usage_of, NewBlock, Packer, Uploader};
 
 /// How long a journalled write waits for the index to say what it holds.

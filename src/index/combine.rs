@@ -8,8 +8,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
+use crate::detached::Detached;
 use crate::error::{caught, Error, Result};
-use crate::lasting::Lasting;
 use crate::sync::Mutex;
 
 /// Queries under way at once. With one, server and node would take turns at working; measured, a
@@ -91,7 +91,7 @@ impl<V: Send + 'static> Combiner<V> {
             Some(leader) => tokio::select! {
                 biased;
                 answer = &mut answer => answer,
-                () = Lasting::new(leader) => answer.await,
+                () = Detached::new(leader) => answer.await,
             },
         };
         answer

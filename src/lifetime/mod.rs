@@ -40,8 +40,8 @@ const LEASE: &str = "renewal";
 const LEASE_TTL: Duration = Duration::from_secs(300);
 /// Pause after a prolongation that failed, while the lease lasts.
 const LEASE_RETRY: Duration = Duration::from_secs(10);
-/// Blobs that are asked for at a time (some 1 MiB).
-const PAGE: usize = 8192;
+/// Blobs that are asked for at a time.
+const PAGE: usize = 1024;
 /// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
 /// this epoch again (the publisher answers that it is stored already), and when the epoch is over
 /// the blob is gone.

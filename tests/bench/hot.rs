@@ -5,7 +5,7 @@
 // Inner parts, compiled into this program: they are not public. (Their tests come along with
 // clippy.)
 #[allow(dead_code, unused_imports)]
-#[path = "../../src/staging/frame.rs"]
+#[path = "../../src/journal/frame.rs"]
 mod frame;
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/multihash.rs"]

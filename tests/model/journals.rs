@@ -31,6 +31,8 @@ impl Journals {
             "publisherURL": "http://127.0.0.1:1", "aggregatorURL": "http://127.0.0.1:1", "indexPath": "index",
             "journalPath": self.path(node), "journalMaxBytes": 64 << 10, "packIdleFlushSeconds": 30,
             "packMaxAgeSeconds": 60, "drainTimeoutSeconds": 600,
+            // The paused clock may run ahead while the thread of the journal works.
+            "journalFullSeconds": 3_000_000_000_u64,
         });
         let config = Config::from_json(&config.to_string()).expect("configuration");
         config.journal.expect("a journal")

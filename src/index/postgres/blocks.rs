@@ -99,7 +99,7 @@ impl Inner {
         .await
     }
 
-    /// Deletes rows that another transaction may be about to make ([`super::doubt`]): waits for it. Returns
+    /// Deletes rows that another transaction may be about to make ([`super::in_doubt`]): waits for it. Returns
     /// what the deletion says, and how many rows it made itself.
     async fn delete_for_sure(
         self: &Arc<Self>,
@@ -150,7 +150,7 @@ impl Rows for PostgresIndex {
         if pages.is_empty() {
             return Ok(());
         }
-        let doubt = inner.doubts.writing(records);
+        let doubt = inner.in_doubt.writing(records);
         inner
             .with_staging(call, |staged| {
                 let forms = &inner.sql.upsert[usize::from(staged)];
@@ -243,10 +243,10 @@ impl Rows for PostgresIndex {
         let (inner, call, keys) = (&self.inner, &call, &keys);
         let params: &Arc<[Param]> = &[Param::Texts(keys.clone())].into();
         let delete = |staged, form: usize| async move {
-            if inner.doubts.any(keys) {
+            if inner.in_doubt.any(keys) {
                 let done = inner.delete_for_sure(call, params, staged, form).await?;
                 if done.is_ok() {
-                    inner.doubts.settle(keys.iter());
+                    inner.in_doubt.settle(keys.iter());
                 }
                 return Ok(done);
             }

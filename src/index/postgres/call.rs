@@ -1,7 +1,7 @@
 //! One call: work on a connection, tried again where that helps, cancelled on the server when its caller goes.
 //!
 //! Everything that the index asks of the server passes through [`run`]. It holds that
-//! - work is given up at its deadline, which the server knows for what writes ([`super::fence`]);
+//! - work is given up at its deadline, which the server knows for what writes ([`super::deadline`]);
 //! - work whose caller goes away, or whose time is over, is cancelled on the server; if not even that ends
 //!   it, its connection is hung up on, so a server that hangs keeps no place;
 //! - a connection of one's own on which something was cancelled is not used again: the cancel request may

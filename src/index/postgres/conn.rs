@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connect::Connector;
+use super::deadline::Reading;
 use super::direct;
 use super::error::PgError;
-use super::fence::Reading;
 use super::query::{Param, Query};
 use crate::error::Result;
 
@@ -114,7 +114,7 @@ impl Conn {
         params: &[Param],
         deadline: Instant,
     ) -> Answer<Vec<Row>> {
-        let until = match query.fenced {
+        let until = match query.bounded {
             true => Some(self.until(deadline).await?),
             false => None,
         };
@@ -133,7 +133,7 @@ impl Conn {
                     None => self.client.query_typed(query.text(), &typed).await,
                 }
             };
-            let answer = match query.fenced {
+            let answer = match query.bounded {
                 true => tokio::join!(answer, self.renew_clock()).0,
                 false => answer.await,
             };

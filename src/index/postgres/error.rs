@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 /// Shorthand.
 pub(super) type PgError = tokio_postgres::Error;
 
-/// The error of a statement that came too late says so, in the server's log too ([`super::fence`]).
+/// The error of a statement that came too late says so, in the server's log too ([`super::deadline`]).
 pub(super) const LATE: &str = "walrusds: too late, its node has given it up";
 
 /// What a failed statement means for trying it again.

@@ -10,16 +10,16 @@ mod cancel;
 mod companions;
 mod conn;
 mod connect;
+mod deadline;
 mod direct;
-mod doubt;
 mod error;
-mod fence;
 mod go_staging;
+mod in_doubt;
 mod open;
 mod order;
 mod params;
 mod passfile;
-mod pipe;
+mod pipeline;
 mod pool;
 mod query;
 mod rows;
@@ -39,11 +39,11 @@ use tokio_postgres::Row;
 use self::call::{Call, Repeat};
 use self::conn::{Answer, Opener};
 use self::connect::Connector;
-use self::doubt::Doubts;
 use self::error::PgError;
 use self::go_staging::Staging;
+use self::in_doubt::InDoubt;
 use self::open::Rights;
-use self::pipe::Pipe;
+use self::pipeline::Pipeline;
 use self::pool::Pool;
 use self::query::{Param, Query};
 use self::schema::Shape;
@@ -116,9 +116,9 @@ pub struct PostgresIndex {
 
 struct Inner {
     opener: Arc<Opener>,
-    lookups: Arc<Pipe>,
+    lookups: Arc<Pipeline>,
     /// Deletes wait for row locks: on the lookups' connection they would hold up reads.
-    deletes: Arc<Pipe>,
+    deletes: Arc<Pipeline>,
     pool: Arc<Pool>,
     shape: Shape,
     sql: Sql,
@@ -129,7 +129,7 @@ struct Inner {
     delete_form: AtomicUsize,
     upsert_form: AtomicUsize,
     due_form: AtomicUsize,
-    doubts: Doubts,
+    in_doubt: InDoubt,
 }
 
 /// Whether `url` can be used at all; nothing is looked up or opened.
@@ -152,10 +152,10 @@ impl PostgresIndex {
         let wanted = parse_table(&options.table)?;
         let connector = Connector::new(&options.url, options.connect_timeout)?;
         let opener = Opener::new(connector);
-        let lookups = Pipe::new(&opener);
+        let lookups = Pipeline::new(&opener);
         let own_deletes = options.max_open_conns >= 3;
         let deletes = match own_deletes {
-            true => Pipe::new(&opener),
+            true => Pipeline::new(&opener),
             false => lookups.clone(),
         };
         let pipes = if own_deletes { 2 } else { 1 };
@@ -192,7 +192,7 @@ impl PostgresIndex {
             delete_form: AtomicUsize::new(0),
             upsert_form: AtomicUsize::new(0),
             due_form: AtomicUsize::new(0),
-            doubts: Doubts::default(),
+            in_doubt: InDoubt::default(),
         };
         Ok(PostgresIndex {
             gate,

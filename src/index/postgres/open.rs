@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio_postgres::error::SqlState;
 
 use super::call::{self, pause, Call};
-use super::pipe::Pipe;
+use super::pipeline::Pipeline;
 use super::pool::Pool;
 use super::query::{Param, Query};
 use super::schema::{self, Find, Found, Shape};
@@ -25,7 +25,7 @@ const RIGHTS_RECHECK: Duration = Duration::from_secs(1);
 /// Finds the tables, or makes them (unless `only_existing`), and tells why nothing can be written to them, if so.
 pub(super) async fn prepare(
     wanted: &TableName,
-    lookups: &Pipe,
+    lookups: &Pipeline,
     pool: &Arc<Pool>,
     call: &Call,
     only_existing: bool,
@@ -79,7 +79,7 @@ pub(super) async fn prepare(
 }
 
 /// One round trip: the columns and the version of the schema, pipelined.
-async fn inspect(wanted: &TableName, lookups: &Pipe, call: &Call) -> Result<(Found, i64)> {
+async fn inspect(wanted: &TableName, lookups: &Pipeline, call: &Call) -> Result<(Found, i64)> {
     let failed = |e| error::statement(call.what, &e);
     let find = Query::once(schema::FIND);
     let params = Find::new(wanted).params();
@@ -104,7 +104,7 @@ async fn inspect(wanted: &TableName, lookups: &Pipe, call: &Call) -> Result<(Fou
 
 async fn read_meta(
     table: &TableName,
-    lookups: &Pipe,
+    lookups: &Pipeline,
     call: &Call,
 ) -> Result<super::Answer<Vec<super::Row>>> {
     let query = Query::once(schema::read_meta(table));
@@ -114,7 +114,7 @@ async fn read_meta(
 /// Why this node may not write, if so: a standby, a role without the rights, or a setting.
 async fn why_read_only(
     table: &TableName,
-    lookups: &Pipe,
+    lookups: &Pipeline,
     call: &Call,
 ) -> Result<Option<&'static str>> {
     let call = Call {

@@ -10,7 +10,7 @@ use tokio_postgres::types::{ToSql, Type};
 pub(super) struct Query {
     sql: Arc<str>,
     pub(super) hot: bool,
-    pub(super) fenced: bool,
+    pub(super) bounded: bool,
 }
 
 impl Query {
@@ -19,15 +19,15 @@ impl Query {
         Query {
             sql: sql.into(),
             hot: true,
-            fenced: false,
+            bounded: false,
         }
     }
 
     /// With one more parameter after the others: until when the server may carry it out
-    /// ([`super::fence`]).
-    pub fn fenced(self) -> Query {
+    /// ([`super::deadline`]).
+    pub fn bounded(self) -> Query {
         Query {
-            fenced: true,
+            bounded: true,
             ..self
         }
     }
@@ -37,7 +37,7 @@ impl Query {
         Query {
             sql: sql.into(),
             hot: false,
-            fenced: false,
+            bounded: false,
         }
     }
 

@@ -4,9 +4,9 @@
 //! `DO UPDATE SET` (Citus), no sequences, no temporary tables, keys by equality or range. Where
 //! engines differ there are several forms, in order of preference; a refused one is not tried again.
 //!
-//! What writes has as its last parameter until when it may be carried out ([`super::fence`]).
+//! What writes has as its last parameter until when it may be carried out ([`super::deadline`]).
 
-use super::fence;
+use super::deadline;
 use super::order::ByteOrder;
 use super::query::{clamped_sum, Query};
 use super::schema::Shape;
@@ -121,7 +121,7 @@ impl Sql {
         let get = format!("SELECT FALSE AS staged, {columns} FROM {table} WHERE key = $1");
         let get_many =
             format!("SELECT FALSE AS staged, {columns}, key FROM {table} WHERE key = ANY($1)");
-        let (locked, begun) = (fence::when_locked(2), fence::when_begun(2));
+        let (locked, begun) = (deadline::when_locked(2), deadline::when_begun(2));
         let delete = |staged: bool, form: usize| {
             let (at_lock, no_wait) = (form < 2, form == 0 || form == 2);
             let no_wait = if no_wait {
@@ -150,7 +150,7 @@ impl Sql {
                 delete = from(&table),
                 sum = clamped_sum("size"),
             );
-            Query::hot(sql).fenced()
+            Query::hot(sql).bounded()
         };
         let deletes = |staged| std::array::from_fn(|form| delete(staged, form));
 
@@ -179,8 +179,8 @@ impl Sql {
         };
         let last = if shape.has_patch_id { 9 } else { 8 };
         let in_time = |form: usize, last| match form {
-            0 => ("TRUE".to_owned(), fence::when_locked(last)),
-            _ => (fence::when_begun(last), "TRUE".to_owned()),
+            0 => ("TRUE".to_owned(), deadline::when_locked(last)),
+            _ => (deadline::when_begun(last), "TRUE".to_owned()),
         };
         let upsert = |staged: bool, form: usize| {
             let (begun, returning) = in_time(form, last);
@@ -204,10 +204,10 @@ impl Sql {
                  RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
                 set = set("r"),
             ))
-            .fenced()
+            .bounded()
         };
         let upserts =
-            |staged| std::array::from_fn(|form| Query::once(upsert(staged, form)).fenced());
+            |staged| std::array::from_fn(|form| Query::once(upsert(staged, form)).bounded());
 
         let dues = |form: usize| {
             [false, true]
@@ -268,20 +268,20 @@ impl Sql {
             add_usage: Query::once(format!(
                 "INSERT INTO {usage} AS u (name, blocks, bytes) SELECT 'total', $1, $2 WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET blocks = u.blocks + EXCLUDED.blocks, bytes = u.bytes + EXCLUDED.bytes",
-                fence::when_begun(3),
-            )).fenced(),
+                deadline::when_begun(3),
+            )).bounded(),
             try_lease: Query::once(format!(
                 "INSERT INTO {leases} AS l (name, owner, expires_at) SELECT $1, $2, now() + $3 * interval '1 second' WHERE {} \
                  ON CONFLICT (name) DO UPDATE SET owner = EXCLUDED.owner, expires_at = EXCLUDED.expires_at \
                  WHERE l.owner = EXCLUDED.owner OR l.expires_at <= now() \
                  OR l.expires_at > now() + interval '{} seconds' RETURNING owner",
-                fence::when_begun(4),
+                deadline::when_begun(4),
                 LONGEST_LEASE.as_secs(),
-            )).fenced(),
+            )).bounded(),
             release_lease: Query::once(format!(
                 "DELETE FROM {leases} WHERE name = $1 AND owner = $2 AND {}",
-                fence::when_begun(3),
-            )).fenced(),
+                deadline::when_begun(3),
+            )).bounded(),
             table,
             staging,
             order: shape.order,

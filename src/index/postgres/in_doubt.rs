@@ -1,6 +1,6 @@
 //! Keys whose latest write ended without an answer.
 //!
-//! The [fence](super::fence) keeps a statement from beginning late. One that the server began in
+//! The [deadline](super::deadline) keeps a statement from beginning late. One that the server began in
 //! time may still be held up before its commit can be seen (by a disk that stands still, say). A
 //! later put of the same key waits for it, at the row. A delete would find no row and nothing to
 //! wait for: for these keys it has to make sure.
@@ -16,7 +16,7 @@ const MANY: usize = 100_000;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Doubts(Mutex<Keys>);
+pub(super) struct InDoubt(Mutex<Keys>);
 
 #[derive(Default)]
 struct Keys {
@@ -24,11 +24,11 @@ struct Keys {
     all: bool,
 }
 
-impl Doubts {
+impl InDoubt {
     /// For a write that begins: leaves its keys in doubt unless it is [settled](Doubt::settle).
     pub fn writing<'a>(&'a self, records: &'a [KeyRecord]) -> Doubt<'a> {
         Doubt {
-            doubts: self,
+            in_doubt: self,
             records,
             settled: false,
         }
@@ -36,16 +36,17 @@ impl Doubts {
 
     /// Whether one of the keys is in doubt.
     pub fn any(&self, keys: &[String]) -> bool {
-        let doubts = self.0.lock();
-        doubts.all || (!doubts.some.is_empty() && keys.iter().any(|k| doubts.some.contains(k)))
+        let in_doubt = self.0.lock();
+        in_doubt.all
+            || (!in_doubt.some.is_empty() && keys.iter().any(|k| in_doubt.some.contains(k)))
     }
 
     /// The keys have been written since, by a statement that had to wait for the doubtful one.
     pub fn settle<'a>(&self, keys: impl Iterator<Item = &'a String>) {
-        let mut doubts = self.0.lock();
-        if !doubts.some.is_empty() {
+        let mut in_doubt = self.0.lock();
+        if !in_doubt.some.is_empty() {
             for key in keys {
-                doubts.some.remove(key);
+                in_doubt.some.remove(key);
             }
         }
     }
@@ -53,7 +54,7 @@ impl Doubts {
 
 /// A write under way.
 pub(super) struct Doubt<'a> {
-    doubts: &'a Doubts,
+    in_doubt: &'a InDoubt,
     records: &'a [KeyRecord],
     settled: bool,
 }
@@ -62,7 +63,7 @@ impl Doubt<'_> {
     /// It is done.
     pub fn settle(mut self) {
         self.settled = true;
-        self.doubts.settle(self.records.iter().map(|r| &r.key));
+        self.in_doubt.settle(self.records.iter().map(|r| &r.key));
     }
 }
 
@@ -71,15 +72,15 @@ impl Drop for Doubt<'_> {
         if self.settled {
             return;
         }
-        let mut doubts = self.doubts.0.lock();
-        if doubts.all || doubts.some.len() + self.records.len() > MANY {
-            *doubts = Keys {
+        let mut in_doubt = self.in_doubt.0.lock();
+        if in_doubt.all || in_doubt.some.len() + self.records.len() > MANY {
+            *in_doubt = Keys {
                 some: HashSet::new(),
                 all: true,
             };
         } else {
             let keys = self.records.iter().map(|r| r.key.clone());
-            doubts.some.extend(keys);
+            in_doubt.some.extend(keys);
         }
     }
 }
@@ -98,31 +99,31 @@ mod tests {
 
     #[test]
     fn what_failed_is_in_doubt_until_it_is_written() {
-        let doubts = Doubts::default();
+        let in_doubt = InDoubt::default();
         let (two, one) = (records(0..2), records(1..2));
         let key = |n: usize| vec![format!("/{n}")];
-        doubts.writing(&two).settle();
-        assert!(!doubts.any(&key(0)));
-        drop(doubts.writing(&two));
-        assert!(doubts.any(&key(0)) && doubts.any(&key(1)) && !doubts.any(&key(2)));
-        doubts.writing(&one).settle();
-        assert!(doubts.any(&key(0)) && !doubts.any(&key(1)));
-        doubts.settle(key(0).iter());
-        assert!(!doubts.any(&key(0)));
+        in_doubt.writing(&two).settle();
+        assert!(!in_doubt.any(&key(0)));
+        drop(in_doubt.writing(&two));
+        assert!(in_doubt.any(&key(0)) && in_doubt.any(&key(1)) && !in_doubt.any(&key(2)));
+        in_doubt.writing(&one).settle();
+        assert!(in_doubt.any(&key(0)) && !in_doubt.any(&key(1)));
+        in_doubt.settle(key(0).iter());
+        assert!(!in_doubt.any(&key(0)));
     }
 
     #[test]
     fn too_many_are_all() {
-        let doubts = Doubts::default();
+        let in_doubt = InDoubt::default();
         let many = records(0..MANY);
-        drop(doubts.writing(&many));
-        assert!(!doubts.any(&["/other".to_owned()]));
+        drop(in_doubt.writing(&many));
+        assert!(!in_doubt.any(&["/other".to_owned()]));
         let one = records(0..1);
-        drop(doubts.writing(&one));
-        assert!(doubts.any(&["/other".to_owned()]));
-        doubts.writing(&many).settle();
+        drop(in_doubt.writing(&one));
+        assert!(in_doubt.any(&["/other".to_owned()]));
+        in_doubt.writing(&many).settle();
         assert!(
-            doubts.any(&["/0".to_owned()]),
+            in_doubt.any(&["/0".to_owned()]),
             "what was forgotten stays in doubt"
         );
     }

@@ -8,16 +8,16 @@ use tokio::runtime::Handle;
 
 /// Runs on the task that awaits it, which spares a task of its own and the way to another thread. When
 /// that task gives up midway, the rest runs to its end in the background.
-pub(crate) struct Lasting<T: Send + 'static> {
+pub(crate) struct Detached<T: Send + 'static> {
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     begun: bool,
     runtime: Handle,
 }
 
-impl<T: Send + 'static> Lasting<T> {
+impl<T: Send + 'static> Detached<T> {
     /// Must be called within a runtime, where what is left of the work will run.
     pub(crate) fn new(work: impl Future<Output = T> + Send + 'static) -> Self {
-        Lasting {
+        Detached {
             work: Some(Box::pin(work)),
             begun: false,
             runtime: Handle::current(),
@@ -25,7 +25,7 @@ impl<T: Send + 'static> Lasting<T> {
     }
 }
 
-impl<T: Send + 'static> Future for Lasting<T> {
+impl<T: Send + 'static> Future for Detached<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
@@ -41,7 +41,7 @@ impl<T: Send + 'static> Future for Lasting<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Lasting<T> {
+impl<T: Send + 'static> Drop for Detached<T> {
     fn drop(&mut self) {
         // What was not begun has no effect that would have to be completed.
         if let (Some(work), true) = (self.work.take(), self.begun) {
@@ -59,7 +59,7 @@ mod tests {
 
     #[tokio::test]
     async fn is_done_where_it_is_awaited() {
-        let there = Lasting::new(async {
+        let there = Detached::new(async {
             tokio::task::yield_now().await;
             tokio::task::id()
         });
@@ -73,7 +73,7 @@ mod tests {
         let (go_on, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let work = {
             let (go_on, done) = (go_on.clone(), done.clone());
-            Lasting::new(async move {
+            Detached::new(async move {
                 go_on.notified().await;
                 done.notify_one();
             })
@@ -90,7 +90,7 @@ mod tests {
         let held = Arc::new(());
         let work = {
             let held = held.clone();
-            Lasting::new(async move { drop(held) })
+            Detached::new(async move { drop(held) })
         };
         drop(work);
         assert_eq!(Arc::strong_count(&held), 1);

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
+use super::segment::Segment;
 use super::*;
 use crate::locks::KeyLocks;
 

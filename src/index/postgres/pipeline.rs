@@ -12,16 +12,16 @@ use super::conn::{Conn, Opener};
 use crate::error::Result;
 
 /// See the module.
-pub(super) struct Pipe {
+pub(super) struct Pipeline {
     opener: Arc<Opener>,
     current: Mutex<Option<Arc<Conn>>>,
     connecting: tokio::sync::Mutex<()>,
 }
 
-impl Pipe {
+impl Pipeline {
     /// A pipe that connects at first use.
-    pub fn new(opener: &Arc<Opener>) -> Arc<Pipe> {
-        Arc::new(Pipe {
+    pub fn new(opener: &Arc<Opener>) -> Arc<Pipeline> {
+        Arc::new(Pipeline {
             opener: opener.clone(),
             current: Mutex::new(None),
             connecting: tokio::sync::Mutex::new(()),
@@ -39,7 +39,7 @@ impl Pipe {
     }
 }
 
-impl Source for Pipe {
+impl Source for Pipeline {
     const SHARED: bool = true;
     /// Most statements are done by then, and a cancel request costs a connection.
     const PATIENCE: Duration = Duration::from_millis(25);

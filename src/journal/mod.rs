@@ -12,6 +12,7 @@
 //! | `replay` | what an open finds in the files |
 //! | `room` | who may write how much, in turn |
 //! | `segment` | one file: appending, syncing, scanning |
+//! | `state` | which blocks are staged, damaged, and waiting to travel |
 //! | `trouble` | what an operator is told of blocks that do not leave |
 //! | `writer` | who appends, and what happens when that fails; writes that queue while a sync runs share the next |
 //! | `flush` | what travels to Walrus when |
@@ -21,7 +22,6 @@
 //! until its row is committed and its blob could be read back. Files go oldest first, so that a
 //! deletion can never be forgotten before the write that it undid.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::TryLockError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -52,6 +52,7 @@ mod owner;
 mod replay;
 mod room;
 mod segment;
+mod state;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -59,7 +60,6 @@ mod writer;
 
 pub(crate) use ask::AskFirst;
 pub(crate) use block::Block;
-use damage::{Damage, Damages};
 pub(crate) use deliver::FlushParts;
 use disk::{is_full, Disk, RealDisk};
 pub(crate) use flush::Flusher;
@@ -67,7 +67,7 @@ use frame::Write;
 pub(crate) use owner::{abandoned, had_journal, Owner};
 use replay::{replay, report_aside, Replayed};
 pub(crate) use room::{needed, Room};
-use segment::Segment;
+use state::State;
 use trouble::Trouble;
 use writer::Writer;
 
@@ -85,7 +85,7 @@ OWNER           the table of the index for which the blocks were accepted.
 
 To empty the journal, start the node (any ipfs command does) with drainTimeoutSeconds large enough, or
 let the daemon run: it uploads on its own. The layout of a file is described in the sources, in
-src/staging/frame.rs.
+src/journal/frame.rs.
 ";
 
 /// A segment is closed when it is this share of the journal's limit, within bounds (bytes); a longer write
@@ -228,114 +228,6 @@ impl Inner {
             state.called = true;
             drop(state);
             self.changed.notify_one();
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct State {
-    blocks: BTreeMap<Arc<str>, Arc<Block>>,
-    /// Keys whose newest value was found damaged. They are not staged any more.
-    damaged: Damages,
-    /// The list on disk is another one.
-    damage_changed: bool,
-    /// Bytes of the values in `blocks`.
-    bytes: u64,
-    /// Blocks in the order in which they were written, until they travel. Some may have been replaced
-    /// or deleted since.
-    queue: VecDeque<Arc<Block>>,
-    queued_bytes: u64,
-    segments: VecDeque<Arc<Segment>>,
-    /// Keys that were forgotten although no note of it could be written: they are still in a file.
-    unnoted: HashSet<Arc<str>>,
-    /// Bytes of writes that have been admitted and not written yet.
-    admitted: u64,
-    waiting_for_space: usize,
-    /// The last put could not be written for want of space on the disk.
-    disk_full: bool,
-    last_write: Option<Instant>,
-    /// Bytes in the queue from which on the flusher wants to be called, and whether it was.
-    call_at: u64,
-    called: bool,
-}
-
-impl State {
-    /// Bytes that count towards the journal's limit.
-    fn used(&self) -> u64 {
-        self.admitted + self.segments.iter().map(|s| s.space()).sum::<u64>()
-    }
-
-    fn staged(&self) -> Staged {
-        Staged {
-            blocks: self.blocks.len() as u64,
-            bytes: self.bytes,
-            disk_bytes: self.segments.iter().map(|s| s.file_len()).sum(),
-        }
-    }
-
-    fn is_current(&self, block: &Arc<Block>) -> bool {
-        self.blocks
-            .get(&block.key)
-            .is_some_and(|now| Arc::ptr_eq(now, block))
-    }
-
-    fn forget(&mut self, key: &str) {
-        if let Some(block) = self.blocks.remove(key) {
-            self.bytes -= block.len();
-        }
-        self.heal(key);
-    }
-
-    /// The newest value of `key` is whole, or gone. Whether it was damaged before.
-    fn heal(&mut self, key: &str) -> bool {
-        let healed = self.damaged.remove(key).is_some();
-        self.damage_changed |= healed;
-        healed
-    }
-
-    /// The newest value of `key` is damaged.
-    fn lose(&mut self, key: &Arc<str>, damage: Damage) {
-        self.forget(key);
-        self.damaged.insert(Arc::clone(key), damage);
-        self.damage_changed = true;
-    }
-
-    /// The journal is another table's now: what was accepted for the one before is no block of this one.
-    fn forget_damage(&mut self, dir: &Path, log: &Log) {
-        if self.damaged.is_empty() {
-            return;
-        }
-        let keys = self.damaged.keys().map(|key| &**key);
-        let keys: Vec<&str> = keys.take(100).collect();
-        log.push(
-            Level::Error,
-            format!(
-                "journal {}: its {} damaged blocks were accepted for another index; they are not remembered any more: {}",
-                dir.display(),
-                self.damaged.len(),
-                keys.join(", ")
-            ),
-        );
-        self.damaged.clear();
-        self.damage_changed = true;
-    }
-
-    /// A row under any of these keys may be of a blob that was never read back.
-    fn doubt_proofs(&self, keys: &[String]) {
-        let staged = keys.iter().filter_map(|key| self.blocks.get(key.as_str()));
-        staged.for_each(|block| block.unproven.store(true, Ordering::Relaxed));
-    }
-
-    fn stage(&mut self, block: Arc<Block>) {
-        block.segment.add_live();
-        if self.heal(&block.key) {
-            block.unproven.store(true, Ordering::Relaxed);
-        }
-        self.bytes += block.len();
-        self.queued_bytes += block.len();
-        self.queue.push_back(Arc::clone(&block));
-        if let Some(old) = self.blocks.insert(Arc::clone(&block.key), block) {
-            self.bytes -= old.len();
         }
     }
 }

@@ -1,0 +1,122 @@
+//! Which blocks are staged, which are damaged, and which wait to travel. Guarded by one lock, `Inner::state`.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::block::Block;
+use super::damage::{Damage, Damages};
+use super::segment::Segment;
+use super::Staged;
+use crate::log::{Level, Log};
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) blocks: BTreeMap<Arc<str>, Arc<Block>>,
+    /// Keys whose newest value was found damaged. They are not staged any more.
+    pub(super) damaged: Damages,
+    /// The list on disk is another one.
+    pub(super) damage_changed: bool,
+    /// Bytes of the values in `blocks`.
+    pub(super) bytes: u64,
+    /// Blocks in the order in which they were written, until they travel. Some may have been replaced
+    /// or deleted since.
+    pub(super) queue: VecDeque<Arc<Block>>,
+    pub(super) queued_bytes: u64,
+    pub(super) segments: VecDeque<Arc<Segment>>,
+    /// Keys that were forgotten although no note of it could be written: they are still in a file.
+    pub(super) unnoted: HashSet<Arc<str>>,
+    /// Bytes of writes that have been admitted and not written yet.
+    pub(super) admitted: u64,
+    pub(super) waiting_for_space: usize,
+    /// The last put could not be written for want of space on the disk.
+    pub(super) disk_full: bool,
+    pub(super) last_write: Option<Instant>,
+    /// Bytes in the queue from which on the flusher wants to be called, and whether it was.
+    pub(super) call_at: u64,
+    pub(super) called: bool,
+}
+
+impl State {
+    /// Bytes that count towards the journal's limit.
+    pub(super) fn used(&self) -> u64 {
+        self.admitted + self.segments.iter().map(|s| s.space()).sum::<u64>()
+    }
+
+    pub(super) fn staged(&self) -> Staged {
+        Staged {
+            blocks: self.blocks.len() as u64,
+            bytes: self.bytes,
+            disk_bytes: self.segments.iter().map(|s| s.file_len()).sum(),
+        }
+    }
+
+    pub(super) fn is_current(&self, block: &Arc<Block>) -> bool {
+        self.blocks
+            .get(&block.key)
+            .is_some_and(|now| Arc::ptr_eq(now, block))
+    }
+
+    pub(super) fn forget(&mut self, key: &str) {
+        if let Some(block) = self.blocks.remove(key) {
+            self.bytes -= block.len();
+        }
+        self.heal(key);
+    }
+
+    /// The newest value of `key` is whole, or gone. Whether it was damaged before.
+    pub(super) fn heal(&mut self, key: &str) -> bool {
+        let healed = self.damaged.remove(key).is_some();
+        self.damage_changed |= healed;
+        healed
+    }
+
+    /// The newest value of `key` is damaged.
+    pub(super) fn lose(&mut self, key: &Arc<str>, damage: Damage) {
+        self.forget(key);
+        self.damaged.insert(Arc::clone(key), damage);
+        self.damage_changed = true;
+    }
+
+    /// The journal is another table's now: what was accepted for the one before is no block of this one.
+    pub(super) fn forget_damage(&mut self, dir: &Path, log: &Log) {
+        if self.damaged.is_empty() {
+            return;
+        }
+        let keys = self.damaged.keys().map(|key| &**key);
+        let keys: Vec<&str> = keys.take(100).collect();
+        log.push(
+            Level::Error,
+            format!(
+                "journal {}: its {} damaged blocks were accepted for another index; they are not remembered any more: {}",
+                dir.display(),
+                self.damaged.len(),
+                keys.join(", ")
+            ),
+        );
+        self.damaged.clear();
+        self.damage_changed = true;
+    }
+
+    /// A row under any of these keys may be of a blob that was never read back.
+    pub(super) fn doubt_proofs(&self, keys: &[String]) {
+        let staged = keys.iter().filter_map(|key| self.blocks.get(key.as_str()));
+        staged.for_each(|block| block.unproven.store(true, Ordering::Relaxed));
+    }
+
+    pub(super) fn stage(&mut self, block: Arc<Block>) {
+        block.segment.add_live();
+        if self.heal(&block.key) {
+            block.unproven.store(true, Ordering::Relaxed);
+        }
+        self.bytes += block.len();
+        self.queued_bytes += block.len();
+        self.queue.push_back(Arc::clone(&block));
+        if let Some(old) = self.blocks.insert(Arc::clone(&block.key), block) {
+            self.bytes -= old.len();
+        }
+    }
+}
