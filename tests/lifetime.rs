@@ -249,6 +249,33 @@ async fn a_clock_that_was_ahead_at_the_store_lets_nothing_lapse() {
     ds.close().await.unwrap();
 }
 
+/// A round goes on behind a full page of blobs that are due.
+#[tokio::test(start_paused = true)]
+async fn one_round_renews_more_than_a_page_of_blobs() {
+    const BLOBS: u64 = 1024 + 6;
+    let store = Arc::new(EpochStore::start(Duration::from_secs(1000)));
+    let clock = Arc::new(TokioClock::start());
+    let index = Arc::new(MemIndex::default());
+    let open = |extra: &str| {
+        let extra =
+            format!(r#"{extra}"epochs":3,"epochDurationSeconds":1000,"packTargetSizeBytes":100,"#);
+        let (index, store, clock) = (index.clone(), store.clone(), clock.clone());
+        WalrusDatastore::with_parts(&config(&extra), index, store, clock).unwrap()
+    };
+    let ds = open(r#""disableFlush":true,"#);
+    let puts = (0..BLOBS)
+        .map(|n| noise(n, 100))
+        .map(|block| Op::Put(key_of(&block), block));
+    ds.commit(puts.collect()).await.unwrap();
+    assert_eq!(metric(&ds, "packs_stored"), BLOBS);
+    ds.close().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1100)).await;
+    let ds = open(r#""renewIntervalSeconds":500,"#);
+    tokio::time::sleep(Duration::from_secs(400)).await;
+    assert_eq!(metric(&ds, "renewals"), BLOBS, "in the first round");
+    ds.close().await.unwrap();
+}
+
 /// A node that renews nothing names what is about to end, long before it does.
 #[tokio::test(start_paused = true)]
 async fn data_that_will_lapse_is_told_of() {
