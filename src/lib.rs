@@ -8,6 +8,7 @@
 #[macro_use]
 mod failpoint;
 
+mod backoff;
 mod buffer;
 pub mod clock;
 pub mod config;

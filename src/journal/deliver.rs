@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::trouble::Failures;
 use super::{Block, Journal};
+use crate::backoff::doubled;
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Record, Usage};
 use crate::locks::KeyLocks;
@@ -70,13 +71,6 @@ pub(super) fn spawn_unless_stopped(
     });
 }
 
-/// How long to wait after `failures` failures in a row.
-fn pause(failures: u32) -> Duration {
-    RETRY_FIRST
-        .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(RETRY_MAX)
-}
-
 /// Counts failures of one pack in a row, has them told, and pauses.
 struct Patience<'a> {
     journal: &'a Journal,
@@ -100,7 +94,8 @@ impl<'a> Patience<'a> {
                 oldest.as_secs()
             )
         });
-        tokio::time::sleep(pause(self.failures.count)).await;
+        let before = self.failures.count.saturating_sub(1);
+        tokio::time::sleep(doubled(RETRY_FIRST, before, RETRY_MAX)).await;
     }
 
     fn well(&mut self) {
@@ -429,9 +424,7 @@ async fn read_back(
     };
     patience.well();
     let times = blocks.iter().map(|b| b.lost.load(Ordering::Relaxed));
-    let look = LOOK_FIRST
-        .saturating_mul(1 << times.max().unwrap_or(0).min(16))
-        .min(LOOK_MAX);
+    let look = doubled(LOOK_FIRST, times.max().unwrap_or(0), LOOK_MAX);
     let mut lost_since = None;
     loop {
         let reading = place.read(&**store, blob_id, &check);

@@ -584,7 +584,11 @@ impl Journal {
 }
 
 fn disk_error(what: &str, e: &io::Error) -> Error {
-    Error::retryable(ErrorKind::Disk, format!("{what}: {e}"))
+    let cause = match e.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::from(e.kind()),
+    };
+    Error::retryable(ErrorKind::Disk, format!("{what}: {e}")).caused_by(cause)
 }
 
 fn lock(dir: &Path) -> Result<DirLock> {

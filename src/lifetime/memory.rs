@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::check::Digest;
 use super::RenewalParts;
+use crate::backoff::doubled;
 use crate::error::Result;
 use crate::index::Renewal;
 
@@ -87,8 +88,8 @@ impl Past {
         if !self.wrong.contains(&bytes) {
             self.wrong.push(bytes);
         }
-        let rest = (epoch / 8).saturating_mul(1 << (2 * self.wrong_stores.min(4)));
-        self.wrong_until = Some(Instant::now() + rest.min(epoch));
+        let rest = doubled(epoch / 8, self.wrong_stores.saturating_mul(2), epoch);
+        self.wrong_until = Some(Instant::now() + rest);
         self.wrong_stores = self.wrong_stores.saturating_add(1);
     }
 

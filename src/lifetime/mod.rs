@@ -19,6 +19,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::doubled;
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index, RenewItem, Renewal};
@@ -347,9 +348,8 @@ async fn attend(
                 Level::Error,
                 format!("blob {} could not be renewed: {e}", item.blob_id),
             );
-            let pause = RETRY_FIRST
-                .saturating_mul(1 << past.failures.min(10))
-                .min(parts.fraction_of_epoch().min(RETRY_MAX));
+            let most = parts.fraction_of_epoch().min(RETRY_MAX);
+            let pause = doubled(RETRY_FIRST, past.failures, most);
             let missing = e.kind() == ErrorKind::BlobNotFound;
             if missing {
                 turn = Turn::Missing;

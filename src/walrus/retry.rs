@@ -34,6 +34,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::endpoints::{Endpoint, Endpoints};
+use crate::backoff::{doubled, jittered};
 use crate::error::{Error, ErrorKind};
 
 /// The configured part of the policy.
@@ -48,16 +49,11 @@ pub(super) struct Policy {
 impl Policy {
     /// The longest wait before round `round` (1 = first repeat).
     fn ceiling(&self, round: u32) -> Duration {
-        let factor = 1u32
-            .checked_shl(round.saturating_sub(1))
-            .unwrap_or(u32::MAX);
-        self.backoff_base
-            .saturating_mul(factor)
-            .min(self.backoff_max)
+        doubled(self.backoff_base, round.saturating_sub(1), self.backoff_max)
     }
 
     fn wait(&self, round: u32) -> Duration {
-        self.ceiling(round).mul_f64(rand::random::<f64>())
+        jittered(self.ceiling(round))
     }
 }
 

@@ -80,6 +80,10 @@ async fn what_is_wrong_with_the_file_is_said() {
     ] {
         let error = refused(&path).await;
         assert_eq!(error.kind(), kind, "{error}");
+        if kind == ErrorKind::Corrupt {
+            let cause = std::error::Error::source(&error);
+            assert!(cause.is_some_and(|cause| cause.is::<rusqlite::Error>()));
+        }
         assert!(
             error.message().contains("indexPath") && error.message().contains(says),
             "{error}"

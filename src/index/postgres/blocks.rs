@@ -126,7 +126,7 @@ impl Inner {
 
 /// Perhaps an engine that does not take this form of a deletion.
 fn is_refused(e: &super::PgError) -> bool {
-    let said = error::statement("", e);
+    let said = error::told("", e);
     let lacks_table = e.code() == Some(&SqlState::UNDEFINED_TABLE);
     !said.is_retryable() && said.kind() == ErrorKind::Index && !lacks_table
 }
@@ -174,7 +174,7 @@ impl Rows for PostgresIndex {
         let moved = in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, |form| {
             inner.write_pages(call, pages, &inner.sql.move_rows[form])
         });
-        moved.await?.map_err(|e| error::statement(call.what, &e))
+        moved.await?.map_err(|e| error::statement(call.what, e))
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
@@ -355,7 +355,7 @@ impl Rows for PostgresIndex {
             let rows = in_form(&inner.due_form, DUE_FORMS, is_unsupported, |form| {
                 call::query(&inner.pool, call, &inner.sql.due[form][forms], params)
             });
-            let rows = rows.await?.map_err(|e| error::statement(call.what, &e))?;
+            let rows = rows.await?.map_err(|e| error::statement(call.what, e))?;
             let items = read(call.what, &rows, |row| {
                 Ok((renew_item(row)?, row.try_get(4)?))
             })?;

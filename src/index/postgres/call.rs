@@ -21,6 +21,7 @@ use tokio_postgres::Row;
 use super::conn::{Answer, Conn, Opener, CANCEL_GRACE};
 use super::error::{self, Retry};
 use super::query::{Param, Query};
+use crate::backoff::{doubled, jittered};
 use crate::error::Result;
 use crate::index::gate::Pass;
 
@@ -232,5 +233,6 @@ impl<T: Send + 'static> Drop for Running<T> {
 
 /// How long to wait before the nth try against other transactions, with jitter.
 pub(super) fn pause(nth: u32) -> Duration {
-    Duration::from_millis(u64::from(rand::random::<u8>() % 8 + 2) << nth.min(6))
+    let most = doubled(Duration::from_millis(10), nth, Duration::from_millis(640));
+    most.mul_f64(0.2) + jittered(most.mul_f64(0.8))
 }

@@ -117,7 +117,7 @@ pub(super) fn connecting(label: &str, user: &str, dbname: &str, error: &PgError)
         if *code == SqlState::INVALID_CATALOG_NAME {
             return config(format!("{label}: there is no database {dbname:?}: {text}"));
         }
-        return statement("connecting", error).context(label);
+        return told("connecting", error).context(label);
     }
     let lower = text.to_lowercase();
     if lower.contains("password missing") {
@@ -158,7 +158,12 @@ pub(super) fn connecting(label: &str, user: &str, dbname: &str, error: &PgError)
 }
 
 /// Why a statement failed.
-pub(super) fn statement(what: &str, error: &PgError) -> Error {
+pub(super) fn statement(what: &str, error: PgError) -> Error {
+    told(what, &error).caused_by(error)
+}
+
+/// [`statement`] without its cause, for an error that stays where it is.
+pub(super) fn told(what: &str, error: &PgError) -> Error {
     let text = full(error);
     let Some(db) = error.as_db_error() else {
         return if is_network(error) {

@@ -52,7 +52,7 @@ impl Inner {
                 Err(e) if present && !last && e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                     self.look(call).await?
                 }
-                Err(e) => return Err(error::statement(call.what, &e)),
+                Err(e) => return Err(error::statement(call.what, e)),
             }
         }
         Err(Error::new(

@@ -228,13 +228,13 @@ impl Inner {
     /// The rows of a statement on the shared connection for lookups.
     async fn look_up(&self, call: &Call, query: &Query, params: Arc<[Param]>) -> Result<Vec<Row>> {
         let answer = call::query(&*self.lookups, call, query, &params).await?;
-        answer.map_err(|e| error::statement(call.what, &e))
+        answer.map_err(|e| error::statement(call.what, e))
     }
 
     /// The rows of a statement on a connection of its own.
     async fn ask(&self, call: &Call, query: &Query, params: Arc<[Param]>) -> Result<Vec<Row>> {
         let answer = call::query(&self.pool, call, query, &params).await?;
-        answer.map_err(|e| error::statement(call.what, &e))
+        answer.map_err(|e| error::statement(call.what, e))
     }
 
     /// Changes rows by a statement on a connection of its own; returns how many.
@@ -243,7 +243,7 @@ impl Inner {
             let (query, params) = (query.clone(), params.clone());
             Box::pin(async move { conn.execute(&query, &params).await })
         });
-        answer.await?.map_err(|e| error::statement(call.what, &e))
+        answer.await?.map_err(|e| error::statement(call.what, e))
     }
 }
 
@@ -297,6 +297,6 @@ fn usage(row: &Row) -> Answer<Usage> {
 /// A result's rows, or what is wrong with them.
 fn read<T>(what: &str, rows: &[Row], each: impl Fn(&Row) -> Answer<T>) -> Result<Vec<T>> {
     rows.iter()
-        .map(|row| each(row).map_err(|e| error::statement(what, &e)))
+        .map(|row| each(row).map_err(|e| error::statement(what, e)))
         .collect()
 }

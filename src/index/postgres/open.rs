@@ -70,7 +70,7 @@ pub(super) async fn prepare(
             })
         });
         done.await?
-            .map_err(|e| error::statement(migration.what, &e))??;
+            .map_err(|e| error::statement(migration.what, e))??;
     }
     Err(Error::retryable(
         ErrorKind::Index,
@@ -80,7 +80,7 @@ pub(super) async fn prepare(
 
 /// One round trip: the columns and the version of the schema, pipelined.
 async fn inspect(wanted: &TableName, lookups: &Pipeline, call: &Call) -> Result<(Found, i64)> {
-    let failed = |e| error::statement(call.what, &e);
+    let failed = |e| error::statement(call.what, e);
     let find = Query::once(schema::FIND);
     let params = Find::new(wanted).params();
     let (rows, meta) = tokio::try_join!(
@@ -126,7 +126,7 @@ async fn why_read_only(
     let rows = match call::query(lookups, &call, &asked, &params).await? {
         Ok(rows) => rows,
         Err(e) if error::retry(&e) != error::Retry::No => {
-            return Err(error::statement(call.what, &e))
+            return Err(error::statement(call.what, e))
         }
         // An engine without these functions: its first write tells.
         Err(_) => Vec::new(),

@@ -134,7 +134,7 @@ impl SqliteIndex {
     {
         let readers = &self.inner.readers;
         if let Some(result) = readers.try_here(|connection| work(connection, &self.inner.sql)) {
-            return result.map_err(|e| failed(what, &e));
+            return result.map_err(|e| failed(what, e));
         }
         self.read(what, pass, work).await
     }
@@ -182,7 +182,12 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 /// An SQLite error, said so that an operator knows what to do.
-fn failed(what: &str, error: &rusqlite::Error) -> Error {
+fn failed(what: &str, error: rusqlite::Error) -> Error {
+    told(what, &error).caused_by(error)
+}
+
+/// [`failed`] without its cause, for an error that stays where it is.
+fn told(what: &str, error: &rusqlite::Error) -> Error {
     let message = format!("index in SQLite: {what}: {error}");
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::retryable(

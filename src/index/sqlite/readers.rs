@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::access::{Access, Still};
-use super::{failed, is_busy, schema};
+use super::{failed, is_busy, schema, told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Pass;
 
@@ -95,8 +95,8 @@ impl Readers {
                 return;
             }
             let result = match connection {
-                Ok(connection) => work(connection).map_err(|e| failed(what, &e)),
-                Err(e) => Err(failed(what, e)),
+                Ok(connection) => work(connection).map_err(|e| failed(what, e)),
+                Err(e) => Err(told(what, e)),
             };
             // The gate first: whoever gets the answer may close at once.
             drop(pass);

@@ -213,8 +213,9 @@ pub(super) fn open(
         Err(e) => return Err(bad(format!("cannot be used: {e}"))),
     }
     let explain = |e: rusqlite::Error| {
-        let error = failed("opening", &e).context(format!("indexPath {}", path.display()));
-        match full_disk(&e, parent) {
+        let full = full_disk(&e, parent);
+        let error = failed("opening", e).context(format!("indexPath {}", path.display()));
+        match full {
             Some(free) => Error::retryable(
                 ErrorKind::Index,
                 format!("{error}: its disk is full ({free} bytes are free)"),

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::failed;
+use super::{failed, told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Pass;
 
@@ -145,7 +145,7 @@ where
                 self.value = Some(value);
                 Ok(())
             }
-            Ok(Err(e)) => Err(failed(self.what, &e)),
+            Ok(Err(e)) => Err(failed(self.what, e)),
             Err(_) => Err(Error::new(
                 ErrorKind::Internal,
                 format!("panic while {}", self.what),
@@ -199,7 +199,7 @@ fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>, synced: &mut Promise
         false => Promise::Durable,
     };
     let mut done: Vec<(Box<dyn Job>, Result<()>)> = Vec::with_capacity(jobs.len());
-    let fail = |e: &rusqlite::Error| failed(what, e);
+    let fail = |e: &rusqlite::Error| told(what, e);
     let begun = set_promise(connection, promise, synced)
         .and_then(|()| connection.execute_batch("BEGIN IMMEDIATE"));
     if let Err(e) = begun {
