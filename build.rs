@@ -10,7 +10,7 @@ fn main() {
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let config =
         cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml is valid");
-    let sources = ["codes", "mod", "query", "buf", "entry", "page", "runtime"];
+    let sources = ["mod", "buf", "entry", "page", "runtime"];
     let mut builder = cbindgen::Builder::new().with_config(config);
     for source in sources {
         builder = builder.with_src(root.join(format!("src/ffi/{source}.rs")));

@@ -19,6 +19,16 @@
 #include <stdint.h>
 
 /*
+ Operation of a batch: store `value` under `key`.
+ */
+#define WALRUSDS_OP_PUT 1
+
+/*
+ Operation of a batch: remove `key` (an unknown key is fine); `value` is ignored.
+ */
+#define WALRUSDS_OP_DELETE 2
+
+/*
  Version of this interface. It changes when anything in this header changes meaning or layout;
  additions do not change it. Compare with `walrusds_abi_version()` before any other call.
  */
@@ -103,16 +113,6 @@
  The local disk failed or is full (write journal, read cache).
  */
 #define WALRUSDS_DISK 15
-
-/*
- Operation of a batch: store `value` under `key`.
- */
-#define WALRUSDS_OP_PUT 1
-
-/*
- Operation of a batch: remove `key` (an unknown key is fine); `value` is ignored.
- */
-#define WALRUSDS_OP_DELETE 2
 
 /*
  Condition on a key: it is `text`. Keys compare by their bytes.
@@ -683,35 +683,6 @@ int32_t walrusds_queue_next(walrusds_queue queue,
  (cancel those that shall not), and what they give is freed. The handle is invalid afterwards.
  */
 int32_t walrusds_queue_close(walrusds_queue queue, walrusds_error *err);
-
-/*
- Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
- meanwhile. End it with `walrusds_query_close`.
- */
-int32_t walrusds_query_open(walrusds_handle handle,
-                            const walrusds_call *_call,
-                            const walrusds_query_options *options,
-                            walrusds_query *out,
-                            walrusds_error *err);
-
-/*
- The next entries, in memory of the library's until `walrusds_page_free`; none = the end. A
- value that cannot be read is its entry's own error. Calls on one query run one after another.
- */
-int32_t walrusds_query_next(walrusds_query query,
-                            const walrusds_call *call,
-                            walrusds_page *out,
-                            walrusds_error *err);
-
-/*
- Ends a query. The handle is invalid afterwards; closing it again gives `WALRUSDS_CLOSED`.
- */
-int32_t walrusds_query_close(walrusds_query query, walrusds_error *err);
-
-/*
- Gives a page back and leaves an empty one. NULL and empty pages are fine.
- */
-void walrusds_page_free(walrusds_page *page);
 
 #ifdef __cplusplus
 }  // extern "C"

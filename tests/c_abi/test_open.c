@@ -261,8 +261,17 @@ static void metrics_and_log(void) {
   CHECK(!found);
   close_ok(handle);
 
-  /* A renewal that cannot reach a publisher logs a line. */
+  /* A node that cannot know when its data ends says so at its start. */
   const char *dir = new_dir();
+  handle = open_at(config_for(net_url, net_url, ""), dir);
+  OK(walrusds_log_next(handle, &out, &found, &err));
+  CHECK(found && holds(out.data, out.len, "\"level\":\"error\""));
+  CHECK(holds(out.data, out.len, "network"));
+  walrusds_buf_free(&out);
+  close_ok(handle);
+
+  /* A renewal that cannot reach a publisher logs a line. */
+  dir = new_dir();
   handle = open_at(config_for(net_url, net_url, ", \"epochDurationSeconds\": 86400"), dir);
   put_text(handle, "/k", "value");
   close_ok(handle);
