@@ -153,7 +153,7 @@ mod tests {
         });
     }
 
-    /// Dropped before the guard, whether its task ends or is dropped.
+    /// Marks keys as held. It is dropped before the guard, whether its task ends or is dropped.
     struct Entered(Rc<[Cell<bool>; 3]>, Vec<usize>);
 
     impl Drop for Entered {

@@ -13,7 +13,7 @@ use crate::locks::{KeyGuard, KeyLocks};
 use crate::metrics::Metrics;
 use crate::upload::{usage_of, NewBlock, Packer, Uploader};
 
-/// How long a journalled write waits for the index to say what it holds.
+/// How long a journalled write waits for the index's answer which blocks are stored.
 const INDEX_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The way in which values are written.

@@ -219,7 +219,7 @@ async fn prove(shared: Arc<Shared>, blob_id: String, (blocks, places): Placed) {
     settle_in(&shared.parts, &blob_id, blocks, &places, &mut patience).await;
 }
 
-/// Blocks of one blob and where they lie in it.
+/// Blocks of one blob and their places in it.
 type Placed = (Vec<Arc<Block>>, Vec<Place>);
 
 fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Placed> {

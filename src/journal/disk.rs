@@ -39,8 +39,8 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
         file.set_len(len)
     }
 
-    /// Returns when everything written survives a power cut. A file that was removed meanwhile does
-    /// not.
+    /// Returns when everything written survives a power cut. Fails if the file was removed
+    /// meanwhile.
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_data()?;
         if file.metadata()?.nlink() == 0 {

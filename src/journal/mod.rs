@@ -9,7 +9,7 @@
 //! | `disk` | the calls that change files, for tests to let them fail |
 //! | `frame` | how writes lie in a file |
 //! | `owner` | which index the blocks belong to, and journals that were left behind |
-//! | `replay` | what an open finds in the files |
+//! | `replay` | reading the files at open |
 //! | `room` | admission: how many bytes a write may add, in the order of arrival |
 //! | `segment` | one file: appending, syncing, scanning |
 //! | `state` | which blocks are staged, damaged, and waiting to travel |
@@ -151,7 +151,7 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     /// Cancelled when the datastore is being closed: no write waits for room any more.
     closing: CancellationToken,
-    /// When the log was last told that the journal is full.
+    /// When the log last got a line that the journal is full.
     said_full: Mutex<Option<Instant>>,
     /// The failures that keep blocks from leaving.
     trouble: Trouble,
@@ -161,7 +161,7 @@ struct Inner {
     syncs: AtomicU64,
     /// How long the last sync took (microseconds).
     last_sync_us: AtomicU64,
-    /// A write or a sync failed, and what it left behind is still there.
+    /// A write or a sync failed, and the unknown bytes that it left are still in the file.
     broken: AtomicBool,
     /// The last attempt to write the list of damaged blocks failed.
     list_failed: AtomicBool,

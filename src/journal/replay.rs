@@ -9,7 +9,7 @@
 //! - The newest entry of a key decides. Files are read oldest first, and numbers go up across
 //!   files.
 //! - Only the end of the last file may be torn, if that file was not sealed. Any other file that
-//!   ends too early is an error ([`ErrorKind::Corrupt`]), not a loss without a word.
+//!   ends too early is an error ([`ErrorKind::Corrupt`]), so that no loss goes unreported.
 //! - The last file is synced before its blocks count as staged: later puts rely on them.
 //! - Keys in the list of damaged blocks stay there until the files tell something newer.
 //!
@@ -24,8 +24,8 @@
 //!    otherwise.
 //! 4. [`leave_out_done`] forgets the blocks that need no upload.
 //! 5. [`Replayed::superseded`] names the keys for which the caller must write an entry before any
-//!    other write: once another frame or a table of contents follows, the next open could no longer
-//!    tell.
+//!    other write. Once another frame or a table of contents follows, the next open could no longer
+//!    tell that their last entries do not count.
 //!
 //! The caller holds the lock of the directory, and no other thread knows the state yet, so no lock
 //! is taken here. With a disk that changes nothing (`owner::Untouched`), it serves to look at a

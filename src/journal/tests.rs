@@ -615,7 +615,7 @@ enum Step {
         slots: Vec<(u8, u16)>,
     },
     Delete(u8),
-    /// Blocks are on Walrus.
+    /// A pack of at most so many bytes has reached Walrus and is settled.
     Settle(u64),
     Fault(usize, u32, u32),
     Recover,

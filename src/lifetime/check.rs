@@ -35,7 +35,7 @@ pub(super) struct Fit {
     verified: usize,
     /// The number of blocks whose keys are no hashes that can be checked.
     unknown: usize,
-    /// Why rows do not fit, each with its key.
+    /// The faults of the rows that do not fit, each with its key.
     pub(super) odd: Vec<String>,
     /// The bytes do not end where the last block ends, although the rows leave no gap.
     pub(super) odd_end: bool,
