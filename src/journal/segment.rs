@@ -11,9 +11,10 @@
 //! frames, so that the next open need not visit each frame.
 //!
 //! Invariants:
-//! - [`Segment::len`] is the end of the last whole frame. Only zeroes are ever left behind it, so
-//!   that no old bytes can be taken for a frame. After an error the end must be [cut
-//!   off](Segment::trim) or the segment [cut back](Segment::cut) before the next append.
+//! - [`Segment::len`] is the end of the last whole frame. Unless the segment is sealed, only zeroes
+//!   are ever left behind it, so that no old bytes can be taken for a frame. After an error the end
+//!   must be [cut off](Segment::trim) or the segment [cut back](Segment::cut) before the next
+//!   append.
 //! - A seal is written only after the frames and the table of contents were synced, and is synced
 //!   itself. [`Segment::cut`] removes it.
 //! - One thread at a time changes a segment: the open, or the appender under its lock. Other
