@@ -1,9 +1,9 @@
-//! In which order the blocks of a file are read, by the links of the nodes that were seen. Packs are
-//! laid out in that order, and when a reader comes to the end of a blob, the next blob of its file is
-//! found here.
+//! The order in which the blocks of a file are read, by the links of the dag-pb nodes that were
+//! seen. Packs are laid out in that order, and when a reader comes to the end of a blob, the next
+//! blob of its file is found here.
 //!
-//! Only dag-pb is understood: it is what files and directories are made of. A block that looks like it
-//! by chance does no harm: its links are keys that nobody asks for.
+//! Only dag-pb is understood, the format of files and directories. A block that looks like it by
+//! chance does no harm: its links are keys that no reader asks for.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -14,33 +14,34 @@ use lru::LruCache;
 use crate::limits::MAX_KEY_BYTES;
 use crate::multihash::varint;
 
-/// Memory for links, over all nodes (bytes): about 25,000 of the usual ones. A node that would take more is
-/// not remembered.
+/// Memory for links, over all nodes (bytes): about 25,000 of the usual ones. A node that would take
+/// more is not remembered.
 const BYTES: usize = 4 << 20;
 
-/// What a link costs beside its key (bytes): the key's place in its node, where it stands, and what the
-/// allocator adds.
+/// The memory of a link beside its key (bytes): the key's place in its node, the entry in `places`,
+/// and the overhead of the allocator.
 const LINK_BYTES: usize = 112;
 
-/// What a node costs beside its links (bytes).
+/// The memory of a node beside its links (bytes).
 const NODE_BYTES: usize = 112;
 
-/// How many levels a walk goes up or down.
+/// How many levels a walk goes up or down at most.
 const LEVELS: usize = 8;
 
-/// The byte that a node with links begins with: the tag of PBNode.Links, which comes first.
+/// The first byte of a node with links: the tag of PBNode.Links, which comes first.
 pub(crate) const LINKS_FIRST: u8 = 0x12;
 
-/// The multihash code of a digest that is the block itself: none is stored for it.
+/// The multihash code of a digest that is the block itself: no block is stored for it.
 const IDENTITY: u8 = 0x00;
 
 /// The nodes that were seen lately.
 pub(crate) struct Nodes {
-    /// By the hash of a node's key: the keys of its children.
+    /// The keys of a node's children, by the hash of the node's key.
     nodes: LruCache<u64, Vec<Box<str>>>,
-    /// Where a key stands: in which node, at which place.
+    /// The place of a key, by its hash: the hash of the node that links to it, and the number of
+    /// the link there.
     places: HashMap<u64, (u64, usize)>,
-    /// What all of them cost.
+    /// The memory of all nodes (bytes).
     bytes: usize,
     hasher: RandomState,
 }
@@ -55,8 +56,8 @@ impl Nodes {
         }
     }
 
-    /// Remembers a node's links, under its key. Links that no index takes as keys are left out. A node that has no
-    /// other links is not remembered: so every way down the nodes ends at a key.
+    /// Remembers a node's links, under its key. Links that no index takes as keys are left out. A
+    /// node without other links is not remembered, so that every way down the nodes ends at a key.
     pub(crate) fn learn(&mut self, key: &str, links: &[&[u8]]) {
         let node = self.hasher.hash_one(key);
         if self.nodes.promote(&node) {
@@ -93,8 +94,8 @@ impl Nodes {
         }
     }
 
-    /// The keys that follow `key` in the order of its tree, as far as nodes are known: at most `limit`.
-    /// None for a node itself, as its reader may go down or on.
+    /// The keys that follow `key` in the order of its tree, as far as nodes are known: at most
+    /// `limit`. None follow a node itself, as its reader may go down or on.
     pub(crate) fn after(&self, key: &str, limit: usize) -> Vec<String> {
         let mut keys = Vec::new();
         let mut at = self.hasher.hash_one(key);
@@ -117,9 +118,9 @@ impl Nodes {
         keys
     }
 
-    /// Where a key stands: the topmost node above it that is known, by its hash, and the places on the way
-    /// down from there. Keys under one node are in the order of their places. Without a known parent it
-    /// is its own top.
+    /// The position of a key: the topmost known node above it, by its hash, and the places on the
+    /// way down from there. Keys under one node are in the order of their places. A key without a
+    /// known parent is its own top.
     pub(crate) fn position(&self, key: &str) -> (u64, Vec<usize>) {
         let mut top = self.hasher.hash_one(key);
         let mut places = Vec::new();
@@ -131,7 +132,7 @@ impl Nodes {
         (top, places)
     }
 
-    /// The keys under `key` that are no known nodes.
+    /// Collects the keys under `key` that are no known nodes.
     fn leaves(&self, key: &str, levels: usize, limit: usize, keys: &mut Vec<String>) {
         match self.nodes.peek(&self.hasher.hash_one(key)) {
             Some(children) if levels > 0 => {
@@ -166,8 +167,8 @@ pub(crate) fn links(block: &[u8]) -> Option<Vec<&[u8]>> {
     (!links.is_empty()).then_some(links)
 }
 
-/// Whether a block is a dag-pb node of a UnixFS directory: its data begins with the type Directory (1) or
-/// HAMTShard (5), which every encoder writes first.
+/// Whether a block is a dag-pb node of a UnixFS directory: its data begins with the type Directory
+/// (1) or HAMTShard (5), which every encoder writes first.
 pub(crate) fn is_directory(block: &[u8]) -> bool {
     let mut rest = block;
     while let Some((&tag, body)) = rest.split_first() {
@@ -316,13 +317,13 @@ mod tests {
         assert_eq!(nodes.after(&key(22), 9), keys(&[30]));
         assert_eq!(nodes.after(&key(100), 9), [""; 0]);
         assert_eq!(nodes.after("/unknown", 9), [""; 0]);
-        // A node that holds itself by a trick ends all the same.
+        // A forged node that links to itself ends all the same.
         learn(&mut nodes, 50, &[51, 50]);
         assert!(nodes.after(&key(51), 100).len() <= 100);
     }
 
-    /// Nodes that hold the same node thousands of times, and at the end one whose only link is no key: no leaf is
-    /// ever found under them.
+    /// Nodes that hold the same node thousands of times, and at the end one whose only link is no
+    /// key: no leaf is ever found under them.
     #[test]
     fn a_tree_without_leaves_is_not_walked_for_ever() {
         let mut nodes = Nodes::new();
@@ -355,7 +356,7 @@ mod tests {
         assert_eq!(nodes.position(&key(12)), (top, vec![2, 1]));
         assert_eq!(nodes.position(&key(8)), (top, vec![1]));
         assert_ne!(own, top);
-        // A node that holds itself by a trick ends all the same.
+        // A forged node that links to itself ends all the same.
         learn(&mut nodes, 50, &[50]);
         assert_eq!(nodes.position(&key(50)).1.len(), LEVELS);
     }

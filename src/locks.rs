@@ -1,5 +1,18 @@
-//! One writer per key: puts and deletes of the same key run one after another on this node, so
-//! that an upload which was given up can never overwrite what was written after it.
+//! One writer per key: puts and deletes of the same key run one after another on this node, so that
+//! an upload which was given up can never overwrite a later write. The guard of a write travels
+//! with its blocks, and is dropped only when their outcome is known, even if the caller has given
+//! up.
+//!
+//! Invariants:
+//! - A key is in the table exactly while a guard holds it, with the waiters for it.
+//! - A waiter takes all of its keys at once or none, under the table's lock, so no two waiters can
+//!   hold keys that the other waits for.
+//! - A dropped guard wakes all waiters of its keys. Each of them looks at the table again; the
+//!   order in which they came is not kept.
+//!
+//! Lock order: a task takes its room in the journal before its keys, and takes keys only once. The
+//! table's lock is the innermost of all: no other lock of this crate is taken under it, and it is
+//! not held across an `await`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,14 +21,14 @@ use tokio::sync::oneshot;
 
 use crate::sync::Mutex;
 
-/// Waiters of every key that is locked.
+/// The locked keys, each with its waiters.
 type Table = Mutex<HashMap<String, Vec<oneshot::Sender<()>>>>;
 
 /// The keys that writers hold.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct KeyLocks(Arc<Table>);
 
-/// Holds keys until dropped.
+/// Holds keys until it is dropped.
 #[derive(Debug)]
 pub(crate) struct KeyGuard {
     table: Arc<Table>,
@@ -23,7 +36,7 @@ pub(crate) struct KeyGuard {
 }
 
 impl KeyLocks {
-    /// Takes all of `keys` (no key twice) at once, waiting while any is held. All or none are
+    /// Takes all of `keys` (no key twice) at once, and waits while any is held. All or none are
     /// taken, so two callers can never wait for each other.
     pub(crate) async fn lock(&self, keys: Vec<String>) -> KeyGuard {
         loop {
@@ -43,7 +56,7 @@ impl KeyLocks {
                     }
                 }
             };
-            // An error means that the holder is gone, which is what is waited for.
+            // An error also means that the holder is gone.
             let _ = busy.await;
         }
         KeyGuard {
@@ -109,7 +122,8 @@ mod tests {
         assert!(locks.0.lock().is_empty());
     }
 
-    /// In whatever order they run, and whoever gives up: one holder per key, nobody waits for ever.
+    /// In any order of the writers, some of which give up: one holder per key, and no writer waits
+    /// for ever.
     #[test]
     fn every_order_excludes_and_ends() {
         const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -139,7 +153,7 @@ mod tests {
         });
     }
 
-    /// Dropped before the guard, whether its task ends or is dropped.
+    /// Marks keys as held. It is dropped before the guard, whether its task ends or is dropped.
     struct Entered(Rc<[Cell<bool>; 3]>, Vec<usize>);
 
     impl Drop for Entered {
@@ -172,7 +186,7 @@ mod schedules {
         drop(guard);
     }
 
-    /// One holder per key, nobody waits for ever, and nothing is left in the table.
+    /// One holder per key, no writer waits for ever, and nothing is left in the table.
     #[test]
     fn writers_exclude_each_other_and_end() {
         explore(6_000, || {
@@ -186,7 +200,8 @@ mod schedules {
                 let wanted = (0..3).filter(|k| keys >> k & 1 == 1).collect();
                 let write = write(locks.clone(), Arc::clone(&held), wanted);
                 if n == 0 {
-                    // It awaits the lock alone, so that it is dropped there or runs through.
+                    // This writer only awaits the lock, so that it is dropped there or runs to its
+                    // end.
                     given_up = Some(droppable(write));
                 } else {
                     writers.push(thread::spawn(|| shuttle::future::block_on(write)));

@@ -10,13 +10,13 @@ use sha3::{Keccak224, Keccak256, Keccak384, Keccak512, Sha3_224, Sha3_256, Sha3_
 use shake::digest::{ExtendableOutput, XofReader};
 use shake::{Shake128, Shake256};
 
-/// Shortest digest that counts as one: what IPFS accepts in a CID. Shorter ones are more likely
-/// keys that happen to look like a multihash.
+/// The shortest digest that counts as one (bytes), as in the CIDs that IPFS accepts. Shorter ones
+/// are more likely keys that happen to look like a multihash.
 const MIN_DIGEST: usize = 20;
 
-/// Namespaces of Kubo and libp2p whose keys end in a multihash that is not the value's: peer IDs (of records
-/// of IPNS, providers, the peerstore) and blocks that a file of the filestore holds. They are met
-/// where the datastore is mounted at `/`.
+/// Namespaces of Kubo and libp2p whose keys end in a multihash that is not the value's: peer IDs
+/// (of records of IPNS, providers, the peerstore) and blocks that a file of the filestore holds.
+/// Such keys come where the datastore is mounted at `/`.
 const NOT_OF_THE_VALUE: &[&str] = &["ipns", "providers", "peers", "filestore"];
 
 const IDENTITY: u64 = 0x00;
@@ -82,7 +82,7 @@ impl Multihash {
         &self.bytes
     }
 
-    /// Whether `value` hashes to it.
+    /// Whether `value` hashes to this multihash.
     pub fn names(&self, value: &[u8]) -> bool {
         digest_matches(self.code, &self.bytes[self.digest_at..], value) == Some(true)
     }
@@ -103,7 +103,8 @@ pub fn check(key: &str, value: &[u8]) -> Match {
     }
 }
 
-/// Whether `key` holds a multihash that can be checked, so that nothing else can be stored under it.
+/// Whether `key` holds a multihash that can be checked, so that only one value can be stored under
+/// it.
 pub fn names_content(key: &str) -> bool {
     check(key, &[]) != Match::Unknown
 }
@@ -119,10 +120,11 @@ fn split(multihash: &[u8]) -> Option<(u64, &[u8])> {
 
 /// Whether `digest` is a digest of `value`; `None` for an unknown code.
 ///
-/// The functions are those that Kubo accepts (boxo's `verifcid.DefaultAllowlist`) and the SHA-2 family. A
-/// digest may be cut short for every one of them, BLAKE2 included: go-multihash's `Sum` computes the
-/// digest that the code stands for and keeps its first bytes. The extendable functions give at most as
-/// many bytes as go-multihash takes of them, but for BLAKE3, whose length go-multihash asks for.
+/// The functions are those that Kubo accepts (boxo's `verifcid.DefaultAllowlist`) and the SHA-2
+/// family. A digest may be cut short for every one of them, BLAKE2 included: go-multihash's `Sum`
+/// computes the digest that the code stands for and keeps its first bytes. The extendable functions
+/// give at most as many bytes as go-multihash takes of them, but for BLAKE3, whose length
+/// go-multihash asks for.
 fn digest_matches(code: u64, digest: &[u8], value: &[u8]) -> Option<bool> {
     let prefix = |full: &[u8]| full.get(..digest.len()) == Some(digest);
     Some(match code {
@@ -168,7 +170,7 @@ fn digest_matches(code: u64, digest: &[u8], value: &[u8]) -> Option<bool> {
     })
 }
 
-/// The first bytes of what an extendable function makes of `value`.
+/// The first `LEN` bytes of the output of an extendable function for `value`.
 fn extended<const LEN: usize>(mut function: impl ExtendableOutput, value: &[u8]) -> [u8; LEN] {
     let mut out = [0; LEN];
     function.update(value);
@@ -296,8 +298,9 @@ mod tests {
             assert!(Multihash::of_key(&key).is_some(), "{code:x}: {key}");
             codes.insert(code);
         }
-        // verifcid's defaultAllowlist.IsAllowed (boxo v0.42.1, verifcid/allowlist.go), but for identity. Its
-        // Keccak-224 and -384 and BLAKE2s below 32 bytes are not in go-multihash's registry.
+        // verifcid's defaultAllowlist.IsAllowed (boxo v0.42.1, verifcid/allowlist.go), but for
+        // identity. Its Keccak-224 and -384 and BLAKE2s below 32 bytes are not in go-multihash's
+        // registry.
         let allowed = [
             0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x19, 0x1b, 0x1d, 0x1e, 0x56, 0xb260,
         ];
@@ -308,7 +311,8 @@ mod tests {
         }
     }
 
-    /// Digests of other lengths, of a value of several blocks of every function. Made by go-multihash v0.2.3.
+    /// Digests of other lengths, of a value of several blocks of every function. Made by
+    /// go-multihash v0.2.3.
     #[test]
     fn other_lengths_of_a_longer_value() {
         let value: Vec<u8> = (0..3000_u32).map(|i| (i * 7 + i / 256) as u8).collect();
@@ -331,7 +335,7 @@ mod tests {
         }
     }
 
-    /// As Kubo writes them where the datastore is mounted at `/`.
+    /// The keys as Kubo writes them where the datastore is mounted at `/`.
     #[test]
     fn keys_of_peers_and_of_the_filestore_name_no_value() {
         let hash = key(&[0x12], &Sha256::digest(b"a public key, or a block"));

@@ -1,4 +1,4 @@
-//! A datastore that is only looked at.
+//! A datastore for inspection only.
 
 use std::path::Path;
 
@@ -8,21 +8,23 @@ use crate::error::Result;
 use crate::index::Index;
 use crate::walrus::BlobStore;
 
-/// A datastore as an operator looks at it, beside the nodes that work with it: its index and Walrus. No table is
-/// created or changed, no journal is locked or read, and nothing runs by itself.
+/// A datastore for inspection by an operator, beside the nodes that work with it: its index and
+/// Walrus. No table is created or changed, no journal is locked or read, and no task runs by
+/// itself.
 pub struct Inspection {
     config: Config,
     parts: Parts,
 }
 
 impl Inspection {
-    /// Opens the index as it is. The publishers and aggregators are not contacted. Relative paths in `config` are
-    /// taken from `repo`. Must be called within a tokio runtime, which the inspection uses until closed.
+    /// Opens the index as it is. The publishers and aggregators are not contacted. Relative paths
+    /// in `config` are taken from `repo`. Must be called within a tokio runtime, which the
+    /// inspection uses until closed.
     ///
     /// # Errors
-    /// As of [`WalrusDatastore::open`](crate::WalrusDatastore::open);
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) also for a table that is missing, or that a node would bring
-    /// up to date first.
+    /// As [`WalrusDatastore::open`](crate::WalrusDatastore::open), but for the journal;
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) also for a table that is missing, or that a
+    /// node would bring up to date first.
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
         let config = resolved(config, repo)?;
         let parts = Parts::open(&config, true).await?;
@@ -34,7 +36,7 @@ impl Inspection {
         &self.config
     }
 
-    /// The index. In SQLite it takes no writes; in PostgreSQL it is up to the caller not to write.
+    /// The index. In SQLite it takes no writes; in PostgreSQL the caller must not write.
     pub fn index(&self) -> &dyn Index {
         &*self.parts.index
     }

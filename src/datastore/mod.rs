@@ -3,11 +3,11 @@
 //! | module | holds |
 //! |---|---|
 //! | `open` | how a datastore is put together |
-//! | `inspect` | a datastore that is only looked at |
+//! | `inspect` | a datastore for inspection only |
 //! | `write` | puts, deletes, batches |
-//! | `puts` | what a batch is made of, and what of it is refused |
+//! | `puts` | the values of a batch, and the checks that refuse some |
 //! | `writes` | the two ways of writing: directly, or through the journal |
-//! | `read` | gets, questions for keys, what a listing sees |
+//! | `read` | gets, questions for keys, the contents of a listing |
 //! | `totals` | totals and counters |
 
 use std::sync::Arc;
@@ -66,8 +66,8 @@ impl Op {
 /// A datastore on Walrus.
 ///
 /// Every method may be called from any task, concurrently. Dropping a returned future gives the
-/// call up: its HTTP request is dropped, and a block that was not indexed yet will not be.
-/// Puts and deletes of one key run one after another.
+/// call up: its HTTP request is dropped, and a block that was not indexed yet will not be. Puts and
+/// deletes of one key run one after another.
 ///
 /// ```
 /// use walrusds::{Config, WalrusDatastore};
@@ -104,7 +104,7 @@ struct Shared {
     gone: Arc<Gone>,
     locks: KeyLocks,
     disk_cache: Option<DiskCache>,
-    /// Where the datastore belongs to a repo.
+    /// The roots that are kept on disk, if the datastore belongs to a repo.
     roots: Option<Roots>,
     reader: Reader,
     writes: Writes,
@@ -133,8 +133,9 @@ impl WalrusDatastore {
         Ok(Query::new(contents, call, options))
     }
 
-    /// Returns when everything acknowledged so far survives a power cut of this machine. That is so
-    /// already: puts return only once they are on Walrus and indexed, or synced in the journal.
+    /// Returns when everything acknowledged so far survives a power cut of this machine. That is
+    /// the case already: puts return only once they are on Walrus and indexed, or synced in the
+    /// journal.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
@@ -146,7 +147,7 @@ impl WalrusDatastore {
         Ok(())
     }
 
-    /// The log, to be read when the datastore is closed.
+    /// The log; it can still be read when the datastore is closed.
     pub(crate) fn log(&self) -> Arc<Log> {
         Arc::clone(&self.shared.log)
     }
@@ -156,25 +157,27 @@ impl WalrusDatastore {
         self.shared.log.pop()
     }
 
-    /// Refuses new calls and writes that wait for room in a full journal, waits for the calls in flight,
-    /// empties the journal for at most `drainTimeoutSeconds` (the rest waits for the next open, and so do
-    /// packs that are neither full nor `packMaxAgeSeconds` old, if `drainPartialPacks` is false), stops the
-    /// workers and closes the index. Closing again is fine.
+    /// Refuses new calls and writes that wait for room in a full journal, waits for the calls in
+    /// flight, empties the journal for at most `drainTimeoutSeconds`, stops the workers and closes
+    /// the index. Blocks that are left in the journal wait for the next open, and so do packs that
+    /// are neither full nor `packMaxAgeSeconds` old, if `drainPartialPacks` is false. Closing again
+    /// is fine.
     ///
     /// # Errors
-    /// [`ErrorKind::Index`](crate::ErrorKind::Index) if the index could not be closed in order; everything acknowledged is
-    /// stored all the same.
+    /// [`ErrorKind::Index`](crate::ErrorKind::Index) if the index could not be closed in order;
+    /// everything acknowledged is stored all the same.
     pub async fn close(&self) -> Result<()> {
         let shared = &self.shared;
         shared.calls.close();
         if let Some(journal) = shared.writes.journal() {
-            // They would hold the end up for as long as Walrus takes nothing.
+            // Writes that wait for room would delay the end for as long as Walrus takes nothing.
             journal.turn_away();
         }
         shared.calls.wait().await;
         failpoint!("close.begun");
         shared.reader.close().await;
-        // Uploads whose callers have given up end first: the totals are written after them.
+        // Uploads whose callers have given up end before the workers stop: the totals are written
+        // after them.
         shared.writes.close().await;
         failpoint!("close.packed");
         shared.stop.cancel();

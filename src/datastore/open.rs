@@ -1,7 +1,7 @@
 //! Opening: a datastore is put together from its configuration, or from parts.
 //!
-//! [`Parts`] are what looks at the data: an inspection opens them alone. A datastore that works adds what writes and
-//! what runs by itself.
+//! [`Parts`] are the parts that look at the data: an inspection opens them alone. A working
+//! datastore adds the parts that write and the tasks that run by themselves.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,18 +34,18 @@ use crate::upload::limit::UploadLimit;
 use crate::upload::{Format, Uploader};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
-/// How often the index is asked for what an operator must know.
+/// How often the index is asked for notices to an operator.
 const NOTICES: Duration = Duration::from_secs(5);
 
-/// What a datastore is part of.
+/// The table and the repo to which a datastore belongs.
 #[derive(Default)]
 struct Own<'a> {
-    /// The table, if the index tells.
+    /// The table, if the index gives its identity.
     owner: Option<Owner>,
     repo: Option<&'a Path>,
 }
 
-/// What looks at the data: none of it does anything by itself.
+/// The parts that look at the data. None of them does anything by itself.
 pub(super) struct Parts {
     pub(super) index: Arc<dyn Index>,
     pub(super) store: Arc<dyn BlobStore>,
@@ -54,8 +54,9 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// `config` must be [`resolved`]. `only_existing`: the index is used as it is, else its tables are created or
-    /// brought up to date. The publishers and aggregators are not contacted.
+    /// Opens the parts. `config` must be [`resolved`]. `only_existing`: the index is used as it is;
+    /// otherwise its tables are created or brought up to date. The publishers and aggregators are
+    /// not contacted.
     pub(super) async fn open(config: &Config, only_existing: bool) -> Result<Parts> {
         let index: Arc<dyn Index> = match &config.index {
             IndexConfig::Postgres(url) => {
@@ -98,8 +99,9 @@ impl WalrusDatastore {
     /// `repo`. Must be called within a tokio runtime, which the datastore uses until closed.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for what the operator must change, [`ErrorKind::Index`] when the
-    /// index cannot be reached or used.
+    /// [`ErrorKind::Config`] for a setting that the operator must change, [`ErrorKind::Index`] when
+    /// the index cannot be reached or used. With a journal, also as
+    /// [`with_parts`](Self::with_parts).
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
         let config = resolved(config, repo)?;
         let parts = Parts::open(&config, false).await?;
@@ -107,7 +109,7 @@ impl WalrusDatastore {
         let opened = async {
             let own = Own {
                 owner: owner(&config, repo, &*index).await?,
-                // Without a repo there is no directory of ours.
+                // An empty path means that there is no repo.
                 repo: Some(repo).filter(|repo| !repo.as_os_str().is_empty()),
             };
             let journal = config.journal.as_ref().map(|journal| &*journal.path);
@@ -131,8 +133,8 @@ impl WalrusDatastore {
         opened
     }
 
-    /// Puts a datastore together from parts: for tests, and for embedders with an index or store
-    /// of their own. Paths in `config` are used as they are.
+    /// Puts a datastore together from parts: for tests, and for embedders with an index or store of
+    /// their own. Paths in `config` are used as they are. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// The journal cannot be opened: [`ErrorKind::Locked`] while another datastore has it open,
@@ -152,11 +154,11 @@ impl WalrusDatastore {
         Self::assemble(config, parts, Own::default())
     }
 
-    /// Adds to the parts what writes and what runs by itself.
+    /// Adds the parts that write and the tasks that run by themselves.
     fn assemble(config: &Config, parts: Parts, own: Own<'_>) -> Result<Self> {
         let Parts { store, log, .. } = parts;
         let lookups = Arc::new(Lookups::new(parts.index, config.row_ttl));
-        // Whatever is written passes there.
+        // All writes pass through it, so that it learns of changed rows.
         let index: Arc<dyn Index> = Arc::<Lookups>::clone(&lookups);
         let metrics = Arc::new(Metrics::default());
         let only_reads = lookups.only_reads();
@@ -164,10 +166,11 @@ impl WalrusDatastore {
         if let Some(why) = only_reads {
             check_only_reads(config, why, &log)?;
         }
-        // Another node renews what this one reads.
+        // A node that stores nothing leaves the renewal to other nodes.
         let keeps = !config.disable_flush && only_reads.is_none();
         let renewing = !config.renew_interval.is_zero() && keeps;
-        // With epochs of 1 every row is due at once: only what has lapsed is stored anew.
+        // With `epochs` of 1 every row is due at once: then only blocks that have lapsed are stored
+        // anew.
         let fresh_for = if renewing || !keeps {
             Duration::ZERO
         } else {
@@ -273,7 +276,8 @@ impl WalrusDatastore {
     }
 }
 
-/// The table that a journal of this repo must belong to. It is asked for where there is a journal, or might be.
+/// The table to which a journal of this repo must belong. The index is asked for it if there is a
+/// journal, or might be one.
 async fn owner(config: &Config, repo: &Path, index: &dyn Index) -> Result<Option<Owner>> {
     if config.journal.is_none() && !had_journal(repo) {
         return Ok(None);
@@ -285,10 +289,11 @@ async fn owner(config: &Config, repo: &Path, index: &dyn Index) -> Result<Option
     }))
 }
 
-/// What a node is told whose index can only be read.
+/// Checks the configuration of a node whose index can only be read, and logs that it refuses
+/// writes.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] where a journal is configured.
+/// [`ErrorKind::Config`] if a journal is configured.
 fn check_only_reads(config: &Config, why: &str, log: &Log) -> Result<()> {
     if let Some(journal) = &config.journal {
         return Err(Error::new(
@@ -308,14 +313,14 @@ fn check_only_reads(config: &Config, why: &str, log: &Log) -> Result<()> {
     Ok(())
 }
 
-/// Logs what an operator must know of the index by now.
+/// Logs the notices that the index has for an operator by now.
 fn log_new_notices(index: &dyn Index, log: &Log) {
     while let Some(notice) = index.take_notice() {
         log.push(Level::Error, notice);
     }
 }
 
-/// Logs what an operator must know of the index, as long as the datastore is open.
+/// Logs the notices that the index has for an operator, as long as the datastore is open.
 async fn log_notices(index: Arc<dyn Index>, log: Arc<Log>, stop: CancellationToken) {
     loop {
         log_new_notices(&*index, &log);

@@ -1,4 +1,5 @@
-//! What a batch is made of: values that are checked against their keys, and what an index takes.
+//! The values of a batch and the checks on them: against their keys, and against the limits of an
+//! index.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -16,15 +17,15 @@ use crate::multihash::{self, Match};
 pub(super) struct Put {
     pub(super) key: String,
     pub(super) value: Bytes,
-    /// Whether the key is the multihash of the value: only then can anything that is stored under the key
-    /// be known to be this value.
+    /// Whether the key is the multihash of the value: only then is anything stored under the key
+    /// known to be this value.
     pub(super) names_content: bool,
 }
 
 impl Put {
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if the key is the multihash of other bytes: it could be stored and
-    /// never be read.
+    /// [`ErrorKind::InvalidArgument`] if the key is the multihash of other bytes: it could be
+    /// stored and never be read.
     fn new((key, value): (String, Bytes)) -> Result<Put> {
         let names_content = match multihash::check(&key, &value) {
             Match::Yes => true,
@@ -52,8 +53,8 @@ impl Put {
     }
 }
 
-/// Checks values against their keys. A large batch is shared among the processors: to hash a block takes about
-/// as long as to write it into the journal.
+/// Checks values against their keys. A large batch is shared among the processors: hashing a block
+/// takes about as long as writing it into the journal.
 pub(super) async fn check_puts(mut puts: Vec<(String, Bytes)>) -> Result<Vec<Put>> {
     /// A part of fewer bytes is not worth another thread.
     const PART_LEAST: usize = 512 << 10;

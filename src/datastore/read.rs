@@ -1,4 +1,5 @@
-//! What a get, a question for a key and a listing see: the journal, then the index, then Walrus.
+//! Gets, questions for keys, and the contents of listings: from the journal, then the index, then
+//! Walrus.
 
 use std::sync::Arc;
 
@@ -20,19 +21,20 @@ impl WalrusDatastore {
     ///
     /// # Errors
     /// [`ErrorKind::BlobNotFound`] and [`ErrorKind::Corrupt`] name key and blob: the key is known,
-    /// but no aggregator gave its bytes, or all gave wrong ones.
+    /// but no aggregator gave its bytes, or all gave wrong ones. [`ErrorKind::Corrupt`] also for a
+    /// block that was accepted, is damaged in the journal and has no other copy.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         Ok(self.get_shared(key).await?.map(owned))
     }
 
-    /// As [`get`](Self::get). The value may be a part of a window, and keep all of it in memory: for a caller
-    /// who copies it at once.
+    /// As [`get`](Self::get). The value may be a part of a window and keep all of it in memory: for
+    /// a caller that copies it at once.
     pub(crate) async fn get_shared(&self, key: &str) -> Result<Option<Bytes>> {
         let _call = self.enter()?;
         self.shared.get(key).await
     }
 
-    /// Whether `key` is known. Asks the index alone.
+    /// Whether `key` is known. Asks the journal and the index, not Walrus.
     ///
     /// # Errors
     /// [`ErrorKind::Index`].
@@ -40,10 +42,11 @@ impl WalrusDatastore {
         Ok(self.get_size(key).await?.is_some())
     }
 
-    /// The size of the value of `key` (bytes); `None` if the key is unknown. Asks the index alone.
+    /// The size of the value of `key` (bytes); `None` if the key is unknown. Asks the journal and
+    /// the index, not Walrus.
     ///
     /// # Errors
-    /// [`ErrorKind::Index`]; [`ErrorKind::Corrupt`] if the index holds nonsense.
+    /// [`ErrorKind::Index`]; [`ErrorKind::Corrupt`] if the row holds an impossible size.
     pub async fn get_size(&self, key: &str) -> Result<Option<u64>> {
         let _call = self.enter()?;
         Metrics::add(&self.shared.metrics.lookups, 1);
@@ -56,8 +59,8 @@ impl WalrusDatastore {
         }
     }
 
-    /// As [`get_size`](Self::get_size), from memory alone and without waiting; `None` when memory does
-    /// not tell.
+    /// As [`get_size`](Self::get_size), from memory alone and without waiting; `None` if memory
+    /// does not hold the answer.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`].
@@ -76,8 +79,8 @@ impl WalrusDatastore {
         Ok(known)
     }
 
-    /// As [`get_size`](Self::get_size) for many keys, with one question to the index. The result has the
-    /// keys' order; a row that holds nonsense is its key's own error.
+    /// As [`get_size`](Self::get_size) for many keys, with one question to the index. The result
+    /// has the keys' order; a row with an impossible size is an error of its key alone.
     ///
     /// # Errors
     /// [`ErrorKind::Index`].
@@ -88,7 +91,7 @@ impl WalrusDatastore {
             .iter()
             .map(|key| Ok(self.shared.staged(key).map(|block| block.len())))
             .collect();
-        // Where to look next; a key that no index takes is not there.
+        // The keys to ask the index for; a key that no index takes is unknown.
         let rest = |(at, key): (usize, String)| {
             let ask = matches!(sizes.get(at), Some(Ok(None))) && check_key(&key).is_ok();
             ask.then_some((at, key))
@@ -140,7 +143,7 @@ impl Shared {
             return Ok(Some(value));
         }
         if let Err(damaged) = self.absent(key) {
-            // Where the key names no content, a row may be of an older value.
+            // If the key names no content, a row may be of an older value.
             if !multihash::names_content(key) {
                 return Err(damaged);
             }
@@ -158,7 +161,7 @@ impl Shared {
                 return self.absent(key).map(|()| None);
             };
             if let Some((before, error)) = failed {
-                // The row may have moved to another blob meanwhile; if it has not, that is it.
+                // The row may point to another blob meanwhile. If it does not, the error stands.
                 if before == record {
                     if error.kind() == ErrorKind::BlobNotFound {
                         self.gone.insert(record.blob_id.clone());
@@ -172,7 +175,7 @@ impl Shared {
                     self.count_get(&value);
                     return Ok(Some(value));
                 }
-                // Staged by a Go node and promoted since: the row says where.
+                // The block was staged by a Go node and promoted since: the row names its blob.
                 Ok(None) => {}
                 Err(e) if matches!(e.kind(), ErrorKind::BlobNotFound | ErrorKind::Corrupt) => {
                     failed = Some((record, e));
@@ -187,13 +190,14 @@ impl Shared {
         Metrics::add(&self.metrics.get_bytes, value.len() as u64);
     }
 
-    /// The block as it lies in the journal. A caller that does not find it there looks into the index
-    /// next: a block leaves the journal only after its row is committed.
+    /// The block in the journal. A caller that does not find it there looks into the index next: a
+    /// block leaves the journal only after its row is committed.
     fn staged(&self, key: &str) -> Option<Arc<Block>> {
         self.writes.journal()?.find(key)
     }
 
-    /// Its value; `None` also if it is damaged, as a row may point to another copy.
+    /// The value of the block in the journal; `None` also if it is damaged, as a row may point to
+    /// another copy.
     fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
         let Some(journal) = self.writes.journal() else {
             return Ok(None);
@@ -206,7 +210,8 @@ impl Shared {
         }
     }
 
-    /// That nothing is known of a key is no answer for a block that was accepted and is damaged.
+    /// The error for a key without a row whose block was accepted and is damaged in the journal: it
+    /// must not be reported as unknown.
     fn absent(&self, key: &str) -> Result<()> {
         match self.writes.journal().and_then(|j| j.damage(key)) {
             None => Ok(()),
@@ -214,7 +219,7 @@ impl Shared {
         }
     }
 
-    /// A key that no index takes is a key that is not there.
+    /// The row of `key`. A key that no index takes has none.
     async fn lookup(&self, key: &str) -> Result<Option<Record>> {
         if check_key(key).is_err() {
             return Ok(None);
@@ -222,8 +227,8 @@ impl Shared {
         self.index.find(key).await
     }
 
-    /// The bytes a row points at, checked. `None` if they were staged and no longer are. `asked`: the index
-    /// had to be asked for the row.
+    /// The bytes that a row points at, checked. `None` if they were staged in the index and no
+    /// longer are. `asked`: the index had to be asked for the row.
     async fn read(&self, key: &str, record: &Record, asked: bool) -> Result<Option<Bytes>> {
         if record.staged {
             let value = self.index.staged_value(key).await?;
@@ -289,7 +294,7 @@ impl Shared {
         })
     }
 
-    /// Whether the epoch has begun in which a row's blob is no longer stored.
+    /// Whether the epoch has begun in which the blob of a row is no longer stored.
     fn is_over(&self, row: &Record) -> bool {
         self.epoch_clock
             .is_over(u64::try_from(row.end_epoch).unwrap_or(0))

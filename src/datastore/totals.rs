@@ -15,8 +15,8 @@ use crate::read::disk::DiskCache;
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
 
 impl WalrusDatastore {
-    /// What is stored under the index and in the journal, in O(1): running totals. A block that is
-    /// just being indexed may count twice.
+    /// The blocks and bytes that are stored under the index and in the journal, in O(1): running
+    /// totals. A block that is just being indexed may count twice.
     ///
     /// # Errors
     /// [`ErrorKind::Index`](crate::ErrorKind::Index).

@@ -1,4 +1,4 @@
-//! What puts, deletes and batches do.
+//! Puts, deletes and batches.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::index::{Index as _, Rows as _, Usage};
 use crate::metrics::Metrics;
 
 impl WalrusDatastore {
-    /// Stores `value` under `key`. Returns once it is on Walrus and indexed; with a journal, once it
-    /// survives a power cut of this machine.
+    /// Stores `value` under `key`. Returns once it is on Walrus and indexed; with a journal, once
+    /// it survives a power cut of this machine.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for a key that no index takes, and for a value that is not what the
-    /// multihash in its key names; [`ErrorKind::TooLarge`] for a value
-    /// beyond [`MAX_VALUE_BYTES`](crate::datastore::MAX_VALUE_BYTES) or what the publishers take; [`ErrorKind::Walrus`],
-    /// [`ErrorKind::Index`]; with a journal, [`ErrorKind::Disk`].
+    /// [`ErrorKind::InvalidArgument`] for a key that no index takes, and for a value that does not
+    /// hash to the multihash in its key; [`ErrorKind::TooLarge`] for a value beyond
+    /// [`MAX_VALUE_BYTES`](crate::datastore::MAX_VALUE_BYTES) or the limit of the publishers;
+    /// [`ErrorKind::Walrus`], [`ErrorKind::Index`]; with a journal, [`ErrorKind::Disk`].
     pub async fn put(&self, key: &str, value: Bytes) -> Result<()> {
         self.commit(vec![Op::Put(key.to_owned(), value)]).await
     }
@@ -53,7 +53,8 @@ impl WalrusDatastore {
         if let Some(why) = shared.index.only_reads() {
             return shared.refuse_new(why, puts, &deletes).await;
         }
-        // Room before locks: a write that waits for room must not hold up the blocks that will make it.
+        // Room comes before locks: a write that waits for room must not hold the keys of blocks
+        // that will make it.
         let (puts, room) = shared.writes.admit(puts).await?;
         let locked = puts
             .iter()
@@ -65,8 +66,9 @@ impl WalrusDatastore {
         if deletes.is_empty() {
             return Ok(());
         }
-        // A statement that has begun may take effect although its caller has given up: it runs
-        // to its end, and the keys stay locked until then, so that it cannot land after a later put.
+        // A statement that has begun may take effect although its caller has given up. So it runs
+        // to its end in the background, and the keys stay locked until then: it cannot take effect
+        // after a later put.
         let shared = Arc::clone(shared);
         Detached::new(async move {
             let _until_done = (call, guard);
@@ -75,19 +77,20 @@ impl WalrusDatastore {
         .await
     }
 
-    /// Removes `key`; an unknown key is fine. Gone on return; for lookups of other nodes that have
-    /// just seen it, after [`Config::row_ttl`](crate::Config::row_ttl) at most.
+    /// Removes `key`; an unknown key is fine. It is gone on return; for other nodes that have just
+    /// looked it up, it is gone after [`Config::row_ttl`](crate::Config::row_ttl) at most.
     ///
     /// # Errors
-    /// [`ErrorKind::Index`].
+    /// [`ErrorKind::Index`]; with a journal, [`ErrorKind::Disk`].
     pub async fn delete(&self, key: &str) -> Result<()> {
         self.commit(vec![Op::Delete(key.to_owned())]).await
     }
 }
 
 impl Shared {
-    /// What a node does whose index can only be read: a block that is indexed is stored, however long, and Kubo
-    /// puts the empty directory at every start. Everything else is refused.
+    /// The writes of a node whose index can only be read. A put of a block that is indexed
+    /// succeeds, even if its storage ends soon: Kubo puts the empty directory at every start. All
+    /// other writes are refused.
     async fn refuse_new(&self, why: &str, puts: Vec<Put>, deletes: &[String]) -> Result<()> {
         let keys: Vec<String> = puts.iter().map(|put| put.key.clone()).collect();
         let rows = self.index.get_many(&keys).await?;
@@ -103,7 +106,8 @@ impl Shared {
                 return Ok(());
             }
         };
-        // The modes of a file are set on this machine; a server may take writes again by itself.
+        // The modes of a file are set by an operator of this machine; a server may take writes
+        // again by itself.
         let kind = match self.index.is_local() {
             true => ErrorKind::Config,
             false => ErrorKind::Index,
@@ -115,14 +119,15 @@ impl Shared {
     }
 
     async fn delete(&self, mut keys: Vec<String>) -> Result<()> {
-        // What cannot be stored is not there.
+        // A key that cannot be stored is unknown.
         keys.retain(|key| check_key(key).is_ok());
         failpoint!("delete.begun");
         if keys.is_empty() {
             return Ok(());
         }
         let deleted = self.delete_rows(&keys).await;
-        // Rows may be gone all the same, of blocks that are about to leave the journal for them.
+        // The rows may be gone although the deletion failed, among them rows for which blocks are
+        // about to leave the journal.
         if let (Err(_), Some(journal)) = (&deleted, self.writes.journal()) {
             journal.doubt(&keys);
         }
@@ -138,8 +143,8 @@ impl Shared {
         failpoint!("delete.done");
         Metrics::add(&self.metrics.deletes, keys.len() as u64);
         self.metrics.usage_delta(Usage::default().minus(removed));
-        // After the index, so that a failure leaves everything as it was. The keys are held, so
-        // nothing can be staged or indexed in between.
+        // The journal comes after the index, so that a failure of the index leaves everything as it
+        // was. The keys are held, so nothing can be staged or indexed in between.
         if let Some(journal) = self.writes.journal() {
             journal.delete(keys).await?;
         }

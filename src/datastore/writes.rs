@@ -13,10 +13,10 @@ use crate::locks::{KeyGuard, KeyLocks};
 use crate::metrics::Metrics;
 use crate::upload::{usage_of, NewBlock, Packer, Uploader};
 
-/// How long a journalled write waits for the index to say what it holds.
+/// How long a journalled write waits for the index's answer which blocks are stored.
 const INDEX_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How values are written.
+/// The way in which values are written.
 pub(super) struct Writes {
     uploader: Arc<Uploader>,
     locks: KeyLocks,
@@ -24,9 +24,9 @@ pub(super) struct Writes {
 }
 
 enum Way {
-    /// To Walrus, at once.
+    /// Directly to Walrus.
     Direct(Packer),
-    /// To the local journal, and to Walrus later.
+    /// Into the local journal, and from there to Walrus later.
     Journalled {
         journal: Arc<Journal>,
         flusher: Flusher,
@@ -37,7 +37,7 @@ enum Way {
 }
 
 impl Writes {
-    /// Opens the journal, if there is to be one, and starts what uploads.
+    /// Opens the journal, if one is configured, and starts the packer or the flusher.
     pub(super) fn start(
         config: &Config,
         owner: Option<&Owner>,
@@ -73,7 +73,7 @@ impl Writes {
         })
     }
 
-    /// The journal, where writes take that way.
+    /// The journal, if there is one.
     pub(super) fn journal(&self) -> Option<&Arc<Journal>> {
         match &self.way {
             Way::Direct(_) => None,
@@ -81,8 +81,8 @@ impl Writes {
         }
     }
 
-    /// What a write does before it takes its keys' locks. A journalled one leaves out what is staged, and waits for
-    /// room.
+    /// The part of a write that comes before its keys are locked. With a journal, it leaves out
+    /// blocks that are staged, and waits for room.
     pub(super) async fn admit(&self, puts: Vec<Put>) -> Result<(Vec<Put>, Option<Room>)> {
         let Way::Journalled {
             journal,
@@ -98,8 +98,9 @@ impl Writes {
         if let Some(room) = journal.room_now(bytes(&puts)) {
             return Ok((puts, Some(room)));
         }
-        // There is none, but blocks that are indexed need none: Kubo puts the empty directory at every start, and
-        // must start while nothing can be uploaded. As in `without_staged`, a deletion that is not seen begins later.
+        // There is no room, but blocks that are indexed need none: Kubo puts the empty directory at
+        // every start, and must start while nothing can be uploaded. As in `without_staged`, the
+        // locks are looked at first: a deletion that is not seen there begins later.
         let (held, free): (Vec<_>, Vec<_>) = puts
             .into_iter()
             .partition(|put| self.locks.is_held(&put.key));
@@ -157,7 +158,7 @@ impl Writes {
         }
     }
 
-    /// Settles what was written, as far as that is waited for, and stops.
+    /// Waits for the uploads (with a journal, for at most the drain timeout), and stops.
     pub(super) async fn close(&self) {
         match &self.way {
             Way::Direct(packer) => packer.close().await,
@@ -189,13 +190,13 @@ impl Writes {
         all
     }
 
-    /// What the index itself, not memory, holds under the keys of puts.
+    /// The rows under the keys of puts, as the index itself, not memory, holds them.
     async fn rows(&self, puts: &[Put]) -> Result<Vec<Option<Record>>> {
         let keys: Vec<String> = puts.iter().map(|put| put.key.clone()).collect();
         self.uploader.index.get_many(&keys).await
     }
 
-    /// Leaves out the blocks that are stored, as these rows say, and need no upload.
+    /// Leaves out the blocks that are stored according to these rows, and so need no upload.
     fn without_stored(
         &self,
         puts: Vec<Put>,
@@ -215,8 +216,9 @@ impl Writes {
         new
     }
 
-    /// Leaves out the blocks that are indexed. An index that does not answer does not hold a write up, and is
-    /// not asked for a while: the rows are looked for before the upload, too.
+    /// Leaves out the blocks that are indexed. An index that does not answer does not delay a write
+    /// for long, and is not asked for a while: the flusher looks the rows up before the upload,
+    /// too.
     async fn without_indexed(&self, puts: Vec<Put>, ask_first: &AskFirst) -> Vec<Put> {
         if puts.is_empty() {
             return puts;
@@ -230,13 +232,15 @@ impl Writes {
         new.into_iter().map(|(put, _)| put).collect()
     }
 
-    /// Leaves out the blocks that are in the journal already. Not where a writer holds the key: a deletion that
-    /// its caller has given up takes effect before a later put, so that must wait for it. The staged copy is
-    /// read before it is relied on: a damaged one is no reason to let a good one go.
+    /// Leaves out the blocks that are in the journal already, except where a writer holds the key:
+    /// a deletion that its caller has given up takes effect before a later put, so the put must
+    /// wait for it. The staged copy is read before it is relied on: a damaged one is no reason to
+    /// leave out a whole one.
     async fn without_staged(&self, puts: Vec<Put>, journal: &Arc<Journal>) -> Result<Vec<Put>> {
         let mut copies = Vec::new();
         for (at, put) in puts.iter().enumerate() {
-            // In this order: a deletion that is not seen begins later.
+            // The locks are looked at before the journal: a deletion that is not seen there begins
+            // later.
             if !put.names_content || self.locks.is_held(&put.key) {
                 continue;
             }

@@ -1,21 +1,22 @@
-//! Whether a write asks the index for what it holds before it goes into the journal.
+//! Whether a write asks the index which of its blocks are stored before it goes into the journal.
 //!
-//! The question saves writing what is there already; whoever takes blocks out of the journal asks again,
-//! for a whole pack at once, so it may be left out. A large batch always asks: a question is nothing
-//! beside its bytes. For a small one the answer of a remote index takes as long as the local disk, and so
-//! a row of small writes that were all new asks only now and then, until one turns out to be known.
+//! The question saves writing blocks that are stored already. It may be left out: the flusher asks
+//! again when it takes blocks out of the journal, for a whole pack at once. A large batch always
+//! asks: the question costs little beside its bytes. For a small write the answer of a remote index
+//! takes as long as the local disk; so after a row of small writes whose blocks were all new, only
+//! some of them ask, until a block turns out to be known.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// A write of at most so many bytes is small.
+/// A write of at most this many bytes is small.
 const SMALL: usize = 64 << 10;
-/// After so many small writes without a known block, only every so many-th asks.
+/// After `ALWAYS` small writes without a known block, only every `NOW_AND_THEN`-th asks.
 const ALWAYS: u32 = 8;
 const NOW_AND_THEN: u32 = 16;
-/// An index that failed is not asked for so long.
+/// An index that failed is not asked for this time.
 const REST: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ pub(crate) struct AskFirst {
 }
 
 impl AskFirst {
-    /// Whether a write of so many bytes should ask.
+    /// Whether a write of `bytes` bytes should ask.
     pub(crate) fn is_worth_it(&self, bytes: usize) -> bool {
         if self.is_resting() {
             return false;
@@ -43,12 +44,12 @@ impl AskFirst {
         self.rests_until.lock().is_some_and(|t| t > Instant::now())
     }
 
-    /// A block was known.
+    /// Notes that a block was known.
     pub(crate) fn found_one(&self) {
         self.new_ones.store(0, Ordering::Relaxed);
     }
 
-    /// The index failed.
+    /// Notes that the index failed.
     pub(crate) fn rest(&self) {
         *self.rests_until.lock() = Some(Instant::now() + REST);
     }

@@ -21,22 +21,22 @@ pub(crate) struct Block {
     pub(super) key: Arc<str>,
     pub(super) seq: u64,
     pub(super) segment: Arc<Segment>,
-    /// Where its bytes lie in the segment (bytes).
+    /// Where its value begins in the segment (bytes).
     pub(super) offset: u64,
     pub(super) len: u32,
     pub(super) crc: u32,
     pub(super) staged: Instant,
-    /// How often it was indexed in a blob that could not be read: then it is stored again.
+    /// How often it was indexed in a blob that could not be read; after that it is stored again.
     pub(super) lost: AtomicU32,
-    /// A deletion of its key has failed, and may have removed its row all the same.
+    /// Whether a deletion of its key has failed, which may have removed its row all the same.
     pub(super) doubted: AtomicBool,
-    /// The file says that it needs no upload any more, and then its row came to be in doubt. It is looked
-    /// up again, but would not be back after a restart.
+    /// Whether a note that it needs no upload was written before its row came to be in doubt. It is
+    /// looked up again, but would not be back after a restart.
     pub(super) let_go: AtomicBool,
-    /// It was found damaged.
+    /// Whether it was found damaged.
     pub(super) damaged: AtomicBool,
-    /// If it has a row, that may be of a blob that was never read back: it was staged before this open, or it
-    /// takes the place of a damaged one.
+    /// Whether its row, if it has one, may be of a blob that was never read back: it was staged
+    /// before this open, or it takes the place of a damaged one.
     pub(super) unproven: AtomicBool,
 }
 
@@ -45,13 +45,13 @@ impl Block {
         &self.key
     }
 
-    /// Whether its row may have been removed since it was looked for.
+    /// Whether its row may have been removed since it was looked up.
     pub(crate) fn is_doubted(&self) -> bool {
         self.doubted.load(Ordering::Acquire)
     }
 
-    /// Whether a later put of the same value may rely on this one: its row is not in doubt, and it would be
-    /// back after a restart.
+    /// Whether a later put of the same value may rely on this one: its row is not in doubt, and it
+    /// would be back after a restart.
     pub(crate) fn may_be_relied_on(&self) -> bool {
         !self.is_doubted() && !self.let_go.load(Ordering::Acquire)
     }
@@ -64,8 +64,8 @@ impl Block {
     /// The value. Reads from the local disk (mostly its cache) on the calling thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value that was
-    /// written.
+    /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value
+    /// that was written.
     pub(super) fn read(&self) -> Result<Bytes> {
         let mut value = vec![0; self.len as usize];
         let path = self.segment.path();
@@ -89,8 +89,8 @@ impl Block {
     }
 }
 
-/// The contents of those of the blocks that may be nodes, as far as they can be read. Reads from the local
-/// disk on the calling thread.
+/// The keys and contents of the blocks that may be dag-pb nodes, as far as they can be read. Reads
+/// from the local disk on the calling thread.
 pub(super) fn nodes(blocks: &[Arc<Block>]) -> Vec<(Arc<str>, Bytes)> {
     let may_be_node = |block: &&Arc<Block>| {
         let mut first = [0];
@@ -124,7 +124,8 @@ impl Source for Block {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.segment.read_at(self.offset + offset, into)?;
-        // Long blocks come in parts. Those are checked before, when there is no hurry.
+        // Long blocks are read in parts; they are checked before they are sent
+        // (`deliver::prepare`).
         if into.len() as u64 == self.len() && crc32fast::hash(into) != self.crc {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

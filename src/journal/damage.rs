@@ -1,19 +1,21 @@
 //! Blocks that were accepted and are damaged on this disk.
 //!
-//! Such a block must hold nothing up: it is staged no longer, so it does not travel, no put relies on it, and
-//! its file becomes free. But it was acknowledged, so it must not just be gone either: a reader is told, and an
-//! operator, until a later put takes its place or its key is deleted. Files of the journal come and go, and a
-//! restart sees only those that are left; so damaged keys stand in a file of their own, one per line, which an
-//! operator can read.
+//! Such a block must not hold up others: it is staged no longer, so it does not travel, no put
+//! relies on it, and its file becomes free. But it was acknowledged, so readers and an operator
+//! must be told of it, until a later put takes its place or its key is deleted. Files of the
+//! journal come and go, and a restart sees only those that are left; so damaged keys are listed in
+//! a file of their own, one per line, which an operator can read.
 //!
 //! Invariants:
-//! - A key is in `State::blocks` or in `State::damaged` or in neither, never in both: a put or a deletion of the
-//!   key takes it out of the latter, at run time and when files are read again.
-//! - `State::damaged` is saved before a file is removed. Until then the files tell the same: a damaged block gets
-//!   no note that it needs no upload, and a deletion of its key gets a note as any other.
-//! - So at open whatever the files say of a key is newer than its line in the list.
+//! - A key is in `State::blocks` or in `State::damaged` or in neither, never in both: a put or a
+//!   deletion of the key takes it out of the latter, at run time and when files are read again.
+//! - `State::damaged` is saved before a file is removed. Until then the files tell the same: a
+//!   damaged block gets no note that it needs no upload, and a deletion of its key gets a note as
+//!   any other.
+//! - So at open an entry of a key in the files is newer than the key's line in the list.
 //!
-//! Only the appender saves, under its lock; it takes the state's lock meanwhile, but not while it writes.
+//! Lock order: only the appender saves, under its lock; it takes the state's lock to copy the list,
+//! and releases it before it writes.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,7 +26,8 @@ use serde_json::{json, Value};
 
 use super::disk::Disk;
 
-/// What an operator can do. Kubo asks no other node for a block as long as the datastore has an error for it.
+/// The advice to an operator. Kubo asks no other node for a block as long as the datastore returns
+/// an error for it.
 pub(super) const REMEDY: &str =
     "It was accepted and is lost on this disk: put it again (ipfs add, ipfs dag import), \
      or delete it (ipfs block rm --force) to have it fetched from other nodes";
@@ -33,12 +36,12 @@ pub(super) const REMEDY: &str =
 const LIST: &str = "DAMAGED";
 const LIST_NEW: &str = "DAMAGED.new";
 
-/// Where a damaged block lies.
+/// The place of a damaged block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
     /// The name of its file.
     pub(super) file: String,
-    /// Where its value begins there (bytes).
+    /// Where its value begins in the file (bytes).
     pub(super) at: u64,
     pub(super) len: u32,
 }
@@ -55,7 +58,7 @@ impl Damage {
 
 pub(super) type Damages = HashMap<Arc<str>, Damage>;
 
-/// Reads the list, and how many of its lines cannot be read.
+/// Reads the list; also returns how many of its lines cannot be read.
 pub(super) fn load(dir: &Path) -> io::Result<(Damages, usize)> {
     let text = match std::fs::read(dir.join(LIST)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
@@ -82,8 +85,8 @@ fn parse(line: &Value) -> Option<(Arc<str>, Damage)> {
     Some((line["key"].as_str()?.into(), damage))
 }
 
-/// Writes the list; an empty one is no file. It is on disk on return. After an error the list is the one from
-/// before or the new one.
+/// Writes the list, or removes its file if it is empty. It is on disk on return. After an error the
+/// list is the former or the new one.
 pub(super) fn save(dir: &Path, disk: &dyn Disk, damages: &Damages) -> io::Result<()> {
     let (list, new) = (dir.join(LIST), dir.join(LIST_NEW));
     let remove = |path: &Path| match disk.remove(path) {

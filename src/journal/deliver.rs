@@ -1,7 +1,34 @@
-//! How a pack gets from the journal to Walrus and into the index.
+//! The way of a pack from the journal to Walrus and into the index.
 //!
-//! A pack that fails is tried again until it succeeds: what it holds was acknowledged. Its blocks stay in the
-//! journal until their rows are committed and their blob could be read back.
+//! The blocks of a pack were acknowledged, so no failure may lose them; a failed step is tried
+//! again until it succeeds.
+//!
+//! Invariants:
+//! - A block leaves the journal only after its row is committed, or after it was replaced, deleted
+//!   or found damaged. A blob that was stored here must have been read back as well; a row that was
+//!   there before counts at once, unless the block is `unproven`: then its blob is read back first.
+//! - A row is written only for a block that is still the newest value of its key. The keys are
+//!   locked from that check until the index has answered, so no deletion falls in between.
+//! - A damaged or unreadable block does not hold up the other blocks of its pack.
+//! - A block that was indexed in a blob which cannot be read back goes back to the queue and is
+//!   stored again.
+//!
+//! Outline of [`deliver`], for one pack or a part of it:
+//! 1. [`prepare`] asks the index for the keys. Blocks that were replaced or deleted, and blocks
+//!    that are stored already, are settled. Blocks whose rows may point at a blob that was never
+//!    read back are handed to [`prove`], a task of its own.
+//! 2. The remaining blocks are stored as one blob. If no publisher takes so many bytes, the pack is
+//!    split in two. If blocks turn out to be damaged or unreadable, [`set_apart`] forms packs
+//!    without them.
+//! 3. [`place`] writes the rows.
+//! 4. [`read_back`] reads a part of the blob from the aggregators.
+//! 5. [`Journal::settle`] forgets the blocks, or [`Journal::put_back`] queues them again.
+//!
+//! While the datastore is being closed, a pack that fails in steps 1 or 2 is left in the journal;
+//! steps 3 and 4 are tried until [`Shared::stop`] ends the task.
+//!
+//! Lock order: key locks, then the journal's state. Only `place` takes key locks. The upload permit
+//! is given back before a pause and before the rows are written.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -29,21 +56,21 @@ use crate::walrus::WHOLE;
 /// Pause after a failure, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// For how long a blob that was just stored is looked for before its blocks are stored again: that may cost as
-/// much as the first time. The time doubles with each store of the same blocks.
+/// How long a blob that was just stored is looked for before its blocks are stored again, which may
+/// cost as much as the first time. The time doubles with each store of the same blocks.
 const LOOK_FIRST: Duration = Duration::from_secs(300);
 const LOOK_MAX: Duration = Duration::from_secs(86_400);
 
-/// What the flusher works with.
+/// The parts and settings of the flusher.
 pub(crate) struct FlushParts {
     pub(crate) journal: Arc<Journal>,
     pub(crate) uploader: Arc<Uploader>,
     pub(crate) locks: KeyLocks,
-    /// Flush when nothing was written for so long.
+    /// A pack leaves when no put was written for this time.
     pub(crate) idle: Duration,
-    /// Flush when the oldest block has waited for so long.
+    /// A pack leaves when its oldest block has waited for this time.
     pub(crate) max_age: Duration,
-    /// Whether close brings packs away that are neither full nor that old.
+    /// Whether close also uploads packs that are neither full nor `max_age` old.
     pub(crate) drain_partial: bool,
 }
 
@@ -51,12 +78,12 @@ pub(super) struct Shared {
     pub(super) parts: FlushParts,
     pub(super) opened: Instant,
     pub(super) draining: AtomicBool,
-    /// Ends everything, at whatever point it is.
+    /// Cancelled to end the flusher and all packs, at any point.
     pub(super) stop: CancellationToken,
     pub(super) packs: TaskTracker,
 }
 
-/// Starts work on packs that ends with the flusher.
+/// Spawns work on a pack; `Shared::stop` ends it.
 pub(super) fn spawn_unless_stopped(
     shared: &Shared,
     work: impl Future<Output = ()> + Send + 'static,
@@ -71,7 +98,7 @@ pub(super) fn spawn_unless_stopped(
     });
 }
 
-/// Counts failures of one pack in a row, has them told, and pauses.
+/// Counts the failures of one pack in a row, reports them to the log, and pauses.
 struct Patience<'a> {
     journal: &'a Journal,
     failures: Failures<'a>,
@@ -103,8 +130,9 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// Brings a pack to Walrus and into the index, however long it takes; while the datastore is being
-/// closed, it tries once. Only uploads hold a permit.
+/// Brings a pack to Walrus and into the index, however long it takes; see the module for the steps.
+/// While the datastore is being closed, preparing and storing are tried once. `first_permit` is for
+/// the first upload; later ones acquire a permit of their own.
 pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_permit: Permit) {
     let parts = &shared.parts;
     let uploader = &parts.uploader;
@@ -134,7 +162,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
             }
         };
         for (blob_id, placed) in by_blob(unproven) {
-            // They hold nothing else up: it may take an aggregator's outage.
+            // A task of its own: reading back may last as long as an outage of the aggregators.
             spawn_unless_stopped(&shared, prove(Arc::clone(&shared), blob_id, placed));
         }
         if blocks.is_empty() {
@@ -158,7 +186,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
                 continue;
             }
             Sent::Failed(e) => {
-                // Without blocks that are damaged or cannot be read it can be stored at once.
+                // Without the damaged and the unreadable blocks, the pack can be stored at once.
                 if set_apart(parts, &blocks, &mut stack).await {
                     continue;
                 }
@@ -179,14 +207,14 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
     }
 }
 
-/// Settles blocks whose rows an earlier process wrote, once their blob was read: that process may have ended
-/// before it could do so.
+/// Settles blocks whose rows an earlier process wrote, once their blob was read: that process may
+/// have ended before it settled them.
 async fn prove(shared: Arc<Shared>, blob_id: String, (blocks, places): Placed) {
     let mut patience = Patience::new(&shared.parts.journal);
     settle_in(&shared.parts, &blob_id, blocks, &places, &mut patience).await;
 }
 
-/// Blocks of one blob and where they lie in it.
+/// Blocks of one blob and their places in it.
 type Placed = (Vec<Arc<Block>>, Vec<Place>);
 
 fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Placed> {
@@ -202,7 +230,8 @@ fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Placed> {
     blobs
 }
 
-/// Settles indexed blocks if their blob can be read back; else they go back to the queue, to be stored again.
+/// Settles indexed blocks if their blob can be read back; otherwise they go back to the queue, to
+/// be stored again.
 async fn settle_in(
     parts: &FlushParts,
     blob_id: &str,
@@ -222,18 +251,18 @@ async fn settle_in(
     }
 }
 
-/// What becomes of a pack's blocks.
+/// The blocks of a pack that [`prepare`] has not settled.
 struct Prepared {
     travel: Vec<Arc<Block>>,
-    /// What the index holds under the keys of those now.
+    /// For each block of `travel`, the usage of the row that its own row will replace.
     replaced: Vec<Usage>,
-    /// These are indexed, but their blobs may never have been read back.
+    /// Blocks that are indexed, with their rows; their blobs may never have been read back.
     unproven: Vec<(Arc<Block>, Record)>,
 }
 
-/// Leaves out what need not travel (any more) or must not.
+/// Leaves out and settles the blocks that need not travel (any more) or must not.
 async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared> {
-    // These travel in parts, and cannot be checked on their way.
+    // Blocks of more than `WHOLE` bytes travel in parts, which cannot be checked on their way.
     let long = blocks.iter().filter(|b| b.len() > WHOLE);
     let long: Vec<Arc<Block>> = long.cloned().collect();
     look_at(parts, &long).await;
@@ -254,7 +283,7 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
         uploader.is_stored(row.as_ref(), block.len(), readable)
     };
     let fresh: Vec<bool> = rows.iter().zip(&blocks).map(fresh).collect();
-    // Only what is indexed already must be looked at here: the rest is checked on its way.
+    // Only blocks that are indexed already must be read here: the others are checked on their way.
     let same = {
         let (blocks, journal) = (blocks.clone(), Arc::clone(&parts.journal));
         blocking(move || {
@@ -262,7 +291,7 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
                 |(block, fresh): (&Arc<Block>, bool)| match fresh.then(|| journal.read(block)) {
                     None => Ok(false),
                     Some(Ok(value)) => Ok(multihash::check(block.key(), &value) == Match::Yes),
-                    // It is staged no longer.
+                    // It was damaged and is staged no longer.
                     Some(Err(e)) if e.kind() == ErrorKind::Corrupt => Ok(false),
                     Some(Err(e)) => Err(e),
                 };
@@ -283,7 +312,8 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
         if !current {
             obsolete.push(block);
         } else if let (true, Some(row)) = (same, &row) {
-            // No journal writes rows of quilts: another node has answered for that one.
+            // No journal writes rows of quilts: another node wrote that row, and is responsible for
+            // its blob.
             let owed = block.unproven.load(Ordering::Relaxed) && row.patch_id.is_none();
             match owed {
                 true => unproven.push((block, row.clone())),
@@ -296,7 +326,7 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
     }
     let count = known.len() + unproven.len();
     Metrics::add(&parts.uploader.metrics.blocks_known, count as u64);
-    // Last, when nothing can fail any more: each block is settled once.
+    // Settled last, when no step can fail any more, so that each block is settled once.
     known.extend(obsolete);
     parts.journal.settle(known).await;
     Ok(Prepared {
@@ -314,17 +344,17 @@ pub(super) async fn blocking<T: Send + 'static>(
         .map_err(|e| Error::new(ErrorKind::Internal, format!("reading the journal: {e}")))
 }
 
-/// What reading blocks has shown.
+/// The result of reading a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     Whole,
     /// It is staged no longer.
     Damaged,
-    /// It may be whole: the disk does not give it now.
+    /// It may be whole, but the disk does not give it now.
     Unreadable,
 }
 
-/// Reads blocks, so that those that are damaged are staged no longer.
+/// Reads blocks. Damaged ones are staged no longer afterwards.
 async fn look_at(parts: &FlushParts, blocks: &[Arc<Block>]) -> Vec<Look> {
     if blocks.is_empty() {
         return Vec::new();
@@ -340,8 +370,9 @@ async fn look_at(parts: &FlushParts, blocks: &[Arc<Block>]) -> Vec<Look> {
         .unwrap_or_default()
 }
 
-/// Whether a pack that failed can be tried again at once, without some of its blocks. They are on the stack
-/// then, those that cannot be read now in a pack of their own behind all others: the disk may give them later.
+/// Whether a pack that failed can be tried again at once without some of its blocks. If so, its
+/// parts are pushed onto the stack; blocks that cannot be read now form a pack of their own, which
+/// comes last: the disk may give them later.
 async fn set_apart(
     parts: &FlushParts,
     blocks: &[Arc<Block>],
@@ -383,6 +414,7 @@ fn partition<T>(items: Vec<T>, keep: &[bool]) -> (Vec<T>, Vec<T>) {
 }
 
 /// Writes the rows of a certified pack, except for blocks that were replaced or deleted meanwhile.
+/// Repeats until the index takes them.
 async fn place(
     parts: &FlushParts,
     pack: &Pack,
@@ -392,7 +424,7 @@ async fn place(
 ) {
     loop {
         let keys = blocks.iter().map(|b| b.key().to_owned()).collect();
-        // A deletion that is under way ends first, and one that comes later finds the rows.
+        // A deletion that is under way ends before the lock is taken; a later one finds the rows.
         let guard = parts.locks.lock(keys).await;
         let current = parts.journal.current(blocks).into_iter().zip(replaced);
         let replaced = current.map(|(current, replaced)| current.then_some(*replaced));
@@ -405,8 +437,9 @@ async fn place(
     }
 }
 
-/// Whether the blob can be read. As long as no aggregator answers, the journal's copy is the only one that can be
-/// read, so it is kept.
+/// Whether the blob can be read back. As long as no aggregator answers, this waits: the journal's
+/// copy is the only one that can be read, so it is kept. False: aggregators answered for the time
+/// of `look` that they have no such blob, or gave wrong bytes.
 async fn read_back(
     parts: &FlushParts,
     blob_id: &str,

@@ -1,4 +1,4 @@
-//! What the journal asks of the operating system: the seam at which tests let a disk fail.
+//! The calls of the journal to the operating system: the seam at which tests let a disk fail.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -11,7 +11,7 @@ use crate::dirlock;
 /// The ending of segments that are kept for an operator, because blocks in them are damaged.
 pub(super) const ASIDE: &str = "damaged";
 
-/// Changes to files, and opening them for changes. Reading is not part of it.
+/// Changes files, and opens them for changes. Reading is not part of it.
 pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Opens a file that exists.
     fn open(&self, path: &Path) -> io::Result<File> {
@@ -28,7 +28,7 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
             .open(path)
     }
 
-    /// Writes the slices one after another from byte `at` on. After an error some of it may have been
+    /// Writes the slices one after another from byte `at` on. After an error a part may have been
     /// written. Moves the file's cursor: one thread at a time.
     fn write(&self, file: &File, at: u64, slices: &[&[u8]]) -> io::Result<()> {
         write_all(file, at, slices)
@@ -39,8 +39,8 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
         file.set_len(len)
     }
 
-    /// Returns when everything written survives a power cut. A file that was removed meanwhile does
-    /// not.
+    /// Returns when everything written survives a power cut. Fails if the file was removed
+    /// meanwhile.
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_data()?;
         if file.metadata()?.nlink() == 0 {
@@ -57,12 +57,12 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
         File::open(dir)?.sync_all()
     }
 
-    /// Gives a file another name in its directory, also if there is a file of that name.
+    /// Gives a file another name in its directory; replaces a file of that name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         std::fs::rename(from, to)
     }
 
-    /// Puts a README with this text into a directory of ours.
+    /// Puts a README with this text into a directory of the journal.
     fn write_readme(&self, dir: &Path, text: &str) -> io::Result<()> {
         dirlock::write_readme(dir, text)
     }
@@ -73,7 +73,7 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// Whether the disk has no room for us.
+/// Whether the disk, or the quota, has no room left.
 pub(super) fn is_full(e: &io::Error) -> bool {
     matches!(
         e.kind(),
@@ -88,7 +88,7 @@ pub(super) struct RealDisk;
 impl Disk for RealDisk {}
 
 fn write_all(mut file: &File, at: u64, slices: &[&[u8]]) -> io::Result<()> {
-    /// What the kernel takes in one call (IOV_MAX).
+    /// How many slices the kernel takes in one call (IOV_MAX).
     const AT_ONCE: usize = 1024;
     file.seek(SeekFrom::Start(at))?;
     for group in slices.chunks(AT_ONCE) {

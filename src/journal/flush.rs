@@ -1,7 +1,25 @@
-//! What travels from the journal to Walrus, and when.
+//! The flusher: decides which blocks of the journal travel to Walrus, and when.
 //!
-//! A pack leaves when there is enough for a full one, when nothing was written for a while, when its
-//! oldest block is old enough, when writers wait for space or the disk is full, or when the datastore is closed.
+//! The problem: an upload costs money by the blob and takes seconds, so packs should be full; but
+//! no block may wait for ever, a full journal or disk needs room, and writers must not wake the
+//! flusher for each small write.
+//!
+//! A pack leaves when there is enough for a full one, when nothing was written for a while, when
+//! its oldest block is old enough, when writers wait for space or the disk is full, or when the
+//! datastore is closed.
+//!
+//! Outline: one task, [`run`], waits in [`due`] until a pack should leave, acquires an upload
+//! permit, lets the order learn from the dag-pb nodes near the front of the queue, and takes the
+//! pack. The permit comes first: while all uploads are taken, the queue goes on filling. Each pack
+//! is then delivered by a task of its own (`deliver`).
+//!
+//! Waking up: under the state's lock, `due` notes at which number of queued bytes it must be called
+//! (`State::call_at`) and that it was not called yet (`State::called`). The appender notifies
+//! `Inner::changed` once when that number is reached. Writes that wait for room, a full disk,
+//! blocks that are put back, and close notify it regardless. `Notify` keeps one notification, so
+//! none is lost between the look at the state and the wait.
+//!
+//! The only lock taken here is the journal's state. It is not held across an `await`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -18,13 +36,13 @@ use super::Block;
 use crate::log::Level;
 use crate::upload::order::Order;
 
-/// How long a full pack waits for the nodes that say in which order its blocks are read.
+/// How long a full pack waits for the dag-pb nodes that give the reading order of its blocks.
 const LINGER: Duration = Duration::from_millis(300);
-/// How far behind a block the node that links to it comes, for the most part: Kubo's nodes have 174 links,
-/// to blocks of 256 KiB (bytes).
+/// How far behind a block the dag-pb node that links to it comes, for the most part: Kubo's nodes
+/// have 174 links, to blocks of 256 KiB (bytes).
 const LOOKAHEAD: u64 = 48 << 20;
 
-/// Blocks that may be nodes are read from the disk in portions of so many bytes.
+/// Blocks that may be dag-pb nodes are read from the disk in portions of at most this many bytes.
 const PORTION: u64 = 8 << 20;
 
 /// Empties a journal.
@@ -50,12 +68,12 @@ impl Flusher {
         }
     }
 
-    /// Brings to Walrus what should leave and can be brought there within `timeout`, then stops. The rest
-    /// stays in the journal.
+    /// Brings to Walrus the blocks that should leave and can be brought there within `timeout`,
+    /// then stops. The others stay in the journal.
     pub(crate) async fn close(&self, timeout: Duration) {
         let shared = &self.shared;
         if timeout.is_zero() {
-            // Nothing is begun that cannot be finished.
+            // Without any time, no upload is begun.
             shared.stop.cancel();
         }
         shared.draining.store(true, Ordering::Release);
@@ -115,16 +133,16 @@ async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Has the order learn from the nodes of the next pack and behind it: a node comes after what it links
-/// to. `seen` is the number of the last block that was looked at.
+/// Lets the order learn from the dag-pb nodes of the next pack and behind it: a node comes after
+/// the blocks it links to. `seen` is the number of the last block that was looked at.
 async fn learn(parts: &FlushParts, order: &mut Order, seen: &mut Option<u64>) {
     let near = parts.uploader.target().saturating_add(lookahead(parts));
     let blocks = parts.journal.queued_after(*seen, near);
     *seen = blocks.iter().map(|block| block.seq).max().max(*seen);
-    // Anything may look like a node: not all of the pack is read at once.
+    // Any block may look like a node, so the pack is read in portions, not all at once.
     for blocks in portions(&blocks) {
         let blocks = blocks.to_vec();
-        // Without it packs are as good, but for the order of their blocks.
+        // An error is ignored: it only makes the order of the blocks worse.
         let nodes = blocking(move || super::block::nodes(&blocks)).await;
         for (key, node) in nodes.unwrap_or_default() {
             order.learn(&key, &node);
@@ -148,7 +166,7 @@ fn portions(blocks: &[Arc<Block>]) -> impl Iterator<Item = &[Arc<Block>]> {
     })
 }
 
-/// How many bytes behind a full pack it waits for, for a moment.
+/// For how many bytes beyond a full pack the flusher waits for a moment.
 fn lookahead(parts: &FlushParts) -> u64 {
     lookahead_of(parts.uploader.target(), parts.journal.inner.max_bytes)
 }
@@ -158,7 +176,8 @@ fn lookahead_of(pack: u64, journal: u64) -> u64 {
     pack.min(LOOKAHEAD).min(journal / 4)
 }
 
-/// Waits until a pack should leave. False: nothing is left, and nothing more will come.
+/// Waits until a pack should leave. Returns false once the datastore is being closed and nothing is
+/// left that close should upload.
 async fn due(shared: &Shared) -> bool {
     let inner = &shared.parts.journal.inner;
     let mut full_since = None;
@@ -169,8 +188,9 @@ async fn due(shared: &Shared) -> bool {
         let wake = {
             let mut state = inner.state.lock();
             state.called = false;
-            // Whatever comes first starts the clock; after that, only enough for a pack matters, and then
-            // what is behind it.
+            // The first block of an empty queue starts the clock. After that the flusher is called
+            // once the queue holds a full pack, and then once it also holds the bytes of the
+            // lookahead.
             state.call_at = match state.queued_bytes {
                 _ if state.queue.is_empty() => 0,
                 queued if queued < full => full,
@@ -196,8 +216,8 @@ async fn due(shared: &Shared) -> bool {
                     return parts.drain_partial || oldest.staged.elapsed() >= parts.max_age;
                 }
                 Some(oldest) => {
-                    // A one-shot command should not begin an upload that it will not finish: what was
-                    // left behind earlier counts from the open.
+                    // Blocks that an earlier process left behind count from the open: a one-shot
+                    // command should not begin an upload that it will not finish.
                     let since = |t: Instant| t.max(shared.opened);
                     let last = since(state.last_write.unwrap_or(oldest.staged));
                     let idle = last + shared.parts.idle;

@@ -1,24 +1,26 @@
-//! How writes lie in a journal segment.
+//! The layout of a journal segment.
 //!
-//! A segment begins with a head of 64 bytes. Then come frames, one per write call, each whole or not
-//! there, and then zeroes, or in a sealed segment its table of contents. All numbers are little-endian:
+//! A segment begins with a head of 64 bytes. Then come frames, one per write call, each there as a
+//! whole or not at all, and then zeroes, or in a sealed segment its table of contents. All numbers
+//! are little-endian:
 //!
 //! ```text
-//! magic 8 bytes | number u64 | 12 × 0 | crc32 u32                                     the segment's head
-//! end u64 | contents u64 | contents' crc32 u32 | 8 × 0 | crc32 u32                     its seal, or 32 × 0
-//! magic u32 | crc32 u32 | seq u64 | time u64 | count u32 | table u32                   a frame's head, 32 bytes
+//! magic 8 bytes | number u64 | 12 × 0 | crc32 u32                       the segment's head
+//! end u64 | contents u64 | contents' crc32 u32 | 8 × 0 | crc32 u32      its seal, or 32 × 0
+//! magic u32 | crc32 u32 | seq u64 | time u64 | count u32 | table u32    a frame's head, 32 bytes
 //! count × ( kind u8 | key length u16 | value length u32 | value's crc32 u32 | key )    its table
 //! the values, one after another
 //! ```
 //!
-//! In the seal, `end` is where the frames end and `contents` the length of the table of contents that
-//! follows: for every frame, where it begins (u64), its head and its table. Segments of the first version (`WDSJRNL1`) have a head of magic and
-//! number only, and neither zeroes nor contents; they are read, not written.
+//! In the seal, `end` is where the frames end and `contents` the length of the table of contents
+//! that follows: for every frame, where it begins (u64), its head and its table. Segments of the
+//! first version (`WDSJRNL1`) have a head of magic and number only, and neither zeroes nor
+//! contents; they are read, not written.
 //!
-//! A frame's `crc32` covers the head after itself and the table. `seq` is the number of the first entry;
-//! numbers go up by one per entry, across segments. `time` is when it was written (milliseconds since
-//! 1970). An entry is a put (1), a delete (2; no value), or a note that entries need no upload any more
-//! (3; the key is two u64: first and last number).
+//! A frame's `crc32` covers the head after itself and the table. `seq` is the number of the first
+//! entry; numbers go up by one per entry, across segments. `time` is when it was written
+//! (milliseconds since 1970). An entry is a put (1), a delete (2; no value), or a note that entries
+//! need no upload any more (3; the key is two u64: first and last number).
 
 use std::sync::Arc;
 
@@ -30,17 +32,18 @@ const SEGMENT_MAGIC_OLD: &[u8; 8] = b"WDSJRNL1";
 /// Bytes before the first frame.
 pub(super) const SEGMENT_HEAD: u64 = 64;
 pub(super) const SEGMENT_HEAD_OLD: u64 = 16;
-/// Where in the head the seal lies, and how long it is (bytes).
+/// Where the seal lies in the head, and its length (bytes).
 pub(super) const SEAL_AT: u64 = 32;
 const SEAL: usize = 32;
 
 pub(super) const FRAME_MAGIC: u32 = 0x4d46_4457;
 pub(super) const FRAME_HEAD: usize = 32;
 const ENTRY_HEAD: usize = 11;
-/// Longest table that is believed (bytes). A commit has some thousands of entries of about 70 bytes.
+/// The longest table that is accepted (bytes). A commit has some thousands of entries of about 70
+/// bytes.
 const MAX_TABLE: usize = 1 << 30;
 
-/// What a sealed segment says of itself.
+/// The seal of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seal {
     /// Where the frames end and the table of contents begins (bytes).
@@ -70,7 +73,7 @@ pub(super) fn encode_head(id: u64) -> [u8; SEGMENT_HEAD as usize] {
     head
 }
 
-/// What lies at [`SEAL_AT`] in the head: zeroes if the segment is not sealed.
+/// The bytes at [`SEAL_AT`] in the head: zeroes if the segment is not sealed.
 pub(super) fn encode_seal(seal: Option<Seal>) -> [u8; SEAL] {
     let mut out = [0; SEAL];
     if let Some(seal) = seal {
@@ -83,7 +86,8 @@ pub(super) fn encode_seal(seal: Option<Seal>) -> [u8; SEAL] {
     out
 }
 
-/// Reads the head of segment `id`; `None` if it is none. A seal that is not whole is none.
+/// Reads the head of segment `id`; `None` if it is damaged or another segment's. A damaged seal
+/// counts as none.
 pub(super) fn decode_head(head: &[u8], id: u64) -> Option<Head> {
     if u64_at(head, 8)? != id {
         return None;
@@ -112,7 +116,7 @@ pub(super) fn push_contents(contents: &mut Vec<u8>, start: u64, encoded: &[u8]) 
     contents.extend_from_slice(encoded);
 }
 
-/// The frames of a table of contents, with their offsets (bytes); `None` if it is none.
+/// The frames of a table of contents, with their offsets (bytes); `None` if it is damaged.
 pub(super) fn decode_contents(contents: &[u8]) -> Option<Vec<(u64, Frame)>> {
     let mut frames = Vec::new();
     let mut rest = contents;
@@ -166,7 +170,7 @@ pub(super) enum Entry {
         offset: u64,
         len: u32,
         crc: u32,
-        /// A part of it may never have been written: where it was to be, there are zeroes.
+        /// Whether a part of it may never have been written: there are zeroes in its place.
         unwritten: bool,
     },
     /// An entry that cannot be trusted (never in a file).
@@ -202,7 +206,7 @@ pub(super) fn frame_len(writes: &[Write]) -> u64 {
         + FRAME_HEAD as u64
 }
 
-/// The head and table of a frame; the values follow as they are.
+/// Encodes the head and table of a frame; the values follow them in the file, unchanged.
 pub(super) fn encode(seq: u64, time_ms: u64, writes: &[Write]) -> Vec<u8> {
     let mut out = vec![0; FRAME_HEAD];
     for write in writes {
@@ -233,7 +237,7 @@ pub(super) fn encode(seq: u64, time_ms: u64, writes: &[Write]) -> Vec<u8> {
     out
 }
 
-/// How long the table is, if `head` can be the head of a frame.
+/// The length of the table (bytes), if `head` can be the head of a frame.
 pub(super) fn table_len(head: &[u8; FRAME_HEAD]) -> Option<usize> {
     let table = usize::try_from(u32_at(head, 28)?).ok()?;
     (u32_at(head, 0)? == FRAME_MAGIC && table <= MAX_TABLE).then_some(table)

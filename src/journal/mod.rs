@@ -3,24 +3,28 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `ask` | whether a write asks the index first for what it holds |
+//! | `ask` | whether a write asks the index first which of its blocks are stored |
 //! | `block` | a block in a file |
 //! | `damage` | blocks that were accepted and are damaged on this disk |
 //! | `disk` | the calls that change files, for tests to let them fail |
 //! | `frame` | how writes lie in a file |
 //! | `owner` | which index the blocks belong to, and journals that were left behind |
-//! | `replay` | what an open finds in the files |
-//! | `room` | who may write how much, in turn |
+//! | `replay` | reading the files at open |
+//! | `room` | admission: how many bytes a write may add, in the order of arrival |
 //! | `segment` | one file: appending, syncing, scanning |
 //! | `state` | which blocks are staged, damaged, and waiting to travel |
-//! | `trouble` | what an operator is told of blocks that do not leave |
-//! | `writer` | who appends, and what happens when that fails; writes that queue while a sync runs share the next |
-//! | `flush` | what travels to Walrus when |
-//! | `deliver` | how a pack gets there, and what happens until its blocks may be forgotten |
+//! | `trouble` | the log lines about blocks that do not leave |
+//! | `writer` | appending and its failures; writes that queue during a sync share the next one |
+//! | `flush` | which packs leave for Walrus, and when |
+//! | `deliver` | the way of a pack to Walrus, until its blocks may be forgotten |
 //!
-//! This module holds what is staged: key → where its newest value lies in the journal. A block stays
-//! until its row is committed and its blob could be read back. Files go oldest first, so that a
-//! deletion can never be forgotten before the write that it undid.
+//! This module holds the staged blocks: key → where its newest value lies in the journal. A block
+//! stays until its row is committed and its blob could be read back. Files are removed oldest
+//! first, so that a deletion is never forgotten before the write that it undid.
+//!
+//! Lock order: key locks (`crate::locks`), then the appender (`Writer::appender`), then the state
+//! (`Inner::state`). `Inner::turn` comes before the state, and is not held together with key locks
+//! or the appender. The state's lock is never held across an `await` or a call that changes a file.
 
 use std::fs::TryLockError;
 use std::io;
@@ -88,13 +92,13 @@ let the daemon run: it uploads on its own. The layout of a file is described in 
 src/journal/frame.rs.
 ";
 
-/// A segment is closed when it is this share of the journal's limit, within bounds (bytes); a longer write
-/// makes a longer one.
+/// A segment is sealed when it is this share of the journal's limit, within bounds (bytes); a
+/// single longer write makes a longer segment.
 const SEGMENT_SHARE: u64 = 16;
 const SEGMENT_LEAST: u64 = 16 << 10;
 const SEGMENT_MOST: u64 = 64 << 20;
 
-/// How the local write journal works.
+/// The settings of the local write journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JournalConfig {
@@ -110,11 +114,11 @@ pub struct JournalConfig {
     pub max_age: Duration,
     /// How long close waits for the journal to empty.
     pub drain_timeout: Duration,
-    /// Whether close also uploads what is neither a full pack nor `max_age` old.
+    /// Whether close also uploads blocks that make no full pack and are younger than `max_age`.
     pub drain_partial: bool,
 }
 
-/// What the journal holds, for metrics.
+/// The amount of staged data, for metrics.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Staged {
     /// Keys with a staged value.
@@ -130,7 +134,7 @@ pub(crate) struct Staged {
 pub(crate) struct Journal {
     inner: Arc<Inner>,
     writer: Writer,
-    /// Held for as long as the journal is open.
+    /// The lock of the directory, held for as long as the journal is open.
     lock: Mutex<Option<DirLock>>,
 }
 
@@ -141,30 +145,32 @@ struct Inner {
     log: Arc<Log>,
     disk: Arc<dyn Disk>,
     state: Mutex<State>,
-    /// Space has become free.
+    /// Notified when space has become free.
     space: Notify,
-    /// Held by the write that is next to get room; the others wait for it in their order.
+    /// Held by the write that is next to get room; the others wait for it in the order of arrival.
     turn: tokio::sync::Mutex<()>,
-    /// The datastore is being closed: no write waits for room any more.
+    /// Cancelled when the datastore is being closed: no write waits for room any more.
     closing: CancellationToken,
-    /// When the log was last told that the journal is full.
+    /// When the log last got a line that the journal is full.
     said_full: Mutex<Option<Instant>>,
-    /// Why blocks do not leave.
+    /// The failures that keep blocks from leaving.
     trouble: Trouble,
-    /// Something was staged, or waits for space.
+    /// Notified when the flusher must look again: enough is staged, a write waits for room, the
+    /// disk is full, blocks were put back, or the datastore is being closed.
     changed: Notify,
     syncs: AtomicU64,
     /// How long the last sync took (microseconds).
     last_sync_us: AtomicU64,
-    /// A write or a sync failed, and what it left behind is still there.
+    /// A write or a sync failed, and the unknown bytes that it left are still in the file.
     broken: AtomicBool,
-    /// The list of damaged blocks could not be written.
+    /// The last attempt to write the list of damaged blocks failed.
     list_failed: AtomicBool,
 }
 
 impl Inner {
-    /// Writes the list of damaged blocks, if it has changed. The appender's lock is held. If it cannot be
-    /// written, the journal goes on: to keep its files for that would keep a full disk full.
+    /// Writes the list of damaged blocks, if it has changed. The caller holds the appender's lock.
+    /// If the list cannot be written, the journal goes on: to keep its files until it can be
+    /// written would keep a full disk full.
     fn save_damage(&self) {
         let damages = {
             let mut state = self.state.lock();
@@ -189,8 +195,8 @@ impl Inner {
         }
     }
 
-    /// What is written behind entries that other writes must not follow: of each of the keys the value that is staged,
-    /// once more, or a deletion if there is none.
+    /// The writes that must follow the last entries of these keys before any other write: for each
+    /// key its staged value once more, or a deletion if none is staged.
     fn instead_of(&self, superseded: &[String]) -> Vec<Write> {
         let state = self.state.lock();
         let staged = |key: &String| state.blocks.get(key.as_str())?.read().ok();
@@ -201,13 +207,14 @@ impl Inner {
         instead.collect()
     }
 
-    /// Bytes that may be written ahead of the frames of a segment of `len` bytes.
+    /// How many bytes of zeroes may be written ahead in a segment of `len` bytes.
     fn room_ahead(&self, len: u64) -> u64 {
         let left = self.max_bytes.saturating_sub(self.state.lock().used());
         left.min(self.segment_bytes().saturating_sub(len))
     }
 
-    /// The error of a write. Where the disk is full, what is staged leaves at once, to make room.
+    /// Makes the error of a failed write. If the disk is full, it calls the flusher: staged blocks
+    /// leave at once, to make room.
     fn failed(&self, what: &str, e: &io::Error) -> Error {
         if is_full(e) {
             self.state.lock().disk_full = true;
@@ -216,7 +223,7 @@ impl Inner {
         disk_error(what, e)
     }
 
-    /// When a segment is full (bytes). Space is given back in these units.
+    /// The length at which a segment is full (bytes). Space is given back in units of this length.
     fn segment_bytes(&self) -> u64 {
         (self.max_bytes / SEGMENT_SHARE).clamp(SEGMENT_LEAST, SEGMENT_MOST)
     }
@@ -233,14 +240,14 @@ impl Inner {
 }
 
 impl Journal {
-    /// Opens (or creates) the journal in `dir` and reads what it holds. What a crash left unfinished
-    /// at the end is cut off.
+    /// Opens (or creates) the journal in `dir` and reads its files. A write that a crash left
+    /// unfinished at the end is cut off. With an `owner`, the journal is opened only if its blocks
+    /// belong to that owner.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] while another process has it open; [`ErrorKind::Disk`];
-    /// [`ErrorKind::Corrupt`] if a file is damaged other than at its unfinished end.
-    ///
-    /// With an `owner` it is opened only if its blocks belong to that one: [`ErrorKind::Config`] else.
+    /// [`ErrorKind::Locked`] while another process has it open; [`ErrorKind::Config`] if it holds
+    /// blocks of another owner; [`ErrorKind::Disk`]; [`ErrorKind::Corrupt`] if a file is damaged
+    /// other than at its unfinished end.
     pub(crate) fn open(
         dir: &Path,
         max_bytes: u64,
@@ -261,11 +268,11 @@ impl Journal {
         create_dir(dir, &*disk).map_err(failed)?;
         let lock = lock(dir)?;
         if let Some(owner) = owner {
-            // Before anything is changed.
+            // The owner is checked before any file is changed.
             owner.check(dir)?;
         }
         match disk.write_readme(dir, README) {
-            // What is staged must leave to make room.
+            // A full disk does not stop the open: the staged blocks must leave to make room.
             Err(e) if is_full(&e) => log.push(Level::Warn, failed(e).to_string()),
             written => written.map_err(failed)?,
         }
@@ -311,8 +318,8 @@ impl Journal {
     }
 
     /// Stages puts as one unit: after a crash all of them are there or none. Returns when they
-    /// survive a power cut. `guard` holds their keys until the outcome is known, even if nobody
-    /// waits for it any more.
+    /// survive a power cut. `guard` holds their keys until the outcome is known, even if the caller
+    /// has given up.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`]: nothing is staged.
@@ -329,13 +336,13 @@ impl Journal {
         self.writer.append(writes, room, guard).await
     }
 
-    /// Forgets keys for good: they will not travel, nor be back after a restart of this process. The
-    /// caller holds the keys.
+    /// Forgets keys for good: they will not travel, and a restart of this process does not bring
+    /// them back. The caller holds the keys.
     ///
     /// # Errors
-    /// [`ErrorKind::Disk`]: they are gone now, but may be back after a restart.
+    /// [`ErrorKind::Disk`]: the note could not be written. Blocks that are staged stay staged.
     pub(crate) async fn delete(&self, keys: &[String]) -> Result<()> {
-        // A write that failed may still lie in a file that could not be repaired yet.
+        // The bytes of a failed write may still lie in a file that could not be repaired yet.
         let broken = self.inner.broken.load(Ordering::Acquire);
         let staged: Vec<Write> = {
             let state = self.inner.state.lock();
@@ -356,20 +363,21 @@ impl Journal {
         self.writer.note(staged).await
     }
 
-    /// A deletion of `keys` has failed: what is staged under them stays until its row is seen again.
+    /// Notes that a deletion of `keys` has failed: the blocks that are staged under them stay until
+    /// their rows are looked up again.
     pub(crate) fn doubt(&self, keys: &[String]) {
         let state = self.inner.state.lock();
         let staged = keys.iter().filter_map(|key| state.blocks.get(key.as_str()));
         staged.for_each(|block| block.doubted.store(true, Ordering::Release));
     }
 
-    /// The value of a staged block. One that is damaged is staged no longer: it cannot be uploaded, must not
-    /// be relied on, and its file must become free; a later put under its key is staged anew. Reads from
-    /// the local disk on the calling thread.
+    /// The value of a staged block. A damaged block is staged no longer: it cannot be uploaded, no
+    /// put may rely on it, and its file must become free; a later put under its key is staged anew.
+    /// Reads from the local disk on the calling thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value that was
-    /// written.
+    /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value
+    /// that was written.
     pub(crate) fn read(&self, block: &Arc<Block>) -> Result<Bytes> {
         let read = block.read();
         if let Err(e) = &read {
@@ -380,7 +388,8 @@ impl Journal {
         read
     }
 
-    /// The queue and the packs that hold the block find that it is no longer current.
+    /// Takes a damaged block out of the staged ones. The queue and the packs that still hold it
+    /// find that it is no longer current.
     fn lose(&self, block: &Arc<Block>, why: &Error) {
         {
             let mut state = self.inner.state.lock();
@@ -399,19 +408,19 @@ impl Journal {
                 disk::ASIDE
             ),
         );
-        // The list is written there.
+        // Reclaiming also writes the list of damaged blocks.
         self.writer.reclaim();
     }
 
-    /// What is known of the damage to the newest value of `key`, if that was damaged and nothing has taken
-    /// its place.
+    /// A text about the damage to the newest value of `key`; `None` if that value is not damaged,
+    /// or a put or a deletion has taken its place.
     pub(crate) fn damage(&self, key: &str) -> Option<String> {
         let state = self.inner.state.lock();
         let damage = state.damaged.get(key)?;
         Some(damage.words(key, &self.inner.dir))
     }
 
-    /// The staged block under `key`.
+    /// The staged block under `key`, if there is one.
     pub(crate) fn find(&self, key: &str) -> Option<Arc<Block>> {
         self.inner.state.lock().blocks.get(key).cloned()
     }
@@ -441,7 +450,7 @@ impl Journal {
         }
     }
 
-    /// What is staged now.
+    /// Counts the staged blocks and their bytes, and the bytes of the files.
     pub(crate) fn staged(&self) -> Staged {
         self.inner.state.lock().staged()
     }
@@ -498,7 +507,7 @@ impl Journal {
             .collect()
     }
 
-    /// Puts blocks back to the front of the queue.
+    /// Puts blocks back to the front of the queue and calls the flusher.
     fn put_back(&self, blocks: Vec<Arc<Block>>) {
         let mut state = self.inner.state.lock();
         for block in blocks.into_iter().rev() {
@@ -509,14 +518,14 @@ impl Journal {
         self.inner.changed.notify_one();
     }
 
-    /// Which of these blocks are still the newest values of their keys.
+    /// For each of these blocks, whether it is still the newest value of its key.
     fn current(&self, blocks: &[Arc<Block>]) -> Vec<bool> {
         let state = self.inner.state.lock();
         blocks.iter().map(|b| state.is_current(b)).collect()
     }
 
-    /// Forgets blocks that are on Walrus and indexed, or were replaced or deleted. Those whose rows are
-    /// in doubt go back to the queue.
+    /// Forgets blocks that are on Walrus and indexed, or were replaced or deleted. Blocks whose
+    /// rows are in doubt go back to the queue.
     async fn settle(&self, blocks: Vec<Arc<Block>>) {
         let (doubted, mut blocks): (Vec<_>, Vec<_>) =
             blocks.into_iter().partition(|block| block.is_doubted());
@@ -527,9 +536,9 @@ impl Journal {
             return;
         }
         blocks.sort_unstable_by_key(|block| block.seq);
-        // First on paper: a block that is forgotten here must not be back after a crash of this
-        // process, or a deletion that comes in between would be undone.
-        // A damaged one is none of them: the next open must see that it was accepted.
+        // The note is written first: a crash of this process must not bring back a block that is
+        // forgotten here, or it would undo a deletion that comes in between. Damaged blocks get no
+        // note: the next open must see that they were accepted.
         let ended = blocks.iter().filter(|b| !b.damaged.load(Ordering::Acquire));
         let notes: Vec<Write> = ranges(ended.map(|b| b.seq))
             .map(|(first, last)| Write::Done(first, last))
@@ -551,7 +560,7 @@ impl Journal {
             for block in &blocks {
                 let current = state.is_current(block);
                 if current && block.is_doubted() {
-                    // Since a moment ago, and the note is written.
+                    // Its row came to be in doubt while the note was being written.
                     block.let_go.store(true, Ordering::Release);
                     again.push(Arc::clone(block));
                     continue;
@@ -571,14 +580,14 @@ impl Journal {
         self.writer.reclaim();
     }
 
-    /// Writes what is queued and lets go of the directory. What is staged stays there.
+    /// Writes the queued writes and releases the directory. Staged blocks stay in it.
     pub(crate) async fn close(self: &Arc<Self>) {
         let journal = Arc::clone(self);
         let closing = tokio::task::spawn_blocking(move || {
             journal.writer.stop();
             journal.lock.lock().take();
         });
-        // A panic in the thread has been answered for already.
+        // A panic of that task is ignored: no call is left that could report it.
         let _ = closing.await;
     }
 }
@@ -606,7 +615,8 @@ fn lock(dir: &Path) -> Result<DirLock> {
     })
 }
 
-/// Makes the directory of a journal, if it is not there, so that a power cut does not take it along.
+/// Makes the directory of a journal and its parents, if they are missing, and syncs their names so
+/// that they survive a power cut.
 fn create_dir(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
     let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let missing: Vec<&Path> = dir.ancestors().take_while(missing).collect();
@@ -619,7 +629,7 @@ fn create_dir(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
     Ok(())
 }
 
-/// Numbers as ranges of consecutive ones (first and last, both included).
+/// Joins ascending numbers into ranges of consecutive ones (first and last, both included).
 fn ranges(numbers: impl Iterator<Item = u64>) -> impl Iterator<Item = (u64, u64)> {
     let mut numbers = numbers.peekable();
     std::iter::from_fn(move || {

@@ -1,12 +1,13 @@
-//! Which index the blocks of a journal belong to, and journals that were left behind.
+//! The index to which the blocks of a journal belong, and journals that were left behind.
 //!
-//! A journal belongs to one table of one index: its blocks were accepted for that table alone. The file
-//! OWNER in its directory names the table by its identity, a random text that is kept with the table and
-//! goes where it goes (to a new address, a replica, a restored copy). A journal that holds blocks is only
-//! opened for the table that it names. An empty one changes hands without a word.
+//! A journal belongs to one table of one index: its blocks were accepted for that table alone. The
+//! file OWNER in its directory names the table by its identity, a random text that is kept with the
+//! table and moves with it (to a new address, a replica, a restored copy). A journal that holds
+//! blocks is only opened for the table that it names. An empty one is given to another table
+//! without an error.
 //!
-//! A repo remembers where its journals were, in the file [`PLACES`]. Blocks that lie in such a place while
-//! the configuration names another one, or none, were accepted and would be out of sight.
+//! The file [`PLACES`] of a repo lists where its journals were. If the configuration names another
+//! place, or none, the blocks in an earlier place were accepted and would be out of sight.
 
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
@@ -22,19 +23,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::log::{Level, Log};
 
 const FILE: &str = "OWNER";
-/// In the repo: the directories of its journals, one a line.
+/// A file of the repo: the directories of its journals, one a line.
 const PLACES: &str = "walrusds-journals";
-/// So many of them, the newest.
+/// How many of them are kept, the newest ones.
 const MOST_PLACES: usize = 100;
-/// Where the init profile puts a journal, in the repo.
+/// The directory of the repo in which the init profile puts a journal.
 const USUAL: &str = "walrusds-journal";
 
 /// A table of an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owner {
-    /// What the index says of itself.
+    /// The identity that the index gives for the table.
     pub(crate) identity: String,
-    /// For people: the table's name. Holds no secret.
+    /// The table's name, for messages. Holds no secret.
     pub(crate) name: String,
 }
 
@@ -51,10 +52,11 @@ impl Owner {
         Ok((!identity.is_empty()).then_some(Owner { identity, name }))
     }
 
-    /// Checks that the journal in `dir`, which is locked, may become this owner's. Changes nothing.
+    /// Checks that the journal in `dir`, which is locked, may become this owner's. Changes no file.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if it holds blocks of another; [`ErrorKind::Disk`], [`ErrorKind::Corrupt`].
+    /// [`ErrorKind::Config`] if it holds blocks of another owner; [`ErrorKind::Disk`],
+    /// [`ErrorKind::Corrupt`].
     pub(super) fn check(&self, dir: &Path) -> Result<()> {
         let owner = match Owner::of(dir).map_err(|e| failed(dir, &e))? {
             Some(owner) if owner.identity != self.identity => owner,
@@ -80,8 +82,8 @@ impl Owner {
         ))
     }
 
-    /// Makes the journal in `dir`, which is locked, was checked and holds these blocks, this owner's. Whether it
-    /// was another one's.
+    /// Makes the journal in `dir`, which is locked, was checked and holds these blocks, this
+    /// owner's. Returns whether it was another owner's.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`].
@@ -108,7 +110,7 @@ impl Owner {
         }
         let text = format!("{}\n{}\n", self.identity, self.name);
         match write_whole(disk, dir, FILE, text.as_bytes()) {
-            // What is staged must leave to make room. The next open tries again.
+            // The staged blocks must leave to make room. The next open tries again.
             Err(e) if is_full(&e) && before.is_none() && staged.blocks > 0 => {
                 log.push(Level::Warn, failed(dir, &e).to_string());
                 Ok(false)
@@ -124,7 +126,7 @@ fn failed(dir: &Path, e: &io::Error) -> Error {
     disk_error(&format!("journalPath {}: {FILE}", dir.display()), e)
 }
 
-/// Writes a file of `dir`: after a crash it is the one from before or the new one.
+/// Writes a file of `dir`: after a crash it holds either the former or the new text.
 fn write_whole(disk: &dyn Disk, dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
     let new = dir.join(format!("{name}.new"));
     match disk.remove(&new) {
@@ -138,16 +140,16 @@ fn write_whole(disk: &dyn Disk, dir: &Path, name: &str, text: &[u8]) -> io::Resu
     disk.sync_dir(dir)
 }
 
-/// Whether a repo has, or had, a journal, as far as its files tell.
+/// Whether a repo has, or had, a journal, as far as its files show.
 pub(crate) fn had_journal(repo: &Path) -> bool {
     repo.join(PLACES).exists() || repo.join(USUAL).is_dir()
 }
 
-/// Looks for blocks in places where this repo has had journals, other than `now`, and remembers `now`.
-/// `owner` is the table that is being opened.
+/// Looks for blocks in places where this repo has had journals, other than `now`, and remembers
+/// `now`. `owner` is the table that is being opened.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] if there are blocks of this table, or of a table that nothing names: the
+/// [`ErrorKind::Config`] if there are blocks of this table, or of a table that no file names: the
 /// configuration would leave them out of sight.
 pub(crate) fn abandoned(
     repo: &Path,
@@ -241,7 +243,8 @@ fn places_of(repo: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(lines.map(|line| OsStr::from_bytes(line).into()).collect())
 }
 
-/// Adds `now` to the list. A place that is not there stays in it: it may be on a disk that is not mounted now.
+/// Adds `now` to the list. A place that does not exist stays in it: it may be on a disk that is not
+/// mounted now.
 fn remember(repo: &Path, mut known: Vec<PathBuf>, now: &Path, log: &Log) {
     if known.iter().any(|place| place == now) {
         return;
@@ -272,8 +275,8 @@ fn remember(repo: &Path, mut known: Vec<PathBuf>, now: &Path, log: &Log) {
     }
 }
 
-/// What the journal in `dir` holds, if it is one with blocks and no datastore has it open. Changes
-/// nothing.
+/// Counts the blocks of the journal in `dir`; `None` if it holds none, or a datastore has it open.
+/// Holds the directory's lock meanwhile; changes no file.
 fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
     let is_segment = |e: std::fs::DirEntry| e.path().extension().is_some_and(|x| x == "segment");
     if !dir
@@ -293,7 +296,7 @@ fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
     Ok((staged.blocks > 0).then_some(staged))
 }
 
-/// What the journal in `dir` holds, which is locked. Changes nothing.
+/// Counts the blocks of the journal in `dir`, which is locked. Changes no file.
 fn staged_in(dir: &Path) -> Result<Staged> {
     let disk: Arc<dyn Disk> = Arc::new(Untouched);
     let state = replay(dir, &disk, &Log::default())?.state;

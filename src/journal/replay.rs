@@ -1,5 +1,35 @@
-//! Reads the files of a journal when it is opened, and finds the staged blocks, the damaged ones, and the place where
-//! writing goes on.
+//! Reads the files of a journal when it is opened, and finds the staged blocks, the damaged ones,
+//! and the place where writing goes on.
+//!
+//! The problem: after a crash or on a faulty disk, every acknowledged value must be found or
+//! reported, a deleted one must not come back, and a write that was never acknowledged may be
+//! dropped, but must not hide an acknowledged value.
+//!
+//! Invariants:
+//! - The newest entry of a key decides. Files are read oldest first, and numbers go up across
+//!   files.
+//! - Only the end of the last file may be torn, if that file was not sealed. Any other file that
+//!   ends too early is an error ([`ErrorKind::Corrupt`]), so that no loss goes unreported.
+//! - The last file is synced before its blocks count as staged: later puts rely on them.
+//! - Keys in the list of damaged blocks stay there until the files tell something newer.
+//!
+//! Outline of [`replay`]:
+//! 1. Each file is scanned (`Segment::scan`). A torn end is cut off; a file without a whole head,
+//!    which a crash left behind, is removed.
+//! 2. The numbers of entries that need no upload any more are collected from all files: such a note
+//!    may lie in a later file than its entry.
+//! 3. [`apply`] plays the entries: puts stage, deletions forget. A damaged value is forgotten if it
+//!    needs no upload, is a mere copy if the staged value is the same, counts as never acknowledged
+//!    if it is in the last frame and a sector of it was never written, and is reported as lost
+//!    otherwise.
+//! 4. [`leave_out_done`] forgets the blocks that need no upload.
+//! 5. [`Replayed::superseded`] names the keys for which the caller must write an entry before any
+//!    other write. Once another frame or a table of contents follows, the next open could no longer
+//!    tell that their last entries do not count.
+//!
+//! The caller holds the lock of the directory, and no other thread knows the state yet, so no lock
+//! is taken here. With a disk that changes nothing (`owner::Untouched`), it serves to look at a
+//! journal.
 
 use std::collections::HashSet;
 use std::io;
@@ -20,16 +50,21 @@ use super::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::{Level, Log};
 
-/// What the files of a directory hold.
+/// The result of reading the files of a directory.
 pub(super) struct Replayed {
     pub(super) state: State,
     pub(super) position: Position,
-    /// Keys whose newest entry in the files is not the newest value, and must not be taken for it once other writes
-    /// follow: values of the last write that may never have been written, and damaged copies of whole values.
+    /// Keys whose newest entry in the files is not their newest value, and must not be taken for it
+    /// once other writes follow: values of the last write that may never have been written, and
+    /// damaged copies of whole values.
     pub(super) superseded: Vec<String>,
 }
 
-/// Reads the segments of a directory: what is staged, and where to go on.
+/// Reads the segments of a directory. Changes files as the module says.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if a file is damaged other than at an unfinished end;
+/// [`ErrorKind::Disk`].
 pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Replayed> {
     let failed = |path: &Path, e: io::Error| {
         let kind = match e.kind() {
@@ -66,12 +101,12 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
         let scan = segment.scan().map_err(|e| failed(segment.path(), e))?;
         report_gaps(&segment, &scan, log);
         if i == last && scan.len > 0 {
-            // A process that was killed may have left frames that no power cut would survive. Later puts
-            // rely on what is staged.
+            // A process that was killed may have left frames that are not synced and would not
+            // survive a power cut. Later puts rely on staged blocks.
             segment.sync().map_err(|e| failed(segment.path(), e))?;
             disk.sync_dir(dir).map_err(|e| failed(dir, e))?;
         }
-        // Files before the last, and those that were sealed, are whole: their ends cannot be torn.
+        // Files before the last one, and sealed files, are whole: their ends cannot be torn.
         let expected = match scan.expected {
             None if i < last => Some(segment.file_len()),
             expected => expected,
@@ -88,12 +123,13 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
                 ),
             ));
         }
-        // Nothing is appended to a file with gaps, so it ends here, as others that are followed by another.
+        // Nothing is appended to a file with gaps, so it is cut to its frames, as another file will
+        // follow it.
         let ends = scan.gaps > 0 && scan.len < segment.file_len();
         if expected.is_none() && (scan.torn || unborn || ends) {
             let dropped = segment.file_len() - scan.len;
             if unborn {
-                // A file that was being made.
+                // A crash came while the file was being made.
                 segment.remove().map(drop)
             } else {
                 segment.cut(scan.len)
@@ -156,9 +192,9 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
     })
 }
 
-/// Plays what the files hold, oldest first. Gives the keys of the last write whose values may never have
-/// been written, and those of damaged copies of values that are whole, with their numbers. `listed`: damage that was
-/// known before.
+/// Plays the entries of the files, oldest first. `listed`: the damage that was known before.
+/// Returns the keys of the last write whose values may never have been written, and the keys of
+/// damaged copies of whole values, with the numbers of those copies.
 fn apply(
     state: &mut State,
     position: &mut Position,
@@ -169,7 +205,7 @@ fn apply(
     let read_at = (Instant::now(), SystemTime::now());
     let mut unfinished = Vec::new();
     let mut copies = Vec::new();
-    // Keys of the list of which the files say something newer.
+    // Keys of the list for which the files hold something newer.
     let mut newer = HashSet::new();
     let last = frames.len().saturating_sub(1);
     for (i, (segment, start, frame)) in frames.into_iter().enumerate() {
@@ -210,7 +246,7 @@ fn apply(
                 Entry::Damaged { key, unwritten, .. } if unwritten && i == last => {
                     unfinished.push(key.to_string());
                 }
-                // On Walrus, and no copy is needed here.
+                // Its block needs no upload any more, so no copy is needed here.
                 Entry::Damaged { key, .. } if done.contains(seq) => state.forget(&key),
                 Entry::Damaged {
                     key,
@@ -219,7 +255,7 @@ fn apply(
                     crc,
                     ..
                 } => {
-                    // The same value may have been written before.
+                    // The same value may have been written before, and be whole there.
                     let same = |old: &Arc<Block>| {
                         old.len == len && old.crc == crc && !done.contains(old.seq)
                     };
@@ -240,7 +276,8 @@ fn apply(
         }
     }
     for (key, damage) in &listed {
-        // A value that was wrong in memory only, or for a while, may be right again.
+        // A value that was read wrong once may be read right now: memory or the disk may have
+        // failed for a while.
         let block = state.blocks.get(key).filter(|b| !done.contains(b.seq));
         let found = block.map(|block| (block.read(), block.damage()));
         match found {
@@ -259,7 +296,7 @@ fn apply(
     (unfinished, copies)
 }
 
-/// The first few keys.
+/// The first few keys, as a text.
 fn some<'a>(keys: impl Iterator<Item = &'a str>) -> String {
     let mut shown: Vec<&str> = keys.take(6).collect();
     if let Some(more) = shown.get_mut(5) {
@@ -268,7 +305,7 @@ fn some<'a>(keys: impl Iterator<Item = &'a str>) -> String {
     shown.join(", ")
 }
 
-/// Tells the log of bytes of a segment that are no writes. Whose blocks they were is not known.
+/// Logs how many bytes of a segment are no writes. The keys of their blocks are unknown.
 fn report_gaps(segment: &Segment, scan: &segment::Scan, log: &Log) {
     if scan.gaps == 0 {
         return;
@@ -287,9 +324,9 @@ fn report_gaps(segment: &Segment, scan: &segment::Scan, log: &Log) {
     );
 }
 
-/// Tells the log which blocks are damaged.
+/// Logs which blocks are damaged.
 fn report_damage(state: &State, dir: &Path, unreadable: usize, log: &Log) {
-    /// So many have a line of their own.
+    /// How many blocks have a line of their own.
     const LINES: usize = 10;
     let mut damaged: Vec<_> = state.damaged.iter().collect();
     damaged.sort_unstable_by_key(|(key, damage)| (&damage.file, damage.at, *key));
@@ -321,7 +358,7 @@ fn report_damage(state: &State, dir: &Path, unreadable: usize, log: &Log) {
     }
 }
 
-/// Tells the log of files that were set aside for an operator.
+/// Logs which files were set aside for an operator.
 pub(super) fn report_aside(dir: &Path, log: &Log) -> io::Result<()> {
     for entry in dir.read_dir()? {
         let path = entry?.path();
@@ -339,11 +376,11 @@ pub(super) fn report_aside(dir: &Path, log: &Log) -> io::Result<()> {
     Ok(())
 }
 
-/// Numbers of entries that need no upload any more.
+/// The numbers of entries that need no upload any more, as ranges.
 struct Done(Vec<(u64, u64)>);
 
 impl Done {
-    /// The ranges may overlap: an entry whose row came to be in doubt is settled twice.
+    /// The ranges may overlap: a block whose row came to be in doubt is settled twice.
     fn new(mut ranges: Vec<(u64, u64)>) -> Done {
         ranges.sort_unstable();
         let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
@@ -362,7 +399,7 @@ impl Done {
     }
 }
 
-/// Forgets what needs no upload any more.
+/// Forgets the blocks that need no upload any more.
 fn leave_out_done(state: &mut State, done: &Done) {
     for block in std::mem::take(&mut state.queue) {
         let current = state.is_current(&block);

@@ -1,13 +1,21 @@
 //! Room in the journal: writes are admitted in the order in which they came.
 //!
-//! The journal's limit counts what lies in its files and what was admitted and is not written yet. A write
-//! that does not fit waits, and every write behind it waits too, whatever its size: else a large batch
-//! would wait for ever beside small ones that take each bit of room as it becomes free. The turn is a fair
-//! lock, so a writer that gives up leaves the queue by being dropped. Lock order: turn, then state.
+//! The problem: the files of the journal must stay within a limit, while any number of writers
+//! wait, some of which give up, and room becomes free only when blocks have reached Walrus.
 //!
-//! Waiting writers make the flusher send packs that are not full, which costs money. So a write counts as
-//! waiting only if there is no room for it, or another one waits already; writes that merely meet each other
-//! do not.
+//! The journal's limit counts the bytes of its files and the bytes that were admitted and are not
+//! written yet. A write that does not fit waits, and every write behind it waits too, regardless of
+//! its size: otherwise a large batch would wait for ever beside small ones that take each bit of
+//! room as it becomes free. The turn is a fair lock, so a writer that gives up leaves the queue by
+//! being dropped.
+//!
+//! Lock order: `Inner::turn`, then `Inner::said_full`, then the state's lock or that of `Trouble`,
+//! one at a time. A write gets its room before it locks its keys: the flusher locks the same keys
+//! to write the rows that make room. Dropping a [`Room`] takes the state's lock.
+//!
+//! Waiting writers make the flusher send packs that are not full, which costs money. So a write
+//! counts as waiting only if there is no room for it, or if another one waits already; writes that
+//! merely arrive at the same time do not count.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -19,16 +27,16 @@ use super::{Inner, Journal, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Level;
 
-/// While writers wait and Walrus takes nothing, the log says so at once and then this often.
+/// While writers wait and Walrus takes nothing, a line is logged at once and then at this interval.
 const SAY_AGAIN: Duration = Duration::from_secs(600);
-/// A journal that is full although Walrus takes what it is given is worth a line after this time: the
+/// If the journal is full although Walrus takes the packs, a line is logged after this time: the
 /// node writes faster than it can upload.
 const SLOW: Duration = Duration::from_secs(30);
-/// How often a write that waits looks whether the log must be told.
+/// How often a waiting write checks whether a line is due.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Room in the journal for a write, until it is written (then it counts as part of its file) or given
-/// up.
+/// Room in the journal for a write, until it is written (then it counts as part of its file) or
+/// given up.
 #[derive(Debug)]
 pub(crate) struct Room {
     inner: Arc<Inner>,
@@ -44,8 +52,8 @@ impl Drop for Room {
     }
 }
 
-/// Bytes that puts with keys and values of these lengths take at most: each put may have a frame of its
-/// own, and its table is written once more, into the contents.
+/// The most bytes that puts with keys and values of these lengths take: each put may have a frame
+/// of its own, and its table is written once more, into the table of contents.
 pub(crate) fn needed(lengths: impl Iterator<Item = (usize, usize)>) -> u64 {
     lengths
         .map(|(key, value)| (2 * key + value) as u64 + 96)
@@ -53,8 +61,8 @@ pub(crate) fn needed(lengths: impl Iterator<Item = (usize, usize)>) -> u64 {
 }
 
 impl Journal {
-    /// Room for so many bytes (see [`needed`]), if there is room now and no write waits for some. A write
-    /// that brings nothing always has room.
+    /// Room for `bytes` bytes (see [`needed`]), if there is room now and no write waits for some. A
+    /// write of no bytes always has room.
     pub(crate) fn room_now(&self, bytes: u64) -> Option<Room> {
         let mut state = self.inner.state.lock();
         if bytes > 0 && state.waiting_for_space > 0 {
@@ -63,12 +71,13 @@ impl Journal {
         self.admit(&mut state, bytes)
     }
 
-    /// Waits for room, in turn, for at most `patience`. A single write that is larger than the journal
-    /// may ever be is admitted into an empty one.
+    /// Waits for room, in turn, for at most `patience`. A single write that is larger than the
+    /// limit is admitted into an empty journal.
     ///
     /// # Errors
-    /// [`ErrorKind::Disk`], retryable, after `patience`: what waits, since when, and why it does not leave.
-    /// [`ErrorKind::Closed`] when the datastore is closed meanwhile.
+    /// [`ErrorKind::Disk`], retryable, after `patience`; the text says how much is staged, for how
+    /// long, and why it does not leave. [`ErrorKind::Closed`] when the datastore is closed
+    /// meanwhile.
     pub(crate) async fn room(&self, bytes: u64, patience: Duration) -> Result<Room> {
         if let Some(room) = self.room_now(bytes) {
             return Ok(room);
@@ -109,7 +118,8 @@ impl Journal {
         })
     }
 
-    /// Writes that wait for room fail from now on: nothing of them is stored, and room may be long in coming.
+    /// Makes writes that wait for room fail from now on: the datastore is being closed, and room
+    /// may be long in coming. Nothing of such a write is stored.
     pub(crate) fn turn_away(&self) {
         self.inner.closing.cancel();
     }
@@ -126,7 +136,7 @@ impl Journal {
         })
     }
 
-    /// Tells the log that writers wait since `begun`, if that is due.
+    /// Logs that writers wait since `begun`, if a line is due.
     fn complain(&self, begun: Instant) {
         let stuck = self.inner.trouble.words().is_some();
         if !stuck && begun.elapsed() < SLOW {
@@ -169,7 +179,7 @@ impl Journal {
     }
 }
 
-/// Counts a writer as waiting for as long as it does.
+/// Counts a writer as waiting until it is dropped.
 struct WaitingForSpace(Arc<Inner>);
 
 impl WaitingForSpace {
@@ -188,7 +198,8 @@ impl Drop for WaitingForSpace {
             state.waiting_for_space
         };
         if left == 0 && !self.0.broken.load(Ordering::Relaxed) {
-            // The next time that the journal is full is another one, unless the cause has stayed.
+            // No write waits any more and nothing fails: when the journal is full the next time, a
+            // line is due at once.
             if self.0.trouble.words().is_none() {
                 *self.0.said_full.lock() = None;
             }

@@ -1,12 +1,27 @@
 //! One file of the journal.
 //!
-//! A segment is written ahead with zeroes, in growing steps, because syncing what overwrites them is
-//! many times cheaper than syncing a file that has grown: its size and extents stay as they are. A
-//! scan ends at the zeroes. Nothing but zeroes is ever left behind the last frame, so that no old
-//! bytes can be taken for a frame.
+//! The problem: appends must be cheap to sync, and a scan after a crash must find exactly the
+//! frames that were written whole.
 //!
-//! A segment that is full is sealed: its zeroes are cut off and a table of contents is written behind
-//! the frames, so that the next open need not visit each of them.
+//! Zeroes are written ahead of the frames, in growing steps, because syncing bytes that overwrite
+//! zeroes is many times cheaper than syncing a file that has grown: its size and extents stay as
+//! they are. A scan ends at the zeroes.
+//!
+//! A full segment is sealed: its zeroes are cut off and a table of contents is written behind the
+//! frames, so that the next open need not visit each frame.
+//!
+//! Invariants:
+//! - [`Segment::len`] is the end of the last whole frame. Unless the segment is sealed, only zeroes
+//!   are ever left behind it, so that no old bytes can be taken for a frame. After an error the end
+//!   must be [cut off](Segment::trim) or the segment [cut back](Segment::cut) before the next
+//!   append.
+//! - A seal is written only after the frames and the table of contents were synced, and is synced
+//!   itself. [`Segment::cut`] removes it.
+//! - One thread at a time changes a segment: the open, or the appender under its lock. Other
+//!   threads read blocks meanwhile (`read_at`), so the lengths are atomic, and are set after the
+//!   bytes were written.
+//!
+//! No lock is taken here.
 
 use std::fs::File;
 use std::io;
@@ -21,15 +36,16 @@ use crate::multihash::{self, Match};
 
 const SUFFIX: &str = ".segment";
 
-/// Zeroes that are written ahead of the frames (bytes): a new file gets the least, later steps follow
-/// its length.
+/// How many zeroes are written ahead of the frames (bytes): a new file gets `AHEAD_LEAST`, later
+/// steps follow the length of its short frames.
 const AHEAD_LEAST: u64 = 64 << 10;
 const AHEAD_MOST: u64 = 4 << 20;
-/// Frames of this length (bytes) are not worth it: their own bytes cost more than the file's growth.
+/// Frames of at least this length (bytes) get no zeroes ahead: their own bytes cost more than the
+/// growth of the file.
 const LONG_FRAME: u64 = 128 << 10;
-/// How much is read at once when a segment is scanned (bytes).
+/// How many bytes a scan reads at once.
 const WINDOW: usize = 1 << 20;
-/// What a disk writes wholly or not at all (bytes).
+/// The size of a sector, which a disk writes wholly or not at all (bytes).
 const SECTOR: u64 = 512;
 
 static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
@@ -41,38 +57,40 @@ pub(super) struct Segment {
     path: PathBuf,
     file: File,
     disk: Arc<dyn Disk>,
-    /// Bytes that hold whole frames; what comes after is not part of the journal.
+    /// The length of the whole frames (bytes); later bytes are not part of the journal.
     len: AtomicU64,
-    /// Bytes of the file: frames, zeroes ahead, table of contents.
+    /// The length of the file (bytes): frames, zeroes ahead, table of contents.
     file_len: AtomicU64,
-    /// Bytes that the table of contents takes, or will take.
+    /// The length that the table of contents has, or will have (bytes).
     contents_len: AtomicU64,
-    /// Blocks in it that are neither on Walrus and indexed nor replaced nor deleted.
+    /// The number of its blocks that are neither on Walrus and indexed nor replaced nor deleted.
     live: AtomicUsize,
-    /// Of the first version of the layout, which is read only.
+    /// Whether it has the first version of the layout, which is read only.
     old: AtomicBool,
-    /// A block in it is damaged: when it is free it is set aside, for an operator to see.
+    /// Whether a block in it is damaged: then the file is set aside for an operator once it is
+    /// free.
     keep: AtomicBool,
-    /// Bytes of short frames since the last long one: as many more are expected.
+    /// Bytes of short frames since the last long one: as many more are expected to follow.
     short_run: AtomicU64,
 }
 
-/// What is in a segment.
+/// The contents of a segment, as a scan finds them.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     /// Frames with their offsets (bytes).
     pub(super) frames: Vec<(u64, Frame)>,
-    /// Bytes up to the end of the last whole frame. 0: it has no beginning yet.
+    /// Bytes up to the end of the last whole frame. 0 if not even the head is whole.
     pub(super) len: u64,
-    /// Where the frames ought to end (bytes), if the segment says so.
+    /// Where the frames ought to end (bytes), if the seal says so.
     pub(super) expected: Option<u64>,
-    /// There are other bytes than zeroes behind the last whole frame.
+    /// Whether there are other bytes than zeroes behind the last whole frame.
     pub(super) torn: bool,
-    /// Bytes between whole frames that are none.
+    /// The number of bytes between whole frames that are no frames.
     pub(super) gaps: u64,
     /// The table of contents, as far as the frames go.
     pub(super) contents: Vec<u8>,
-    /// Frames may be appended: the segment is of this version and was not sealed.
+    /// Whether frames may be appended: the segment is of the present version, was not sealed, and
+    /// has no gaps.
     pub(super) open: bool,
 }
 
@@ -81,8 +99,8 @@ impl Segment {
         dir.join(format!("{id:016x}{SUFFIX}"))
     }
 
-    /// Makes a new segment, with at most `room` bytes of zeroes. It is on disk, name and all, on return.
-    /// After an error there may be something under its name.
+    /// Makes a new segment, with at most `room` bytes of zeroes. It is on disk, name and all, on
+    /// return. After an error there may be a file under its name.
     pub(super) fn create(
         dir: &Path,
         id: u64,
@@ -109,7 +127,8 @@ impl Segment {
                 segment
                     .file_len
                     .store(frame::SEGMENT_HEAD, Ordering::Release);
-                // Only a help: a disk without room for it may still have some for frames.
+                // An error is ignored: a disk without room for the zeroes may still have some for
+                // frames.
                 let ahead = room.min(AHEAD_LEAST).saturating_sub(frame::SEGMENT_HEAD);
                 let _ = segment.write_ahead(ahead);
                 segment.sync()
@@ -130,7 +149,7 @@ impl Segment {
             let Ok(id) = u64::from_str_radix(id, 16) else {
                 continue;
             };
-            // The error of one file names it.
+            // Adds the path of the file to its error.
             let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
             let file = disk.open(&path).map_err(named)?;
             let len = file.metadata().map_err(named)?.len();
@@ -170,7 +189,8 @@ impl Segment {
         self.file_len.load(Ordering::Acquire)
     }
 
-    /// Bytes that the file will have once it is sealed: those that count towards the journal's limit.
+    /// Bytes that the file will have once it is sealed: those that count towards the journal's
+    /// limit.
     pub(super) fn space(&self) -> u64 {
         self.len() + self.contents_len.load(Ordering::Acquire)
     }
@@ -187,10 +207,10 @@ impl Segment {
         self.live.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Appends `head` and the values; returns where they begin. One thread at a time. Before that it
-    /// writes zeroes ahead, at most `room` bytes, if the frame is short and they are used up. After an
-    /// error there may be part of the frame behind [`len`](Self::len), which must be
-    /// [cut off](Self::trim) before anything else is written.
+    /// Appends `head` and the values; returns where they begin (bytes). One thread at a time. If
+    /// the frame is short and the zeroes ahead are used up, it first writes at most `room` bytes of
+    /// new ones. After an error there may be a part of the frame behind [`len`](Self::len), which
+    /// must be [cut off](Self::trim) before the next append.
     pub(super) fn append<'a>(
         &self,
         head: &'a [u8],
@@ -205,7 +225,8 @@ impl Segment {
         } else {
             let (left, wanted) = self.ahead();
             if len > left {
-                // Only a help: a disk that has no room for it may still have some for the frame.
+                // An error is ignored: a disk without room for the zeroes may still have some for
+                // the frame.
                 let _ = self.write_ahead(wanted.min(room()));
             }
             self.short_run.fetch_add(len, Ordering::AcqRel);
@@ -216,7 +237,7 @@ impl Segment {
         Ok(start)
     }
 
-    /// Cuts off what lies behind the last whole frame.
+    /// Cuts off all bytes behind the last whole frame. Not synced.
     pub(super) fn trim(&self) -> io::Result<()> {
         let len = self.len();
         self.disk.set_len(&self.file, len)?;
@@ -224,21 +245,22 @@ impl Segment {
         Ok(())
     }
 
-    /// Bytes of zeroes that the next frame finds, and how many are written when they are used up.
+    /// How many bytes of zeroes are left for the next frames, and how many are written when they
+    /// are used up.
     pub(super) fn ahead(&self) -> (u64, u64) {
         let left = self.file_len().saturating_sub(self.len());
         let run = self.short_run.load(Ordering::Acquire);
         (left, run.clamp(AHEAD_LEAST, AHEAD_MOST))
     }
 
-    /// Writes that many zeroes behind the end of the file. Not synced.
+    /// Writes `bytes` zeroes behind the end of the file. Not synced.
     pub(super) fn write_ahead(&self, bytes: u64) -> io::Result<()> {
         let mut left = bytes;
         while left > 0 {
             let at = self.file_len();
             let step = left.min(ZEROES.len() as u64);
             if let Err(e) = self.disk.write(&self.file, at, &[&ZEROES[..step as usize]]) {
-                // What was written of it are zeroes, too.
+                // If the cut fails too, only zeroes are left there.
                 let _ = self.disk.set_len(&self.file, at);
                 return Err(e);
             }
@@ -248,8 +270,8 @@ impl Segment {
         Ok(())
     }
 
-    /// Makes the segment end after `len` bytes of frames, on disk too: after an error nobody knows
-    /// what is behind them. It may be tried again.
+    /// Makes the segment end after `len` bytes of frames, and syncs that: after an error the bytes
+    /// behind them are unknown. It may be called again if it fails.
     pub(super) fn cut(&self, len: u64) -> io::Result<()> {
         self.disk.set_len(&self.file, len)?;
         if !self.old.load(Ordering::Acquire) {
@@ -261,14 +283,14 @@ impl Segment {
         Ok(())
     }
 
-    /// Writes the table of contents and what says that there is one. All of it is on disk on return;
-    /// after an error the segment must be [cut](Self::cut).
+    /// Writes the table of contents and the seal. All of it is on disk on return; after an error
+    /// the segment must be [cut](Self::cut).
     pub(super) fn finish(&self, contents: &[u8]) -> io::Result<()> {
         let len = self.len();
         self.disk.write(&self.file, len, &[contents])?;
         let end = len + contents.len() as u64;
         self.disk.set_len(&self.file, end)?;
-        // The seal promises that everything before it is whole.
+        // The seal promises that everything before it is whole, so that is synced first.
         self.sync()?;
         self.write_seal(Some(Seal {
             end: len,
@@ -280,7 +302,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Notes how long the table of contents is by now (bytes).
+    /// Sets the length of the table of contents (bytes).
     pub(super) fn note_contents(&self, len: usize) {
         self.contents_len.store(len as u64, Ordering::Release);
     }
@@ -299,18 +321,18 @@ impl Segment {
         self.file.read_exact_at(into, offset)
     }
 
-    /// A block in it is damaged.
+    /// Notes that a block in it is damaged.
     pub(super) fn keep(&self) {
         self.keep.store(true, Ordering::Release);
     }
 
-    /// Removes the file, or sets it aside if a block in it is damaged: under the path that is given back it is
-    /// no part of the journal any more. Readers that hold the segment go on reading.
+    /// Removes the file, or sets it aside if a block in it is damaged: under the path that is
+    /// returned it is no part of the journal any more. Readers that hold the segment go on reading.
     pub(super) fn remove(&self) -> io::Result<Option<PathBuf>> {
         if !self.keep.load(Ordering::Acquire) {
             return self.disk.remove(&self.path).map(|()| None);
         }
-        // Numbers begin anew in an empty journal, so there may be an older one of this name.
+        // Numbers begin anew in an empty journal, so an older file may have this name.
         let mut aside = self.path.with_extension(ASIDE);
         let mut n = 1;
         while aside.symlink_metadata().is_ok() {
@@ -320,14 +342,16 @@ impl Segment {
         self.disk.rename(&self.path, &aside).map(|()| Some(aside))
     }
 
-    /// Reads every frame's head and table: from the table of contents if there is one, else one by one,
-    /// with their values. A put whose value is damaged is [marked](Entry::Damaged), and its neighbours in the frame
-    /// stay, unless the end of the last frame is missing.
+    /// Reads the head and table of every frame: from the table of contents if there is one,
+    /// otherwise from the frames, together with their values. A put whose value is damaged is
+    /// [marked](Entry::Damaged), and its neighbours in the frame stay, unless the end of the last
+    /// frame is missing.
     ///
-    /// Bytes that are no frame end the scan, unless frames follow them: then a head was damaged, and the scan goes on
-    /// behind it. A block may hold bytes that look like a frame; so of frames that come behind a gap
-    /// only puts count, whose value is whole and is the one that its key names. A table of contents would have the
-    /// others too, so nothing is appended to such a segment, and it is never sealed.
+    /// Bytes that are no frame end the scan, unless frames follow them: then a head was damaged,
+    /// and the scan goes on behind it. A block may hold bytes that look like a frame; so of the
+    /// frames that come behind a gap only puts count whose value is whole and is not denied by a
+    /// multihash in the key. A table of contents would list the other entries too, so nothing is
+    /// appended to such a segment, and it is never sealed.
     pub(super) fn scan(&self) -> io::Result<Scan> {
         let file_len = self.file_len();
         let mut window = Window::new(&self.file, file_len);
@@ -373,7 +397,8 @@ impl Segment {
         let values = seal.is_none();
         let mut torn = false;
         loop {
-            // Numbers only go up: an older frame in this place would be one that the disk forgot to overwrite.
+            // Numbers only go up: an older frame in this place is one that the disk has not
+            // overwritten.
             let found = window.frame_at(at, end)?;
             let found = found.filter(|frame| frame.seq >= next_seq);
             let (begins, mut frame) = match found {
@@ -411,7 +436,7 @@ impl Segment {
         Ok(scan)
     }
 
-    /// `None` if there is no table of contents that can be believed.
+    /// Reads the table of contents; `None` if there is none, or it is damaged.
     fn read_contents(&self, seal: Seal) -> Option<Scan> {
         let file_len = self.file_len();
         if seal.end.checked_add(seal.contents_len)? != file_len {
@@ -457,7 +482,7 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// `len` bytes from `at` on; `None` if the file ends before.
+    /// The `len` bytes from `at` on; `None` if the file ends before.
     fn get(&mut self, at: u64, len: u64) -> io::Result<Option<&[u8]>> {
         let Some(end) = at.checked_add(len).filter(|end| *end <= self.file_len) else {
             return Ok(None);
@@ -465,7 +490,7 @@ impl<'a> Window<'a> {
         if at < self.at || end > self.at + self.bytes.len() as u64 {
             let take = len.max(WINDOW as u64).min(self.file_len - at);
             self.bytes.resize(take as usize, 0);
-            // Not what it says until it was filled.
+            // No range matches until the window was filled: the read may fail.
             self.at = u64::MAX - take;
             self.file.read_exact_at(&mut self.bytes, at)?;
             self.at = at;
@@ -514,9 +539,10 @@ impl<'a> Window<'a> {
             .filter(|frame| at + frame.len <= end))
     }
 
-    /// The next frame behind byte `at`, where there is none, with a number that may follow `seq`.
+    /// The next frame behind byte `at`, where there is none, with a number that may follow `seq`,
+    /// and where it begins.
     fn frame_after(&mut self, at: u64, end: u64, seq: u64) -> io::Result<Option<(u64, Frame)>> {
-        /// More writes than lie in one segment.
+        /// More than the number of entries in one segment.
         const JUMP: u64 = 1 << 24;
         let magic = frame::FRAME_MAGIC.to_le_bytes();
         let mut from = at + 1;
@@ -536,22 +562,22 @@ impl<'a> Window<'a> {
                     return Ok(Some((place, frame)));
                 }
             }
-            // A magic may lie across two steps.
+            // The steps overlap, as a magic may lie across two of them.
             from += (step - magic.len() as u64 + 1).max(1);
         }
         Ok(None)
     }
 
-    /// Marks entries whose values are damaged and, behind a gap, those that cannot be trusted. Whether the
-    /// frame looks torn: its end is missing, since from some byte on there are zeroes, and every damaged
-    /// value reaches there.
+    /// Marks entries whose values are damaged and, behind a gap, entries that cannot be trusted.
+    /// Returns whether the frame looks torn: its end is missing, as from some byte on there are
+    /// only zeroes, and every damaged value reaches up to there.
     fn mark_damaged(
         &mut self,
         start: u64,
         frame: &mut Frame,
         behind_gap: bool,
     ) -> io::Result<bool> {
-        // Where the first damaged value ends: the others end behind it.
+        // The end of the first damaged value; the other damaged values end behind it.
         let mut first_end = None;
         for entry in &mut frame.entries {
             let Entry::Put {
@@ -592,7 +618,7 @@ impl<'a> Window<'a> {
     }
 }
 
-/// Whether what lies in some sector of these bytes, which begin at byte `at` of the file, is zero.
+/// Whether some sector of these bytes, which begin at byte `at` of the file, holds only zeroes.
 fn has_zero_sector(at: u64, bytes: &[u8]) -> bool {
     let first = (SECTOR - at % SECTOR).min(bytes.len() as u64);
     let (first, rest) = bytes.split_at(first as usize);

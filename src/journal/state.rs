@@ -1,4 +1,5 @@
-//! Which blocks are staged, which are damaged, and which wait to travel. Guarded by one lock, `Inner::state`.
+//! The state of a journal: the blocks that are staged, those that are damaged, and those that wait
+//! to travel. Guarded by one lock, `Inner::state`.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::Path;
@@ -18,24 +19,25 @@ pub(super) struct State {
     pub(super) blocks: BTreeMap<Arc<str>, Arc<Block>>,
     /// Keys whose newest value was found damaged. They are not staged any more.
     pub(super) damaged: Damages,
-    /// The list on disk is another one.
+    /// Whether the list on disk differs.
     pub(super) damage_changed: bool,
     /// Bytes of the values in `blocks`.
     pub(super) bytes: u64,
-    /// Blocks in the order in which they were written, until they travel. Some may have been replaced
-    /// or deleted since.
+    /// Blocks in the order in which they were written, until they travel. Some may have been
+    /// replaced or deleted since.
     pub(super) queue: VecDeque<Arc<Block>>,
     pub(super) queued_bytes: u64,
     pub(super) segments: VecDeque<Arc<Segment>>,
-    /// Keys that were forgotten although no note of it could be written: they are still in a file.
+    /// Keys that were forgotten although no note of it could be written: their entries are still in
+    /// a file.
     pub(super) unnoted: HashSet<Arc<str>>,
     /// Bytes of writes that have been admitted and not written yet.
     pub(super) admitted: u64,
     pub(super) waiting_for_space: usize,
-    /// The last put could not be written for want of space on the disk.
+    /// Whether the last put could not be written for want of space on the disk.
     pub(super) disk_full: bool,
     pub(super) last_write: Option<Instant>,
-    /// Bytes in the queue from which on the flusher wants to be called, and whether it was.
+    /// The number of queued bytes at which the flusher is to be called, and whether it was.
     pub(super) call_at: u64,
     pub(super) called: bool,
 }
@@ -67,21 +69,23 @@ impl State {
         self.heal(key);
     }
 
-    /// The newest value of `key` is whole, or gone. Whether it was damaged before.
+    /// Notes that the newest value of `key` is whole, or gone. Returns whether it was damaged
+    /// before.
     pub(super) fn heal(&mut self, key: &str) -> bool {
         let healed = self.damaged.remove(key).is_some();
         self.damage_changed |= healed;
         healed
     }
 
-    /// The newest value of `key` is damaged.
+    /// Notes that the newest value of `key` is damaged.
     pub(super) fn lose(&mut self, key: &Arc<str>, damage: Damage) {
         self.forget(key);
         self.damaged.insert(Arc::clone(key), damage);
         self.damage_changed = true;
     }
 
-    /// The journal is another table's now: what was accepted for the one before is no block of this one.
+    /// Forgets the damaged blocks, as the journal belongs to another table now: blocks that were
+    /// accepted for the former table are not part of this one.
     pub(super) fn forget_damage(&mut self, dir: &Path, log: &Log) {
         if self.damaged.is_empty() {
             return;
@@ -101,7 +105,7 @@ impl State {
         self.damage_changed = true;
     }
 
-    /// A row under any of these keys may be of a blob that was never read back.
+    /// Notes that rows under these keys may be of blobs that were never read back.
     pub(super) fn doubt_proofs(&self, keys: &[String]) {
         let staged = keys.iter().filter_map(|key| self.blocks.get(key.as_str()));
         staged.for_each(|block| block.unproven.store(true, Ordering::Relaxed));

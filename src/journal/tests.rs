@@ -1,4 +1,4 @@
-//! The journal on a disk that fails, and on files that a crash left half written.
+//! Tests of the journal on a disk that fails, and on files that a crash left half written.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use super::segment::Segment;
 use super::*;
 use crate::locks::KeyLocks;
 
-/// What fails, from the n-th call on and for so many calls.
+/// A kind of call that fails, from the n-th call on and a number of times.
 #[derive(Debug, Clone, Copy)]
 struct Fault {
     call: Call,
@@ -38,14 +38,16 @@ const CALLS: [Call; 6] = [
     Call::Remove,
 ];
 
-/// A real disk with faults. A write that fails leaves half of its bytes; a sync that fails loses what
-/// was written since the last one, as a kernel does that drops the pages it could not write.
+/// A real disk with faults. A write that fails leaves half of its bytes. A sync that fails loses
+/// the bytes that were written since the last one, as with a kernel that drops the pages it could
+/// not write.
 #[derive(Debug, Default)]
 struct FaultyDisk {
     faults: Mutex<Vec<Fault>>,
-    /// Where something was written that is not synced, and what was there before: inode, offset, bytes.
+    /// The places that were written and not synced, with the bytes that were there before: inode,
+    /// offset, bytes.
     unsynced: Mutex<Vec<(u64, u64, Vec<u8>)>>,
-    /// What happens at the next write.
+    /// An action that runs at the next write.
     meanwhile: Mutex<Option<Meanwhile>>,
 }
 
@@ -153,7 +155,7 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Small enough for several files.
+/// The limit of the journal (bytes): small enough for several files.
 const MAX: u64 = 1 << 20;
 
 struct Scene {
@@ -184,7 +186,7 @@ impl Scene {
         self.journal.append(puts, room, guard).await
     }
 
-    /// The same from a task of the runtime: through the queue.
+    /// The same from a task of the runtime, so that the write takes the way through the queue.
     async fn put_queued(self: &Arc<Self>, puts: Vec<(String, Bytes)>) -> Result<()> {
         let scene = Arc::clone(self);
         tokio::spawn(async move { scene.put(puts).await })
@@ -192,8 +194,8 @@ impl Scene {
             .unwrap()
     }
 
-    /// What a process finds that starts after this one was killed; `None` while a failed sync has taken along
-    /// what is to be written again, which may fail, too.
+    /// The values that a process would find that starts after this one was killed. `None` while a
+    /// failed sync has removed notes that are to be written again, which may fail, too.
     fn after_a_kill(&self) -> Option<BTreeMap<String, Bytes>> {
         let copy = tempfile::tempdir().unwrap();
         let _nothing_moves = self.journal.writer.appender.lock();
@@ -280,7 +282,8 @@ fn notes_outlive_a_sync_that_fails_after_them() {
     });
 }
 
-/// As long as what a failed write left behind may still be read, a deletion must not rely on its absence.
+/// As long as the remains of a failed write may still be read, a deletion must not rely on their
+/// absence.
 #[test]
 fn a_deletion_fails_while_a_failed_write_cannot_be_undone() {
     runtime().block_on(async {
@@ -297,7 +300,8 @@ fn a_deletion_fails_while_a_failed_write_cannot_be_undone() {
     });
 }
 
-/// A block may hold bytes that look like a frame. They must not become one when the frame of that block is damaged.
+/// A block may hold bytes that look like a frame. They must not count as one when the frame of that
+/// block is damaged.
 #[test]
 fn bytes_of_a_block_that_look_like_a_frame_undo_nothing() {
     runtime().block_on(async {
@@ -356,7 +360,8 @@ fn the_flusher_looks_at_what_is_near_the_front_of_the_queue() {
     });
 }
 
-/// Writes that meet each other are not writes that wait: those would make packs leave before they are full.
+/// Writes that arrive at the same time do not count as waiting: waiting writes make packs leave
+/// before they are full.
 #[test]
 fn writes_that_meet_each_other_do_not_wait_for_room() {
     let scene = Scene::new();
@@ -384,7 +389,7 @@ fn a_file_that_was_removed_takes_no_more_writes() {
     });
 }
 
-/// A process that was killed may have left bytes in the system's memory alone.
+/// A process that was killed may have left bytes that are only in the system's memory.
 #[test]
 fn an_open_relies_on_nothing_that_it_could_not_sync() {
     let runtime = runtime();
@@ -401,8 +406,8 @@ fn an_open_relies_on_nothing_that_it_could_not_sync() {
     assert!(open(&disk, copy.path()).unwrap().find("/a").is_some());
 }
 
-/// A deletion fails while the note is written that a block needs no upload any more: the block goes back
-/// to the queue, and no later put relies on it, as it would not be back after a kill.
+/// A deletion fails while the note is written that a block needs no upload any more: the block goes
+/// back to the queue, and no later put relies on it, as it would not be back after a kill.
 #[test]
 fn a_block_that_was_let_go_on_paper_is_not_relied_on() {
     let runtime = runtime();
@@ -417,7 +422,7 @@ fn a_block_that_was_let_go_on_paper_is_not_relied_on() {
         scene.journal.settle(taken).await;
         let block = scene.journal.find("/a").unwrap();
         assert!(!scene.after_a_kill().unwrap().contains_key("/a"));
-        // What the flusher does before it looks for the row again.
+        // The flusher does the same before it looks up the row again.
         block.doubted.store(false, Ordering::Release);
         assert!(!block.may_be_relied_on());
     });
@@ -447,12 +452,13 @@ fn a_frame_torn_at_any_byte_is_not_there() {
         for (n, tail) in tails.into_iter().enumerate() {
             fs::write(&path, [&whole[..cut], &tail].concat()).unwrap();
             let last_byte = last_byte(&path);
-            // Twice: what is cut off is gone for good.
+            // Twice: the bytes that are cut off are gone for good.
             for _ in 0..2 {
                 let found: Vec<_> = contents(dir.path()).unwrap().into_keys().collect();
                 let expected: &[&str] = match (cut == end, n) {
                     (true, _) => &["/a", "/b", "/kept"],
-                    // Other bytes up to the end: no torn write, but a damaged one, whose first block is whole.
+                    // Other bytes than zeroes up to the end: the write is damaged, not torn, and
+                    // its first block is whole.
                     (_, 2) if cut >= end - 80 && last_byte != 0 => &["/a", "/kept"],
                     _ => &["/kept"],
                 };
@@ -485,7 +491,7 @@ fn a_new_directory_is_synced_into_its_parents() {
     let journal = dir.path().join("one/two");
     let disk = Arc::new(FaultyDisk::default());
     disk.fail(Call::SyncDir, 1, 1);
-    // Its parent's, and its parent's parent's.
+    // The sync of its parent succeeds, that of its parent's parent fails.
     assert_eq!(
         open(&disk, &journal).map(drop).unwrap_err().kind(),
         ErrorKind::Disk
@@ -493,8 +499,8 @@ fn a_new_directory_is_synced_into_its_parents() {
     open(&disk, &journal).unwrap();
 }
 
-/// A power cut may leave out any sector of a write that was not synced. Such a write was never acknowledged,
-/// whatever is written behind it later.
+/// A power cut may leave out any sector of a write that was not synced. Such a write was never
+/// acknowledged, even if other writes follow it later.
 #[test]
 fn a_value_with_a_missing_sector_in_the_last_write_was_never_acknowledged() {
     runtime().block_on(async {
@@ -527,8 +533,9 @@ fn a_value_with_a_missing_sector_in_the_last_write_was_never_acknowledged() {
     });
 }
 
-/// Neither a write of a crash nor a damaged copy takes an acknowledged value along: not at the first start after
-/// it, and not when other writes have followed and the file has its table of contents.
+/// Neither a write that a crash left unfinished nor a damaged copy takes an acknowledged value
+/// away: not at the first start after it, and not when other writes have followed and the file has
+/// its table of contents.
 #[test]
 fn what_is_not_whole_does_not_take_the_acknowledged_value_along() {
     runtime().block_on(async {
@@ -571,8 +578,8 @@ fn what_is_not_whole_does_not_take_the_acknowledged_value_along() {
     });
 }
 
-/// What lies in a journal must leave to make room, so a disk without any stops no start: neither for a README nor
-/// for the name of the table, both of which another version may not have written.
+/// The blocks of a journal must leave to make room, so a full disk does not stop a start: neither
+/// for a README nor for the name of the table, both of which another version may not have written.
 #[test]
 fn a_full_disk_does_not_keep_a_journal_closed() {
     runtime().block_on(async {
@@ -608,7 +615,7 @@ enum Step {
         slots: Vec<(u8, u16)>,
     },
     Delete(u8),
-    /// Blocks are on Walrus.
+    /// A pack of at most so many bytes has reached Walrus and is settled.
     Settle(u64),
     Fault(usize, u32, u32),
     Recover,
@@ -631,7 +638,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Plays steps against a map of what each key may hold.
+/// Plays steps against a map from each key to the values that it may have.
 async fn play(steps: &[Step]) -> std::result::Result<(), String> {
     let mut scene = Arc::new(Scene::new());
     let mut model: BTreeMap<String, Vec<Option<Bytes>>> = BTreeMap::new();
@@ -688,7 +695,7 @@ async fn play(steps: &[Step]) -> std::result::Result<(), String> {
             Step::Settle(target) => {
                 let pack = scene.journal.take_pack(*target);
                 for block in &pack {
-                    // It may be back after a restart, if the note of it cannot be written.
+                    // The block may be back after a restart, if the note of it cannot be written.
                     let may_be = model.entry(block.key().to_owned()).or_default();
                     may_be.push(None);
                 }
@@ -723,7 +730,7 @@ async fn play(steps: &[Step]) -> std::result::Result<(), String> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever fails: what was acknowledged is there after a kill, and what was deleted is not.
+    /// Under any faults, acknowledged values are there after a kill, and deleted ones are not.
     #[test]
     fn no_fault_loses_or_revives_anything(steps in prop::collection::vec(step(), 1..30)) {
         let played = runtime().block_on(play(&steps));

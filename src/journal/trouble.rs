@@ -1,8 +1,11 @@
-//! What an operator must know of blocks that cannot leave the journal.
+//! The log lines about blocks that cannot leave the journal.
 //!
-//! A pack that fails is tried again for ever, so the failure itself is no error to any caller. The log says
-//! so at `error`, the level that Kubo shows: when the first step fails, and again every ten minutes for as
-//! long as some step fails, with what waits; and one line when all goes on.
+//! A pack that fails is tried again for ever, so the failure is no error to any caller. It is
+//! logged at `error`, the level that Kubo shows: when the first step fails, and again every ten
+//! minutes for as long as some step fails, with the amount of waiting blocks. One line is logged
+//! when all packs go on.
+//!
+//! The lock of [`Trouble`] is not held while the journal's state is looked at.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +17,7 @@ use crate::error::Error;
 use crate::log::{Level, Log};
 
 const AGAIN: Duration = Duration::from_secs(600);
-/// Failures that come and go are told so often at most.
+/// Failures that come and go are logged at most once in this time.
 const SELDOM: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -30,7 +33,7 @@ struct State {
     since: Option<Instant>,
     failures: u64,
     last: String,
-    /// When this was told of the failures that last, and when of any.
+    /// When the failures that still last were last logged, and when any were.
     told: Option<Instant>,
     told_last: Option<Instant>,
 }
@@ -43,7 +46,7 @@ impl Trouble {
         }
     }
 
-    /// What fails, since when, and its last error; `None` if nothing does.
+    /// A text: since when steps fail, how often, and the last error; `None` if none fails.
     pub(super) fn words(&self) -> Option<String> {
         let state = self.state.lock();
         let since = state.since?;
@@ -55,7 +58,8 @@ impl Trouble {
         ))
     }
 
-    /// A step of a pack has failed. `first`: its last one had not. `waiting` says what waits.
+    /// Counts a step of a pack that failed. `first`: the pack's step before it had not failed.
+    /// `waiting` makes the text about the waiting blocks.
     fn failed(&self, first: bool, what: &str, e: &Error, waiting: impl FnOnce() -> String) {
         let mut state = self.state.lock();
         state.failing += usize::from(first);
@@ -80,7 +84,7 @@ impl Trouble {
         }
     }
 
-    /// A pack that failed goes on (`well`), or is given up until the next start.
+    /// Notes that a pack that failed goes on (`well`), or is given up until the next start.
     fn ended(&self, well: bool) {
         let mut state = self.state.lock();
         state.failing -= 1;
@@ -107,7 +111,7 @@ impl Trouble {
 /// The failures in a row of one pack.
 pub(super) struct Failures<'a> {
     trouble: &'a Trouble,
-    /// In a row.
+    /// How many in a row.
     pub(super) count: u32,
 }
 
@@ -121,7 +125,7 @@ impl<'a> Failures<'a> {
         self.count = self.count.saturating_add(1);
     }
 
-    /// A step has worked.
+    /// Notes that a step has worked.
     pub(super) fn well(&mut self) {
         if self.count > 0 {
             self.count = 0;
@@ -165,7 +169,7 @@ mod tests {
             first[0].1.contains("503 busy") && first[0].1.contains("7 blocks"),
             "{first:?}"
         );
-        // Another pack that comes and goes makes no noise.
+        // Another pack that fails and goes on in turn causes no line.
         for _ in 0..50 {
             two.failed("storing a pack", &refused, waiting);
             two.well();

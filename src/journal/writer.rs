@@ -1,6 +1,34 @@
-//! Appends to the journal. Writes that queue while the disk is synced share the next sync, so that many
-//! small writes cost few. A small write that meets nobody else is written by the thread that brings it:
-//! that saves two passages between threads, which cost as much as a quick disk's sync.
+//! Appends to the journal.
+//!
+//! The problem: a put may be acknowledged only once it survives a power cut, but a sync is slow;
+//! and after a write or a sync that failed, the bytes at the end of the file are unknown.
+//!
+//! Writes that queue while the disk is synced share the next sync, so that many small writes cost
+//! few syncs. A small write that meets no other write is written by the thread that brings it: that
+//! saves two passages between threads, which cost as much as a quick disk's sync.
+//!
+//! Invariants:
+//! - Once the journal is open, only the [`Appender`] changes segments and the list of damaged
+//!   blocks, one thread at a time, under its lock.
+//! - Puts are synced before they are published (staged) and acknowledged. Writes are published in
+//!   the order in which they were written.
+//! - Notes (deletions and numbers of blocks that need no upload any more) are acknowledged once
+//!   they are written, and synced with a later put or after [`NOTES_UNSYNCED`] of them. Until then
+//!   they stay in memory, to be written again if the end of the file has to be cut off.
+//! - Only the last file may have an end that was not synced: a segment is synced before it is
+//!   sealed, and no file is made while the remains of one that could not be made are still there.
+//! - After an error nothing is appended until the file was cut back to a certain length: a part of
+//!   one frame is trimmed off; if that fails, or if a sync failed, the segment is [`Broken`] and is
+//!   cut back to the length that was synced.
+//!
+//! Outline: [`Writer::append`] and [`Writer::note`] hand an [`Append`] to [`Writer::at_once`] or to
+//! the queue of the journal's thread, [`serve`]. Both call [`Appender::write`] (one frame each),
+//! then [`Appender::commit`] (one sync for all, then publish). The thread also removes free files
+//! and writes zeroes ahead.
+//!
+//! Lock order: the appender, then `Inner::state`. Publishing drops rooms and key guards under the
+//! appender's lock, which takes the state's lock and the key table's lock, one at a time.
+//! `Writer::queue` is held only to send, with no other lock.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,20 +50,20 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::locks::KeyGuard;
 use crate::log::Level;
 
-/// A segment is also closed when its table of contents, which is kept in memory until then, is this
-/// long (bytes).
+/// A segment is also sealed when its table of contents, which is kept in memory until then, has
+/// this length (bytes).
 const CONTENTS_BYTES: usize = 8 << 20;
-/// A segment that is full to this share is sealed when the journal is closed. A shorter one is scanned by
-/// the next open, and goes on.
+/// Close seals a segment whose length is at least that of a full one divided by this number. A
+/// shorter one is scanned by the next open, which goes on appending to it.
 const SEAL_AT_CLOSE: u64 = 16;
-/// Bytes and writes that share a sync at most: they bound how long the first of them waits.
+/// How many bytes and writes share a sync at most: this bounds how long the first of them waits.
 const TOGETHER_BYTES: u64 = 32 << 20;
 const TOGETHER: usize = 1024;
-/// A write of at most so many bytes may be written by its caller, if the last sync took no longer than
-/// this: a caller that is cancelled should be free soon.
+/// The caller's own thread may write at most `SMALL` bytes, and only if the last sync took no
+/// longer than `QUICK`: a caller that is cancelled should be free soon.
 const SMALL: u64 = 64 << 10;
 const QUICK: Duration = Duration::from_millis(25);
-/// Notes are kept in memory until they are synced. After so many they are.
+/// Notes are kept in memory until they are synced; at this number they are synced.
 const NOTES_UNSYNCED: usize = 4096;
 
 #[derive(Debug)]
@@ -48,7 +76,7 @@ pub(super) struct Writer {
 
 enum Job {
     Write(Append),
-    /// Write zeroes ahead.
+    /// Writes zeroes ahead.
     Ahead,
     Reclaim,
 }
@@ -56,19 +84,19 @@ enum Job {
 struct Append {
     writes: Vec<Write>,
     reply: oneshot::Sender<Result<()>>,
-    /// `None` for notes, which are small and must never wait, and which need not be synced.
+    /// `None` for notes, which are small, must never wait, and need no sync.
     puts: Option<(Room, Arc<KeyGuard>)>,
 }
 
 impl Append {
-    /// Whether it is synced before it is seen.
+    /// Whether it must be synced before it is published.
     fn must_last(&self) -> bool {
         let is_put = |write: &Write| matches!(write, Write::Put { .. });
         self.puts.is_some() || self.writes.iter().any(is_put)
     }
 }
 
-/// Where a journal goes on.
+/// The place at which a journal goes on.
 #[derive(Debug)]
 pub(super) struct Position {
     pub(super) next_seq: u64,
@@ -110,7 +138,8 @@ impl Writer {
         })
     }
 
-    /// Appends and syncs. What was dropped before its turn is not written.
+    /// Appends and syncs. Puts whose caller has given up before their turn in the queue are not
+    /// written.
     pub(super) async fn append(
         &self,
         writes: Vec<Write>,
@@ -120,13 +149,13 @@ impl Writer {
         self.send(writes, Some((room, guard))).await
     }
 
-    /// Appends without a sync: what is written survives this process, but not a power cut.
+    /// Appends without a sync: the entries survive the end of this process, but not a power cut.
     pub(super) async fn note(&self, writes: Vec<Write>) -> Result<()> {
         self.send(writes, None).await
     }
 
-    /// Appends notes, and values that are staged already, on this thread; what is wrong with the disk, the next
-    /// write will find.
+    /// Appends notes, and values that are staged already, on this thread. An error is dropped: the
+    /// next write will meet the same fault of the disk.
     pub(super) fn note_now(&self, writes: Vec<Write>) {
         let (reply, _) = oneshot::channel();
         let puts = None;
@@ -159,9 +188,10 @@ impl Writer {
         })
     }
 
-    /// Writes on this thread what is small and alone; gives back what must go through the queue. Tasks
-    /// do, as others wait for their threads; on a runtime of one thread that would gain nothing, and its
-    /// clock, if paused, would run ahead meanwhile.
+    /// Writes on this thread if the write is small and meets no other one; otherwise gives it back
+    /// for the queue. Tasks of a runtime with several threads always use the queue, as other tasks
+    /// wait for their threads. On a runtime of one thread that would gain nothing, and its clock,
+    /// if paused, would run ahead meanwhile.
     fn at_once(&self, append: Append) -> Option<Append> {
         let quick = Duration::from_micros(self.inner.last_sync_us.load(Ordering::Relaxed)) <= QUICK;
         let own_thread = tokio::task::try_id().is_none()
@@ -182,15 +212,15 @@ impl Writer {
         let wants_zeroes = appender.wants_zeroes();
         drop(appender);
         if wants_zeroes {
-            // Once closed, nobody needs them.
+            // Once the journal is closed, no zeroes are needed.
             let _ = self.push(Job::Ahead);
         }
         None
     }
 
-    /// Removes files that nobody needs any more, soon.
+    /// Asks the journal's thread to remove the files without live blocks.
     pub(super) fn reclaim(&self) {
-        // Once closed, the next open does it.
+        // Once the journal is closed, the next open does it.
         let _ = self.push(Job::Reclaim);
     }
 
@@ -200,7 +230,7 @@ impl Writer {
         queue.send(job).map_err(|_| Error::closed("the journal"))
     }
 
-    /// Writes what is queued and ends the thread; blocks until then.
+    /// Writes the queued writes and ends the thread; blocks until then.
     pub(super) fn stop(&self) {
         drop(self.queue.lock().take());
         if let Some(thread) = self.thread.lock().take() {
@@ -215,7 +245,7 @@ impl Drop for Writer {
     }
 }
 
-/// Works off the queue until its other end is dropped.
+/// The journal's thread: works off the queue until its sender is dropped.
 fn serve(appender: &Mutex<Appender>, jobs: &mpsc::Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
         let mut appender = appender.lock();
@@ -248,13 +278,13 @@ fn serve(appender: &Mutex<Appender>, jobs: &mpsc::Receiver<Job>) {
     appender.lock().close();
 }
 
-/// The only one that changes files.
+/// The only part of an open journal that changes its segments.
 #[derive(Debug)]
 pub(super) struct Appender {
     inner: Arc<Inner>,
     current: Option<Open>,
     broken: Option<Broken>,
-    /// What is left of files that could not be made.
+    /// Paths of files that could not be made and may be there in part.
     litter: Vec<PathBuf>,
     next_seq: u64,
     next_id: u64,
@@ -267,21 +297,21 @@ struct Open {
     segment: Arc<Segment>,
     /// Its table of contents so far.
     contents: Vec<u8>,
-    /// Lengths of frames and of contents that are on disk for certain (bytes).
+    /// The lengths of the frames and of the contents that are on disk for certain (bytes).
     synced: (u64, usize),
-    /// Notes that came after that, and were acknowledged.
+    /// The notes that were acknowledged after the last sync.
     notes: Vec<Write>,
 }
 
-/// A segment whose end nobody knows, since a write or a sync failed. Nothing is written until it was cut
-/// off: what lies there must never be read as if it had been acknowledged.
+/// A segment whose end is unknown, since a write or a sync failed. Nothing is written until that
+/// end is cut off: its bytes must never be read as if they had been acknowledged.
 #[derive(Debug)]
 struct Broken {
     segment: Arc<Segment>,
-    /// What was synced, and stays.
+    /// The length that was synced (bytes); these frames stay.
     len: u64,
     contents_len: usize,
-    /// Acknowledged and cut off: they are written again.
+    /// Notes that were acknowledged and are cut off; they are written again.
     notes: Vec<Write>,
 }
 
@@ -289,13 +319,13 @@ struct Broken {
 struct Written {
     append: Append,
     segment: Arc<Segment>,
-    /// Where its values begin, and the number of its first entry.
+    /// Where its values begin (bytes), and the number of its first entry.
     values: u64,
     seq: u64,
 }
 
 impl Appender {
-    /// Appends one frame; a failure is that write's alone.
+    /// Appends one frame. A failure is reported to this write alone.
     fn write(&mut self, append: Append, written: &mut Vec<Written>) {
         let most = self.inner.segment_bytes();
         let full =
@@ -315,7 +345,8 @@ impl Appender {
             Err(e) => {
                 let trimmed = |open: &Open| open.segment.trim().is_ok();
                 if !self.current.as_ref().is_none_or(trimmed) {
-                    // What was written before is not to be cut off with it.
+                    // Frames that were written before this one are synced, so that the cut spares
+                    // them.
                     self.commit(written);
                     self.break_off();
                 }
@@ -363,7 +394,7 @@ impl Appender {
         let made = Segment::create(&inner.dir, id, &inner.disk, inner.room_ahead(0));
         let segment = made.map(Arc::new).map_err(|e| {
             self.litter.push(Segment::path_of(&inner.dir, id));
-            // If not now, then before the next file is made.
+            // If that fails now, it is tried again before the next file is made.
             let _ = remove_litter(inner, &mut self.litter);
             failed(e)
         })?;
@@ -378,7 +409,8 @@ impl Appender {
         })
     }
 
-    /// Syncs what was written and lets it be seen, in the order in which it was written.
+    /// Syncs the frames that were written and publishes them, in the order in which they were
+    /// written.
     fn commit(&mut self, written: &mut Vec<Written>) {
         failpoint!("journal.appended");
         let waiting = written.iter().any(|w| w.append.must_last());
@@ -388,7 +420,8 @@ impl Appender {
         };
         failpoint!("journal.synced");
         if let Err(e) = synced {
-            // What is on disk now, nobody knows. If it cannot be repaired at once, the next write tries.
+            // The end of the file is unknown now. If it cannot be repaired at once, the next write
+            // tries.
             self.break_off();
             let _ = self.mend();
             for w in written.drain(..) {
@@ -411,7 +444,7 @@ impl Appender {
         self.inner.call_flusher();
     }
 
-    /// Gives the current segment up at the point up to which it was synced.
+    /// Gives up the current segment: it is to be cut back to the length that was synced.
     fn break_off(&mut self) {
         if let Some(open) = self.current.take() {
             self.inner.broken.store(true, Ordering::Release);
@@ -424,7 +457,8 @@ impl Appender {
         }
     }
 
-    /// Cuts off what a failure left behind, and writes again what must not be lost by that.
+    /// Cuts off the bytes that a failure left behind, and writes the acknowledged notes among them
+    /// again.
     fn mend(&mut self) -> Result<()> {
         let Some(broken) = &mut self.broken else {
             return Ok(());
@@ -447,7 +481,7 @@ impl Appender {
                     }
                 }
                 Err(e) => {
-                    // The notes wait for the next try.
+                    // The notes are kept for the next attempt.
                     self.break_off();
                     let broken = self.broken.get_or_insert_with(|| Broken {
                         len: segment.len(),
@@ -464,7 +498,8 @@ impl Appender {
         Ok(())
     }
 
-    /// Ends the current segment, with a table of contents.
+    /// Seals the current segment, with its table of contents. If that fails, the segment is to be
+    /// cut back.
     fn seal(&mut self) {
         let Some(open) = &self.current else {
             return;
@@ -481,16 +516,16 @@ impl Appender {
         }
     }
 
-    /// Whether the next small frame should find more zeroes than there are.
+    /// Whether so few zeroes are left that more should be written ahead.
     fn wants_zeroes(&self) -> bool {
         self.current.as_ref().is_some_and(|open| {
             let (left, wanted) = open.segment.ahead();
-            // A segment that had none is one of long frames.
+            // A segment without any zeroes holds long frames, which need none.
             left > 0 && left < wanted / 4
         })
     }
 
-    /// Writes zeroes ahead while nobody waits.
+    /// Writes zeroes ahead after the waiting writes were answered, so that the next one finds them.
     fn write_ahead(&mut self) {
         if !self.wants_zeroes() {
             return;
@@ -506,7 +541,8 @@ impl Appender {
         }
     }
 
-    /// What is acknowledged stays; nothing more is written.
+    /// Ends the appender: seals a segment that is long enough and tries to repair a broken one.
+    /// Everything that was acknowledged stays; nothing more is written.
     fn close(&mut self) {
         self.closed = true;
         let long = self.inner.segment_bytes() / SEAL_AT_CLOSE;
@@ -560,7 +596,8 @@ impl Appender {
                 }
             }
         }
-        // The room that was kept is taken now, and the keys are free.
+        // The write counts as a part of its file now, so its room is released, and its keys are
+        // free.
         drop(append.puts);
         let _ = append.reply.send(Ok(()));
     }
@@ -569,7 +606,7 @@ impl Appender {
     fn reclaim(&mut self) {
         self.inner.save_damage();
         self.remove_free();
-        // Files that were set aside have other names.
+        // Saved once more, since files that were set aside have other names now.
         self.inner.save_damage();
     }
 
@@ -593,8 +630,8 @@ impl Appender {
                     return;
                 }
             }
-            // If it is the newest: everything written is published, so nothing is on its way into it,
-            // and its notes speak of blocks that are gone with it.
+            // If it is the newest file: everything written is published, so no write into it is
+            // under way, and its notes are about blocks that are gone with it.
             if self
                 .current
                 .as_ref()
@@ -624,7 +661,7 @@ impl Appender {
 }
 
 impl Appender {
-    /// Damaged blocks lie in a file of another name now.
+    /// Notes that the damaged blocks of a segment lie in a file of another name now.
     fn renamed(&self, segment: &Segment, aside: &Path) {
         let (from, to) = (segment.file_name(), aside.file_name().unwrap_or_default());
         let mut state = self.inner.state.lock();
@@ -635,7 +672,8 @@ impl Appender {
     }
 }
 
-/// Only the last file may be unfinished: what could not be made must be gone before another is.
+/// Removes files that could not be made: only the last file may be unfinished, so they must be gone
+/// before another is made.
 fn remove_litter(inner: &Inner, litter: &mut Vec<PathBuf>) -> io::Result<()> {
     while let Some(path) = litter.last() {
         match inner.disk.remove(path) {

@@ -1,14 +1,15 @@
-//! Whether bytes that an aggregator gave are those of a blob.
+//! Checks whether bytes that an aggregator gave are those of a blob.
 //!
-//! The publisher computes the blob ID from the bytes, but only after it was paid. Before that, the rows tell the
-//! hash of each block, which is its key, and where the block lies. Two things can be wrong: the
-//! bytes, and a row. So an answer that fits all rows and ends where they end is taken at once. If no
-//! aggregator gives such an answer, the best one is taken in which at least some blocks hash to their keys:
-//! the rows that do not fit are wrong then, or the bytes are, which the blob ID will show.
+//! The publisher computes the blob ID from the bytes, but only after it was paid. Before that, the
+//! rows tell the hash of each block, which is its key, and where the block lies. Two things can be
+//! wrong: the bytes, or a row. So an answer that fits all rows and ends where they end is taken at
+//! once. If no aggregator gives such an answer, the best one is taken in which at least some blocks
+//! hash to their keys: then either the rows that do not fit are wrong, or the bytes are, which the
+//! blob ID will show.
 //!
-//! Once bytes of a blob were stored as another blob, only an answer is taken that is certainly right, or that
-//! comes twice: an aggregator that gives other bytes each time is never paid for again, and others have
-//! their turn.
+//! Once bytes of a blob were stored as another blob, an answer is taken only if it is certainly
+//! right, or if it comes twice: an aggregator that gives other bytes each time is never paid for
+//! again, and other aggregators have their turn.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -26,15 +27,15 @@ pub(super) fn digest(bytes: &[u8]) -> Digest {
     Sha256::digest(bytes).into()
 }
 
-/// How an answer fits the rows of its blob.
+/// The fit of an answer to the rows of its blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fit {
     len: usize,
-    /// Blocks that hash to their keys.
+    /// The number of blocks that hash to their keys.
     verified: usize,
-    /// Blocks whose keys are no hashes that can be checked.
+    /// The number of blocks whose keys are no hashes that can be checked.
     unknown: usize,
-    /// Why rows do not fit, each with its key.
+    /// The faults of the rows that do not fit, each with its key.
     pub(super) odd: Vec<String>,
     /// The bytes do not end where the last block ends, although the rows leave no gap.
     pub(super) odd_end: bool,
@@ -45,7 +46,7 @@ impl Fit {
         self.odd.is_empty() && !self.odd_end
     }
 
-    /// Whether what does not fit may be the rows' fault.
+    /// Whether the rows may be wrong, rather than the bytes.
     fn plausible(&self) -> bool {
         self.odd.is_empty() || self.verified > 0 || self.unknown > self.odd.len()
     }
@@ -70,10 +71,10 @@ impl Fit {
     }
 }
 
-/// The rows of a blob, as far as they say what its bytes are.
+/// The rows of a blob, as far as they describe its bytes.
 pub(super) struct Rows<'a> {
     ranges: Vec<(&'a str, Range<u64>)>,
-    /// Rows that point nowhere, whatever the bytes are.
+    /// The faults of rows whose places are impossible for any bytes.
     nonsense: Vec<String>,
     /// Where the last block ends, if the blocks leave no gap.
     end: Option<u64>,
@@ -87,7 +88,7 @@ pub(super) struct Rows<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) fit: Fit,
-    /// Of an answer that must come twice.
+    /// The digest of an answer that must come twice.
     digest: Option<Digest>,
 }
 
@@ -95,7 +96,8 @@ const REFUSED: &str =
     "these bytes were stored before and are another blob, so they are not paid for again yet";
 
 impl<'a> Rows<'a> {
-    /// `cautious`: bytes of this blob were wrong before, `refused` among them.
+    /// `cautious`: bytes of this blob were stored as another blob before. `refused`: the digests of
+    /// such bytes that must not be paid for now.
     pub(super) fn new(rows: &'a [KeyRecord], refused: HashSet<Digest>, cautious: bool) -> Self {
         let mut ranges = Vec::new();
         let mut nonsense = Vec::new();
@@ -164,7 +166,8 @@ impl<'a> Rows<'a> {
         fit.perfect() && self.end.is_some() && fit.unknown == 0
     }
 
-    /// Takes an answer that fits in every respect.
+    /// Accepts an answer that fits all rows and was not refused; after wrong bytes, only one that
+    /// the rows prove.
     pub(super) fn strictly(&self, blob: &[u8]) -> Result<(), String> {
         if self.refuses(blob) {
             return Err(REFUSED.to_owned());
@@ -179,8 +182,8 @@ impl<'a> Rows<'a> {
         Err(reason)
     }
 
-    /// The best of the answers that were not taken, if it may be right all the same; of several that are as
-    /// good, another one at each `turn`.
+    /// The best of the answers that were not accepted, if it may be right all the same. Of several
+    /// equally good ones (of all, after wrong bytes), another one at each `turn`.
     pub(super) fn best(&self, turn: u32) -> Option<Answer> {
         let seen = self.seen.lock();
         let plausible = || seen.iter().filter(|answer| answer.fit.plausible());
@@ -193,7 +196,7 @@ impl<'a> Rows<'a> {
         best.get(turn).copied().cloned()
     }
 
-    /// Takes an answer like `best`.
+    /// Accepts an answer that is as good as `best`, or the same bytes if that must come twice.
     pub(super) fn like(&self, best: &Answer, blob: &[u8]) -> Result<(), String> {
         if self.refuses(blob) {
             return Err(REFUSED.to_owned());
@@ -289,7 +292,7 @@ mod tests {
         assert!(rows.strictly(b"first").is_ok(), "every byte is proven");
     }
 
-    /// After wrong bytes, what the rows do not prove must come twice.
+    /// After wrong bytes, an answer that the rows do not prove must come twice.
     #[test]
     fn bytes_that_change_each_time_are_not_taken_after_a_wrong_store() {
         let rows = [row(&key_of(b"second"), 5, 6)];

@@ -1,9 +1,9 @@
-//! What the renewal of a blob must know of earlier attempts, in this process and in earlier ones.
+//! The memory of earlier attempts to renew a blob, in this process and in earlier ones.
 //!
-//! Failures that cost nothing are remembered by this process alone. What costs money is kept in the index
-//! as well, in a note under the blob's name: until when a renewed blob rests, and which bytes were paid for
-//! in vain. A note never holds a blob up for longer than a rest may last, so a note that was written under
-//! a wrong clock does no lasting harm.
+//! Failures that cost nothing are remembered by this process alone. Facts on which money depends
+//! are kept in the index as well, in a note under the blob's name: until when a renewed blob rests,
+//! and which bytes were paid for in vain. A note never delays a blob for longer than a rest may
+//! last, so a note that was written under a wrong clock does no lasting harm.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -16,25 +16,26 @@ use crate::backoff::doubled;
 use crate::error::Result;
 use crate::index::Renewal;
 
-/// Wrong bytes of one blob that are remembered. So many different ones may be paid for between two rests.
+/// How many wrong bytes of one blob are remembered. So many different ones may be paid for between
+/// two rests.
 const WRONG_REMEMBERED: usize = 3;
 
-/// What is remembered of a blob.
+/// The memory of one blob.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Past {
-    /// It must not be looked at before.
+    /// The blob is not looked at before this moment.
     pub(super) rest: Option<Instant>,
-    /// It rests since it was paid for.
+    /// Whether it rests because it was paid for.
     pub(super) paid: bool,
     /// Failures in a row that cost nothing.
     pub(super) failures: u32,
-    /// How often its bytes were stored as another blob.
+    /// How often its bytes were stored as another blob since they were last right.
     wrong_stores: u32,
-    /// The bytes of the last such stores.
+    /// The digests of the bytes of the last such stores.
     wrong: Vec<Digest>,
-    /// They may be paid for again after this.
+    /// Those bytes may be paid for again after this moment.
     wrong_until: Option<Instant>,
-    /// It was renewed, and the index could not be told so. Known to this process alone.
+    /// A renewal that the index could not be told of. Known to this process alone.
     pub(super) unnoted: Option<Renewal>,
 }
 
@@ -47,7 +48,7 @@ impl Past {
         self.wrong_until.is_some_and(|until| until > Instant::now())
     }
 
-    /// What is remembered after a store of the right bytes. `paid`: the rest saves money.
+    /// The memory after a store of the right bytes. `paid`: the rest saves money.
     pub(super) fn renewed(rest: Option<Instant>, paid: bool) -> Past {
         Past {
             rest,
@@ -56,7 +57,7 @@ impl Past {
         }
     }
 
-    /// Bytes that must not be paid for now.
+    /// The digests of the bytes that must not be paid for now.
     pub(super) fn refused(&self) -> HashSet<Digest> {
         match self.wrong_rests() {
             true => self.wrong.iter().copied().collect(),
@@ -69,18 +70,19 @@ impl Past {
         self.wrong_stores > 0
     }
 
-    /// Counts attempts, so that each of several answers has its turn.
+    /// Counts attempts, so that each of several answers is taken in turn.
     pub(super) fn turn(&self) -> u32 {
         self.wrong_stores.saturating_add(self.failures)
     }
 
-    /// For how long nothing at all may be paid for it, if so many different bytes were wrong.
+    /// For how long nothing may be paid for the blob, because too many different bytes were wrong.
     pub(super) fn too_often(&self) -> Option<Duration> {
         let until = self.wrong_until.filter(|_| self.wrong_rests())?;
         (self.wrong.len() >= WRONG_REMEMBERED).then(|| until - Instant::now())
     }
 
-    /// These bytes were stored, perhaps paid, and are another blob. The rest grows up to an epoch.
+    /// Notes that these bytes were stored, perhaps paid, and are another blob. The rest grows up to
+    /// an epoch.
     pub(super) fn stored_wrong(&mut self, bytes: Digest, epoch: Duration) {
         if !self.wrong_rests() {
             self.wrong.clear();
@@ -114,7 +116,7 @@ impl Past {
         ))
     }
 
-    /// Reads [`text`](Self::text); what makes no sense is left out.
+    /// Reads [`text`](Self::text); words that cannot be parsed are left out.
     fn parse(text: &str, now: SystemTime, longest: Duration) -> Past {
         let mut words = text.split(' ');
         let mut next = || words.next().unwrap_or_default();
@@ -154,7 +156,7 @@ fn name(blob_id: &str) -> String {
     format!("renewal.blob.{blob_id}")
 }
 
-/// What is remembered of the blobs that were due.
+/// The memory of the blobs that were due.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     blobs: HashMap<String, Past>,
@@ -192,7 +194,7 @@ impl Memory {
         parts.index.set_note(&name(blob_id), text.as_deref()).await
     }
 
-    /// Forgets blobs that have not been due for a long time; `due` were in this round.
+    /// Forgets blobs that were not due in this round (`due`) and for which nothing is pending.
     pub(super) fn retain(&mut self, due: &HashSet<String>) {
         self.blobs.retain(|blob_id, past| {
             let waits = past.rests() || past.wrong_rests() || past.unnoted.is_some();
@@ -224,13 +226,13 @@ mod tests {
         past.paid = true;
         let read = Past::parse(&past.text(now()).unwrap(), now(), EPOCH);
         assert_eq!(read.rest, past.rest);
-        // Failures that cost nothing do not.
+        // The rest after a failure that costs nothing does not survive a restart.
         past.paid = false;
         let read = Past::parse(&past.text(now()).unwrap(), now(), EPOCH);
         assert_eq!(read.rest, None);
     }
 
-    /// A note from a clock that was years ahead holds nothing up for long.
+    /// A note from a clock that was years ahead delays nothing for long.
     #[tokio::test(start_paused = true)]
     async fn a_note_never_holds_up_for_longer_than_a_rest_may_last() {
         let past = Past::parse("9999999999 9999999999 1 xyz,", now(), EPOCH / 2);

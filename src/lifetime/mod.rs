@@ -1,15 +1,16 @@
-//! How long blobs live: renewal before their storage ends.
+//! The lifetime of blobs: renewal before their storage ends.
 //!
 //! There is no "extend" over HTTP: keeping a blob means uploading its bytes again, at full price.
 //! The blob ID is computed from the bytes, so rows keep pointing where they did.
 //!
-//! A blob is due by its `expires_at`, and by its end epoch: the first is an estimate that was made by the
-//! clock at the moment of the store, which may have been wrong; the second is what the network said. How far
-//! the network's epochs have come is told by every store, and remembered in the index.
+//! A blob is due by its `expires_at`, and by its end epoch. The first is an estimate, made by the
+//! clock at the moment of the store, which may have been wrong; the second is the network's answer.
+//! Every store tells the present epoch of the network, and the last one is remembered in the index.
 //!
-//! Each round goes through the blobs that are due by `expires_at`. Those that are due by their end epochs alone
-//! are looked for more seldom, as there is no index on that column. When the last round ended is kept
-//! in the index: a node that is started often renews as often as one that runs on.
+//! Each round goes through the blobs that are due by `expires_at`. Blobs that are due by their end
+//! epochs alone are looked for more seldom, as there is no index on that column. The end of the
+//! last round is kept in the index, so that a node that is started often renews as often as one
+//! that runs on.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -37,11 +38,11 @@ use memory::{seconds, Memory, Past};
 pub(crate) use watch::{complaint, watch};
 
 const LEASE: &str = "renewal";
-/// A node that dies holds the others up for this long.
+/// The time of the lease: a node that dies keeps the others from renewing for this long.
 const LEASE_TTL: Duration = Duration::from_secs(300);
 /// Pause after a prolongation that failed, while the lease lasts.
 const LEASE_RETRY: Duration = Duration::from_secs(10);
-/// Blobs that are asked for at a time.
+/// How many blobs are asked for at a time.
 const PAGE: usize = 1024;
 /// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
 /// this epoch again (the publisher answers that it is stored already), and when the epoch is over
@@ -50,15 +51,15 @@ pub(crate) const MIN_RENEWAL_EPOCHS: u32 = 2;
 /// Pause after a failed renewal of a blob, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
-/// The first round comes so long after the start, or sooner, if one is overdue.
+/// The first round comes this long after the start, or sooner, if one is overdue.
 const FIRST_ROUND: Duration = Duration::from_secs(1);
 /// No network sells storage for more epochs at a time.
 const MOST_EPOCHS: u32 = 53;
-/// Blobs that are renewed to learn the epoch, at a time.
+/// How many blobs are renewed at a time to learn the epoch.
 const PROBES: usize = 3;
-/// Blobs that no aggregator has any more and that are met meanwhile, at a time: nothing is learnt of those.
+/// How many blobs that no aggregator has any more are met meanwhile, at a time: they teach nothing.
 const PROBES_MISSING: usize = 256;
-/// Rows that do not fit their blob, of which the log names the first ones.
+/// How many of the rows that do not fit their blob are named in the log.
 const ODD_ROWS_NAMED: usize = 5;
 
 /// Notes in the index: when the last round ended, and the last epoch that was seen and when.
@@ -78,8 +79,9 @@ pub(crate) struct RenewalParts {
 }
 
 impl RenewalParts {
-    /// A lead that is long for what was bought makes a blob due again at once. It rests until a
-    /// quarter of its time is left: a deletable blob would be paid for at every look otherwise.
+    /// A lead that is longer than the time that was bought makes a blob due again at once. So it
+    /// rests until a quarter of its time is left: a deletable blob would be paid for at every look
+    /// otherwise.
     fn rest_after_renewal(&self, expires_at: Option<SystemTime>) -> Option<Instant> {
         let left = expires_at?.duration_since(self.clock.now()).ok()?;
         (left <= self.lead).then(|| Instant::now() + left.mul_f64(0.75))
@@ -89,7 +91,8 @@ impl RenewalParts {
         self.lead.mul_f64(0.75).max(self.epoch / 2)
     }
 
-    /// No blob rests for longer after a failure: it must be looked at several times before its storage ends.
+    /// The longest rest after a failure: a blob must be looked at several times before its storage
+    /// ends.
     fn fraction_of_epoch(&self) -> Duration {
         self.epoch / 8
     }
@@ -100,7 +103,7 @@ impl RenewalParts {
     }
 }
 
-/// What one node's rounds remember.
+/// The memory of one node's rounds.
 #[derive(Default)]
 struct State {
     memory: Memory,
@@ -112,7 +115,7 @@ struct State {
     probed: Option<String>,
 }
 
-/// What became of a blob that was due.
+/// The outcome for a blob that was due.
 enum Turn {
     /// Another node has the lease.
     LeaseLost,
@@ -124,7 +127,8 @@ enum Turn {
     Tried,
 }
 
-/// Renews blobs until stopped. Runs on every node; a lease in the index lets one work at a time.
+/// Renews blobs until stopped. Runs on every node; a lease in the index lets one node work at a
+/// time.
 pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
     let owner = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
     let mut state = State::default();
@@ -156,7 +160,8 @@ pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
     let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
 }
 
-/// How long the first round waits: until an interval has passed since the last one, whichever process made it.
+/// How long the first round waits: until an interval has passed since the last round of any
+/// process.
 async fn first_wait(parts: &RenewalParts) -> Result<Duration> {
     let soon = FIRST_ROUND.min(parts.interval / 10);
     let last = parts.index.note(ROUND_NOTE).await?;
@@ -204,7 +209,8 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<(
         .await
 }
 
-/// Learns which epoch other nodes and earlier processes have seen, and tells them of a later one.
+/// Learns the epoch that other nodes and earlier processes have seen, and notes a later one for
+/// them.
 async fn share_epoch(parts: &RenewalParts, state: &mut State) -> Result<()> {
     if state.noted_epoch.is_none() {
         let note = parts.index.note(EPOCH_NOTE).await?;
@@ -229,8 +235,8 @@ async fn share_epoch(parts: &RenewalParts, state: &mut State) -> Result<()> {
     }
 }
 
-/// Goes through the blobs that end soon by their end epochs, and of which `expires_at` says nothing or something
-/// else. False: the lease is lost.
+/// Goes through the blobs that end soon by their end epochs, and whose `expires_at` is missing or
+/// differs. Returns false if the lease is lost.
 async fn audit(
     parts: &RenewalParts,
     owner: &str,
@@ -249,7 +255,7 @@ async fn audit(
     loop {
         let ending = parts.index.ending_by(epoch, after.as_deref(), PAGE).await?;
         for item in &ending {
-            // Each store tells the epoch anew, perhaps an earlier one than was thought.
+            // Each store tells the epoch anew; it may be an earlier one than was assumed.
             let end = u64::try_from(item.end_epoch).unwrap_or(0);
             let is_due = ends_within().is_some_and(|epoch| end <= epoch);
             if !is_due || !done.insert(item.blob_id.clone()) {
@@ -268,9 +274,10 @@ async fn audit(
     Ok(true)
 }
 
-/// Renews a few blobs whose `expires_at` is missing or cannot be true, so that a store tells the epoch: no node
-/// has noted one, and this one has stored nothing yet. Each look goes on where the one before it ended, since
-/// any number of blobs that tell nothing may come first. False: the lease is lost.
+/// Renews a few blobs whose `expires_at` is missing or cannot be true, so that a store tells the
+/// epoch: no node has noted one, and this one has stored nothing yet. Each look goes on where the
+/// one before it ended, since any number of blobs that tell nothing may come first. Returns false
+/// if the lease is lost.
 async fn probe(
     parts: &RenewalParts,
     owner: &str,
@@ -367,8 +374,8 @@ async fn attend(
     Ok(turn)
 }
 
-/// Keeps the lease alive while a blob travels, which may take longer than the lease. `taken`: it was taken no
-/// earlier than then.
+/// Keeps the lease alive while a blob travels, which may take longer than the lease lasts. `taken`:
+/// a moment that is not after the lease was taken.
 async fn with_lease<T>(
     parts: &RenewalParts,
     owner: &str,
@@ -382,8 +389,8 @@ async fn with_lease<T>(
     }
 }
 
-/// Prolongs the lease until that fails. An index that does not answer at once is asked again as long as the
-/// lease lasts: the upload under way may be paid for already.
+/// Prolongs the lease until that fails, and returns the error. An index that does not answer at
+/// once is asked again as long as the lease lasts: the upload under way may be paid for already.
 async fn lease_lost(parts: &RenewalParts, owner: &str, taken: Instant) -> Error {
     let mut held_until = taken + LEASE_TTL;
     let mut pause = LEASE_TTL / 3;
@@ -505,8 +512,9 @@ async fn renew_blob(
     Ok(outcome)
 }
 
-/// The bytes of a blob, and the rows that do not fit them. Paying for wrong bytes would let the right ones
-/// lapse, so every aggregator is asked for bytes that fit in every respect before others are taken.
+/// The bytes of a blob, and the rows that do not fit them. Paying for wrong bytes would let the
+/// right ones lapse, so all aggregators are asked for bytes that fit all rows before other bytes
+/// are taken.
 async fn right_bytes(
     parts: &RenewalParts,
     item: &RenewItem,

@@ -12,16 +12,17 @@ use crate::log::{Level, Log};
 
 use super::PAGE;
 
-/// How often it is looked.
+/// The time between two looks.
 const INTERVAL: Duration = Duration::from_secs(6 * 3600);
-/// The first look comes so long after the start.
+/// The first look comes this long after the start.
 const FIRST: Duration = Duration::from_secs(1);
 
-/// The lines of configuration that let a node renew what it stores, and the one for a node that need not.
+/// The lines of configuration that let a node renew the blobs it stores, and the line for a node
+/// that need not.
 const RENEW: &str = "\"renewIntervalSeconds\": 3600";
 const LEAVE: &str = "if another node renews this table, \"disableFlush\": true";
 
-/// What is said at the start of a node that cannot renew, or does not; `None` if it does.
+/// The log line at the start of a node that cannot renew, or does not; `None` if it does.
 pub(crate) fn complaint(epochs: u32, epoch: Duration, interval: Duration) -> Option<String> {
     if epoch.is_zero() {
         return Some(format!(
@@ -48,7 +49,8 @@ fn days(time: Duration) -> String {
     }
 }
 
-/// Looks every few hours for blobs that end within the lead, on a node that renews nothing, until stopped.
+/// Looks every few hours for blobs that end within the lead, on a node that renews nothing, until
+/// stopped.
 pub(crate) async fn watch(
     index: Arc<dyn Index>,
     clock: Arc<dyn Clock>,
@@ -63,7 +65,7 @@ pub(crate) async fn watch(
             () = tokio::time::sleep(wait) => {}
         }
         wait = INTERVAL;
-        // An index that does not answer is told of elsewhere.
+        // An index that does not answer is reported elsewhere.
         let looked: Result<Vec<RenewItem>> = tokio::select! {
             () = stop.cancelled() => return,
             due = caught(index.due_for_renewal(clock.now() + lead, None, PAGE)) => due,
@@ -74,7 +76,7 @@ pub(crate) async fn watch(
     }
 }
 
-/// What is said of blobs that end soon, the first one first.
+/// The log line about blobs that end soon, the first one first.
 fn ending(due: &[RenewItem], now: SystemTime) -> Option<String> {
     let first = due.first()?;
     let blobs = match due.len() {

@@ -1,12 +1,19 @@
 //! The direct path: blocks of concurrent writers are gathered into packs, stored and indexed.
 //!
 //! Kubo's batches are small (16 blocks on two cores, single blocks for small files), while a blob
-//! is billed at least 63 MiB encoded and an upload takes seconds. So a pack is filled from
-//! whatever writers are waiting: the first block of a pack waits a short linger for company, and
-//! for a free upload slot; a pack is closed when it reaches its ceiling.
+//! is billed at least 63 MiB encoded and an upload takes seconds. So a pack is filled with the
+//! blocks of all waiting writers: the first block of a pack waits a short linger for more blocks,
+//! and for a free upload slot; a pack is closed when it reaches its ceiling.
 //!
-//! A writer may leave at any time: its blocks are left out of packs that are not sent yet and get no rows, and a
-//! pack whose writers have all left is given up while it is being sent.
+//! A writer may give up at any time: its blocks are left out of packs that are not sent yet and get
+//! no rows. A pack whose writers have all given up is dropped while it is being sent.
+//!
+//! Invariant: the keys of a block stay locked (`Pending::_guard`) until the block has its outcome,
+//! so that a row of an upload that was given up cannot be written after a later put or deletion of
+//! the same key.
+//!
+//! Lock order: the tasks here hold key guards that the writers have taken. They hold no other lock
+//! across an `await`, and no two at a time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,7 +37,8 @@ use crate::locks::KeyGuard;
 use crate::log::Level;
 use crate::walrus::Body;
 
-/// The linger is this share of a typical upload: nobody waits noticeably longer for the company.
+/// The linger is this share of the time of a typical upload, so that it adds little to the wait of
+/// a writer.
 const LINGER_SHARE: f64 = 0.05;
 const LINGER_MIN: Duration = Duration::from_micros(500);
 const LINGER_MAX: Duration = Duration::from_millis(200);
@@ -39,7 +47,7 @@ const LINGER_MAX: Duration = Duration::from_millis(200);
 pub(crate) struct NewBlock {
     pub(crate) key: String,
     pub(crate) value: Bytes,
-    /// What the index holds under the key now.
+    /// The usage of the row that the index holds under the key now.
     pub(crate) replaces: Usage,
 }
 
@@ -64,7 +72,7 @@ impl Parcel for Pending {
     }
 }
 
-/// Takes blocks from any number of writers.
+/// Takes blocks from any number of writers, and packs and uploads them.
 pub(crate) struct Packer {
     queue: Mutex<Option<mpsc::UnboundedSender<Vec<Pending>>>>,
     gatherer: Mutex<Option<JoinHandle<()>>>,
@@ -84,8 +92,11 @@ impl Packer {
         }
     }
 
-    /// Hands blocks over; what is returned resolves when all of them are stored and indexed.
+    /// Hands blocks over. The returned value resolves when all of them are stored and indexed.
     /// `guard` holds the blocks' keys.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub(crate) fn submit(&self, blocks: Vec<NewBlock>, guard: Arc<KeyGuard>) -> Result<Waiting> {
         let (ticket, waiting) = Ticket::new(blocks.len());
         let pending = blocks
@@ -220,14 +231,14 @@ async fn upload(shared: Arc<Shared>, pack: Vec<Pending>, permit: Permit) {
     permit.report(store.throttled() != throttled_before);
 }
 
-/// Returns once every caller with blocks in this pack has left.
+/// Returns once all callers with blocks in this pack have given up.
 async fn abandoned(pack: &[Pending]) {
     for pending in pack {
         pending.ticket.given_up().await;
     }
 }
 
-/// Blocks that get an outcome whatever happens, a panic or a dropped task included.
+/// Blocks that get an outcome in every case, a panic or a dropped task included.
 struct Settling(Vec<Pending>);
 
 impl Settling {
@@ -268,9 +279,9 @@ async fn store_and_place(shared: &Shared, pack: Settling) {
         let started = Instant::now();
         let sent = tokio::select! {
             sent = shared.uploader.store(&part.0) => sent,
-            // All writers have left: stop sending and paying. Once the rows are being
+            // All writers have given up, so sending and paying stop. Once the rows are being
             // written it is too late for that: the keys stay locked until the outcome is known, or
-            // the write might land after a later one.
+            // the rows might be written after a later put.
             () = abandoned(&part.0) => continue,
         };
         match sent {
@@ -291,7 +302,7 @@ async fn store_and_place(shared: &Shared, pack: Settling) {
     }
 }
 
-/// Writes the rows of a certified pack. Blocks whose writer left meanwhile get none.
+/// Writes the rows of a certified pack. Blocks whose writer has given up meanwhile get none.
 async fn place(uploader: &Uploader, pack: &Pack, blocks: &[Pending]) -> Result<()> {
     let replaced = |pending: &Pending| {
         let wanted = !pending.ticket.is_given_up();

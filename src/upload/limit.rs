@@ -1,15 +1,15 @@
-//! How many uploads may run at once: additive increase while the publisher keeps up,
-//! multiplicative decrease when it answers 429 or 503.
+//! The limit of concurrent uploads: additive increase while the publisher keeps up, multiplicative
+//! decrease when it answers 429 or 503.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::sync::{Mutex, Notify};
 
-/// What a stock publisher takes at once (eight sub-wallets); the start value.
+/// The start value: as many as a stock publisher takes at once (eight sub-wallets).
 const START: f64 = 8.0;
-/// Cut to this share on overload (what JuiceFS and others settled on), at most once a second:
-/// the answers of one burst are one signal.
+/// On overload the limit is cut to this share (as in JuiceFS and others), at most once in
+/// `DECREASE_PAUSE`: the answers of one burst are one signal.
 const DECREASE: f64 = 0.7;
 const DECREASE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -57,7 +57,7 @@ impl UploadLimit {
                 if state.running < state.limit as usize {
                     state.running += 1;
                     if state.running < state.limit as usize {
-                        // The limit may have grown: the next in line has a place too.
+                        // The limit may have grown, so the next waiting upload has a place too.
                         self.0.freed.notify_one();
                     }
                     return Permit(Arc::clone(&self.0));
@@ -75,7 +75,8 @@ impl UploadLimit {
 }
 
 impl Permit {
-    /// Notes how the upload went; `throttled` if the publisher asked for less meanwhile.
+    /// Adjusts the limit after an upload; `throttled` if the publisher asked for fewer uploads
+    /// meanwhile.
     pub(crate) fn report(&self, throttled: bool) {
         let mut state = self.0.state.lock();
         if throttled {
@@ -88,7 +89,7 @@ impl Permit {
                 state.last_decrease = Some(now);
             }
         } else if state.running + 1 >= state.limit as usize {
-            // One more after each full round that was really in use.
+            // The limit grows by one after each full round of uploads that used all places.
             state.limit = (state.limit + 1.0 / state.limit).min(self.0.ceiling);
         }
     }
@@ -136,7 +137,8 @@ mod tests {
         assert_eq!(limit.snapshot(), (10, 10));
     }
 
-    /// The gatherer gives up waiting now and then, as it does when blocks come in: no place is lost.
+    /// The gatherer gives up waiting now and then, as it does when blocks come in. No place is lost
+    /// by that.
     #[test]
     fn every_order_uses_and_frees_all_places() {
         explore(5_000, |random| {
@@ -148,7 +150,7 @@ mod tests {
                 let patience: Vec<_> = (0..12).map(|_| random.random_range(0..3)).collect();
                 async move {
                     for turns in patience {
-                        // Waits twice at least: given up once, the place is still to be had.
+                        // A permit whose wait was given up once can still be had.
                         let permit = tokio::select! {
                             biased;
                             permit = limit.acquire() => permit,
@@ -186,8 +188,8 @@ mod schedules {
     use shuttle::future::{block_on, yield_now};
     use shuttle::thread;
 
-    /// However uploads, reports and givers-up interleave: never more permits than the limit was at
-    /// most, and nobody waits for ever.
+    /// In every interleaving of uploads, reports and waits that are given up, there are never more
+    /// permits than the highest limit, and no upload waits for ever.
     #[test]
     fn nobody_waits_for_ever() {
         explore(6_000, || {
@@ -223,8 +225,8 @@ mod schedules {
         });
     }
 
-    /// Two places that become free at the same time are both taken, although only one wake-up is kept
-    /// for those who are about to wait.
+    /// Two places that become free at the same time are both taken, although only one wake-up is
+    /// kept for uploads that are about to wait.
     #[test]
     fn no_place_stays_free() {
         explore(6_000, || {

@@ -3,18 +3,19 @@
 //! | module | holds |
 //! |---|---|
 //! | `gather` | the direct path: packs of the blocks that writers wait for |
-//! | `ticket` | what such a writer waits on |
+//! | `ticket` | the outcome that such a writer waits for |
 //! | `limit` | how many uploads run at once |
-//! | `order` | in which order the blocks of a pack are read |
-//! | `format` | how the blocks lie in a pack, and what is read back of it |
+//! | `order` | the order in which the blocks of a pack are read |
+//! | `format` | the layout of a pack, and which part of it is read back |
 //!
-//! This module holds the one way itself: [`Uploader::is_stored`] leaves out what needs no upload,
-//! [`Uploader::store`] makes a blob of blocks, [`Uploader::place`] writes their rows. Its users are the direct path
-//! (its blocks may be given up while they are under way), the journal (it tries for ever, writes rows only for what
-//! is still current, and has the pack read back) and renewal (it stores a blob as it is).
+//! This module holds the steps that all uploads share: [`Uploader::is_stored`] leaves out blocks
+//! that need no upload, [`Uploader::store`] makes a blob of blocks, [`Uploader::place`] writes
+//! their rows. Its users are the direct path (its blocks may be given up while they are under way),
+//! the journal (it tries for ever, writes rows only for blocks that are still current, and has the
+//! pack read back) and renewal (it stores a blob unchanged).
 //!
-//! The order is: upload first, index second. A failure between the two leaves a blob without a row, never a
-//! row without a blob.
+//! The order is: upload first, index second. A failure between the two leaves a blob without a row,
+//! never a row without a blob.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -37,7 +38,7 @@ pub(crate) use format::{Format, Parcel, Place};
 pub(crate) use gather::{NewBlock, Packer};
 use limit::UploadLimit;
 
-/// What all uploads of a datastore share.
+/// The parts and settings that all uploads of a datastore share.
 pub(crate) struct Uploader {
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) index: Arc<dyn Index>,
@@ -51,21 +52,22 @@ pub(crate) struct Uploader {
     /// The configured ceiling of a pack (bytes).
     pub(crate) target_bytes: u64,
     pub(crate) limit: UploadLimit,
-    /// Rows that end sooner than this do not count as stored.
+    /// Rows whose storage ends sooner than this do not count as stored.
     pub(crate) fresh_for: Duration,
 }
 
-/// What became of a pack that was sent.
+/// The outcome of a pack that was sent.
 pub(crate) enum Sent {
     Stored(Pack),
-    /// No publisher takes so much. The blocks from this number on are to be sent by themselves.
+    /// No publisher takes so many bytes. The blocks from this number on are to be sent by
+    /// themselves.
     TooLarge(usize),
     Failed(Error),
 }
 
 /// A certified pack.
 pub(crate) struct Pack {
-    /// The row of each of its blocks, but for the place.
+    /// The row of each of its blocks, without the block's place.
     row: Record,
     /// Where the blocks lie, in the order in which they were given.
     pub(crate) places: Vec<Place>,
@@ -85,12 +87,13 @@ impl Uploader {
         self.target_bytes.min(self.store.size_limit()).max(1)
     }
 
-    /// Whether a value of `len` bytes is stored already, so that it needs no upload. `row` is what the index, and
-    /// not memory, holds under its key. `same` is what the caller knows beyond the row: that whatever lies there
-    /// under this key is this value (the key names the content) and that it can be read.
+    /// Whether a value of `len` bytes is stored already, so that it needs no upload. `row` is the
+    /// row that the index, and not memory, holds under its key. `same` is the caller's knowledge
+    /// beyond the row: that the bytes stored under this key are this value (the key names the
+    /// content) and that they can be read.
     ///
-    /// The row counts if it has the value's length, is not of a block that a Go node has staged, does not end too
-    /// soon, and points at a blob that no read has shown to be gone.
+    /// The row counts if it has the value's length, is not of a block that a Go node has staged,
+    /// does not end too soon, and points at a blob that no read has shown to be gone.
     pub(crate) fn is_stored(&self, row: Option<&Record>, len: u64, same: bool) -> bool {
         row.is_some_and(|row| {
             same && i64::try_from(len) == Ok(row.size)
@@ -125,7 +128,8 @@ impl Uploader {
         }
     }
 
-    /// Takes note that a blob was certified. Returns the row of a block in it, but for the block's place.
+    /// Notes that a blob was certified. Returns the row of a block in it, without the block's
+    /// place.
     pub(crate) fn certified(&self, stored: &StoreResult, options: StoreOptions) -> Record {
         self.gone.remove(&stored.blob_id);
         Record {
@@ -137,11 +141,13 @@ impl Uploader {
         }
     }
 
-    /// When the storage of a blob just stored ends, as far as its answer tells.
+    /// When the storage of a blob that was just stored ends, as far as the publisher's answer
+    /// tells.
     fn expiry(&self, stored: &StoreResult, epochs: u32) -> Option<SystemTime> {
         let now = self.clock.now();
         match stored.start_epoch {
-            // An end that is farther away than what was asked for is no reason to renew later.
+            // An end that is later than the epochs that were asked for does not make the renewal
+            // later.
             Some(start) => {
                 let asked = start.saturating_add(u64::from(epochs));
                 let end = stored.end_epoch.min(asked);
@@ -151,8 +157,9 @@ impl Uploader {
         }
     }
 
-    /// Writes the rows of a pack's blocks, all or none, and counts what they change. `replaced` holds for each
-    /// block what its row takes the place of; a block with `None` gets no row.
+    /// Writes the rows of a pack's blocks, all or none, and counts the change of the totals.
+    /// `replaced` holds for each block the usage of the row that its own replaces; a block with
+    /// `None` gets no row.
     pub(crate) async fn place<P: Parcel>(
         &self,
         pack: &Pack,
@@ -180,7 +187,7 @@ impl Uploader {
     }
 }
 
-/// What a row counts for in the totals.
+/// The blocks and bytes that a row adds to the totals.
 pub(crate) fn usage_of(row: Option<&Record>) -> Usage {
     row.map_or(Usage::default(), |row| Usage {
         blocks: 1,
@@ -188,8 +195,8 @@ pub(crate) fn usage_of(row: Option<&Record>) -> Usage {
     })
 }
 
-/// Where to cut a list of at least two lengths, so that half of the bytes are passed and both parts
-/// hold at least one.
+/// Where to cut a list of at least two lengths, so that the first part holds half of the bytes and
+/// both parts hold at least one length.
 fn middle(lengths: impl ExactSizeIterator<Item = u64> + Clone) -> usize {
     let total: u64 = lengths.clone().sum();
     let most = lengths.len() - 1;

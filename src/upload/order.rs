@@ -1,14 +1,14 @@
-//! In which order the blocks of a pack lie: as their file is read, as far as nodes tell.
+//! The order of the blocks of a pack: as their file is read, as far as dag-pb nodes tell.
 //!
-//! Kubo hands blocks over in batches of a few MiB, within which they are sorted by their hashes, and a
-//! node comes after the blocks it links to. In such an order a reader of a file jumps about in each
-//! batch, and what it will want next cannot be told from where it was.
+//! Kubo hands blocks over in batches of a few MiB, within which they are sorted by their hashes,
+//! and a node comes after the blocks it links to. In such an order the reads of a file jump about
+//! in each batch, and the next read cannot be predicted from the one before.
 
 use std::collections::HashMap;
 
 use crate::dag::{self, Nodes};
 
-/// See the module.
+/// Learns the links of dag-pb nodes and arranges blocks by them.
 pub(crate) struct Order {
     nodes: Nodes,
 }
@@ -20,20 +20,20 @@ impl Order {
         }
     }
 
-    /// Whether a block that begins so may be a node.
+    /// Whether a block whose first byte is `first` may be a dag-pb node with links.
     pub(crate) fn may_be_node(first: u8) -> bool {
         first == dag::LINKS_FIRST
     }
 
-    /// Takes note of a block's links, if it is a node that has some.
+    /// Remembers a block's links, if it is a dag-pb node that has some.
     pub(crate) fn learn(&mut self, key: &str, block: &[u8]) {
         if let Some(links) = dag::links(block) {
             self.nodes.learn(key, &links);
         }
     }
 
-    /// Puts blocks in order: files as they come, each with a node before what it links to. Blocks that no
-    /// known node links to stay as they are.
+    /// Puts blocks in order: the files in the order in which they come, and within a file each node
+    /// before the blocks it links to. Blocks that no known node links to keep their order.
     pub(crate) fn arrange<T>(&self, blocks: &mut Vec<T>, key: impl Fn(&T) -> &str) {
         let mut tops = HashMap::new();
         let mut ranked: Vec<_> = blocks

@@ -1,4 +1,9 @@
-//! What a writer waits on while its blocks travel in one or several packs.
+//! The outcome of a write call, for which a writer waits while its blocks travel in one or several
+//! packs.
+//!
+//! The ticket counts the blocks that are not settled yet. The last one sends the outcome: the first
+//! error, if there was one. The packs learn from a token whether the caller has given up. The only
+//! lock, [`Ticket::outcome`], is not held across an `await`.
 
 use std::sync::Arc;
 
@@ -54,7 +59,7 @@ impl Ticket {
         self.given_up.cancelled().await;
     }
 
-    /// Notes that one block is done; the first error is the call's.
+    /// Notes that one block is settled. The first error becomes the error of the call.
     pub(super) fn finish_one(&self, result: std::result::Result<(), &Error>) {
         if let Err(e) = result {
             self.outcome.lock().error.get_or_insert_with(|| e.clone());
@@ -95,8 +100,8 @@ mod tests {
     use crate::interleave::{droppable, explore, lasting, pause};
     use rand::RngExt;
 
-    /// The outcome comes once, when all blocks are done, and tells of a failure; packs learn of a
-    /// caller that has left.
+    /// The outcome comes once, when all blocks are settled, and it is an error if a block failed.
+    /// Packs learn of a caller that has given up.
     #[test]
     fn every_order_has_one_outcome() {
         explore(20_000, |random| {
@@ -133,8 +138,8 @@ mod schedules {
     use crate::schedules::{below, explore};
     use shuttle::thread;
 
-    /// Packs that end at the same time on several threads: one outcome, after the last of them, and it
-    /// tells of any failure.
+    /// Packs that end at the same time on several threads: there is one outcome, after the last of
+    /// them, and it is an error if any of them failed.
     #[test]
     fn one_outcome_after_the_last() {
         explore(8_000, || {

@@ -1,4 +1,5 @@
-//! One block after another, in the order in which they are read, and nothing else.
+//! The format that is one block after another, in the order in which they are read, and nothing
+//! else.
 
 use super::{Body, Layout, Parcel, Place};
 
@@ -15,7 +16,8 @@ pub(super) fn lay_out<P: Parcel>(blocks: &[P]) -> (Body, Layout) {
     (body, Layout { places, len })
 }
 
-/// The last block, with its number: a blob that was cut short has no such range. `None` where no block has bytes.
+/// The last block, with its number: a blob that was cut short has no such range. `None` where no
+/// block has bytes.
 pub(super) fn proof(places: &[Place]) -> Option<(usize, Place)> {
     let with_bytes = places.iter().copied().enumerate();
     with_bytes

@@ -1,11 +1,13 @@
-//! How blocks lie in a pack: the seam between what travels and what lies on Walrus.
+//! The layout of blocks in a pack: the seam between the blocks that travel and the bytes on Walrus.
 //!
 //! A format decides three things.
-//! - **Layout**: in which order the blocks lie, and which bytes lie before, between and after them. It sees all
-//!   blocks before the first byte is sent, so a header and an index may depend on all of them. It may also ask the
-//!   publisher for something else than a plain blob; where the blocks lie may then be known from the answer alone.
-//! - **Places**: where each block lies. Rows hold places, and a place can be read without knowing the format.
-//! - **Proof**: what is read back of a stored pack to know that aggregators give all of it.
+//! - **Layout**: in which order the blocks lie, and which bytes lie before, between and after them.
+//!   It sees all blocks before the first byte is sent, so a header and an index may depend on all
+//!   of them. It may also ask the publisher for something else than a plain blob; the places of the
+//!   blocks may then be known from the answer alone.
+//! - **Places**: where each block lies. Rows hold places, and a place can be read without knowing
+//!   the format.
+//! - **Proof**: which part of a stored pack is read back to know that aggregators give all of it.
 //!
 //! | format | layout |
 //! |---|---|
@@ -26,7 +28,7 @@ pub(crate) trait Parcel: Sync {
     /// Length of its value (bytes).
     fn len(&self) -> u64;
 
-    /// Appends its value to what is sent.
+    /// Appends its value to the body that is sent.
     fn append_to(&self, body: &mut Body);
 }
 
@@ -91,8 +93,8 @@ impl Format {
         Ok((walrus.store(body, options).await?, layout))
     }
 
-    /// Which block is to be read back, and from where, to know that aggregators give the whole of a stored pack. `None`
-    /// where there is nothing to read.
+    /// The block that is to be read back, by its number and place, to know that aggregators give
+    /// the whole of a stored pack. `None` if no block has bytes.
     pub(crate) fn proof(self, places: &[Place]) -> Option<(usize, Place)> {
         match self {
             Format::Concat => concat::proof(places),
