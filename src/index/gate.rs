@@ -1,4 +1,6 @@
-//! Counts running calls, so that closing can wait for them and later calls are refused.
+//! Counts running calls. Closing waits for them, and calls that come later are refused.
+//!
+//! The state is behind one lock, which is held for no await and while no other lock is taken.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +14,7 @@ struct State {
     inside: usize,
 }
 
-/// See the module.
+/// Counts running calls until it is shut.
 #[derive(Default)]
 pub(super) struct Gate {
     state: Mutex<State>,
@@ -23,7 +25,8 @@ pub(super) struct Gate {
 pub(super) struct Pass(Arc<Gate>);
 
 impl Gate {
-    /// Lets a call in.
+    /// Lets a call in, or refuses it with [`crate::error::ErrorKind::Closed`] after
+    /// [`shut`](Self::shut).
     pub fn enter(self: &Arc<Self>) -> Result<Pass> {
         let mut state = self.state.lock();
         if state.closed {
@@ -38,7 +41,7 @@ impl Gate {
         self.state.lock().closed = true;
     }
 
-    /// Waits until the running calls have ended; false if they had not within `limit`.
+    /// Waits until the running calls have ended; false if they have not within `limit`.
     pub async fn emptied(&self, limit: Duration) -> bool {
         let wait = async {
             loop {
@@ -71,7 +74,8 @@ mod tests {
     use crate::interleave::{droppable, explore, lasting, pause};
     use rand::RngExt;
 
-    /// Who waits for the calls to end is woken by the last one, and nobody gets in afterwards.
+    /// In every order: the last call wakes the task that waits for the calls to end, and no call
+    /// gets in afterwards.
     #[test]
     fn every_order_empties() {
         explore(20_000, |random| {
@@ -111,7 +115,8 @@ mod schedules {
     use crate::sync::atomic::{AtomicUsize, Ordering};
     use shuttle::thread;
 
-    /// Whoever closes sees the last call out, on whatever threads they run, and nobody gets in after it.
+    /// The thread that closes sees the last call out, on whichever threads the calls run, and no
+    /// call gets in after it.
     #[test]
     fn closing_sees_the_last_call_out() {
         explore(8_000, || {
