@@ -1,6 +1,8 @@
 //! Counts running calls. Closing waits for them, and calls that come later are refused.
 //!
-//! The state is behind one lock, which is held for no await and while no other lock is taken.
+//! The state is behind one lock, which is held for no await. The last call tells [`Notify`] under
+//! it. The closing task registers with [`Notify`] before it looks at the state, so that it misses
+//! no such call.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,8 +9,8 @@
 //! before it begins and until it ends.
 //!
 //! **Invariants.**
-//! - Only the `find` methods that are not `find_anew`, and [`Lookups::cached`], answer from memory;
-//!   the methods of [`Rows`] ask the index.
+//! - Only `find`, `find_many`, `find_each` and `cached` answer from memory; all other methods ask
+//!   the index.
 //! - Every reader that remembers rows takes its [`Moment`] before it reads them.
 //! - The keys of a combined deletion are announced for as long as the query runs, also when its
 //!   callers have left.
