@@ -73,8 +73,7 @@ impl Moment {
     }
 }
 
-/// Most epochs that may pass between two sightings when the length of an epoch is
-/// unknown.
+/// Most epochs that may pass between two sightings when the length of an epoch is unknown.
 const STEP: u64 = 64;
 
 impl Seen {
