@@ -24,7 +24,7 @@
 #define WALRUSDS_OP_PUT 1
 
 /*
- Operation of a batch: remove `key` (an unknown key is fine); `value` is ignored.
+ Operation of a batch: remove `key` (an unknown key is no error); `value` is ignored.
  */
 #define WALRUSDS_OP_DELETE 2
 
@@ -115,12 +115,12 @@
 #define WALRUSDS_DISK 15
 
 /*
- Condition on a key: it is `text`. Keys compare by their bytes.
+ Condition on a key: it equals `text`. Keys compare by their bytes.
  */
 #define WALRUSDS_KEY_EQUAL 1
 
 /*
- Condition on a key: it is not `text`.
+ Condition on a key: it does not equal `text`.
  */
 #define WALRUSDS_KEY_NOT_EQUAL 2
 
@@ -130,7 +130,7 @@
 #define WALRUSDS_KEY_LESS 3
 
 /*
- Condition on a key: it comes before `text` or is it.
+ Condition on a key: it comes before `text` or equals it.
  */
 #define WALRUSDS_KEY_LESS_OR_EQUAL 4
 
@@ -140,7 +140,7 @@
 #define WALRUSDS_KEY_GREATER 5
 
 /*
- Condition on a key: it comes after `text` or is it.
+ Condition on a key: it comes after `text` or equals it.
  */
 #define WALRUSDS_KEY_GREATER_OR_EQUAL 6
 
@@ -150,7 +150,7 @@
 #define WALRUSDS_KEY_STARTS_WITH 7
 
 /*
- Bytes owned by the caller, to be given back with `walrusds_buf_free`. All zero when empty.
+ Bytes owned by the caller, who gives them back with `walrusds_buf_free`. All zero when empty.
  */
 typedef struct {
   /*
@@ -168,7 +168,7 @@ typedef struct {
 } walrusds_buf;
 
 /*
- Why a call failed. Free with `walrusds_error_free`.
+ The reason why a call failed. Free it with `walrusds_error_free`.
  */
 typedef struct {
   /*
@@ -186,7 +186,7 @@ typedef struct {
 } walrusds_error;
 
 /*
- How long a call may wait. Zero fields mean: no token, no deadline.
+ Limits on how long a call may wait. Zero fields mean: no token, no deadline.
  */
 typedef struct {
   /*
@@ -200,12 +200,12 @@ typedef struct {
 } walrusds_call;
 
 /*
- An open datastore; 0 is never one.
+ An open datastore; never 0.
  */
 typedef uint64_t walrusds_handle;
 
 /*
- A key to look up, and what was found. The key is borrowed for the call.
+ A key to look up, and the result. The key is borrowed for the call.
  */
 typedef struct {
   /*
@@ -217,12 +217,12 @@ typedef struct {
    */
   size_t key_len;
   /*
-   Filled in: the size in bytes of its value.
+   Filled in: the size of its value in bytes.
    */
   uint64_t size;
   /*
-   Filled in: `WALRUSDS_OK`, or why nothing can be said about this key alone
-   (`walrusds_get_size` tells more).
+   Filled in: `WALRUSDS_OK`, or the reason why this key alone could not be looked up
+   (`walrusds_get_size` gives the message).
    */
   int32_t code;
   /*
@@ -258,7 +258,7 @@ typedef struct {
 } walrusds_op;
 
 /*
- A cancel token; 0 is never one.
+ A cancel token; never 0.
  */
 typedef uint64_t walrusds_cancel_token;
 
@@ -271,7 +271,7 @@ typedef struct {
    */
   uint32_t kind;
   /*
-   What keys are compared with, UTF-8 without NUL.
+   The text that keys are compared with, UTF-8 without NUL.
    */
   const uint8_t *text;
   /*
@@ -281,7 +281,8 @@ typedef struct {
 } walrusds_key_condition;
 
 /*
- What a query lists. Borrowed for the call. All zero: everything, with values, in ascending order.
+ The options of a query. Borrowed for the call. All zero: every key, with values, in ascending
+ order.
  */
 typedef struct {
   /*
@@ -293,7 +294,7 @@ typedef struct {
    */
   size_t prefix_len;
   /*
-   Only keys that fulfil all of these.
+   Only keys that fulfil all of these conditions.
    */
   const walrusds_key_condition *conditions;
   /*
@@ -301,30 +302,30 @@ typedef struct {
    */
   size_t conditions_len;
   /*
-   From the last key to the first.
+   Whether to list from the last key to the first.
    */
   bool descending;
   /*
-   Leave the values out (no aggregator is asked).
+   Whether to leave the values out (no aggregator is asked).
    */
   bool keys_only;
   /*
-   With keys_only: sizes and expirations are not needed either; entries may have 0 for both. Many times
-   faster.
+   With keys_only: whether sizes and expirations may be left out, too; entries may have 0 for
+   both. Many times faster.
    */
   bool without_sizes;
   /*
-   Entries to skip.
+   Number of entries to skip.
    */
   uint64_t offset;
   /*
-   Entries at most; 0 = no limit.
+   Most entries to list; 0 = no limit.
    */
   uint64_t limit;
 } walrusds_query_options;
 
 /*
- A running query; 0 is never one.
+ A running query; never 0.
  */
 typedef uint64_t walrusds_query;
 
@@ -357,7 +358,7 @@ typedef struct {
    */
   int64_t expires_at;
   /*
-   `WALRUSDS_OK`, or why this entry's value could not be read.
+   `WALRUSDS_OK`, or the code of the error with which reading this entry's value failed.
    */
   int32_t code;
   /*
@@ -371,7 +372,7 @@ typedef struct {
 } walrusds_entry;
 
 /*
- Entries owned by the caller, to be given back with `walrusds_page_free`. All zero when empty.
+ Entries owned by the caller, who gives them back with `walrusds_page_free`. All zero when empty.
  */
 typedef struct {
   /*
@@ -389,17 +390,17 @@ typedef struct {
 } walrusds_page;
 
 /*
- A queue of calls that were started and not waited for; 0 is never one.
+ A queue of calls that were started and not waited for; never 0.
  */
 typedef uint64_t walrusds_queue;
 
 /*
- How a call ended that was started on a queue. `value` and `error` are the caller's, to be freed
- with `walrusds_buf_free` and `walrusds_error_free`.
+ The outcome of a call that was started on a queue. `value` and `error` belong to the caller, who
+ frees them with `walrusds_buf_free` and `walrusds_error_free`.
  */
 typedef struct {
   /*
-   What the call was started with.
+   The tag with which the call was started.
    */
   uint64_t tag;
   /*
@@ -411,7 +412,7 @@ typedef struct {
    */
   walrusds_buf value;
   /*
-   Whether the call succeeded, and why not.
+   The error of the call; its code is `WALRUSDS_OK` if the call succeeded.
    */
   walrusds_error error;
 } walrusds_completion;
@@ -426,7 +427,7 @@ extern "C" {
 uint32_t walrusds_abi_version(void);
 
 /*
- Checks a whole configuration (a JSON object) without opening anything, and gives what
+ Checks a whole configuration (a JSON object) without opening anything, and gives the part that
  identifies the data: a JSON object with exactly the keys aggregatorURL, publisherURL, table.
  */
 int32_t walrusds_disk_spec(const uint8_t *config,
@@ -442,7 +443,7 @@ int32_t walrusds_config_keys(walrusds_buf *out, walrusds_error *err);
 
 /*
  Opens a datastore: checks the configuration and connects to the index. Relative paths in the
- configuration are taken from `repo_path`. Close the handle with `walrusds_close`.
+ configuration are relative to `repo_path`. Close the handle with `walrusds_close`.
  */
 int32_t walrusds_open(const uint8_t *config,
                       size_t config_len,
@@ -454,7 +455,7 @@ int32_t walrusds_open(const uint8_t *config,
 
 /*
  Closes a datastore: new calls get `WALRUSDS_CLOSED`, calls in flight are waited for, running
- queries end. The handle is invalid afterwards, whatever the code; closing it again gives
+ queries end. The handle is invalid afterwards, with any return code; a second close gives
  `WALRUSDS_CLOSED`.
  */
 int32_t walrusds_close(walrusds_handle handle, walrusds_error *err);
@@ -505,8 +506,8 @@ int32_t walrusds_get_size(walrusds_handle handle,
                           walrusds_error *err);
 
 /*
- As `walrusds_get_size`, from memory alone: it never waits. `known` is false when memory does not
- tell; then `found` says nothing.
+ As `walrusds_get_size`, from memory alone: never waits. `known` is false when memory does not
+ hold the answer; `found` means nothing then.
  */
 int32_t walrusds_peek_size(walrusds_handle handle,
                            const uint8_t *key,
@@ -517,8 +518,7 @@ int32_t walrusds_peek_size(walrusds_handle handle,
                            walrusds_error *err);
 
 /*
- Looks many keys up at once, in one question to the index. On an error of the call nothing is
- filled in.
+ Looks many keys up with one question to the index. On an error of the call nothing is filled in.
  */
 int32_t walrusds_get_sizes(walrusds_handle handle,
                            const walrusds_call *call,
@@ -527,7 +527,7 @@ int32_t walrusds_get_sizes(walrusds_handle handle,
                            walrusds_error *err);
 
 /*
- Removes `key`; an unknown key is fine.
+ Removes `key`; an unknown key is no error.
  */
 int32_t walrusds_delete(walrusds_handle handle,
                         const walrusds_call *call,
@@ -546,7 +546,7 @@ int32_t walrusds_batch_commit(walrusds_handle handle,
                               walrusds_error *err);
 
 /*
- Returns when everything acknowledged before survives a power cut of this machine.
+ Returns when every write acknowledged before survives a power cut of this machine.
  */
 int32_t walrusds_sync(walrusds_handle handle,
                       const walrusds_call *call,
@@ -568,9 +568,10 @@ int32_t walrusds_disk_usage(walrusds_handle handle,
 int32_t walrusds_metrics(walrusds_handle handle, walrusds_buf *out, walrusds_error *err);
 
 /*
- Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or was, can be
- taken until there are none left; then the handle is `WALRUSDS_CLOSED`. A JSON object with `time_ms` (Unix, milliseconds),
- `level` ("error", "warn", "info") and `message`. `found` is false when there is none.
+ Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or
+ was closed, can be taken until none is left; then the handle is `WALRUSDS_CLOSED`. A line is a
+ JSON object with `time_ms` (Unix, milliseconds), `level` ("error", "warn", "info") and
+ `message`. `found` is false when there is none.
  */
 int32_t walrusds_log_next(walrusds_handle handle,
                           walrusds_buf *out,
@@ -578,12 +579,13 @@ int32_t walrusds_log_next(walrusds_handle handle,
                           walrusds_error *err);
 
 /*
- Makes a cancel token. Free it with `walrusds_cancel_free` once no call uses it any more.
+ Makes a cancel token. Free it with `walrusds_cancel_free` when no call uses it any more.
  */
 int32_t walrusds_cancel_new(walrusds_cancel_token *out, walrusds_error *err);
 
 /*
- Cancels every call that uses the token, now and later. May be called from any thread, and again.
+ Cancels every call that uses the token, now and later. May be called from any thread, and more
+ than once.
  */
 int32_t walrusds_cancel(walrusds_cancel_token token, walrusds_error *err);
 
@@ -593,18 +595,18 @@ int32_t walrusds_cancel(walrusds_cancel_token token, walrusds_error *err);
 int32_t walrusds_cancel_free(walrusds_cancel_token token, walrusds_error *err);
 
 /*
- Gives a buffer back and leaves an empty one. NULL and empty buffers are fine.
+ Frees a buffer and leaves an empty one. NULL and empty buffers are allowed.
  */
 void walrusds_buf_free(walrusds_buf *buf);
 
 /*
- Frees an error's message and leaves no error. NULL is fine.
+ Frees an error's message and leaves no error. NULL is allowed.
  */
 void walrusds_error_free(walrusds_error *error);
 
 /*
- Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
- meanwhile. End it with `walrusds_query_close`.
+ Starts a listing in the order of keys. No lock is held while it runs: keys may be put and
+ deleted meanwhile. End it with `walrusds_query_close`.
  */
 int32_t walrusds_query_open(walrusds_handle handle,
                             const walrusds_call *_call,
@@ -613,8 +615,8 @@ int32_t walrusds_query_open(walrusds_handle handle,
                             walrusds_error *err);
 
 /*
- The next entries, in memory of the library's until `walrusds_page_free`; none = the end. A
- value that cannot be read is its entry's own error. Calls on one query run one after another.
+ Gives the next entries, in memory of the library until `walrusds_page_free`; none = the end. An
+ error in reading a value is that entry's own error. Calls on one query run one after another.
  */
 int32_t walrusds_query_next(walrusds_query query,
                             const walrusds_call *call,
@@ -622,12 +624,12 @@ int32_t walrusds_query_next(walrusds_query query,
                             walrusds_error *err);
 
 /*
- Ends a query. The handle is invalid afterwards; closing it again gives `WALRUSDS_CLOSED`.
+ Ends a query. The handle is invalid afterwards; a second close gives `WALRUSDS_CLOSED`.
  */
 int32_t walrusds_query_close(walrusds_query query, walrusds_error *err);
 
 /*
- Gives a page back and leaves an empty one. NULL and empty pages are fine.
+ Frees a page and leaves an empty one. NULL and empty pages are allowed.
  */
 void walrusds_page_free(walrusds_page *page);
 
@@ -638,9 +640,9 @@ void walrusds_page_free(walrusds_page *page);
 int32_t walrusds_queue_new(walrusds_queue *out, walrusds_error *err);
 
 /*
- Begins what `walrusds_get` does. What needs no waiting is answered at once: `done` is true, and
- `out` and `found` are filled. Otherwise the outcome comes through `queue`, once, with `tag`. When
- this function fails, nothing comes.
+ Begins the same call as `walrusds_get`. A call that needs no waiting ends at once: `done` is
+ true, and `out` and `found` are filled. Otherwise the outcome comes through `queue`, once, with
+ `tag`. When this function fails, no outcome comes.
  */
 int32_t walrusds_get_start(walrusds_handle handle,
                            const walrusds_call *call,
@@ -654,9 +656,9 @@ int32_t walrusds_get_start(walrusds_handle handle,
                            walrusds_error *err);
 
 /*
- Begins what `walrusds_batch_commit` does, with a copy of the operations. When it is over at once,
- `done` is true. Otherwise the outcome comes through `queue`, once, with `tag`. When this function
- fails, nothing comes.
+ Begins the same call as `walrusds_batch_commit`, with a copy of the operations. If it ends at
+ once, `done` is true. Otherwise the outcome comes through `queue`, once, with `tag`. When this
+ function fails, no outcome comes.
  */
 int32_t walrusds_batch_start(walrusds_handle handle,
                              const walrusds_call *call,
@@ -668,8 +670,8 @@ int32_t walrusds_batch_start(walrusds_handle handle,
                              walrusds_error *err);
 
 /*
- Waits until calls that were started on this queue have ended, and gives up to `max` outcomes, in the
- order in which the calls ended.
+ Waits until calls that were started on this queue have ended, and gives up to `max` outcomes,
+ in the order in which the calls ended.
  */
 int32_t walrusds_queue_next(walrusds_queue queue,
                             const walrusds_call *call,
@@ -679,8 +681,9 @@ int32_t walrusds_queue_next(walrusds_queue queue,
                             walrusds_error *err);
 
 /*
- Closes a queue: whoever waits for outcomes gets `WALRUSDS_CLOSED`. Calls that were started go on
- (cancel those that shall not), and what they give is freed. The handle is invalid afterwards.
+ Closes a queue: threads that wait for outcomes get `WALRUSDS_CLOSED`. Calls that were started go
+ on (cancel them if they shall not), and their outcomes are freed. The handle is invalid
+ afterwards.
  */
 int32_t walrusds_queue_close(walrusds_queue queue, walrusds_error *err);
 

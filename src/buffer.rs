@@ -1,23 +1,23 @@
-//! Memory for blocks on their way, used again and again.
+//! Memory for blocks in transit, used again and again.
 //!
-//! A reader of a file needs a window of up to 16 MiB every few milliseconds, and lets go of one as
-//! often; a writer hands over batches of several MiB. From the allocator each would be pages that the
-//! system clears first, or a hole between others that it keeps: a quarter of a second of CPU per GiB, or
-//! a hundred MiB of memory too much.
+//! A reader of a file needs a window of up to 16 MiB every few milliseconds, and drops one as
+//! often; a writer hands over batches of several MiB. From the allocator each of them would consist
+//! of pages that the system clears first, or leave a hole between others that the allocator keeps:
+//! a quarter of a second of CPU per GiB, or a hundred MiB of memory too much.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// What is shorter is left to the allocator (bytes).
+/// Shorter buffers are left to the allocator (bytes).
 const LEAST: usize = 1 << 20;
 
 /// Capacities are multiples of this (bytes), so that windows of nearly the same length share.
 const UNIT: usize = 256 << 10;
 
-/// What lies idle at most (bytes).
+/// Most memory in idle buffers (bytes).
 const IDLE: usize = 32 << 20;
 
-/// Values that are copied together take a buffer for so many bytes.
+/// Values that are copied together take a buffer of this size (bytes).
 const TOGETHER: usize = 8 << 20;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool {
@@ -26,14 +26,14 @@ static POOL: Mutex<Pool> = Mutex::new(Pool {
 });
 
 struct Pool {
-    /// The one used last comes last.
+    /// Sorted by the time of last use, the latest last.
     idle: Vec<Vec<u8>>,
-    /// Their capacities.
+    /// The sum of their capacities (bytes).
     bytes: usize,
 }
 
 impl Pool {
-    /// One for `len` bytes that is not much too large.
+    /// Takes an idle buffer for `len` bytes that is not much too large.
     fn take(&mut self, len: usize) -> Option<Vec<u8>> {
         let fits = |buffer: &Vec<u8>| (len..=len + len / 8 + UNIT).contains(&buffer.capacity());
         let at = self.idle.iter().rposition(fits)?;
@@ -53,7 +53,8 @@ impl Pool {
     }
 }
 
-/// Bytes that are being gathered. Its memory goes back when it, or what was made of it, is dropped.
+/// Bytes that are being gathered. Its memory goes back to the pool when the buffer, or the `Bytes`
+/// made of it, is dropped.
 #[derive(Default)]
 pub(crate) struct Buffer(Vec<u8>);
 
@@ -92,7 +93,8 @@ impl From<Buffer> for Bytes {
     }
 }
 
-/// Copies of values, few of them in one piece of memory each: it is free when all of those are dropped.
+/// Copies values, a few in each piece of memory: a piece is free when all of its values are
+/// dropped.
 pub(crate) fn copies(values: &[&[u8]]) -> Vec<Bytes> {
     let mut copies = Vec::with_capacity(values.len());
     let mut rest = values;

@@ -23,14 +23,14 @@ impl Clock for SystemClock {
 
 /// Estimates when a blob's storage ends.
 ///
-/// The only time information Walrus gives over HTTP is in PUT answers: the epoch of the store and
-/// the exclusive end epoch. When an epoch began is not told, so the estimate is the earliest
-/// moment that is consistent with what was seen: renewing too early costs a little, too late
-/// loses data.
+/// The only time information that Walrus gives over HTTP is in PUT answers: the epoch of the store
+/// and the exclusive end epoch. They do not tell when an epoch began, so the estimate is the
+/// earliest moment that is consistent with the answers so far: renewing too early costs a little,
+/// too late loses data.
 ///
-/// Two things may be wrong. The machine's clock may jump, so the age of a sighting is measured by the
-/// monotonic clock as well. An answer may name an absurd epoch, so an epoch that cannot have been reached
-/// since the last sighting counts only when the next such answer agrees with it.
+/// Two sources may be wrong. The machine's clock may jump, so the age of a sighting is measured by
+/// the monotonic clock as well. An answer may name an absurd epoch, so an epoch that cannot have
+/// been reached since the last sighting counts only when the next such answer agrees with it.
 #[derive(Debug)]
 pub struct EpochClock {
     duration: Duration,
@@ -44,7 +44,7 @@ struct Seen {
     not_before: Option<Moment>,
     /// Last time the current epoch was seen to be `epoch`.
     last: Option<Moment>,
-    /// More than one answer agrees with `epoch`.
+    /// Whether more than one answer agrees with `epoch`.
     confirmed: bool,
     /// An epoch that one answer named and that does not fit `epoch`.
     odd: Option<u64>,
@@ -65,15 +65,15 @@ impl Moment {
         }
     }
 
-    /// How long ago it was. If the two clocks disagree, the longer time counts; a wall clock that lies
-    /// before the moment was set back.
+    /// The time since the moment. If the two clocks disagree, the longer time counts; a wall clock
+    /// that shows a time before the moment was set back.
     fn age(&self, now: SystemTime) -> Duration {
         let wall = now.duration_since(self.wall).unwrap_or_default();
         wall.max(self.steady.elapsed())
     }
 }
 
-/// So many epochs may pass between two sightings that nothing else is known about.
+/// Most epochs that may pass between two sightings when the length of an epoch is unknown.
 const STEP: u64 = 64;
 
 impl Seen {
@@ -89,10 +89,10 @@ impl Seen {
         current >= self.epoch && u128::from(current - self.epoch) <= passed
     }
 
-    /// Takes note that the epoch is said to be `current`.
+    /// Notes an answer that says that the epoch is `current`.
     fn note(&mut self, now: SystemTime, current: u64, duration: Duration) {
         if !self.may_be(now, current, duration) {
-            // A publisher that lags by one epoch, around a change.
+            // The answer of a publisher that lags by one epoch, around a change.
             if current + 1 == self.epoch && self.confirmed {
                 return;
             }
@@ -110,15 +110,15 @@ impl Seen {
         }
         self.odd = None;
         if current > self.epoch {
-            // The boundary lies after the last moment at which an older epoch was seen, if that
-            // was the one just before.
+            // The boundary lies after the last moment at which an older epoch was seen, if that was
+            // the epoch just before.
             self.not_before = self.last.filter(|_| current == self.epoch + 1);
             self.epoch = current;
         }
         self.last = Some(Moment::new(now));
     }
 
-    /// Epoch `epoch` began at most so long ago.
+    /// The longest time for which `epoch` may have lasted.
     fn age(&self, now: SystemTime, duration: Duration) -> Option<Duration> {
         let by_last = self.last?.age(now).saturating_add(duration);
         let by_boundary = self.not_before.map(|boundary| boundary.age(now));
@@ -127,7 +127,7 @@ impl Seen {
 }
 
 impl EpochClock {
-    /// `duration` zero: unknown, nothing is estimated.
+    /// Makes a clock for epochs of this length. With zero (unknown), nothing is estimated.
     pub fn new(duration: Duration) -> Self {
         EpochClock {
             duration,
@@ -155,21 +155,23 @@ impl EpochClock {
         begun.checked_add(self.duration.checked_mul(epochs)?)
     }
 
-    /// Whether a blob with this exclusive end epoch has certainly lapsed. Only what stores have told
-    /// counts, so "no" may mean "not known".
+    /// Whether a blob with this exclusive end epoch has certainly lapsed. Only epochs from answers
+    /// to stores count, so "no" may mean "not known".
     pub fn is_over(&self, end_epoch: u64) -> bool {
         end_epoch > 0 && self.seen.lock().epoch >= end_epoch
     }
 
-    /// The last end epoch that may begin within `lead` from now, judged by the epochs that were seen and
-    /// not by any clock at the moment of a store. `None` if no epoch was seen or its length is unknown.
+    /// The last end epoch that may begin within `lead` from now, judged by the epochs that were
+    /// seen and not by any clock at the moment of a store. `None` if no epoch was seen or its
+    /// length is unknown.
     pub fn ends_within(&self, now: SystemTime, lead: Duration) -> Option<u64> {
         if self.duration.is_zero() {
             return None;
         }
         let seen = self.seen.lock();
         let ahead = seen.age(now, self.duration)?.saturating_add(lead);
-        // Epoch `epoch + n` begins `n` epochs after `epoch` began: within the lead if that is less than `ahead`.
+        // Epoch `epoch + n` begins `n` epochs after `epoch` began: within the lead if that is less
+        // than `ahead`.
         let epochs = ahead.as_nanos().div_ceil(self.duration.as_nanos());
         let epochs = u64::try_from(epochs).unwrap_or(u64::MAX);
         Some(seen.epoch.saturating_add(epochs.saturating_sub(1)))
@@ -182,9 +184,9 @@ impl EpochClock {
         Some((seen.epoch, now - ago.min(since_epoch(now))))
     }
 
-    /// An epoch that an earlier process or another node saw. It counts until an answer disagrees with it. A
-    /// moment in the future says that the clock was wrong there: the epoch may have been seen long ago, so
-    /// many may have passed since.
+    /// Notes an epoch that an earlier process or another node saw. It counts until an answer
+    /// disagrees with it. A moment in the future shows that the clock was wrong there: the epoch
+    /// may have been seen long ago, so many may have passed since.
     pub fn was_seen(&self, now: SystemTime, epoch: u64, at: SystemTime) {
         let ago = now
             .duration_since(at)
@@ -204,8 +206,8 @@ impl EpochClock {
         }
     }
 
-    /// As [`expires_at`](Self::expires_at) for a blob that the network had already: its answer holds no current epoch, but
-    /// at least `epochs` were left.
+    /// As [`expires_at`](Self::expires_at), for a blob that the network had already: its answer
+    /// holds no current epoch, but at least `epochs` were left.
     pub fn expires_at_least(&self, now: SystemTime, epochs: u32) -> Option<SystemTime> {
         if self.duration.is_zero() {
             return None;
@@ -240,7 +242,7 @@ mod tests {
         // Epoch 8 began after 1000, so epoch 9 begins after 1100.
         assert_eq!(clock.expires_at(at(1010), 8, 9), Some(at(1100)));
         assert_eq!(clock.expires_at(at(1050), 8, 10), Some(at(1200)));
-        // A gap of epochs tells nothing.
+        // A gap of several epochs says nothing about when this one began.
         assert_eq!(clock.expires_at(at(2000), 20, 21), Some(at(2000)));
     }
 
@@ -249,7 +251,8 @@ mod tests {
         let clock = EpochClock::new(Duration::from_secs(100));
         clock.expires_at(at(1000), 7, 9);
         clock.expires_at(at(1010), 8, 10);
-        // Epoch 8 began after 1000, whatever this one says: so epoch 9 may begin at 1100.
+        // Epoch 8 began after 1000, even though this answer names epoch 7: so epoch 9 may begin at
+        // 1100.
         assert_eq!(clock.expires_at(at(1090), 7, 9), Some(at(1100)));
         assert_eq!(clock.expires_at(at(1090), 8, 9), Some(at(1100)));
     }
@@ -320,7 +323,8 @@ mod tests {
         other.was_seen(at(1450), epoch, seen_at);
         assert_eq!(other.ends_within(at(1450), lead), Some(13));
         let other = EpochClock::new(Duration::from_secs(100));
-        // Seen in the future: it may have been long ago, until a store tells.
+        // Seen in the future: it may have been long ago, until an answer to a store names the
+        // epoch.
         other.was_seen(at(500), epoch, seen_at);
         assert!(other.ends_within(at(500), lead) > Some(50));
         other.expires_at(at(500), 8, 10);

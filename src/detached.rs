@@ -1,4 +1,4 @@
-//! Work that is not given up together with whoever waits for it.
+//! Work that goes on when the task that waits for it gives up.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 
-/// Runs on the task that awaits it, which spares a task of its own and the way to another thread. When
-/// that task gives up midway, the rest runs to its end in the background.
+/// Work that runs on the task that awaits it, which saves a task of its own and the way to another
+/// thread. When that task gives up midway, the rest of the work runs to its end in the background.
 pub(crate) struct Detached<T: Send + 'static> {
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     begun: bool,
@@ -15,7 +15,7 @@ pub(crate) struct Detached<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> Detached<T> {
-    /// Must be called within a runtime, where what is left of the work will run.
+    /// Must be called within a runtime: the rest of abandoned work runs there.
     pub(crate) fn new(work: impl Future<Output = T> + Send + 'static) -> Self {
         Detached {
             work: Some(Box::pin(work)),
@@ -43,7 +43,7 @@ impl<T: Send + 'static> Future for Detached<T> {
 
 impl<T: Send + 'static> Drop for Detached<T> {
     fn drop(&mut self) {
-        // What was not begun has no effect that would have to be completed.
+        // Work that has not begun has no effect that would have to be completed.
         if let (Some(work), true) = (self.work.take(), self.begun) {
             self.runtime.spawn(work);
         }

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Holds the lock of a directory until dropped, or the process ends.
+/// The lock of a directory. It is held until this is dropped, or the process ends.
 #[derive(Debug)]
 pub(crate) struct DirLock(File);
 
@@ -26,8 +26,8 @@ impl DirLock {
         Ok(DirLock(file))
     }
 
-    /// As [`take`](Self::take), of a directory that may not be written to. `None`: it has no such file, so no
-    /// datastore has it open.
+    /// As [`take`](Self::take), for a directory that may not be written to. `None`: the directory
+    /// has no such file, so no datastore has it open.
     pub(crate) fn take_unchanged(dir: &Path) -> Result<Option<DirLock>, TryLockError> {
         let mut options = File::options();
         let opened = options.read(true).custom_flags(libc::O_NOFOLLOW);
@@ -41,14 +41,14 @@ impl DirLock {
         }
     }
 
-    /// The file, for whoever looks whether it is still the one in the directory.
+    /// The locked file, to check whether it is still the one in the directory.
     pub(crate) fn file(&self) -> &File {
         &self.0
     }
 }
 
-/// Puts a README with this text into a directory of ours. A link in its place is not followed: it may lead to
-/// a file of another program.
+/// Writes a README with this text into a directory of the datastore. A link in its place is not
+/// followed: it may lead to a file of another program.
 pub(crate) fn write_readme(dir: &Path, text: &str) -> io::Result<()> {
     let path = dir.join("README.txt");
     match std::fs::symlink_metadata(&path) {
@@ -64,8 +64,8 @@ pub(crate) fn write_readme(dir: &Path, text: &str) -> io::Result<()> {
 
 impl Drop for DirLock {
     fn drop(&mut self) {
-        // Closing is not enough: the lock is the open file's, and a child process that this one is just
-        // starting has that too, until it runs its own program.
+        // Closing is not enough: the lock belongs to the open file, which a child process that is
+        // being started by this one shares until it runs its own program.
         let _ = self.0.unlock();
     }
 }
@@ -97,7 +97,7 @@ mod tests {
             DirLock::take(dir.path()),
             Err(TryLockError::WouldBlock)
         ));
-        // As a child process would have it.
+        // The file as a child process would inherit it.
         let _inherited = lock.0.try_clone().unwrap();
         drop(lock);
         DirLock::take(dir.path()).unwrap();

@@ -1,5 +1,6 @@
-//! One error type for the whole engine: a kind a caller can act on, whether trying again can help,
-//! and a message for people. Messages never hold a password, a token or a URL with user info.
+//! The one error type of the whole engine: a kind on which a caller can act, whether trying again
+//! can help, and a message for people. Messages never hold a password, a token or a URL with user
+//! info.
 
 use std::any::Any;
 use std::fmt;
@@ -9,13 +10,14 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
-/// What went wrong, as far as a caller would act differently. The numbers are the C ABI's codes
+/// The kinds of errors, as far as a caller would act differently. The numbers are the C ABI's codes
 /// (`walrusds_code` in `include/walrusds.h`): never renumber, never reuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(i32)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The caller passed something the call cannot work with (a key with a NUL, a bad pointer, a bad handle).
+    /// The caller passed an argument that the call cannot work with (a key with a NUL, a bad
+    /// pointer, a bad handle).
     InvalidArgument = 1,
     /// A configuration key is missing, unknown, of the wrong type or out of range.
     Config = 2,
@@ -38,7 +40,7 @@ pub enum ErrorKind {
     TooLarge = 10,
     /// Known, but not supported by this version.
     Unsupported = 11,
-    /// Another process or node holds what was asked for (lock, lease).
+    /// Another process or node holds the resource (lock, lease).
     Locked = 12,
     /// A defect of this library; please report it.
     Internal = 13,
@@ -48,8 +50,9 @@ pub enum ErrorKind {
     Disk = 15,
 }
 
-/// The engine's error. `Display` is the message alone, which tells of the cause too; `source` gives the
-/// cause itself, where another library's error or the operating system's is behind it.
+/// The engine's error. `Display` shows the message alone, which includes the cause; `source`
+/// returns the cause itself, where there is an error of another library or of the operating system
+/// behind it.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -62,7 +65,7 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error that trying again will not cure.
+    /// An error that another try does not cure.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error {
             kind,
@@ -72,7 +75,7 @@ impl Error {
         }
     }
 
-    /// An error that may be gone when the same call is made again later.
+    /// An error that may not recur when the same call is made again later.
     pub fn retryable(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error {
             kind,
@@ -87,7 +90,7 @@ impl Error {
         Error::new(ErrorKind::Closed, format!("{what} is closed"))
     }
 
-    /// What a panic left behind, as an error.
+    /// The error for a panic with this payload.
     pub(crate) fn panicked(payload: &(dyn Any + Send)) -> Self {
         let what = payload
             .downcast_ref::<&str>()
@@ -100,7 +103,8 @@ impl Error {
         )
     }
 
-    /// The same error with its cause, which must not hold a secret: programs log whole chains of errors.
+    /// The same error with its cause, which must not hold a secret: programs log whole chains of
+    /// errors.
     #[must_use]
     pub(crate) fn caused_by(
         mut self,
@@ -141,7 +145,7 @@ impl Error {
 }
 
 /// Runs `work` to its end; a panic in it becomes an error. For tasks, where a panic would end more
-/// than the work that met it, and for what runs long without anybody looking.
+/// than the work in which it happened, and for long-running work whose end no caller checks.
 pub(crate) async fn caught<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let ended = AssertUnwindSafe(work).catch_unwind().await;
     ended.unwrap_or_else(|payload| Err(Error::panicked(payload.as_ref())))

@@ -12,7 +12,7 @@ macro_rules! failpoint {
     };
 }
 
-/// Every fail point, for tests to go through.
+/// The names of all fail points, for tests that try each of them.
 #[cfg(failpoints)]
 pub const FAILPOINTS: [&str; 32] = [
     "pack.gathered",

@@ -1,6 +1,6 @@
-//! Runs small sets of tasks in many orders and drops some of them midway, for tests of what waits by
-//! hand: a lost wake-up is a set of tasks of which none will ever be polled again. It tries orders of
-//! polls; what happens inside one poll is not taken apart.
+//! Runs small sets of tasks in many orders and drops some of them midway, for tests of code that
+//! polls and wakes by hand: after a lost wake-up the remaining tasks are never polled again. It
+//! tries orders of polls; it does not take a single poll apart.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Something to run.
+/// A task to run.
 pub(crate) struct Task {
     future: Pin<Box<dyn Future<Output = ()>>>,
     droppable: bool,
@@ -33,7 +33,7 @@ pub(crate) fn droppable(future: impl Future<Output = ()> + 'static) -> Task {
     }
 }
 
-/// Gives the others a chance, `times` times.
+/// Lets the other tasks run, `times` times.
 pub(crate) async fn pause(times: usize) {
     for _ in 0..times {
         let mut paused = false;
@@ -56,8 +56,8 @@ impl Wake for Woken {
     }
 }
 
-/// Runs what `make` gives in `orders` orders. Fails, naming the order, when tasks are left that wait
-/// for nothing.
+/// Runs the tasks that `make` returns, in `orders` orders. Fails, naming the order, when tasks are
+/// left that will never be woken.
 pub(crate) fn explore(orders: u64, make: impl Fn(&mut StdRng) -> Vec<Task>) {
     // Timers can be made, but never fire.
     let runtime = tokio::runtime::Builder::new_current_thread()

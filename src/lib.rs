@@ -1,8 +1,9 @@
 //! walrusds keeps the blocks of an IPFS node on Walrus, a decentralised blob store reached over
 //! HTTP, with an index key → (blob, offset, size) in Postgres or SQLite.
 //!
-//! [`WalrusDatastore`] is the whole; [`Client`] speaks to Walrus and [`Index`] is where blocks are
-//! found. C programs (and Kubo, through cgo) use the same engine by `include/walrusds.h`.
+//! [`WalrusDatastore`] is the whole datastore; [`Client`] speaks to Walrus and [`Index`] maps keys
+//! to the places of blocks. C programs (and Kubo, through cgo) use the same engine through
+//! `include/walrusds.h`.
 #![deny(unsafe_code, missing_docs)]
 
 #[macro_use]
@@ -39,7 +40,7 @@ mod tls;
 mod upload;
 pub mod walrus;
 
-/// What the project's own tests and fuzz targets reach; no part of the interface.
+/// Modules that the project's own tests and fuzz targets use; not a part of the interface.
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 #[allow(missing_docs)]

@@ -1,4 +1,4 @@
-//! Log lines wait in a bounded ring until the host pulls them: the engine prints nothing and
+//! Log lines wait in a bounded ring until the host takes them: the engine prints nothing and
 //! installs no global logger, since it lives inside another program.
 
 use std::collections::VecDeque;
@@ -7,13 +7,13 @@ use std::time::SystemTime;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::Mutex;
 
-/// How much a line matters.
+/// The severity of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Level {
-    /// Something failed that an operator must look at.
+    /// A failure that an operator must look at.
     Error,
-    /// Something is wrong, but the engine goes on.
+    /// A problem after which the engine goes on.
     Warn,
     /// A rare event worth knowing.
     Info,
@@ -38,11 +38,12 @@ pub struct Line {
     pub time: SystemTime,
     /// How much it matters.
     pub level: Level,
-    /// What happened.
+    /// The text of the line.
     pub message: String,
 }
 
-/// Lines kept at most; the oldest go first. (So few under a scheduler that the ring fills up at all.)
+/// Most lines that are kept; the oldest are dropped first. (Under a scheduler so few that the ring
+/// fills up at all.)
 const CAPACITY: usize = if cfg!(shuttle) { 3 } else { 1024 };
 
 /// The ring of log lines of one datastore.
@@ -105,12 +106,13 @@ mod schedules {
     use shuttle::thread;
     use std::sync::Arc;
 
-    /// Every line is fetched once, or counted as dropped; those of one writer come in its order.
+    /// Every line is fetched once, or counted as dropped; the lines of one writer come in its
+    /// order.
     #[test]
     fn no_line_is_lost_uncounted() {
         const WRITERS: usize = 3;
         const LINES: usize = 3;
-        /// Lines that were counted as dropped, and the others.
+        /// The number of lines that were counted as dropped, and the other lines.
         fn fetch(log: &Log, times: usize) -> (usize, Vec<(usize, usize)>) {
             let (mut dropped, mut lines) = (0, Vec::new());
             for line in std::iter::from_fn(|| log.pop()).take(times) {

@@ -1,4 +1,5 @@
-//! Counters of one datastore, read as a snapshot (nothing is pushed), and what every metric of a datastore means.
+//! Counters of one datastore, read as a snapshot (nothing is pushed), and the description of every
+//! metric of a datastore.
 
 use crate::index::Usage;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ pub enum MetricKind {
     Gauge,
 }
 
-/// What a metric counts.
+/// The unit of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MetricUnit {
@@ -26,7 +27,7 @@ pub enum MetricUnit {
     Frost,
 }
 
-/// What a metric means, for those who export it.
+/// The description of a metric, for programs that export it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Metric {
@@ -34,9 +35,9 @@ pub struct Metric {
     pub name: &'static str,
     /// How it moves.
     pub kind: MetricKind,
-    /// What it counts.
+    /// Its unit.
     pub unit: MetricUnit,
-    /// What it tells, for people.
+    /// Its meaning, for people.
     pub help: &'static str,
 }
 
@@ -60,7 +61,8 @@ const fn gauge(name: &'static str, unit: MetricUnit, help: &'static str) -> Metr
     }
 }
 
-/// Every metric of a datastore. Those of the journal and of the disk cache are there when these are configured.
+/// Every metric of a datastore. The metrics of the journal and of the disk cache exist when these
+/// are configured.
 #[rustfmt::skip]
 pub const METRICS: &[Metric] = &[
     counter("blocks_put", MetricUnit::Count, "blocks handed over by put and batch commit"),
@@ -117,7 +119,7 @@ pub const METRICS: &[Metric] = &[
 
 macro_rules! counters {
     ($($name:ident,)*) => {
-        /// Counters since the datastore was opened; [`METRICS`] says what they count.
+        /// Counters since the datastore was opened; [`METRICS`] describes them.
         #[derive(Debug, Default)]
         pub struct Metrics {
             $(pub $name: AtomicU64,)*
@@ -143,7 +145,7 @@ impl Metrics {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Notes a change of what is stored, to be written to the index later.
+    /// Notes a change of the stored blocks and bytes, which is written to the index later.
     pub(crate) fn usage_delta(&self, delta: Usage) {
         let mut usage = self.usage.lock();
         *usage = usage.plus(delta);
@@ -154,7 +156,7 @@ impl Metrics {
         *self.usage.lock()
     }
 
-    /// Takes the changes out, to write them.
+    /// Takes the changes out, for writing them.
     pub(crate) fn take_usage(&self) -> Usage {
         std::mem::take(&mut *self.usage.lock())
     }
@@ -167,8 +169,8 @@ mod schedules {
     use shuttle::thread;
     use std::sync::Arc;
 
-    /// What calls count and what they change reaches the index in full, also when a write of it fails
-    /// and is given back.
+    /// The counts and changes of all calls reach the index in full, also when writing them fails
+    /// and they are given back.
     #[test]
     fn every_change_is_written_once() {
         explore(8_000, || {

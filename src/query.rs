@@ -1,5 +1,5 @@
-//! Listing keys and values, page by page. No lock, transaction or cursor is held between pages,
-//! so Kubo may delete while it lists (its garbage collection does).
+//! Lists keys and values, page by page. No lock, transaction or cursor is held between pages, so
+//! Kubo may delete while it lists (its garbage collection does).
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -16,14 +16,15 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 
-/// The first page is small so that the first row comes soon; each later one is larger, up to where the
-/// round trip no longer counts. Three of these are held at most (some 3 MiB).
+/// The first page is small so that the first row comes soon. Each later one is larger, up to a size
+/// at which the round trip no longer counts. At most three of these are held (some 3 MiB).
 const FIRST_PAGE: usize = 64;
 const LARGEST_PAGE: usize = 8192;
 const GROWTH: usize = 8;
-/// Rows skipped by one statement: what bounds its time.
+/// Most rows skipped by one statement; this bounds its time.
 const SKIP: usize = 16_384;
-/// Values of a page are bounded in number and bytes, and read this many at a time.
+/// Values of a page. A page is bounded in number and bytes of values, which are read this many at a
+/// time.
 const VALUES_PER_PAGE: usize = 64;
 const VALUE_BYTES_PER_PAGE: i64 = 8 << 20;
 const PARALLEL_READS: usize = 16;
@@ -32,45 +33,45 @@ const PARALLEL_READS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyCondition {
-    /// Is this one.
+    /// The key equals this one.
     Equal(String),
-    /// Is any but this one.
+    /// The key does not equal this one.
     NotEqual(String),
-    /// Comes before this one.
+    /// The key comes before this one.
     Less(String),
-    /// Comes before this one or is it.
+    /// The key comes before this one or equals it.
     LessOrEqual(String),
-    /// Comes after this one.
+    /// The key comes after this one.
     Greater(String),
-    /// Comes after this one or is it.
+    /// The key comes after this one or equals it.
     GreaterOrEqual(String),
-    /// Starts with this text, in the sense of bytes: `/a` matches `/a` and `/ab`.
+    /// The key starts with this text, byte by byte: `/a` matches `/a` and `/ab`.
     StartsWith(String),
 }
 
-/// What to list.
+/// The options of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueryOptions {
     /// Only keys strictly below this one, in the sense of paths: `/a` lists `/a/b`, not `/a` nor
     /// `/ab`. Empty or `/` lists everything.
     pub prefix: String,
-    /// Only keys that fulfil all of these.
+    /// Only keys that fulfil all of these conditions.
     pub conditions: Vec<KeyCondition>,
-    /// From the last key to the first.
+    /// Whether to list from the last key to the first.
     pub descending: bool,
-    /// Leave values out: no aggregator is asked.
+    /// Whether to leave values out: no aggregator is asked.
     pub keys_only: bool,
-    /// With `keys_only`: sizes and expirations are not needed either; entries may have 0 and `None`.
-    /// Such a listing is many times faster.
+    /// With `keys_only`: whether sizes and expirations may be left out, too; entries may have 0 and
+    /// `None`. Such a listing is many times faster.
     pub without_sizes: bool,
-    /// Skip this many first.
+    /// Number of entries to skip first.
     pub offset: u64,
-    /// At most this many; `None` = all.
+    /// Most entries to list; `None` = all.
     pub limit: Option<u64>,
 }
 
 impl QueryOptions {
-    /// The keys to list, as the index is asked for them.
+    /// The keys to list, as a range of the index.
     fn range(&self) -> KeyRange {
         let mut range = KeyRange::prefix(&child_prefix(&self.prefix));
         for condition in &self.conditions {
@@ -102,12 +103,12 @@ pub struct Entry {
     pub size: u64,
     /// Estimate of the end of storage.
     pub expires_at: Option<SystemTime>,
-    /// The value, unless only keys were asked for. A value that cannot be read is its entry's
-    /// own error; the listing goes on.
+    /// The value, unless only keys were asked for. An error in reading a value is its entry's own;
+    /// the listing goes on.
     pub value: Option<Result<Bytes>>,
 }
 
-/// Where a listing reads.
+/// The contents that a listing reads: the journal and the index.
 #[async_trait]
 pub(crate) trait Contents: Send + Sync {
     /// The first `limit` keys of `range` in the journal.
@@ -119,7 +120,7 @@ pub(crate) trait Contents: Send + Sync {
         skip: usize,
         limit: usize,
     ) -> Result<Vec<ListItem>>;
-    /// The value of a key; it may keep more than itself in memory.
+    /// The value of a key; it may keep more memory than its own bytes alive.
     async fn value(&self, key: &str) -> Result<Option<Bytes>>;
 }
 
@@ -134,20 +135,20 @@ pub struct Query {
     _call: TaskTrackerToken,
 }
 
-/// What has not been asked of the index yet.
+/// The part of the listing that has not been requested from the index yet.
 #[derive(Debug, Clone)]
 struct NextPage {
     range: KeyRange,
     skip: u64,
-    /// Rows at most, after what is skipped.
+    /// Most rows to list, after the skipped ones.
     left: u64,
     rows: usize,
     ended: bool,
 }
 
 impl NextPage {
-    /// What one statement skips and reads. More than it may skip is skipped by reading a row and
-    /// going on behind that.
+    /// The numbers of rows that one statement skips and reads. To skip more than one statement may,
+    /// a step reads a row and the next step goes on behind it.
     fn step(&self) -> (usize, usize) {
         match usize::try_from(self.skip) {
             Ok(skip) if skip <= SKIP => {
@@ -158,7 +159,7 @@ impl NextPage {
         }
     }
 
-    /// Moves on behind what a step has brought; what the caller is to see of it.
+    /// Advances behind the rows that a step has read; returns those that the caller is to see.
     fn behind(&mut self, rows: Vec<ListItem>) -> Vec<ListItem> {
         let (_, asked) = self.step();
         let skipping = self.skip > SKIP as u64;
@@ -203,7 +204,7 @@ impl Query {
         }
     }
 
-    /// The next entries; none left = the end. After an error the same page may be asked for again.
+    /// The next entries; none = the end. After an error the same page may be asked for again.
     ///
     /// # Errors
     /// [`ErrorKind::Index`].
@@ -215,7 +216,8 @@ impl Query {
                 }
                 self.fetch_rows().await?;
             }
-            // Rows leave the queue only with their entries: a caller who gave up may ask again.
+            // Rows leave the queue only with their entries, so that a caller that gave up may ask
+            // again.
             let count = self.rows_of_next_page();
             let rows: Vec<ListItem> = self.rows.iter().take(count).cloned().collect();
             let entries = if self.keys_only {
@@ -224,7 +226,8 @@ impl Query {
                 self.with_values(rows).await
             };
             self.rows.drain(..count);
-            // None is the end, and must not be said where all of these were deleted meanwhile.
+            // An empty page means the end, so it must not be returned when all of these entries
+            // were deleted meanwhile.
             if !entries.is_empty() {
                 return Ok(entries);
             }
@@ -233,7 +236,7 @@ impl Query {
 
     async fn with_values(&self, rows: Vec<ListItem>) -> Vec<Entry> {
         let read = |row: ListItem| async move {
-            // Deleted since it was listed: it is no longer part of the answer.
+            // The key was deleted since it was listed, so it is no longer part of the answer.
             let value = self.contents.value(&row.key).await.transpose()?;
             Some(entry(row, Some(value.map(owned))))
         };
@@ -245,7 +248,7 @@ impl Query {
             .await
     }
 
-    /// Brings the next rows in and starts the page after them.
+    /// Adds the next rows to the queue and starts the page after them.
     async fn fetch_rows(&mut self) -> Result<()> {
         let page = match &mut self.ahead {
             Some(page) => page,
@@ -294,14 +297,14 @@ impl Drop for Query {
     }
 }
 
-/// A page of what index and journal hold together.
+/// A page of the keys that index and journal hold together.
 async fn list(
     contents: &dyn Contents,
     range: &KeyRange,
     skip: usize,
     rows: usize,
 ) -> Result<Vec<ListItem>> {
-    // The journal first: what leaves it meanwhile is in the index by then.
+    // The journal is read first: a row that leaves it meanwhile is in the index by then.
     let staged = contents.list_staged(range, skip + rows);
     if staged.is_empty() {
         return contents.list_indexed(range, skip, rows).await;
@@ -311,7 +314,7 @@ async fn list(
     Ok(all.skip(skip).take(rows).collect())
 }
 
-/// Merges two listings of the same order; of a key in both the first one's entry counts.
+/// Merges two listings of the same order; of a key in both, the entry of the first one counts.
 fn merge(
     first: Vec<ListItem>,
     second: Vec<ListItem>,
@@ -337,8 +340,8 @@ fn merge(
     })
 }
 
-/// The value without what it may be a part of: a page of values must not keep a window for each in
-/// memory.
+/// The value in memory of its own, without the larger piece that it may be a part of: a page of
+/// values must not keep a window in memory for each.
 pub(crate) fn owned(value: Bytes) -> Bytes {
     if value.is_unique() {
         value
@@ -356,7 +359,7 @@ fn entry(row: ListItem, value: Option<Result<Bytes>>) -> Entry {
     }
 }
 
-/// What the keys below `prefix` start with.
+/// The text with which the keys below `prefix` start.
 fn child_prefix(prefix: &str) -> String {
     let path = prefix.trim_end_matches('/');
     if path.is_empty() {

@@ -8,7 +8,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// The newest names, each for a time after it was last inserted.
+/// The newest names; each is kept for a time after it was last inserted.
 #[derive(Debug)]
 pub(crate) struct Recent<K: Hash + Eq> {
     inserted: Mutex<LruCache<K, Instant>>,

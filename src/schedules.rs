@@ -1,7 +1,7 @@
-//! Runs threads and tasks under a scheduler that decides at every use of `crate::sync` which of them goes
-//! on: a lost wake-up, a deadlock or a wrong outcome of some interleaving is found, and repeated exactly.
-//! What tokio does inside (`Notify`, `oneshot`) happens in one piece. All operations take effect in one
-//! order for everyone: what weaker orders of memory allow is not tried.
+//! Runs threads and tasks under a scheduler that decides at every use of `crate::sync` which of
+//! them goes on: it finds a lost wake-up, a deadlock or a wrong outcome of an interleaving, and
+//! repeats it exactly. Code inside tokio (`Notify`, `oneshot`) runs in one piece. All threads see
+//! all operations in one order: reorderings that weaker orders of memory allow are not tried.
 //!
 //! `scripts/interleavings.sh` builds and runs it.
 
@@ -10,9 +10,9 @@ use std::future::Future;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 use shuttle::{Config, Runner};
 
-/// Tries so many schedules: half of them random at every step, half with a few switches between threads
-/// that otherwise run through. `SCHEDULES` multiplies the number, `SCHEDULE` repeats one that a failure
-/// has printed, `SCHEDULE_SEED` draws others.
+/// Tries `schedules` schedules: half of them random at every step, half with a few switches between
+/// threads that otherwise run through. `SCHEDULES` multiplies the number, `SCHEDULE` repeats one
+/// that a failure has printed, `SCHEDULE_SEED` draws others.
 pub(crate) fn explore(schedules: usize, run: impl Fn() + Send + Sync + 'static) {
     fn number(name: &str, otherwise: u64) -> u64 {
         std::env::var(name).map_or(otherwise, |n| n.parse().expect(name))
@@ -38,8 +38,8 @@ pub(crate) fn explore(schedules: usize, run: impl Fn() + Send + Sync + 'static) 
     Runner::new(PctScheduler::new_from_seed(seed, 3, half), config).run(move || again());
 }
 
-/// Starts a task that may be dropped at any await: a thread of its own decides when. What is returned
-/// waits for its end.
+/// Starts a task that may be dropped at any await: a thread of its own decides when. The returned
+/// function waits for the task's end.
 pub(crate) fn droppable(work: impl Future<Output = ()> + Send + 'static) -> impl FnOnce() {
     let task = shuttle::future::spawn(work);
     let dropping = task.abort_handle();
@@ -61,7 +61,7 @@ pub(crate) fn below(end: usize) -> usize {
 #[should_panic(expected = "deadlock")]
 fn a_lost_wake_up_is_found() {
     explore(200, || {
-        // Nobody looks again after the flag: a wake-up between the two is lost.
+        // The task checks the flag before it registers and not again: a wake-up in between is lost.
         let (flag, woken) = (
             std::sync::Arc::new(crate::sync::Mutex::new(false)),
             std::sync::Arc::new(crate::sync::Notify::new()),

@@ -1,7 +1,8 @@
-//! Locks, atomics and notifications of the parts whose interleavings are explored.
+//! Locks, atomics and notifications of the modules whose interleavings are explored.
 //!
-//! They are parking_lot's, std's and tokio's. In the build of `scripts/interleavings.sh`, made for that alone,
-//! they are those of a scheduler: at every use of one of them it decides anew which thread goes on.
+//! They are parking_lot's, std's and tokio's. In the build of `scripts/interleavings.sh`, made for
+//! that alone, they are those of a scheduler: at every use of one of them it decides anew which
+//! thread goes on.
 
 #[cfg(not(all(test, shuttle)))]
 pub(crate) use parking_lot::{Mutex, RwLock};
@@ -49,7 +50,7 @@ mod explored {
         }
     }
 
-    /// What tokio does happens in one piece; others may come before it.
+    /// Code inside tokio runs in one piece; other threads may run before it.
     #[derive(Debug, Default)]
     pub(crate) struct Notify {
         inner: tokio::sync::Notify,

@@ -1,5 +1,6 @@
-//! The one TLS set-up of the engine: rustls with the ring provider, named explicitly. A process-wide
-//! default provider is never installed: the engine lives inside other people's processes.
+//! The one TLS set-up of the engine: rustls with the ring provider, named explicitly. A
+//! process-wide default provider is never installed, since the engine lives inside other programs'
+//! processes.
 
 use std::sync::{Arc, OnceLock};
 

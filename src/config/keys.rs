@@ -2,7 +2,7 @@
 //! (and through it the init profile's environment variables) and the README's table all follow it;
 //! `tests/docs.rs` compares the README with it.
 
-/// What a key's value must be.
+/// The type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyType {
@@ -25,13 +25,13 @@ pub enum KeyType {
 pub struct KeySpec {
     /// Name in the JSON object.
     pub name: &'static str,
-    /// What its value must be.
+    /// The type of its value.
     pub ty: KeyType,
-    /// Default as it stands in the README's table; empty if there is none.
+    /// Default in the words of the README's table; empty if there is none.
     pub default: &'static str,
     /// Whether its value may hold a secret and is therefore never printed.
     pub secret: bool,
-    /// What it does, for people.
+    /// The effect of the key, for people.
     pub doc: &'static str,
 }
 
@@ -64,7 +64,7 @@ const fn secret(name: &'static str, ty: KeyType, doc: &'static str) -> KeySpec {
     }
 }
 
-/// Every key that is known.
+/// Every known key.
 #[rustfmt::skip]
 pub const KEYS: &[KeySpec] = &[
     key("publisherURL", KeyType::Text, "", "required; base URLs of Walrus publishers, comma-separated for failover"),

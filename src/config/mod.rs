@@ -1,7 +1,7 @@
 //! Configuration: the JSON object under `Datastore.Spec` in Kubo's config, checked key by key.
 //!
-//! Every complaint names the key, what was found and what is expected; a value that may hold a
-//! secret is never shown.
+//! Every error names the key, the value that was found and the expected one; a value that may hold
+//! a secret is never shown.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -21,17 +21,17 @@ pub use crate::journal::JournalConfig;
 pub use crate::read::disk::DiskCacheConfig;
 pub use keys::{KeySpec, KeyType, KEYS, MAX_BLOB_BYTES};
 
-/// Long enough to serve the size and the block from one lookup, and the neighbours of a block while a
-/// file is read; short enough that a block deleted by another node is not believed in for long.
+/// Long enough to serve the size and the block from one lookup, and the neighbours of a block while
+/// a file is read; short enough that this node soon notices that another node has deleted a block.
 const ROW_TTL: Duration = Duration::from_secs(5);
 
-/// Which index a node uses.
+/// The index that a node uses.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IndexConfig {
-    /// Shared index; holds the libpq URL, which may hold a password.
+    /// The shared index; holds the libpq URL, which may hold a password.
     Postgres(String),
-    /// Embedded index in this file.
+    /// The embedded index in this file.
     Sqlite(PathBuf),
 }
 
@@ -44,7 +44,7 @@ impl fmt::Debug for IndexConfig {
     }
 }
 
-/// A checked configuration. See [`KEYS`] for what each key means.
+/// A checked configuration. [`KEYS`] describes each key.
 ///
 /// ```
 /// use walrusds::Config;
@@ -69,19 +69,19 @@ pub struct Config {
     pub aggregators: Vec<String>,
     /// The index to use.
     pub index: IndexConfig,
-    /// Index table.
+    /// Name of the index table.
     pub table: String,
-    /// Epochs bought per blob.
+    /// Number of epochs bought for a blob.
     pub epochs: u32,
     /// Whether blobs are stored as deletable.
     pub deletable: bool,
-    /// Ceiling of parallel uploads.
+    /// Most parallel uploads.
     pub workers: usize,
-    /// Ceiling of Postgres connections.
+    /// Most Postgres connections.
     pub max_open_conns: u32,
-    /// Ceiling of a pack (bytes).
+    /// Largest size of a pack (bytes).
     pub pack_target_size_bytes: u64,
-    /// Memory for what is read and fetched ahead (bytes); negative disables.
+    /// Memory for blocks that were read or fetched ahead (bytes); negative disables it.
     pub blob_cache_bytes: i64,
     /// Time without progress after which an HTTP attempt is given up.
     pub request_timeout: Duration,
@@ -89,13 +89,13 @@ pub struct Config {
     pub max_retries: u32,
     /// Length of a storage epoch; zero = unknown.
     pub epoch_duration: Duration,
-    /// How often to look for blobs to renew; zero = never.
+    /// Time between two searches for blobs to renew; zero = never.
     pub renew_interval: Duration,
-    /// Renew blobs that end within this time.
+    /// Blobs that end within this time are renewed.
     pub renew_lead: Duration,
-    /// Check each block against its key's multihash.
+    /// Whether each block is checked against its key's multihash.
     pub verify_reads: bool,
-    /// Where the publisher's token comes from.
+    /// The source of the publisher's token.
     pub auth: Auth,
     /// Shards of the network, for cost accounting.
     pub n_shards: u32,
@@ -105,8 +105,8 @@ pub struct Config {
     pub journal: Option<JournalConfig>,
     /// The read cache on the local disk, if there is one.
     pub disk_cache: Option<DiskCacheConfig>,
-    /// How long an index row that was looked up is remembered; zero = not at all. What other nodes
-    /// delete is seen that late by lookups of a key. No key sets it.
+    /// How long an index row that was looked up is remembered; zero = not at all. Lookups of a key
+    /// see another node's deletion up to this much later. No key sets it.
     pub row_ttl: Duration,
 }
 
@@ -114,7 +114,7 @@ impl Config {
     /// Reads and checks a configuration. Relative paths stay relative; see [`Config::resolve`].
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] naming the key, what was found and what is expected;
+    /// [`ErrorKind::Config`] naming the key, the found and the expected value;
     /// [`ErrorKind::Unsupported`] for keys of later versions.
     pub fn from_json(json: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(json)
@@ -151,7 +151,7 @@ impl Config {
             ));
         }
         for key in KEYS {
-            // Keys without an effect yet are checked all the same.
+            // Keys that have no effect yet are checked all the same.
             match key.ty {
                 KeyType::Text if key.name == "network" => {}
                 KeyType::Text => drop(fields.text(key.name)?),
@@ -215,8 +215,8 @@ impl Config {
         self
     }
 
-    /// Refuses a disk cache that shares a directory with what may not be deleted, as far as the
-    /// names tell: so once more when they are resolved.
+    /// Refuses a disk cache that shares a directory with files that may not be deleted, as far as
+    /// the names show; so it is called once more when the names are resolved.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] naming both keys.
@@ -247,8 +247,9 @@ impl Config {
         }
     }
 
-    /// Refuses a journal or a cache in a directory of the repo that has another use: each would fill the other's,
-    /// and both take a file LOCK there. Links are followed as far as they make two names one directory.
+    /// Refuses a journal or a cache in a directory of the repo that has another use: each would
+    /// fill the other's, and both take a file LOCK there. Links are followed where two names may be
+    /// one directory through them.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] naming the key.
@@ -287,15 +288,16 @@ impl Config {
             aggregators: self.aggregators.clone(),
             request_timeout: self.request_timeout,
             max_retries: self.max_retries,
-            // What could be stored must be readable: a value, and a pack as a whole.
+            // Every value and every pack that could be stored must be readable.
             max_blob_bytes: self.pack_target_size_bytes.max(MAX_VALUE_BYTES as u64),
             auth: self.auth.clone(),
             ..ClientConfig::default()
         }
     }
 
-    /// What identifies the data for Kubo (`DiskSpec`): exactly `aggregatorURL`, `publisherURL` and
-    /// `table`. Another key here would orphan every existing repo; a secret never belongs here.
+    /// The part that identifies the data for Kubo (`DiskSpec`): exactly `aggregatorURL`,
+    /// `publisherURL` and `table`. Another key here would orphan every existing repo; a secret
+    /// never belongs here.
     pub fn disk_spec(&self) -> Value {
         serde_json::json!({
             "aggregatorURL": self.aggregators.join(","),
@@ -309,7 +311,7 @@ fn bad(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Config, message)
 }
 
-/// A value as it may be shown in an error: its type, and the value if it is short.
+/// A value in the form in which an error may show it: its type, and the value if it is short.
 fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
@@ -341,7 +343,7 @@ fn shorten(s: &str) -> String {
     }
 }
 
-/// A path for an error; the directory itself is a dot.
+/// A path for an error message; the directory itself is a dot.
 fn shown(path: &Path) -> String {
     match path.as_os_str().is_empty() {
         true => ".".to_owned(),
@@ -349,12 +351,12 @@ fn shown(path: &Path) -> String {
     }
 }
 
-/// The table's name as `index::table` wants it, with this key's name in front of the complaint.
+/// Checks the table's name as `index::table` does, with this key's name in front of the error.
 fn check_table(table: &str) -> Result<()> {
     crate::index::table::parse_table(table).map(drop)
 }
 
-/// The path without `.` and, as far as the names tell, `..`.
+/// The path without `.` and, as far as the names show, `..`.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -367,7 +369,7 @@ fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-/// A path without links, as far as it exists.
+/// The path with its links resolved, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let exists = |path: &Path| Some((path.components().count(), path.canonicalize().ok()?));
     match path.ancestors().find_map(exists) {
@@ -382,7 +384,7 @@ impl<'a> Fields<'a> {
     fn refuse_unknown(&self) -> Result<()> {
         for (name, value) in self.0 {
             if name == "type" {
-                // Kubo hands the whole spec over, its own key included.
+                // Kubo passes the whole spec, including its own key.
                 if value != "walrusds" {
                     return Err(bad(format!(
                         "type is {}, expected \"walrusds\"",
@@ -390,7 +392,8 @@ impl<'a> Fields<'a> {
                     )));
                 }
             } else if name == "path" {
-                // Kubo copies the spec of the datastore at / for the keystore of its provider, with this key.
+                // Kubo copies the spec of the datastore at / for the keystore of its provider, and
+                // adds this key.
                 return Err(bad(
                     "unknown key \"path\". If Kubo has set it (its text names a provider-keystore), walrusds is mounted at /, \
                      where an online node needs a local datastore: mount walrusds at /blocks (docs/operations.md)",
@@ -423,7 +426,7 @@ impl<'a> Fields<'a> {
     }
 
     fn spec(name: &str) -> &'static KeySpec {
-        // Every name in this file is in the table: the tests read every field.
+        // Every name used in this file is in the table: the tests read every field.
         KEYS.iter()
             .find(|k| k.name == name)
             .unwrap_or_else(|| unreachable!("configuration key {name} is not described"))
@@ -577,7 +580,7 @@ fn whole_number(number: &serde_json::Number) -> Option<i64> {
     if let Some(n) = number.as_i64() {
         return Some(n);
     }
-    // Whole numbers written with a fraction or exponent: exact in f64 up to 2^53.
+    // Whole numbers written with a fraction or exponent are exact in f64 up to 2^53.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let f = number.as_f64()?;
     (f.fract() == 0.0 && f.abs() <= EXACT).then_some(f as i64)

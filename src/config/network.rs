@@ -8,12 +8,13 @@ use super::keys::MAX_SECONDS;
 use super::{bad, shorten, whole_number, Fields};
 use crate::error::Result;
 
-/// What Walrus' documentation says of its two networks ("Available networks", https://docs.wal.app).
+/// The lengths of epochs of the two networks, from Walrus' documentation ("Available networks",
+/// https://docs.wal.app).
 const MAINNET_EPOCH: Duration = Duration::from_secs(14 * 86_400);
 const TESTNET_EPOCH: Duration = Duration::from_secs(86_400);
 
 impl Fields<'_> {
-    /// The length of an epoch: that of the network, or as it is given; zero if neither says it.
+    /// The length of an epoch: that of the network, or the given one; zero if neither is known.
     pub(super) fn epoch_duration(&self) -> Result<Duration> {
         let given = self.seconds("epochDurationSeconds", 0)?;
         let of_network = match self.network()? {
@@ -30,7 +31,7 @@ impl Fields<'_> {
         )))
     }
 
-    /// The length of an epoch of the network that is named, or described.
+    /// The length of an epoch of the network that the configuration names or describes.
     fn network(&self) -> Result<Option<Duration>> {
         const NAME: &str = "network";
         const EXPECTED: &str =
@@ -56,7 +57,7 @@ impl Fields<'_> {
             None => Ok(None),
             Some("mainnet") => Ok(Some(MAINNET_EPOCH)),
             Some("testnet") => Ok(Some(TESTNET_EPOCH)),
-            // An environment variable holds a text.
+            // A value from an environment variable is a text.
             Some(text) => match serde_json::from_str(text) {
                 Ok(value @ Value::Object(_)) => described(&value),
                 _ => Err(bad(format!(

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes owned by the caller, to be given back with `walrusds_buf_free`. All zero when empty.
+/// Bytes owned by the caller, who gives them back with `walrusds_buf_free`. All zero when empty.
 #[repr(C)]
 #[derive(Debug)]
 pub struct walrusds_buf {
@@ -50,7 +50,7 @@ impl walrusds_buf {
     }
 }
 
-/// The slice an argument pair stands for; `(NULL, 0)` is empty.
+/// The slice that an argument pair describes; `(NULL, 0)` is empty.
 ///
 /// # Safety
 /// `data` must be readable for `len` elements during `'a`, unless it is NULL.
@@ -68,21 +68,22 @@ pub(super) unsafe fn slice<'a, T>(name: &str, data: *const T, len: usize) -> Res
     Ok(unsafe { std::slice::from_raw_parts(data, len) })
 }
 
-/// As [`slice`], for what is filled in.
+/// As [`slice`], for memory that is filled in.
 ///
 /// # Safety
-/// `data` must be readable and writable for `len` elements during `'a`, and nobody else's, unless it is
-/// NULL.
+/// `data` must be readable and writable for `len` elements during `'a`, and not be accessed by any
+/// other code meanwhile, unless it is NULL.
 pub(super) unsafe fn slice_mut<'a, T>(name: &str, data: *mut T, len: usize) -> Result<&'a mut [T]> {
-    // SAFETY: readable by contract; nothing is kept of it.
+    // SAFETY: readable by contract; the slice is dropped at once.
     if unsafe { slice(name, data, len) }?.is_empty() {
         return Ok(&mut []);
     }
-    // SAFETY: not NULL, of a possible length, and the caller's alone by contract.
+    // SAFETY: not NULL, of a possible length, and by contract accessed by no other code.
     Ok(unsafe { std::slice::from_raw_parts_mut(data, len) })
 }
 
-/// Zeroes an output argument, so that a caller who ignores the code frees nothing.
+/// Overwrites an output argument with `empty`, so that a caller that ignores the code frees
+/// nothing.
 ///
 /// # Safety
 /// `out` must be writable for a `T`, unless it is NULL.
@@ -90,7 +91,8 @@ pub(super) unsafe fn clear<T>(name: &str, out: *mut T, empty: T) -> Result<()> {
     if out.is_null() {
         return Err(invalid(format!("{name} is NULL")));
     }
-    // SAFETY: not NULL, and writable by contract. What was there is the caller's to have freed.
+    // SAFETY: not NULL, and writable by contract. The old contents are not freed: that is the
+    // caller's task.
     unsafe { out.write(empty) };
     Ok(())
 }

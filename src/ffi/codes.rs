@@ -1,4 +1,5 @@
-//! The version and the codes of the ABI: the numbers of the engine's kinds of errors, as literals for the header.
+//! The version and the codes of the ABI: the numbers of the engine's kinds of errors, as literals
+//! for the header.
 
 use crate::error::ErrorKind;
 

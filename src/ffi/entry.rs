@@ -1,4 +1,4 @@
-//! What every entry point does: catch panics and hand errors out.
+//! The frame of every entry point: catches panics and hands errors out.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -6,7 +6,7 @@ use super::buf::walrusds_buf;
 use super::codes::WALRUSDS_OK;
 use crate::error::{Error, Result};
 
-/// Why a call failed. Free with `walrusds_error_free`.
+/// The reason why a call failed. Free it with `walrusds_error_free`.
 #[repr(C)]
 #[derive(Debug)]
 pub struct walrusds_error {
@@ -42,10 +42,10 @@ impl From<&Error> for walrusds_error {
 /// # Safety
 /// `err` must be writable, unless it is NULL.
 pub(super) unsafe fn entry(err: *mut walrusds_error, body: impl FnOnce() -> Result<()>) -> i32 {
-    // Made only where there is a place for it: nobody would free it otherwise.
+    // The error is made only where there is a place for it: otherwise nothing would free it.
     let fill = |e: &dyn Fn() -> walrusds_error| {
         if !err.is_null() {
-            // SAFETY: not NULL, writable by contract; what was there is not read.
+            // SAFETY: not NULL, writable by contract; the old contents are not read.
             unsafe { err.write(e()) };
         }
     };

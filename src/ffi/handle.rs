@@ -1,5 +1,5 @@
-//! Handles are numbers, never pointers: a stale, freed or foreign one is told apart from a live
-//! one, instead of being followed.
+//! Handles: numbers, never pointers. A stale, freed or foreign handle is told apart from a live
+//! one, instead of being followed as a pointer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -101,8 +101,9 @@ mod schedules {
     use crate::ErrorKind;
     use shuttle::thread;
 
-    /// A handle leads to its own object until exactly one of those who remove it has it, and is never
-    /// taken for a foreign one afterwards, however many come and go beside it.
+    /// A handle leads to its own object until exactly one of the threads that remove it has got the
+    /// object, and is never taken for a foreign one afterwards, however many handles come and go
+    /// beside it.
     #[test]
     fn each_handle_is_given_back_once() {
         explore(4_000, || {

@@ -1,4 +1,5 @@
-//! The log lines of datastores whose handles are closed: what closing itself had to say would be lost else.
+//! Keeps the log lines of datastores whose handles are closed. The lines that the close itself
+//! wrote would be lost otherwise.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,16 +10,17 @@ use super::walrusds_handle;
 use crate::error::Result;
 use crate::log::{Line, Log};
 
-/// Closed datastores whose lines are kept. A host that takes no lines must not make them pile up.
+/// Most closed datastores whose lines are kept. A host that takes no lines must not make them pile
+/// up.
 const KEPT: usize = 64;
 
-/// See the module.
+/// The log lines of closed datastores. See the module.
 pub(super) struct LastWords(Mutex<VecDeque<Closed>>);
 
 struct Closed {
     handle: walrusds_handle,
     log: Arc<Log>,
-    /// No more lines will come.
+    /// Whether no more lines will come.
     ended: bool,
 }
 
@@ -27,8 +29,9 @@ impl LastWords {
         LastWords(Mutex::new(VecDeque::new()))
     }
 
-    /// The datastore is being closed: `take` makes its handle invalid. At no moment is the handle invalid while
-    /// its lines are not here, since [`next`](Self::next) waits meanwhile.
+    /// Notes that the datastore is being closed: `take` makes its handle invalid. There is no
+    /// moment at which the handle is invalid and its lines are not here, since [`next`](Self::next)
+    /// waits meanwhile.
     pub(super) fn begin<T>(
         &self,
         handle: walrusds_handle,
@@ -47,7 +50,7 @@ impl LastWords {
         Ok(taken)
     }
 
-    /// It is closed.
+    /// Notes that the datastore is closed.
     pub(super) fn end(&self, handle: walrusds_handle) {
         let mut closed = self.0.lock();
         if let Some(closed) = closed.iter_mut().find(|c| c.handle == handle) {
@@ -55,7 +58,7 @@ impl LastWords {
         }
     }
 
-    /// Its next line; `Some(None)` while more may come, `None` when all were taken.
+    /// The next line of a datastore; `Some(None)` while more may come, `None` when all were taken.
     pub(super) fn next(&self, handle: walrusds_handle) -> Option<Option<Line>> {
         let mut all = self.0.lock();
         let at = all.iter().position(|c| c.handle == handle)?;

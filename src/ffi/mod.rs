@@ -1,7 +1,7 @@
 //! The C ABI. `include/walrusds.h` is generated from this module; `docs/abi.md` states the rules.
 //!
-//! The only module with `unsafe` code. Entry points check their arguments, run the engine's
-//! future to its end on the calling thread and hand the outcome over; nothing else.
+//! This is the only module with `unsafe` code. Entry points check their arguments, run the engine's
+//! future to its end on the calling thread and hand the outcome over; they do nothing else.
 #![allow(unsafe_code, non_camel_case_types)]
 #![deny(
     clippy::unwrap_used,
@@ -59,19 +59,19 @@ pub use query::*;
 pub use queue::*;
 pub use runtime::walrusds_call;
 
-/// Values below this length (bytes) are copied for the caller.
+/// Values shorter than this (bytes) are copied for the caller.
 const COPIED: usize = 64 << 10;
 
-/// An open datastore; 0 is never one.
+/// An open datastore; never 0.
 pub type walrusds_handle = u64;
-/// A cancel token; 0 is never one.
+/// A cancel token; never 0.
 pub type walrusds_cancel_token = u64;
-/// A queue of calls that were started and not waited for; 0 is never one.
+/// A queue of calls that were started and not waited for; never 0.
 pub type walrusds_queue = u64;
 
 /// Operation of a batch: store `value` under `key`.
 pub const WALRUSDS_OP_PUT: u32 = 1;
-/// Operation of a batch: remove `key` (an unknown key is fine); `value` is ignored.
+/// Operation of a batch: remove `key` (an unknown key is no error); `value` is ignored.
 pub const WALRUSDS_OP_DELETE: u32 = 2;
 
 /// One operation of a batch. Borrowed for the call.
@@ -90,7 +90,7 @@ pub struct walrusds_op {
     pub value_len: usize,
 }
 
-/// A key to look up, and what was found. The key is borrowed for the call.
+/// A key to look up, and the result. The key is borrowed for the call.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct walrusds_lookup {
@@ -98,10 +98,10 @@ pub struct walrusds_lookup {
     pub key: *const u8,
     /// Bytes of the key.
     pub key_len: usize,
-    /// Filled in: the size in bytes of its value.
+    /// Filled in: the size of its value in bytes.
     pub size: u64,
-    /// Filled in: `WALRUSDS_OK`, or why nothing can be said about this key alone
-    /// (`walrusds_get_size` tells more).
+    /// Filled in: `WALRUSDS_OK`, or the reason why this key alone could not be looked up
+    /// (`walrusds_get_size` gives the message).
     pub code: i32,
     /// Filled in: whether the key is known.
     pub found: bool,
@@ -109,7 +109,7 @@ pub struct walrusds_lookup {
 
 struct Instance {
     store: WalrusDatastore,
-    /// Its running queries; `None` once it is closing.
+    /// The running queries of the datastore; `None` once it is closing.
     queries: Mutex<Option<HashSet<walrusds_query>>>,
 }
 
@@ -136,7 +136,7 @@ pub extern "C" fn walrusds_abi_version() -> u32 {
     WALRUSDS_ABI_VERSION
 }
 
-/// Checks a whole configuration (a JSON object) without opening anything, and gives what
+/// Checks a whole configuration (a JSON object) without opening anything, and gives the part that
 /// identifies the data: a JSON object with exactly the keys aggregatorURL, publisherURL, table.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_disk_spec(
@@ -188,7 +188,7 @@ pub unsafe extern "C" fn walrusds_config_keys(
 }
 
 /// Opens a datastore: checks the configuration and connects to the index. Relative paths in the
-/// configuration are taken from `repo_path`. Close the handle with `walrusds_close`.
+/// configuration are relative to `repo_path`. Close the handle with `walrusds_close`.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_open(
     config: *const u8,
@@ -205,8 +205,8 @@ pub unsafe extern "C" fn walrusds_open(
             let config = config_from(config, config_len)?;
             let repo = slice("repo_path", repo_path, repo_path_len)?;
             let repo = path_from(repo);
-            // On the runtime's own threads, because a thread started meanwhile (the connection
-            // pool has some) inherits the signal mask of the thread that starts it.
+            // Opened on the runtime's own threads, because a thread started meanwhile (the
+            // connection pool has some) inherits the signal mask of the thread that starts it.
             let store = wait(call, async {
                 let mut opening = JoinSet::new(); // aborts when dropped
                 opening.spawn(caught(async move {
@@ -235,7 +235,7 @@ fn path_from(bytes: &[u8]) -> PathBuf {
 }
 
 /// Closes a datastore: new calls get `WALRUSDS_CLOSED`, calls in flight are waited for, running
-/// queries end. The handle is invalid afterwards, whatever the code; closing it again gives
+/// queries end. The handle is invalid afterwards, with any return code; a second close gives
 /// `WALRUSDS_CLOSED`.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walrusds_error) -> i32 {
@@ -248,7 +248,7 @@ pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walru
             })?;
             let queries = instance.queries.lock().take();
             for query in queries.iter().flatten() {
-                // Closed by its owner at the same moment: fine.
+                // The owner of the query may have closed it at the same moment.
                 let _ = QUERIES.remove(*query);
             }
             let closed = block_on(instance.store.close());
@@ -301,7 +301,8 @@ pub unsafe extern "C" fn walrusds_get(
                 return Ok(());
             };
             if let Some(value) = wait(call, instance.store.get_shared(key))? {
-                // Most callers copy it and free it at once. Some keep it: a short one must not hold a window.
+                // Most callers copy the value and free it at once. Some keep it: a short value must
+                // not hold a whole window in memory.
                 let value = match value.len() < COPIED {
                     true => owned(value),
                     false => value,
@@ -314,7 +315,7 @@ pub unsafe extern "C" fn walrusds_get(
     }
 }
 
-/// A key that is not UTF-8 cannot be stored, so it is never there.
+/// The key as text; `None` if it is not UTF-8: such a key cannot be stored, so it is never found.
 fn storable(key: &[u8]) -> Option<&str> {
     std::str::from_utf8(key).ok()
 }
@@ -369,8 +370,8 @@ pub unsafe extern "C" fn walrusds_get_size(
     }
 }
 
-/// As `walrusds_get_size`, from memory alone: it never waits. `known` is false when memory does not
-/// tell; then `found` says nothing.
+/// As `walrusds_get_size`, from memory alone: never waits. `known` is false when memory does not
+/// hold the answer; `found` means nothing then.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_peek_size(
     handle: walrusds_handle,
@@ -401,8 +402,7 @@ pub unsafe extern "C" fn walrusds_peek_size(
     }
 }
 
-/// Looks many keys up at once, in one question to the index. On an error of the call nothing is
-/// filled in.
+/// Looks many keys up with one question to the index. On an error of the call nothing is filled in.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_get_sizes(
     handle: walrusds_handle,
@@ -421,7 +421,7 @@ pub unsafe extern "C" fn walrusds_get_sizes(
             let key = |(i, lookup): (usize, &walrusds_lookup)| {
                 let key = slice("key", lookup.key, lookup.key_len)
                     .map_err(|e| e.context(format_args!("lookup {i}")))?;
-                // In place of what cannot be a key, another that cannot be stored.
+                // A key that is not UTF-8 is replaced by one that cannot be stored either.
                 Ok(storable(key).unwrap_or("\0").to_owned())
             };
             let keys = lookups.iter().enumerate().map(key);
@@ -439,7 +439,7 @@ pub unsafe extern "C" fn walrusds_get_sizes(
     }
 }
 
-/// Removes `key`; an unknown key is fine.
+/// Removes `key`; an unknown key is no error.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_delete(
     handle: walrusds_handle,
@@ -504,13 +504,13 @@ unsafe fn ops_from(ops: *const walrusds_op, len: usize) -> Result<Vec<Op>> {
     Ok(ops.into_iter().map(owned).collect())
 }
 
-/// An operation in the caller's memory: a put, or without a value a delete.
+/// An operation in the caller's memory: a put, or a delete if it has no value.
 type OpRef<'a> = (&'a str, Option<&'a [u8]>);
 
 /// Reads an operation; `None` if it has no effect.
 ///
 /// # Safety
-/// As the types say; what is returned lives as long as what they point at.
+/// As the types say; the result lives as long as the memory that they point to.
 unsafe fn op_from(op: &walrusds_op) -> Result<Option<OpRef<'_>>> {
     // SAFETY: readable by contract.
     let key = unsafe { slice("key", op.key, op.key_len) }?;
@@ -527,7 +527,7 @@ unsafe fn op_from(op: &walrusds_op) -> Result<Option<OpRef<'_>>> {
     }
 }
 
-/// Returns when everything acknowledged before survives a power cut of this machine.
+/// Returns when every write acknowledged before survives a power cut of this machine.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_sync(
     handle: walrusds_handle,
@@ -589,9 +589,10 @@ pub unsafe extern "C" fn walrusds_metrics(
     }
 }
 
-/// Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or was, can be
-/// taken until there are none left; then the handle is `WALRUSDS_CLOSED`. A JSON object with `time_ms` (Unix, milliseconds),
-/// `level` ("error", "warn", "info") and `message`. `found` is false when there is none.
+/// Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or
+/// was closed, can be taken until none is left; then the handle is `WALRUSDS_CLOSED`. A line is a
+/// JSON object with `time_ms` (Unix, milliseconds), `level` ("error", "warn", "info") and
+/// `message`. `found` is false when there is none.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_log_next(
     handle: walrusds_handle,
@@ -621,7 +622,7 @@ pub unsafe extern "C" fn walrusds_log_next(
     }
 }
 
-/// Makes a cancel token. Free it with `walrusds_cancel_free` once no call uses it any more.
+/// Makes a cancel token. Free it with `walrusds_cancel_free` when no call uses it any more.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_cancel_new(
     out: *mut walrusds_cancel_token,
@@ -636,7 +637,8 @@ pub unsafe extern "C" fn walrusds_cancel_new(
     }
 }
 
-/// Cancels every call that uses the token, now and later. May be called from any thread, and again.
+/// Cancels every call that uses the token, now and later. May be called from any thread, and more
+/// than once.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_cancel(
     token: walrusds_cancel_token,
@@ -659,7 +661,7 @@ pub unsafe extern "C" fn walrusds_cancel_free(
     unsafe { entry(err, || CANCELS.remove(token).map(drop)) }
 }
 
-/// Gives a buffer back and leaves an empty one. NULL and empty buffers are fine.
+/// Frees a buffer and leaves an empty one. NULL and empty buffers are allowed.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_buf_free(buf: *mut walrusds_buf) {
     unsafe {
@@ -672,7 +674,7 @@ pub unsafe extern "C" fn walrusds_buf_free(buf: *mut walrusds_buf) {
     }
 }
 
-/// Frees an error's message and leaves no error. NULL is fine.
+/// Frees an error's message and leaves no error. NULL is allowed.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_error_free(error: *mut walrusds_error) {
     unsafe {

@@ -1,4 +1,4 @@
-//! A page of query entries as C sees it.
+//! A page of query entries as a C caller sees it.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -23,7 +23,7 @@ pub struct walrusds_entry {
     pub size: u64,
     /// Estimate of the end of storage, Unix time in seconds; 0 = unknown.
     pub expires_at: i64,
-    /// `WALRUSDS_OK`, or why this entry's value could not be read.
+    /// `WALRUSDS_OK`, or the code of the error with which reading this entry's value failed.
     pub code: i32,
     /// Message of that error, UTF-8.
     pub message: *const u8,
@@ -31,7 +31,7 @@ pub struct walrusds_entry {
     pub message_len: usize,
 }
 
-/// Entries owned by the caller, to be given back with `walrusds_page_free`. All zero when empty.
+/// Entries owned by the caller, who gives them back with `walrusds_page_free`. All zero when empty.
 #[repr(C)]
 #[derive(Debug)]
 pub struct walrusds_page {
@@ -43,7 +43,7 @@ pub struct walrusds_page {
     pub owner: *mut c_void,
 }
 
-/// What a page's pointers point into.
+/// The memory into which a page's pointers point.
 struct Owner {
     // The entries point into `_rows`, whose buffers do not move when `Owner` does.
     _rows: Vec<Entry>,

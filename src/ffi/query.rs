@@ -1,4 +1,4 @@
-//! Listings: what a query is asked, and its entry points.
+//! Listings: the options of a query, and its entry points.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ use super::{utf8, walrusds_handle, Instance, INSTANCES};
 use crate::error::{Error, Result};
 use crate::query::{KeyCondition, Query, QueryOptions};
 
-/// A running query; 0 is never one.
+/// A running query; never 0.
 pub type walrusds_query = u64;
-/// Condition on a key: it is `text`. Keys compare by their bytes.
+/// Condition on a key: it equals `text`. Keys compare by their bytes.
 pub const WALRUSDS_KEY_EQUAL: u32 = 1;
-/// Condition on a key: it is not `text`.
+/// Condition on a key: it does not equal `text`.
 pub const WALRUSDS_KEY_NOT_EQUAL: u32 = 2;
 /// Condition on a key: it comes before `text`.
 pub const WALRUSDS_KEY_LESS: u32 = 3;
-/// Condition on a key: it comes before `text` or is it.
+/// Condition on a key: it comes before `text` or equals it.
 pub const WALRUSDS_KEY_LESS_OR_EQUAL: u32 = 4;
 /// Condition on a key: it comes after `text`.
 pub const WALRUSDS_KEY_GREATER: u32 = 5;
-/// Condition on a key: it comes after `text` or is it.
+/// Condition on a key: it comes after `text` or equals it.
 pub const WALRUSDS_KEY_GREATER_OR_EQUAL: u32 = 6;
 /// Condition on a key: it starts with `text`, byte by byte ("/a" matches "/ab").
 pub const WALRUSDS_KEY_STARTS_WITH: u32 = 7;
@@ -34,13 +34,14 @@ pub const WALRUSDS_KEY_STARTS_WITH: u32 = 7;
 pub struct walrusds_key_condition {
     /// One of `WALRUSDS_KEY_EQUAL` to `WALRUSDS_KEY_STARTS_WITH`.
     pub kind: u32,
-    /// What keys are compared with, UTF-8 without NUL.
+    /// The text that keys are compared with, UTF-8 without NUL.
     pub text: *const u8,
     /// Bytes of the text.
     pub text_len: usize,
 }
 
-/// What a query lists. Borrowed for the call. All zero: everything, with values, in ascending order.
+/// The options of a query. Borrowed for the call. All zero: every key, with values, in ascending
+/// order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct walrusds_query_options {
@@ -48,20 +49,20 @@ pub struct walrusds_query_options {
     pub prefix: *const u8,
     /// Bytes of the prefix.
     pub prefix_len: usize,
-    /// Only keys that fulfil all of these.
+    /// Only keys that fulfil all of these conditions.
     pub conditions: *const walrusds_key_condition,
     /// Number of conditions.
     pub conditions_len: usize,
-    /// From the last key to the first.
+    /// Whether to list from the last key to the first.
     pub descending: bool,
-    /// Leave the values out (no aggregator is asked).
+    /// Whether to leave the values out (no aggregator is asked).
     pub keys_only: bool,
-    /// With keys_only: sizes and expirations are not needed either; entries may have 0 for both. Many times
-    /// faster.
+    /// With keys_only: whether sizes and expirations may be left out, too; entries may have 0 for
+    /// both. Many times faster.
     pub without_sizes: bool,
-    /// Entries to skip.
+    /// Number of entries to skip.
     pub offset: u64,
-    /// Entries at most; 0 = no limit.
+    /// Most entries to list; 0 = no limit.
     pub limit: u64,
 }
 
@@ -106,8 +107,8 @@ fn condition_from(kind: u32, text: Result<&str>) -> Result<KeyCondition> {
     })
 }
 
-/// Starts a listing in the order of keys. No lock is held while it runs: keys may be put and deleted
-/// meanwhile. End it with `walrusds_query_close`.
+/// Starts a listing in the order of keys. No lock is held while it runs: keys may be put and
+/// deleted meanwhile. End it with `walrusds_query_close`.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_query_open(
     handle: walrusds_handle,
@@ -146,8 +147,8 @@ pub unsafe extern "C" fn walrusds_query_open(
     }
 }
 
-/// The next entries, in memory of the library's until `walrusds_page_free`; none = the end. A
-/// value that cannot be read is its entry's own error. Calls on one query run one after another.
+/// Gives the next entries, in memory of the library until `walrusds_page_free`; none = the end. An
+/// error in reading a value is that entry's own error. Calls on one query run one after another.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_query_next(
     query: walrusds_query,
@@ -166,7 +167,7 @@ pub unsafe extern "C" fn walrusds_query_next(
     }
 }
 
-/// Ends a query. The handle is invalid afterwards; closing it again gives `WALRUSDS_CLOSED`.
+/// Ends a query. The handle is invalid afterwards; a second close gives `WALRUSDS_CLOSED`.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_query_close(
     query: walrusds_query,
@@ -183,7 +184,7 @@ pub unsafe extern "C" fn walrusds_query_close(
     }
 }
 
-/// Gives a page back and leaves an empty one. NULL and empty pages are fine.
+/// Frees a page and leaves an empty one. NULL and empty pages are allowed.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_page_free(page: *mut walrusds_page) {
     unsafe {

@@ -1,5 +1,5 @@
-//! Calls that do not hold the thread they were made on: what has to wait goes on in the runtime, and
-//! its outcome is fetched from a queue, together with those of others.
+//! Calls that do not hold the thread they were made on: a call that has to wait goes on in the
+//! runtime, and its outcome is fetched from a queue, together with those of others.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,32 +18,32 @@ use super::runtime::{limited, runtime, wait, walrusds_call, SigpipeBlocked};
 use super::{ops_from, storable, walrusds_handle, walrusds_op, walrusds_queue, INSTANCES};
 use crate::error::{caught, Error, Result};
 
-/// Queues the caller holds.
+/// The queues that callers hold.
 static QUEUES: Registry<Queue> = Registry::new("queue", 4);
 
-/// How a call ended that was started on a queue. `value` and `error` are the caller's, to be freed
-/// with `walrusds_buf_free` and `walrusds_error_free`.
+/// The outcome of a call that was started on a queue. `value` and `error` belong to the caller, who
+/// frees them with `walrusds_buf_free` and `walrusds_error_free`.
 #[repr(C)]
 #[derive(Debug)]
 pub struct walrusds_completion {
-    /// What the call was started with.
+    /// The tag with which the call was started.
     pub tag: u64,
     /// Whether there is a value.
     pub found: bool,
     /// The value that was asked for.
     pub value: walrusds_buf,
-    /// Whether the call succeeded, and why not.
+    /// The error of the call; its code is `WALRUSDS_OK` if the call succeeded.
     pub error: walrusds_error,
 }
 
-/// What a call gives: a value, if it was to give one and there is one.
+/// The outcome of a call: an error, or the value if the call reads one and it exists.
 type Outcome = Result<Option<Bytes>>;
 
 /// Outcomes that wait to be fetched.
 #[derive(Default)]
 struct Queue {
     state: Mutex<State>,
-    /// Told for each outcome, and by whoever leaves some behind.
+    /// Told for each outcome, and by a `next` that leaves some behind.
     arrived: Notify,
 }
 
@@ -63,11 +63,11 @@ impl Queue {
         }
     }
 
-    /// Up to `max` outcomes (at least 1), as soon as there is one.
+    /// Waits until there is an outcome, and returns up to `max` outcomes (at least 1).
     async fn next(&self, max: usize) -> Result<Vec<walrusds_completion>> {
         loop {
             let mut arrived = pin!(self.arrived.notified());
-            // From here on nothing is missed.
+            // The waiter is registered from here on, so it misses no outcome.
             arrived.as_mut().enable();
             {
                 let mut state = self.state.lock();
@@ -87,7 +87,7 @@ impl Queue {
         }
     }
 
-    /// Ends every `next`, and drops what was not fetched and what is still to come.
+    /// Ends every `next`, and drops the outcomes that were not fetched and those still to come.
     fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -111,8 +111,9 @@ fn completion((tag, outcome): (u64, Outcome)) -> walrusds_completion {
     }
 }
 
-/// Begins `work` on the calling thread. What is done without waiting is answered at once; otherwise it
-/// goes on in the runtime, its outcome comes through `queue`, and this is `None`.
+/// Begins `work` on the calling thread. If it ends without waiting, returns its outcome at once.
+/// Otherwise it goes on in the runtime, its outcome comes through `queue`, and the result is
+/// `None`.
 ///
 /// # Safety
 /// `call` must be readable, unless it is NULL.
@@ -123,13 +124,13 @@ unsafe fn start(
     work: impl Future<Output = Outcome> + Send + 'static,
 ) -> Result<Option<Option<Bytes>>> {
     let runtime = runtime()?;
-    // Around the work from its first step to where it is dropped.
+    // Entered for as long as the work exists, from its first poll to its drop.
     let _inside = runtime.enter();
     // SAFETY: readable by contract.
     let mut work = Box::pin(unsafe { limited(call, work) }?);
     {
         let _blocked = SigpipeBlocked::new();
-        // A waker that wakes nobody: if there is something to wait for, the task below asks again.
+        // The waker does nothing: if there is something to wait for, the task below polls again.
         if let Poll::Ready(outcome) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return outcome.map(Some);
         }
@@ -163,9 +164,9 @@ pub unsafe extern "C" fn walrusds_queue_new(
     }
 }
 
-/// Begins what `walrusds_get` does. What needs no waiting is answered at once: `done` is true, and
-/// `out` and `found` are filled. Otherwise the outcome comes through `queue`, once, with `tag`. When
-/// this function fails, nothing comes.
+/// Begins the same call as `walrusds_get`. A call that needs no waiting ends at once: `done` is
+/// true, and `out` and `found` are filled. Otherwise the outcome comes through `queue`, once, with
+/// `tag`. When this function fails, no outcome comes.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_get_start(
     handle: walrusds_handle,
@@ -200,9 +201,9 @@ pub unsafe extern "C" fn walrusds_get_start(
     }
 }
 
-/// Begins what `walrusds_batch_commit` does, with a copy of the operations. When it is over at once,
-/// `done` is true. Otherwise the outcome comes through `queue`, once, with `tag`. When this function
-/// fails, nothing comes.
+/// Begins the same call as `walrusds_batch_commit`, with a copy of the operations. If it ends at
+/// once, `done` is true. Otherwise the outcome comes through `queue`, once, with `tag`. When this
+/// function fails, no outcome comes.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_batch_start(
     handle: walrusds_handle,
@@ -226,8 +227,8 @@ pub unsafe extern "C" fn walrusds_batch_start(
     }
 }
 
-/// Waits until calls that were started on this queue have ended, and gives up to `max` outcomes, in the
-/// order in which the calls ended.
+/// Waits until calls that were started on this queue have ended, and gives up to `max` outcomes,
+/// in the order in which the calls ended.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_queue_next(
     queue: walrusds_queue,
@@ -257,8 +258,9 @@ pub unsafe extern "C" fn walrusds_queue_next(
     }
 }
 
-/// Closes a queue: whoever waits for outcomes gets `WALRUSDS_CLOSED`. Calls that were started go on
-/// (cancel those that shall not), and what they give is freed. The handle is invalid afterwards.
+/// Closes a queue: threads that wait for outcomes get `WALRUSDS_CLOSED`. Calls that were started go
+/// on (cancel them if they shall not), and their outcomes are freed. The handle is invalid
+/// afterwards.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_queue_close(
     queue: walrusds_queue,

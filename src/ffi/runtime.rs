@@ -1,4 +1,4 @@
-//! One process-wide tokio runtime, and how a C call waits on it.
+//! The one tokio runtime of the process, and how a C call waits on it.
 
 use std::future::Future;
 use std::mem::MaybeUninit;
@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::handle::Registry;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Cancel tokens the caller holds.
+/// The cancel tokens that callers hold.
 pub(super) static CANCELS: Registry<CancellationToken> = Registry::new("cancel token", 3);
 
-/// How long a call may wait. Zero fields mean: no token, no deadline.
+/// Limits on how long a call may wait. Zero fields mean: no token, no deadline.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct walrusds_call {
@@ -32,7 +32,7 @@ pub(super) fn runtime() -> Result<&'static Runtime> {
         Builder::new_multi_thread()
             .enable_all()
             .thread_name("walrusds")
-            // Statements on the index; more callers wait their turn.
+            // For statements on the index; further callers wait for a thread.
             .max_blocking_threads(128)
             .on_thread_start(block_sigpipe)
             .build()
@@ -40,9 +40,9 @@ pub(super) fn runtime() -> Result<&'static Runtime> {
     })
 }
 
-/// A write to a closed peer must be an error, not the end of the host: on a thread that is not
-/// Go's, Go's SIGPIPE handler re-raises the default action. Threads started from this one inherit
-/// the mask.
+/// Blocks SIGPIPE on this thread: a write to a closed peer must be an error, not the end of the
+/// host. On a thread that is not Go's, Go's SIGPIPE handler re-raises the default action. Threads
+/// started from this one inherit the mask.
 fn block_sigpipe() {
     let set = sigpipe();
     // SAFETY: `set` is initialised, and only this thread's mask is changed.
@@ -61,8 +61,9 @@ fn sigpipe() -> libc::sigset_t {
     }
 }
 
-/// The same for the thread of a caller, as long as it works for us: its own disposition may be the
-/// default one. Afterwards its mask is as it was, and a SIGPIPE of ours is gone.
+/// A guard that blocks SIGPIPE on the thread of a caller, as long as it works for the library: the
+/// caller's own disposition may be the default one. Afterwards the mask is as it was, and a SIGPIPE
+/// caused by the library is gone.
 pub(super) struct SigpipeBlocked {
     set: libc::sigset_t,
     by_us: bool,
@@ -86,8 +87,9 @@ impl Drop for SigpipeBlocked {
         if !self.by_us {
             return;
         }
-        // SAFETY: the set and the time are initialised. With no time to wait, the call takes a signal that is
-        // pending or returns at once: another thread may take one that was sent to the process.
+        // SAFETY: the set and the time are initialised. With a waiting time of zero, the call takes
+        // a pending signal or returns at once: another thread may take one that was sent to the
+        // process.
         unsafe {
             let at_once: libc::timespec = std::mem::zeroed();
             while libc::sigtimedwait(&self.set, std::ptr::null_mut(), &at_once) == -1
@@ -106,7 +108,7 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     runtime.block_on(observed(work))
 }
 
-/// Where a panic can be asked for, in builds for tests.
+/// A place where tests can ask for a panic, in builds for tests.
 #[cfg(feature = "panic-hook")]
 async fn observed<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::task::yield_now().await;
@@ -118,7 +120,8 @@ fn observed<T>(work: impl Future<Output = Result<T>>) -> impl Future<Output = Re
     work
 }
 
-/// Runs `work` to its end, or until the call is cancelled or late; then `work` is dropped.
+/// Runs `work` to its end, or until the call is cancelled or its deadline passes; then `work` is
+/// dropped.
 ///
 /// # Safety
 /// `call` must be readable, unless it is NULL.
@@ -142,8 +145,8 @@ pub(super) unsafe fn limited<T, W: Future<Output = Result<T>>>(
     unsafe { limit(call, observed(work)) }
 }
 
-/// `work`, which ends early when the call is cancelled or late. With a token that is cancelled already
-/// nothing is begun.
+/// `work`, which ends early when the call is cancelled or its deadline passes. With a token that is
+/// already cancelled, nothing is begun.
 ///
 /// # Safety
 /// `call` must be readable now, unless it is NULL.

@@ -1,6 +1,26 @@
-//! Lookups, or deletions, that run at the same time travel together. Nothing waits for a timer: while few queries
-//! are under way a lookup leaves at once, and what arrives meanwhile leaves as one query when one of
-//! them is back. An idle index adds no latency; a busy one answers hundreds of keys in a round trip.
+//! Combines lookups, or deletions, that run at the same time into one query.
+//!
+//! **Problem.** A query for one key costs a round trip to the database, and so does a query for
+//! hundreds of keys. Waiting for a timer would collect keys, but would also delay a lookup on an
+//! idle index.
+//!
+//! **Outline.** No caller waits for a timer. While fewer than [`IN_FLIGHT`] queries are under way,
+//! a lookup leaves at once. Keys that arrive meanwhile wait, and leave as one query of at most
+//! [`TOGETHER`] keys when one of the queries is back. An idle index adds no latency; a busy one
+//! answers hundreds of keys in a round trip. The caller whose key starts a query gets its
+//! [`Leader`], which runs that query and then the queries of the keys that wait, until none wait.
+//!
+//! **Invariants.**
+//! - A key is answered by a query that is sent after the key was handed in.
+//! - Keys wait only while [`IN_FLIGHT`] queries are under way. A leader gives its place up under
+//!   the same lock under which it found no waiting keys, so a key that comes later starts a query.
+//! - A leader outlives the caller that polls it: it goes on by itself ([`Detached`]) when that
+//!   caller has its answer or leaves. A leader that is dropped before its end (the runtime is going
+//!   down) clears the waiting keys; their callers get an error.
+//! - A query whose callers have all left is dropped; its leader goes on with the next.
+//!
+//! **Locks.** One lock, that of `State`. It is held for no await, and neither a query nor an answer
+//! to a caller is sent under it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,17 +32,17 @@ use crate::detached::Detached;
 use crate::error::{caught, Error, Result};
 use crate::sync::Mutex;
 
-/// Queries under way at once. With one, server and node would take turns at working; measured, a
-/// third brings nothing and makes the others smaller.
+/// Queries under way at once. With one, server and node would take turns at working. Measured: a
+/// third gains nothing and makes the others smaller.
 const IN_FLIGHT: usize = 2;
-/// Keys of one query.
+/// Most keys of one query.
 const TOGETHER: usize = 1024;
 
-/// Answers keys, in their order.
+/// A query: answers keys, in their order.
 pub(super) type Ask<V> =
     Box<dyn Fn(Vec<String>) -> BoxFuture<'static, Result<Vec<Result<V>>>> + Send + Sync>;
 
-/// See the module.
+/// Combines calls for one key each into queries. See the module.
 pub(super) struct Combiner<V>(Arc<Shared<V>>);
 
 struct Shared<V> {
@@ -31,7 +51,7 @@ struct Shared<V> {
 }
 
 struct State<V> {
-    /// Queries under way; each takes what waits when it is back.
+    /// Queries under way. Each leader takes the waiting keys when its query is back.
     in_flight: usize,
     waiting: Batch<V>,
 }
@@ -51,7 +71,7 @@ impl<V> Default for Batch<V> {
 }
 
 impl<V> Batch<V> {
-    /// Takes as many as one query holds.
+    /// Takes the keys of one query, at most [`TOGETHER`].
     fn take(&mut self) -> Option<Batch<V>> {
         if self.keys.is_empty() {
             return None;
@@ -76,18 +96,19 @@ impl<V: Send + 'static> Combiner<V> {
         }))
     }
 
-    /// The answer for one key, from a query that is sent after this call began: it knows everything
-    /// that was written before. Dropping the future gives up the wait; a query that nobody waits for
-    /// any more is dropped.
+    /// The answer for one key, from a query that is sent after this call began: it sees every write
+    /// that ended before the call. Dropping the future gives up the wait. A query whose callers
+    /// have all left is dropped.
     ///
     /// # Errors
-    /// Those of the query, which everyone in it gets.
+    /// The errors of the query: every caller in it gets them.
     pub(super) async fn get(&self, key: String) -> Result<V> {
         let (mut answer, leader) = self.join(key);
         let answer = match leader {
             None => answer.await,
-            // Here, which spares the way to another thread and back. When the caller has its answer, or
-            // leaves, the rest goes on by itself: those who joined must not be stranded.
+            // The leader runs in this task, which saves the way to another thread and back. When
+            // this caller has its answer or leaves, the leader goes on by itself: the callers that
+            // joined must not be stranded.
             Some(leader) => tokio::select! {
                 biased;
                 answer = &mut answer => answer,
@@ -95,11 +116,12 @@ impl<V: Send + 'static> Combiner<V> {
             },
         };
         answer
-            // The runtime is going down.
+            // The sender is dropped without an answer when the runtime is going down.
             .unwrap_or_else(|_| Err(Error::closed("the index")))
     }
 
-    /// Joins those who wait. Where a query may leave now, also what runs it, and those after it.
+    /// Adds a key to the waiting ones. If a query may leave now, also returns its leader, which
+    /// runs it and the queries after it.
     fn join(
         &self,
         key: String,
@@ -127,7 +149,7 @@ impl<V: Send + 'static> Combiner<V> {
     }
 }
 
-/// One of the queries under way, and those that follow it.
+/// A query under way, and the queries that follow it.
 struct Leader<V> {
     shared: Arc<Shared<V>>,
     leads: bool,
@@ -138,7 +160,8 @@ impl<V> Leader<V> {
         let mut batch = first;
         loop {
             self.answer(batch).await;
-            // Under one lock: whoever comes later must see that nobody leads any more.
+            // One lock for the look and the decrease: a caller that comes later must see that no
+            // leader is left to take its key.
             let mut state = self.shared.state.lock();
             match state.waiting.take() {
                 Some(next) => batch = next,
@@ -178,7 +201,8 @@ impl<V> Leader<V> {
     }
 }
 
-/// A leader that does not come to its end: the runtime is going down, and nobody will lead again.
+/// Reached before the leader's end only when the runtime is going down: no leader will come again,
+/// so the waiting callers are dropped.
 impl<V> Drop for Leader<V> {
     fn drop(&mut self) {
         if self.leads {
@@ -211,7 +235,7 @@ mod tests {
         }
     }
 
-    /// Answers every key with its length. A key "fails" fails the whole query, "panics" panics.
+    /// Answers every key with its length. The key "fails" fails the whole query, "panics" panics.
     fn lengths(running: &Arc<AtomicUsize>) -> Combiner<usize> {
         let running = Arc::clone(running);
         Combiner::new(Box::new(move |keys| {
@@ -231,8 +255,8 @@ mod tests {
         }))
     }
 
-    /// In every order, with callers that leave midway: who stays gets the answer to its own key, and
-    /// in the end no query is under way.
+    /// In every order, with callers that leave midway: a caller that stays gets the answer to its
+    /// own key, and in the end no query is under way.
     #[test]
     fn every_order_answers_everyone() {
         explore(20_000, |random| {
@@ -343,8 +367,8 @@ mod schedules {
         answer.await.expect("an answer")
     }
 
-    /// Callers on threads of their own, some of whom leave: who stays gets the answer to its own key,
-    /// of a query that began after it asked, and nobody is left waiting.
+    /// Callers on threads of their own, some of which leave: a caller that stays gets the answer to
+    /// its own key, from a query that began after it asked, and none is left waiting.
     #[test]
     fn everyone_gets_a_fresh_answer() {
         explore(6_000, || {

@@ -1,4 +1,4 @@
-//! Keys: what an index takes, and ranges of them in byte order.
+//! The keys that an index takes, and ranges of keys in byte order.
 
 use std::cmp::Ordering;
 use std::ops::Bound;
@@ -6,7 +6,7 @@ use std::ops::Bound;
 use super::MAX_KEY_BYTES;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Refuses keys that some engine could not store or would cut off.
+/// Refuses a key that some engine could not store or would cut off.
 pub(super) fn check_key(key: &str) -> Result<()> {
     if key.len() > MAX_KEY_BYTES {
         return Err(invalid(format!(
@@ -18,7 +18,7 @@ pub(super) fn check_key(key: &str) -> Result<()> {
     check_text("key", key)
 }
 
-/// Refuses a NUL, which Postgres cannot store in text and C callers cannot see past.
+/// Refuses a NUL: Postgres cannot store it in a text, and a C caller's string ends at it.
 pub(super) fn check_text(what: &str, text: &str) -> Result<()> {
     match text.find('\0') {
         Some(at) => Err(invalid(format!(
@@ -32,19 +32,20 @@ fn invalid(message: String) -> Error {
     Error::new(ErrorKind::InvalidArgument, message)
 }
 
-/// Which keys a listing takes, and which way round they come. Keys compare by their bytes.
+/// The keys of a listing, and their direction. Keys compare by their bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRange {
-    /// Where the range begins.
+    /// Lower end of the range.
     pub lower: Bound<String>,
-    /// Where it ends.
+    /// Upper end of the range.
     pub upper: Bound<String>,
-    /// Keys within it that are left out: a few, each of them is compared with every row.
+    /// Keys within the range that are left out. Each of them is compared with every row, so there
+    /// should be few.
     pub except: Vec<String>,
-    /// From the last key to the first.
+    /// Whether the listing runs from the last key to the first.
     pub descending: bool,
-    /// Nothing but keys is wanted: sizes may be 0 and expirations `None`. An index of keys alone is
-    /// read many times faster than the rows it leads to.
+    /// Whether the caller wants keys only: sizes may be 0 and expirations `None`. Reading an index
+    /// of keys alone is many times faster than reading the rows it leads to.
     pub keys_alone: bool,
 }
 
@@ -73,7 +74,7 @@ impl KeyRange {
         KeyRange::ALL.starting_with(prefix)
     }
 
-    /// Only what also starts with `prefix`.
+    /// Narrows the range to keys that also start with `prefix`.
     pub fn starting_with(self, prefix: &str) -> KeyRange {
         let upper = match prefix_end(prefix) {
             Some(end) => Bound::Excluded(end),
@@ -86,37 +87,37 @@ impl KeyRange {
         self.from(lower).to(upper)
     }
 
-    /// Only what does not lie before `lower` either.
+    /// Narrows the range to keys that do not lie before `lower`.
     pub fn from(mut self, lower: Bound<String>) -> KeyRange {
         self.lower = tighter(self.lower, lower, Ordering::Greater);
         self
     }
 
-    /// Only what does not lie behind `upper` either.
+    /// Narrows the range to keys that do not lie behind `upper`.
     pub fn to(mut self, upper: Bound<String>) -> KeyRange {
         self.upper = tighter(self.upper, upper, Ordering::Less);
         self
     }
 
-    /// All but this key.
+    /// Leaves one key out.
     pub fn except(mut self, key: impl Into<String>) -> KeyRange {
         self.except.push(key.into());
         self
     }
 
-    /// From the last key to the first.
+    /// Lists from the last key to the first.
     pub fn descending(mut self) -> KeyRange {
         self.descending = true;
         self
     }
 
-    /// Without what is only in the rows.
+    /// Lists keys only, without the values that are only in the rows.
     pub fn keys_alone(mut self) -> KeyRange {
         self.keys_alone = true;
         self
     }
 
-    /// Only what comes after `key` in the range's own direction: the next page.
+    /// Narrows the range to keys that come after `key` in the range's own direction: the next page.
     pub fn after(self, key: impl Into<String>) -> KeyRange {
         let position = Bound::Excluded(key.into());
         if self.descending {
@@ -152,7 +153,7 @@ impl KeyRange {
         }
     }
 
-    /// The conditions that a row must fulfil, all of them.
+    /// The conditions of the range. A row must fulfil all of them.
     pub(super) fn comparisons(&self) -> Vec<(Compare, &str)> {
         let mut all = Vec::with_capacity(2 + self.except.len());
         match &self.lower {
@@ -169,7 +170,7 @@ impl KeyRange {
         all
     }
 
-    /// Refuses what no engine can be asked with.
+    /// Refuses a range whose texts no engine accepts in a query.
     pub(super) fn check(&self) -> Result<()> {
         self.comparisons()
             .into_iter()
@@ -177,7 +178,7 @@ impl KeyRange {
     }
 }
 
-/// Of two bounds on the same side the one that leaves fewer keys; `inward` is how it compares.
+/// The one of two bounds on the same side that leaves fewer keys; `inward` is how it compares.
 fn tighter(a: Bound<String>, b: Bound<String>, inward: Ordering) -> Bound<String> {
     match (&a, &b) {
         (Bound::Unbounded, _) => b,
@@ -192,14 +193,14 @@ fn tighter(a: Bound<String>, b: Bound<String>, inward: Ordering) -> Bound<String
     }
 }
 
-/// The smallest text greater than everything that starts with `prefix`; `None` if there is none.
-/// In UTF-8 the byte order is the order of code points, so the last character that has a
-/// successor is replaced by it (a plain increment of the last byte may give invalid UTF-8).
+/// The smallest text greater than every text that starts with `prefix`; `None` if there is none. In
+/// UTF-8 the byte order is the order of code points, so the last character that has a successor is
+/// replaced by it (incrementing the last byte instead may give invalid UTF-8).
 fn prefix_end(prefix: &str) -> Option<String> {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
         let next = match last {
-            '\u{D7FF}' => Some('\u{E000}'), // over the surrogates
+            '\u{D7FF}' => Some('\u{E000}'), // after the surrogates
             _ => char::from_u32(last as u32 + 1),
         };
         if let Some(next) = next {

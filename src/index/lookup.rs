@@ -1,6 +1,25 @@
-//! What the datastore asks its index through: lookups and deletions travel together (`combine`), rows
-//! are remembered for a while (`rows`), and every write of this node passes here, so that what is
-//! remembered never outlives it.
+//! The datastore's access to its index.
+//!
+//! **Problem.** Lookups are frequent and cost round trips; remembered rows save most of them, but
+//! must not outlive a write of this node.
+//!
+//! **Outline.** Every call of the datastore to its index passes through [`Lookups`]. Lookups, and
+//! deletions, that run at the same time are combined (`combine`) unless the index is local. Rows
+//! that were read are remembered for a while (`rows`). Every write announces its keys to the cache
+//! before it begins and until it ends.
+//!
+//! **Invariants.**
+//! - Only `find`, `find_many`, `find_each` and `cached` answer from memory; all other methods ask
+//!   the index.
+//! - Every reader that remembers rows takes its [`Moment`] before it reads them.
+//! - The keys of a combined deletion are announced for as long as the query runs, also when its
+//!   callers have left.
+//! - One key that is refused, or one row that cannot be read, does not fail the other lookups of
+//!   its query: keys are checked before they are combined, and a query that fails for good is
+//!   repeated key by key.
+//!
+//! **Locks.** None of its own. It holds neither a lock of `combine` nor of `rows` while it asks the
+//! index, and never both at once.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,12 +40,12 @@ use crate::error::Result;
 /// Memory for remembered rows (bytes): about 100,000 of them, or 25 GiB of blocks of 256 KiB.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// An index, and what is remembered of it.
+/// An index, and the rows of it that are remembered.
 ///
-/// [`find`](Lookups::find) may answer from memory; the methods of [`Rows`] never do. What another
-/// node wrote is seen by `find` after the time given to [`new`](Lookups::new), what this node wrote
-/// at once; but for a write that was given up midway, which the index may still carry out: it counts
-/// as another node's.
+/// [`find`](Lookups::find) may answer from memory; the methods of [`Rows`] never do. `find` sees a
+/// write of another node after the time given to [`new`](Lookups::new), and a write of this node at
+/// once. The exception is a write of this node that was given up midway, which the index may still
+/// carry out: it counts as another node's.
 pub struct Lookups {
     index: Arc<dyn Index>,
     cache: Arc<RowCache>,
@@ -35,7 +54,7 @@ pub struct Lookups {
 }
 
 impl Lookups {
-    /// Remembers rows of `index` for `ttl`; zero: not at all.
+    /// Remembers rows of `index` for `ttl`; with zero, remembers none.
     pub fn new(index: Arc<dyn Index>, ttl: Duration) -> Self {
         let cache = Arc::new(RowCache::new(ttl, CACHE_BYTES));
         let lookups = Combiner::new(Box::new({
@@ -60,7 +79,7 @@ impl Lookups {
         }
     }
 
-    /// Looks a key up: what is remembered, or what the index says. `None` if unknown.
+    /// Looks a key up, in memory first and then in the index. `None` if unknown.
     ///
     /// # Errors
     /// Those of [`Rows::get`].
@@ -68,7 +87,7 @@ impl Lookups {
         if let Some(record) = self.cached(key) {
             return Ok(Some(record));
         }
-        // Before it travels with others, whose lookups it would fail.
+        // Checked before the key is combined with others, whose lookups it would fail.
         check_key(key)?;
         if self.index.is_local() {
             return self.read(key).await;
@@ -76,7 +95,7 @@ impl Lookups {
         self.lookups.get(key.to_owned()).await
     }
 
-    /// Looks keys up, as [`find`](Self::find) does; the result has the keys' order.
+    /// Looks keys up as [`find`](Self::find) does; the result has the keys' order.
     ///
     /// # Errors
     /// Those of [`Rows::get_many`].
@@ -98,11 +117,11 @@ impl Lookups {
         Ok(found)
     }
 
-    /// As [`find_many`](Self::find_many), with an answer for each key: a row that cannot be read does not
-    /// hide the others.
+    /// As [`find_many`](Self::find_many), with an answer for each key: a row that cannot be read
+    /// does not hide the others.
     ///
     /// # Errors
-    /// Those of the index as a whole.
+    /// The errors of the index as a whole.
     pub async fn find_each(&self, keys: &[String]) -> Result<Vec<Result<Option<Record>>>> {
         let mut found: Vec<_> = keys.iter().map(|key| Ok(self.cached(key))).collect();
         let missing = found.iter().zip(keys).filter(|(row, _)| is_missing(row));
@@ -115,7 +134,7 @@ impl Lookups {
         Ok(found)
     }
 
-    /// Looks a key up in the index alone, for a caller whom what is remembered has led astray.
+    /// Looks a key up in the index alone, for a caller that has found a remembered row to be wrong.
     ///
     /// # Errors
     /// Those of [`Rows::get`].
@@ -133,18 +152,20 @@ impl Lookups {
         Ok(row)
     }
 
-    /// The row of a key, if it is remembered. Waits for nothing; `None` says nothing.
+    /// The row of a key, if it is remembered. Never waits. `None` does not mean that the key is
+    /// unknown to the index.
     pub fn cached(&self, key: &str) -> Option<Record> {
         self.cache.get(key)
     }
 
-    /// To be taken before rows are read that are to be [remembered](Self::remember).
+    /// The present moment. A caller takes it before it reads rows that are to be
+    /// [remembered](Self::remember).
     pub fn moment(&self) -> Moment {
         self.cache.moment()
     }
 
-    /// Remembers rows that were read from the index after `since`: neighbours of one that was asked
-    /// for. Those that this node has written since are left out.
+    /// Remembers rows that were read from the index after `since`: the neighbours of a block that
+    /// was asked for. Rows that this node has written since are left out.
     pub fn remember(&self, since: Moment, rows: &[KeyRecord]) {
         for row in rows {
             self.cache.remember(since, &row.key, &row.record);
@@ -156,7 +177,7 @@ fn is_missing(row: &Result<Option<Record>>) -> bool {
     matches!(row, Ok(None))
 }
 
-/// A combined lookup.
+/// Runs a combined lookup.
 async fn look_up(
     index: &dyn Index,
     cache: &RowCache,
@@ -186,7 +207,8 @@ async fn look_up(
     Ok(answers)
 }
 
-/// A combined deletion. Keys are written while it runs, whether or not its callers are still there.
+/// Runs a combined deletion. Its keys are announced as being written while it runs, whether or not
+/// its callers are still there.
 async fn delete(
     index: &dyn Index,
     cache: &RowCache,
@@ -203,8 +225,8 @@ async fn delete(
     Ok(removed)
 }
 
-/// As the index behind it, but for [`delete`](Rows::delete): of deletions that travel together, one
-/// is told what all of them removed.
+/// Each method is that of the index behind it, except [`delete`](Rows::delete): of deletions that
+/// are combined, one is told the sum of what all of them removed.
 #[async_trait]
 impl Rows for Lookups {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
@@ -274,7 +296,7 @@ impl Rows for Lookups {
     }
 
     async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
-        // Neighbours of a block that is being read: they are asked for next.
+        // Neighbours of a block that is being read: the reader is likely to ask for them next.
         let since = self.moment();
         let rows = self.index.rows_from(blob_id, from, limit).await?;
         self.remember(since, &rows);

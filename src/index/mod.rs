@@ -1,7 +1,8 @@
-//! The index: datastore key → where the block's bytes are.
+//! The index: maps a datastore key to the place of the block's bytes.
 //!
-//! [`Index`] is the seam, the sum of [`Rows`], [`Leases`], [`Totals`] and [`Notes`]; [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node)
-//! implement it and pass one shared test suite (`tests/index_suite.rs`).
+//! [`Index`] is the interface, the sum of [`Rows`], [`Leases`], [`Totals`] and [`Notes`].
+//! [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node) implement it and pass
+//! one shared test suite (`tests/index_suite.rs`).
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -23,20 +24,21 @@ pub mod table;
 
 pub use keys::KeyRange;
 
-/// No lease runs for longer.
+/// The longest time for which a lease runs.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(3600);
 
-/// How many blobs [`Rows::ending_by`] asks for at a time where an index has no query for it.
+/// The number of blobs that the default [`Rows::ending_by`] asks for at a time, for an index that
+/// has no query of its own for it.
 const ENDING_PAGE: usize = 4096;
 
-/// Later than any `expires_at` that an index holds.
+/// A time later than any `expires_at` that an index holds.
 fn far_future() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(200_000_000_000)
 }
 
 pub use crate::limits::MAX_KEY_BYTES;
 
-/// Where a block is, and until when.
+/// The place of a block, and the end of its storage.
 ///
 /// `offset` and `size` are as the database has them (bytes; a foreign writer may have stored
 /// nonsense): [`Record::range`] is the checked form.
@@ -86,7 +88,7 @@ impl Record {
         Ok(range.end - range.start)
     }
 
-    /// Whether what the row points at is on Walrus beyond `until`, as far as anybody knows. What a Go
+    /// Whether the block is on Walrus beyond `until`, as far as this node knows. A block that a Go
     /// node has staged is not: that node may never come back.
     pub(crate) fn is_fresh(&self, until: SystemTime, epochs: &EpochClock) -> bool {
         !self.staged
@@ -112,7 +114,7 @@ pub struct KeyRecord {
     pub record: Record,
 }
 
-/// Rows in the order of their keys, of which none may appear twice in a call of `method`.
+/// The rows in the order of their keys. A key that appears twice is an error that names `method`.
 fn in_key_order<'a>(records: &'a [KeyRecord], method: &str) -> Result<Vec<&'a KeyRecord>> {
     let mut order: Vec<&KeyRecord> = records.iter().collect();
     order.sort_unstable_by(|a, b| a.key.cmp(&b.key));
@@ -149,7 +151,7 @@ pub struct RenewItem {
     pub deletable: bool,
 }
 
-/// What a re-upload of a blob changed.
+/// The new end of a blob's storage after a renewal (a re-upload of the blob).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Renewal {
     /// New exclusive end epoch.
@@ -158,8 +160,9 @@ pub struct Renewal {
     pub expires_at: Option<SystemTime>,
 }
 
-/// How much is stored under an index: what `repo stat` shows. Kept as a running total, exact
-/// as long as only walrusds nodes write and none dies between a write and its next flush of totals.
+/// The amount of data stored under an index, as `repo stat` shows it. It is kept as a running
+/// total, which is exact as long as only walrusds nodes write and none of them dies between a write
+/// and its next flush of totals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Blocks (rows).
@@ -169,7 +172,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The sum. Rows may hold nonsense, which must not end in a panic: it stops at the ends.
+    /// The sum. Rows may hold nonsense, which must not end in a panic: the sum saturates.
     #[must_use]
     pub(crate) fn plus(self, other: Usage) -> Usage {
         Usage {
@@ -178,7 +181,7 @@ impl Usage {
         }
     }
 
-    /// The difference, likewise.
+    /// The difference. It saturates as well.
     #[must_use]
     pub(crate) fn minus(self, other: Usage) -> Usage {
         Usage {
@@ -188,9 +191,9 @@ impl Usage {
     }
 }
 
-/// The rows of an index: one for each block. Every method may be called concurrently; dropping a returned future
-/// abandons the wait and, where the engine can, cancels the statement. All of a call's rows become visible
-/// together or not at all.
+/// The rows of an index: one for each block. Every method may be called concurrently. Dropping a
+/// returned future abandons the wait and, where the engine can, cancels the statement. All of a
+/// call's rows become visible together or not at all.
 #[async_trait]
 pub trait Rows: Send + Sync + 'static {
     /// Inserts or replaces one row.
@@ -203,9 +206,9 @@ pub trait Rows: Send + Sync + 'static {
     /// the newest value wins.
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()>;
 
-    /// Changes rows to what `to` says of their keys, in one transaction, but only those that still point at
-    /// the blob `from`: what was deleted or put anew meanwhile stays as it is. A key must not appear twice.
-    /// Returns how many rows were changed.
+    /// Sets the rows of the keys in `to`, in one transaction, but only the rows that still point at
+    /// the blob `from`: a row that was deleted or put anew meanwhile stays as it is. A key must not
+    /// appear twice. Returns how many rows were changed.
     async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64>;
 
     /// Looks one key up; `None` if unknown.
@@ -214,7 +217,8 @@ pub trait Rows: Send + Sync + 'static {
     /// Looks keys up in one round trip; the result has the keys' order.
     async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Record>>>;
 
-    /// Whether a lookup asks no other process: then nothing is gained by sending several as one.
+    /// Whether a lookup asks no other process. Combining several lookups into one gains nothing
+    /// then.
     fn is_local(&self) -> bool {
         false
     }
@@ -230,7 +234,7 @@ pub trait Rows: Send + Sync + 'static {
 
     /// The rows of `range` in its order, without the first `offset` ones, at most `limit`. Fewer
     /// than `limit` means the end. No state is held between pages, so rows may be written and
-    /// deleted meanwhile. What is skipped is read all the same: `offset` bounds the work.
+    /// deleted meanwhile. The engine reads the rows that it skips, too: `offset` bounds the work.
     async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>>;
 
     /// Up to `limit` distinct blobs whose storage ends before `before`, earliest first, in the
@@ -242,9 +246,10 @@ pub trait Rows: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<RenewItem>>;
 
-    /// Up to `limit` distinct blobs whose end epoch is known and at most `epoch`, whatever their `expires_at`
-    /// says, in the order of their IDs, after `after` in that order. An item without `expires_at` has the
-    /// Unix epoch instead. An index that does not implement this leaves out the rows without `expires_at`.
+    /// Up to `limit` distinct blobs whose end epoch is known and at most `epoch`, in the order of
+    /// their IDs, after `after` in that order. `expires_at` plays no part; an item without it has
+    /// the Unix epoch instead. An index that does not implement this method leaves out the rows
+    /// without `expires_at`.
     async fn ending_by(
         &self,
         epoch: i64,
@@ -285,19 +290,19 @@ pub trait Rows: Send + Sync + 'static {
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64>;
 }
 
-/// Which node does what only one may do at a time.
+/// Leases: each lets one node at a time do a certain work.
 #[async_trait]
 pub trait Leases: Send + Sync + 'static {
-    /// Takes or prolongs the lease `name` for `owner`; false if another owner's is still running.
-    /// Judged by the database's clock. A lease runs for [`LONGEST_LEASE`] at most. One that ends later than
-    /// that from now was taken while the clock was wrong, and counts as run out.
+    /// Takes or prolongs the lease `name` for `owner`; false if another owner's lease is still
+    /// running by the database's clock. A lease runs for [`LONGEST_LEASE`] at most. A lease that
+    /// ends later than that from now was taken while the clock was wrong, and counts as run out.
     async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool>;
 
     /// Gives a lease back, if `owner` holds it.
     async fn release_lease(&self, name: &str, owner: &str) -> Result<()>;
 }
 
-/// How much is stored under an index.
+/// The amount of data stored under an index.
 #[async_trait]
 pub trait Totals: Send + Sync + 'static {
     /// The running total, read in O(1).
@@ -307,11 +312,11 @@ pub trait Totals: Send + Sync + 'static {
     async fn add_usage(&self, delta: Usage) -> Result<()>;
 }
 
-/// Texts that nodes keep beside an index. One that does not implement them keeps none.
+/// Texts that nodes keep beside an index. An index that does not implement these methods keeps
+/// none.
 #[async_trait]
 pub trait Notes: Send + Sync + 'static {
-    /// A text that nodes keep beside the index under `name`, to know it after a restart. An index that does
-    /// not implement notes keeps none.
+    /// The text that nodes keep beside the index under `name`, to know it after a restart.
     async fn note(&self, _name: &str) -> Result<Option<String>> {
         Ok(None)
     }
@@ -321,28 +326,29 @@ pub trait Notes: Send + Sync + 'static {
         Ok(())
     }
 
-    /// What the table of this index is known by, wherever it goes: a text that it keeps, made at the first
-    /// call. `None` if it keeps none.
+    /// The identity of the table of this index: a text that the table keeps wherever it goes, made
+    /// at the first call. `None` if the index keeps none.
     async fn identity(&self) -> Result<Option<String>> {
         Ok(None)
     }
 }
 
-/// An index: its parts, and what concerns it as a whole. Who needs a part alone names that.
+/// An index: its parts, and the methods that concern it as a whole. A caller that needs one part
+/// alone names the trait of that part.
 #[async_trait]
 pub trait Index: Rows + Leases + Totals + Notes {
-    /// What an operator must know of the index, for the log; each thing once.
+    /// A notice about the index for the operator's log; each notice is returned once.
     fn take_notice(&self) -> Option<String> {
         None
     }
 
-    /// Why nothing can be written to this index, if that was found when it was opened: every method that
-    /// writes fails. `None` from when it is found that writes work again (a standby was promoted).
+    /// The reason why nothing can be written to this index, if opening it found one: every method
+    /// that writes fails. `None` again from when writes are found to work (a standby was promoted).
     fn only_reads(&self) -> Option<&'static str> {
         None
     }
 
     /// Finishes running statements and closes every connection. Later calls fail with
-    /// [`ErrorKind::Closed`]; closing again is fine.
+    /// [`ErrorKind::Closed`]; a second close is no error.
     async fn close(&self) -> Result<()>;
 }

@@ -1,7 +1,26 @@
-//! Rows that were looked up, remembered for a short while.
+//! Remembers rows that were looked up, for a short while.
 //!
-//! Only rows that exist are remembered: that a key is unknown is asked anew each time. Writes of this
-//! node end what is remembered at once; those of other nodes are seen when it expires.
+//! **Problem.** A row that a lookup has read may be overwritten before it is remembered. A
+//! remembered row must not be older than a write of this node that has ended.
+//!
+//! **Outline.** Rows lie in [`SHARDS`] shards by the hash of their key; each shard drops its least
+//! recently used rows when it exceeds its part of the memory. Only rows that exist are remembered:
+//! an unknown key is asked for anew each time. A counter advances at each beginning and end of a
+//! write. A reader takes a [`Moment`] (the counter's value) before it reads the index, and hands it
+//! in with the row. A writer announces its keys before the write ([`RowCache::writing`]) and holds
+//! the result until the write has ended.
+//!
+//! **Invariants.**
+//! - A row is remembered only if no write of a key in its shard is under way and none has begun or
+//!   ended since the reader's moment. A write of another key in the same shard has the same effect:
+//!   it costs an entry, never freshness.
+//! - The beginning of a write removes the written keys. Writes of other nodes are seen when the
+//!   entry expires (`ttl`). A write that was given up is announced as ended, although the index may
+//!   still carry it out: it counts as another node's.
+//! - `bytes` of a shard is the sum of the costs of its rows.
+//!
+//! **Locks.** One lock for each shard. At most one of them is held at a time, for no await, and no
+//! other lock is taken under it. The counter is atomic and is advanced before the shard is locked.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -13,17 +32,18 @@ use super::Record;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::Mutex;
 
-/// (One under a scheduler: where a key lies is left to chance, and schedules must repeat.)
+/// The number of shards. (One under a scheduler: the shard of a key depends on a random hash, and
+/// schedules must repeat.)
 const SHARDS: usize = if cfg!(shuttle) { 1 } else { 64 };
-/// What a row costs beside its texts (bytes): the entry with its links, its place in the table, and
-/// what the allocator adds.
+/// Memory of a row beside its texts (bytes): the entry with its links, its place in the table, and
+/// the allocator's overhead.
 const ENTRY_BYTES: usize = 224;
 
-/// See the module.
+/// A cache of rows. See the module.
 pub(super) struct RowCache {
     shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
-    /// Counts beginnings and ends of writes.
+    /// The number of beginnings and ends of writes so far.
     writes: AtomicU64,
     ttl: Duration,
     shard_bytes: usize,
@@ -34,7 +54,7 @@ struct Shard {
     bytes: usize,
     /// Writes of keys of this shard that are under way.
     writers: usize,
-    /// When the last of them began or ended.
+    /// The counter at the last beginning or end of such a write.
     written: u64,
 }
 
@@ -43,7 +63,7 @@ struct Entry {
     until: Instant,
 }
 
-/// A point among this node's writes.
+/// A point in the sequence of this node's writes.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment(u64);
 
@@ -71,7 +91,8 @@ impl Shard {
 }
 
 impl RowCache {
-    /// Remembers rows for `ttl`, in at most about `bytes` of memory. No time: remembers nothing.
+    /// Remembers rows for `ttl`, in at most about `bytes` of memory. A `ttl` of zero remembers
+    /// nothing.
     pub fn new(ttl: Duration, bytes: usize) -> Self {
         let shard = || {
             Mutex::new(Shard {
@@ -109,14 +130,14 @@ impl RowCache {
         None
     }
 
-    /// To be taken before rows are read that may be remembered.
+    /// The present moment. A reader takes it before it reads rows that it may remember.
     pub fn moment(&self) -> Moment {
         Moment(self.writes.load(Ordering::SeqCst))
     }
 
     /// Remembers a row that was read after `since`, unless its key may have been written meanwhile.
     pub fn remember(&self, since: Moment, key: &str, record: &Record) {
-        // What a Go node has staged is about to move.
+        // A row that a Go node has staged is about to move.
         if self.ttl.is_zero() || record.staged {
             return;
         }
@@ -137,7 +158,7 @@ impl RowCache {
         }
     }
 
-    /// Forgets a key, and what is being read about it.
+    /// Forgets a key. A row of it that is being read now is not remembered either.
     pub fn forget(&self, key: &str) {
         drop(self.writing([key].into_iter()));
     }
@@ -146,7 +167,8 @@ impl RowCache {
         self.writes.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// Forgets keys, and remembers nothing about them while the result lives: until they are written.
+    /// Announces a write: forgets the keys, and remembers nothing about them while the result
+    /// lives. The caller drops it when the write has ended.
     pub fn writing<'a, K>(&'a self, keys: K) -> Writing<'a, K>
     where
         K: Iterator<Item = &'a str> + Clone,
@@ -160,7 +182,7 @@ impl RowCache {
         Writing { cache: self, keys }
     }
 
-    /// As [`writing`](Self::writing), for whatever keys point into a blob.
+    /// As [`writing`](Self::writing), for all keys whose rows point into a blob.
     pub fn writing_blob(&self, blob_id: &str) -> WritingAll<'_> {
         let now = self.tick();
         for shard in &self.shards {
@@ -178,7 +200,7 @@ impl RowCache {
     }
 }
 
-/// A write under way. Dropped when it is over, however it went.
+/// A write under way. The writer drops it when the write is over, with or without success.
 pub(super) struct Writing<'a, K: Iterator<Item = &'a str> + Clone> {
     cache: &'a RowCache,
     keys: K,
@@ -193,7 +215,7 @@ impl<'a, K: Iterator<Item = &'a str> + Clone> Drop for Writing<'a, K> {
     }
 }
 
-/// A write under way of keys that are not known by name.
+/// A write under way of keys that are not known by name. It counts for every shard.
 pub(super) struct WritingAll<'a>(&'a RowCache);
 
 impl Drop for WritingAll<'_> {
@@ -305,7 +327,7 @@ mod tests {
         let held: usize = cache.shards.iter().map(|s| s.lock().bytes).sum();
         assert!(held <= bytes && held > bytes / 2, "{held} of {bytes}");
         assert!(cache.get("/used").is_some());
-        // More than a shard holds is not remembered, and pushes nothing beyond the bound.
+        // A row larger than a shard is not remembered, and no shard exceeds its bound.
         let huge = "k".repeat(bytes);
         cache.remember(cache.moment(), &huge, &record("b"));
         assert!(cache.get(&huge).is_none());
@@ -334,8 +356,9 @@ mod schedules {
     use crate::schedules::{below, explore};
     use shuttle::thread;
 
-    /// Writers, of a key or of a whole blob, and readers who remember what they read: after a write
-    /// nothing older is remembered, neither for the writer at once nor for anyone in the end.
+    /// Writers, of a key or of a whole blob, and readers that remember the rows they read: after a
+    /// write no older row is remembered, neither for the writer at once nor for any reader in the
+    /// end.
     #[test]
     fn nothing_older_than_a_write_is_remembered() {
         explore(8_000, || {

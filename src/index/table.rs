@@ -1,4 +1,4 @@
-//! Names of tables: validated once, quoted always.
+//! Names of tables: validated once, always quoted in SQL.
 
 use std::fmt;
 
@@ -6,21 +6,21 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Postgres cuts longer identifiers off silently; two long names could become one.
+/// Postgres silently cuts longer identifiers off; two long names could become one.
 const MAX_IDENTIFIER_BYTES: usize = 63;
 
-/// What is appended to a table's name for its companions: the Go plugin's staging table, and those of this
-/// library, today's and those that its design names.
+/// The suffixes of a table's companions: the Go plugin's staging table, and the tables of this
+/// library, both those of today and those that its design names.
 pub(crate) const COMPANIONS: [&str; 6] = [
     "_staging", "_meta", "_leases", "_usage", "_blobs", "_deleted",
 ];
 
-/// Whether a table with these columns is an index, and no companion of one.
+/// Whether a table with these columns is an index, and not a companion of one.
 pub(crate) fn is_index(has_column: impl Fn(&str) -> bool) -> bool {
     ["key", "blob_id", "size"].into_iter().all(has_column)
 }
 
-/// A validated table name with an optional schema, in the case it was given.
+/// A validated table name with an optional schema, with its upper and lower case as given.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TableName {
     schema: Option<String>,
@@ -84,7 +84,7 @@ impl TableName {
         &self.name
     }
 
-    /// The name as SQL, quoted (so that no keyword and no case folding gets in the way).
+    /// The name as SQL, quoted (so that keywords and case folding do not change its meaning).
     pub fn quoted(&self) -> String {
         match &self.schema {
             Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
@@ -92,7 +92,7 @@ impl TableName {
         }
     }
 
-    /// What an unquoted use of this name means to Postgres: lower case.
+    /// The name as Postgres reads it when it is unquoted: in lower case.
     pub(crate) fn folded(&self) -> TableName {
         TableName {
             schema: self.schema.as_ref().map(|s| s.to_ascii_lowercase()),
@@ -120,7 +120,7 @@ impl TableName {
         format!("{}_{hash}{suffix}", &self.name[..keep])
     }
 
-    /// The table whose companion this would be, by its name; `None` if it can be none.
+    /// The table whose companion has this name; `None` if no table can have such a companion.
     pub(crate) fn main_table(&self) -> Option<TableName> {
         let mut names = COMPANIONS.iter().filter_map(|suffix| {
             let at = self.name.len().checked_sub(suffix.len())?;
@@ -133,7 +133,7 @@ impl TableName {
         })
     }
 
-    /// The error for a name that another index makes unusable.
+    /// The error for a name that cannot be used because of another index.
     pub(crate) fn collides_with(&self, other: &str) -> Error {
         Error::new(
             ErrorKind::Config,
@@ -147,11 +147,11 @@ impl TableName {
         )
     }
 
-    /// The Go plugin's staging table. It gives the plain name, which PostgreSQL cuts if it is too long; `None` where
-    /// that is the name of the table itself.
+    /// The Go plugin's staging table. The Go plugin gives the plain name, which PostgreSQL cuts if
+    /// it is too long; `None` where the cut name is the name of the table itself.
     pub(crate) fn go_staging(&self) -> Option<TableName> {
         let mut name = format!("{}_staging", self.name);
-        // Names are ASCII.
+        // Names are ASCII, so this cuts at a character boundary.
         name.truncate(MAX_IDENTIFIER_BYTES);
         (name != self.name).then(|| TableName {
             schema: self.schema.clone(),

@@ -33,9 +33,9 @@ impl Inner {
         self.statement_timeout.max(super::SEARCH_LIMIT)
     }
 
-    /// Checks rows that are to be written by `method`, and makes them pages of columns. `more` stands behind the
-    /// columns of each page. They come in key order, so that two writers of the same keys lock them in the same
-    /// order.
+    /// Checks rows that `method` is to write, and makes pages of columns of them. `more` is
+    /// appended to the columns of each page. The rows come in key order, so that two writers of the
+    /// same keys lock them in the same order.
     fn pages(&self, records: &[KeyRecord], method: &str, more: Option<&str>) -> Result<Pages> {
         for KeyRecord { key, record } in records {
             let patch_id = record.patch_id.as_deref().unwrap_or_default();
@@ -57,8 +57,8 @@ impl Inner {
         Ok(pages.collect())
     }
 
-    /// Writes pages of rows with a statement that says how many; returns the sum. A single page is one
-    /// round trip and its own transaction, several are one transaction.
+    /// Writes pages of rows with a statement that returns its number of rows; returns the sum. A
+    /// single page is one round trip and its own transaction, several are one transaction.
     async fn write_pages(
         self: &Arc<Self>,
         call: &Call,
@@ -73,7 +73,7 @@ impl Inner {
             let answer = call::query(&self.pool, call, query, page).await?;
             return Ok(answer.and_then(|rows| count(&rows)));
         }
-        // Many pages are many statements.
+        // The time of one statement for each page.
         let number = u32::try_from(pages.len()).unwrap_or(u32::MAX);
         let whole = Call {
             limit: call.limit.saturating_mul(number),
@@ -99,8 +99,9 @@ impl Inner {
         .await
     }
 
-    /// Deletes rows that another transaction may be about to make ([`super::in_doubt`]): waits for it. Returns
-    /// what the deletion says, and how many rows it made itself.
+    /// Deletes rows that another transaction may be about to insert ([`super::in_doubt`]): waits
+    /// for that transaction. Returns the result of the deletion, and the number of rows that it
+    /// inserted itself.
     async fn delete_for_sure(
         self: &Arc<Self>,
         call: &Call,
@@ -124,7 +125,7 @@ impl Inner {
     }
 }
 
-/// Perhaps an engine that does not take this form of a deletion.
+/// Whether the error may come from an engine that does not take this form of a deletion.
 fn is_refused(e: &super::PgError) -> bool {
     let said = error::told("", e);
     let lacks_table = e.code() == Some(&SqlState::UNDEFINED_TABLE);
@@ -277,8 +278,8 @@ impl Rows for PostgresIndex {
         }
         let (inner, call) = (&self.inner, &call);
         let page = |staged| async move {
-            // Two tables are merged here, and what is skipped with them: the first n of each hold
-            // the first n of both.
+            // The two tables are merged here, and the offset is applied to the merged rows: the
+            // first n rows of each contain the first n of both.
             let (skip, rows) = match staged {
                 true => (0, offset.saturating_add(limit)),
                 false => (offset, limit),
@@ -291,7 +292,7 @@ impl Rows for PostgresIndex {
             let bounds = range.comparisons().into_iter();
             let bounds = bounds.map(|(_, key)| Param::Text(key.to_owned()));
             let params = bounds.chain([Param::count(rows), Param::count(skip)]);
-            // Not over the pipe: a page is large enough to hold lookups up.
+            // Not over the pipeline: a page is large enough to delay lookups.
             let rows = call::query(&inner.pool, call, &query, &params.collect()).await?;
             Ok(rows.map(|rows| (staged, as_array, rows)))
         };
@@ -360,7 +361,7 @@ impl Rows for PostgresIndex {
                 Ok((renew_item(row)?, row.try_get(4)?))
             })?;
             after = items.last().map(|(item, _)| item.clone());
-            // A blob whose rows end at several times comes at the first of them alone.
+            // A blob whose rows end at several times is listed only at the earliest of them.
             let first = items.into_iter().filter(|(_, first)| *first);
             found.extend(first.map(|(item, _)| item));
             if rows.len() < asked {

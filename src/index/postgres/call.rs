@@ -1,12 +1,30 @@
-//! One call: work on a connection, tried again where that helps, cancelled on the server when its caller goes.
+//! Runs one call: work on a connection, tried again where that helps, and cancelled on the server
+//! when its caller leaves.
 //!
-//! Everything that the index asks of the server passes through [`run`]. It holds that
-//! - work is given up at its deadline, which the server knows for what writes ([`super::deadline`]);
-//! - work whose caller goes away, or whose time is over, is cancelled on the server; if not even that ends
-//!   it, its connection is hung up on, so a server that hangs keeps no place;
-//! - a connection of one's own on which something was cancelled is not used again: the cancel request may
-//!   still be on its way, and must not hit the next call. On a shared one it may hit a neighbour, who asks anew;
-//! - work that must not happen twice ([`Repeat::Never`]) is tried again only if it surely has not happened.
+//! **Problem.** A statement that its caller no longer waits for must neither take effect later nor
+//! keep a connection busy, and a connection that breaks must not fail work that can be repeated.
+//!
+//! **Outline.** Every request of the index to the server passes through [`run`]. It waits for a
+//! place, takes a connection from its [`Source`] (the pipeline or the pool), and polls the work
+//! together with the deadline and the check for a server that has moved to another host. An error
+//! is judged by [`error::retry`]; where another try helps and the limits below allow it, the loop
+//! takes a connection again.
+//!
+//! **Invariants.**
+//! - Work is given up at its deadline. The server knows the deadline of a bounded statement
+//!   ([`super::deadline`]).
+//! - Work whose caller leaves, or whose time is over, is cancelled on the server. If that does not
+//!   end it, its connection is closed, so that a server that hangs keeps no place.
+//! - A pooled connection on which something was cancelled is not used again: the cancel request may
+//!   still be on its way, and must not hit the next call. On a shared connection it may hit a
+//!   neighbour, whose call is tried again.
+//! - Work that must not happen twice ([`Repeat::Never`]) is tried again only if it certainly has
+//!   not happened.
+//! - The call's [`Pass`] through the gate and its place are kept until its work has ended, also
+//!   when its caller has left: closing the index waits for abandoned work, too.
+//!
+//! **Lock order.** Pass, then place, then the locks of the source. This module has no lock of its
+//! own; the locks of a source are released before the work is polled.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -27,19 +45,19 @@ use crate::index::gate::Pass;
 
 /// Tries of a transaction that loses against others (deadlock, serialization).
 const MAX_AGAIN: u32 = 5;
-/// Tries of a statement that seems to come too late.
+/// Tries of a statement that seems to have come too late.
 const MAX_LATE: u32 = 2;
-/// Cancels meant for a neighbour that a statement endures.
+/// Cancels meant for a neighbour after which a statement is tried again.
 const MAX_STRAY_CANCELS: u32 = 20;
 
-/// Whether a call may be repeated when it is not known if it took effect.
+/// Whether a call may be repeated when it is unknown whether it took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeat {
     Harmless,
     Never,
 }
 
-/// What is asked, for messages, and how.
+/// A call: its name in messages, and how it is run.
 #[derive(Clone)]
 pub(super) struct Call {
     pub what: &'static str,
@@ -48,32 +66,33 @@ pub(super) struct Call {
     pub limit: Duration,
 }
 
-/// Where connections come from.
+/// The origin of connections: the pipeline or the pool.
 pub(super) trait Source: Send + Sync {
-    /// Whether others use the connection at the same time. Time to connect counts then, and cancels may be
-    /// meant for a neighbour.
+    /// Whether other calls use the connection at the same time. If so, the time to connect counts
+    /// towards the limit, and a cancel may have been meant for a neighbour.
     const SHARED: bool;
     /// How long abandoned work may go on before it is cancelled.
     const PATIENCE: Duration;
 
     fn opener(&self) -> &Arc<Opener>;
-    /// Waits for a place; it is kept over all tries, and until abandoned work has ended.
+    /// Waits for a place. The place is kept over all tries, and until abandoned work has ended.
     fn place(
         &self,
         call: &Call,
     ) -> impl Future<Output = Result<Option<OwnedSemaphorePermit>>> + Send;
-    /// A connection; after one that broke (`anew`), none of those that may have broken with it.
+    /// Takes a connection. After one that broke (`anew`), takes none of those that may have broken
+    /// with it.
     fn take(&self, repeat: Repeat, anew: bool) -> impl Future<Output = Result<Arc<Conn>>> + Send;
     /// Takes a connection back that can be used again.
     fn put_back(&self, conn: Arc<Conn>);
-    /// Hangs up, and does not hand the connection out again.
+    /// Closes a connection, and does not hand it out again.
     fn discard(&self, conn: &Arc<Conn>);
 }
 
 type Work<T> = Pin<Box<dyn Future<Output = Answer<T>> + Send>>;
 
-/// Runs `work` until it succeeds, fails for good, or its time is over. What it is given is the connection
-/// and its deadline. The server's own error is left to the caller to look at.
+/// Runs `work` until it succeeds, fails for good, or its time is over. `work` gets the connection
+/// and its deadline. The inner result is the server's own error, for the caller to judge.
 pub(super) async fn run<S, T, F>(source: &S, call: &Call, work: F) -> Result<Answer<T>>
 where
     S: Source,
@@ -106,7 +125,7 @@ where
                 running.await
             }
             () = sleep_until(over.into()) => {
-                // What changes rows may have made it at the last moment.
+                // Work that changes rows may have succeeded at the last moment.
                 return match running.stop::<S>().await {
                     Some(Ok(value)) => Ok(Ok(value)),
                     _ => Err(error::timed_out(call.what, call.limit)),
@@ -149,7 +168,7 @@ where
     }
 }
 
-/// Runs one statement, which must be harmless to run twice unless the call says otherwise.
+/// Runs one statement. It must be harmless to run twice unless the call says otherwise.
 pub(super) async fn query<S: Source>(
     source: &S,
     call: &Call,
@@ -163,7 +182,7 @@ pub(super) async fn query<S: Source>(
     .await
 }
 
-/// Work on a connection. Dropped before its end, it is cancelled on the server.
+/// Work on a connection. If it is dropped before its end, it is cancelled on the server.
 struct Running<T: Send + 'static> {
     work: Option<Work<T>>,
     begun: bool,
@@ -174,8 +193,8 @@ struct Running<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> Running<T> {
-    /// Cancels the work because its time is over. Its caller waits for what comes of that, unless it shares
-    /// the connection: then only reads and deletions run there, and one of those may as well not have ended.
+    /// Cancels the work because its time is over, and waits for its result unless the connection is
+    /// shared: only reads and deletions run on a shared one, and their result does not matter then.
     async fn stop<S: Source>(mut self) -> Option<Answer<T>> {
         if S::SHARED {
             return None;
@@ -224,14 +243,14 @@ impl<T: Send + 'static> Drop for Running<T> {
                 conn.cancel().await;
             }
             if timeout(CANCEL_GRACE, work).await.is_err() {
-                // Not even a cancel request helps: the server or the network hangs.
+                // Even a cancel request does not help: the server or the network hangs.
                 conn.abort();
             }
         });
     }
 }
 
-/// How long to wait before the nth try against other transactions, with jitter.
+/// The pause before the nth try against other transactions (with jitter).
 pub(super) fn pause(nth: u32) -> Duration {
     let most = doubled(Duration::from_millis(10), nth, Duration::from_millis(640));
     most.mul_f64(0.2) + jittered(most.mul_f64(0.8))

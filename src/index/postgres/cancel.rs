@@ -1,9 +1,9 @@
 //! Cancel requests, sent as libpq sends them: the connection stays open until the server closes it.
 //!
-//! tokio-postgres hangs up as soon as the request is written. For a server that is all the same, but
-//! pgbouncer up to 1.19 ends with a fatal error when the client of a cancel request leaves before
-//! the request is passed on (<https://github.com/pgbouncer/pgbouncer/pull/846>): one node that
-//! gives calls up under load would take the pooler away from all.
+//! tokio-postgres hangs up as soon as the request is written. A server does not mind, but pgbouncer
+//! up to 1.19 ends with a fatal error when the client of a cancel request leaves before the request
+//! is passed on (<https://github.com/pgbouncer/pgbouncer/pull/846>): one node that gives up calls
+//! under load would take the pooler away from all nodes.
 
 use std::io;
 use std::pin::Pin;
@@ -24,9 +24,10 @@ use super::url::Target;
 /// How long the server has to close the connection of a cancel request.
 const CLOSED_WITHIN: Duration = Duration::from_secs(30);
 
-/// Asks the server to cancel what runs on a connection to `target`; returns when that is sent. A
-/// request that cannot be sent is no loss: the statement ends by its own timeout. (Where a name
-/// stands for several addresses it may reach another server, which ignores it.)
+/// Asks the server to cancel the statement that runs on a connection to `target`; returns when the
+/// request is sent. A request that cannot be sent does no harm: the statement ends by its own
+/// timeout. (Where a name stands for several addresses the request may reach another server, which
+/// ignores it.)
 pub(super) async fn cancel(token: CancelToken, target: &Target, mut tls: MakeRustlsConnect) {
     let Some((stream, name)) = connect(target).await else {
         return;
@@ -69,7 +70,8 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// A stream that is not shut down by whoever writes the request.
+/// A stream on which shutting down only flushes, so that the writer of the request does not close
+/// it.
 #[derive(Clone)]
 struct Kept(Arc<Mutex<Box<dyn Stream>>>);
 

@@ -1,4 +1,5 @@
-//! What lies beside the rows: leases, the running total, notes; and the index as a whole.
+//! The data beside the rows (leases, the running total, notes), and the methods of the index as a
+//! whole.
 
 use std::time::Duration;
 

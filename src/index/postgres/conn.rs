@@ -1,4 +1,5 @@
-//! A connection: how statements are sent over it, what is known of its server, and how it is given up.
+//! A connection: sends statements, keeps the state of its server (clock, prepared statements), and
+//! can be given up.
 //!
 //! Statements are unnamed and typed, so parse, bind and execute travel together and nothing stays
 //! behind on the server: behind a transaction pooler, a named statement prepared on one server
@@ -29,14 +30,15 @@ use super::error::PgError;
 use super::query::{Param, Query};
 use crate::error::Result;
 
-/// How long a cancel request may take to be sent, and the cancelled statement to end.
+/// How long sending a cancel request may take, and then how long the cancelled statement may take
+/// to end.
 pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(2);
 /// How long preparing a statement may take.
 const PREPARE_LIMIT: Duration = Duration::from_secs(1);
 /// How long closing waits for connections to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// What the server says to a statement.
+/// The server's answer to a statement.
 pub(super) type Answer<T> = std::result::Result<T, PgError>;
 
 /// Opens the connections of an index and serves their sockets, as tasks of their own.
@@ -63,7 +65,7 @@ impl Opener {
         let (connection, hung_up) = (opened.connection, hang_up.clone());
         let driver = async move {
             tokio::select! {
-                // Its error reaches the statements as "connection closed".
+                // Statements get the connection's error as "connection closed".
                 _ = connection => {}
                 () = hung_up.cancelled() => {}
             }
@@ -81,7 +83,8 @@ impl Opener {
         }))
     }
 
-    /// Waits until the connections are closed, which their last users do by dropping them; not for ever.
+    /// Waits until the connections are closed: their last users close them by dropping them. Hangs
+    /// up on those that are left after [`CLOSE_LIMIT`].
     pub async fn close(&self) {
         self.drivers.close();
         if timeout(CLOSE_LIMIT, self.drivers.wait()).await.is_err() {
@@ -91,17 +94,18 @@ impl Opener {
     }
 }
 
-/// See the module.
+/// A connection to the server. See the module.
 pub(super) struct Conn {
     client: Client,
-    /// Which host of the URL it is to.
+    /// The index of its host in the URL.
     pub host: usize,
     pub opened: Instant,
     pub opener: Arc<Opener>,
     hang_up: CancellationToken,
-    /// There is no pooler in between: statements may be prepared.
+    /// Whether the connection is known to end at the server, without a pooler in between: then
+    /// statements may be prepared.
     direct: AtomicBool,
-    /// Hot statements; `None` while one is being prepared, or if it could not be.
+    /// Prepared hot statements by [`Query::id`]; `None` while one is being prepared.
     named: Mutex<HashMap<usize, Option<Statement>>>,
     clock: Mutex<Option<Reading>>,
 }
@@ -149,7 +153,7 @@ impl Conn {
         }
     }
 
-    /// As [`query`](Self::query), for the number of rows that were changed.
+    /// As [`query`](Self::query), but returns the number of changed rows.
     pub async fn execute(&self, query: &Query, params: &[Param]) -> Answer<u64> {
         let typed: Vec<_> = params.iter().map(Param::typed).collect();
         self.client.execute_typed(query.text(), &typed).await
@@ -166,7 +170,7 @@ impl Conn {
         match work.await {
             Ok(done) => self.batch("COMMIT").await.map(|()| done),
             Err(e) => {
-                // A connection on which that fails must not serve another call.
+                // A connection on which ROLLBACK fails must not serve another call.
                 if self.batch("ROLLBACK").await.is_err() {
                     self.abort();
                 }
@@ -175,8 +179,9 @@ impl Conn {
         }
     }
 
-    /// Until when the server may carry out what is given up here at `deadline`. A round trip before the
-    /// first such statement; later readings of the clock travel beside one.
+    /// The server's time until which it may carry out a statement whose caller gives it up at
+    /// `deadline`. Costs a round trip before the first such statement; later readings of the clock
+    /// travel beside a statement.
     async fn until(&self, deadline: Instant) -> Answer<SystemTime> {
         let known = self.clock.lock().filter(Reading::is_usable);
         let clock = match known {
@@ -188,7 +193,7 @@ impl Conn {
 
     async fn renew_clock(&self) {
         if self.clock.lock().is_some_and(|clock| clock.is_old()) {
-            // Without it the old one does until it is too old.
+            // If this fails, the old reading is used until it is too old.
             let _ = self.read_clock().await;
         }
     }
@@ -199,12 +204,12 @@ impl Conn {
         Ok(clock)
     }
 
-    /// What is known of the server's clock may be wrong.
+    /// Drops the reading of the server's clock, which may be wrong.
     pub fn forget_clock(&self) {
         *self.clock.lock() = None;
     }
 
-    /// Finds out, beside other statements, whether statements may be prepared here.
+    /// Finds out, beside other statements, whether statements may be prepared on this connection.
     pub fn probe(self: &Arc<Self>) {
         let conn = self.clone();
         self.opener.runtime.spawn(async move {
@@ -214,7 +219,7 @@ impl Conn {
         });
     }
 
-    /// The prepared form of a statement, if there is one already.
+    /// The prepared form of a statement, if it exists already.
     fn named(&self, query: &Query) -> Option<Statement> {
         if !query.hot || !self.direct.load(Ordering::Relaxed) {
             return None;
@@ -238,7 +243,8 @@ impl Conn {
             let prepared = match timeout(PREPARE_LIMIT, &mut prepared).await {
                 Ok(prepared) => prepared,
                 Err(_) => {
-                    // It waits for a lock on the table, and everyone behind it.
+                    // The preparation waits for a lock on the table, and every later statement on
+                    // the connection waits behind it.
                     conn.cancel().await;
                     prepared.await
                 }
@@ -250,13 +256,13 @@ impl Conn {
         });
     }
 
-    /// Uses no prepared statements any more.
+    /// Stops using prepared statements on this connection.
     fn forget_named(&self) {
         self.direct.store(false, Ordering::Relaxed);
         self.named.lock().clear();
     }
 
-    /// Asks the server to cancel what runs here now.
+    /// Asks the server to cancel the statement that runs on this connection now.
     pub async fn cancel(&self) {
         let token = self.client.cancel_token();
         let request = self.opener.connector.cancel(token, self.host);
@@ -278,7 +284,8 @@ impl Conn {
     }
 }
 
-/// The server does not know a prepared statement any more, or it no longer fits the table.
+/// Whether the server does not know a prepared statement any more, or the statement no longer fits
+/// the table.
 fn lost_statement(error: &PgError) -> bool {
     error.code().is_some_and(|code| {
         *code == SqlState::INVALID_SQL_STATEMENT_NAME

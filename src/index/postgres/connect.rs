@@ -1,6 +1,6 @@
-//! Opening connections: the hosts of the URL in turn, the attempts `sslmode` allows for each, all
-//! within the connect timeout, and errors that name the host. And finding out that the server has
-//! moved to another of the hosts while a connection to the former one just keeps silent.
+//! Opens connections: to the hosts of the URL in turn, with the attempts that `sslmode` allows for
+//! each, all within the connect timeout, and with errors that name the host. Also detects that the
+//! server has moved to another of the hosts while a connection to the former host stays silent.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,12 +17,12 @@ use super::url::{self, Spec, SslMode, Target};
 use super::{error, passfile};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A host that kept silent is asked after the others for this long.
+/// For this long a host that did not answer is asked after the others.
 const SILENT_FOR: Duration = Duration::from_secs(30);
-/// How long a statement may go unanswered before its host is suspected to be gone. (Most likely it
-/// waits for a lock: that is found out and left alone.)
+/// How long a statement may go unanswered before its host is suspected to be gone. (Most likely the
+/// statement waits for a lock: the check finds that out and leaves it alone.)
 const SUSPECT_AFTER: Duration = Duration::from_secs(3);
-/// How long a suspected host has to take a new connection.
+/// How long a suspected host has to accept a new connection.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
 /// The connection a client runs on.
@@ -31,34 +31,36 @@ pub(super) type Connection = tokio_postgres::Connection<
     <MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<Socket>>::Stream,
 >;
 
-/// A new connection.
+/// A new connection, with its client.
 pub(super) struct Opened {
     pub client: Client,
-    /// Must be polled for the client.
+    /// The client works only while this is polled.
     pub connection: Connection,
-    /// Which host of the URL it is to.
+    /// The index of its host in the URL.
     pub host: usize,
 }
 
-/// Opens connections of one URL. Holds the password: no `Debug`.
+/// Opens connections of one URL. It has no `Debug` because it holds the password.
 pub(super) struct Connector {
     spec: Spec,
     tls: MakeRustlsConnect,
-    /// For one connection, all hosts together.
+    /// Time for one connection, all hosts together.
     timeout: Duration,
-    /// Until when each host is asked after the others.
+    /// For each host, the time until which it is asked after the others.
     silent: Mutex<Vec<Option<Instant>>>,
     /// The host of the latest connection.
     home: AtomicUsize,
-    /// The latest look for a server that may have moved: from where, when, and whether it had.
+    /// The latest check for a server that may have moved: the host it left, the time of the check,
+    /// and whether it had moved.
     looked: tokio::sync::Mutex<Option<(usize, Instant, bool)>>,
-    /// For the log.
+    /// Notices for the log.
     notices: Mutex<Vec<String>>,
-    /// The hosts whose latest connection is not encrypted although they offer TLS: said once.
+    /// The hosts whose latest connection is not encrypted although they offer TLS. Each is reported
+    /// once.
     downgraded: Mutex<HashSet<usize>>,
 }
 
-/// Why a host gave no connection.
+/// The reason why a host gave no connection.
 enum Refusal {
     Said(Error),
     Silent,
@@ -81,7 +83,7 @@ impl Connector {
         })
     }
 
-    /// Asks the server to cancel what runs on a connection to `host`.
+    /// Asks the server to cancel the statement that runs on a connection to `host`.
     pub async fn cancel(&self, token: CancelToken, host: usize) {
         super::cancel::cancel(token, &self.spec.targets[host], self.tls.clone()).await;
     }
@@ -95,16 +97,16 @@ impl Connector {
         self.home.load(Ordering::Relaxed)
     }
 
-    /// What an operator must know of the connections, each thing once.
+    /// A notice about the connections for the operator's log; each notice is returned once.
     pub fn take_notice(&self) -> Option<String> {
         self.notices.lock().pop()
     }
 
-    /// Opens a connection to the first host that takes one.
+    /// Opens a connection to the first host that accepts one.
     pub async fn open(&self) -> Result<Opened> {
         let started = Instant::now();
         let hosts = self.order();
-        // As libpq means prefer-standby: every host is asked for a standby first.
+        // `prefer-standby` as in libpq: every host is asked for a standby first.
         let standbys = hosts.iter().filter(|_| self.spec.prefer_standby);
         let order = standbys.map(|&host| (host, true));
         let order: Vec<_> = order
@@ -116,7 +118,7 @@ impl Connector {
             if left.is_zero() {
                 break;
             }
-            // One silent host must leave time for the next.
+            // A silent host must leave time for the next.
             let share = left / u32::try_from(order.len() - tried).unwrap_or(1);
             match timeout(share, self.try_host(host, standby)).await {
                 Ok(Ok(opened)) => {
@@ -134,15 +136,15 @@ impl Connector {
     }
 
     /// Returns when the server has moved away from `host`, to which a statement was sent just now:
-    /// `host` takes no connection any more and another one does. Unanswered statements alone are no
-    /// sign of that, and with one host there is nowhere to move.
+    /// `host` accepts no connection any more and another host does. Unanswered statements alone are
+    /// no sign of that, and a server with one host cannot move.
     pub async fn moved_from(&self, host: usize) {
         if self.spec.targets.len() < 2 {
             return std::future::pending().await;
         }
         loop {
             tokio::time::sleep(SUSPECT_AFTER).await;
-            // One look serves all who wait.
+            // One check serves every task that waits for the lock.
             let mut looked = self.looked.lock().await;
             let known = looked.filter(|(from, at, _)| *from == host && at.elapsed() < LOOK_LIMIT);
             let moved = match known {
@@ -180,7 +182,7 @@ impl Connector {
         self.silent.lock()[host] = Some(Instant::now() + SILENT_FOR);
     }
 
-    /// The hosts as in the URL, but those that kept silent lately come last.
+    /// The hosts in the order of the URL, except that hosts which were silent lately come last.
     fn order(&self) -> Vec<usize> {
         let now = Instant::now();
         let silent = self.silent.lock();
@@ -231,7 +233,7 @@ impl Connector {
                     });
                 }
                 Err(e) => {
-                    // As libpq: the other mode is tried when the server refused this one (a
+                    // As in libpq: the other mode is tried when the server refused this one (a
                     // pg_hba rule) or, with `prefer`, when TLS itself failed.
                     let other = error::refused_login(&e)
                         || (*mode == Tls::Prefer
@@ -252,7 +254,7 @@ impl Connector {
 }
 
 impl Connector {
-    /// Notes that a connection to `host` came about after TLS had failed, if it had.
+    /// Notes that a connection to `host` was made after TLS had failed, if it was.
     fn note_downgrade(&self, host: usize, failure: Option<&Error>) {
         let Some(why) = failure else {
             self.downgraded.lock().remove(&host);

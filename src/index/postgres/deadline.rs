@@ -1,15 +1,22 @@
-//! What was given up does not happen afterwards.
+//! Deadlines for writes: a write does not happen after its caller was told that its time is over.
 //!
-//! A statement that nobody waits for any more may still lie in the socket of a server that stands
-//! still, and be carried out after later writes of the same key when the server goes on. So every
-//! statement that writes tells until when it may be carried out, in the server's own time: one
-//! that comes later fails as a whole. That time is never after the moment at which its caller is
-//! told that it failed.
+//! **Problem.** A statement that its caller no longer waits for may still lie in the socket of a
+//! server that stands still, and be carried out after later writes of the same key when the server
+//! goes on.
+//! **Outline.** A statement that puts, moves or deletes rows, or changes leases or the running
+//! total, is bounded ([`super::query::Query::bounded`]): it carries the time until which it may be
+//! carried out, in the server's own time. A statement that comes later fails as a whole. The time
+//! is derived from a [`Reading`] of the server's clock on the same connection, so the clocks of
+//! node and server need not agree, and no state is left in the session. The statements for notes
+//! and for the end of a renewed blob (which never moves an end backwards) are not bounded.
 //!
-//! It is derived from a [`Reading`] of the server's clock on the same connection, so clocks need
-//! not agree, and no state is left in the session. The server must not set its clock back in
-//! between, nor have it stand still with itself (a paused virtual machine whose time is not set
-//! right when it goes on).
+//! **Invariants.**
+//! - That time is never after the moment at which the caller is told that its write failed.
+//! - This holds as long as the server does not set its clock back between the reading and the
+//!   statement, and its clock does not stand still together with the server (a paused virtual
+//!   machine whose time is not corrected when it goes on).
+//!
+//! **Locks.** None here: a connection keeps its reading ([`super::conn`]).
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,44 +25,46 @@ use tokio_postgres::Client;
 
 use super::error::{PgError, LATE};
 
-/// A reading older than this is renewed at the next occasion.
+/// A reading older than this is renewed at the next statement that writes.
 const REFRESH: Duration = Duration::from_secs(60);
 /// A reading older than this is not used any more.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 /// How much clocks may drift apart: 1/1000, twice what an operating system slews a clock at most.
 const DRIFT: u32 = 1000;
-/// For small corrections of the server's clock.
+/// How much clocks may drift apart: 1/1000, twice the rate at which an operating system slews a
+/// clock at most.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// True, or the error [`LATE`] where the time in parameter `n` has come. For RETURNING: evaluated
-/// for each row when it is locked. Whoever writes the row later then waits for this transaction, so
-/// that a server which stops after this does no harm either.
+/// An expression that is true, or the error [`LATE`] once the time in parameter `n` has come. It
+/// stands in RETURNING, where it is evaluated for each row when the row is locked. A later writer
+/// of the row then waits for this transaction, so a server that stops after the evaluation does no
+/// harm either.
 pub(super) fn when_locked(n: usize) -> String {
     in_time("clock_timestamp()", n)
 }
 
-/// The same, evaluated when the statement begins: for engines (Citus) that take no function like
+/// The same, evaluated when the statement begins: for engines (Citus) that accept no function like
 /// `clock_timestamp()` there.
 pub(super) fn when_begun(n: usize) -> String {
     in_time("statement_timestamp()", n)
 }
 
-/// An error, not a condition, so that nothing of the statement is left. The cast makes it: SQL has
-/// no other way to raise one that every engine knows.
+/// The expression raises an error instead of filtering rows, so that no part of the statement takes
+/// effect. The cast raises it: SQL has no other way to raise an error that every engine knows.
 fn in_time(clock: &str, n: usize) -> String {
     format!("CAST(CASE WHEN {clock} < ${n} THEN 'true' ELSE '{LATE}' END AS boolean)")
 }
 
-/// What the server's clock showed.
+/// A reading of the server's clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
     shown: SystemTime,
-    /// When its answer was here: it was shown then or before.
+    /// When the answer had arrived: the clock showed `shown` then or before.
     seen: Instant,
 }
 
 impl Reading {
-    /// One round trip.
+    /// Reads the clock. One round trip.
     pub async fn take(client: &Client) -> Result<Reading, PgError> {
         let none: &[(&(dyn ToSql + Sync), Type)] = &[];
         let rows = client.query_typed("SELECT clock_timestamp()", none).await?;
@@ -67,23 +76,24 @@ impl Reading {
         Ok(Reading { shown, seen })
     }
 
-    /// Whether it can be used at all.
+    /// Whether the reading can still be used.
     pub fn is_usable(&self) -> bool {
         self.seen.elapsed() < MAX_AGE
     }
 
-    /// Whether to take a new one at the next occasion.
+    /// Whether to take a new reading at the next occasion.
     pub fn is_old(&self) -> bool {
         self.seen.elapsed() >= REFRESH
     }
 
-    /// Until when, in the server's time, a statement may be carried out that is given up here at
+    /// The server's time until which a statement may be carried out whose caller gives it up at
     /// `deadline`.
     pub fn until(&self, deadline: Instant) -> SystemTime {
         let ahead = deadline.saturating_duration_since(self.seen);
         let left = deadline.saturating_duration_since(Instant::now());
         let early = ahead / DRIFT + MARGIN.min(left / 10);
-        // `shown` is no later than the server's time at `seen`, so this is none than that at `deadline`.
+        // The server's clock showed `shown` at `seen` or before. So the result is not after its
+        // time at `deadline`.
         (self.shown + ahead)
             .checked_sub(early)
             .unwrap_or(SystemTime::UNIX_EPOCH)

@@ -1,9 +1,9 @@
-//! Whether a connection ends at the server itself or at a pooler in between.
+//! Finds out whether a connection ends at the server itself or at a pooler in between.
 //!
-//! At login a server tells its process ID, for cancel requests. A pooler cannot pass on one
-//! server's ID (its client is served by many) and invents one. So if the told ID is what
-//! `pg_backend_pid()` says, this is the server. A wrong "pooler" only costs speed; a wrong
-//! "server" would take a pooler that guesses 32 bits.
+//! At login a server gives its process ID, for cancel requests. A pooler cannot pass on one
+//! server's ID (its client is served by many) and invents one. So if the ID from the login equals
+//! `pg_backend_pid()`, the connection ends at the server. A wrong "pooler" only costs speed; a
+//! wrong "server" would need a pooler that guesses 32 bits.
 
 use std::future::{ready, Ready};
 use std::io;
@@ -29,7 +29,7 @@ pub(super) async fn is_direct(client: &Client) -> bool {
     asked.is_some() && told == asked
 }
 
-/// The process ID told at login. tokio-postgres keeps it to itself, but writes it into cancel
+/// The process ID given at login. tokio-postgres does not expose it, but writes it into cancel
 /// requests: one is written into a pipe within this process.
 async fn told_pid(client: &Client) -> Option<i32> {
     let (writer, mut reader) = tokio::io::duplex(64);
@@ -47,7 +47,7 @@ async fn told_pid(client: &Client) -> Option<i32> {
     pid
 }
 
-/// Stands for TLS where `sslmode` insists on it: passes everything on as it is, in memory.
+/// Stands in for TLS where `sslmode` requires it: passes every byte on unchanged, in memory.
 struct NoCrypt;
 
 struct Plain(DuplexStream);

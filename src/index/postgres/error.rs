@@ -1,4 +1,4 @@
-//! Postgres errors → [`Error`], said so that an operator knows what to do.
+//! Maps Postgres errors to [`Error`], worded so that an operator knows how to react.
 
 use std::error::Error as _;
 
@@ -6,24 +6,27 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::{Error, ErrorKind};
 
-/// Shorthand.
+/// tokio-postgres' error type.
 pub(super) type PgError = tokio_postgres::Error;
 
-/// The error of a statement that came too late says so, in the server's log too ([`super::deadline`]).
+/// The text in the error of a statement that came too late; it is in the server's log too
+/// ([`super::deadline`]).
 pub(super) const LATE: &str = "walrusds: too late, its node has given it up";
 
-/// What a failed statement means for trying it again.
+/// Whether and how a failed statement is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Retry {
-    /// The connection is gone: once more on a new one.
+    /// The connection is gone: try once more on a new one.
     Reconnect,
-    /// The transaction lost against another one: once more as it is.
+    /// The transaction lost against another one: try once more as it is.
     Again,
-    /// The statement was cancelled (perhaps meant for its neighbour on the connection).
+    /// The statement was cancelled (the request may have been meant for its neighbour on the
+    /// connection).
     Cancelled,
-    /// It came too late, or what is known of the server's clock is wrong: once more with a new reading.
+    /// The statement came too late, or the reading of the server's clock is wrong: try once more
+    /// with a new reading.
     Late,
-    /// No.
+    /// Do not try again.
     No,
 }
 
@@ -81,7 +84,8 @@ pub(super) fn refused_login(error: &PgError) -> bool {
     error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }
 
-/// A closed index refuses calls before they get here; this is for a call that lost the race.
+/// The error of a closed index. A closed index refuses calls before they get here; this is for a
+/// call that raced with the close.
 pub(super) fn closed() -> Error {
     Error::closed("the index")
 }
@@ -103,7 +107,7 @@ pub(super) fn full(error: &PgError) -> String {
     text
 }
 
-/// Why no connection to `label` came about.
+/// The error for a connection to `label` that was not made.
 pub(super) fn connecting(label: &str, user: &str, dbname: &str, error: &PgError) -> Error {
     let text = full(error);
     if let Some(db) = error.as_db_error() {
@@ -157,7 +161,7 @@ pub(super) fn connecting(label: &str, user: &str, dbname: &str, error: &PgError)
     retryable(format!("{label}: {text}"))
 }
 
-/// Why a statement failed.
+/// The error for a statement that failed.
 pub(super) fn statement(what: &str, error: PgError) -> Error {
     told(what, &error).caused_by(error)
 }

@@ -1,5 +1,5 @@
-//! The Go plugin's staging table, which may appear or vanish while this node runs: statements have a form
-//! with it and one without.
+//! The Go plugin's staging table, which may appear or vanish while this node runs: each statement
+//! has a form with it and one without.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use super::schema::{self, Find};
 use super::{error, Inner};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How often a node looks whether a Go node has appeared next to it.
+/// How often a node checks whether a Go node has appeared next to it.
 const RECHECK: Duration = Duration::from_secs(60);
 
 /// Whether the table exists, as last seen.
@@ -35,7 +35,8 @@ impl Staging {
 }
 
 impl Inner {
-    /// Runs `work`, which is told whether the table exists; once more if it turns out to have vanished.
+    /// Runs `work`, which is told whether the table exists. If the table turns out to have
+    /// vanished, runs it once more.
     pub(super) async fn with_staging<T, Fut>(
         self: &Arc<Self>,
         call: &Call,
@@ -61,7 +62,7 @@ impl Inner {
         ))
     }
 
-    /// Looks for the table in the background, if the last look is old.
+    /// Checks for the table in the background, if the last check is old.
     fn recheck(self: &Arc<Self>, call: &Call) {
         if self.shape.staging.is_none() {
             return;
@@ -77,7 +78,7 @@ impl Inner {
         }
         let (inner, call) = (self.clone(), call.clone());
         tokio::spawn(async move {
-            // A failure shows in the callers' own statements.
+            // The callers' own statements report a failure.
             let _ = inner.look(&call).await;
         });
     }

@@ -1,9 +1,21 @@
 //! Keys whose latest write ended without an answer.
 //!
-//! The [deadline](super::deadline) keeps a statement from beginning late. One that the server began in
-//! time may still be held up before its commit can be seen (by a disk that stands still, say). A
-//! later put of the same key waits for it, at the row. A delete would find no row and nothing to
-//! wait for: for these keys it has to make sure.
+//! **Problem.** The [deadline](super::deadline) keeps a statement from beginning late. A statement
+//! that the server began in time may still be held up before its commit becomes visible (by a disk
+//! that stands still, for example). A later put of the same key waits for it at the row. A delete
+//! of the same key would find no row and nothing to wait for, and the row would appear afterwards.
+//!
+//! **Outline.** A put marks its keys as in doubt unless it ends with success. A delete of such a
+//! key first inserts an empty row, which waits for the other transaction at the primary key, and
+//! then deletes the row, both in one transaction.
+//!
+//! **Invariants.**
+//! - A key is in doubt from the end of a put without success until a later put or delete of it
+//!   succeeds.
+//! - At most [`MANY`] keys are remembered one by one. With more, every key is in doubt from then
+//!   on.
+//!
+//! **Locks.** One lock, held for no await and while no other lock is taken.
 
 use std::collections::HashSet;
 
@@ -11,10 +23,10 @@ use parking_lot::Mutex;
 
 use crate::index::KeyRecord;
 
-/// Keys remembered one by one; with more, every key is in doubt.
+/// Most keys that are remembered one by one; with more, every key is in doubt.
 const MANY: usize = 100_000;
 
-/// See the module.
+/// The keys that are in doubt. See the module.
 #[derive(Default)]
 pub(super) struct InDoubt(Mutex<Keys>);
 
@@ -25,7 +37,8 @@ struct Keys {
 }
 
 impl InDoubt {
-    /// For a write that begins: leaves its keys in doubt unless it is [settled](Doubt::settle).
+    /// Begins a write. Its keys are in doubt afterwards, unless the write is
+    /// [settled](Doubt::settle).
     pub fn writing<'a>(&'a self, records: &'a [KeyRecord]) -> Doubt<'a> {
         Doubt {
             in_doubt: self,
@@ -41,7 +54,8 @@ impl InDoubt {
             || (!in_doubt.some.is_empty() && keys.iter().any(|k| in_doubt.some.contains(k)))
     }
 
-    /// The keys have been written since, by a statement that had to wait for the doubtful one.
+    /// Takes keys out of doubt: they have been written since, by a statement that had to wait for
+    /// the doubtful one.
     pub fn settle<'a>(&self, keys: impl Iterator<Item = &'a String>) {
         let mut in_doubt = self.0.lock();
         if !in_doubt.some.is_empty() {
@@ -52,7 +66,7 @@ impl InDoubt {
     }
 }
 
-/// A write under way.
+/// A write under way. Dropping it unsettled puts its keys in doubt.
 pub(super) struct Doubt<'a> {
     in_doubt: &'a InDoubt,
     records: &'a [KeyRecord],
@@ -60,7 +74,7 @@ pub(super) struct Doubt<'a> {
 }
 
 impl Doubt<'_> {
-    /// It is done.
+    /// The write has succeeded.
     pub fn settle(mut self) {
         self.settled = true;
         self.in_doubt.settle(self.records.iter().map(|r| &r.key));

@@ -1,8 +1,8 @@
 //! The shared index: a table in Postgres (or an engine that speaks its language).
 //!
-//! Short statements (lookups, deletes) go over pipelined connections (`pipe`); everything else over connections
-//! that a call has to itself (`pool`). Both open connections when they are first needed, and every call passes
-//! through `call`, which tries it again, or cancels it, as need be.
+//! Short statements (lookups, deletes) go over pipelined connections (`pipeline`); all others go
+//! over connections that a call has to itself (`pool`). Both open connections when they are first
+//! needed. Every call passes through `call`, which repeats or cancels it as needed.
 
 mod blocks;
 mod call;
@@ -54,8 +54,9 @@ use super::Usage;
 
 use crate::error::Result;
 
-/// What looks for blobs to renew may go through every row, of which there may be more than can be read
-/// within the statement timeout: without an answer nothing would be renewed. A renewer's lease runs for longer.
+/// Time for the searches for blobs to renew. Such a search may go through every row, which may take
+/// longer than the statement timeout: without an answer nothing would be renewed. A renewer's lease
+/// runs for longer.
 const SEARCH_LIMIT: Duration = Duration::from_secs(240);
 
 /// How to open a [`PostgresIndex`].
@@ -70,19 +71,20 @@ pub struct PostgresOptions {
     /// Table, optionally with a schema ([`parse_table`]). Quoted as given; if there is only a table
     /// with the lower-case name (made by the Go plugin, which did not quote), that one is used.
     pub table: String,
-    /// Connections to open at most. One is the pipelined one for lookups, one (from 3 on) that for
-    /// deletes, the rest the pool; at least two are used.
+    /// Most connections to open. One is the pipelined connection for lookups, one (from 3 on) that
+    /// for deletes, the rest are the pool's; at least two are used.
     pub max_open_conns: u32,
-    /// For one connection, all hosts of the URL together. `connect_timeout` in the URL wins.
+    /// Time for one connection, all hosts of the URL together. `connect_timeout` in the URL takes
+    /// precedence.
     pub connect_timeout: Duration,
-    /// For one statement; it is cancelled on the server then.
+    /// Time for one statement; a statement that takes longer is cancelled on the server.
     pub statement_timeout: Duration,
-    /// Use the table as it is: none is created or extended.
+    /// Whether to use the table as it is: none is created or extended.
     pub only_existing: bool,
 }
 
 impl PostgresOptions {
-    /// Options with the defaults (32 connections, 10 s, 30 s).
+    /// Options with the defaults (32 connections, 10 s to connect, 30 s for a statement).
     pub fn new(url: impl Into<String>, table: impl Into<String>) -> Self {
         PostgresOptions {
             url: url.into(),
@@ -117,7 +119,8 @@ pub struct PostgresIndex {
 struct Inner {
     opener: Arc<Opener>,
     lookups: Arc<Pipeline>,
-    /// Deletes wait for row locks: on the lookups' connection they would hold up reads.
+    /// The connection for deletes. They wait for row locks: on the lookups' connection they would
+    /// delay reads.
     deletes: Arc<Pipeline>,
     pool: Arc<Pool>,
     shape: Shape,
@@ -145,9 +148,10 @@ impl PostgresIndex {
     /// version, creates or extends it (under a lock; any number of nodes may start at once).
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for what an operator must change (URL, password, rights, a
-    /// table that is something else), [`ErrorKind::Index`](crate::ErrorKind::Index) (retryable) while the server
-    /// cannot be reached.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a problem that an operator must solve
+    /// (URL, password, rights, a table that is something else),
+    /// [`ErrorKind::Index`](crate::ErrorKind::Index) (retryable) while the server cannot be
+    /// reached.
     pub async fn open(options: PostgresOptions) -> Result<PostgresIndex> {
         let wanted = parse_table(&options.table)?;
         let connector = Connector::new(&options.url, options.connect_timeout)?;
@@ -212,7 +216,8 @@ impl PostgresIndex {
 
     async fn close_all(&self) {
         self.gate.shut();
-        // Statements end by themselves or by their timeout; a hung server must not hold up closing.
+        // Statements end by themselves or by their timeout; a hung server must not delay closing
+        // for longer.
         let inner = &self.inner;
         let connecting = inner.opener.connector.timeout();
         let limit = inner.statement_timeout + connecting + Duration::from_secs(5);
@@ -247,8 +252,9 @@ impl Inner {
     }
 }
 
-/// Runs what has several forms in the first one that the engine takes. A form counts as not taken if `refused`
-/// says so of its error; if none is taken, the first error is returned.
+/// Runs a call that has several forms of its statement in the first form that the engine takes. A
+/// form counts as not taken if `refused` says so of its error; if none is taken, the first error is
+/// returned.
 async fn in_form<T, Fut>(
     known: &AtomicUsize,
     forms: usize,
@@ -286,7 +292,7 @@ impl Drop for PostgresIndex {
     }
 }
 
-/// Reads blocks and bytes.
+/// Reads the columns of a [`Usage`]: blocks and bytes.
 fn usage(row: &Row) -> Answer<Usage> {
     Ok(Usage {
         blocks: row.try_get(0)?,
@@ -294,7 +300,7 @@ fn usage(row: &Row) -> Answer<Usage> {
     })
 }
 
-/// A result's rows, or what is wrong with them.
+/// The parsed rows of a result, or the error of the first row that cannot be parsed.
 fn read<T>(what: &str, rows: &[Row], each: impl Fn(&Row) -> Answer<T>) -> Result<Vec<T>> {
     rows.iter()
         .map(|row| each(row).map_err(|e| error::statement(what, e)))

@@ -1,4 +1,5 @@
-//! What an open finds: the tables, brought up to date where they are not, and whether this node may write.
+//! Opens an index: finds its tables, brings them up to date where needed, and finds out whether
+//! this node may write.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,14 +16,16 @@ use super::{error, PostgresIndex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::TableName;
 
-/// Setting up the tables of a large index of the Go plugin means counting and indexing it.
+/// Time for setting up the tables. For a large table of the Go plugin this means counting and
+/// indexing its rows.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(3600);
-/// Tries of setting them up while others do so.
+/// Attempts to set up the tables while other nodes do the same.
 const MIGRATIONS: u32 = 11;
-/// How often a node that may not write looks whether it may by now, while writes are refused.
+/// How often a node that may not write checks its rights again, while writes are refused.
 const RIGHTS_RECHECK: Duration = Duration::from_secs(1);
 
-/// Finds the tables, or makes them (unless `only_existing`), and tells why nothing can be written to them, if so.
+/// Finds the tables, or makes them (unless `only_existing`). Returns the reason why nothing can be
+/// written to them, if there is one.
 pub(super) async fn prepare(
     wanted: &TableName,
     lookups: &Pipeline,
@@ -95,7 +98,7 @@ async fn inspect(wanted: &TableName, lookups: &Pipeline, call: &Call) -> Result<
     let version = match meta {
         Ok(rows) => schema::judge(&found.table, &rows).map_err(failed)??,
         Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => 0,
-        // A schema that does not exist is said so by the migration.
+        // The migration reports a schema that does not exist.
         Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => 0,
         Err(e) => return Err(failed(e)),
     };
@@ -111,7 +114,8 @@ async fn read_meta(
     call::query(lookups, call, &query, &[].into()).await
 }
 
-/// Why this node may not write, if so: a standby, a role without the rights, or a setting.
+/// The reason why this node may not write, if there is one: a standby, a role without the rights,
+/// or a setting.
 async fn why_read_only(
     table: &TableName,
     lookups: &Pipeline,
@@ -128,7 +132,7 @@ async fn why_read_only(
         Err(e) if error::retry(&e) != error::Retry::No => {
             return Err(error::statement(call.what, e))
         }
-        // An engine without these functions: its first write tells.
+        // An engine without these functions: the first write shows whether writes are allowed.
         Err(_) => Vec::new(),
     };
     let flag = |at: usize| rows.first().and_then(|row| row.try_get::<_, bool>(at).ok());
@@ -140,7 +144,8 @@ async fn why_read_only(
     })
 }
 
-/// Why nothing can be written, if so, as last seen: a standby may have become the primary since.
+/// The reason why nothing can be written, if there is one, as last seen: a standby may have become
+/// the primary since.
 pub(super) struct Rights {
     read_only: Mutex<Option<&'static str>>,
     checked: Mutex<Instant>,
@@ -160,7 +165,7 @@ impl Rights {
 }
 
 impl PostgresIndex {
-    /// Looks in the background whether this node may write by now, if the last look is old.
+    /// Checks in the background whether this node may write by now, if the last check is old.
     pub(super) fn recheck_rights(&self) {
         let (Ok(runtime), Ok(call)) = (
             tokio::runtime::Handle::try_current(),
@@ -177,7 +182,7 @@ impl PostgresIndex {
         }
         let inner = self.inner.clone();
         runtime.spawn(async move {
-            // Without an answer, what is known holds.
+            // Without an answer, the last known state holds.
             if let Ok(found) = why_read_only(&inner.shape.table, &inner.lookups, &call).await {
                 *inner.rights.read_only.lock() = found;
             }

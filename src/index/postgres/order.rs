@@ -1,8 +1,8 @@
-//! Keys in the order of their bytes, whatever the collation of their column.
+//! Keys in the order of their bytes, regardless of the collation of their column.
 
 use crate::index::keys::Compare;
 
-/// How rows of a table are brought into byte order.
+/// The way to bring rows of a table into byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ByteOrder {
     /// The column collates "C", as in our tables.
@@ -17,7 +17,7 @@ pub(super) struct Operators {
     pub(super) at_least: &'static str,
     pub(super) less: &'static str,
     pub(super) at_most: &'static str,
-    /// What follows `ORDER BY key`.
+    /// The text after `ORDER BY key`.
     pub(super) ascending: &'static str,
     pub(super) descending: &'static str,
 }

@@ -1,7 +1,7 @@
 //! The parameters of a Postgres URL, or of a `keyword=value` string, by name.
 //!
-//! What libpq and lib/pq have for themselves stays a parameter of its own; every other name is one of the server's
-//! run-time parameters, and becomes a part of `options`.
+//! Parameters of libpq and lib/pq themselves stay parameters of their own; every other name is one
+//! of the server's run-time parameters, and becomes a part of `options`.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ pub(super) fn split_url(rest: &str) -> Result<Params> {
         None => (rest, None),
     };
     if path.is_some_and(|path| path.contains('@')) {
-        // What stands before the / would be taken for a host, and be printed.
+        // The text before the / would be taken for a host, and be printed.
         return Err(bad(
             "an @ follows the first /: a / in the user name or the password must be percent-encoded (%2F), and so must \
              an @ in the database name (%40)",
@@ -82,7 +82,7 @@ pub(super) fn split_url(rest: &str) -> Result<Params> {
         let (name, value) = pair
             .split_once('=')
             .ok_or_else(|| bad("a parameter after ? has no value (name=value)"))?;
-        // A blank after the ? stands in a published example of the Go plugin.
+        // A published example of the Go plugin has a blank after the ?.
         let name = decode("the name of a parameter", name)?.trim().to_owned();
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
         if !name.chars().all(plain) {
@@ -90,14 +90,14 @@ pub(super) fn split_url(rest: &str) -> Result<Params> {
                 "what stands after ? is no name of a parameter (a ? in the user name or the password is written as %3F)",
             ));
         }
-        // A blank, as lib/pq reads it. libpq does not, but knows no run-time parameters here, and a + means
-        // nothing to the server in options.
+        // A + is read as a blank, as lib/pq does. libpq does not, but it knows no run-time
+        // parameters in this place, and a + means nothing to the server in options.
         let value = match name == "options" || !is_known(&name) {
             true => value.replace('+', " "),
             false => value.to_owned(),
         };
         let value = decode(&format!("parameter {name:?}"), &value)?;
-        // An empty one counts as not given.
+        // An empty value counts as not given.
         if !value.is_empty() {
             params.insert(name, value);
         }
@@ -149,7 +149,8 @@ fn decode(what: &str, text: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| bad(format!("{what} is not UTF-8")))
 }
 
-/// The parameters, and the name of one that may be a part of the password.
+/// Splits a `keyword=value` string into its parameters. Also returns the name of a parameter that
+/// may be a part of the password.
 pub(super) fn split_keywords(text: &str) -> Result<(Params, Option<String>)> {
     let mut params = Params::new();
     let mut doubtful = None;
@@ -201,7 +202,8 @@ pub(super) fn split_keywords(text: &str) -> Result<(Params, Option<String>)> {
     }
 }
 
-/// The parameters of libpq and lib/pq; every other one is a run-time parameter of the server, as lib/pq has it.
+/// The parameters of libpq and lib/pq; every other one counts as a run-time parameter of the
+/// server, as in lib/pq.
 const KNOWN: &[&str] = &[
     "user",
     "password",
@@ -238,13 +240,14 @@ const KNOWN: &[&str] = &[
     "disable_prepared_binary_result",
 ];
 
-/// Whether libpq or lib/pq has the parameter for itself. A misspelt one about TLS must not be left to the server.
+/// Whether libpq or lib/pq has the parameter for itself. A misspelt parameter about TLS must not be
+/// passed to the server.
 fn is_known(name: &str) -> bool {
     KNOWN.contains(&name) || name.starts_with("ssl")
 }
 
-/// Turns the server's run-time parameters (`search_path`, `statement_timeout`, …) into options; whether there were
-/// any.
+/// Moves the server's run-time parameters (`search_path`, `statement_timeout`, …) into `options`;
+/// returns whether there were any.
 pub(super) fn pass_on(params: &mut Params) -> Result<bool> {
     let others: Vec<String> = params
         .keys()

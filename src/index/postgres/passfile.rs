@@ -8,7 +8,8 @@ use tokio_postgres::config::Host;
 
 use super::url::Spec;
 
-/// Gives every host of `spec` the password that the file has for it. Returns what the operator must know.
+/// Gives every host of `spec` the password that the file has for it. Returns a notice for the
+/// operator, if there is one.
 pub(super) fn fill(spec: &mut Spec) -> Option<String> {
     let path = spec.passfile.clone()?;
     let text = match read(&path) {
@@ -63,7 +64,7 @@ fn find(text: &str, place: [&str; 4], unix: bool) -> Option<String> {
         })
 }
 
-/// The five fields of a line. A backslash stands before a `:` or a backslash that is part of one.
+/// The five fields of a line. A backslash escapes a `:` or a backslash that is part of a field.
 fn fields(line: &str) -> Option<Vec<String>> {
     let mut fields = vec![String::new()];
     let mut chars = line.chars();

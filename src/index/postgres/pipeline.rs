@@ -1,5 +1,19 @@
-//! A pipelined connection for short statements: any number of callers share it, each statement is
-//! one round trip, and the next one is sent before the answer is here. It reconnects by itself.
+//! A pipelined connection for short statements.
+//!
+//! **Problem.** Short statements should not wait for one another, nor take up a connection each.
+//!
+//! **Outline.** Any number of callers share one connection. Each statement is one round trip, and
+//! the next one is sent before the answer to the former has come. The first call connects; a later
+//! call connects anew when the connection is closed or was discarded.
+//!
+//! **Invariants.**
+//! - At most one connection is being opened at a time. Callers that wait for it use the one that
+//!   was opened meanwhile.
+//! - A connection that is discarded is closed, and is no longer `current`; discarding an older
+//!   connection does not affect a newer one.
+//!
+//! **Lock order.** `connecting`, then `current`. `connecting` is asynchronous and is held while a
+//! connection is opened; `current` is held for no await.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +25,7 @@ use super::call::{Call, Repeat, Source};
 use super::conn::{Conn, Opener};
 use crate::error::Result;
 
-/// See the module.
+/// A shared connection that reconnects by itself. See the module.
 pub(super) struct Pipeline {
     opener: Arc<Opener>,
     current: Mutex<Option<Arc<Conn>>>,
@@ -19,7 +33,7 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// A pipe that connects at first use.
+    /// A pipeline that connects at first use.
     pub fn new(opener: &Arc<Opener>) -> Arc<Pipeline> {
         Arc::new(Pipeline {
             opener: opener.clone(),
@@ -33,7 +47,7 @@ impl Pipeline {
         current.as_ref().filter(|c| !c.is_closed()).cloned()
     }
 
-    /// Lets the connection go.
+    /// Drops its own reference to the connection.
     pub fn close(&self) {
         drop(self.current.lock().take());
     }
@@ -41,7 +55,7 @@ impl Pipeline {
 
 impl Source for Pipeline {
     const SHARED: bool = true;
-    /// Most statements are done by then, and a cancel request costs a connection.
+    /// Most statements have ended by then, and a cancel request costs a connection.
     const PATIENCE: Duration = Duration::from_millis(25);
 
     fn opener(&self) -> &Arc<Opener> {

@@ -1,5 +1,23 @@
-//! Connections that a call has to itself: for bulk writes, transactions, listings, and whatever else is not
-//! short. Those that are idle wait for the next call, for a while.
+//! Connections that a call has to itself: for bulk writes, transactions, listings, and all other
+//! statements that are not short.
+//!
+//! **Problem.** The number of connections is bounded, opening one is slow, and an idle one may have
+//! died unnoticed.
+//!
+//! **Outline.** A call waits for one of `places` ([`super::call`] keeps it until the call's work
+//! has ended). It then takes the connection that was used last, if one is idle, or opens one. After
+//! the call the connection goes back to `idle`, unless it is closed, too old, or was cancelled on.
+//! A task closes connections that were idle for [`IDLE_FOR`] or are older than [`MAX_AGE`]; it runs
+//! only while connections are idle.
+//!
+//! **Invariants.**
+//! - At most as many calls as there are places use or open connections.
+//! - A connection is used by one call at a time.
+//! - A call that must not be repeated ([`Repeat::Never`]) gets an idle connection only after that
+//!   has proved to be alive. Other calls notice a dead one by themselves and are tried again.
+//! - An idle connection is handed out only if it is to the host of the latest connection.
+//!
+//! **Lock order.** A place, then `idle`. `idle` is held for no await.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -12,26 +30,26 @@ use super::call::{Call, Repeat, Source};
 use super::conn::{Conn, Opener};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long an idle connection has to prove that it is alive.
+/// How long an idle connection may take to prove that it is alive.
 const VALID_LIMIT: Duration = Duration::from_secs(3);
-/// How long a connection stays idle.
+/// How long a connection may stay idle.
 const IDLE_FOR: Duration = Duration::from_secs(300);
-/// How old a connection gets.
+/// Age from which a connection is not used for another call.
 const MAX_AGE: Duration = Duration::from_secs(1800);
-/// How often idle connections are looked at.
+/// How often idle connections are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// See the module.
+/// A pool of connections. See the module.
 pub(super) struct Pool {
     opener: Arc<Opener>,
-    /// As many as connections.
+    /// One permit for each connection.
     places: Arc<Semaphore>,
     idle: Mutex<Idle>,
 }
 
 #[derive(Default)]
 struct Idle {
-    /// The one that was used last comes last, and is used next.
+    /// Sorted by the time of last use; the last one is used next.
     conns: Vec<(Instant, Arc<Conn>)>,
     looked_at: bool,
 }
@@ -46,7 +64,7 @@ impl Pool {
         })
     }
 
-    /// Lets every idle connection go and refuses calls from now on.
+    /// Closes every idle connection and refuses calls from now on.
     pub fn close(&self) {
         self.places.close();
         self.idle.lock().conns.clear();
@@ -82,8 +100,9 @@ impl Source for Arc<Pool> {
             false => self.idle.lock().conns.pop(),
         };
         if let Some((_, conn)) = known {
-            // One that died meanwhile is noticed by the call itself if that may be repeated, and here
-            // otherwise. One to a host that the server has left since may even seem alive.
+            // A call that may be repeated notices a dead connection by itself; for other calls the
+            // connection is checked here. A connection to a host that the server has left since may
+            // even seem alive.
             let usable = !conn.is_closed() && conn.host == self.opener.connector.home();
             if usable && (repeat == Repeat::Harmless || conn.answers(VALID_LIMIT).await) {
                 return Ok(conn);
@@ -109,7 +128,7 @@ impl Source for Arc<Pool> {
     }
 }
 
-/// Lets connections go that were idle for long, until there are none.
+/// Closes connections that were idle for long, until none is idle.
 async fn look(pool: Weak<Pool>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;

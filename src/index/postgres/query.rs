@@ -23,8 +23,8 @@ impl Query {
         }
     }
 
-    /// With one more parameter after the others: until when the server may carry it out
-    /// ([`super::deadline`]).
+    /// Adds one more parameter after the others: the time until which the server may carry the
+    /// statement out ([`super::deadline`]).
     pub fn bounded(self) -> Query {
         Query {
             bounded: true,

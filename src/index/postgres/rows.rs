@@ -1,4 +1,4 @@
-//! Rows ↔ the index's types.
+//! Converts rows of Postgres to the index's types and back.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -32,7 +32,7 @@ pub(super) fn key_record(row: &Row) -> Result<KeyRecord, PgError> {
     })
 }
 
-/// A time that a timestamptz can hold (years 1 to 9999).
+/// The nearest time that a timestamptz can hold (years 1 to 9999).
 pub(super) fn storable(time: SystemTime) -> SystemTime {
     const LAST: Duration = Duration::from_secs(253_402_300_799);
     const FIRST: Duration = Duration::from_secs(62_135_596_800);

@@ -1,5 +1,5 @@
-//! The table: found (in whatever age the Go plugin left it), checked in one round trip, and created
-//! or extended once, under a lock.
+//! The table: is found (whichever version of the Go plugin made it), checked in one round trip, and
+//! created or extended once, under a lock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ pub(super) const VERSION: i64 = 2;
 /// Oldest library version (in the same numbers) that can work with what this one writes.
 const MIN_VERSION: i64 = 1;
 
-/// What an opened table looks like.
+/// The properties of an opened table.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
-    /// The table as it is really called.
+    /// The table under its real name.
     pub table: TableName,
     /// The Go plugin's staging table, whether it exists (see `staging_exists`) or may appear later.
     pub staging: Option<TableName>,
@@ -34,7 +34,7 @@ pub(super) struct Shape {
     pub has_object_id: bool,
     pub has_encoded_size: bool,
     pub has_cost: bool,
-    /// There is an index of ends and blobs: from version 2 on.
+    /// Whether there is an index of ends and blobs: from version 2 on.
     pub has_due_index: bool,
 }
 
@@ -51,15 +51,15 @@ pub(super) const FIND: &str = "\
     WHERE c.relname = ANY(($1::text[])::name[]) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') \
       AND ($2::text[] IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ANY(($2::text[])::name[]))";
 
-/// Whether the server is a standby, whether transactions are read-only, and whether the role may write to the
-/// table (`$1`, quoted).
+/// Whether the server is a standby, whether transactions are read-only, and whether the role may
+/// write to the table (`$1`, quoted).
 pub(super) const MAY_WRITE: &str = "\
     SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on', \
            COALESCE(pg_catalog.has_table_privilege(t.oid, 'INSERT') AND pg_catalog.has_table_privilege(t.oid, 'UPDATE'), TRUE) \
     FROM (SELECT pg_catalog.to_regclass($1::text)::oid AS oid) AS t";
 
-/// What has one of these names (`$1`) in the schema of the table (`$2`, quoted; `$3`: its schema, if it was given)
-/// and is no index of the table.
+/// The relations that have one of these names (`$1`) in the schema of the table (`$2`, quoted;
+/// `$3`: its schema, if it was given) and are no index of the table.
 const OTHERS: &str = "\
     SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     LEFT JOIN pg_catalog.pg_class t ON t.oid = pg_catalog.to_regclass($2::text)::oid \
@@ -106,7 +106,8 @@ impl Find {
     }
 }
 
-/// Reads the version rows. Fails with "undefined table" where there is none yet.
+/// The statement that reads the version rows. It fails with "undefined table" where there is no
+/// such table yet.
 pub(super) fn read_meta(table: &TableName) -> String {
     format!(
         "SELECT name, value FROM {}",
@@ -119,7 +120,7 @@ fn is_staging(has_column: impl Fn(&str) -> bool) -> bool {
     ["key", "value", "size"].into_iter().all(&has_column) && !has_column("blob_id")
 }
 
-/// Whether these rows of [`FIND`] tell of a staging table of that name.
+/// Whether these rows of [`FIND`] show a staging table of that name.
 pub(super) fn has_staging(name: &str, rows: &[Row]) -> bool {
     let columns: Vec<String> = rows
         .iter()
@@ -135,7 +136,7 @@ struct Column {
     must_be_given: bool,
 }
 
-/// What [`FIND`] found of the table that is meant.
+/// The result of [`FIND`] for the wanted table.
 pub(super) struct Found {
     /// The real name.
     pub table: TableName,
@@ -144,13 +145,14 @@ pub(super) struct Found {
     staging_exists: bool,
     /// The schema in which the table was found.
     schema: Option<String>,
-    /// The names of its companions that there are.
+    /// The names of the existing companions of the table.
     companions: Vec<String>,
 }
 
 impl Found {
-    /// The exact name where there is such a table, else the lower-case one if that exists (the Go
-    /// plugin used names unquoted, so Postgres folded them), else the exact name, to be created.
+    /// Chooses the exact name where there is such a table, else the lower-case one if that exists
+    /// (the Go plugin used names unquoted, so Postgres folded them), else the exact name, to be
+    /// created.
     pub fn new(wanted: &TableName, rows: &[Row]) -> std::result::Result<Result<Found>, PgError> {
         let mut tables: BTreeMap<(String, String), (String, BTreeMap<String, Column>)> =
             BTreeMap::new();
@@ -221,7 +223,7 @@ impl Found {
         })
     }
 
-    /// The table as it will be used.
+    /// The properties of the table as it will be used, at this version of the schema.
     pub fn shape(&self, version: i64) -> Shape {
         let has = |name: &str| self.columns.contains_key(name);
         let plain = match self.columns.get("key") {
@@ -246,8 +248,9 @@ impl Found {
         }
     }
 
-    /// Where a companion is made. A name without a schema would be made in the first schema of this node's search
-    /// path, where nodes with another one, which have the same table, may not see it.
+    /// The name under which a companion is made. A name without a schema would make it in the first
+    /// schema of this node's search path, where nodes that have the same table but another search
+    /// path may not see it.
     fn place_of(&self, companion: &TableName, may_create: bool) -> TableName {
         let known = self.companions.iter().any(|name| name == companion.name());
         let beside = self
@@ -258,7 +261,7 @@ impl Found {
         beside.unwrap_or_else(|| companion.clone())
     }
 
-    /// Refuses a table that is something else; otherwise the columns to be added.
+    /// Refuses a table that is something else; otherwise returns the columns to be added.
     fn check(&self) -> Result<Vec<&'static str>> {
         let bad = |what: String| {
             Error::new(
@@ -331,7 +334,7 @@ const COLUMNS: &[(&str, &[&str], Option<&str>)] = &[
     ),
 ];
 
-/// The version of the schema by its rows; 0 if walrusds has never seen it.
+/// The version of the schema according to its rows; 0 if walrusds has never set the table up.
 pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Result<i64>, PgError> {
     let mut values = BTreeMap::new();
     for row in rows {
@@ -355,7 +358,7 @@ pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Resu
     Ok(Ok(number("schema_version")))
 }
 
-/// Checks columns for a normal open: nothing may be missing if the version says current.
+/// Checks the columns for a normal open: a table whose version is current must have all of them.
 pub(super) fn check_current(found: &Found) -> Result<bool> {
     Ok(found.exists && found.check()?.is_empty())
 }
@@ -375,10 +378,10 @@ fn index_names<'a>(
     last.map(move |last| table.with_suffix(&format!("_{column}_idx{last}")))
 }
 
-/// The statements that bring the tables up to date. All of them may be run again.
+/// The statements that bring the tables up to date. Each of them may be run again.
 ///
-/// `indexes` are those of the table, and `others` what else has such a name; `may_create`: whether companions can be
-/// made in the table's schema.
+/// `indexes` are those of the table, and `others` the other relations with such a name;
+/// `may_create`: whether companions can be made in the table's schema.
 fn plan(
     found: &Found,
     indexes: &[String],
@@ -387,7 +390,8 @@ fn plan(
 ) -> Result<Vec<String>> {
     let table = &found.table;
     let quoted = table.quoted();
-    // A table that was moved aside keeps the names of its indexes: this one's get other names then.
+    // A table that was moved aside keeps the names of its indexes: the indexes of this table get
+    // other names then.
     let index = |column: &str| {
         let mut names = index_names(table, column);
         let own = names.clone().any(|name| indexes.contains(&name));
@@ -447,7 +451,7 @@ fn plan(
     Ok(plan)
 }
 
-/// Starts the running total with a count of what is there: a key counts once.
+/// Starts the running total with a count of the existing blocks: a key counts once.
 fn count_usage(found: &Found) -> String {
     let usage = found.table.companion("_usage").quoted();
     let table = found.table.quoted();
@@ -473,15 +477,17 @@ pub(super) async fn migrate(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Resu
     done
 }
 
-/// What fails for a reason that an operator must know of has ended the transaction, or changed nothing.
+/// The migration itself. The inner error is one whose reason an operator must know. Where it is
+/// returned, a failed statement has aborted the transaction, or nothing was changed.
 async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<()>> {
     let ask = |sql: &'static str, params: Arc<[Param]>| async move {
-        // Nothing of this is for a deadline: the transaction is cancelled as a whole.
+        // None of these statements has a deadline of its own: the transaction is cancelled as a
+        // whole.
         let query = Query::once(sql);
         conn.query(&query, &params, Instant::now()).await
     };
     let name = |name: Option<&str>| Param::MaybeText(name.map(str::to_owned));
-    // Counting and indexing a large table of the Go plugin takes as long as it takes.
+    // Counting and indexing a large table of the Go plugin has no time limit.
     conn.batch("SET LOCAL statement_timeout = 0").await?;
     ask(
         "SELECT pg_advisory_xact_lock($1)",
@@ -550,7 +556,7 @@ fn texts(rows: &[Row]) -> Answer<Vec<String>> {
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// Whether another try of the migration may succeed: someone else (a Go node takes no lock) created
+/// Whether another try of the migration may succeed: another node (a Go node takes no lock) created
 /// or changed the same thing at the same moment.
 pub(super) fn collided(error: &PgError) -> bool {
     error.code().is_some_and(|code| {

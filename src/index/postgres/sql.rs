@@ -1,10 +1,10 @@
 //! The statements, written once per opened table. Values are always parameters; names are quoted.
+//! Every statement is also accepted by Citus and YugabyteDB: no `now()` in `DO UPDATE SET` (Citus),
+//! no sequences, no temporary tables, keys by equality or range. Where engines differ there are
+//! several forms, in order of preference; a refused one is not tried again.
 //!
-//! Every statement is also accepted by Citus and YugabyteDB: no `now()` in
-//! `DO UPDATE SET` (Citus), no sequences, no temporary tables, keys by equality or range. Where
-//! engines differ there are several forms, in order of preference; a refused one is not tried again.
-//!
-//! What writes has as its last parameter until when it may be carried out ([`super::deadline`]).
+//! The last parameter of a bounded statement is the time until which it may be carried out
+//! ([`super::deadline`]).
 
 use super::deadline;
 use super::order::ByteOrder;
@@ -18,8 +18,8 @@ const STAGED_COLUMNS: &str =
     "'' AS blob_id, '' AS patch_id, 0::bigint AS blob_offset, size, FALSE AS deletable, \
      0::bigint AS end_epoch, NULL::timestamptz AS expires_at";
 
-/// Makes a deletion's commit not wait for the disk, for this transaction alone: a deletion lost in
-/// a crash is harmless (the block is collected next time).
+/// Lets a deletion's commit return before it is on disk, for this transaction alone: a deletion
+/// lost in a crash is harmless (the block is collected next time).
 const NO_WAIT: &str = "set_config('synchronous_commit', 'off', true)";
 
 /// Forms of a deletion.
@@ -36,7 +36,8 @@ pub(super) struct Sql {
     pub staged_value: Query,
     /// `[staging][form]`
     pub delete: [[Query; DELETE_FORMS]; 2],
-    /// Makes rows where there are none, which waits for whoever is just making one.
+    /// Inserts empty rows for keys that have none. It waits for a transaction that is inserting
+    /// such a row.
     pub place: Query,
     /// `[staging][form]`; selects how many rows were written.
     pub upsert: [[Query; UPSERT_FORMS]; 2],
@@ -61,9 +62,10 @@ pub(super) struct Sql {
     order: ByteOrder,
 }
 
-/// A page of blobs that are due: the pairs of end and blob, from each to the next one in the index of both, and
-/// then the rows of these blobs. The last column: no row of the blob ends before. (A plain DISTINCT would read
-/// an entry for each row, and have the server compile what it takes to be a long query.)
+/// A page of blobs that are due: steps through the pairs of end and blob in the index of both, from
+/// each pair to the next, and then reads the rows of these blobs. The last column: no row of the
+/// blob ends earlier. (A plain DISTINCT would read an entry for each row, and the server would
+/// compile it because it takes it for a long query.)
 fn due_by_steps(table: &str, after: bool) -> String {
     let next = |after: &str| {
         format!(
@@ -85,8 +87,8 @@ fn due_by_steps(table: &str, after: bool) -> String {
     )
 }
 
-/// The same by going through every row that is due: for engines without such statements (Citus), and for tables
-/// without that index.
+/// The same page, found by reading every row that is due: for engines without such statements
+/// (Citus), and for tables without that index.
 fn due_by_groups(table: &str, after: bool) -> String {
     let blob_id = "blob_id COLLATE \"C\"";
     let having = match after {
@@ -154,7 +156,8 @@ impl Sql {
         };
         let deletes = |staged| std::array::from_fn(|form| delete(staged, form));
 
-        // What a Go node would read must not survive an overwrite: the patch of the old blob, its object.
+        // An overwrite must also reset the columns that a Go node would read: the patch of the old
+        // blob, its object.
         let mut names =
             "key, blob_id, blob_offset, size, deletable, end_epoch, expires_at".to_owned();
         let mut types = "$1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[], $7::timestamptz[]".to_owned();
@@ -217,7 +220,7 @@ impl Sql {
                 })
                 .map(Query::once)
         };
-        // In the order of the column's own collation, in which its index is.
+        // In the order of the column's own collation, which is that of its index.
         let ending = |after: bool| {
             let after = if after { "AND blob_id > $3 " } else { "" };
             format!(
@@ -290,8 +293,8 @@ impl Sql {
 
     /// One page of a listing; parameters are those of [`KeyRange::comparisons`], limit and offset.
     ///
-    /// With the staging table, rows of both come one after the other, each in order: the caller
-    /// merges them, and leaves `offset` at 0, as it counts in what is merged.
+    /// With the staging table, the rows of the two tables come one after the other, each in order.
+    /// The caller merges them, and leaves `offset` at 0 because it counts merged rows.
     pub fn list(&self, range: &KeyRange, staged: bool) -> String {
         let order = self.order.ops();
         let mut next = 0;
@@ -314,7 +317,7 @@ impl Sql {
         let part = |from: &str, columns: &str| {
             format!("SELECT {columns} FROM {from} {conditions}ORDER BY key{using} LIMIT ${limit} OFFSET ${offset}")
         };
-        // Without the rows, the primary key's index is all that is read.
+        // A listing of keys alone reads only the primary key's index.
         let (size, expires_at) = match range.keys_alone {
             true => ("0::bigint AS size", "NULL::timestamptz AS expires_at"),
             false => ("size", "expires_at"),
@@ -330,8 +333,8 @@ impl Sql {
         }
     }
 
-    /// The keys of a page as one array, NULL for none: a row for each costs more than the key. Parameters
-    /// are those of [`list`](Self::list).
+    /// The keys of a page as one array, NULL for none: one result row for each key would cost more
+    /// than the key. Parameters are those of [`list`](Self::list).
     pub fn list_keys(&self, range: &KeyRange) -> String {
         let page = self.list(range, false);
         format!("SELECT array_agg(key) FROM ({page}) AS page")

@@ -47,7 +47,7 @@ pub(super) fn connector(spec: &Spec) -> Result<MakeRustlsConnect> {
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// The client's certificate with its key, if the one belongs to the other.
+/// The client's certificate with its key, if the two belong together.
 fn pair(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -80,10 +80,10 @@ fn bad_file(param: &str, path: &Path, why: &str) -> Error {
     )
 }
 
-/// What is checked of the server's certificate.
+/// The checks of the server's certificate.
 #[derive(Debug)]
 enum Check {
-    /// Nothing: the connection is encrypted, the server unknown (`allow`, `prefer`, `require`).
+    /// None: the connection is encrypted, the server unverified (`allow`, `prefer`, `require`).
     Nothing,
     /// The chain (`verify-ca`), and the host name if set (`verify-full`).
     Chain {
@@ -106,7 +106,7 @@ impl Verifier {
         let host = match spec.ssl_mode {
             SslMode::VerifyFull => true,
             SslMode::VerifyCa => false,
-            // As libpq: `require` with a root certificate behaves as `verify-ca`.
+            // As in libpq: `require` with a root certificate behaves as `verify-ca`.
             SslMode::Require if spec.ssl_root_cert.is_some() => false,
             _ => {
                 return Ok(Verifier {
@@ -115,7 +115,7 @@ impl Verifier {
                 })
             }
         };
-        // libpq's default file; where there is none, the system's roots rather than a refusal.
+        // libpq's default file; if it does not exist, the system's roots rather than a refusal.
         let default = std::env::var_os("HOME")
             .map(|home| Path::new(&home).join(".postgresql/root.crt"))
             .filter(|path| path.is_file());
@@ -155,8 +155,9 @@ impl Verifier {
 }
 
 impl Verifier {
-    /// A certificate that cannot be read at all, where the server is not verified anyway: an attacker who stands
-    /// between could also present a certificate of their own, so that a signature by this one proves nothing.
+    /// Whether the certificate cannot be read at all and the server is not verified anyway. An
+    /// attacker in between could also present a certificate of their own, so a signature by this
+    /// one would prove nothing.
     fn is_unreadable(&self, cert: &CertificateDer<'_>) -> bool {
         matches!(self.check, Check::Nothing) && ParsedCertificate::try_from(cert).is_err()
     }

@@ -57,18 +57,19 @@ pub(super) struct Spec {
     /// libpq's `passfile`, if no password is given.
     pub passfile: Option<PathBuf>,
     pub connect_timeout: Option<Duration>,
-    /// A standby is asked before others.
+    /// Whether a standby is asked before other servers.
     pub prefer_standby: bool,
-    /// There are parameters that the server is to judge.
+    /// Whether there are parameters that only the server can check.
     passed_on: bool,
     pub user: String,
     pub dbname: String,
-    /// A parameter's name that may be a part of the password: `password=part name=value`, without quotes.
+    /// The name of a parameter that may be a part of the password: `password=part name=value`,
+    /// without quotes.
     doubtful: Option<String>,
 }
 
 impl Spec {
-    /// The error without what may be a part of the password.
+    /// The error without the name that may be a part of the password.
     pub(super) fn hide(&self, e: Error) -> Error {
         hide(self.doubtful.as_deref(), e)
     }
@@ -82,7 +83,7 @@ pub(super) fn parse(url: &str) -> Result<Spec> {
         .or_else(|| url.strip_prefix("postgresql://"))
     {
         let spec = split_url(rest).and_then(build);
-        // Perhaps the ? is one in the user name or the password, and what follows it theirs.
+        // The ? may belong to the user name or the password, and the text after it too.
         let misplaced = rest.split_once('?').is_some_and(|(_, q)| q.contains('@'));
         return match spec {
             Err(_) | Ok(Spec { passed_on: true, .. }) if misplaced => Err(bad(
@@ -150,7 +151,7 @@ fn build(mut params: Params) -> Result<Spec> {
     if let Some(v) = take("keepalives") {
         base.keepalives(number("keepalives", &v)? != 0);
     }
-    // A server that vanished without a word is noticed within half a minute.
+    // A server that vanished silently is noticed within half a minute.
     let seconds = |name, value: Option<String>, default| match value {
         Some(v) => number(name, &v).map(|n| if n == 0 { default } else { n }),
         None => Ok(default),
@@ -253,7 +254,7 @@ fn build(mut params: Params) -> Result<Spec> {
         }
         Some(_) => return Err(bad("load_balance_hosts must be disable or random")),
     }
-    // Accepted where they ask for what is so anyway.
+    // Accepted where they ask for the engine's own behaviour.
     let encoding = take("client_encoding").map(|name| name.to_ascii_lowercase().replace('-', ""));
     if encoding.is_some_and(|name| !["auto", "utf8", "unicode"].contains(&name.as_str())) {
         return Err(bad("client_encoding must be auto or UTF8"));
@@ -269,7 +270,7 @@ fn build(mut params: Params) -> Result<Spec> {
         }
     }
 
-    // Of Kerberos, which is tried only if the server asks for it.
+    // Kerberos' parameters: Kerberos is tried only if the server asks for it.
     for name in ["krbsrvname", "krbspn"] {
         take(name);
     }
@@ -305,7 +306,7 @@ fn build(mut params: Params) -> Result<Spec> {
     })
 }
 
-/// Certificate and key of the client: those given, or libpq's default files if they are there.
+/// Certificate and key of the client: the given files, or libpq's default files if they exist.
 fn client_files(
     cert: Option<String>,
     key: Option<String>,
@@ -380,7 +381,8 @@ fn targets(
             config.host(host);
             format!("[{host}]:{port}")
         } else {
-            // An address without a name is one: without either there would be no TLS.
+            // An address without a name serves as the host's name: without either there would be no
+            // TLS.
             let host = if host.is_empty() { &addresses[i] } else { host };
             config.host(host);
             match host.contains(':') {

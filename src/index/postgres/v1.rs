@@ -1,10 +1,11 @@
 //! Server and client certificates of X.509 version 1, which rustls does not read.
 //!
-//! PostgreSQL's manual makes its server's certificate with `openssl x509 -req` and no extensions, which gives
-//! version 1, and libpq takes it. Such a certificate holds a public key, an issuer, a time of validity and a
-//! common name, and all of them are checked as for other certificates. What it cannot hold are alternative
-//! names, so `verify-full` compares the common name, as libpq does; and only an authority of `sslrootcert`
-//! itself may have issued it, since a longer chain would need extensions to be safe.
+//! PostgreSQL's manual makes its server's certificate with `openssl x509 -req` and no extensions,
+//! which gives version 1, and libpq accepts it. Such a certificate holds a public key, an issuer, a
+//! time of validity and a common name, and all of them are checked as for other certificates. It
+//! cannot hold alternative names, so `verify-full` compares the common name, as libpq does. Only an
+//! authority of `sslrootcert` itself may have issued it, since a longer chain would need extensions
+//! to be safe.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{verify_tls13_signature_with_raw_key, WebPkiSupportedAlgorithms};
@@ -23,12 +24,12 @@ use x509_cert::Certificate;
 /// A certificate of version 1.
 pub(super) struct V1 {
     parsed: Certificate,
-    /// What the issuer signed, as it came.
+    /// The part of the certificate that the issuer signed, as received.
     signed: Vec<u8>,
 }
 
 impl V1 {
-    /// `None` for other versions, and for what is no certificate.
+    /// Reads a certificate; `None` for other versions, and for bytes that are no certificate.
     pub(super) fn read(cert: &CertificateDer<'_>) -> Option<V1> {
         let parsed = Certificate::from_der(cert).ok()?;
         if parsed.tbs_certificate.version != Version::V1 {
@@ -153,7 +154,8 @@ impl V1 {
     }
 }
 
-/// Whether a certificate may issue others, as OpenSSL judges: that of a server may stand in `sslrootcert`, too.
+/// Whether a certificate may issue others, by OpenSSL's rules: `sslrootcert` may hold a server's
+/// certificate, too.
 fn is_authority(cert: &TbsCertificate) -> bool {
     let may_sign = match cert.get::<KeyUsage>() {
         Ok(usage) => usage.map(|(_, usage)| usage.key_cert_sign()),
@@ -161,20 +163,21 @@ fn is_authority(cert: &TbsCertificate) -> bool {
     };
     match cert.get::<BasicConstraints>() {
         Ok(Some((_, constraints))) => constraints.ca && may_sign != Some(false),
-        // An authority of version 1 has neither.
+        // An authority of version 1 has neither extension.
         Ok(None) => may_sign.unwrap_or(cert.version == Version::V1),
         Err(_) => false,
     }
 }
 
-/// What stands in the sequence of an algorithm's identifier: so rustls compares them.
+/// The contents of the sequence of an algorithm's identifier, without its header: rustls compares
+/// algorithms in this form.
 fn contents(algorithm: &AlgorithmIdentifierOwned) -> Option<Vec<u8>> {
     let der = algorithm.to_der().ok()?;
     Some(AnyRef::from_der(&der).ok()?.value().to_vec())
 }
 
-/// Whether a common name stands for a host, as libpq compares them: letters of either case, and `*.` at the
-/// beginning for one label.
+/// Whether a common name matches a host, compared as in libpq: letters of either case, and `*.` at
+/// the beginning for one label.
 fn is_name(pattern: &str, host: &str) -> bool {
     if pattern.eq_ignore_ascii_case(host) {
         return true;

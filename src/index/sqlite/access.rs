@@ -1,12 +1,13 @@
-//! What may be done with the file, and how it is opened where it may only be read.
+//! The access that this process has to the file, and opening the file where it may only be read.
 //!
-//! SQLite reads a database with a write-ahead log through files beside it (`-wal`, `-shm`), which it makes where
-//! they are missing. Where it may not, there are two cases:
-//! - Another process has the database open, or was killed: the files are there and can be read.
-//! - The database is at rest: no log beside it, everything is in the file. It is opened as `immutable`, without
-//!   the files and without locks. Such a connection does not notice changes, so before each use the file is looked
-//!   at ([`Still`]), and the connection is opened anew where something changed. A writer changes the file only
-//!   after it has made a log, so a read that begins before that sees the old rows whole.
+//! SQLite reads a database with a write-ahead log through files beside it (`-wal`, `-shm`), which
+//! it makes where they are missing. Where it may not make them, there are two cases:
+//! - Another process has the database open, or was killed: the files exist and can be read.
+//! - The database is at rest: there is no log beside it, everything is in the file. It is opened as
+//!   `immutable`, without the files and without locks. Such a connection does not notice changes,
+//!   so the file is checked before each use ([`Still`]), and the connection is opened anew if the
+//!   file has changed. A writer changes the file only after it has made a log, so a read that
+//!   begins before that sees the old rows whole.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -18,20 +19,21 @@ use rusqlite::{Connection, OpenFlags};
 use rustix::fs::access;
 use rustix::io::Errno;
 
-/// What may be done with the file.
+/// The access to the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Write,
-    /// Only read, and why.
+    /// Only reading, with the reason.
     Read(&'static str),
 }
 
-/// What may be done with the file. One that is missing is to be made, and what is unclear SQLite tells.
+/// Finds out the access to the file. A missing file counts as writable because it is to be made;
+/// unclear cases are left to SQLite.
 pub(super) fn find_out(path: &Path) -> Access {
     let ask = |path: &Path| access(path, rustix::fs::Access::WRITE_OK);
     let refused = |path| matches!(ask(path), Err(Errno::ACCESS | Errno::PERM | Errno::ROFS));
     let real = real(path);
-    // A log that is there can be written without the directory.
+    // An existing log can be written without rights to the directory.
     let has_log = || {
         ["-wal", "-shm"]
             .iter()
@@ -51,7 +53,7 @@ impl Access {
     pub fn connect(self, path: &Path) -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
         match self {
-            // Not read-only: a reader may be the one to recover the log of a killed process.
+            // Not read-only: the reader may be the first to recover the log of a killed process.
             Access::Write => {
                 Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_WRITE)
             }
@@ -65,7 +67,7 @@ impl Access {
         }
     }
 
-    /// What must stay as it is for a connection that is opened now.
+    /// The state of the file that must not change for a connection that is opened now.
     pub fn still(self, path: &Path) -> Option<Still> {
         match self {
             Access::Write => None,
@@ -74,11 +76,12 @@ impl Access {
     }
 }
 
-/// What the file looked like.
+/// A state of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Still {
     log: bool,
-    /// Length and time of the last change; only where there is no log, which tells of changes by itself.
+    /// Length and time of the last change; only where there is no log, because through a log SQLite
+    /// notices changes by itself.
     file: Option<(u64, SystemTime)>,
 }
 
@@ -115,7 +118,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The URI of a database that nothing changes.
+/// The URI of a database that no process changes.
 fn immutable(path: &Path) -> String {
     let mut uri = String::from("file://");
     for &byte in real(path).as_os_str().as_bytes() {

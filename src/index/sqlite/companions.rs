@@ -1,4 +1,4 @@
-//! What lies beside the rows: leases, the running total, notes.
+//! The data beside the rows: leases, the running total, notes.
 
 use std::time::{Duration, SystemTime};
 

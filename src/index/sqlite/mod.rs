@@ -1,8 +1,8 @@
 //! The embedded index: one SQLite file, for a single node.
 //!
 //! Reads go over a few connections (`readers`), point lookups on the caller's own thread (they take
-//! microseconds); writes queue for one connection (`writer`), where those that wait together
-//! share a transaction and its fsync. Other processes may read and write the file meanwhile.
+//! microseconds). Writes queue for one connection (`writer`): those that wait together share a
+//! transaction and its fsync. Other processes may read and write the file meanwhile.
 
 mod access;
 mod companions;
@@ -30,7 +30,8 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 
-/// Keys looked up on the caller's thread; more go to a thread of the index.
+/// Most keys that are looked up on the caller's thread; a longer list goes to a thread of the
+/// index.
 const FEW: usize = 32;
 /// Statements kept prepared per connection.
 const STATEMENTS: usize = 32;
@@ -44,7 +45,7 @@ pub struct SqliteOptions {
     pub table: String,
     /// How long to wait for another process that writes to the file.
     pub busy_timeout: Duration,
-    /// Use the file as it is: nothing is created, and every method that writes fails.
+    /// Whether to use the file as it is: nothing is created, and every method that writes fails.
     pub only_existing: bool,
 }
 
@@ -68,7 +69,7 @@ pub struct SqliteIndex {
 
 struct Inner {
     readers: Readers,
-    /// None where nothing can be written.
+    /// `None` where nothing can be written.
     writer: Option<Writer>,
     access: Access,
     sql: Arc<Sql>,
@@ -76,8 +77,8 @@ struct Inner {
 }
 
 impl SqliteIndex {
-    /// Opens or creates the file. Blocking work runs on tokio's blocking threads. A file that is there and may not
-    /// be written serves reads ([`Index::only_reads`]).
+    /// Opens or creates the file. Blocking work runs on tokio's blocking threads. An existing file
+    /// that may not be written serves reads ([`Index::only_reads`]).
     ///
     /// # Errors
     /// [`ErrorKind::Config`] naming `indexPath` where the file cannot be used (a directory, no
@@ -112,8 +113,8 @@ impl SqliteIndex {
         })
     }
 
-    /// A read that may take a while, on a thread of the index. It is not interrupted when the caller
-    /// goes away: every statement is bounded by a limit or one blob.
+    /// Runs a read that may take a while on a thread of the index. It is not interrupted when the
+    /// caller leaves: every statement is bounded by a limit or one blob.
     async fn read<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -124,9 +125,9 @@ impl SqliteIndex {
         self.inner.readers.run(what, pass, work).await
     }
 
-    /// A read of a few rows by key, microseconds where the pages are in memory: on this thread if it can
-    /// be. In WAL mode a reader waits for no writer; should the file be locked all the same, a thread of
-    /// the index does the waiting.
+    /// Runs a read of a few rows by key, which takes microseconds where the pages are in memory: on
+    /// this thread if possible. In WAL mode a reader waits for no writer; if the file is locked all
+    /// the same, a thread of the index waits for the lock.
     async fn quick<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -181,7 +182,7 @@ fn is_busy(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// An SQLite error, said so that an operator knows what to do.
+/// Converts an SQLite error to one that tells an operator how to react.
 fn failed(what: &str, error: rusqlite::Error) -> Error {
     told(what, &error).caused_by(error)
 }
@@ -218,7 +219,7 @@ fn told(what: &str, error: &rusqlite::Error) -> Error {
 fn to_micros(time: SystemTime) -> i64 {
     match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
-        // Rounded down, as the fraction of a later time is.
+        // Rounded down, like the fraction of a time after 1970.
         Err(before) => {
             i64::try_from(before.duration().as_nanos().div_ceil(1000)).map_or(i64::MIN, |m| -m)
         }
@@ -263,7 +264,7 @@ fn get_one(connection: &Connection, sql: &Sql, key: &str) -> rusqlite::Result<Op
         .optional()
 }
 
-/// Rows that can be written by `method`, in the order of their keys, since neighbours share pages.
+/// The rows, checked for writing by `method`, in the order of their keys: neighbours share pages.
 fn checked(records: &[KeyRecord], method: &str) -> Result<Vec<KeyRecord>> {
     for KeyRecord { key, record } in records {
         check_key(key)?;
@@ -359,7 +360,7 @@ impl Rows for SqliteIndex {
         let few = keys.len() <= FEW;
         let keys = keys.to_vec();
         let work = move |connection: &Connection, sql: &Sql| {
-            // One snapshot: a put_many of another caller is seen whole or not at all.
+            // One snapshot: a `put_many` of another caller is seen whole or not at all.
             let snapshot = connection.unchecked_transaction()?;
             let records = keys
                 .iter()
@@ -482,7 +483,8 @@ impl Rows for SqliteIndex {
                         };
                         seen += 1;
                         after = (row.get(1)?, item.blob_id.clone());
-                        // A blob whose rows end at several times comes at the first of them alone.
+                        // A blob whose rows end at several times is listed only at the earliest of
+                        // them.
                         if row.get(4)? {
                             found.push(item);
                         }
@@ -598,7 +600,7 @@ impl Index for SqliteIndex {
         let inner = self.inner.clone();
         let closed = tokio::task::spawn_blocking(move || {
             inner.readers.stop();
-            // Last, so that it empties the write-ahead log into the file.
+            // The writer is stopped last, so that it empties the write-ahead log into the file.
             if let Some(writer) = &inner.writer {
                 writer.stop();
             }

@@ -1,5 +1,5 @@
-//! The connections that read: a few threads with one each, and one for reads so short that they may run
-//! on a thread of the runtime.
+//! The connections for reading: a few threads with one each, and one for reads so short that they
+//! may run on a thread of the runtime.
 
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -17,19 +17,20 @@ use super::{failed, is_busy, schema, told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Pass;
 
-/// Threads, started as they are needed.
+/// Most threads. Each is started when it is needed.
 const THREADS: usize = 4;
 
-/// Told the connection, or why there is none.
+/// A read. It gets the connection, or the error for which there is none.
 type Job = Box<dyn FnOnce(std::result::Result<&Connection, &rusqlite::Error>) + Send>;
 
-/// See the module.
+/// The reading connections of an index. See the module.
 pub(super) struct Readers {
     shared: Arc<Shared>,
     here: Mutex<Option<Reader>>,
 }
 
-/// A connection, and what the file looked like if it may not notice that this changes.
+/// A connection, and the state of the file at its opening if the connection does not notice
+/// changes.
 struct Reader {
     connection: Connection,
     still: Option<Still>,
@@ -38,7 +39,7 @@ struct Reader {
 struct Shared {
     path: PathBuf,
     access: Access,
-    /// How long a read on a thread of ours waits for a lock on the file.
+    /// How long a read on a thread of the index waits for a lock on the file.
     busy_timeout: Duration,
     state: Mutex<State>,
     changed: Condvar,
@@ -66,10 +67,10 @@ impl Readers {
         }
     }
 
-    /// Runs `work` on this thread, unless another does so just now (so that a slow disk stops one thread
-    /// of the runtime at most), or the file is locked. (Handing the runtime's work over meanwhile, as
-    /// tokio's `block_in_place` does, costs more than such a read, and starts dozens of threads in a
-    /// crowd.)
+    /// Runs `work` on this thread, unless another thread is doing so (so that a slow disk stops at
+    /// most one thread of the runtime), or the file is locked; then returns `None`. (tokio's
+    /// `block_in_place`, which hands the runtime's work over meanwhile, costs more than such a
+    /// read, and starts dozens of threads when there are many calls.)
     pub fn try_here<T>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -82,8 +83,8 @@ impl Readers {
         }
     }
 
-    /// Runs `work` on a thread. It is not interrupted when the caller goes away, and left out if that
-    /// is so before its turn. `pass` is kept until it is done.
+    /// Runs `work` on a thread. It is not interrupted when the caller leaves, and is left out if
+    /// the caller has left before its turn. `pass` is kept until the work is done.
     pub async fn run<T, F>(&self, what: &'static str, pass: Pass, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -98,11 +99,11 @@ impl Readers {
                 Ok(connection) => work(connection).map_err(|e| failed(what, e)),
                 Err(e) => Err(told(what, e)),
             };
-            // The gate first: whoever gets the answer may close at once.
+            // The pass first: the caller may close the index as soon as it has the answer.
             drop(pass);
             let _ = reply.send(result);
         }))?;
-        // It is dropped unsent by a panic, which costs that call alone.
+        // A panic drops the sender before it has sent. It costs that call alone.
         answer.await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Internal,
@@ -129,7 +130,7 @@ impl Readers {
                         format!("no thread for the index: {e}"),
                     ));
                 }
-                Err(_) => {} // those that are there come to it
+                Err(_) => {} // the existing threads will take the job
             }
         }
         state.queue.push_back(job);
@@ -153,7 +154,7 @@ impl Readers {
 }
 
 impl Drop for Readers {
-    /// Threads of an index that was not closed end by themselves.
+    /// Lets the threads of an index that was not closed end by themselves.
     fn drop(&mut self) {
         self.shared.state.lock().closed = true;
         self.shared.changed.notify_all();
@@ -161,7 +162,7 @@ impl Drop for Readers {
 }
 
 impl Shared {
-    /// A thread's life.
+    /// The main loop of a thread.
     fn work(&self) {
         let mut connection = None;
         while let Some(job) = self.next() {
@@ -170,7 +171,8 @@ impl Shared {
         }
     }
 
-    /// The connection that is kept in `place`, opened now if there is none that can be used any more.
+    /// The connection that is kept in `place`. It is opened now if there is none, or if the file
+    /// has changed under one that does not notice changes.
     fn reader<'a>(
         &self,
         place: &'a mut Option<Reader>,
@@ -181,7 +183,7 @@ impl Shared {
             None => true,
         };
         if !place.as_ref().is_some_and(usable) {
-            // Before the file is opened: a change meanwhile is seen at the next read.
+            // Taken before the file is opened: a change in between is noticed at the next read.
             let still = self.access.still(&self.path);
             *place = None;
             *place = Some(Reader {
@@ -231,8 +233,8 @@ mod tests {
         connection.query_row("SELECT n FROM t", [], |row| row.get(0))
     }
 
-    /// A crowd is served by a few threads, a panic costs the call that panics, and afterwards all are
-    /// gone.
+    /// Many calls are served by a few threads, a panic costs the call that panics, and afterwards
+    /// all threads are gone.
     #[tokio::test]
     async fn a_crowd_shares_a_few_threads() {
         let dir = tempfile::tempdir().unwrap();
@@ -280,7 +282,7 @@ mod tests {
         assert!(nested.unwrap().unwrap());
         assert_eq!(readers.try_here(seven).unwrap().unwrap(), 7);
 
-        // Out of WAL mode a writer locks readers out.
+        // Outside WAL mode a writer locks readers out.
         let locking = Connection::open(dir.path().join("index")).unwrap();
         readers.stop();
         locking

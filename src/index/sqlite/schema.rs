@@ -1,4 +1,4 @@
-//! The file: opened, checked, created; and the statements on it.
+//! The file: is opened, checked and created; and the statements on it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
 use crate::index::table::{is_index, TableName, COMPANIONS};
 
-/// Marks a file as ours ("wds1"; SQLite's `application_id`).
+/// Marks a file as one of walrusds ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
 /// Version of the tables.
 const VERSION: i64 = 1;
@@ -44,7 +44,7 @@ pub(super) struct Sql {
 
 impl Sql {
     pub fn new(table: &TableName) -> Sql {
-        // A schema is a part of the name here: an SQLite file has none.
+        // The schema is a part of the name here: an SQLite file has no schemas.
         let quoted = |suffix: &str| format!("\"{table}{suffix}\"");
         let (main, meta, leases, usage) = (
             quoted(""),
@@ -66,8 +66,8 @@ impl Sql {
                  expires_at = ?7, updated_at = ?8 WHERE key = ?1 AND blob_id = ?9"
             ),
             delete: format!("DELETE FROM {main} WHERE key = ?1 RETURNING size"),
-            // The pairs of end and blob from the index, then the rows of these blobs. The last column: no row of the
-            // blob ends before.
+            // Reads the pairs of end and blob from the index, then the rows of these blobs. The
+            // last column: no row of the blob ends earlier.
             due: format!(
                 "SELECT g.blob_id, g.expires_at, min(r.end_epoch), max(r.deletable), min(r.expires_at) = g.expires_at \
                  FROM (SELECT DISTINCT expires_at, blob_id FROM {main} \
@@ -123,7 +123,7 @@ impl Sql {
                  PRAGMA application_id = {APPLICATION_ID};",
                 blob_idx = quoted("_blob_id_idx"),
                 due_idx = quoted("_due_idx"),
-                expires_idx = quoted("_expires_at_idx"), // of tables made before there was the other one
+                expires_idx = quoted("_expires_at_idx"), // of tables older than the other index
             ),
             version: format!("SELECT value FROM {meta} WHERE name = 'schema_version'"),
             meta: format!("{table}_meta"),
@@ -161,7 +161,7 @@ impl Sql {
     }
 }
 
-/// Opens a connection for reading, which waits at most so long for a lock on the file.
+/// Opens a connection for reading. It waits at most `busy_timeout` for a lock on the file.
 pub(super) fn open_reader(
     path: &Path,
     access: Access,
@@ -175,8 +175,9 @@ pub(super) fn open_reader(
     Ok(connection)
 }
 
-/// Opens the write connection, after checking that the file is ours, and creates what is missing. Where nothing
-/// can or is to be written, only checks what is there: the connection is one for reading then.
+/// Opens the write connection, after checking that the file is one of walrusds, and creates what is
+/// missing. Where the file cannot or is not to be written, only checks the existing tables: the
+/// connection is one for reading then.
 pub(super) fn open(
     options: &SqliteOptions,
     table: &TableName,
@@ -239,7 +240,8 @@ pub(super) fn open(
     }
     .map_err(explain)?;
     connection.busy_timeout(busy_timeout).map_err(explain)?;
-    // In this order: another process may be creating the tables, and their mark, just now.
+    // The objects are counted before the mark is read: another process may be creating both just
+    // now.
     let objects: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(explain)?;
@@ -295,15 +297,15 @@ pub(super) fn open(
                 .map_err(|e| bad(format!("its directory cannot be synced: {e}")))?;
         }
     }
-    // Shows columns that are missing or a damaged table now rather than at the first lookup.
+    // Reports missing columns or a damaged table now rather than at the first lookup.
     for statement in [&sql.get, &sql.upsert] {
         connection.prepare(statement).map_err(explain)?;
     }
     Ok((connection, access))
 }
 
-/// How many bytes are free on the disk of a directory, if an error comes of there being hardly any: SQLite
-/// calls that an I/O error where it has no room for its files beside the database.
+/// The free bytes on the disk of a directory, if the error was caused by a nearly full disk: SQLite
+/// reports an I/O error where it has no room for its files beside the database.
 fn full_disk(error: &rusqlite::Error, dir: &Path) -> Option<u64> {
     const HARDLY_ANY: u64 = 256 << 10;
     use rusqlite::ErrorCode::{CannotOpen, DiskFull, SystemIoFailure};
@@ -311,11 +313,11 @@ fn full_disk(error: &rusqlite::Error, dir: &Path) -> Option<u64> {
     let may_be = matches!(code, CannotOpen | DiskFull | SystemIoFailure);
     let disk = may_be.then(|| rustix::fs::statvfs(dir).ok()).flatten()?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    // A file system without blocks is none that fills up.
+    // A file system without blocks cannot fill up.
     (disk.f_blocks > 0 && free < HARDLY_ANY).then_some(free)
 }
 
-/// Refuses a table whose name, or the name of a companion of which, is that of another index.
+/// Refuses a table if its name, or the name of one of its companions, belongs to another index.
 fn check_names(connection: &Connection, table: &TableName) -> rusqlite::Result<Result<()>> {
     // With the schema, as `Sql::new` names them.
     let companions = COMPANIONS.iter().map(|suffix| format!("{table}{suffix}"));
@@ -331,7 +333,8 @@ fn check_names(connection: &Connection, table: &TableName) -> rusqlite::Result<R
     Ok(Ok(()))
 }
 
-/// Switching the journal mode does not wait for other processes by itself.
+/// Switches to WAL mode, trying again until `limit`: SQLite itself does not wait for other
+/// processes then.
 fn wal(connection: &Connection, limit: Duration) -> rusqlite::Result<String> {
     let started = Instant::now();
     loop {
@@ -393,7 +396,7 @@ mod tests {
         assert_eq!(pragma("journal_mode"), "wal");
     }
 
-    /// Steps of SQLite's machine are counted, not time.
+    /// Counts steps of SQLite's virtual machine instead of time.
     #[test]
     fn a_page_of_due_blobs_costs_what_it_holds() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,25 @@
-//! The one connection that writes, on a thread of its own. Calls that queue while a commit is being
-//! synced share the next transaction, so that many small writes cost few fsyncs.
+//! The one connection that writes, on a thread of its own.
+//!
+//! **Problem.** A durable commit waits for an fsync, so one transaction for each small write would
+//! be slow.
+//!
+//! **Outline.** Calls queue for the thread. The calls that queue while a commit is being synced
+//! share the next transaction, at most [`TOGETHER`] of them. Each call runs within a savepoint of
+//! that transaction. After the commit each caller gets its answer.
+//!
+//! **Invariants.**
+//! - A caller is told success only after the commit of its transaction, with the sync that it was
+//!   promised. A transaction is synced if any of its calls needs that ([`Promise::Durable`]).
+//! - A call that fails or panics is rolled back to its savepoint and does not affect the others. If
+//!   the whole transaction fails, none of its calls has taken effect, and every call that had not
+//!   failed before gets that error.
+//! - A call whose caller has left before its turn is left out. A call whose turn has come is
+//!   carried out even if its caller leaves.
+//! - A call's [`Pass`] through the gate is given back before its answer is sent.
+//!
+//! **Locks.** `queue` is held to hand a call in, and for no await. [`Writer::stop`] takes `queue`
+//! and releases it before it takes `thread`, which it holds until the thread has ended; the thread
+//! takes neither lock.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc;
@@ -13,19 +33,19 @@ use super::{failed, told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Pass;
 
-/// What a call's return promises.
+/// The promise that a call's return makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Promise {
-    /// What it wrote survives a power cut.
+    /// The call's writes survive a power cut.
     Durable,
-    /// What it wrote survives the end of this process; a power cut may undo it.
+    /// The call's writes survive the end of this process; a power cut may undo them.
     Visible,
 }
 
-/// Calls that share a transaction at most; bounds how long the first of them waits.
+/// Most calls that share a transaction. It bounds how long the first of them waits.
 const TOGETHER: usize = 256;
 
-/// See the module.
+/// The writing connection of an index. See the module.
 pub(super) struct Writer {
     queue: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -37,7 +57,8 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("walrusds-sqlite".into())
             .spawn(move || {
-                // The schema's, until a transaction needs no sync.
+                // The schema opened the connection with sync at each commit; this changes with the
+                // first transaction that needs none.
                 let mut synced = Promise::Durable;
                 while let Ok(first) = jobs.recv() {
                     let more = jobs.try_iter().take(TOGETHER - 1);
@@ -47,7 +68,7 @@ impl Writer {
                         .collect();
                     commit(&connection, batch, &mut synced);
                 }
-                // The last connection to the file moves the log into it.
+                // Closing the last connection to the file moves the log into it.
                 let _ = connection.close();
             })
             .map_err(|e| {
@@ -91,7 +112,7 @@ impl Writer {
             .unwrap_or_else(|_| Err(Error::closed("the index")))
     }
 
-    /// Finishes what is queued and closes the connection; blocks until then.
+    /// Finishes the queued calls and closes the connection; blocks until then.
     pub fn stop(&self) {
         drop(self.queue.lock().take());
         if let Some(thread) = self.thread.lock().take() {
@@ -139,7 +160,7 @@ where
         let Some(work) = self.work.take() else {
             return Ok(());
         };
-        // A panic must cost this call alone, not the thread that everyone's writes depend on.
+        // A panic must cost this call alone, not the thread on which all writes depend.
         match catch_unwind(AssertUnwindSafe(|| work(connection))) {
             Ok(Ok(value)) => {
                 self.value = Some(value);
@@ -164,14 +185,14 @@ where
         let outcome = outcome.and_then(|()| {
             value.ok_or_else(|| Error::new(ErrorKind::Internal, format!("no result while {what}")))
         });
-        // The gate first: whoever gets the answer may close at once.
+        // The pass first: the caller may close the index as soon as it has the answer.
         drop(_pass);
         let _ = reply.send(outcome);
     }
 }
 
-/// Has commits keep a promise; `synced` is the one they keep now. In a write-ahead log, NORMAL leaves
-/// the sync to the next commit that makes one, or to the checkpoint.
+/// Sets the promise that commits keep; `synced` is the one they keep now. In a write-ahead log,
+/// NORMAL leaves the sync to the next commit that makes one, or to the checkpoint.
 fn set_promise(
     connection: &Connection,
     promise: Promise,
@@ -188,7 +209,8 @@ fn set_promise(
     Ok(())
 }
 
-/// Runs jobs in one transaction, each within a savepoint, so that one's failure is its own.
+/// Runs jobs in one transaction, each within a savepoint, so that the failure of one does not
+/// affect the others.
 fn commit(connection: &Connection, jobs: Vec<Box<dyn Job>>, synced: &mut Promise) {
     if jobs.is_empty() {
         return;
@@ -262,7 +284,8 @@ mod tests {
     use super::*;
     use crate::index::gate::Gate;
 
-    /// 2 is FULL, 1 is NORMAL. Asked within the transaction, where it is what the commit will do.
+    /// 2 is FULL, 1 is NORMAL. The value is read within the transaction, where it is the one that
+    /// the commit will use.
     #[tokio::test]
     async fn only_what_must_survive_a_power_cut_waits_for_the_disk() {
         let connection = Connection::open_in_memory().unwrap();

@@ -59,7 +59,7 @@ fn urls() {
     ));
     let spec = parse("postgres://h/d?user=me@work&password=a@b").unwrap();
     assert_eq!(spec.user, "me@work");
-    // A password with an @ in it, written plainly: the last @ separates.
+    // A password with an unescaped @ in it: the last @ separates.
     let spec = parse("postgres://u:a@b@h/d").unwrap();
     assert_eq!(spec.targets[0].config.get_password(), Some(&b"a@b"[..]));
     assert_eq!(
