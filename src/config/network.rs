@@ -9,7 +9,7 @@ use super::{bad, shorten, whole_number, Fields};
 use crate::error::Result;
 
 /// The lengths of epochs of the two networks, from Walrus' documentation ("Available networks",
-/// https://docs.wal.app).
+/// <https://docs.wal.app>).
 const MAINNET_EPOCH: Duration = Duration::from_secs(14 * 86_400);
 const TESTNET_EPOCH: Duration = Duration::from_secs(86_400);
 

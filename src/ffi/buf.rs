@@ -68,7 +68,7 @@ pub(super) unsafe fn slice<'a, T>(name: &str, data: *const T, len: usize) -> Res
     Ok(unsafe { std::slice::from_raw_parts(data, len) })
 }
 
-/// As [`slice`], for memory that is filled in.
+/// As [`slice()`], for memory that is filled in.
 ///
 /// # Safety
 /// `data` must be readable and writable for `len` elements during `'a`, and not be accessed by any
