@@ -1,4 +1,5 @@
-//! What is fetched before a get asks for it: windows of a stream, the rows that say where blocks end, and the blob in
+//! Fetches before a get asks for the bytes: windows of a stream, the rows that say where blocks
+//! end, and the blob in
 //! which a file goes on.
 
 use std::sync::Arc;
@@ -11,10 +12,11 @@ use super::{Inner, Want, WINDOW};
 use crate::index::{Record, Rows as _};
 use crate::metrics::Metrics;
 
-/// Blocks that are looked through to find where a file goes on: more than a full pack of usual ones.
+/// Blocks that are looked through to find where a file goes on: more than a full pack of usual
+/// ones.
 const LOOK_AHEAD: usize = 512;
 
-/// What rows of a blob are asked for.
+/// The purpose for which rows of a blob are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
     /// To know where blocks end: not asked for if that is known.
@@ -108,7 +110,8 @@ impl Inner {
         self.spawn(async move { inner.ask_rows(&blob, from, need).await });
     }
 
-    /// Asks the index for the rows of `blob` from `from` on, and learns where its blocks end. One asks at a time.
+    /// Asks the index for the rows of `blob` from `from` on, and learns where its blocks end. One
+    /// asks at a time.
     pub(super) async fn ask_rows(&self, blob: &str, from: u64, need: Need) {
         let turn = {
             let mut state = self.state.lock();

@@ -1,4 +1,4 @@
-//! What is known of where the blocks of a blob end. Ranges must be exact: an aggregator refuses what
+//! The known ends of the blocks of a blob. Ranges must be exact: an aggregator refuses a range that
 //! reaches beyond a blob; and a window should hold whole blocks, or the one at its edge is fetched
 //! twice.
 
@@ -13,8 +13,8 @@ pub(super) const ROWS: usize = 2048;
 /// So many blocks make a window, however small they are.
 const ENOUGH: usize = ROWS / 2;
 
-/// Bytes without a live block that are fetched along (bytes). Beyond a larger hole the blob counts as
-/// ended.
+/// Bytes without a live block that are fetched along (bytes). Beyond a larger hole the blob counts
+/// as ended.
 const HOLE: u64 = 1 << 20;
 
 /// Ends that are remembered per blob.

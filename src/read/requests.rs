@@ -79,8 +79,8 @@ impl Inner {
         let landing = (Arc::clone(self), name, Arc::clone(&flight));
         let of_task = Arc::clone(&flight);
         self.spawn(async move {
-            // Made here, and not before: a runtime that is shutting down drops the task at once, on this thread,
-            // which holds the lock that a landing takes.
+            // Made here, and not before: a runtime that is shutting down drops the task at once, on
+            // this thread, which holds the lock that a landing takes.
             let (inner, blob, flight) = landing;
             let until_done = Landing {
                 inner,

@@ -1,8 +1,9 @@
 //! How many reads one aggregator is asked for at a time.
 //!
-//! As many as callers want, until it answers 429 or 503. Then half as many as were under way; from there, one more
-//! for every such crowd that was answered, until there is no need for a bound any more. (Additive increase,
-//! multiplicative decrease, as TCP does it.) Uploads have a limit of their own, by pack: `upload::limit`.
+//! As many as callers want, until it answers 429 or 503. Then half as many as were under way; from
+//! there, one more for every such crowd that was answered, until there is no need for a bound any
+//! more. (Additive increase, multiplicative decrease, as TCP does it.) Uploads have a limit of
+//! their own, by pack: `upload::limit`.
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;

@@ -62,7 +62,7 @@ pub struct StoreOptions {
     pub deletable: bool,
 }
 
-/// What a publisher answered to a successful store.
+/// The answer of a publisher to a successful store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreResult {
     /// Walrus blob ID (43 characters, base64url).
@@ -75,13 +75,13 @@ pub struct StoreResult {
     pub end_epoch: u64,
     /// Encoded size on the network (bytes); known only for new blobs.
     pub encoded_size: Option<u64>,
-    /// What was paid (FROST; 1 WAL = 1e9 FROST); 0 if the blob was there already.
+    /// The price paid (FROST; 1 WAL = 1e9 FROST); 0 if the blob was there already.
     pub cost: u64,
     /// false if the network had the blob already (`alreadyCertified`).
     pub newly_created: bool,
 }
 
-/// What came of a blob.
+/// The bytes that a read of a blob returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// The range that was asked for, or all of the blob.
@@ -100,7 +100,7 @@ impl From<Bytes> for Fetched {
     }
 }
 
-/// What a check says of bytes that must be so many.
+/// The verdict of a check on bytes of a required length.
 fn of_length(len: u64, check: Check<'_>, bytes: &[u8]) -> std::result::Result<(), String> {
     match bytes.len() as u64 == len {
         true => check(bytes),
@@ -131,8 +131,9 @@ pub trait BlobStore: Send + Sync + 'static {
         check: Check<'_>,
     ) -> Result<Bytes>;
 
-    /// As [`read_range`](Self::read_range), for a caller who keeps what is read: where the aggregator sends the
-    /// whole blob, and that has at most `keeps` bytes, all of it is returned. `check` judges the range.
+    /// As [`read_range`](Self::read_range), for a caller who keeps what is read: where the
+    /// aggregator sends the whole blob, and that has at most `keeps` bytes, all of it is returned.
+    /// `check` judges the range.
     async fn read_block(
         &self,
         blob_id: &str,
@@ -146,8 +147,8 @@ pub trait BlobStore: Send + Sync + 'static {
         Ok(bytes.into())
     }
 
-    /// As [`read_block`](Self::read_block), to be checked block by block later. Gives up soon: the caller reads
-    /// single blocks then.
+    /// As [`read_block`](Self::read_block), to be checked block by block later. Gives up soon: the
+    /// caller reads single blocks then.
     async fn read_window(
         &self,
         blob_id: &str,
@@ -163,8 +164,8 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Reads one member of a quilt.
     async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes>;
 
-    /// Reads one member of a quilt that is `len` bytes long. Another length is an error, and no more than
-    /// that is taken into memory.
+    /// Reads one member of a quilt that is `len` bytes long. Another length is an error, and no
+    /// more than that is taken into memory.
     async fn read_patch_of(&self, patch_id: &str, len: u64, check: Check<'_>) -> Result<Bytes> {
         let judge = |bytes: &[u8]| of_length(len, check, bytes);
         self.read_patch(patch_id, &judge).await

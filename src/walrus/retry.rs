@@ -1,11 +1,11 @@
-//! What is retried, how often, and after which wait.
+//! Decides which failures are retried, how often, and after which wait.
 //!
 //! One request (a store or a read) walks over the endpoints of its kind:
 //!
 //! - Asking an endpoint that this request has not asked yet is a *failover*: at once and free.
 //! - Asking an endpoint again is a *retry*: at most `max_retries` of them per request, over all
-//!   endpoints together. So a request makes at most `endpoints + max_retries` attempts, and with one
-//!   endpoint and `max_retries` 0 exactly one.
+//!   endpoints together. So a request makes at most `endpoints + max_retries` attempts, and with
+//!   one endpoint and `max_retries` 0 exactly one.
 //! - Retries go round the endpoints in order. Before each new round there is a wait, drawn evenly
 //!   from 0 to `backoff_base · 2^round`, capped at `backoff_max` ("full jitter": clients that were
 //!   shed together do not come back together).
@@ -61,7 +61,7 @@ impl Policy {
     }
 }
 
-/// What a failed attempt means for the rest of the request.
+/// The meaning of a failed attempt for the rest of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// May pass when asked again.
@@ -95,7 +95,7 @@ impl Class {
         )
     }
 
-    /// Whether it speaks against the endpoint, whatever is asked of it next.
+    /// Whether the failure counts against the endpoint in later requests, too.
     pub(super) fn is_bad_sign(self) -> bool {
         match self {
             Class::Transient | Class::Throttled | Class::BrokenSend => true,

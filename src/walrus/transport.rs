@@ -286,7 +286,8 @@ fn proxy_for(url: &Url) -> Option<String> {
     Some(format!("{}{port}", proxy.host()?))
 }
 
-/// Whether `url` names this machine (`localhost`, 127.0.0.0/8, `::1`): such requests pass no proxy, as in Go.
+/// Whether `url` names this machine (`localhost`, 127.0.0.0/8, `::1`): such requests pass no proxy,
+/// as in Go.
 pub(super) fn is_local(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
@@ -332,7 +333,7 @@ pub(super) fn describe(error: reqwest::Error) -> String {
     one_line(&redact_words(&text), 2 * EXCERPT)
 }
 
-/// Blots out user info in whatever looks like a URL (a proxy's, for instance).
+/// Blots out user info in every text that looks like a URL (a proxy's, for instance).
 fn redact_words(text: &str) -> String {
     let word = |word: &str| match word.contains("://") {
         true => redact_url(word),
@@ -437,8 +438,8 @@ fn is_html(body: &str) -> bool {
         .starts_with('<')
 }
 
-/// Walrus' reason and a line for people, from the body of an answer: the JSON envelope's message, an
-/// HTML page's title, or the beginning of a text.
+/// Walrus' reason and a line for people, from the body of an answer: the JSON envelope's message,
+/// an HTML page's title, or the beginning of a text.
 pub(super) fn explain(body: &str) -> (Option<String>, String) {
     if let Ok(Value::Object(answer)) = serde_json::from_str::<Value>(body) {
         if let Some(error) = answer.get("error") {

@@ -23,7 +23,7 @@ pub(super) const TRAILER: usize = 24;
 const RECORD_MAGIC: &[u8; 4] = b"wrec";
 const TABLE_MAGIC: &[u8; 8] = b"wrdstabl";
 
-/// What stands before a value: head and name.
+/// Length of the part of a record before its value: head and name.
 pub(super) fn record_head(name: &[u8], value_len: u32) -> Vec<u8> {
     let mut head = Vec::with_capacity(RECORD_HEAD + name.len());
     head.extend_from_slice(RECORD_MAGIC);
@@ -53,7 +53,7 @@ pub(super) fn is_record_head(head: &[u8]) -> bool {
         && head[4..8] == crc32fast::hash(&head[8..]).to_le_bytes()
 }
 
-/// What names are found by.
+/// The tag by which a name is found.
 pub(super) fn tag(name: &[u8]) -> u64 {
     let mut tag = [0; 8];
     let from = name.len().saturating_sub(8);
