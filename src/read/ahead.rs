@@ -132,7 +132,7 @@ impl Inner {
             let extent = state.extent(blob);
             match need {
                 Need::Rows => from,
-                // The one before may have asked for them.
+                // The task that had the turn before may have asked for them.
                 Need::Ends if extent.cut(from, upto) != Cut::Unknown => return,
                 Need::Ends => extent.ask_from(from),
             }
@@ -173,7 +173,7 @@ struct Asking<'a> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         let mut state = self.inner.state.lock();
-        // The map's own, and this one's.
+        // One count is the map's own, the other this task's.
         let last = state.asking.get(self.blob);
         if last.is_some_and(|turn| Arc::strong_count(turn) <= 2) {
             state.asking.remove(self.blob);

@@ -10,7 +10,7 @@ use crate::index::KeyRecord;
 /// Rows per query.
 pub(super) const ROWS: usize = 2048;
 
-/// So many blocks make a window, however small they are.
+/// Number of blocks that make a window, however small they are.
 const ENOUGH: usize = ROWS / 2;
 
 /// Bytes without a live block that are fetched along (bytes). Beyond a larger hole the blob counts
@@ -73,7 +73,7 @@ impl Extent {
         self.complete = rows.len() < ROWS;
         let ranges = rows.iter().filter(|row| row.record.patch_id.is_none());
         let mut last = asked;
-        // Nonsense in a row ends nothing: the block is read, and fails, by itself.
+        // A nonsensical row ends nothing: its block is read, and fails, by itself.
         for range in ranges.filter_map(|row| row.record.range().ok()) {
             if range.start > last.saturating_add(HOLE) {
                 self.complete = true;

@@ -263,7 +263,7 @@ impl Get<'_> {
                         Block::Wrong => break,
                         Block::Outside => {}
                     },
-                    // It was this very block, read by all the rules.
+                    // The flight was for this very block, read by all the rules.
                     Some(Outcome::Failed(error))
                         if passenger.flight().alone.as_deref() == Some(want.check.key())
                             && passenger.flight().range == want.range =>

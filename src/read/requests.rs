@@ -94,7 +94,7 @@ impl Inner {
             };
             drop(until_done);
             let outcome = outcome.map_or_else(Outcome::Failed, Outcome::Landed);
-            // It fails where it was fetched ahead, and no get waits.
+            // Fails if the request was fetched ahead, and no get waits.
             let _ = landed.send(Some(outcome));
         });
         flight

@@ -82,7 +82,7 @@ struct State {
 }
 
 impl Roots {
-    /// Those of one table, in a repo.
+    /// The roots of one table, in a repo.
     pub(crate) fn open(repo: &Path, table: &str, log: Arc<Log>) -> Roots {
         let config = DiskCacheConfig {
             path: repo.join(PLACE).join(table),

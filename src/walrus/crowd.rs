@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// A bound that has grown to this is none.
+/// A bound that has grown to this number is dropped.
 const NO_BOUND: f64 = 256.0;
 
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl Crowd {
 }
 
 impl Member<'_> {
-    /// The aggregator asks for fewer.
+    /// Lowers the bound: the aggregator asks for fewer reads.
     pub(super) fn refused(&self) {
         let mut state = self.crowd.state.lock();
         if state.lowered.is_some_and(|at| self.began <= at) {
@@ -68,7 +68,7 @@ impl Member<'_> {
         state.lowered = Some(Instant::now());
     }
 
-    /// It gave what was asked for.
+    /// Notes that the aggregator answered a read.
     pub(super) fn answered(&self) {
         let mut state = self.crowd.state.lock();
         let most = state.most.map(|most| most + 1.0 / most);

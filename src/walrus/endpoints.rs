@@ -17,7 +17,7 @@
 //!
 //! **Size limits.** No endpoint tells the largest body it takes: 10 MiB on a stock publisher, 1 MiB
 //! behind a stock nginx, anything elsewhere. A refusal of N bytes teaches a cap: 10 MiB if N was
-//! above that, else N/2, but never below the largest body it has taken. What was learnt is
+//! above that, else N/2, but never below the largest body it has taken. A learnt cap is
 //! forgotten after an hour (ten minutes if it was only guessed from a broken connection), because
 //! operators raise limits and weak networks recover.
 
@@ -290,7 +290,7 @@ pub(super) struct Hedging {
 
 impl Default for Hedging {
     fn default() -> Self {
-        // One for free: there is nothing to be counted yet.
+        // One request is free: none has been counted yet.
         Hedging {
             credit: AtomicU32::new(HEDGE_PRICE),
         }
@@ -301,7 +301,7 @@ const HEDGE_PRICE: u32 = 10;
 const HEDGE_CREDIT: u32 = 100;
 
 impl Hedging {
-    /// A request is made.
+    /// Counts a request that is made.
     pub(super) fn asked(&self) {
         let more = |credit: u32| (credit < HEDGE_CREDIT).then_some(credit + 1);
         let _ = self

@@ -66,7 +66,7 @@ impl Shared {
         tokio::pin!(patience);
         let overtaken = self.aggregators.get(first).overtaken();
         tokio::pin!(overtaken);
-        // A request that is made from now on is told.
+        // Requests that are made from now on are told.
         overtaken.as_mut().enable();
         let mut told = self.aggregators.len() < 2;
         self.hedging.asked();

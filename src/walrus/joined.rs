@@ -16,7 +16,7 @@ pub(super) struct Joined(Mutex<HashMap<(String, String), Weak<WholeBody>>>);
 pub(super) type WholeBody = tokio::sync::Mutex<Option<Bytes>>;
 
 impl Joined {
-    /// The body of a blob, for a reader who is about to ask for it; given up when the last such
+    /// The body of a blob, for a reader that is about to ask for it; given up when the last such
     /// reader lets it go.
     pub(super) fn of(&self, (origin, blob): (&str, &str)) -> Arc<WholeBody> {
         let mut bodies = self.0.lock();

@@ -1,8 +1,8 @@
 //! Walrus over HTTP: publishers take blobs, aggregators give them back.
 //!
-//! [`BlobStore`] is the seam that tests replace; [`Client`] is the real one. What the client does
-//! for a caller: it fails over between endpoints and remembers which ones failed, retries what may
-//! pass with jittered backoff, checks every length, range and answer it is given, bounds every
+//! [`BlobStore`] is the seam that tests replace; [`Client`] is the real one. The client's work for
+//! a caller: the client fails over between endpoints and remembers which ones failed, retries what
+//! may pass with jittered backoff, checks every length, range and answer it is given, bounds every
 //! body, and gets a publisher token afresh for each attempt.
 //!
 //! | module | holds |

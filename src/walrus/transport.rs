@@ -7,9 +7,9 @@
 //! - no piece (64 KiB) of the request body could be handed on for `request_timeout`, or the average
 //!   since the start is below 16 KiB/s (after a grace of `request_timeout`);
 //! - after the whole request was handed on, no answer begins within `request_timeout` plus an
-//!   allowance: for a store 1 s per 128 KiB (what the kernel has taken but not sent yet must still
-//!   go out, then a publisher encodes, registers, and spreads the slivers before it answers; 10 MiB
-//!   get 140 s by default), for a range read 1 s per MiB;
+//!   allowance: for a store 1 s per 128 KiB (bytes that the kernel has taken but not sent yet must
+//!   still go out, then a publisher encodes, registers, and spreads the slivers before it answers;
+//!   10 MiB get 140 s by default), for a range read 1 s per MiB;
 //! - no byte of the answer comes for `request_timeout`, or the average is below 16 KiB/s (after the
 //!   same grace): a server that drips bytes does not hold a reader for ever.
 

@@ -46,7 +46,7 @@ pub(super) fn record_lengths(head: &[u8; RECORD_HEAD]) -> Option<(usize, u32)> {
         .then_some((usize::from(name_len), value_len))
 }
 
-/// Whether this is head and name of a record, undamaged.
+/// Whether the bytes are an undamaged head and name of a record.
 pub(super) fn is_record_head(head: &[u8]) -> bool {
     head.len() >= RECORD_HEAD
         && head.starts_with(RECORD_MAGIC)

@@ -113,7 +113,7 @@ pub(crate) struct DiskCache {
 struct Insert {
     name: Multihash,
     value: Bytes,
-    /// It is known that the one names the other.
+    /// Whether the name is known to name the value.
     checked: bool,
 }
 
@@ -317,7 +317,7 @@ impl DiskCache {
         self.stop();
         let thread = self.thread.lock().take();
         let joining = tokio::task::spawn_blocking(move || thread.map(|thread| thread.join()));
-        // A panic in the thread has been answered for already.
+        // A panic in the thread was reported already.
         let _ = joining.await;
     }
 

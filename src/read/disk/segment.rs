@@ -73,7 +73,7 @@ impl Segment {
             let name = entry?.file_name();
             let id = name.to_str().and_then(|n| n.strip_suffix(".blocks"));
             if let Some(id) = id.and_then(|id| id.parse().ok()) {
-                // Other spellings of a number are not ours.
+                // Files with other spellings of a number do not belong to the cache.
                 if Self::path(dir, id).file_name() == Some(&name) {
                     ids.push(id);
                 }

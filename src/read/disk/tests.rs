@@ -371,7 +371,7 @@ async fn one_directory_serves_one_cache_at_a_time() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("in use by another process"), "{lines:?}");
     first.close().await;
-    // It is tried again until it is free.
+    // The cache tries the directory again until it is free.
     until("the second takes over", || {
         !second.inner.map.read().slots.is_empty()
     })
@@ -615,7 +615,7 @@ proptest! {
         let mut bytes = HEAD.to_vec();
         bytes.extend_from_slice(&noise);
         if table {
-            // A sound table that tells lies.
+            // A table with a right checksum and wrong rows.
             let lie = layout::Row { tag: layout::tag(block(1).0.as_bytes()), offset: at, value_len: 5 };
             let end = bytes.len() as u64;
             bytes.extend_from_slice(&layout::table(&[lie], end));

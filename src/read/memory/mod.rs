@@ -75,7 +75,7 @@ impl Drop for Reservation {
 }
 
 impl Memory {
-    /// `budget` in bytes; zero or less keeps nothing. `beside_disk`: what is read lies on a local disk, too, and
+    /// `budget` in bytes; zero or less keeps nothing. `beside_disk`: blocks that were read lie on a local disk, too, and
     /// mostly in the system's memory, so half of the budget is enough to keep it; the other half is
     /// for what is on its way.
     pub(super) fn new(budget: i64, beside_disk: bool) -> Self {

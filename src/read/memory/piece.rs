@@ -43,7 +43,7 @@ struct Marks {
     taken: u64,
 }
 
-/// The verdict on one block.
+/// The verdict of the check on one block.
 #[derive(Debug)]
 struct Mark {
     key: Box<str>,
