@@ -1,6 +1,5 @@
 //! Fetches before a get asks for the bytes: windows of a stream, the rows that say where blocks
-//! end, and the blob in
-//! which a file goes on.
+//! end, and the blob in which a file goes on.
 
 use std::sync::Arc;
 use std::time::Instant;

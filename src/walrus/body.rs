@@ -1,6 +1,5 @@
 //! The body of an upload: pieces that are sent one after another without being joined in memory. A
-//! piece
-//! lies in memory already, or is read from a file when its turn comes.
+//! piece lies in memory already, or is read from a file when its turn comes.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -68,8 +68,7 @@ pub struct Prices {
 
 impl Prices {
     /// The price of storing a blob of `len` bytes for `epochs` epochs (FROST), without the gas of
-    /// the
-    /// two transactions; `None` if the blob is too long or the sum overflows.
+    /// the two transactions; `None` if the blob is too long or the sum overflows.
     ///
     /// ```
     /// use walrusds::walrus::cost::Prices;

@@ -1,6 +1,5 @@
 //! The memory cache of reads: windows, single blocks, whole blobs (from an aggregator that does not
-//! know ranges) and
-//! quilt members, under one budget.
+//! know ranges) and quilt members, under one budget.
 //!
 //! **Problem.** Most of what is read is read once, from end to end, and some of it again and again.
 //! Windows come before their readers, and a slow network has many of them on their way. The budget

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 /// Cost of an entry beside its bytes and its block's key: its places in the map and in a list, the
-/// verdict
-/// on its block, and what the allocator adds (measured: 560).
+/// verdict on its block, and what the allocator adds (measured: 560).
 pub(super) const ENTRY_BYTES: u64 = 640;
 
 /// Verdicts on blocks that are remembered per piece; they take an eighth of its length at most.

@@ -2,15 +2,15 @@
 //! own.
 //!
 //! **Problem.** The readers of files name one block after another, several batches of blocks at a
-//! time, and say neither that they read a file nor where they end. What is fetched too early, or
-//! for a reader who has gone, is paid for and drives out what others need.
+//! time, and say neither that they read a file nor where they end. A window that is fetched too
+//! early, or for a reader that has gone, is paid for and drives out bytes that others need.
 //!
 //! **Outline.** A *stream* is a reader that goes through a blob from block to block. Two blocks
 //! side by side make one. From then on it may jump within what was fetched for it. A read that fits
 //! no stream is random: exactly its block is fetched. A block that is not here and does not follow
 //! what the stream has read counts as random, too: a reader has begun anew there. A stream that was
 //! not read for a while is forgotten. A reader that goes on in another blob leaves a stream behind
-//! and makes another, of the same *line*: what was read counts on, and the two count as one.
+//! and makes another, of the same *line*: the bytes read count on, and the two count as one.
 //!
 //! **Invariants.**
 //! - All that is fetched for a stream is at most four times ([`TRUST`](stream::TRUST)) what it has

@@ -103,8 +103,7 @@ impl Streams {
     }
 
     /// The windows to fetch ahead for a stream. The caller reports what it did by
-    /// [`reached`](Self::reached)
-    /// and [`fetched`](Self::fetched).
+    /// [`reached`](Self::reached) and [`fetched`](Self::fetched).
     pub(in crate::read) fn plan(&mut self, id: u64, now: Instant, map: Map<'_>) -> Plan {
         let mut plan = Plan::default();
         let Some(at) = self.list.iter().position(|s| s.id == id) else {
