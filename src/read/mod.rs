@@ -26,13 +26,13 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `memory` | what was read and what comes, under one budget |
-//! | `streams` | which gets follow each other, and what is worth fetching for them |
+//! | `memory` | bytes that were read or are on their way, under one budget |
+//! | `streams` | which gets follow each other, and the fetches that are worth it for them |
 //! | `extent` | where the blocks of a blob end |
 //! | `flight` | a request on its way, and the gets that wait for it |
-//! | `state` | what a reader knows, under one lock |
+//! | `state` | the state of a reader, under one lock |
 //! | `requests` | the tasks that fetch, and what becomes of their bytes |
-//! | `ahead` | what is fetched before a get asks for it |
+//! | `ahead` | fetches before a get asks for the bytes |
 //! | `check` | whether bytes are the block that was asked for |
 //! | `disk` | the cache on the local disk |
 //! | `roots` | the newest directories, on the local disk always |

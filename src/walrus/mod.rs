@@ -8,18 +8,18 @@
 //! | module | holds |
 //! |---|---|
 //! | [`client`] | configuration, the [`Client`] itself |
-//! | `shared` | what its calls share: endpoints, connections, counters |
+//! | `shared` | the state that its calls share: endpoints, connections, counters |
 //! | `store` | the PUT and what counts as a successful answer |
 //! | `read` | which aggregators are asked for a blob, a range, a quilt member; when "not found" is final |
 //! | `want`, `get`, `hedge` | what a read asks for, one attempt, a second aggregator beside a slow one |
 //! | `joined` | whole bodies that several readers of ranges wait for |
 //! | `crowd` | how many reads an aggregator is asked for at a time |
-//! | `retry` | what is retried, how often, after which wait |
+//! | `retry` | which failures are retried, how often, after which wait |
 //! | `endpoints` | base URLs, health memory, learnt size limits |
-//! | `body` | what is uploaded, in memory or from a file |
+//! | `body` | the body of an upload, in memory or from a file |
 //! | `transport` | one HTTP exchange: time limits, bounded bodies, error excerpts |
 //! | [`auth`] | where publisher tokens come from |
-//! | [`cost`] | what a blob of some length costs on the network |
+//! | [`cost`] | the cost of a blob of some length on the network |
 
 use async_trait::async_trait;
 use bytes::Bytes;

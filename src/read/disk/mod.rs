@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `layout` | how blocks lie in a file |
-//! | `known` | what was found right before |
+//! | `known` | blocks that were found right before |
 //! | `segment` | one file: looking at records, finishing, recovering |
 //! | `worker` | the one thread that loads, appends, evicts, and looks after the directory |
 //!

@@ -13,7 +13,7 @@
 //! were handed out already before those that a reader is about to come to.
 //!
 //! **Invariants.**
-//! - What is held and what is reserved take no more than the budget, overhead included.
+//! - Held bytes and reserved bytes take no more than the budget, overhead included.
 //! - Bytes of a blob never change, so the verdict on a block holds as long as its piece.
 //! - Room for a window is reserved before the window is asked for, so that it fits when it comes.
 //!
@@ -23,7 +23,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `piece` | bytes of one blob, and the verdicts on its blocks |
-//! | `shelf` | what is here, by place, and in which order it leaves |
+//! | `shelf` | the pieces in memory, by place, and the order in which they leave |
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

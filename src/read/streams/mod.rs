@@ -24,7 +24,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `stream` | the state of one stream, and which reads belong to it |
-//! | `plan` | what is worth fetching for a stream |
+//! | `plan` | the fetches that are worth it for a stream |
 //! | `follow` | how a reader goes on in another blob |
 
 use std::hash::{BuildHasher as _, RandomState};
