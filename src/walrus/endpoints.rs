@@ -153,9 +153,9 @@ impl Endpoint {
         self.basic.as_ref()
     }
 
-    /// `text` with every secret of this endpoint (and `token`) blotted out: servers and proxies like
-    /// to quote requests in their error pages. A text that was cut off within a secret loses that
-    /// piece too.
+    /// `text` with every secret of this endpoint (and `token`) blotted out: servers and proxies
+    /// like to quote requests in their error pages. A text that was cut off within a secret loses
+    /// that piece too.
     pub(super) fn redact(&self, text: &str, token: Option<&str>) -> String {
         const BLOT: &str = "[redacted]";
         let secrets = || {

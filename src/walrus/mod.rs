@@ -10,8 +10,8 @@
 //! | [`client`] | configuration, the [`Client`] itself |
 //! | `shared` | the state that its calls share: endpoints, connections, counters |
 //! | `store` | the PUT and what counts as a successful answer |
-//! | `read` | which aggregators are asked for a blob, a range, a quilt member; when "not found" is final |
-//! | `want`, `get`, `hedge` | what a read asks for, one attempt, a second aggregator beside a slow one |
+//! | `read` | the aggregators asked for a blob, range, quilt member; when "not found" is final |
+//! | `want`, `get`, `hedge` | the request of a read, one attempt, a second aggregator beside a slow one |
 //! | `joined` | whole bodies that several readers of ranges wait for |
 //! | `crowd` | how many reads an aggregator is asked for at a time |
 //! | `retry` | which failures are retried, how often, after which wait |

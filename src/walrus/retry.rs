@@ -17,7 +17,7 @@
 //! | connection, DNS or TLS failure, time limit | retried: public endpoints have no SLA |
 //! | 429, 408, 425 | retried after `Retry-After` or the backoff |
 //! | 5xx | retried (503/504 are usual during an epoch change; 500 hides transient causes) |
-//! | 200 whose body is no valid answer | retried: a proxy's page, or the store failed with `error` |
+//! | 200 whose body is no valid answer | retried: a proxy's page, or a store with `error` |
 //! | 429 TOKEN_ALREADY_USED, 504 EXPIRED_SIGNATURE | retried with a fresh token |
 //! | other 4xx, 3xx on PUT | never again at that endpoint; the other endpoints are asked once |
 //! | 404 on GET | see the `read` module |

@@ -74,9 +74,9 @@ impl Drop for Reservation {
 }
 
 impl Memory {
-    /// `budget` in bytes; zero or less keeps nothing. `beside_disk`: blocks that were read lie on a local disk, too, and
-    /// mostly in the system's memory, so half of the budget is enough to keep it; the other half is
-    /// for what is on its way.
+    /// `budget` in bytes; zero or less keeps nothing. `beside_disk`: blocks that were read lie on a
+    /// local disk, too, and mostly in the system's memory, so half of the budget is enough to keep
+    /// it; the other half is for what is on its way.
     pub(super) fn new(budget: i64, beside_disk: bool) -> Self {
         let budget = u64::try_from(budget).unwrap_or(0);
         let keeps = if beside_disk { budget / 2 } else { budget };
