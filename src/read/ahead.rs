@@ -1,5 +1,5 @@
-//! What is fetched before a get asks for it: windows of a stream, the rows that say where blocks end, and the blob in
-//! which a file goes on.
+//! Fetches before a get asks for the bytes: windows of a stream, the rows that say where blocks
+//! end, and the blob in which a file goes on.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,10 +11,11 @@ use super::{Inner, Want, WINDOW};
 use crate::index::{Record, Rows as _};
 use crate::metrics::Metrics;
 
-/// Blocks that are looked through to find where a file goes on: more than a full pack of usual ones.
+/// Blocks that are looked through to find where a file goes on: more than a full pack of usual
+/// ones.
 const LOOK_AHEAD: usize = 512;
 
-/// What rows of a blob are asked for.
+/// The purpose for which rows of a blob are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
     /// To know where blocks end: not asked for if that is known.
@@ -108,7 +109,8 @@ impl Inner {
         self.spawn(async move { inner.ask_rows(&blob, from, need).await });
     }
 
-    /// Asks the index for the rows of `blob` from `from` on, and learns where its blocks end. One asks at a time.
+    /// Asks the index for the rows of `blob` from `from` on, and learns where its blocks end. One
+    /// asks at a time.
     pub(super) async fn ask_rows(&self, blob: &str, from: u64, need: Need) {
         let turn = {
             let mut state = self.state.lock();
@@ -129,7 +131,7 @@ impl Inner {
             let extent = state.extent(blob);
             match need {
                 Need::Rows => from,
-                // The one before may have asked for them.
+                // The task that had the turn before may have asked for them.
                 Need::Ends if extent.cut(from, upto) != Cut::Unknown => return,
                 Need::Ends => extent.ask_from(from),
             }
@@ -170,7 +172,7 @@ struct Asking<'a> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         let mut state = self.inner.state.lock();
-        // The map's own, and this one's.
+        // One count is the map's own, the other this task's.
         let last = state.asking.get(self.blob);
         if last.is_some_and(|turn| Arc::strong_count(turn) <= 2) {
             state.asking.remove(self.blob);

@@ -1,4 +1,4 @@
-//! What is known of where the blocks of a blob end. Ranges must be exact: an aggregator refuses what
+//! The known ends of the blocks of a blob. Ranges must be exact: an aggregator refuses a range that
 //! reaches beyond a blob; and a window should hold whole blocks, or the one at its edge is fetched
 //! twice.
 
@@ -10,11 +10,11 @@ use crate::index::KeyRecord;
 /// Rows per query.
 pub(super) const ROWS: usize = 2048;
 
-/// So many blocks make a window, however small they are.
+/// Number of blocks that make a window, however small they are.
 const ENOUGH: usize = ROWS / 2;
 
-/// Bytes without a live block that are fetched along (bytes). Beyond a larger hole the blob counts as
-/// ended.
+/// Bytes without a live block that are fetched along (bytes). Beyond a larger hole the blob counts
+/// as ended.
 const HOLE: u64 = 1 << 20;
 
 /// Ends that are remembered per blob.
@@ -73,7 +73,7 @@ impl Extent {
         self.complete = rows.len() < ROWS;
         let ranges = rows.iter().filter(|row| row.record.patch_id.is_none());
         let mut last = asked;
-        // Nonsense in a row ends nothing: the block is read, and fails, by itself.
+        // A nonsensical row ends nothing: its block is read, and fails, by itself.
         for range in ranges.filter_map(|row| row.record.range().ok()) {
             if range.start > last.saturating_add(HOLE) {
                 self.complete = true;

@@ -17,8 +17,8 @@ pub(super) enum Outcome {
     Failed(Error),
 }
 
-/// One request for a range of a blob. It runs in a task of its own, so that the get that asked first may
-/// go away; when all have gone, it is given up, unless it was meant to come before them.
+/// One request for a range of a blob. It runs in a task of its own, so that the get that asked
+/// first may go away; when all have gone, it is given up, unless it was meant to come before them.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) range: Range<u64>,

@@ -1,34 +1,38 @@
-//! What stands between a get and an aggregator.
+//! The layer between a get and an aggregator.
 //!
-//! **Problem.** An aggregator takes its time for each answer, however short, and readers of files ask for one block after
-//! the other. So a get that belongs to a stream brings a window of the blob, what the stream will want next is fetched
-//! before it asks, and gets that want the same bytes share one request.
+//! **Problem.** An aggregator takes its time for each answer, however short, and readers of files
+//! ask for one block after the other. So a get that belongs to a stream brings a window of the
+//! blob, what the stream will want next is fetched before it asks, and gets that want the same
+//! bytes share one request.
 //!
-//! **Outline of a get** ([`Get`]). It looks into memory once, when it begins. If memory holds the block, it is checked
-//! and taken. If not, the get joins the request on its way that brings the block; or else it sends one: for exactly the
-//! block, or, in a stream, for a window up to where a block ends, which the rows of the index tell. It looks into memory
-//! once more only if something has come since it looked. A block that is wrong in a window, or whose window cannot be
-//! had, is read by itself, by all the rules of `walrus::read`.
+//! **Outline of a get** ([`Get`]). It looks into memory once, when it begins. If memory holds the
+//! block, it is checked and taken. If not, the get joins the request on its way that brings the
+//! block; or else it sends one: for exactly the block, or, in a stream, for a window up to where a
+//! block ends, which the rows of the index tell. It looks into memory once more only if something
+//! has come since it looked. A block that is wrong in a window, or whose window cannot be had, is
+//! read by itself, by all the rules of `walrus::read`.
 //!
 //! **Invariants.**
 //! - Each block is checked before it is handed out; a window is not checked as a whole.
 //! - Windows can make a read faster, and never make it fail.
-//! - Nothing is asked for twice at a time (but by gets that read past a window which was wrong or did not come): bytes
-//!   are in memory before their request leaves the list of flights, and a get decides under the lock of that list.
+//! - Nothing is asked for twice at a time (but by gets that read past a window which was wrong or
+//!   did not come): bytes are in memory before their request leaves the list of flights, and a get
+//!   decides under the lock of that list.
 //! - A window is sent for only after room for it was reserved in memory.
 //!
-//! **Locks**, in this order: `State` (one for a reader), the shelf of `memory`, the verdicts of a piece. No check
-//! of a block runs, and nothing waits, under any of them; a task takes its turn to ask the index before it takes `State`.
+//! **Locks**, in this order: `State` (one for a reader), the shelf of `memory`, the verdicts of a
+//! piece. No check of a block runs, and nothing waits, under any of them; a task takes its turn to
+//! ask the index before it takes `State`.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `memory` | what was read and what comes, under one budget |
-//! | `streams` | which gets follow each other, and what is worth fetching for them |
+//! | `memory` | bytes that were read or are on their way, under one budget |
+//! | `streams` | which gets follow each other, and the fetches that are worth it for them |
 //! | `extent` | where the blocks of a blob end |
 //! | `flight` | a request on its way, and the gets that wait for it |
-//! | `state` | what a reader knows, under one lock |
+//! | `state` | the state of a reader, under one lock |
 //! | `requests` | the tasks that fetch, and what becomes of their bytes |
-//! | `ahead` | what is fetched before a get asks for it |
+//! | `ahead` | fetches before a get asks for the bytes |
 //! | `check` | whether bytes are the block that was asked for |
 //! | `disk` | the cache on the local disk |
 //! | `roots` | the newest directories, on the local disk always |
@@ -72,14 +76,14 @@ use streams::{Cut, Limits, Noted};
 /// The largest window (bytes), where the budget has room for it.
 const WINDOW: u64 = 16 << 20;
 
-/// How far before its block a large window begins (bytes): what Kubo commits at once.
+/// How far before its block a large window begins (bytes): the amount that Kubo commits at once.
 const BEHIND: u64 = 4 << 20;
 
 /// How often a get decides anew before it reads its block by itself: after rows were asked for, and
 /// after a window that proved shorter than it was thought to be.
 const LOOKS: usize = 4;
 
-/// What a [`Reader`] is made of.
+/// The parts that a [`Reader`] is made of.
 pub(crate) struct ReaderParts {
     pub(crate) index: Arc<Lookups>,
     pub(crate) store: Arc<dyn BlobStore>,
@@ -114,7 +118,7 @@ struct Want<'a> {
     check: &'a BlockCheck,
 }
 
-/// What a get does next.
+/// The next step of a get.
 enum Step {
     Take(Bytes),
     Wait(Passenger),
@@ -215,8 +219,8 @@ impl Get<'_> {
         Some(bytes)
     }
 
-    /// The block was found elsewhere, but the index had to be asked where it lies: if it is one of a stream,
-    /// the rows after it are fetched ahead.
+    /// The block was found elsewhere, but the index had to be asked where it lies: if it is one of
+    /// a stream, the rows after it are fetched ahead.
     pub(crate) fn rows_follow(&self) {
         let (inner, Want { blob, range, .. }) = (self.inner, &self.want);
         // An index on this machine answers as quickly as memory.
@@ -229,8 +233,8 @@ impl Get<'_> {
         }
     }
 
-    /// The block, checked. The bytes may be a part of a window, and keep all of it in memory as long as they live.
-    /// `lapsed`: the blob is no longer stored, as far as this node knows.
+    /// The block, checked. The bytes may be a part of a window, and keep all of it in memory as
+    /// long as they live. `lapsed`: the blob is no longer stored, as far as this node knows.
     ///
     /// # Errors
     /// Those of [`BlobStore::read_range`] and [`BlobStore::read_patch_of`].
@@ -259,7 +263,7 @@ impl Get<'_> {
                         Block::Wrong => break,
                         Block::Outside => {}
                     },
-                    // It was this very block, read by all the rules.
+                    // The flight was for this very block, read by all the rules.
                     Some(Outcome::Failed(error))
                         if passenger.flight().alone.as_deref() == Some(want.check.key())
                             && passenger.flight().range == want.range =>
@@ -273,8 +277,8 @@ impl Get<'_> {
         inner.fetch_alone(want).await
     }
 
-    /// The block of a blob that has lapsed: another node may have renewed it, so the aggregators are asked, but a 404
-    /// is not waited over. `None` if that does not settle it.
+    /// The block of a blob that has lapsed: another node may have renewed it, so the aggregators
+    /// are asked, but a 404 is not waited over. `None` if that does not settle it.
     async fn fetch_lapsed(&self) -> Option<Result<Bytes>> {
         match self.inner.read_once(&self.want).await {
             Ok(bytes) => bytes.map(Ok),
@@ -329,7 +333,7 @@ impl Inner {
         }
     }
 
-    /// What a get does next. `look`: what memory held when it was asked last.
+    /// Decides the next step of a get. `look`: the state of memory at its last look.
     fn step(
         self: &Arc<Self>,
         want: &Want<'_>,
@@ -361,7 +365,8 @@ impl Inner {
                 self.go_on(&mut state, id, want, now);
                 return Step::Wait(passenger);
             }
-            // What landed since the look is here: it is kept before its flight leaves the list.
+            // A window that landed since the look is in memory: it is kept before its flight leaves
+            // the list.
             found = self.memory.look_again(look, blob, range);
             if found.is_some() {
                 continue;
@@ -399,9 +404,9 @@ impl Inner {
         }
     }
 
-    /// The window up to `end` for the block at `range`, without what is here or on its way. A large one
-    /// begins before its block: blocks that were written at the same time lie in no order, so a reader
-    /// may come first to any of them.
+    /// The window up to `end` for the block at `range`, without what is here or on its way. A large
+    /// one begins before its block: blocks that were written at the same time lie in no order, so a
+    /// reader may come first to any of them.
     fn gap(&self, state: &State, blob: &str, range: &Range<u64>, end: u64) -> Range<u64> {
         let behind = match end - range.start >= BEHIND {
             true => BEHIND,

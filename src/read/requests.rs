@@ -79,8 +79,8 @@ impl Inner {
         let landing = (Arc::clone(self), name, Arc::clone(&flight));
         let of_task = Arc::clone(&flight);
         self.spawn(async move {
-            // Made here, and not before: a runtime that is shutting down drops the task at once, on this thread,
-            // which holds the lock that a landing takes.
+            // Made here, and not before: a runtime that is shutting down drops the task at once, on
+            // this thread, which holds the lock that a landing takes.
             let (inner, blob, flight) = landing;
             let until_done = Landing {
                 inner,
@@ -94,7 +94,7 @@ impl Inner {
             };
             drop(until_done);
             let outcome = outcome.map_or_else(Outcome::Failed, Outcome::Landed);
-            // It fails where it was fetched ahead, and no get waits.
+            // Fails if the request was fetched ahead, and no get waits.
             let _ = landed.send(Some(outcome));
         });
         flight

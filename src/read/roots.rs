@@ -1,14 +1,16 @@
 //! A small copy of the newest directories on the local disk, always on.
 //!
-//! Kubo loads the root of its MFS, and the nodes of it if it is sharded, before anything else: without them no
-//! command and no daemon starts. They must be there while no aggregator answers, and also when their blob has
-//! lapsed. So the nodes of UnixFS directories that are put or read stay in a cache of their own beside the
-//! repo's index. It decides nothing: whether a block exists is the index's business.
+//! Kubo loads the root of its MFS, and the nodes of it if it is sharded, before anything else:
+//! without them no command and no daemon starts. They must be there while no aggregator answers,
+//! and also when their blob has lapsed. So the nodes of UnixFS directories that are put or read
+//! stay in a cache of their own beside the repo's index. It decides nothing: whether a block exists
+//! is the index's business.
 //!
-//! The oldest nodes leave when it is full, and a busy gateway sees more directories in an hour than it holds.
-//! A node cannot be told to be the root of the MFS by its bytes. It can be told by what Kubo does with it:
-//! Kubo reads it before anything else when it starts, and calls `Sync` when it has put a new one. Nodes known
-//! by one of these are **wanted**, and are counted as read again and again, so that they stay.
+//! The oldest nodes leave when it is full, and a busy gateway sees more directories in an hour than
+//! it holds. A node cannot be told to be the root of the MFS by its bytes. It can be told by what
+//! Kubo does with it: Kubo reads it before anything else when it starts, and calls `Sync` when it
+//! has put a new one. Nodes known by one of these are **wanted**, and are counted as read again and
+//! again, so that they stay.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -26,22 +28,24 @@ use crate::multihash::Multihash;
 
 /// The directory in the repo.
 pub(crate) const PLACE: &str = "walrusds-roots";
-/// Its size at most (bytes): a root of MFS takes at most 256 KiB, as Kubo shards larger directories.
+/// Its size at most (bytes): a root of MFS takes at most 256 KiB, as Kubo shards larger
+/// directories.
 const BYTES: u64 = 16 << 20;
 /// Longest node that is kept (bytes).
 const LONGEST: u64 = 256 << 10;
 
 /// Wanted nodes at most. The one that has been known for longest is forgotten first.
 const WANTED: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-/// How many of the nodes that are read first are wanted: the root of the MFS, and some of a sharded one.
+/// How many of the nodes that are read first are wanted: the root of the MFS, and some of a sharded
+/// one.
 const AT_START: usize = 64;
-/// How many of the nodes that were put before a `Sync` are wanted. The last one is the root, unless another
-/// writer puts directories at the same time.
+/// How many of the nodes that were put before a `Sync` are wanted. The last one is the root, unless
+/// another writer puts directories at the same time.
 const BEFORE_SYNC: NonZeroUsize = NonZeroUsize::new(4).unwrap();
-/// Wanted nodes are counted as read each time that so many bytes came: several times for each file of the
-/// cache (a quarter of it), and so at least once before a file goes.
+/// Wanted nodes are counted as read each time that so many bytes came: several times for each file
+/// of the cache (a quarter of it), and so at least once before a file goes.
 const TOUCH_EVERY: u64 = BYTES / 32;
-/// What a node takes on the disk at most besides its own bytes.
+/// Most bytes that a node takes on the disk besides its own.
 const OVERHEAD: u64 = 200;
 
 static KEPT: Purpose = PURPOSE;
@@ -78,7 +82,7 @@ struct State {
 }
 
 impl Roots {
-    /// Those of one table, in a repo.
+    /// The roots of one table, in a repo.
     pub(crate) fn open(repo: &Path, table: &str, log: Arc<Log>) -> Roots {
         let config = DiskCacheConfig {
             path: repo.join(PLACE).join(table),
@@ -104,7 +108,8 @@ impl Roots {
         }
     }
 
-    /// Keeps a block that was read from Walrus, if it is a node of a directory. `checked`: the key names it.
+    /// Keeps a block that was read from Walrus, if it is a node of a directory. `checked`: the key
+    /// names it.
     pub(crate) fn keep_read(&self, key: &str, block: &Bytes, checked: bool) {
         if let Some(name) = named_directory(key, block) {
             self.keep(&name, block, checked);
@@ -112,8 +117,8 @@ impl Roots {
         }
     }
 
-    /// As [`keep_read`](Self::keep_read), for a block that was read in the journal: it is here since it was put, and
-    /// needs attention only if it is among the first.
+    /// As [`keep_read`](Self::keep_read), for a block that was read in the journal: it is here
+    /// since it was put, and needs attention only if it is among the first.
     pub(crate) fn keep_at_start(&self, key: &str, block: &Bytes, checked: bool) {
         if self.state.lock().read < AT_START {
             self.keep_read(key, block, checked);
@@ -181,8 +186,8 @@ mod tests {
     const EMPTY: &[u8] = &[0x0a, 0x02, 0x08, 0x01];
     const KEY: &str = "/CIQFTFEEHEDF6KLBT32BFAGLXEZL4UWFNWM4LFTLMXQBCERZ6CMLX3Y";
 
-    /// The first read of a start comes at once, and on a busy machine before the tables are read, or before the
-    /// datastore that was open before has let go of the directory.
+    /// The first read of a start comes at once, and on a busy machine before the tables are read,
+    /// or before the datastore that was open before has let go of the directory.
     #[tokio::test(flavor = "multi_thread")]
     async fn the_first_read_waits_for_lock_and_tables() {
         static PATIENT: Purpose = Purpose {

@@ -1,4 +1,5 @@
-//! What a reader knows of its blobs, under one lock: streams, links of nodes, requests on their way, and where blocks end.
+//! The state that a reader keeps of its blobs, under one lock: streams, links of nodes, requests on
+//! their way, and where blocks end.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -100,8 +101,8 @@ impl State {
         })
     }
 
-    /// How far the bytes from `from` on are on their way in one request (the offset of the first that is
-    /// not).
+    /// How far the bytes from `from` on are on their way in one request (the offset of the first
+    /// that is not).
     pub(super) fn flying_to(&self, blob: &str, from: u64) -> u64 {
         let flights = self.flights.get(blob).into_iter().flatten();
         let here = flights.filter(|flight| flight.range.contains(&from));

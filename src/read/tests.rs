@@ -9,7 +9,7 @@ use crate::walrus::{Body, Check, StoreOptions, StoreResult};
 
 const BLOCK: &[u8] = &[7; 100];
 
-/// Gives the same bytes, whatever is asked for, and counts.
+/// A store that gives the same bytes for every read, and counts the reads.
 #[derive(Default)]
 struct Counting(AtomicUsize);
 

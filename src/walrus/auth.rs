@@ -20,8 +20,8 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest token taken (bytes); stock HTTP servers refuse header lines beyond 8 to 16 KiB anyway.
 const MAX_TOKEN: usize = 16 << 10;
 
-/// Source of the `Authorization: Bearer` token that uploads carry. `Debug` shows neither the command
-/// (it may hold a secret) nor a token.
+/// Source of the `Authorization: Bearer` token that uploads carry. `Debug` shows neither the
+/// command (it may hold a secret) nor a token.
 #[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Auth {
@@ -46,7 +46,8 @@ impl fmt::Debug for Auth {
 }
 
 impl Auth {
-    /// A token for one attempt; `None` if no token is configured. `Err` is a reason without secrets.
+    /// A token for one attempt; `None` if no token is configured. `Err` is a reason without
+    /// secrets.
     pub(super) async fn token(&self) -> Result<Option<String>, String> {
         match self {
             Auth::None => Ok(None),
@@ -110,8 +111,8 @@ async fn run(command: &str) -> Result<String, String> {
     clean(&out).map_err(|e| format!("authTokenCommand: {e}"))
 }
 
-/// Ends the processes of a group, by the ID of its leader, which must not have been waited for: a command that
-/// is given up may be a pipeline.
+/// Ends the processes of a group, by the ID of its leader, which must not have been waited for: a
+/// command that is given up may be a pipeline.
 struct KillOnDrop(Option<u32>);
 
 impl Drop for KillOnDrop {

@@ -1,5 +1,5 @@
-//! What is uploaded: pieces that are sent one after another without being joined in memory. A piece
-//! lies in memory already, or is read from a file when its turn comes.
+//! The body of an upload: pieces that are sent one after another without being joined in memory. A
+//! piece lies in memory already, or is read from a file when its turn comes.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,8 +24,8 @@ pub trait Source: Send + Sync + fmt::Debug + 'static {
         self.len() == 0
     }
 
-    /// Fills `into` with the bytes from `offset` on; both lie within the source. A source that is no
-    /// longer than 4 MiB is read as a whole.
+    /// Fills `into` with the bytes from `offset` on; both lie within the source. A source that is
+    /// no longer than 4 MiB is read as a whole.
     ///
     /// # Errors
     /// The bytes cannot be read, or are known to be damaged.
@@ -73,8 +73,8 @@ impl Body {
         self.len == 0
     }
 
-    /// The bytes in order, in chunks of at most `size` bytes (but never empty). Chunks of memory are
-    /// shared, not copied; small pieces from sources are gathered into one chunk.
+    /// The bytes in order, in chunks of at most `size` bytes (but never empty). Chunks of memory
+    /// are shared, not copied; small pieces from sources are gathered into one chunk.
     pub fn stream(&self, size: usize) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         stream::unfold(Cursor::new(self, size), |mut cursor| async move {
             let chunk = cursor.next().await?;

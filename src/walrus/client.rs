@@ -19,8 +19,8 @@
 //! | other 4xx, 3xx to a store | the other endpoints are asked, this one never again |
 //! | wrong length or range, bytes that fail the check | the other aggregators are asked |
 //!
-//! A read whose answer does not begin in the time usual for that aggregator is asked of a second one
-//! too, at most one in ten.
+//! A read whose answer does not begin in the time usual for that aggregator is asked of a second
+//! one too, at most one in ten.
 //!
 //! Publishers that are well take turns; of the aggregators the first one that is well is used. An
 //! endpoint that failed comes last for a while ([`ClientConfig::cool_down`]).
@@ -48,12 +48,12 @@ use crate::recent::Recent;
 /// How many blobs stored by this client are remembered (for the meaning of a 404).
 const CERTIFIED_REMEMBERED: usize = 65_536;
 
-/// For how long: caches in front of aggregators keep a 404 for a minute or so. Later a 404 says that the
-/// blob has lapsed.
+/// For how long: caches in front of aggregators keep a 404 for a minute or so. Later a 404 says
+/// that the blob has lapsed.
 const CERTIFIED_REMEMBER: Duration = Duration::from_secs(180);
 
-/// Idle connections are dropped before servers and proxies usually do it: an upload that goes out on
-/// a connection which the other side is just closing fails.
+/// Idle connections are dropped before servers and proxies usually do it: an upload that goes out
+/// on a connection which the other side is just closing fails.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 
 /// No limit may be longer; keeps sums of time points in range.
@@ -249,7 +249,8 @@ impl Client {
         self.shared.store(&body.into(), options).await
     }
 
-    /// Reads a whole blob. The bytes are as the aggregator sent them: compare a hash if you have one.
+    /// Reads a whole blob. The bytes are as the aggregator sent them: compare a hash if you have
+    /// one.
     ///
     /// # Errors
     /// [`ErrorKind::BlobNotFound`], or [`ErrorKind::Walrus`] if reading failed otherwise.
@@ -270,7 +271,7 @@ impl Client {
         Ok(fetched.bytes)
     }
 
-    /// What this client did so far.
+    /// The counters of this client so far.
     pub fn stats(&self) -> Stats {
         self.shared.stats.snapshot()
     }

@@ -1,4 +1,4 @@
-//! What a blob costs on the network.
+//! The cost of a blob on the network.
 //!
 //! Walrus bills the *encoded* size. A blob of `len` bytes becomes a matrix of P × S symbols
 //! (P = n − 2f rows, S = n − f columns, f = ⌊(n − 1)/3⌋ for n shards) which is expanded to n × n,
@@ -51,8 +51,8 @@ pub fn encoded_size(len: u64, n_shards: u16) -> Option<u64> {
     Some(n * (64 * n + 32) + n * (rows + columns) * symbol)
 }
 
-/// Billing units (1 MiB of encoded size, started ones count) of a blob of `len` bytes; `None` as for
-/// [`encoded_size`].
+/// Billing units (1 MiB of encoded size, started ones count) of a blob of `len` bytes; `None` as
+/// for [`encoded_size`].
 pub fn units(len: u64, n_shards: u16) -> Option<u64> {
     encoded_size(len, n_shards).map(|bytes| bytes.div_ceil(UNIT_BYTES))
 }
@@ -67,8 +67,8 @@ pub struct Prices {
 }
 
 impl Prices {
-    /// What storing a blob of `len` bytes for `epochs` epochs costs (FROST), without the gas of the
-    /// two transactions; `None` if the blob is too long or the sum overflows.
+    /// The price of storing a blob of `len` bytes for `epochs` epochs (FROST), without the gas of
+    /// the two transactions; `None` if the blob is too long or the sum overflows.
     ///
     /// ```
     /// use walrusds::walrus::cost::Prices;

@@ -1,14 +1,15 @@
 //! How many reads one aggregator is asked for at a time.
 //!
-//! As many as callers want, until it answers 429 or 503. Then half as many as were under way; from there, one more
-//! for every such crowd that was answered, until there is no need for a bound any more. (Additive increase,
-//! multiplicative decrease, as TCP does it.) Uploads have a limit of their own, by pack: `upload::limit`.
+//! As many as callers want, until it answers 429 or 503. Then half as many as were under way; from
+//! there, one more for every such crowd that was answered, until there is no need for a bound any
+//! more. (Additive increase, multiplicative decrease, as TCP does it.) Uploads have a limit of
+//! their own, by pack: `upload::limit`.
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// A bound that has grown to this is none.
+/// A bound that has grown to this number is dropped.
 const NO_BOUND: f64 = 256.0;
 
 #[derive(Default)]
@@ -55,7 +56,7 @@ impl Crowd {
 }
 
 impl Member<'_> {
-    /// The aggregator asks for fewer.
+    /// Lowers the bound: the aggregator asks for fewer reads.
     pub(super) fn refused(&self) {
         let mut state = self.crowd.state.lock();
         if state.lowered.is_some_and(|at| self.began <= at) {
@@ -67,7 +68,7 @@ impl Member<'_> {
         state.lowered = Some(Instant::now());
     }
 
-    /// It gave what was asked for.
+    /// Notes that the aggregator answered a read.
     pub(super) fn answered(&self) {
         let mut state = self.crowd.state.lock();
         let most = state.most.map(|most| most + 1.0 / most);

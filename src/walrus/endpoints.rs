@@ -3,8 +3,8 @@
 //! **Order.** A request asks healthy endpoints first, then the others, the least bad first; if all
 //! are down they are still asked. Among healthy ones, aggregators are *sticky*: the first one
 //! configured is used while it is well (its caches are warm, and operators list the nearest first).
-//! Publishers take turns (*round robin*), because a stock publisher sheds load beyond 8 uploads at a
-//! time.
+//! Publishers take turns (*round robin*), because a stock publisher sheds load beyond 8 uploads at
+//! a time.
 //!
 //! **Health.** Each failure that is the endpoint's own (no connection, time limit, 429, 5xx, wrong
 //! bytes) adds 1 to its penalty, which halves every `cool_down` and drops to a quarter with each
@@ -12,12 +12,12 @@
 //! one `cool_down`, a series of failures after a few.
 //!
 //! **Pace.** How long an aggregator takes to begin its answer is remembered as a moving mean and
-//! deviation. One that was overtaken by another, asked later, counts as failed by three quarters, and
-//! every request that still waits for it is told so.
+//! deviation. One that was overtaken by another, asked later, counts as failed by three quarters,
+//! and every request that still waits for it is told so.
 //!
 //! **Size limits.** No endpoint tells the largest body it takes: 10 MiB on a stock publisher, 1 MiB
 //! behind a stock nginx, anything elsewhere. A refusal of N bytes teaches a cap: 10 MiB if N was
-//! above that, else N/2, but never below the largest body it has taken. What was learnt is
+//! above that, else N/2, but never below the largest body it has taken. A learnt cap is
 //! forgotten after an hour (ten minutes if it was only guessed from a broken connection), because
 //! operators raise limits and weak networks recover.
 
@@ -37,7 +37,7 @@ use url::Url;
 use super::crowd::Crowd;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What a stock publisher takes (bytes).
+/// The largest body that a stock publisher takes (bytes).
 const STOCK_LIMIT: u64 = 10 << 20;
 
 /// How long a 413 is remembered.
@@ -55,7 +55,7 @@ pub(super) struct Endpoint {
     base: String,
     /// `Authorization: Basic …` of the user info, if there was some.
     basic: Option<HeaderValue>,
-    /// What must never be shown.
+    /// Secrets, which must never be shown.
     secrets: Vec<String>,
     state: Mutex<State>,
     /// Wakes the requests that wait for an answer of this endpoint when it was overtaken.
@@ -153,9 +153,9 @@ impl Endpoint {
         self.basic.as_ref()
     }
 
-    /// `text` with every secret of this endpoint (and `token`) blotted out: servers and proxies like
-    /// to quote requests in their error pages. A text that was cut off within a secret loses that
-    /// piece too.
+    /// `text` with every secret of this endpoint (and `token`) blotted out: servers and proxies
+    /// like to quote requests in their error pages. A text that was cut off within a secret loses
+    /// that piece too.
     pub(super) fn redact(&self, text: &str, token: Option<&str>) -> String {
         const BLOT: &str = "[redacted]";
         let secrets = || {
@@ -235,7 +235,7 @@ impl Endpoint {
     pub(super) fn refused(&self, len: u64, certain: bool) {
         let now = Instant::now();
         let mut state = self.state.lock();
-        // What it took before the refusal says nothing if it was just as long.
+        // An earlier success with a body of at least this length proves nothing any more.
         if state.accepted >= len {
             state.accepted = 0;
         }
@@ -290,7 +290,7 @@ pub(super) struct Hedging {
 
 impl Default for Hedging {
     fn default() -> Self {
-        // One for free: there is nothing to be counted yet.
+        // One request is free: none has been counted yet.
         Hedging {
             credit: AtomicU32::new(HEDGE_PRICE),
         }
@@ -301,7 +301,7 @@ const HEDGE_PRICE: u32 = 10;
 const HEDGE_CREDIT: u32 = 100;
 
 impl Hedging {
-    /// A request is made.
+    /// Counts a request that is made.
     pub(super) fn asked(&self) {
         let more = |credit: u32| (credit < HEDGE_CREDIT).then_some(credit + 1);
         let _ = self

@@ -1,16 +1,19 @@
 //! One attempt to read from one aggregator.
 //!
-//! Aggregators are not trusted: status, length, `Content-Range` and encoding of each answer are checked here, and the
-//! bytes by the caller's check. An answer that fails is never returned or shortened.
+//! Aggregators are not trusted: status, length, `Content-Range` and encoding of each answer are
+//! checked here, and the bytes by the caller's check. An answer that fails is never returned or
+//! shortened.
 //!
-//! **Ranges.** `Range: bytes=A-B`, both ends given: aggregators accept no other form and do not clamp (beyond the end
-//! is 416). A 206 must be exactly the range. Aggregators before 1.38, and caches, answer 200 with the whole blob:
-//! then reads of the same blob that run at the same time share one body. A blob that fits what the caller keeps is
-//! handed over as it came; of a longer one the range is copied, and the connection is dropped behind it. So memory is
-//! bounded by the larger of the range and what the caller keeps, and a whole read by `max_blob_bytes`.
+//! **Ranges.** `Range: bytes=A-B`, both ends given: aggregators accept no other form and do not
+//! clamp (beyond the end is 416). A 206 must be exactly the range. Aggregators before 1.38, and
+//! caches, answer 200 with the whole blob: then reads of the same blob that run at the same time
+//! share one body. A blob that fits what the caller keeps is handed over as it came; of a longer
+//! one the range is copied, and the connection is dropped behind it. So memory is bounded by the
+//! larger of the range and what the caller keeps, and a whole read by `max_blob_bytes`.
 //!
-//! **Repeats** after a 404 carry a legal query that means the default (`?skip_consistency_check=false` and the
-//! like), so that a cache takes it for another resource; the aggregator would answer 400 to an invented parameter.
+//! **Repeats** after a 404 carry a legal query that means the default
+//! (`?skip_consistency_check=false` and the like), so that a cache takes it for another resource;
+//! the aggregator would answer 400 to an invented parameter.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
@@ -46,7 +49,8 @@ const CACHE_BUSTERS: [&str; 5] = [
 /// When a body is judged to be slow, after its answer began.
 pub(super) const DRIPPING: Duration = Duration::from_secs(1);
 
-/// Whole bodies of at most so many bytes are shared, although the caller does not keep them: a full pack.
+/// Whole bodies of at most so many bytes are shared, although the caller does not keep them: a full
+/// pack.
 const JOINED: u64 = 64 << 20;
 
 impl Shared {
@@ -60,7 +64,8 @@ impl Shared {
     ) -> std::result::Result<Fetched, Failure> {
         let buster = CACHE_BUSTERS[repeat % CACHE_BUSTERS.len()];
         let url = aggregator.url(&format!("{}{buster}", want.path()));
-        // Held from the beginning, so that a body which comes meanwhile is kept for this reader, too.
+        // Held from the beginning, so that a body which comes meanwhile is kept for this reader,
+        // too.
         let joined = match want {
             Want::Range(part) => self.joined.of((aggregator.shown(), part.id)),
             _ => Arc::default(),
@@ -236,8 +241,8 @@ fn all(bytes: Bytes) -> Fetched {
     Fetched { bytes, whole: true }
 }
 
-/// A body that readers of one blob share: the first receives it, and the others' are dropped unread. With
-/// `enough`, it ends there if no other reader has come by then.
+/// A body that readers of one blob share: the first receives it, and the others' are dropped
+/// unread. With `enough`, it ends there if no other reader has come by then.
 async fn receive(
     reader: &mut BodyReader,
     joined: &Arc<WholeBody>,
@@ -296,7 +301,8 @@ impl Course {
     }
 }
 
-/// Whether a redirect would leave TLS: every machine on the way could read the request and change the answer.
+/// Whether a redirect would leave TLS: every machine on the way could read the request and change
+/// the answer.
 fn is_downgrade(from: &Url, to: &Url) -> bool {
     from.scheme() == "https" && to.scheme() != "https"
 }

@@ -1,13 +1,14 @@
 //! When a read asks a second aggregator beside a slow one.
 //!
-//! If no answer has begun after the time in which that aggregator usually answers (mean and four deviations, between
-//! 50 ms and 5 s), the next one that this read has not asked yet is asked too, the first good answer counts, and the
-//! other is dropped. At most one read in ten does so. When an aggregator was overtaken in this way, every other read
-//! that waits for it without an answer asks the next aggregator too; this is not counted among the one in ten. An
-//! aggregator that was overtaken is asked later than others for a while.
+//! If no answer has begun after the time in which that aggregator usually answers (mean and four
+//! deviations, between 50 ms and 5 s), the next one that this read has not asked yet is asked too,
+//! the first good answer counts, and the other is dropped. At most one read in ten does so. When an
+//! aggregator was overtaken in this way, every other read that waits for it without an answer asks
+//! the next aggregator too; this is not counted among the one in ten. An aggregator that was
+//! overtaken is asked later than others for a while.
 //!
-//! A body that has begun and drips is left in the same way: when a second after its beginning the rest would take 3 s
-//! at its pace (8 s without credit).
+//! A body that has begun and drips is left in the same way: when a second after its beginning the
+//! rest would take 3 s at its pace (8 s without credit).
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -34,7 +35,7 @@ const MUCH_TOO_SLOW: Duration = Duration::from_secs(8);
 
 impl Shared {
     /// Asks the aggregator at `first`, and one that was not asked yet if that is slower than usual.
-    /// The first good answer counts; what failed is noted.
+    /// The first good answer counts; failures are noted.
     pub(super) async fn ask(
         &self,
         first: usize,
@@ -65,7 +66,7 @@ impl Shared {
         tokio::pin!(patience);
         let overtaken = self.aggregators.get(first).overtaken();
         tokio::pin!(overtaken);
-        // A request that is made from now on is told.
+        // Requests that are made from now on are told.
         overtaken.as_mut().enable();
         let mut told = self.aggregators.len() < 2;
         self.hedging.asked();
@@ -113,7 +114,8 @@ impl Shared {
                         patience.as_mut().reset(Instant::now() + RECONSIDER);
                         false
                     } else {
-                        // A long silence is reason enough, whatever was asked twice before.
+                        // A long silence is reason enough, however many reads were asked twice
+                        // before.
                         waited = true;
                         true
                     }

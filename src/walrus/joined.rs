@@ -1,5 +1,5 @@
-//! Whole bodies that several readers of ranges share: one receives a body, and it is kept for the readers that had
-//! asked for the blob by then.
+//! Whole bodies that several readers of ranges share: one receives a body, and it is kept for the
+//! readers that had asked for the blob by then.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -16,7 +16,8 @@ pub(super) struct Joined(Mutex<HashMap<(String, String), Weak<WholeBody>>>);
 pub(super) type WholeBody = tokio::sync::Mutex<Option<Bytes>>;
 
 impl Joined {
-    /// The body of a blob, for a reader who is about to ask for it; given up when the last such reader lets it go.
+    /// The body of a blob, for a reader that is about to ask for it; given up when the last such
+    /// reader lets it go.
     pub(super) fn of(&self, (origin, blob): (&str, &str)) -> Arc<WholeBody> {
         let mut bodies = self.0.lock();
         bodies.retain(|_, body| body.strong_count() > 0);

@@ -1,25 +1,25 @@
 //! Walrus over HTTP: publishers take blobs, aggregators give them back.
 //!
-//! [`BlobStore`] is the seam that tests replace; [`Client`] is the real one. What the client does
-//! for a caller: it fails over between endpoints and remembers which ones failed, retries what may
-//! pass with jittered backoff, checks every length, range and answer it is given, bounds every
+//! [`BlobStore`] is the seam that tests replace; [`Client`] is the real one. The client's work for
+//! a caller: the client fails over between endpoints and remembers which ones failed, retries what
+//! may pass with jittered backoff, checks every length, range and answer it is given, bounds every
 //! body, and gets a publisher token afresh for each attempt.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`client`] | configuration, the [`Client`] itself |
-//! | `shared` | what its calls share: endpoints, connections, counters |
+//! | `shared` | the state that its calls share: endpoints, connections, counters |
 //! | `store` | the PUT and what counts as a successful answer |
-//! | `read` | which aggregators are asked for a blob, a range, a quilt member; when "not found" is final |
-//! | `want`, `get`, `hedge` | what a read asks for, one attempt, a second aggregator beside a slow one |
+//! | `read` | the aggregators asked for a blob, range, quilt member; when "not found" is final |
+//! | `want`, `get`, `hedge` | the request of a read, an attempt, a second aggregator beside a slow one |
 //! | `joined` | whole bodies that several readers of ranges wait for |
 //! | `crowd` | how many reads an aggregator is asked for at a time |
-//! | `retry` | what is retried, how often, after which wait |
+//! | `retry` | which failures are retried, how often, after which wait |
 //! | `endpoints` | base URLs, health memory, learnt size limits |
-//! | `body` | what is uploaded, in memory or from a file |
+//! | `body` | the body of an upload, in memory or from a file |
 //! | `transport` | one HTTP exchange: time limits, bounded bodies, error excerpts |
 //! | [`auth`] | where publisher tokens come from |
-//! | [`cost`] | what a blob of some length costs on the network |
+//! | [`cost`] | the cost of a blob of some length on the network |
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -62,7 +62,7 @@ pub struct StoreOptions {
     pub deletable: bool,
 }
 
-/// What a publisher answered to a successful store.
+/// The answer of a publisher to a successful store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreResult {
     /// Walrus blob ID (43 characters, base64url).
@@ -75,13 +75,13 @@ pub struct StoreResult {
     pub end_epoch: u64,
     /// Encoded size on the network (bytes); known only for new blobs.
     pub encoded_size: Option<u64>,
-    /// What was paid (FROST; 1 WAL = 1e9 FROST); 0 if the blob was there already.
+    /// The price paid (FROST; 1 WAL = 1e9 FROST); 0 if the blob was there already.
     pub cost: u64,
     /// false if the network had the blob already (`alreadyCertified`).
     pub newly_created: bool,
 }
 
-/// What came of a blob.
+/// The bytes that a read of a blob returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// The range that was asked for, or all of the blob.
@@ -100,7 +100,7 @@ impl From<Bytes> for Fetched {
     }
 }
 
-/// What a check says of bytes that must be so many.
+/// The verdict of a check on bytes of a required length.
 fn of_length(len: u64, check: Check<'_>, bytes: &[u8]) -> std::result::Result<(), String> {
     match bytes.len() as u64 == len {
         true => check(bytes),
@@ -131,8 +131,9 @@ pub trait BlobStore: Send + Sync + 'static {
         check: Check<'_>,
     ) -> Result<Bytes>;
 
-    /// As [`read_range`](Self::read_range), for a caller who keeps what is read: where the aggregator sends the
-    /// whole blob, and that has at most `keeps` bytes, all of it is returned. `check` judges the range.
+    /// As [`read_range`](Self::read_range), for a caller who keeps what is read: where the
+    /// aggregator sends the whole blob, and that has at most `keeps` bytes, all of it is returned.
+    /// `check` judges the range.
     async fn read_block(
         &self,
         blob_id: &str,
@@ -146,8 +147,8 @@ pub trait BlobStore: Send + Sync + 'static {
         Ok(bytes.into())
     }
 
-    /// As [`read_block`](Self::read_block), to be checked block by block later. Gives up soon: the caller reads
-    /// single blocks then.
+    /// As [`read_block`](Self::read_block), to be checked block by block later. Gives up soon: the
+    /// caller reads single blocks then.
     async fn read_window(
         &self,
         blob_id: &str,
@@ -163,8 +164,8 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Reads one member of a quilt.
     async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes>;
 
-    /// Reads one member of a quilt that is `len` bytes long. Another length is an error, and no more than
-    /// that is taken into memory.
+    /// Reads one member of a quilt that is `len` bytes long. Another length is an error, and no
+    /// more than that is taken into memory.
     async fn read_patch_of(&self, patch_id: &str, len: u64, check: Check<'_>) -> Result<Bytes> {
         let judge = |bytes: &[u8]| of_length(len, check, bytes);
         self.read_patch(patch_id, &judge).await

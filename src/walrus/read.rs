@@ -1,4 +1,5 @@
-//! Reading blobs, ranges of them and quilt members: which aggregators are asked, and when "not found" is final.
+//! Reading blobs, ranges of them and quilt members: which aggregators are asked, and when "not
+//! found" is final.
 //!
 //! | module | holds |
 //! |---|---|
@@ -6,16 +7,17 @@
 //! | `get` | one attempt at one aggregator, and what counts as a good answer |
 //! | `hedge` | when a second aggregator is asked beside a slow one |
 //!
-//! **404.** The network is consistent, but caches in front of aggregators keep a 404 from before the
-//! blob was certified. So a 404 is
+//! **404.** The network is consistent, but caches in front of aggregators keep a 404 from before
+//! the blob was certified. So a 404 is
 //!
 //! - *transient* for a blob that this client stored in the last minutes and has not read yet: all
-//!   aggregators are asked again after 0.5, 1, 2, 4 and 8 s (`not_found_backoff`; these repeats do not count
-//!   against `max_retries`). If none has it then, later reads of the blob do not wait like that;
+//!   aggregators are asked again after 0.5, 1, 2, 4 and 8 s (`not_found_backoff`; these repeats do
+//!   not count against `max_retries`). If none has it then, later reads of the blob do not wait
+//!   like that;
 //! - *final* for others after two aggregators said so, or the only one that answers did so twice.
 //!
-//! A 404 with an empty body or an HTML page is not Walrus' answer for a missing blob, but a wrong base URL or a
-//! proxy's: it proves nothing.
+//! A 404 with an empty body or an HTML page is not Walrus' answer for a missing blob, but a wrong
+//! base URL or a proxy's: it proves nothing.
 //!
 //! 403 BLOB_TOO_LARGE (that aggregator's limit for whole reads) and 451 (its operator's block list)
 //! are that aggregator's business: the next one is asked.
@@ -33,8 +35,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) enum Effort {
     /// By all the rules of this module.
     Full,
-    /// Each aggregator is asked once, since the caller has another way; but one that asks for less (429,
-    /// 503) is waited for and asked again: the caller's other way would ask it for more.
+    /// Each aggregator is asked once, since the caller has another way; but one that asks for less
+    /// (429, 503) is waited for and asked again: the caller's other way would ask it for more.
     Once,
 }
 

@@ -1,11 +1,11 @@
-//! What is retried, how often, and after which wait.
+//! Decides which failures are retried, how often, and after which wait.
 //!
 //! One request (a store or a read) walks over the endpoints of its kind:
 //!
 //! - Asking an endpoint that this request has not asked yet is a *failover*: at once and free.
 //! - Asking an endpoint again is a *retry*: at most `max_retries` of them per request, over all
-//!   endpoints together. So a request makes at most `endpoints + max_retries` attempts, and with one
-//!   endpoint and `max_retries` 0 exactly one.
+//!   endpoints together. So a request makes at most `endpoints + max_retries` attempts, and with
+//!   one endpoint and `max_retries` 0 exactly one.
 //! - Retries go round the endpoints in order. Before each new round there is a wait, drawn evenly
 //!   from 0 to `backoff_base · 2^round`, capped at `backoff_max` ("full jitter": clients that were
 //!   shed together do not come back together).
@@ -17,7 +17,7 @@
 //! | connection, DNS or TLS failure, time limit | retried: public endpoints have no SLA |
 //! | 429, 408, 425 | retried after `Retry-After` or the backoff |
 //! | 5xx | retried (503/504 are usual during an epoch change; 500 hides transient causes) |
-//! | 200 whose body is no valid answer | retried: a proxy's page, or the store failed with `error` |
+//! | 200 whose body is no valid answer | retried: a proxy's page, or a store with `error` |
 //! | 429 TOKEN_ALREADY_USED, 504 EXPIRED_SIGNATURE | retried with a fresh token |
 //! | other 4xx, 3xx on PUT | never again at that endpoint; the other endpoints are asked once |
 //! | 404 on GET | see the `read` module |
@@ -57,7 +57,7 @@ impl Policy {
     }
 }
 
-/// What a failed attempt means for the rest of the request.
+/// The meaning of a failed attempt for the rest of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// May pass when asked again.
@@ -91,7 +91,7 @@ impl Class {
         )
     }
 
-    /// Whether it speaks against the endpoint, whatever is asked of it next.
+    /// Whether the failure counts against the endpoint in later requests, too.
     pub(super) fn is_bad_sign(self) -> bool {
         match self {
             Class::Transient | Class::Throttled | Class::BrokenSend => true,

@@ -1,4 +1,5 @@
-//! What the calls of a client share: connections, endpoints and what was learnt about them, counters.
+//! The state that the calls of a client share: connections, endpoints and facts learnt about them,
+//! counters.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::recent::Recent;
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a [`Client`](super::Client) did since it was made.
+        /// Counts the work of a [`Client`](super::Client) since it was made.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Stats {
@@ -71,7 +72,7 @@ stats! {
     encoded_bytes,
 }
 
-/// What the calls of one client share.
+/// The state that the calls of one client share.
 pub(super) struct Shared {
     pub(super) http: reqwest::Client,
     /// For this machine's own addresses: without the proxy of the environment.

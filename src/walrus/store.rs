@@ -1,18 +1,19 @@
 //! Storing a blob: the PUT, and what counts as a successful answer.
 //!
 //! `PUT {publisher}/v1/blobs?epochs=N&permanent=true` (or `deletable=true`) with the raw bytes. The
-//! answer comes after certification, always with status 200, as JSON in camelCase with one top-level
-//! key. Success is exactly one of `newlyCreated` and `alreadyCertified`: a 200 may as well carry
-//! `error` (the same word as in the error envelope of other statuses), `markedInvalid`, or a proxy's
-//! page. `certifiedEpoch` says nothing: current publishers leave it null, as the object's state is
-//! taken at registration.
+//! answer comes after certification, always with status 200, as JSON in camelCase with one
+//! top-level key. Success is exactly one of `newlyCreated` and `alreadyCertified`: a 200 may as
+//! well carry `error` (the same word as in the error envelope of other statuses), `markedInvalid`,
+//! or a proxy's page. `certifiedEpoch` says nothing: current publishers leave it null, as the
+//! object's state is taken at registration.
 //!
 //! `permanent=true` is always spelled out, since publishers from 1.33 on store deletable blobs by
 //! default. One before 1.29 does not know the parameter and answers 400; its default is permanent,
 //! so it is asked again without. That is not remembered: after an update of that publisher the bare
 //! request would mean a deletable blob.
 //!
-//! A store never asks an aggregator first whether the blob exists: that would plant a 404 in caches.
+//! A store never asks an aggregator first whether the blob exists: that would plant a 404 in
+//! caches.
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -234,8 +235,8 @@ fn judge(refusal: ErrorAnswer, publisher: &Endpoint, len: u64) -> Failure {
     }
 }
 
-/// Whether a 400 complains about an unknown query parameter `name`. The text is all there is to tell it by: the
-/// publisher hands on the message of its parser, without a reason or a code.
+/// Whether a 400 complains about an unknown query parameter `name`. The text is all there is to
+/// tell it by: the publisher hands on the message of its parser, without a reason or a code.
 fn names_unknown(body: &str, name: &str) -> bool {
     body.contains("unknown field") && {
         let said = body.split("unknown field").nth(1).unwrap_or("");
@@ -257,7 +258,7 @@ fn stream_of(body: &Body, progress: &Arc<Progress>) -> reqwest::Body {
     reqwest::Body::wrap_stream(pieces.inspect_err(move |error| failed.unreadable(error)))
 }
 
-/// What a publisher answered.
+/// The answer of a publisher.
 #[derive(Debug, PartialEq)]
 struct Answer {
     result: StoreResult,

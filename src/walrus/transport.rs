@@ -7,9 +7,9 @@
 //! - no piece (64 KiB) of the request body could be handed on for `request_timeout`, or the average
 //!   since the start is below 16 KiB/s (after a grace of `request_timeout`);
 //! - after the whole request was handed on, no answer begins within `request_timeout` plus an
-//!   allowance: for a store 1 s per 128 KiB (what the kernel has taken but not sent yet must still
-//!   go out, then a publisher encodes, registers, and spreads the slivers before it answers; 10 MiB
-//!   get 140 s by default), for a range read 1 s per MiB;
+//!   allowance: for a store 1 s per 128 KiB (bytes that the kernel has taken but not sent yet must
+//!   still go out, then a publisher encodes, registers, and spreads the slivers before it answers;
+//!   10 MiB get 140 s by default), for a range read 1 s per MiB;
 //! - no byte of the answer comes for `request_timeout`, or the average is below 16 KiB/s (after the
 //!   same grace): a server that drips bytes does not hold a reader for ever.
 
@@ -286,7 +286,8 @@ fn proxy_for(url: &Url) -> Option<String> {
     Some(format!("{}{port}", proxy.host()?))
 }
 
-/// Whether `url` names this machine (`localhost`, 127.0.0.0/8, `::1`): such requests pass no proxy, as in Go.
+/// Whether `url` names this machine (`localhost`, 127.0.0.0/8, `::1`): such requests pass no proxy,
+/// as in Go.
 pub(super) fn is_local(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
@@ -332,7 +333,7 @@ pub(super) fn describe(error: reqwest::Error) -> String {
     one_line(&redact_words(&text), 2 * EXCERPT)
 }
 
-/// Blots out user info in whatever looks like a URL (a proxy's, for instance).
+/// Blots out user info in every text that looks like a URL (a proxy's, for instance).
 fn redact_words(text: &str) -> String {
     let word = |word: &str| match word.contains("://") {
         true => redact_url(word),
@@ -437,8 +438,8 @@ fn is_html(body: &str) -> bool {
         .starts_with('<')
 }
 
-/// Walrus' reason and a line for people, from the body of an answer: the JSON envelope's message, an
-/// HTML page's title, or the beginning of a text.
+/// Walrus' reason and a line for people, from the body of an answer: the JSON envelope's message,
+/// an HTML page's title, or the beginning of a text.
 pub(super) fn explain(body: &str) -> (Option<String>, String) {
     if let Ok(Value::Object(answer)) = serde_json::from_str::<Value>(body) {
         if let Some(error) = answer.get("error") {

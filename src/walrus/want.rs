@@ -1,4 +1,4 @@
-//! What a read asks an aggregator for.
+//! The request of a read to an aggregator.
 
 use super::blob_id;
 use super::transport::one_line;
@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 
-/// What is to be read.
+/// The thing to be read.
 #[derive(Clone, Copy)]
 pub(super) enum Want<'a> {
     Blob(&'a str),
@@ -104,7 +104,7 @@ impl<'a> Want<'a> {
         Ok(())
     }
 
-    /// What was asked for, of what came.
+    /// The part of the received bytes that was asked for.
     pub(super) fn wanted(self, fetched: &Fetched) -> Option<&[u8]> {
         match self {
             Want::Range(Part { offset, len, .. }) if fetched.whole => {

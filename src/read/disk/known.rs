@@ -1,16 +1,16 @@
-//! Blocks that were found right since the process began, by a digest that costs less than most of those
-//! that name blocks: for 256 KiB a fifth of SHA-256. Two records with the same digest are the same record
-//! (BLAKE3 is a cryptographic hash; half of it is kept), so one with a known digest need not be hashed by
-//! its own function again. The digest is taken the second time a record is found right: many are read
-//! once.
+//! Blocks that were found right since the process began, by a digest that costs less than most of
+//! those that name blocks: for 256 KiB a fifth of SHA-256. Two records with the same digest are the
+//! same record (BLAKE3 is a cryptographic hash; half of it is kept), so one with a known digest
+//! need not be hashed by its own function again. The digest is taken the second time a record is
+//! found right: many are read once.
 
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-/// Shorter values (bytes) are hashed by their own function, which costs as little. So are all where BLAKE3
-/// is not written for wide registers; there SHA-256 may well have instructions of its own.
+/// Shorter values (bytes) are hashed by their own function, which costs as little. So are all where
+/// BLAKE3 is not written for wide registers; there SHA-256 may well have instructions of its own.
 pub(super) const SHORTEST: usize = match cfg!(target_arch = "x86_64") {
     true => 32 << 10,
     false => usize::MAX,

@@ -23,7 +23,7 @@ pub(super) const TRAILER: usize = 24;
 const RECORD_MAGIC: &[u8; 4] = b"wrec";
 const TABLE_MAGIC: &[u8; 8] = b"wrdstabl";
 
-/// What stands before a value: head and name.
+/// Length of the part of a record before its value: head and name.
 pub(super) fn record_head(name: &[u8], value_len: u32) -> Vec<u8> {
     let mut head = Vec::with_capacity(RECORD_HEAD + name.len());
     head.extend_from_slice(RECORD_MAGIC);
@@ -46,14 +46,14 @@ pub(super) fn record_lengths(head: &[u8; RECORD_HEAD]) -> Option<(usize, u32)> {
         .then_some((usize::from(name_len), value_len))
 }
 
-/// Whether this is head and name of a record, undamaged.
+/// Whether the bytes are an undamaged head and name of a record.
 pub(super) fn is_record_head(head: &[u8]) -> bool {
     head.len() >= RECORD_HEAD
         && head.starts_with(RECORD_MAGIC)
         && head[4..8] == crc32fast::hash(&head[8..]).to_le_bytes()
 }
 
-/// What names are found by.
+/// The tag by which a name is found.
 pub(super) fn tag(name: &[u8]) -> u64 {
     let mut tag = [0; 8];
     let from = name.len().saturating_sub(8);

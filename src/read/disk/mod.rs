@@ -3,15 +3,15 @@
 //! | module | holds |
 //! |---|---|
 //! | `layout` | how blocks lie in a file |
-//! | `known` | what was found right before |
+//! | `known` | blocks that were found right before |
 //! | `segment` | one file: looking at records, finishing, recovering |
 //! | `worker` | the one thread that loads, appends, evicts, and looks after the directory |
 //!
 //! It replaces an aggregator and nothing else: whether a key exists is the index's business. Only
-//! blocks whose keys name their contents are taken, and each is checked against its name whenever it
-//! is read, or known to be what was checked before, so it does not matter what happens to the files.
-//! Nothing here fails a read or a write: what goes wrong is a miss, a counter and at most a line in the
-//! log. Nothing is synced either.
+//! blocks whose keys name their contents are taken, and each is checked against its name whenever
+//! it is read, or known to be what was checked before, so it does not matter what happens to the
+//! files. Nothing here fails a read or a write: an error becomes a miss, a counter and at most a
+//! line in the log. Nothing is synced either.
 //!
 //! Blocks lie in files of 1/128 of the budget that are only ever appended to, so that reading one
 //! costs one call to the system and no opening of a file. The oldest file goes first; of what was
@@ -44,7 +44,7 @@ use layout::{HEAD, RECORD_HEAD, ROW, TRAILER};
 use segment::{Found, Record, Segment};
 use worker::{Pace, Worker};
 
-/// Blocks that wait to be written at most: bytes, and number. What comes on top is not kept.
+/// Most blocks that wait to be written: bytes, and number. Blocks beyond that are not kept.
 const QUEUE_BYTES: u64 = 32 << 20;
 const QUEUE: usize = 4096;
 
@@ -58,19 +58,19 @@ pub struct DiskCacheConfig {
     pub max_bytes: u64,
 }
 
-/// What a cache is kept for.
+/// The purpose of a cache.
 #[derive(Debug)]
 pub(crate) struct Purpose {
     /// Its name in the log.
     pub(crate) name: &'static str,
-    /// What stands before its path in the log: the key of the configuration, if there is one.
+    /// Text before its path in the log: the key of the configuration, if there is one.
     pub(crate) place: &'static str,
     /// The text of `README.txt`.
     pub(crate) readme: &'static str,
     /// How long after the opening reads wait for the tables to be read.
     pub(crate) load_patience: Duration,
-    /// How long the opening waits for another datastore to let go of the directory. A datastore that was
-    /// dropped without being closed takes a moment for that.
+    /// How long the opening waits for another datastore to let go of the directory. A datastore
+    /// that was dropped without being closed takes a moment for that.
     pub(crate) lock_patience: Duration,
 }
 
@@ -113,11 +113,11 @@ pub(crate) struct DiskCache {
 struct Insert {
     name: Multihash,
     value: Bytes,
-    /// It is known that the one names the other.
+    /// Whether the name is known to name the value.
     checked: bool,
 }
 
-/// What readers and the worker share.
+/// The state that readers and the worker share.
 #[derive(Debug)]
 struct Inner {
     map: RwLock<Map>,
@@ -238,8 +238,8 @@ impl DiskCache {
         }
     }
 
-    /// The block of `len` bytes that `name` names, if it is here. Checked. Reads from the local disk
-    /// (mostly its cache) on the calling thread.
+    /// The block of `len` bytes that `name` names, if it is here. Checked. Reads from the local
+    /// disk (mostly its cache) on the calling thread.
     pub(crate) async fn get(&self, name: &Multihash, len: u64) -> Option<Bytes> {
         self.loaded().await;
         let found = self.inner.find(name, len);
@@ -261,9 +261,9 @@ impl DiskCache {
         }
     }
 
-    /// Keeps a block that `name` names; if that was not `checked` yet it will be. Never waits: when the
-    /// disk cannot keep up, the block is not kept. The queue holds copies: the value may be a part of a window,
-    /// and would keep all of it in memory.
+    /// Keeps a block that `name` names; if that was not `checked` yet it will be. Never waits: when
+    /// the disk cannot keep up, the block is not kept. The queue holds copies: the value may be a
+    /// part of a window, and would keep all of it in memory.
     pub(crate) fn insert(&self, name: Multihash, value: &Bytes, checked: bool) {
         let inner = &self.inner;
         let len = value.len() as u64;
@@ -317,7 +317,7 @@ impl DiskCache {
         self.stop();
         let thread = self.thread.lock().take();
         let joining = tokio::task::spawn_blocking(move || thread.map(|thread| thread.join()));
-        // A panic in the thread has been answered for already.
+        // A panic in the thread was reported already.
         let _ = joining.await;
     }
 
@@ -397,8 +397,8 @@ impl Inner {
         }
     }
 
-    /// Forgets a segment. Returns where the blocks lie in it that were read since they were written,
-    /// and how many blocks there were.
+    /// Forgets a segment. Returns where the blocks lie in it that were read since they were
+    /// written, and how many blocks there were.
     fn forget_segment(&self, id: u32) -> (Vec<u32>, u64) {
         let mut used = Vec::new();
         let mut blocks = 0;

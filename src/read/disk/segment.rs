@@ -13,7 +13,7 @@ use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 /// Records are found by 31 bits (the 32nd marks what was used): a segment never grows beyond.
 const MAX_LEN: u64 = 1 << 31;
 
-/// A file of the cache. Readers hold it by an `Arc`: what was removed can be read to the end.
+/// A file of the cache. Readers hold it by an `Arc`, so they can read a removed file to its end.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) id: u32,
@@ -44,7 +44,7 @@ impl Record {
     }
 }
 
-/// What a look at a record gave.
+/// The result of a look at a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// The record under this name.
@@ -55,7 +55,7 @@ pub(super) enum Found {
     Damaged,
 }
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Debug)]
 pub(super) struct Contents {
     pub(super) rows: Vec<Row>,
@@ -73,7 +73,7 @@ impl Segment {
             let name = entry?.file_name();
             let id = name.to_str().and_then(|n| n.strip_suffix(".blocks"));
             if let Some(id) = id.and_then(|id| id.parse().ok()) {
-                // Other spellings of a number are not ours.
+                // Files with other spellings of a number do not belong to the cache.
                 if Self::path(dir, id).file_name() == Some(&name) {
                     ids.push(id);
                 }
@@ -118,7 +118,8 @@ impl Segment {
         })
     }
 
-    /// What the file holds, by its table, or record by record where there is none (a crash).
+    /// The contents of the file, by its table, or record by record where there is no table (a
+    /// crash).
     ///
     /// # Errors
     /// It cannot be read, or is no segment.
@@ -248,7 +249,7 @@ impl Segment {
         self.file.set_len(records_end)
     }
 
-    /// Whether somebody removed the file.
+    /// Whether the file was removed.
     pub(super) fn is_gone(&self) -> bool {
         self.file.metadata().is_ok_and(|m| m.nlink() == 0)
     }

@@ -110,7 +110,7 @@ async fn settled(cache: &DiskCache) {
     .await;
 }
 
-/// Looks for a block; what is found must be right.
+/// Looks for a block; a block that is found must be right.
 async fn has(cache: &DiskCache, (name, value): (Multihash, Bytes)) -> bool {
     let found = cache.get(&name, value.len() as u64).await;
     assert!(found.as_ref().is_none_or(|found| *found == value));
@@ -134,7 +134,7 @@ async fn blocks_stay_across_restarts() {
             assert!(!has(&cache, block(n)).await);
             cache.insert(block(n).0, &block(n).1, true);
         }
-        // What is queued is written at the end.
+        // The worker writes the queued blocks at the end.
         cache.close().await;
         assert_eq!(count(&cache, "disk_cache_bytes"), fixture.bytes_on_disk());
     }
@@ -155,7 +155,7 @@ async fn a_crash_costs_no_block_that_was_written() {
     for n in 0..20 {
         insert(&cache, block(n)).await;
     }
-    // What a kill leaves behind, and half a record.
+    // The files that a kill leaves behind, and half a record.
     let crashed = Fixture::new(1 << 20);
     fs::create_dir_all(crashed.path()).unwrap();
     let [file] = fixture.files().try_into().unwrap();
@@ -287,7 +287,7 @@ async fn a_truncated_file_loses_its_end_alone() {
     assert!(has(&cache, block(9)).await);
 }
 
-/// What was right once is known by another digest, which must not make up for other bytes.
+/// A block that was right once is known by another digest, which must not vouch for other bytes.
 #[tokio::test]
 async fn a_block_that_is_known_is_still_checked() {
     let fixture = Fixture::new(64 << 20);
@@ -371,7 +371,7 @@ async fn one_directory_serves_one_cache_at_a_time() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("in use by another process"), "{lines:?}");
     first.close().await;
-    // It is tried again until it is free.
+    // The cache tries the directory again until it is free.
     until("the second takes over", || {
         !second.inner.map.read().slots.is_empty()
     })
@@ -510,8 +510,9 @@ fn hostile_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Plays steps. Whatever happens to the files, only right bytes come out and the bound holds; as long
-/// as nothing does and everything fits, what was inserted is there.
+/// Plays steps. Whatever the steps do to the files, the cache returns only right bytes and keeps
+/// its bound; as long as no step touches the files and everything fits, every inserted block is
+/// there.
 fn play(steps: Vec<Step>, max: u64, everything_fits: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -614,7 +615,7 @@ proptest! {
         let mut bytes = HEAD.to_vec();
         bytes.extend_from_slice(&noise);
         if table {
-            // A sound table that tells lies.
+            // A table with a right checksum and wrong rows.
             let lie = layout::Row { tag: layout::tag(block(1).0.as_bytes()), offset: at, value_len: 5 };
             let end = bytes.len() as u64;
             bytes.extend_from_slice(&layout::table(&[lie], end));

@@ -1,5 +1,5 @@
-//! The one thread that changes the cache's directory: it opens it (and opens it anew when somebody
-//! took it away), appends, evicts.
+//! The one thread that changes the cache's directory: it opens the directory (and opens it anew
+//! when it was taken away), appends, evicts.
 
 use std::collections::VecDeque;
 use std::fs::TryLockError;
@@ -69,7 +69,7 @@ impl Worker {
         }
     }
 
-    /// Runs until nobody can insert any more.
+    /// Runs until no handle is left that can insert.
     pub(super) fn run(self) {
         let ended = catch_unwind(AssertUnwindSafe(|| self.work()));
         if let Err(payload) = ended {
@@ -227,9 +227,10 @@ impl<'a> Directory<'a> {
             rests_until: None,
             told: false,
         };
-        // The newest first: what is in two files is current in the newer one.
+        // The newest first: of a block that is in two files, the record in the newer file is
+        // current.
         for id in ids.into_iter().rev() {
-            // What is not loaded waits for the next open.
+            // A segment that is not loaded waits for the next open.
             if inner.stopping.load(Relaxed) {
                 break;
             }
@@ -383,7 +384,8 @@ impl<'a> Directory<'a> {
         }
     }
 
-    /// Removes the oldest segment; what was used in it goes to the newest, up to half its length.
+    /// Removes the oldest segment; its blocks that were used move to the newest, up to half its
+    /// length.
     fn evict(&mut self) -> io::Result<()> {
         if self.finished.is_empty() {
             self.finish();

@@ -1,27 +1,29 @@
-//! What is read lies here: windows, single blocks, whole blobs (from an aggregator that does not know ranges) and
-//! quilt members, under one budget.
+//! The memory cache of reads: windows, single blocks, whole blobs (from an aggregator that does not
+//! know ranges) and quilt members, under one budget.
 //!
-//! **Problem.** Most of what is read is read once, from end to end, and some of it again and again. Windows come before
-//! their readers, and a slow network has many of them on their way. The budget must hold for all of it, and a long
-//! file must not drive out what is read often.
+//! **Problem.** Most of what is read is read once, from end to end, and some of it again and again.
+//! Windows come before their readers, and a slow network has many of them on their way. The budget
+//! must hold for all of it, and a long file must not drive out what is read often.
 //!
-//! **What leaves.** Windows and single blocks are *cold* at first, and all cold ones together, with those that are still
-//! on their way, take three eighths of the budget at most. A piece of which a block is asked for once more becomes
-//! *hot*, and one that is fetched again soon after it was handed out and left is so from the beginning, as whole blobs
-//! and quilt members are. The least recently used goes first, cold ones before hot ones, and among the older cold ones
-//! those that were handed out already before those that a reader is about to come to.
+//! **What leaves.** Windows and single blocks are *cold* at first, and all cold ones together, with
+//! those that are still on their way, take three eighths of the budget at most. A piece of which a
+//! block is asked for once more becomes *hot*, and one that is fetched again soon after it was
+//! handed out and left is so from the beginning, as whole blobs and quilt members are. The least
+//! recently used goes first, cold ones before hot ones, and among the older cold ones those that
+//! were handed out already before those that a reader is about to come to.
 //!
 //! **Invariants.**
-//! - What is held and what is reserved take no more than the budget, overhead included.
+//! - Held bytes and reserved bytes take no more than the budget, overhead included.
 //! - Bytes of a blob never change, so the verdict on a block holds as long as its piece.
 //! - Room for a window is reserved before the window is asked for, so that it fits when it comes.
 //!
-//! **Locks.** The shelf's, and inside it a piece's verdicts. No check runs, and nothing waits, under either.
+//! **Locks.** The shelf's, and inside it a piece's verdicts. No check runs, and nothing waits,
+//! under either.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `piece` | bytes of one blob, and the verdicts on its blocks |
-//! | `shelf` | what is here, by place, and in which order it leaves |
+//! | `shelf` | the pieces in memory, by place, and the order in which they leave |
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,7 +48,7 @@ pub(super) struct Memory {
     gained: AtomicU64,
 }
 
-/// What memory held when it was asked. It does not keep the piece there.
+/// The result of a look into memory. It does not keep the piece there.
 pub(super) struct Look {
     piece: Weak<Piece>,
     gained: u64,
@@ -72,9 +74,9 @@ impl Drop for Reservation {
 }
 
 impl Memory {
-    /// `budget` in bytes; zero or less keeps nothing. `beside_disk`: what is read lies on a local disk, too, and
-    /// mostly in the system's memory, so half of the budget is enough to keep it; the other half is for what is on
-    /// its way.
+    /// `budget` in bytes; zero or less keeps nothing. `beside_disk`: blocks that were read lie on a
+    /// local disk, too, and mostly in the system's memory, so half of the budget is enough to keep
+    /// it; the other half is for what is on its way.
     pub(super) fn new(budget: i64, beside_disk: bool) -> Self {
         let budget = u64::try_from(budget).unwrap_or(0);
         let keeps = if beside_disk { budget / 2 } else { budget };
@@ -89,7 +91,8 @@ impl Memory {
         self.budget
     }
 
-    /// Longest entry taken (bytes): a quarter of the budget, so that one blob cannot drive all others out.
+    /// Longest entry taken (bytes): a quarter of the budget, so that one blob cannot drive all
+    /// others out.
     pub(super) fn entry_cap(&self) -> u64 {
         self.budget / 4
     }
@@ -122,14 +125,15 @@ impl Memory {
         look.piece()
     }
 
-    /// How far the bytes from `from` on are here without a gap, at least (the offset of the first that is not).
-    /// Every read in a stream asks: of many small pieces not all are gone through.
+    /// How far the bytes from `from` on are here without a gap, at least (the offset of the first
+    /// that is not). Every read in a stream asks: of many small pieces not all are gone through.
     pub(super) fn reach(&self, id: &str, from: u64) -> u64 {
         self.shelf.lock().reach(id, from)
     }
 
-    /// What of `wide` around `range` is not here: back to the end of what comes before `range`, and on
-    /// to the next piece of `least` bytes or more (below that, fetching again costs less than a cut).
+    /// The part of `wide` around `range` that is not here: back to the end of the piece before
+    /// `range`, and on to the next piece of `least` bytes or more (below that, fetching again costs
+    /// less than a cut).
     pub(super) fn gap(
         &self,
         id: &str,
@@ -175,7 +179,8 @@ impl Memory {
         self.shelf.lock().reused(id, start);
     }
 
-    /// Room for a window of `bytes`; `None` if those on their way take a quarter of the budget already.
+    /// Room for a window of `bytes`; `None` if those on their way take a quarter of the budget
+    /// already.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let mut shelf = self.shelf.lock();
         if shelf.reserved.saturating_add(bytes) > self.budget / 4 {
@@ -199,7 +204,7 @@ impl Memory {
         self.shelf.lock().wasted
     }
 
-    /// What is held, windows on their way included (bytes).
+    /// Bytes that are held, windows on their way included.
     pub(super) fn used(&self) -> u64 {
         self.shelf.lock().used()
     }

@@ -6,18 +6,18 @@ use std::ops::Range;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// What an entry costs beside its bytes and its block's key: its places in the map and in a list, the verdict
-/// on its block, and what the allocator adds (measured: 560).
+/// Cost of an entry beside its bytes and its block's key: its places in the map and in a list, the
+/// verdict on its block, and what the allocator adds (measured: 560).
 pub(super) const ENTRY_BYTES: u64 = 640;
 
 /// Verdicts on blocks that are remembered per piece; they take an eighth of its length at most.
 const MARKS: usize = 1024;
 
-/// What a verdict costs beside its key (bytes).
+/// Cost of a verdict beside its key (bytes).
 const MARK_BYTES: u64 = 96;
 
-/// Up to this length (bytes), a part of a larger buffer is copied before it is kept: it would keep all of
-/// the buffer in memory.
+/// Up to this length (bytes), a part of a larger buffer is copied before it is kept: it would keep
+/// all of the buffer in memory.
 const COPIED: usize = 512 << 10;
 
 /// Bytes of one blob, from some offset on. They never change.
@@ -36,13 +36,13 @@ pub(in crate::read) struct Piece {
 struct Marks {
     /// By offset in the blob.
     blocks: HashMap<u64, Mark>,
-    /// What they cost.
+    /// Cost of the verdicts (bytes).
     bytes: u64,
     /// Bytes handed out, each block once.
     taken: u64,
 }
 
-/// The verdict on one block.
+/// The verdict of the check on one block.
 #[derive(Debug)]
 struct Mark {
     key: Box<str>,
@@ -50,7 +50,7 @@ struct Mark {
     good: bool,
 }
 
-/// What a piece holds of a block.
+/// The state of a block in a piece.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::read) enum Block {
     /// Checked for the first time.
@@ -86,7 +86,7 @@ impl Piece {
         self.start..self.start + self.bytes.len() as u64
     }
 
-    /// What it holds of a range.
+    /// The bytes of a range, if the piece holds them.
     fn part(&self, range: &Range<u64>) -> Option<Bytes> {
         let at = |offset: u64| usize::try_from(offset.checked_sub(self.start)?).ok();
         let (from, to) = (at(range.start)?, at(range.end)?);

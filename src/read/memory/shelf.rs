@@ -1,4 +1,4 @@
-//! What is in memory, by place, and in which order it leaves.
+//! The pieces in memory, by place, and the order in which they leave.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -14,15 +14,17 @@ const LEFT: usize = 512;
 /// Pieces that are looked at to find one that holds a range.
 const CANDIDATES: usize = 16;
 
-/// Pieces that are gone through at most to tell how far bytes are here: as many windows as lie ahead of a reader.
+/// Pieces that are gone through at most to tell how far bytes are here: as many windows as lie
+/// ahead of a reader.
 const PIECES_AHEAD: usize = 64;
 
 /// The pieces, and the lists by which they leave.
 pub(super) struct Shelf {
     budget: u64,
-    /// What all pieces may take (bytes): the budget, or less.
+    /// The bytes that all pieces may take: the budget, or less.
     keeps: u64,
-    /// Cold pieces that were handed out and left, the last one last: at most as many bytes as the budget.
+    /// Cold pieces that were handed out and left, the last one last: at most as many bytes as the
+    /// budget.
     pub(super) left: VecDeque<(Arc<str>, Range<u64>)>,
     left_bytes: u64,
     /// By blob and first byte.
@@ -117,10 +119,12 @@ impl Shelf {
         wide.start.max(start.unwrap_or(0))..wide.end.min(end.map_or(u64::MAX, |p| p.start))
     }
 
-    /// Takes a piece in, unless one that is here holds it (and `though_held` does not want it all the same).
+    /// Takes a piece in, unless one that is here holds it (and `though_held` does not want it all
+    /// the same).
     pub(super) fn put(&mut self, id: &str, piece: Arc<Piece>, though_held: bool) {
         let range = piece.range();
-        // What lies within it is superseded; what it lies within makes it superfluous.
+        // The new piece supersedes pieces that lie within it; a piece that holds it makes it
+        // superfluous.
         let mut within = Vec::new();
         if let Some(pieces) = self.pieces.get(id) {
             let held = |slot: &Slot| {

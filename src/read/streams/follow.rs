@@ -1,8 +1,8 @@
 //! How a reader goes on in another blob.
 //!
-//! Where the links of nodes tell which blob is next, the stream there is made before its reader comes
-//! ([`Streams::follow`]). Where they do not, it is a guess: a read at the beginning of a blob, soon after a stream has
-//! ended, goes on with it, and little trust is carried over.
+//! Where the links of nodes tell which blob is next, the stream there is made before its reader
+//! comes ([`Streams::follow`]). Where they do not, it is a guess: a read at the beginning of a
+//! blob, soon after a stream has ended, goes on with it, and little trust is carried over.
 
 use std::hash::BuildHasher as _;
 use std::ops::Range;
@@ -14,11 +14,13 @@ use super::{Streams, READS_BETWEEN, STREAMS};
 /// How long a stream that has ended may be gone on with in another blob: the time of a few reads.
 const CARRIED: Duration = Duration::from_secs(2);
 
-/// What a stream is worth that has ended (bytes), as it is only a guess that its reader is the one who goes on.
+/// The worth of a stream that has ended (bytes): that its reader is the one who goes on is only a
+/// guess.
 const GUESSED: u64 = 1 << 20;
 
 impl Streams {
-    /// A first block has become stream `id`: at the beginning of its blob it may go on with another.
+    /// A first block has become stream `id`: at the beginning of its blob it may go on with
+    /// another.
     pub(super) fn begin(&mut self, id: u64, range: &Range<u64>, now: Instant) {
         if range.start <= ENTRANCE {
             if let Some((line, run)) = self.take_ended(now) {
@@ -30,8 +32,8 @@ impl Streams {
         self.forget_oldest(true, STREAMS);
     }
 
-    /// A stream that has come to the end of its blob ends: its line, and what it had read, as far as that
-    /// counts where it is not known that the reader goes on there.
+    /// A stream that has come to the end of its blob ends: its line, and what it had read, as far
+    /// as that counts where it is not known that the reader goes on there.
     pub(super) fn take_ended(&mut self, now: Instant) -> Option<(u64, u64)> {
         let ended = self.list.iter().position(|s| {
             let recent = now.saturating_duration_since(s.used) < CARRIED;
@@ -56,7 +58,7 @@ impl Streams {
         };
         let next = match self.list.iter_mut().find(|s| there(&&**s)) {
             Some(stream) => {
-                // Most likely it is the same reader, who was faster.
+                // Most likely the same reader made that stream, and was faster.
                 if stream.line == stream.id && stream.run < run {
                     (stream.line, stream.run) = (line, run);
                 }
@@ -81,8 +83,9 @@ impl Streams {
     }
 }
 
-/// Where blocks go on that lie at `places` (offset and blob), in their order, when they leave `blob`. Where
-/// one blob ends and the next begins, a few blocks lie in the other: a blob with few is no goal.
+/// Where blocks go on that lie at `places` (offset and blob), in their order, when they leave
+/// `blob`. Where one blob ends and the next begins, a few blocks lie in the other: a blob with few
+/// is no goal.
 pub(in crate::read) fn next_of(
     blob: &str,
     places: impl Iterator<Item = (u64, String)>,

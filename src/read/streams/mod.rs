@@ -1,26 +1,30 @@
-//! Which gets follow each other, and what is worth fetching for them. Pure: no I/O, no clock of its own.
+//! Which gets follow each other, and what is worth fetching for them. Pure: no I/O, no clock of its
+//! own.
 //!
-//! **Problem.** The readers of files name one block after another, several batches of blocks at a time, and say
-//! neither that they read a file nor where they end. What is fetched too early, or for a reader who has gone, is paid for
-//! and drives out what others need.
+//! **Problem.** The readers of files name one block after another, several batches of blocks at a
+//! time, and say neither that they read a file nor where they end. A window that is fetched too
+//! early, or for a reader that has gone, is paid for and drives out bytes that others need.
 //!
-//! **Outline.** A *stream* is a reader that goes through a blob from block to block. Two blocks side by side make
-//! one. From then on it may jump within what was fetched for it. A read that fits no stream is random: exactly its block
-//! is fetched. A block that is not here and does not follow what the stream has read counts as random, too: a reader has
-//! begun anew there. A stream that was not read for a while is forgotten. A reader that goes on in another blob leaves a
-//! stream behind and makes another, of the same *line*: what was read counts on, and the two count as one.
+//! **Outline.** A *stream* is a reader that goes through a blob from block to block. Two blocks
+//! side by side make one. From then on it may jump within what was fetched for it. A read that fits
+//! no stream is random: exactly its block is fetched. A block that is not here and does not follow
+//! what the stream has read counts as random, too: a reader has begun anew there. A stream that was
+//! not read for a while is forgotten. A reader that goes on in another blob leaves a stream behind
+//! and makes another, of the same *line*: the bytes read count on, and the two count as one.
 //!
 //! **Invariants.**
-//! - All that is fetched for a stream is at most four times ([`TRUST`](stream::TRUST)) what it has read, from its second
-//!   block on. So windows grow with it, up to the largest, and then there are several on their way; and what is fetched
-//!   in vain when it stops, or leaves out much of its windows, is in proportion.
-//! - What is fetched ahead of all streams together is at most the allowance, which the lines that are read now share.
+//! - All that is fetched for a stream is at most four times ([`TRUST`](stream::TRUST)) what it has
+//!   read, from its second block on. So windows grow with it, up to the largest, and then there are
+//!   several on their way; and what is fetched in vain when it stops, or leaves out much of its
+//!   windows, is in proportion.
+//! - What is fetched ahead of all streams together is at most the allowance, which the lines that
+//!   are read now share.
 //! - Streams, and first blocks that may become one, are remembered in a fixed number.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `stream` | the state of one stream, and which reads belong to it |
-//! | `plan` | what is worth fetching for a stream |
+//! | `plan` | the fetches that are worth it for a stream |
 //! | `follow` | how a reader goes on in another blob |
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -52,7 +56,7 @@ const READS_BETWEEN: u64 = 16;
 pub(super) struct Limits {
     /// The largest window; smaller ones are a fourth of it, a sixteenth, and so on.
     pub window: u64,
-    /// What all streams together may have fetched ahead.
+    /// The bytes that all streams together may have fetched ahead.
     pub ahead: u64,
 }
 
@@ -74,7 +78,8 @@ pub(super) type Map<'a> = &'a dyn Fn(&str, u64, u64) -> Cut;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Noted {
     pub stream: u64,
-    /// The block follows what was read. If not, nothing is fetched ahead, and if it is not here it is read alone.
+    /// The block follows what was read. If not, nothing is fetched ahead, and if it is not here it
+    /// is read alone.
     pub follows: bool,
 }
 
@@ -107,8 +112,9 @@ impl Streams {
         let hash = self.hasher.hash_one(blob);
         let belongs = |s: &&mut Stream| s.blob_hash == hash && s.region().contains(&range.start);
         let near = self.list.iter_mut().filter(belongs);
-        // A stream before a first block: of a node at its beginning, a blob was read long before its reader
-        // comes to it. But not one that is further already: a reader has begun anew at the first block.
+        // A stream before a first block: of a node at its beginning, a blob was read long before
+        // its reader comes to it. But not one that is further already: a reader has begun anew at
+        // the first block.
         let rank = |s: &&mut Stream| {
             let is_further = s.flows && range.start < s.pos;
             (is_further, !s.flows, s.pos.abs_diff(range.start))
@@ -145,8 +151,8 @@ impl Streams {
         })
     }
 
-    /// A stream that has come to the end of `part`, of a line that has read so many bytes elsewhere; with none,
-    /// a first block.
+    /// A stream that has come to the end of `part`, of a line that has read so many bytes
+    /// elsewhere; with none, a first block.
     fn add(
         &mut self,
         blob: &str,

@@ -1,4 +1,5 @@
-//! What is worth fetching for a stream: the window for a block that is not here, and what comes before it is asked for.
+//! Decides which fetches are worth their bytes for a stream: the window for a block that is not
+//! here, and bytes before a get asks for them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ pub(in crate::read) struct Ahead {
     pub range: Range<u64>,
 }
 
-/// What a stream is waiting for.
+/// The answer that a stream is waiting for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(in crate::read) struct Plan {
     pub ahead: Vec<Ahead>,
@@ -29,8 +30,8 @@ pub(in crate::read) struct Plan {
 }
 
 impl Streams {
-    /// Bytes that a stream may have ahead, and the size of its windows. What the readers of other lines
-    /// are not worth is left to it.
+    /// Bytes that a stream may have ahead, and the size of its windows. The part of the allowance
+    /// that the readers of other lines are not worth goes to this stream.
     fn worth(&self, stream: &Stream, now: Instant) -> (u64, u64) {
         let mut others: Vec<(u64, u64)> = Vec::new();
         for s in self.list.iter().filter(|s| s.line != stream.line) {
@@ -59,8 +60,8 @@ impl Streams {
         size
     }
 
-    /// Where a window for a block that is not here should end: at or before the block's own end for the
-    /// block alone.
+    /// Where a window for a block that is not here should end: at or before the block's own end for
+    /// the block alone.
     pub(in crate::read) fn window(
         &mut self,
         noted: Noted,
@@ -101,8 +102,8 @@ impl Streams {
         }
     }
 
-    /// What to fetch ahead for a stream. The caller reports what it did by [`reached`](Self::reached)
-    /// and [`fetched`](Self::fetched).
+    /// The windows to fetch ahead for a stream. The caller reports what it did by
+    /// [`reached`](Self::reached) and [`fetched`](Self::fetched).
     pub(in crate::read) fn plan(&mut self, id: u64, now: Instant, map: Map<'_>) -> Plan {
         let mut plan = Plan::default();
         let Some(at) = self.list.iter().position(|s| s.id == id) else {

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 /// How far behind a stream's furthest block a read still belongs to it (bytes).
 pub(super) const BACK: u64 = 16 << 20;
 
-/// What may lie between two blocks that begin a stream (bytes): framing.
+/// Largest gap between two blocks that begin a stream (bytes): framing.
 const FRAME: u64 = 256;
 
-/// What may lie between two blocks of a stream (bytes): a node between leaves, what was deleted.
+/// Largest gap between two blocks of a stream (bytes): a node between leaves, deleted blocks.
 const GAP: u64 = 64 << 10;
 
 /// Where a reader may enter the next blob of its file (bytes): blocks that were written at the same
@@ -20,12 +20,12 @@ pub(super) const ENTRANCE: u64 = 4 << 20;
 /// How many bytes may be fetched for each byte that was read.
 pub(super) const TRUST: u64 = 4;
 
-/// From this length on (bytes), what a stream read and what was fetched for it count half: waste of long ago
-/// is forgiven, and thrift of long ago is no credit. Enough for the largest allowance.
+/// From this length on (bytes), what a stream read and what was fetched for it count half: waste of
+/// long ago is forgiven, and thrift of long ago is no credit. Enough for the largest allowance.
 const LONG: u64 = 128 << 20;
 
-/// A stream that has not been read for so long takes no share. A fast reader leaves several behind in
-/// a second, each a few blocks before the end of its blob.
+/// A stream that has not been read for so long takes no share. A fast reader leaves several behind
+/// in a second, each a few blocks before the end of its blob.
 pub(super) const ASLEEP: Duration = Duration::from_millis(400);
 
 #[derive(Debug)]
@@ -71,13 +71,14 @@ impl Stream {
         from..=self.reach.max(self.pos).saturating_add(GAP)
     }
 
-    /// How far from its furthest block a read still follows it (bytes): blocks that were written at the same
-    /// time lie in no order, and several are read at once.
+    /// How far from its furthest block a read still follows it (bytes): blocks that were written at
+    /// the same time lie in no order, and several are read at once.
     fn near(&self) -> u64 {
         self.run.min(ENTRANCE)
     }
 
-    /// Whether a block at `start` follows what was read. `recent`: its reader was there a few reads ago.
+    /// Whether a block at `start` follows what was read. `recent`: its reader was there a few reads
+    /// ago.
     pub(super) fn follows(&self, start: u64, recent: bool) -> bool {
         let near = if recent { self.near() } else { 0 };
         let from = self.pos.saturating_sub(near);

@@ -36,7 +36,7 @@ struct Reader {
     streams: Streams,
     now: Instant,
     len: u64,
-    /// What was asked for in vain before it was needed, per blob.
+    /// Ranges that were asked for in vain before they were needed, per blob.
     ahead: Vec<Ahead>,
     /// Blocks that had to be waited for, and how much was fetched for each.
     waits: Vec<(u64, u64)>,
