@@ -47,6 +47,12 @@ other_locks() {
     "$CARGO" metadata --locked --format-version 1 --manifest-path "$dir/Cargo.toml" >/dev/null || return
   done
 }
+# rustfmt does not wrap comments.
+comments_fit() {
+  local wide
+  wide=$(git ls-files '*.rs' | xargs perl -CSD -ne 'chomp; print "$ARGV:$.: ", length, "\n" if m{^\s*//} && length > 100; close ARGV if eof')
+  [[ -z $wide ]] || { printf 'comments wider than 100 columns:\n%s\n' "$wide"; return 1; }
+}
 go_vet() {
   lib_ready libwalrusds.a >/dev/null
   (cd go-shim && "$GO" vet ./...)
@@ -60,6 +66,7 @@ go_mod_is_lowest() {
 
 step 'scripts' scripts_parse
 step 'cargo fmt' cargo_fmt
+step 'comments' comments_fit
 step 'gofmt' gofmt_clean
 step 'go.mod at its lowest' go_mod_is_lowest
 step 'other lock files' other_locks

@@ -45,8 +45,8 @@ async fn put(store: &WalrusDatastore, seed: u64) -> (String, Bytes) {
     (key, value)
 }
 
-/// Every file below a directory with its content, but for SQLite's shared memory, which readers use too, and
-/// for the zeroes that a journal writes ahead when it has time.
+/// Every file below a directory with its content, but for SQLite's shared memory, which readers use
+/// too, and for the zeroes that a journal writes ahead when it has time.
 fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap() {

@@ -523,8 +523,8 @@ async fn a_journal_belongs_to_one_table() {
     ds.close().await.unwrap();
 }
 
-/// A block that was accepted for one table and is damaged is unknown to another table, which may ask other nodes for
-/// it.
+/// A block that was accepted for one table and is damaged is unknown to another table, which may
+/// ask other nodes for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_does_not_pass_to_the_next_table() {
     for looked_at in [true, false] {

@@ -11,7 +11,7 @@
 //! | `shared` | the state that its calls share: endpoints, connections, counters |
 //! | `store` | the PUT and what counts as a successful answer |
 //! | `read` | the aggregators asked for a blob, range, quilt member; when "not found" is final |
-//! | `want`, `get`, `hedge` | the request of a read, an attempt, a second aggregator beside a slow one |
+//! | `want`, `get`, `hedge` | a read, one attempt of it, a second aggregator beside a slow one |
 //! | `joined` | whole bodies that several readers of ranges wait for |
 //! | `crowd` | how many reads an aggregator is asked for at a time |
 //! | `retry` | which failures are retried, how often, after which wait |

@@ -1024,8 +1024,8 @@ async fn a_statement_that_takes_too_long_is_cancelled() {
     index.close().await.unwrap();
 }
 
-/// What the server reads is counted, not time. 1,000 blobs of 20 rows are due, 250 of them at the same moment, in a
-/// new table and in one of a version without the index for it.
+/// The test counts the rows that the server reads, and no time. 1,000 blobs of 20 rows are due, 250
+/// of them at the same moment, in a new table and in one of a version without the index for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_due_blobs_costs_what_it_holds() {
     let pg = Postgres::shared();
@@ -1049,7 +1049,8 @@ async fn a_page_of_due_blobs_costs_what_it_holds() {
         let index = open(&pg.url(&db)).await;
         let read = "SELECT (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'walrus_index') + \
             (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'walrus_index')";
-        // The migration and the planner have read rows before. A backend tells its figures when it ends.
+        // The migration and the planner have read rows before. A backend tells its figures when it
+        // ends.
         index.close().await.unwrap();
         let gone = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
         eventually("its connections are gone", || pg.scalar(&db, gone) == "0").await;
