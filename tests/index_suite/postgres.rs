@@ -1324,9 +1324,12 @@ const DELETE: &str = "WITH d AS (DELETE%";
 struct Frozen(u32);
 
 impl Frozen {
-    fn new(pg: &Postgres, db: &str, query: &str) -> Frozen {
+    /// Stops the only process whose latest statement was like `query`. Those of an index that was
+    /// closed just now may need a moment to end.
+    async fn new(pg: &Postgres, db: &str, query: &str) -> Frozen {
+        let only = || backends(pg, db, query).len() == 1;
+        eventually(&format!("one process runs {query}"), only).await;
         let pids = backends(pg, db, query);
-        assert_eq!(pids.len(), 1, "{query}");
         signal_each(&pids, "-STOP");
         Frozen(pids[0])
     }
@@ -1402,7 +1405,8 @@ async fn carries_out_nothing_late(pg: &Postgres, db: &str) {
     ] {
         let index = hasty(&pg.url(db)).await;
         index.put(&row(KEY, "before", 0, 1)).await.unwrap();
-        let frozen = Frozen::new(pg, db, if late == "delete" { DELETE } else { PUT });
+        let query = if late == "delete" { DELETE } else { PUT };
+        let frozen = Frozen::new(pg, db, query).await;
         match late {
             "put" => given_up(index.put(&row(KEY, "late", 0, 1)).await),
             "delete" => given_up(index.delete(KEY).await),
@@ -1465,7 +1469,7 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
             put.await.unwrap().unwrap();
             index.delete(KEY).await.unwrap();
         };
-        let frozen = Frozen::new(&pg, &db, PUT);
+        let frozen = Frozen::new(&pg, &db, PUT).await;
         given_up(writing.await.unwrap());
         assert_eq!(index.get(KEY).await.unwrap(), None);
         // The index cannot know whether there is a row to delete.
