@@ -113,6 +113,7 @@ static void error_is_optional(void) {
   CHECK_INT(walrusds_metrics(handle, &out, NULL), WALRUSDS_OK);
   walrusds_buf_free(&out);
   CHECK_INT(walrusds_log_next(handle, &out, &found, NULL), WALRUSDS_OK);
+  walrusds_buf_free(&out);
   CHECK_INT(walrusds_cancel_new(&token, NULL), WALRUSDS_OK);
   CHECK_INT(walrusds_cancel(token, NULL), WALRUSDS_OK);
   CHECK_INT(walrusds_cancel_free(token, NULL), WALRUSDS_OK);
