@@ -33,7 +33,8 @@ impl Gate {
         self.0.close();
     }
 
-    /// Waits until the running calls have ended; false if they had not within `limit`.
+    /// Waits until the gate is [`shut`](Self::shut) and the running calls have ended; false if that
+    /// takes longer than `limit`.
     pub async fn emptied(&self, limit: Duration) -> bool {
         tokio::time::timeout(limit, self.0.wait()).await.is_ok()
     }

@@ -267,6 +267,7 @@ mod tests {
         let pass = gate.enter().unwrap();
         let late = readers.run("asking", pass, seven).await.unwrap_err();
         assert_eq!(late.kind(), ErrorKind::Closed, "{late}");
+        gate.shut();
         assert!(
             gate.emptied(Duration::ZERO).await,
             "a call is still counted"
