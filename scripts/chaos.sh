@@ -15,7 +15,8 @@ CARGO=${CARGO:-cargo}
 
 # Fail points, and a target directory of their own: released files must never hold them.
 CARGO_TARGET_DIR=$BUILD/failpoints RUSTFLAGS="--cfg failpoints" "$CARGO" build --release --locked --quiet -p walrusds-chaos
-"$CARGO" build --release --locked --quiet -p walrusds
+# As scripts/test.sh builds it: other features would replace the library under parts that use it.
+"$CARGO" build --release --locked --quiet --workspace
 chaos=$BUILD/failpoints/release/walrus-chaos
 grep -q WALRUSDS_FAILPOINT "$chaos" || die "$chaos has no fail points"
 for lib in libwalrusds.a libwalrusds.so; do

@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 versions=("$@")
 [[ ${#versions[@]} -gt 0 ]] || versions=(v0.30.0 v0.34.1 v0.39.0 v0.41.0 v0.43.0)
-[[ -x $LIB_DIR/kubo-matrix ]] || die "$LIB_DIR/kubo-matrix is missing: run 'make build' first"
+(cd "$ROOT" && "${CARGO:-cargo}" build --release --locked --quiet -p kubo-tests)
 
 columns=()
 for version in "${versions[@]}"; do
