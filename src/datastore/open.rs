@@ -115,9 +115,9 @@ impl WalrusDatastore {
             let journal = config.journal.as_ref().map(|journal| &*journal.path);
             abandoned(repo, journal, own.owner.as_ref(), &parts.log)?;
             let log = Arc::clone(&parts.log);
-            let only_reads = parts.index.only_reads().is_some();
+            let keeps = keeps(&config, &*parts.index);
             let opened = Self::assemble(&config, parts, own)?;
-            if !config.disable_flush && !only_reads {
+            if keeps {
                 let (epochs, epoch) = (config.epochs, config.epoch_duration);
                 let complaint = lifetime::complaint(epochs, epoch, config.renew_interval);
                 if let Some(complaint) = complaint {
@@ -166,8 +166,7 @@ impl WalrusDatastore {
         if let Some(why) = only_reads {
             check_only_reads(config, why, &log)?;
         }
-        // A node that stores nothing leaves the renewal to other nodes.
-        let keeps = !config.disable_flush && only_reads.is_none();
+        let keeps = keeps(config, &*lookups);
         let renewing = !config.renew_interval.is_zero() && keeps;
         // With `epochs` of 1 every row is due at once: then only blocks that have lapsed are stored
         // anew.
@@ -287,6 +286,12 @@ async fn owner(config: &Config, repo: &Path, index: &dyn Index) -> Result<Option
         identity,
         name: config.table.clone(),
     }))
+}
+
+/// Whether this node has to keep alive what is stored. Others leave that to another node: one that
+/// is told so, and one that only reads.
+fn keeps(config: &Config, index: &dyn Index) -> bool {
+    !config.disable_flush && index.only_reads().is_none()
 }
 
 /// Checks the configuration of a node whose index can only be read, and logs that it refuses

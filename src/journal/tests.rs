@@ -170,9 +170,13 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(FaultyDisk::default());
         let journal = open(&disk, dir.path()).unwrap();
+        Scene::around(dir, &disk, journal)
+    }
+
+    fn around(dir: tempfile::TempDir, disk: &Arc<FaultyDisk>, journal: Arc<Journal>) -> Scene {
         Scene {
             dir,
-            disk,
+            disk: Arc::clone(disk),
             journal,
             locks: KeyLocks::default(),
         }
@@ -499,6 +503,16 @@ fn a_new_directory_is_synced_into_its_parents() {
     open(&disk, &journal).unwrap();
 }
 
+/// A copy of the file of a block in which a sector of the block is missing.
+fn without_a_sector(block: &Block) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let mut bytes = fs::read(block.segment.path()).unwrap();
+    let sector = (block.offset as usize).next_multiple_of(512) + 512;
+    bytes[sector..sector + 512].fill(0);
+    fs::write(copy.path().join(block.segment.file_name()), bytes).unwrap();
+    copy
+}
+
 /// A power cut may leave out any sector of a write that was not synced. Such a write was never
 /// acknowledged, even if other writes follow it later.
 #[test]
@@ -510,23 +524,13 @@ fn a_value_with_a_missing_sector_in_the_last_write_was_never_acknowledged() {
         last.extend(one("/b", 80));
         scene.put(last).await.unwrap();
         let block = scene.journal.find("/a").unwrap();
-        let copy = tempfile::tempdir().unwrap();
-        let path = copy.path().join(block.segment.file_name());
-        let mut bytes = fs::read(block.segment.path()).unwrap();
-        let sector = (block.offset as usize).next_multiple_of(512) + 512;
-        bytes[sector..sector + 512].fill(0);
-        fs::write(&path, bytes).unwrap();
+        let copy = without_a_sector(&block);
         let disk = Arc::new(FaultyDisk::default());
         for start in 0..3 {
             let journal = open(&disk, copy.path()).unwrap();
             assert!(journal.find("/kept").is_some() && journal.find("/a").is_none());
             assert_eq!(journal.damage("/a"), None, "start {start}");
-            let scene = Scene {
-                dir: tempfile::tempdir().unwrap(),
-                disk: Arc::clone(&disk),
-                journal,
-                locks: KeyLocks::default(),
-            };
+            let scene = Scene::around(tempfile::tempdir().unwrap(), &disk, journal);
             scene.put(one(&format!("/{start}"), 100)).await.unwrap();
             scene.journal.close().await;
         }
@@ -550,12 +554,7 @@ fn what_is_not_whole_does_not_take_the_acknowledged_value_along() {
             if follows {
                 scene.put(one("/c", 80)).await.unwrap();
             }
-            let copy = tempfile::tempdir().unwrap();
-            let path = copy.path().join(block.segment.file_name());
-            let mut bytes = fs::read(block.segment.path()).unwrap();
-            let sector = (block.offset as usize).next_multiple_of(512) + 512;
-            bytes[sector..sector + 512].fill(0);
-            fs::write(&path, bytes).unwrap();
+            let copy = without_a_sector(&block);
             let disk = Arc::new(FaultyDisk::default());
             for start in 0..3 {
                 let case = format!("{older} {follows}, start {start}");
@@ -565,12 +564,7 @@ fn what_is_not_whole_does_not_take_the_acknowledged_value_along() {
                 let value = found.read();
                 assert!(value.is_ok_and(|v| v == one("/a", older)[0].1), "{case}");
                 assert!(found.unproven.load(Ordering::Relaxed), "{case}");
-                let scene = Scene {
-                    dir: tempfile::tempdir().unwrap(),
-                    disk: Arc::clone(&disk),
-                    journal,
-                    locks: KeyLocks::default(),
-                };
+                let scene = Scene::around(tempfile::tempdir().unwrap(), &disk, journal);
                 scene.put(one(&format!("/{start}"), 100)).await.unwrap();
                 scene.journal.close().await;
             }

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row};
+use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row, Statement};
 
 use self::access::Access;
 use self::readers::Readers;
@@ -175,6 +175,19 @@ impl SqliteIndex {
     }
 }
 
+/// Gives a statement that writes a row its first eight parameters. `now` in microseconds.
+fn bind(statement: &mut Statement<'_>, row: &KeyRecord, now: i64) -> rusqlite::Result<()> {
+    let KeyRecord { key, record } = row;
+    statement.raw_bind_parameter(1, key)?;
+    statement.raw_bind_parameter(2, &record.blob_id)?;
+    statement.raw_bind_parameter(3, record.offset)?;
+    statement.raw_bind_parameter(4, record.size)?;
+    statement.raw_bind_parameter(5, record.deletable)?;
+    statement.raw_bind_parameter(6, record.end_epoch)?;
+    statement.raw_bind_parameter(7, record.expires_at.map(to_micros))?;
+    statement.raw_bind_parameter(8, now)
+}
+
 fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
@@ -291,17 +304,9 @@ impl Rows for SqliteIndex {
         self.write("writing rows", pass, move |connection, sql| {
             let now = to_micros(SystemTime::now());
             let mut upsert = connection.prepare_cached(&sql.upsert)?;
-            for KeyRecord { key, record } in &rows {
-                upsert.execute(params![
-                    key,
-                    record.blob_id,
-                    record.offset,
-                    record.size,
-                    record.deletable,
-                    record.end_epoch,
-                    record.expires_at.map(to_micros),
-                    now,
-                ])?;
+            for row in &rows {
+                bind(&mut upsert, row, now)?;
+                upsert.raw_execute()?;
             }
             Ok(())
         })
@@ -322,18 +327,10 @@ impl Rows for SqliteIndex {
                 let now = to_micros(SystemTime::now());
                 let mut move_row = connection.prepare_cached(&sql.move_row)?;
                 let mut moved = 0;
-                for KeyRecord { key, record } in &rows {
-                    moved += move_row.execute(params![
-                        key,
-                        record.blob_id,
-                        record.offset,
-                        record.size,
-                        record.deletable,
-                        record.end_epoch,
-                        record.expires_at.map(to_micros),
-                        now,
-                        from,
-                    ])?;
+                for row in &rows {
+                    bind(&mut move_row, row, now)?;
+                    move_row.raw_bind_parameter(9, &from)?;
+                    moved += move_row.raw_execute()?;
                 }
                 Ok(moved as u64)
             },
