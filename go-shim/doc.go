@@ -2,8 +2,9 @@
 // Walrus and its keys in an index (Postgres or SQLite).
 //
 // Everything of substance happens in the engine, a Rust library with a C ABI (include/walrusds.h).
-// This package only translates: contexts into cancel tokens and deadlines, go-datastore's batches
-// and queries into single calls, error codes into Go errors. It holds no data of its own.
+// This package translates (contexts into cancel tokens and deadlines, go-datastore's batches and
+// queries into single calls, error codes into Go errors), bounds how many goroutines wait in C, and
+// makes one call of the lookups of many goroutines. It holds no data of its own.
 //
 // # Files
 //
