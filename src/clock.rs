@@ -21,6 +21,17 @@ impl Clock for SystemClock {
     }
 }
 
+/// An epoch of the network, as the nodes that share an index have seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sighting {
+    /// The epoch.
+    pub epoch: u64,
+    /// When it was first seen to be the present one.
+    pub first: SystemTime,
+    /// When it was last seen to be the present one.
+    pub last: SystemTime,
+}
+
 /// Estimates when a blob's storage ends.
 ///
 /// The only time information that Walrus gives over HTTP is in PUT answers: the epoch of the store

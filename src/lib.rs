@@ -57,8 +57,8 @@ pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
 pub use index::{
-    Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals,
-    Usage,
+    Blob, BlobState, Count, EndingIn, Index, KeyRange, KeyRecord, Leases, Ledger, ListItem, Notes,
+    Record, RenewItem, Renewal, Rows, Totals, Usage,
 };
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};

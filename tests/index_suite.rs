@@ -6,6 +6,8 @@
 mod companions;
 #[path = "index_suite/connecting.rs"]
 mod connecting;
+#[path = "index_suite/ledger.rs"]
+mod ledger;
 #[path = "index_suite/measure.rs"]
 mod measure;
 #[path = "index_suite/postgres.rs"]
@@ -64,7 +66,40 @@ macro_rules! suite {
             })+
         }
     };
+    ($module:ident: $($name:ident),+ $(,)?) => {
+        mod $module {
+            mod postgres {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    crate::ledger::$name(crate::on_postgres::env_new().await).await;
+                })+
+            }
+            mod postgres_go_table {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    crate::ledger::$name(crate::on_postgres::env_go("").await).await;
+                })+
+            }
+            mod sqlite {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    crate::ledger::$name(crate::on_sqlite::env().await).await;
+                })+
+            }
+        }
+    };
 }
+
+suite!(
+    ledgers:
+    an_entry_is_written_with_its_rows,
+    what_is_known_anew_replaces_what_was_known,
+    rows_move_with_an_entry,
+    states_of_blobs,
+    a_pass_counts_every_blob,
+    the_horizon_sums_up,
+    epochs_are_shared,
+);
 
 suite!(
     put_get_and_overwrite,

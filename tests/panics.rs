@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use testkit::mem::{key_of, noise, ManualClock, MemIndex, MemStore};
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Config, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Op,
-    QueryOptions, Record, RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals,
-    Usage, WalrusDatastore,
+    Blob, BlobStore, Body, Config, ErrorKind, Index, KeyRange, KeyRecord, Leases, Ledger, ListItem,
+    Notes, Op, QueryOptions, Record, RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult,
+    Totals, Usage, WalrusDatastore,
 };
 
 /// Panics at the next call of the method that is armed, once.
@@ -73,6 +73,13 @@ trapped! {
         rows_of_blob(blob_id: &str) -> Result<Vec<KeyRecord>>;
         rows_from(blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>>;
         update_blob_after_renewal(blob_id: &str, renewal: &Renewal) -> Result<u64>;
+    }
+}
+
+trapped! {
+    Ledger for TrappedIndex {
+        place(blob: &Blob, rows: &[KeyRecord]) -> Result<()>;
+        renewed(blob: &Blob) -> Result<u64>;
     }
 }
 
@@ -194,7 +201,7 @@ async fn a_call_that_meets_a_panic_fails_alone() {
             ds.put(&key, block).await
         }
     };
-    for method in ["get_many", "store", "put_many", "delete"] {
+    for method in ["get_many", "store", "place", "delete"] {
         fails_once(trap, method, put).await;
         assert_eq!(ds.get(&key).await.unwrap().as_ref(), Some(&block));
     }
@@ -249,7 +256,7 @@ async fn writers_of_a_pack_that_panics_can_write_again() {
         .put_ms
         .store(30, std::sync::atomic::Ordering::SeqCst);
     let ds = parts.open("");
-    for method in ["store", "put_many"] {
+    for method in ["store", "place"] {
         parts.trap.arm(method);
         for round in 0..2 {
             let puts = (0..20).map(|n| {

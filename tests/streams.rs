@@ -157,6 +157,8 @@ impl Totals for Rows {
     }
 }
 
+impl walrusds::Ledger for Rows {}
+
 impl Notes for Rows {}
 
 #[async_trait]

@@ -32,9 +32,10 @@ use super::keys::check_key;
 pub use super::rows::Moment;
 use super::rows::RowCache;
 use super::{
-    Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals,
-    Usage,
+    Blob, BlobState, EndingIn, Index, KeyRange, KeyRecord, Leases, Ledger, ListItem, Notes, Record,
+    RenewItem, Renewal, Rows, Totals, Usage,
 };
+use crate::clock::Sighting;
 use crate::error::Result;
 
 /// Memory for remembered rows (bytes): about 100,000 of them, or 25 GiB of blocks of 256 KiB.
@@ -306,6 +307,65 @@ impl Rows for Lookups {
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
         let _writing = self.cache.writing_blob(blob_id);
         self.index.update_blob_after_renewal(blob_id, renewal).await
+    }
+}
+
+#[async_trait]
+impl Ledger for Lookups {
+    async fn place(&self, blob: &Blob, rows: &[KeyRecord]) -> Result<()> {
+        let _writing = self.cache.writing(rows.iter().map(|r| r.key.as_str()));
+        self.index.place(blob, rows).await
+    }
+
+    async fn move_to(&self, from: &str, blob: &Blob, rows: &[KeyRecord]) -> Result<u64> {
+        let _writing = self.cache.writing(rows.iter().map(|r| r.key.as_str()));
+        self.index.move_to(from, blob, rows).await
+    }
+
+    async fn renewed(&self, blob: &Blob) -> Result<u64> {
+        let _writing = self.cache.writing_blob(&blob.blob_id);
+        self.index.renewed(blob).await
+    }
+
+    async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
+        self.index.blobs(blob_ids).await
+    }
+
+    async fn blobs_in_state(
+        &self,
+        state: BlobState,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<Blob>> {
+        self.index.blobs_in_state(state, after, limit).await
+    }
+
+    async fn set_state(&self, blob_ids: &[String], state: BlobState) -> Result<u64> {
+        self.index.set_state(blob_ids, state).await
+    }
+
+    async fn forget_blobs(&self, blob_ids: &[String]) -> Result<u64> {
+        self.index.forget_blobs(blob_ids).await
+    }
+
+    async fn live(&self, blob_ids: &[String]) -> Result<Vec<Usage>> {
+        self.index.live(blob_ids).await
+    }
+
+    async fn count(&self, after: &str, limit: usize) -> Result<Option<String>> {
+        self.index.count(after, limit).await
+    }
+
+    async fn horizon(&self) -> Result<Vec<EndingIn>> {
+        self.index.horizon().await
+    }
+
+    async fn epochs(&self) -> Result<Vec<Sighting>> {
+        self.index.epochs().await
+    }
+
+    async fn saw_epochs(&self, seen: &[Sighting]) -> Result<()> {
+        self.index.saw_epochs(seen).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! The index: maps a datastore key to the place of the block's bytes.
 //!
-//! [`Index`] is the interface, the sum of [`Rows`], [`Leases`], [`Totals`] and [`Notes`].
+//! [`Index`] is the interface, the sum of [`Rows`], [`Ledger`], [`Leases`], [`Totals`] and
+//! [`Notes`].
 //! [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node) implement it and pass
 //! one shared test suite (`tests/index_suite.rs`).
 
@@ -16,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 mod combine;
 mod gate;
 mod keys;
+mod ledger;
 pub(crate) mod lookup;
 pub mod postgres;
 mod rows;
@@ -23,6 +25,7 @@ pub mod sqlite;
 pub mod table;
 
 pub use keys::KeyRange;
+pub use ledger::{Blob, BlobState, Count, EndingIn, Ledger};
 
 /// The longest time for which a lease runs.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(3600);
@@ -336,7 +339,7 @@ pub trait Notes: Send + Sync + 'static {
 /// An index: its parts, and the methods that concern it as a whole. A caller that needs one part
 /// alone names the trait of that part.
 #[async_trait]
-pub trait Index: Rows + Leases + Totals + Notes {
+pub trait Index: Rows + Ledger + Leases + Totals + Notes {
     /// A notice about the index for the operator's log; each notice is returned once.
     fn take_notice(&self) -> Option<String> {
         None

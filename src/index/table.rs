@@ -11,8 +11,8 @@ const MAX_IDENTIFIER_BYTES: usize = 63;
 
 /// The suffixes of a table's companions: the Go plugin's staging table, and the tables of this
 /// library, both those of today and those that its design names.
-pub(crate) const COMPANIONS: [&str; 6] = [
-    "_staging", "_meta", "_leases", "_usage", "_blobs", "_deleted",
+pub(crate) const COMPANIONS: [&str; 7] = [
+    "_staging", "_meta", "_leases", "_usage", "_blobs", "_deleted", "_epochs",
 ];
 
 /// Whether a table with these columns is an index, and not a companion of one.

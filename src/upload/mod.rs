@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::gone::Gone;
-use crate::index::{Index, KeyRecord, Record, Usage};
+use crate::index::{Blob, Index, KeyRecord, Record, Usage};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::walrus::{BlobStore, StoreOptions, StoreResult};
@@ -58,7 +58,7 @@ pub(crate) struct Uploader {
 
 /// The outcome of a pack that was sent.
 pub(crate) enum Sent {
-    Stored(Pack),
+    Stored(Box<Pack>),
     /// No publisher takes so many bytes. The blocks from this number on are to be sent by
     /// themselves.
     TooLarge(usize),
@@ -67,8 +67,8 @@ pub(crate) enum Sent {
 
 /// A certified pack.
 pub(crate) struct Pack {
-    /// The row of each of its blocks, without the block's place.
-    row: Record,
+    /// Its entry in the ledger.
+    blob: Blob,
     /// Where the blocks lie, in the order in which they were given.
     pub(crate) places: Vec<Place>,
     /// Length of the blob (bytes).
@@ -77,7 +77,7 @@ pub(crate) struct Pack {
 
 impl Pack {
     pub(crate) fn blob_id(&self) -> &str {
-        &self.row.blob_id
+        &self.blob.blob_id
     }
 }
 
@@ -107,15 +107,20 @@ impl Uploader {
         let metrics = &self.metrics;
         let sent = self.format.store(blocks, &*self.store, self.options);
         match caught(sent).await {
-            Ok((stored, layout)) => {
+            Ok((stored, digest, layout)) => {
                 Metrics::add(&metrics.packs_stored, 1);
                 Metrics::add(&metrics.pack_bytes, layout.len);
                 Metrics::add(&metrics.blocks_packed, blocks.len() as u64);
-                Sent::Stored(Pack {
-                    row: self.certified(&stored, self.options),
+                Sent::Stored(Box::new(Pack {
+                    blob: Blob {
+                        format: self.format.name().to_owned(),
+                        size: i64::try_from(layout.len).unwrap_or(i64::MAX),
+                        digest: digest.map(|d| d.to_hex().to_string()).unwrap_or_default(),
+                        ..self.certified(&stored, self.options)
+                    },
                     places: layout.places,
                     len: layout.len,
-                })
+                }))
             }
             Err(e) if e.kind() == ErrorKind::TooLarge && blocks.len() > 1 => {
                 Metrics::add(&metrics.packs_split, 1);
@@ -128,16 +133,20 @@ impl Uploader {
         }
     }
 
-    /// Notes that a blob was certified. Returns the row of a block in it, without the block's
-    /// place.
-    pub(crate) fn certified(&self, stored: &StoreResult, options: StoreOptions) -> Record {
+    /// Notes that a blob was certified. Returns what the publisher's answer tells of it.
+    pub(crate) fn certified(&self, stored: &StoreResult, options: StoreOptions) -> Blob {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.gone.remove(&stored.blob_id);
-        Record {
+        Blob {
             blob_id: stored.blob_id.clone(),
+            object_id: stored.object_id.clone().unwrap_or_default(),
+            encoded_size: number(stored.encoded_size.unwrap_or(0)),
+            cost: number(stored.cost),
             deletable: options.deletable,
-            end_epoch: i64::try_from(stored.end_epoch).unwrap_or(i64::MAX),
+            registered_epoch: number(stored.start_epoch.unwrap_or(0)),
+            end_epoch: number(stored.end_epoch),
             expires_at: self.expiry(stored, options.epochs),
-            ..Record::default()
+            ..Blob::default()
         }
     }
 
@@ -168,11 +177,12 @@ impl Uploader {
     ) -> Result<()> {
         let mut rows = Vec::with_capacity(blocks.len());
         let mut delta = Usage::default();
+        let row = pack.blob.row();
         for ((block, place), replaced) in blocks.iter().zip(&pack.places).zip(replaced) {
             let Some(replaced) = replaced else {
                 continue;
             };
-            let record = place.in_blob(&pack.row);
+            let record = place.in_blob(&row);
             delta = delta.plus(usage_of(Some(&record))).minus(replaced);
             rows.push(KeyRecord {
                 key: block.key().to_owned(),
@@ -180,7 +190,7 @@ impl Uploader {
             });
         }
         if !rows.is_empty() {
-            caught(self.index.put_many(&rows)).await?;
+            caught(self.index.place(&pack.blob, &rows)).await?;
             self.metrics.usage_delta(delta);
         }
         Ok(())

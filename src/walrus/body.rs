@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream};
@@ -32,11 +32,13 @@ pub trait Source: Send + Sync + fmt::Debug + 'static {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
 }
 
-/// A body to upload. Cloning it is cheap: the pieces are shared.
+/// A body to upload. Cloning it is cheap: the pieces are shared. Clones share the digest, so a body
+/// is complete before it is cloned.
 #[derive(Debug, Clone, Default)]
 pub struct Body {
     pieces: Vec<Piece>,
     len: u64,
+    digest: Arc<OnceLock<blake3::Hash>>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +75,11 @@ impl Body {
         self.len == 0
     }
 
+    /// The BLAKE3 digest of the bytes, once they were streamed or collected to the end.
+    pub fn digest(&self) -> Option<blake3::Hash> {
+        self.digest.get().copied()
+    }
+
     /// The bytes in order, in chunks of at most `size` bytes (but never empty). Chunks of memory
     /// are shared, not copied; small pieces from sources are gathered into one chunk.
     pub fn stream(&self, size: usize) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
@@ -104,6 +111,9 @@ struct Cursor {
     /// Bytes to hand out next.
     ready: Bytes,
     size: usize,
+    /// The digest of the bytes handed out so far, unless the body has one.
+    hasher: Option<blake3::Hasher>,
+    digest: Arc<OnceLock<blake3::Hash>>,
 }
 
 impl Cursor {
@@ -113,6 +123,8 @@ impl Cursor {
             at: 0,
             ready: Bytes::new(),
             size,
+            hasher: body.digest().is_none().then(blake3::Hasher::new),
+            digest: Arc::clone(&body.digest),
         }
     }
 
@@ -128,12 +140,20 @@ impl Cursor {
                     Ok(chunk) => chunk,
                     Err(e) => {
                         self.pieces.clear();
+                        self.hasher = None;
                         return Some(Err(e));
                     }
                 },
             };
         }
-        Some(Ok(self.ready.split_to(self.ready.len().min(self.size))))
+        let chunk = self.ready.split_to(self.ready.len().min(self.size));
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&chunk);
+            if self.ready.is_empty() && self.pieces.is_empty() {
+                let _ = self.digest.set(hasher.finalize());
+            }
+        }
+        Some(Ok(chunk))
     }
 
     /// Takes as many sources, or parts of them, as are read together.
@@ -243,6 +263,23 @@ mod tests {
             "memory is cut, sources are joined"
         );
         assert_eq!(body.collect().await.unwrap(), "memoryabcdefghiend");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_sent_to_its_end_has_a_digest() {
+        let body = mixed();
+        let sent = body.clone();
+        let mut stream = Box::pin(body.stream(4));
+        for _ in 0..5 {
+            assert!(stream.try_next().await.unwrap().is_some());
+            assert_eq!(sent.digest(), None);
+        }
+        assert!(stream.try_next().await.unwrap().is_some());
+        assert_eq!(sent.digest(), Some(blake3::hash(b"memoryabcdefghiend")));
+        let mut broken = Body::from(&b"x"[..]);
+        broken.push_source(Arc::new(Broken));
+        assert!(broken.collect().await.is_err());
+        assert_eq!(broken.digest(), None);
     }
 
     #[derive(Debug)]

@@ -578,8 +578,8 @@ pub async fn extremes_survive(env: Env) {
 
 pub async fn renewal_order_and_pages(env: Env) {
     let mut rows = vec![
-        due("/a1", "blobA", 500, 9, false),
-        due("/a2", "blobA", 300, 7, true),
+        due("/a1", "blobA", 300, 9, false),
+        due("/a2", "blobA", 290, 7, true),
         due("/b1", "blobB", 100, 3, false),
         due("/late", "late", 5000, 99, false),
         row("/never", "never", 0, 1),
@@ -601,7 +601,7 @@ pub async fn renewal_order_and_pages(env: Env) {
         item("Z", 200, 5, false),
         item("_", 200, 5, false),
         item("a", 200, 5, false),
-        item("blobA", 300, 7, true),
+        item("blobA", 300, 9, true),
     ];
     assert_eq!(
         env.b.due_for_renewal(time(1000), None, 100).await.unwrap(),

@@ -13,30 +13,36 @@ use super::call::{self, Call};
 use super::conn::Answer;
 use super::query::{Param, Query};
 use super::rows::{self, columns};
-use super::sql::{DELETE_FORMS, DUE_FORMS, UPSERT_FORMS};
-use super::{error, in_form, is_unsupported, read, usage, Inner, PostgresIndex};
+use super::sql::{DELETE_FORMS, UPSERT_FORMS};
+use super::{error, in_form, is_unsupported, ledger, read, usage, Inner, PostgresIndex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{check_key, check_text};
+use crate::index::ledger::entries;
 use crate::index::{
-    in_key_order, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Rows, Usage,
+    in_key_order, Blob, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Rows, Usage,
 };
 
 /// Rows of one bulk statement: large enough that the round trip does not matter, small enough that
 /// a statement stays far below its timeout and below 10 MB.
 const PAGE: usize = 5_000;
 
-/// The parameters of an upsert for each page of rows.
-type Pages = Arc<[Arc<[Param]>]>;
+/// Rows and entries to write, in one form of a statement.
+struct Write<'a> {
+    rows: &'a [&'a KeyRecord],
+    /// The blob from which the rows are moved.
+    from: Option<&'a str>,
+    entries: &'a [Blob],
+    query: &'a Query,
+    form: usize,
+}
 
 impl Inner {
-    fn search_limit(&self) -> Duration {
+    pub(super) fn search_limit(&self) -> Duration {
         self.statement_timeout.max(super::SEARCH_LIMIT)
     }
 
-    /// Checks rows that `method` is to write, and makes pages of columns of them. `more` is
-    /// appended to the columns of each page. The rows come in key order, so that two writers of the
-    /// same keys lock them in the same order.
-    fn pages(&self, records: &[KeyRecord], method: &str, more: Option<&str>) -> Result<Pages> {
+    /// Checks rows that `method` is to write.
+    fn check_rows(&self, records: &[KeyRecord]) -> Result<()> {
         for KeyRecord { key, record } in records {
             let patch_id = record.patch_id.as_deref().unwrap_or_default();
             check_key(key)?;
@@ -49,30 +55,38 @@ impl Inner {
                 ));
             }
         }
-        let order = in_key_order(records, method)?;
-        let pages = order.chunks(PAGE).map(|page| {
-            let more = more.map(|text| Param::Text(text.to_owned()));
-            columns(page, self.shape.has_patch_id, more)
-        });
-        Ok(pages.collect())
+        Ok(())
     }
 
-    /// Writes pages of rows with a statement that returns its number of rows; returns the sum. A
-    /// single page is one round trip and its own transaction, several are one transaction.
-    async fn write_pages(
-        self: &Arc<Self>,
-        call: &Call,
-        pages: &Pages,
-        query: &Query,
-    ) -> Result<Answer<u64>> {
+    /// Writes rows, in pages, with a statement that returns its number of rows, and entries of the
+    /// ledger; returns the number of rows. The rows come in key order, so that two writers of the
+    /// same keys lock them in the same order.
+    ///
+    /// In the first form a statement writes entries, too: those of the last page do. A single page
+    /// is one round trip and its own transaction then; all else is one transaction.
+    async fn write_pages(self: &Arc<Self>, call: &Call, write: &Write<'_>) -> Result<Answer<u64>> {
         let count = |rows: &[Row]| match rows.first() {
             Some(row) => Ok(row.try_get::<_, i64>(0)?.unsigned_abs()),
             None => Ok(0),
         };
-        if let [page] = &pages[..] {
-            let answer = call::query(&self.pool, call, query, page).await?;
+        let together = self.ledger.is_some() && write.form == 0;
+        let last = write.rows.chunks(PAGE).count().saturating_sub(1);
+        let pages = write.rows.chunks(PAGE).enumerate().map(|(n, page)| {
+            let mut params = columns(page, self.shape.has_patch_id);
+            params.extend(write.from.map(|from| Param::Text(from.to_owned())));
+            if together {
+                let entries = if n == last { write.entries } else { &[] };
+                params.extend(ledger::columns(entries));
+            }
+            params.into()
+        });
+        let pages: Arc<[Arc<[Param]>]> = pages.collect();
+        let apart = self.ledger.is_some() && !together;
+        if let ([page], false) = (&pages[..], apart) {
+            let answer = call::query(&self.pool, call, write.query, page).await?;
             return Ok(answer.and_then(|rows| count(&rows)));
         }
+        let entries: Option<Arc<[Param]>> = apart.then(|| ledger::columns(write.entries).into());
         // The time of one statement for each page.
         let number = u32::try_from(pages.len()).unwrap_or(u32::MAX);
         let whole = Call {
@@ -80,7 +94,8 @@ impl Inner {
             ..call.clone()
         };
         call::run(&self.pool, &whole, |conn, deadline| {
-            let (inner, pages, query) = (self.clone(), pages.clone(), query.clone());
+            let (inner, pages, query) = (self.clone(), pages.clone(), write.query.clone());
+            let entries = entries.clone();
             Box::pin(async move {
                 let work = async {
                     let limit = inner.statement_timeout.as_millis();
@@ -90,6 +105,9 @@ impl Inner {
                     let mut written = 0;
                     for page in pages.iter() {
                         written += count(&conn.query(&query, page, deadline).await?)?;
+                    }
+                    if let (Some(ledger), Some(entries)) = (&inner.ledger, &entries) {
+                        ledger.write(&conn, entries).await?;
                     }
                     Ok(written)
                 };
@@ -125,6 +143,81 @@ impl Inner {
     }
 }
 
+impl PostgresIndex {
+    /// Inserts or replaces rows for `method`. `blob`: the entry of the blob at which they point, if
+    /// more than its rows is known of it.
+    pub(super) async fn write_rows(
+        &self,
+        method: &str,
+        blob: Option<&Blob>,
+        records: &[KeyRecord],
+    ) -> Result<()> {
+        let call = &self.call("writing rows")?;
+        let inner = &self.inner;
+        blob.map_or(Ok(()), ledger::check)?;
+        inner.check_rows(records)?;
+        let rows = &in_key_order(records, method)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let entries = &entries(blob, records);
+        let doubt = inner.in_doubt.writing(records);
+        inner
+            .with_staging(call, |staged| {
+                let forms = &inner.sql.upsert[usize::from(staged)];
+                let write = move |form: usize| async move {
+                    let (from, query) = (None, &forms[form]);
+                    let write = Write {
+                        rows,
+                        from,
+                        entries,
+                        query,
+                        form,
+                    };
+                    inner.write_pages(call, &write).await
+                };
+                in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, write)
+            })
+            .await?;
+        doubt.settle();
+        Ok(())
+    }
+
+    /// Moves rows from the blob `from` for `method`; `blob` as for
+    /// [`write_rows`](Self::write_rows). Returns how many rows were changed.
+    pub(super) async fn change_rows(
+        &self,
+        method: &str,
+        from: &str,
+        blob: Option<&Blob>,
+        to: &[KeyRecord],
+    ) -> Result<u64> {
+        let call = &self.call("moving rows to another blob")?;
+        check_text("blob ID", from)?;
+        let inner = &self.inner;
+        blob.map_or(Ok(()), ledger::check)?;
+        inner.check_rows(to)?;
+        let rows = &in_key_order(to, method)?;
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let entries = &entries(blob, to);
+        let write = |form: usize| async move {
+            let (from, query) = (Some(from), &inner.sql.move_rows[form]);
+            let write = Write {
+                rows,
+                from,
+                entries,
+                query,
+                form,
+            };
+            inner.write_pages(call, &write).await
+        };
+        let moved = in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, write);
+        moved.await?.map_err(|e| error::statement(call.what, e))
+    }
+}
+
 /// Whether the error may come from an engine that does not take this form of a deletion.
 fn is_refused(e: &super::PgError) -> bool {
     let said = error::told("", e);
@@ -145,37 +238,11 @@ fn renew_item(row: &Row) -> Answer<RenewItem> {
 #[async_trait]
 impl Rows for PostgresIndex {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
-        let call = &self.call("writing rows")?;
-        let inner = &self.inner;
-        let pages = &inner.pages(records, "put_many", None)?;
-        if pages.is_empty() {
-            return Ok(());
-        }
-        let doubt = inner.in_doubt.writing(records);
-        inner
-            .with_staging(call, |staged| {
-                let forms = &inner.sql.upsert[usize::from(staged)];
-                in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, |form| {
-                    inner.write_pages(call, pages, &forms[form])
-                })
-            })
-            .await?;
-        doubt.settle();
-        Ok(())
+        self.write_rows("put_many", None, records).await
     }
 
     async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
-        let call = &self.call("moving rows to another blob")?;
-        check_text("blob ID", from)?;
-        let inner = &self.inner;
-        let pages = &inner.pages(to, "move_rows", Some(from))?;
-        if pages.is_empty() {
-            return Ok(0);
-        }
-        let moved = in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, |form| {
-            inner.write_pages(call, pages, &inner.sql.move_rows[form])
-        });
-        moved.await?.map_err(|e| error::statement(call.what, e))
+        self.change_rows("move_rows", from, None, to).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
@@ -340,35 +407,15 @@ impl Rows for PostgresIndex {
     ) -> Result<Vec<RenewItem>> {
         let mut call = self.call("listing blobs due for renewal")?;
         call.limit = self.inner.search_limit();
-        let (inner, call) = (&self.inner, &call);
-        let mut after = after.cloned();
-        let mut found = Vec::new();
-        while found.len() < limit {
-            let asked = limit - found.len();
-            let before = Param::Time(Some(rows::storable(before)));
-            let mut params = vec![before, Param::count(asked)];
-            let forms = usize::from(after.is_some());
-            if let Some(item) = after {
-                let expires_at = Param::Time(Some(rows::storable(item.expires_at)));
-                params.extend([expires_at, Param::Text(item.blob_id)]);
-            }
-            let params = &params.into();
-            let rows = in_form(&inner.due_form, DUE_FORMS, is_unsupported, |form| {
-                call::query(&inner.pool, call, &inner.sql.due[form][forms], params)
-            });
-            let rows = rows.await?.map_err(|e| error::statement(call.what, e))?;
-            let items = read(call.what, &rows, |row| {
-                Ok((renew_item(row)?, row.try_get(4)?))
-            })?;
-            after = items.last().map(|(item, _)| item.clone());
-            // A blob whose rows end at several times is listed only at the earliest of them.
-            let first = items.into_iter().filter(|(_, first)| *first);
-            found.extend(first.map(|(item, _)| item));
-            if rows.len() < asked {
-                break;
-            }
+        let before = Param::Time(Some(rows::storable(before)));
+        let mut params = vec![before, Param::count(limit)];
+        let query = &self.inner.sql.due[usize::from(after.is_some())];
+        if let Some(item) = after {
+            let expires_at = Param::Time(Some(rows::storable(item.expires_at)));
+            params.extend([expires_at, Param::Text(item.blob_id.clone())]);
         }
-        Ok(found)
+        let rows = self.inner.ask(&call, query, params.into()).await?;
+        read(call.what, &rows, renew_item)
     }
 
     async fn ending_by(
@@ -406,14 +453,6 @@ impl Rows for PostgresIndex {
     }
 
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
-        let call = self.call("noting a renewal")?;
-        check_text("blob ID", blob_id)?;
-        let params = [
-            Param::Text(blob_id.to_owned()),
-            Param::Int(renewal.end_epoch),
-            Param::Time(renewal.expires_at.map(rows::storable)),
-        ];
-        let query = &self.inner.sql.update_blob;
-        self.inner.change(&call, query, params.into()).await
+        self.note_end(&Blob::ending(blob_id, renewal), false).await
     }
 }

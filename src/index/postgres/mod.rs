@@ -15,6 +15,7 @@ mod direct;
 mod error;
 mod go_staging;
 mod in_doubt;
+mod ledger;
 mod open;
 mod order;
 mod params;
@@ -42,6 +43,7 @@ use self::connect::Connector;
 use self::error::PgError;
 use self::go_staging::Staging;
 use self::in_doubt::InDoubt;
+use self::ledger::LedgerSql;
 use self::open::Rights;
 use self::pipeline::Pipeline;
 use self::pool::Pool;
@@ -125,13 +127,14 @@ struct Inner {
     pool: Arc<Pool>,
     shape: Shape,
     sql: Sql,
+    /// `None` for a table of an older version that this node cannot change.
+    ledger: Option<LedgerSql>,
     statement_timeout: Duration,
     staging: Staging,
     rights: Rights,
-    /// The forms of [`Sql::delete`], [`Sql::upsert`] and [`Sql::due`] that the engine takes.
+    /// The forms of [`Sql::delete`] and [`Sql::upsert`] that the engine takes.
     delete_form: AtomicUsize,
     upsert_form: AtomicUsize,
-    due_form: AtomicUsize,
     in_doubt: InDoubt,
 }
 
@@ -185,6 +188,7 @@ impl PostgresIndex {
         };
         let inner = Inner {
             sql: Sql::new(&shape),
+            ledger: shape.has_ledger.then(|| LedgerSql::new(&shape)),
             staging: Staging::new(shape.staging_exists),
             rights: Rights::new(read_only),
             opener,
@@ -195,7 +199,6 @@ impl PostgresIndex {
             statement_timeout: options.statement_timeout,
             delete_form: AtomicUsize::new(0),
             upsert_form: AtomicUsize::new(0),
-            due_form: AtomicUsize::new(0),
             in_doubt: InDoubt::default(),
         };
         Ok(PostgresIndex {

@@ -1,6 +1,5 @@
 //! Converts rows of Postgres to the index's types and back.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio_postgres::Row;
@@ -43,8 +42,8 @@ pub(super) fn storable(time: SystemTime) -> SystemTime {
     time.clamp(first, last)
 }
 
-/// The columns of rows, as the arrays that an upsert unnests, and one parameter `more`.
-pub(super) fn columns(rows: &[&KeyRecord], with_patch: bool, more: Option<Param>) -> Arc<[Param]> {
+/// The columns of rows, as the arrays that an upsert unnests.
+pub(super) fn columns(rows: &[&KeyRecord], with_patch: bool) -> Vec<Param> {
     let texts = |text: fn(&KeyRecord) -> &str| {
         Param::Texts(rows.iter().map(|row| text(row).to_owned()).collect())
     };
@@ -64,6 +63,5 @@ pub(super) fn columns(rows: &[&KeyRecord], with_patch: bool, more: Option<Param>
             row.record.patch_id.as_deref().unwrap_or_default()
         }));
     }
-    params.extend(more);
-    params.into()
+    params
 }

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
 
 /// Version of the schema this library writes.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 /// Oldest library version (in the same numbers) that can work with what this one writes.
 const MIN_VERSION: i64 = 1;
 
@@ -34,8 +34,8 @@ pub(super) struct Shape {
     pub has_object_id: bool,
     pub has_encoded_size: bool,
     pub has_cost: bool,
-    /// Whether there is an index of ends and blobs: from version 2 on.
-    pub has_due_index: bool,
+    /// Whether there is a ledger of blobs: from version 3 on.
+    pub has_ledger: bool,
 }
 
 /// Finds the tables a name could mean, with their columns: one row per column (or one per table
@@ -244,7 +244,7 @@ impl Found {
             has_object_id: has("object_id"),
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
-            has_due_index: version >= 2,
+            has_ledger: version >= 3,
         }
     }
 
@@ -378,6 +378,14 @@ fn index_names<'a>(
     last.map(move |last| table.with_suffix(&format!("_{column}_idx{last}")))
 }
 
+/// The columns of the ledger ([`crate::index::Blob`]).
+const BLOBS: &str = "blob_id TEXT COLLATE \"C\" PRIMARY KEY, object_id TEXT NOT NULL DEFAULT '', \
+    format TEXT NOT NULL DEFAULT '', size BIGINT NOT NULL DEFAULT 0, encoded_size BIGINT NOT NULL DEFAULT 0, \
+    cost BIGINT NOT NULL DEFAULT 0, deletable BOOLEAN NOT NULL DEFAULT FALSE, registered_epoch BIGINT NOT NULL DEFAULT 0, \
+    end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, digest TEXT NOT NULL DEFAULT '', \
+    state TEXT NOT NULL DEFAULT 'live', state_since TIMESTAMPTZ NOT NULL DEFAULT now(), \
+    live_blocks BIGINT, live_bytes BIGINT, counted_at TIMESTAMPTZ, read_back_at TIMESTAMPTZ";
+
 /// The statements that bring the tables up to date. Each of them may be run again.
 ///
 /// `indexes` are those of the table, and `others` the other relations with such a name;
@@ -415,15 +423,16 @@ fn plan(
              created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())"
         ));
     }
-    for (index_of, columns) in [
-        ("blob_id", "blob_id"),
-        ("due", "expires_at, blob_id COLLATE \"C\""),
-    ] {
-        if let Some(name) = index(index_of) {
-            plan.push(format!(
-                "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} ({columns})"
-            ));
-        }
+    if let Some(name) = index("blob_id") {
+        plan.push(format!(
+            "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (blob_id)"
+        ));
+    }
+    // Version 2 had an index of ends and blobs, whose place the ledger takes.
+    for name in index_names(table, "due").filter(|name| indexes.contains(name)) {
+        let schema = found.schema.as_ref().map(|s| format!("\"{s}\"."));
+        let schema = schema.unwrap_or_default();
+        plan.push(format!("DROP INDEX IF EXISTS {schema}\"{name}\""));
     }
     if found.exists && found.shape(VERSION).order == ByteOrder::Pattern {
         if let Some(name) = index("key_prefix") {
@@ -436,9 +445,18 @@ fn plan(
         ("_meta", "name TEXT PRIMARY KEY, value TEXT NOT NULL"),
         ("_leases", "name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires_at TIMESTAMPTZ NOT NULL"),
         ("_usage", "name TEXT PRIMARY KEY, blocks BIGINT NOT NULL DEFAULT 0, bytes BIGINT NOT NULL DEFAULT 0"),
+        ("_blobs", BLOBS),
+        ("_epochs", "epoch BIGINT PRIMARY KEY, first_seen TIMESTAMPTZ NOT NULL, last_seen TIMESTAMPTZ NOT NULL"),
     ] {
         let place = found.place_of(&table.companion(suffix), may_create);
         plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", place.quoted()));
+        if suffix == "_blobs" {
+            let index = table.with_suffix("_blobs_due");
+            plan.push(format!(
+                "CREATE INDEX IF NOT EXISTS \"{index}\" ON {} (expires_at, blob_id)",
+                place.quoted()
+            ));
+        }
     }
     plan.push(count_usage(found));
     let meta = table.companion("_meta").quoted();

@@ -7,6 +7,7 @@
 //! ([`super::deadline`]).
 
 use super::deadline;
+use super::ledger;
 use super::order::ByteOrder;
 use super::query::{clamped_sum, Query};
 use super::schema::Shape;
@@ -24,8 +25,6 @@ const NO_WAIT: &str = "set_config('synchronous_commit', 'off', true)";
 
 /// Forms of a deletion.
 pub(super) const DELETE_FORMS: usize = 4;
-/// Forms of the search for blobs that are due.
-pub(super) const DUE_FORMS: usize = 2;
 /// Forms of an upsert.
 pub(super) const UPSERT_FORMS: usize = 2;
 
@@ -43,9 +42,12 @@ pub(super) struct Sql {
     pub upsert: [[Query; UPSERT_FORMS]; 2],
     /// `[form]`; changes rows that point at a blob, and selects how many.
     pub move_rows: [Query; UPSERT_FORMS],
-    /// `[form][after]`
-    pub due: [[Query; 2]; DUE_FORMS],
+    /// `[after]`
+    pub due: [Query; 2],
+    /// `[after]`
     pub ending: [Query; 2],
+    /// Counts the rows of blobs.
+    pub live: Query,
     pub note: Query,
     pub set_note: Query,
     pub add_note: Query,
@@ -62,33 +64,20 @@ pub(super) struct Sql {
     order: ByteOrder,
 }
 
-/// A page of blobs that are due: steps through the pairs of end and blob in the index of both, from
-/// each pair to the next, and then reads the rows of these blobs. The last column: no row of the
-/// blob ends earlier. (A plain DISTINCT would read an entry for each row, and the server would
-/// compile it because it takes it for a long query.)
-fn due_by_steps(table: &str, after: bool) -> String {
-    let next = |after: &str| {
-        format!(
-            "SELECT expires_at, blob_id FROM {table} WHERE expires_at < $1 {after} \
-             ORDER BY expires_at, blob_id COLLATE \"C\" LIMIT 1"
-        )
-    };
-    let behind = |expires_at, blob_id| {
-        format!("AND (expires_at, blob_id COLLATE \"C\") > ({expires_at}, {blob_id})")
+/// A page of blobs that are due, from the ledger.
+fn due_in_ledger(blobs: &str, after: bool) -> String {
+    let after = match after {
+        true => "AND (expires_at, blob_id) > ($3, $4) ",
+        false => "",
     };
     format!(
-        "WITH RECURSIVE d AS (SELECT f.expires_at, f.blob_id, 1::bigint AS n FROM ({first}) AS f UNION ALL \
-         SELECT s.expires_at, s.blob_id, d.n + 1 FROM d CROSS JOIN LATERAL ({step}) AS s WHERE d.n < $2) \
-         SELECT d.blob_id, d.expires_at, b.end_epoch, b.deletable, b.first = d.expires_at FROM d CROSS JOIN LATERAL \
-         (SELECT min(expires_at) AS first, min(end_epoch) AS end_epoch, bool_or(deletable) AS deletable \
-         FROM {table} AS r WHERE r.blob_id = d.blob_id AND r.expires_at < $1) AS b ORDER BY d.n",
-        first = next(&if after { behind("$3", "$4") } else { String::new() }),
-        step = next(&behind("d.expires_at", "d.blob_id")),
+        "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} WHERE expires_at < $1 AND state = 'live' {after}\
+         ORDER BY expires_at, blob_id LIMIT $2"
     )
 }
 
-/// The same page, found by reading every row that is due: for engines without such statements
-/// (Citus), and for tables without that index.
+/// The same page, found by reading every row that is due: for a table of an older version, to which
+/// this node may not add the ledger.
 fn due_by_groups(table: &str, after: bool) -> String {
     let blob_id = "blob_id COLLATE \"C\"";
     let having = match after {
@@ -96,7 +85,7 @@ fn due_by_groups(table: &str, after: bool) -> String {
         false => String::new(),
     };
     format!(
-        "SELECT blob_id, min(expires_at), min(end_epoch), bool_or(deletable), TRUE FROM {table} \
+        "SELECT blob_id, min(expires_at), min(end_epoch), bool_or(deletable) FROM {table} \
          WHERE expires_at < $1 GROUP BY blob_id {having} ORDER BY min(expires_at), {blob_id} LIMIT $2"
     )
 }
@@ -180,12 +169,23 @@ impl Sql {
             let columns = columns.map(|name| format!("{name} = {from}.{name}, "));
             columns.collect::<String>() + &reset
         };
-        let last = if shape.has_patch_id { 9 } else { 8 };
+        // The number of the first parameter after the columns of rows.
+        let after = if shape.has_patch_id { 9 } else { 8 };
+        // In the first form, the same statement writes the entries of the ledger. Citus does not take
+        // one statement for two tables that are distributed differently.
+        let ledger = |form: usize, first| match shape.has_ledger && form == 0 {
+            true => (
+                format!("l AS ({}), ", ledger::write(shape, first)),
+                first + ledger::COLUMNS_WRITTEN,
+            ),
+            false => (String::new(), first),
+        };
         let in_time = |form: usize, last| match form {
             0 => ("TRUE".to_owned(), deadline::when_locked(last)),
             _ => (deadline::when_begun(last), "TRUE".to_owned()),
         };
         let upsert = |staged: bool, form: usize| {
+            let (with_ledger, last) = ledger(form, after);
             let (begun, returning) = in_time(form, last);
             let with_staged = if staged {
                 format!("s AS (DELETE FROM {staging} WHERE key = ANY($1)), ")
@@ -193,17 +193,18 @@ impl Sql {
                 String::new()
             };
             format!(
-                "WITH {with_staged}w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
+                "WITH {with_staged}{with_ledger}w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
                  WHERE {begun} ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at \
                  RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
                 set = set("EXCLUDED"),
             )
         };
         let move_rows = |form: usize| {
-            let (begun, returning) = in_time(form, last + 1);
+            let (with_ledger, last) = ledger(form, after + 1);
+            let (begun, returning) = in_time(form, last);
             Query::once(format!(
-                "WITH w AS (UPDATE {table} AS t SET {set}updated_at = now() FROM unnest({types}) AS r({names}) \
-                 WHERE t.key = r.key AND t.blob_id = ${last} AND {begun} \
+                "WITH {with_ledger}w AS (UPDATE {table} AS t SET {set}updated_at = now() FROM unnest({types}) AS r({names}) \
+                 WHERE t.key = r.key AND t.blob_id = ${after} AND {begun} \
                  RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
                 set = set("r"),
             ))
@@ -212,17 +213,20 @@ impl Sql {
         let upserts =
             |staged| std::array::from_fn(|form| Query::once(upsert(staged, form)).bounded());
 
-        let dues = |form: usize| {
-            [false, true]
-                .map(|after| match form {
-                    0 if shape.has_due_index => due_by_steps(&table, after),
-                    _ => due_by_groups(&table, after),
-                })
-                .map(Query::once)
+        let blobs = shape.table.companion("_blobs").quoted();
+        let due = |after: bool| match shape.has_ledger {
+            true => due_in_ledger(&blobs, after),
+            false => due_by_groups(&table, after),
         };
-        // In the order of the column's own collation, which is that of its index.
+        // From the rows: in the order of the column's own collation, which is that of its index.
         let ending = |after: bool| {
             let after = if after { "AND blob_id > $3 " } else { "" };
+            if shape.has_ledger {
+                return format!(
+                    "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} \
+                     WHERE end_epoch > 0 AND end_epoch <= $1 AND state = 'live' {after}ORDER BY blob_id LIMIT $2"
+                );
+            }
             format!(
                 "SELECT blob_id, min(expires_at), min(end_epoch), bool_or(deletable) FROM {table} \
                  WHERE end_epoch > 0 AND end_epoch <= $1 {after}GROUP BY blob_id ORDER BY blob_id LIMIT $2"
@@ -246,7 +250,11 @@ impl Sql {
             )),
             upsert: [upserts(false), upserts(true)],
             move_rows: std::array::from_fn(move_rows),
-            due: std::array::from_fn(dues),
+            due: [false, true].map(due).map(Query::once),
+            live: Query::once(format!(
+                "SELECT count(*), {}, blob_id FROM {table} WHERE blob_id = ANY($1) GROUP BY blob_id",
+                clamped_sum("size")
+            )),
             ending: [ending(false), ending(true)].map(Query::once),
             note: Query::once(format!("SELECT value FROM {meta} WHERE name = $1")),
             set_note: Query::once(format!(

@@ -6,6 +6,7 @@
 
 mod access;
 mod companions;
+mod ledger;
 mod readers;
 mod schema;
 mod writer;
@@ -26,7 +27,8 @@ use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
 use super::table::parse_table;
 use super::{
-    in_key_order, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Rows, Usage,
+    in_key_order, Blob, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Rows,
+    Usage,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -270,6 +272,17 @@ fn key_record(row: &Row<'_>) -> rusqlite::Result<KeyRecord> {
     })
 }
 
+/// Reads `blob_id, expires_at, end_epoch, deletable`.
+fn renew_item(row: &Row<'_>) -> rusqlite::Result<RenewItem> {
+    let expires_at = row.get::<_, Option<i64>>(1)?.map(from_micros);
+    Ok(RenewItem {
+        blob_id: row.get(0)?,
+        expires_at: expires_at.unwrap_or(SystemTime::UNIX_EPOCH),
+        end_epoch: row.get(2)?,
+        deletable: row.get(3)?,
+    })
+}
+
 fn get_one(connection: &Connection, sql: &Sql, key: &str) -> rusqlite::Result<Option<Record>> {
     connection
         .prepare_cached(&sql.get)?
@@ -296,46 +309,11 @@ fn checked(records: &[KeyRecord], method: &str) -> Result<Vec<KeyRecord>> {
 #[async_trait]
 impl Rows for SqliteIndex {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
-        let pass = self.gate.enter()?;
-        let rows = checked(records, "put_many")?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        self.write("writing rows", pass, move |connection, sql| {
-            let now = to_micros(SystemTime::now());
-            let mut upsert = connection.prepare_cached(&sql.upsert)?;
-            for row in &rows {
-                bind(&mut upsert, row, now)?;
-                upsert.raw_execute()?;
-            }
-            Ok(())
-        })
-        .await
+        self.write_rows("put_many", None, records).await
     }
 
     async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
-        let pass = self.gate.enter()?;
-        check_text("blob ID", from)?;
-        let (rows, from) = (checked(to, "move_rows")?, from.to_owned());
-        if rows.is_empty() {
-            return Ok(0);
-        }
-        self.write(
-            "moving rows to another blob",
-            pass,
-            move |connection, sql| {
-                let now = to_micros(SystemTime::now());
-                let mut move_row = connection.prepare_cached(&sql.move_row)?;
-                let mut moved = 0;
-                for row in &rows {
-                    bind(&mut move_row, row, now)?;
-                    move_row.raw_bind_parameter(9, &from)?;
-                    moved += move_row.raw_execute()?;
-                }
-                Ok(moved as u64)
-            },
-        )
-        .await
+        self.change_rows("move_rows", from, None, to).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
@@ -456,41 +434,19 @@ impl Rows for SqliteIndex {
         limit: usize,
     ) -> Result<Vec<RenewItem>> {
         let pass = self.gate.enter()?;
-        // Before every row: the smallest time and the empty blob ID.
-        let mut after = after.map_or((i64::MIN, String::new()), |item| {
+        // Before every entry: the smallest time and the empty blob ID.
+        let after = after.map_or((i64::MIN, String::new()), |item| {
             (to_micros(item.expires_at), item.blob_id.clone())
         });
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(
             "listing blobs due for renewal",
             pass,
             move |connection, sql| {
                 let mut due = connection.prepare_cached(&sql.due)?;
-                let mut found = Vec::new();
-                while found.len() < limit {
-                    let asked = limit - found.len();
-                    let most = i64::try_from(asked).unwrap_or(i64::MAX);
-                    let mut rows = due.query(params![to_micros(before), after.0, after.1, most])?;
-                    let mut seen = 0;
-                    while let Some(row) = rows.next()? {
-                        let item = RenewItem {
-                            blob_id: row.get(0)?,
-                            expires_at: from_micros(row.get(1)?),
-                            end_epoch: row.get(2)?,
-                            deletable: row.get(3)?,
-                        };
-                        seen += 1;
-                        after = (row.get(1)?, item.blob_id.clone());
-                        // A blob whose rows end at several times is listed only at the earliest of
-                        // them.
-                        if row.get(4)? {
-                            found.push(item);
-                        }
-                    }
-                    if seen < asked {
-                        break;
-                    }
-                }
-                Ok(found)
+                let page = params![to_micros(before), after.0, after.1, limit];
+                let rows = due.query_map(page, renew_item)?;
+                rows.collect()
             },
         )
         .await
@@ -510,15 +466,7 @@ impl Rows for SqliteIndex {
             pass,
             move |connection, sql| {
                 let mut ending = connection.prepare_cached(&sql.ending)?;
-                let rows = ending.query_map(params![epoch, after, limit], |row| {
-                    let expires_at = row.get::<_, Option<i64>>(1)?.map(from_micros);
-                    Ok(RenewItem {
-                        blob_id: row.get(0)?,
-                        expires_at: expires_at.unwrap_or(SystemTime::UNIX_EPOCH),
-                        end_epoch: row.get(2)?,
-                        deletable: row.get(3)?,
-                    })
-                })?;
+                let rows = ending.query_map(params![epoch, after, limit], renew_item)?;
                 rows.collect()
             },
         )
@@ -560,21 +508,7 @@ impl Rows for SqliteIndex {
     }
 
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
-        let pass = self.gate.enter()?;
-        check_text("blob ID", blob_id)?;
-        let (blob_id, renewal) = (blob_id.to_owned(), renewal.clone());
-        self.write("noting a renewal", pass, move |connection, sql| {
-            let changed = connection
-                .prepare_cached(&sql.update_blob)?
-                .execute(params![
-                    blob_id,
-                    renewal.end_epoch,
-                    renewal.expires_at.map(to_micros),
-                    to_micros(SystemTime::now()),
-                ])?;
-            Ok(changed as u64)
-        })
-        .await
+        self.note_end(Blob::ending(blob_id, renewal), false).await
     }
 }
 

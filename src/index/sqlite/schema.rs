@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::access::{self, Access};
+use super::ledger::{LedgerSql, BLOBS};
 use super::{failed, is_busy, SqliteOptions, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
@@ -38,7 +39,9 @@ pub(super) struct Sql {
     create: String,
     version: String,
     meta: String,
-    due_idx: String,
+    /// The name of the ledger, unquoted.
+    blobs: String,
+    pub ledger: LedgerSql,
     table: String,
 }
 
@@ -52,6 +55,7 @@ impl Sql {
             quoted("_leases"),
             quoted("_usage"),
         );
+        let (blobs, epochs) = (quoted("_blobs"), quoted("_epochs"));
         let columns = "blob_id, blob_offset, size, deletable, end_epoch, expires_at";
         Sql {
             get: format!("SELECT {columns} FROM {main} WHERE key = ?1"),
@@ -66,18 +70,14 @@ impl Sql {
                  expires_at = ?7, updated_at = ?8 WHERE key = ?1 AND blob_id = ?9"
             ),
             delete: format!("DELETE FROM {main} WHERE key = ?1 RETURNING size"),
-            // Reads the pairs of end and blob from the index, then the rows of these blobs. The
-            // last column: no row of the blob ends earlier.
             due: format!(
-                "SELECT g.blob_id, g.expires_at, min(r.end_epoch), max(r.deletable), min(r.expires_at) = g.expires_at \
-                 FROM (SELECT DISTINCT expires_at, blob_id FROM {main} \
-                 WHERE expires_at < ?1 AND (expires_at, blob_id) > (?2, ?3) ORDER BY expires_at, blob_id LIMIT ?4) AS g \
-                 CROSS JOIN {main} AS r ON r.blob_id = g.blob_id AND r.expires_at < ?1 \
-                 GROUP BY g.expires_at, g.blob_id ORDER BY g.expires_at, g.blob_id"
+                "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} \
+                 WHERE state = 'live' AND expires_at < ?1 AND (expires_at, blob_id) > (?2, ?3) \
+                 ORDER BY expires_at, blob_id LIMIT ?4"
             ),
             ending: format!(
-                "SELECT blob_id, min(expires_at), min(end_epoch), max(deletable) FROM {main} \
-                 WHERE blob_id > ?2 AND end_epoch > 0 AND end_epoch <= ?1 GROUP BY blob_id ORDER BY blob_id LIMIT ?3"
+                "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} \
+                 WHERE blob_id > ?2 AND state = 'live' AND end_epoch > 0 AND end_epoch <= ?1 ORDER BY blob_id LIMIT ?3"
             ),
             note: format!("SELECT value FROM {meta} WHERE name = ?1"),
             set_note: format!(
@@ -112,8 +112,11 @@ impl Sql {
                  end_epoch INTEGER NOT NULL DEFAULT 0, expires_at INTEGER, \
                  created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL) WITHOUT ROWID; \
                  CREATE INDEX IF NOT EXISTS {blob_idx} ON {main} (blob_id); \
-                 CREATE INDEX IF NOT EXISTS {due_idx} ON {main} (expires_at, blob_id) WHERE expires_at IS NOT NULL; \
-                 DROP INDEX IF EXISTS {expires_idx}; \
+                 DROP INDEX IF EXISTS {due_idx}; DROP INDEX IF EXISTS {expires_idx}; \
+                 CREATE TABLE IF NOT EXISTS {blobs} ({BLOBS}) WITHOUT ROWID; \
+                 CREATE INDEX IF NOT EXISTS {blobs_due} ON {blobs} (expires_at, blob_id) WHERE expires_at IS NOT NULL; \
+                 CREATE TABLE IF NOT EXISTS {epochs} (epoch INTEGER NOT NULL PRIMARY KEY, \
+                 first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL) WITHOUT ROWID; \
                  CREATE TABLE IF NOT EXISTS {leases} (name TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, expires_at INTEGER NOT NULL) WITHOUT ROWID; \
                  CREATE TABLE IF NOT EXISTS {usage} (name TEXT NOT NULL PRIMARY KEY, blocks INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID; \
                  INSERT INTO {usage} (name, blocks, bytes) VALUES ('total', 0, 0) ON CONFLICT (name) DO NOTHING; \
@@ -122,12 +125,15 @@ impl Sql {
                  ON CONFLICT (name) DO UPDATE SET value = excluded.value; \
                  PRAGMA application_id = {APPLICATION_ID};",
                 blob_idx = quoted("_blob_id_idx"),
+                blobs_due = quoted("_blobs_due"),
+                // Of tables older than the ledger.
                 due_idx = quoted("_due_idx"),
-                expires_idx = quoted("_expires_at_idx"), // of tables older than the other index
+                expires_idx = quoted("_expires_at_idx"),
             ),
             version: format!("SELECT value FROM {meta} WHERE name = 'schema_version'"),
             meta: format!("{table}_meta"),
-            due_idx: format!("{table}_due_idx"),
+            blobs: format!("{table}_blobs"),
+            ledger: LedgerSql::new(&main, &blobs, &epochs),
             table: main,
         }
     }
@@ -254,7 +260,7 @@ pub(super) fn open(
     check_names(&connection, table).map_err(explain)??;
     if let Access::Read(why) = access {
         let version = read_version(&connection, sql).map_err(explain)?;
-        if version != Some(VERSION) {
+        if version != Some(VERSION) || !exists(&connection, &sql.blobs).map_err(explain)? {
             return Err(bad(format!(
                 "{why}, and it holds no table {table} that this walrusds can use as it is (schema version {VERSION}): \
                  let a node that may write to it open it first"
@@ -280,7 +286,7 @@ pub(super) fn open(
 
     let version = read_version(&connection, sql).map_err(explain)?;
     match version {
-        Some(VERSION) if exists(&connection, "index", &sql.due_idx).map_err(explain)? => {}
+        Some(VERSION) if exists(&connection, &sql.blobs).map_err(explain)? => {}
         Some(newer) if newer > VERSION => {
             return Err(bad(format!(
                 "table {table} has schema version {newer}, this walrusds knows {VERSION}; install a newer one"
@@ -347,14 +353,14 @@ fn wal(connection: &Connection, limit: Duration) -> rusqlite::Result<String> {
     }
 }
 
-fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlite::Result<bool> {
+fn exists(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
     connection
-        .prepare("SELECT 1 FROM sqlite_schema WHERE type = ?1 AND name = ?2 COLLATE NOCASE")?
-        .exists([kind, name])
+        .prepare("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE")?
+        .exists([table])
 }
 
 fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i64>> {
-    if !exists(connection, "table", &sql.meta)? {
+    if !exists(connection, &sql.meta)? {
         return Ok(None);
     }
     let value: Option<String> = connection
@@ -403,9 +409,8 @@ mod tests {
         let (sql, connection) = opened(dir.path());
         connection
             .execute_batch(
-                "WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 19999) \
-                 INSERT INTO t (key, blob_id, size, expires_at, created_at, updated_at) \
-                 SELECT '/' || n, 'blob' || (n / 20), 1, n / 5000, 0, 0 FROM n",
+                "WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 999) \
+                 INSERT INTO t_blobs (blob_id, expires_at, state_since) SELECT 'blob' || n, n / 250, 0 FROM n",
             )
             .unwrap();
         let steps = |after: (i64, &str), limit: i64| {
@@ -467,7 +472,7 @@ mod tests {
                 "{statement}: {plan}"
             );
             let sorts = plan.contains("TEMP B-TREE");
-            let may_sort = [&sql.due, &sql.rows_from].contains(&statement);
+            let may_sort = [&sql.rows_from].contains(&statement);
             assert!(!sorts || may_sort, "{statement}: {plan}");
         }
     }

@@ -80,17 +80,26 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Stores blocks, which come in the order in which they are read, as one pack.
+    /// Stores blocks, which come in the order in which they are read, as one pack. Returns the
+    /// digest of the blob as well, if all of it was sent.
     pub(super) async fn store<P: Parcel>(
         self,
         blocks: &[P],
         walrus: &dyn BlobStore,
         options: StoreOptions,
-    ) -> Result<(StoreResult, Layout)> {
+    ) -> Result<(StoreResult, Option<blake3::Hash>, Layout)> {
         let (body, layout) = match self {
             Format::Concat => concat::lay_out(blocks),
         };
-        Ok((walrus.store(body, options).await?, layout))
+        let sent = body.clone();
+        Ok((walrus.store(body, options).await?, sent.digest(), layout))
+    }
+
+    /// The name of the format, in the configuration and in the ledger.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Format::Concat => "concat",
+        }
     }
 
     /// The block that is to be read back, by its number and place, to know that aggregators give

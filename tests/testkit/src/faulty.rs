@@ -17,10 +17,12 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::Notify;
+use walrusds::clock::Sighting;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Error, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record,
-    RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals, Usage,
+    Blob, BlobState, BlobStore, Body, EndingIn, Error, ErrorKind, Index, KeyRange, KeyRecord,
+    Leases, Ledger, ListItem, Notes, Record, RenewItem, Renewal, Result, Rows, StoreOptions,
+    StoreResult, Totals, Usage,
 };
 
 /// The kinds of faults.
@@ -407,6 +409,79 @@ impl<I: Index + ?Sized> Rows for FaultyIndex<I> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
         let noted = self.inner.update_blob_after_renewal(blob_id, renewal).await;
         Around::end(Call::Renewal, fault, noted)
+    }
+}
+
+#[async_trait]
+impl<I: Index + ?Sized> Ledger for FaultyIndex<I> {
+    async fn place(&self, blob: &Blob, rows: &[KeyRecord]) -> Result<()> {
+        let (_running, fault) = self.around.begin(Call::PutRows).await?;
+        self.remember(rows.iter().map(|r| r.key.clone()).collect())
+            .await;
+        Around::end(Call::PutRows, fault, self.inner.place(blob, rows).await)
+    }
+
+    async fn move_to(&self, from: &str, blob: &Blob, rows: &[KeyRecord]) -> Result<u64> {
+        let (_running, fault) = self.around.begin(Call::PutRows).await?;
+        let moved = self.inner.move_to(from, blob, rows).await;
+        Around::end(Call::PutRows, fault, moved)
+    }
+
+    async fn renewed(&self, blob: &Blob) -> Result<u64> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        Around::end(Call::Renewal, fault, self.inner.renewed(blob).await)
+    }
+
+    async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        Around::end(Call::Renewal, fault, self.inner.blobs(blob_ids).await)
+    }
+
+    async fn blobs_in_state(
+        &self,
+        state: BlobState,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<Blob>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let blobs = self.inner.blobs_in_state(state, after, limit).await;
+        Around::end(Call::Renewal, fault, blobs)
+    }
+
+    async fn set_state(&self, blob_ids: &[String], state: BlobState) -> Result<u64> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let set = self.inner.set_state(blob_ids, state).await;
+        Around::end(Call::Renewal, fault, set)
+    }
+
+    async fn forget_blobs(&self, blob_ids: &[String]) -> Result<u64> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let forgotten = self.inner.forget_blobs(blob_ids).await;
+        Around::end(Call::Renewal, fault, forgotten)
+    }
+
+    async fn live(&self, blob_ids: &[String]) -> Result<Vec<Usage>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        Around::end(Call::Renewal, fault, self.inner.live(blob_ids).await)
+    }
+
+    async fn count(&self, after: &str, limit: usize) -> Result<Option<String>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        Around::end(Call::Renewal, fault, self.inner.count(after, limit).await)
+    }
+
+    async fn horizon(&self) -> Result<Vec<EndingIn>> {
+        self.inner.horizon().await
+    }
+
+    async fn epochs(&self) -> Result<Vec<Sighting>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        Around::end(Call::Renewal, fault, self.inner.epochs().await)
+    }
+
+    async fn saw_epochs(&self, seen: &[Sighting]) -> Result<()> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        Around::end(Call::Renewal, fault, self.inner.saw_epochs(seen).await)
     }
 }
 

@@ -11,8 +11,9 @@ use parking_lot::Mutex;
 use walrusds::clock::Clock;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Error, ErrorKind, Fetched, Index, KeyRange, KeyRecord, Leases, ListItem,
-    Notes, Record, RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals, Usage,
+    BlobStore, Body, Error, ErrorKind, Fetched, Index, KeyRange, KeyRecord, Leases, Ledger,
+    ListItem, Notes, Record, RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals,
+    Usage,
 };
 
 /// An index in a map.
@@ -193,6 +194,8 @@ impl Rows for MemIndex {
         Ok(n)
     }
 }
+
+impl Ledger for MemIndex {}
 
 #[async_trait]
 impl Leases for MemIndex {

@@ -1,0 +1,270 @@
+//! The ledger of blobs, as every index keeps it.
+
+use std::time::Duration;
+
+use walrusds::clock::Sighting;
+use walrusds::{Blob, BlobState, Renewal, Usage};
+
+use crate::shared::{row, time};
+use crate::Env;
+
+fn blob(blob_id: &str) -> Blob {
+    let mut blob = Blob::default();
+    blob.blob_id = blob_id.to_owned();
+    blob
+}
+
+fn usage(blocks: i64, bytes: i64) -> Usage {
+    Usage { blocks, bytes }
+}
+
+async fn entry(env: &Env, blob_id: &str) -> Option<Blob> {
+    let mut found = env.b.blobs(&[blob_id.to_owned()]).await.unwrap();
+    assert_eq!(found.len(), 1);
+    found.remove(0)
+}
+
+async fn known(env: &Env, blob_id: &str) -> Blob {
+    entry(env, blob_id).await.expect(blob_id)
+}
+
+/// Runs the pass that counts, in pages of `limit`.
+async fn count(env: &Env, limit: usize) {
+    let mut after = Some(String::new());
+    while let Some(last) = after {
+        after = env.a.count(&last, limit).await.unwrap();
+        assert!(after.as_ref().is_none_or(|next| *next > last));
+    }
+}
+
+pub async fn an_entry_is_written_with_its_rows(env: Env) {
+    let mut told = blob("blob");
+    told.object_id = "0x1".to_owned();
+    told.format = "car".to_owned();
+    told.size = 30;
+    told.encoded_size = 66_034_000;
+    told.cost = 12;
+    told.deletable = true;
+    told.registered_epoch = 4;
+    told.end_epoch = 9;
+    told.expires_at = Some(time(900) + Duration::from_micros(7));
+    told.digest = "ab".repeat(32);
+    let rows = [row("/a", "blob", 0, 10), row("/b", "blob", 10, 20)];
+    env.a.place(&told, &rows).await.unwrap();
+    let mut found = known(&env, "blob").await;
+    assert!(found.state_since.take().is_some());
+    assert_eq!(found, told);
+    assert_eq!(env.b.rows_of_blob("blob").await.unwrap(), rows);
+    let due = env.b.due_for_renewal(time(901), None, 10).await.unwrap();
+    assert_eq!(due.len(), 1);
+    assert!(due[0].deletable && due[0].end_epoch == 9);
+
+    // Rows alone make an entry as well, one for each blob; a row without a blob makes none.
+    let rows = [
+        row("/c", "one", 0, 1),
+        row("/d", "two", 0, 1),
+        row("/e", "", 0, 1),
+    ];
+    env.a.put_many(&rows).await.unwrap();
+    assert_eq!(known(&env, "one").await.size, 0);
+    assert_eq!(entry(&env, "").await, None);
+    assert_eq!(entry(&env, "three").await, None);
+    let ids = ["two", "three", "one"].map(str::to_owned);
+    let found = env.a.blobs(&ids).await.unwrap();
+    let found: Vec<Option<&str>> = found
+        .iter()
+        .map(|blob| blob.as_ref().map(|blob| blob.blob_id.as_str()))
+        .collect();
+    assert_eq!(found, [Some("two"), None, Some("one")]);
+
+    // Neither is there without the other.
+    let bad = [row("/f", "bad", 0, 1), row("/\0", "bad", 0, 1)];
+    env.a.place(&blob("bad"), &bad).await.unwrap_err();
+    assert_eq!(entry(&env, "bad").await, None);
+}
+
+pub async fn what_is_known_anew_replaces_what_was_known(env: Env) {
+    let mut told = blob("blob");
+    told.object_id = "0x1".to_owned();
+    told.format = "car".to_owned();
+    told.size = 30;
+    told.cost = 12;
+    told.end_epoch = 9;
+    told.expires_at = Some(time(900));
+    told.digest = "ab".repeat(32);
+    env.a
+        .place(&told, &[row("/a", "blob", 0, 10)])
+        .await
+        .unwrap();
+
+    // An answer that the network has the blob already names no object.
+    let mut again = blob("blob");
+    again.end_epoch = 7;
+    again.cost = 1;
+    env.a
+        .place(&again, &[row("/b", "blob", 10, 10)])
+        .await
+        .unwrap();
+    let found = known(&env, "blob").await;
+    assert_eq!((found.end_epoch, found.cost, found.size), (9, 13, 30));
+    assert_eq!(found.object_id, "0x1");
+    assert_eq!((found.format, found.digest), (told.format, told.digest));
+    assert_eq!(found.expires_at, Some(time(900)));
+
+    // A new registration that ends later is the one to extend.
+    again.object_id = "0x2".to_owned();
+    assert_eq!(env.a.renewed(&again).await.unwrap(), 2);
+    assert_eq!(known(&env, "blob").await.object_id, "0x1");
+    again.end_epoch = 20;
+    again.expires_at = Some(time(2000));
+    assert_eq!(env.a.renewed(&again).await.unwrap(), 2);
+    let found = known(&env, "blob").await;
+    assert_eq!((found.object_id.as_str(), found.end_epoch), ("0x2", 20));
+    assert_eq!(found.cost, 15);
+    let row = env.b.get("/a").await.unwrap().unwrap();
+    assert_eq!((row.end_epoch, row.expires_at), (20, Some(time(2000))));
+
+    // A cost beyond all measure saturates.
+    again.cost = i64::MAX;
+    env.a.renewed(&again).await.unwrap();
+    assert!(known(&env, "blob").await.cost > i64::MAX / 2);
+    let renewal = Renewal {
+        end_epoch: 30,
+        expires_at: None,
+    };
+    env.a
+        .update_blob_after_renewal("blob", &renewal)
+        .await
+        .unwrap();
+    let found = known(&env, "blob").await;
+    assert_eq!((found.end_epoch, found.expires_at), (30, Some(time(2000))));
+}
+
+pub async fn rows_move_with_an_entry(env: Env) {
+    let rows = [
+        row("/a", "old", 0, 10),
+        row("/b", "old", 10, 20),
+        row("/c", "other", 0, 1),
+    ];
+    env.a.put_many(&rows).await.unwrap();
+    let mut told = blob("new");
+    told.size = 99;
+    let to = [
+        row("/a", "new", 5, 10),
+        row("/c", "new", 20, 1),
+        row("/gone", "new", 0, 1),
+    ];
+    assert_eq!(env.a.move_to("old", &told, &to).await.unwrap(), 1);
+    assert_eq!(known(&env, "new").await.size, 99);
+    assert_eq!(env.b.get("/c").await.unwrap().unwrap().blob_id, "other");
+    let ids = ["new", "old", "none"].map(str::to_owned);
+    let live = env.b.live(&ids).await.unwrap();
+    assert_eq!(live, [usage(1, 10), usage(1, 20), usage(0, 0)]);
+}
+
+pub async fn states_of_blobs(env: Env) {
+    for name in ["a", "b", "c"] {
+        let mut told = blob(name);
+        told.end_epoch = 5;
+        told.expires_at = Some(time(50));
+        let rows = [row(&format!("/{name}"), name, 0, 1)];
+        env.a.place(&told, &rows).await.unwrap();
+    }
+    let ids = ["c", "a", "none"].map(str::to_owned);
+    assert_eq!(env.a.set_state(&ids, BlobState::Released).await.unwrap(), 2);
+    assert_eq!(env.a.set_state(&ids, BlobState::Released).await.unwrap(), 0);
+    let listed = async |state, after: &str, limit| -> Vec<String> {
+        let blobs = env.b.blobs_in_state(state, after, limit).await.unwrap();
+        blobs.into_iter().map(|blob| blob.blob_id).collect()
+    };
+    assert_eq!(listed(BlobState::Released, "", 9).await, ["a", "c"]);
+    assert_eq!(listed(BlobState::Released, "", 1).await, ["a"]);
+    assert_eq!(listed(BlobState::Released, "a", 9).await, ["c"]);
+    assert_eq!(listed(BlobState::Live, "", 9).await, ["b"]);
+    let due = env.b.due_for_renewal(time(99), None, 9).await.unwrap();
+    let due: Vec<&str> = due.iter().map(|item| item.blob_id.as_str()).collect();
+    assert_eq!(due, ["b"], "a released blob is not renewed");
+    assert_eq!(env.b.ending_by(9, None, 9).await.unwrap().len(), 1);
+
+    // A blob that has rows stays in the ledger.
+    assert_eq!(env.a.forget_blobs(&ids).await.unwrap(), 0);
+    env.a.delete("/a").await.unwrap();
+    assert_eq!(env.a.forget_blobs(&ids).await.unwrap(), 1);
+    assert_eq!(entry(&env, "a").await, None);
+    // New rows bring a released blob back.
+    env.a.put_many(&[row("/d", "c", 0, 1)]).await.unwrap();
+    assert_eq!(known(&env, "c").await.state, BlobState::Live);
+}
+
+pub async fn a_pass_counts_every_blob(env: Env) {
+    let rows: Vec<_> = (0..40)
+        .map(|n| {
+            row(
+                &format!("/{n:02}"),
+                &format!("blob{}", n % 10),
+                n / 10 * 5,
+                5,
+            )
+        })
+        .collect();
+    env.a.put_many(&rows).await.unwrap();
+    assert_eq!(known(&env, "blob3").await.counted, None);
+    for limit in [3, 5, 100] {
+        env.a.delete(&format!("/{:02}", limit % 10)).await.unwrap();
+        count(&env, limit).await;
+        let counted = known(&env, "blob7").await.counted.expect("a count");
+        assert_eq!(counted.live, usage(4, 20));
+    }
+    let live = async |blob_id: &str| known(&env, blob_id).await.counted.map(|c| c.live);
+    assert_eq!(live("blob3").await, Some(usage(3, 15)));
+    assert_eq!(live("blob0").await, Some(usage(3, 15)));
+}
+
+pub async fn the_horizon_sums_up(env: Env) {
+    for (name, end_epoch, size) in [("a", 5, 100), ("b", 9, 10), ("c", 5, 20), ("d", 0, 0)] {
+        let mut told = blob(name);
+        told.end_epoch = end_epoch;
+        told.size = size;
+        told.encoded_size = size * 6;
+        told.cost = 3;
+        let rows = [row(&format!("/{name}"), name, 0, 4)];
+        env.a.place(&told, &rows).await.unwrap();
+    }
+    let ends = env.b.horizon().await.unwrap();
+    let sums = |end: &walrusds::EndingIn| (end.end_epoch, end.blobs, end.bytes, end.encoded_bytes);
+    let told: Vec<_> = ends.iter().map(sums).collect();
+    assert_eq!(told, [(0, 1, 0, 0), (5, 2, 120, 720), (9, 1, 10, 60)]);
+    assert_eq!(
+        (ends[1].cost, ends[1].uncounted, ends[1].counted_at),
+        (6, 2, None)
+    );
+    count(&env, 2).await;
+    let ends = env.b.horizon().await.unwrap();
+    assert_eq!((ends[1].live, ends[1].uncounted), (usage(2, 8), 0));
+    assert!(ends[1].counted_at.is_some());
+}
+
+pub async fn epochs_are_shared(env: Env) {
+    let seen = |epoch, first, last| Sighting {
+        epoch,
+        first: time(first),
+        last: time(last),
+    };
+    assert_eq!(env.a.epochs().await.unwrap(), []);
+    env.a.saw_epochs(&[]).await.unwrap();
+    env.a
+        .saw_epochs(&[seen(8, 200, 210), seen(7, 100, 150)])
+        .await
+        .unwrap();
+    env.b.saw_epochs(&[seen(7, 120, 180)]).await.unwrap();
+    env.b.saw_epochs(&[seen(8, 190, 195)]).await.unwrap();
+    assert_eq!(
+        env.a.epochs().await.unwrap(),
+        [seen(7, 100, 180), seen(8, 190, 210)]
+    );
+    let many: Vec<_> = (100..300).map(|epoch| seen(epoch, 1, 2)).collect();
+    env.a.saw_epochs(&many).await.unwrap();
+    let latest = env.b.epochs().await.unwrap();
+    assert_eq!(latest.last(), Some(&seen(299, 1, 2)));
+    assert!(latest.len() >= 50 && latest.windows(2).all(|two| two[0].epoch < two[1].epoch));
+}
