@@ -176,31 +176,20 @@ async fn a_listing_merges_journal_and_index_in_pages() {
     store.commit(every(3, 2)).await.unwrap();
     // In both: indexed, and staged anew.
     store.commit(every(9, 0)).await.unwrap();
-    let keys_only = QueryOptions {
-        keys_only: true,
-        ..Default::default()
-    };
+    let keys_only = QueryOptions::default().with_keys_only(true);
     assert_eq!(keys(&store, keys_only.clone()).await, all);
-    let middle = QueryOptions {
-        offset: 1000,
-        limit: Some(2500),
-        ..keys_only.clone()
-    };
+    let middle = keys_only.clone().with_offset(1000).with_limit(Some(2500));
     assert_eq!(keys(&store, middle).await, all[1000..3500]);
-    let backwards = QueryOptions {
-        descending: true,
-        conditions: vec![KeyCondition::Less(all[4000].clone())],
-        offset: 10,
-        limit: Some(2500),
-        ..keys_only
-    };
+    let backwards = keys_only
+        .with_descending(true)
+        .with_conditions(vec![KeyCondition::Less(all[4000].clone())])
+        .with_offset(10)
+        .with_limit(Some(2500));
     let expected: Vec<String> = all[..3990].iter().rev().take(2500).cloned().collect();
     assert_eq!(keys(&store, backwards).await, expected);
-    let with_values = QueryOptions {
-        prefix: "/m".into(),
-        limit: Some(500),
-        ..Default::default()
-    };
+    let with_values = QueryOptions::default()
+        .with_prefix("/m")
+        .with_limit(Some(500));
     assert_eq!(keys(&store, with_values).await, all[..500]);
     store.close().await.unwrap();
 }

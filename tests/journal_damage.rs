@@ -228,12 +228,7 @@ async fn a_row_of_a_quilt_needs_no_proof_by_a_journal() {
     let node = node.crashed();
     drop(ds);
     // As a node of the Go plugin writes it.
-    let row = Record {
-        blob_id: "quilt".into(),
-        patch_id: Some("patch".into()),
-        size: 5000,
-        ..Record::default()
-    };
+    let row = Record::new("quilt", 0, 5000).with_patch_id(Some("patch".into()));
     node.parts.index.rows.lock().insert(key, row);
     let ds = node.open(BUSY);
     eventually("the block leaves", || metric(&ds, "journal_blocks") == 0).await;
