@@ -58,8 +58,11 @@ pub struct Error {
     kind: ErrorKind,
     retryable: bool,
     message: String,
-    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    source: Option<Cause>,
 }
+
+/// The cause behind an error.
+pub(crate) type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -106,11 +109,14 @@ impl Error {
     /// The same error with its cause, which must not hold a secret: programs log whole chains of
     /// errors.
     #[must_use]
-    pub(crate) fn caused_by(
-        mut self,
-        cause: impl std::error::Error + Send + Sync + 'static,
-    ) -> Self {
-        self.source = Some(Arc::new(cause));
+    pub(crate) fn caused_by(self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.with_source(Some(Arc::new(cause)))
+    }
+
+    /// As [`caused_by`](Self::caused_by), with a cause that is shared already, or none.
+    #[must_use]
+    pub(crate) fn with_source(mut self, cause: Option<Cause>) -> Self {
+        self.source = cause;
         self
     }
 

@@ -8,6 +8,8 @@
 
 #[macro_use]
 mod failpoint;
+#[macro_use]
+mod setters;
 
 mod backoff;
 mod buffer;

@@ -51,6 +51,7 @@ pub enum KeyCondition {
 
 /// The options of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QueryOptions {
     /// Only keys strictly below this one, in the sense of paths: `/a` lists `/a/b`, not `/a` nor
     /// `/ab`. Empty or `/` lists everything.
@@ -69,6 +70,16 @@ pub struct QueryOptions {
     /// Most entries to list; `None` = all.
     pub limit: Option<u64>,
 }
+
+setters! { QueryOptions {
+    with_prefix(prefix: impl Into<String>);
+    with_conditions(conditions: Vec<KeyCondition>);
+    with_descending(descending: bool);
+    with_keys_only(keys_only: bool);
+    without_sizes(without_sizes: bool);
+    with_offset(offset: u64);
+    with_limit(limit: Option<u64>);
+} }
 
 impl QueryOptions {
     /// The keys to list, as a range of the index.

@@ -164,21 +164,9 @@ async fn the_last_operation_on_a_key_wins() {
     assert_eq!(ds.get("/a").await.unwrap().unwrap(), &b"2"[..]);
     assert_eq!(ds.get("/b").await.unwrap(), None);
     assert_eq!(ds.get("/c").await.unwrap().unwrap(), &b"3"[..]);
-    assert_eq!(
-        ds.disk_usage().await.unwrap(),
-        Usage {
-            blocks: 2,
-            bytes: 2
-        }
-    );
+    assert_eq!(ds.disk_usage().await.unwrap(), Usage::new(2, 2));
     ds.close().await.unwrap();
-    assert_eq!(
-        *parts.index.usage.lock(),
-        Usage {
-            blocks: 2,
-            bytes: 2
-        }
-    );
+    assert_eq!(*parts.index.usage.lock(), Usage::new(2, 2));
 }
 
 #[tokio::test]
@@ -380,12 +368,7 @@ async fn rows_with_nonsense_are_errors() {
     let parts = Parts::default();
     let ds = parts.open("");
     for (offset, size) in [(-1, 5), (0, -5), (i64::MAX, i64::MAX)] {
-        let record = Record {
-            blob_id: "b".into(),
-            offset,
-            size,
-            ..Record::default()
-        };
+        let record = Record::new("b", offset, size);
         parts.index.rows.lock().insert("/k".into(), record);
         let err = ds.get("/k").await.unwrap_err();
         assert!(
@@ -403,13 +386,11 @@ async fn many_sizes_at_once_and_what_memory_knows_of_them() {
     ds.commit(vec![put("/a", b"1"), put("/empty", b""), put("/b", b"22")])
         .await
         .unwrap();
-    parts.index.rows.lock().insert(
-        "/nonsense".to_owned(),
-        Record {
-            offset: -1,
-            ..Record::default()
-        },
-    );
+    parts
+        .index
+        .rows
+        .lock()
+        .insert("/nonsense".to_owned(), Record::new("", -1, 0));
     assert_eq!(ds.peek_size("/a").unwrap(), None);
     assert_eq!(ds.peek_size("/a\0").unwrap(), Some(None));
     let keys = [
@@ -482,39 +463,25 @@ async fn queries_page_skip_and_limit() {
     ])
     .await
     .unwrap();
-    let below = |prefix: &str| QueryOptions {
-        prefix: prefix.into(),
-        keys_only: true,
-        ..QueryOptions::default()
+    let below = |prefix: &str| {
+        QueryOptions::default()
+            .with_prefix(prefix)
+            .with_keys_only(true)
     };
     assert_eq!(all_keys(&ds, below("")).await.len(), n + 3);
     let keys = all_keys(&ds, below("/p")).await;
     assert_eq!(keys.len(), n);
     assert!(keys.is_sorted());
-    let some = all_keys(
-        &ds,
-        QueryOptions {
-            offset: 4000,
-            limit: Some(7),
-            ..below("/p/")
-        },
-    )
-    .await;
+    let some = all_keys(&ds, below("/p/").with_offset(4000).with_limit(Some(7))).await;
     assert_eq!(
         some,
         (4000..4007)
             .map(|i| format!("/p/{i:05}"))
             .collect::<Vec<_>>()
     );
-    assert!(all_keys(
-        &ds,
-        QueryOptions {
-            offset: 9999,
-            ..below("/p")
-        }
-    )
-    .await
-    .is_empty());
+    assert!(all_keys(&ds, below("/p").with_offset(9999))
+        .await
+        .is_empty());
     ds.close().await.unwrap();
 }
 
@@ -548,12 +515,10 @@ async fn conditions_and_orders_are_the_index_s_work() {
         (vec![Equal(k()), NotEqual(k())], &[]),
         (vec![Equal("/b/2".into())], &[]),
     ] {
-        let mut options = QueryOptions {
-            prefix: "/a".into(),
-            conditions,
-            keys_only: true,
-            ..QueryOptions::default()
-        };
+        let mut options = QueryOptions::default()
+            .with_prefix("/a")
+            .with_conditions(conditions)
+            .with_keys_only(true);
         assert_eq!(
             all_keys(&ds, options.clone()).await,
             expected,
@@ -583,13 +548,11 @@ async fn what_is_skipped_is_not_fetched() {
             let before = parts.index.list_calls.load(SeqCst);
             let listed = all_keys(
                 &ds,
-                QueryOptions {
-                    keys_only: true,
-                    descending,
-                    offset,
-                    limit: Some(5),
-                    ..QueryOptions::default()
-                },
+                QueryOptions::default()
+                    .with_keys_only(true)
+                    .with_descending(descending)
+                    .with_offset(offset)
+                    .with_limit(Some(5)),
             )
             .await;
             let key = |i| format!("/{:05}", if descending { 39_999 - i } else { i });
@@ -599,10 +562,7 @@ async fn what_is_skipped_is_not_fetched() {
         }
     }
     for offset in [40_000, u64::MAX] {
-        let nothing = QueryOptions {
-            offset,
-            ..QueryOptions::default()
-        };
+        let nothing = QueryOptions::default().with_offset(offset);
         assert!(all_keys(&ds, nothing).await.is_empty());
     }
     ds.close().await.unwrap();

@@ -5,62 +5,29 @@ mod disk;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use disk::SmallDisk;
-use testkit::mem::{key_of, noise, Parts};
+use testkit::mem::{key_of, noise};
+use testkit::node::{files, log, metric, Node};
 use walrusds::{Config, ErrorKind, Op, WalrusDatastore, METRICS};
 
-/// Parts and a directory for the cache.
-struct Node {
-    parts: Parts,
-    dir: tempfile::TempDir,
+fn open(node: &Node) -> WalrusDatastore {
+    node.open_cached(&node.cache(), "")
 }
 
-impl Node {
-    fn new() -> Node {
-        Node {
-            parts: Parts::default(),
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
+/// Removes all blobs from Walrus.
+fn lose_walrus(node: &Node) {
+    node.parts.store.blobs.lock().clear();
+}
 
-    fn cache(&self) -> PathBuf {
-        self.dir.path().join("cache")
-    }
-
-    fn open(&self) -> WalrusDatastore {
-        self.open_at(&self.cache())
-    }
-
-    fn open_at(&self, cache: &Path) -> WalrusDatastore {
-        self.open_with(cache, "")
-    }
-
-    /// Without the cache in memory, which would answer first.
-    fn open_with(&self, cache: &Path, extra: &str) -> WalrusDatastore {
-        let cache = cache.display();
-        self.parts.open(&format!(
-            r#""cachePath":"{cache}","blobCacheBytes":-1,{extra}"#
-        ))
-    }
-
-    /// Removes all blobs from Walrus.
-    fn lose_walrus(&self) {
-        self.parts.store.blobs.lock().clear();
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.cache()).unwrap();
-        entries
-            .map(|e| e.unwrap().path())
-            .filter(|p| p.extension().is_some_and(|e| e == "blocks"))
-            .collect()
-    }
+/// The files of the cache.
+fn cached(node: &Node) -> Vec<PathBuf> {
+    files(&node.cache(), "blocks")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,15 +70,8 @@ async fn read_all(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
     }
 }
 
-fn metric(store: &WalrusDatastore, name: &str) -> u64 {
-    let all = store.metrics();
-    all.iter().find(|(n, _)| *n == name).unwrap().1
-}
-
 fn lines(store: &WalrusDatastore) -> Vec<String> {
-    std::iter::from_fn(|| store.next_log_line())
-        .map(|line| line.message)
-        .collect()
+    log(store).into_iter().map(|line| line.message).collect()
 }
 
 /// Reads until the cache answers all reads: the cache writes blocks in the background.
@@ -132,7 +92,7 @@ async fn warm(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
 async fn who_reads_in_order_asks_the_index_now_and_then() {
     let node = Node::new();
     let mut blocks = blocks(200);
-    let store = node.open();
+    let store = open(&node);
     put_all(&store, &blocks).await;
     {
         let rows = node.parts.index.rows.lock();
@@ -141,7 +101,7 @@ async fn who_reads_in_order_asks_the_index_now_and_then() {
     warm(&store, &blocks).await;
     store.close().await.unwrap();
 
-    let store = node.open();
+    let store = open(&node);
     let lookups = || node.parts.index.lookups.load(Relaxed);
     let before = lookups();
     for block in &blocks {
@@ -153,7 +113,7 @@ async fn who_reads_in_order_asks_the_index_now_and_then() {
     assert!(lookups() - before < 10, "{} lookups", lookups() - before);
 
     // Scattered reads: each block is looked up, and no further rows are fetched for it.
-    let store = node.open();
+    let store = open(&node);
     let before = lookups();
     for block in blocks.iter().step_by(3) {
         read_all(&store, std::slice::from_ref(block)).await;
@@ -166,14 +126,14 @@ async fn who_reads_in_order_asks_the_index_now_and_then() {
 async fn what_was_read_once_needs_no_walrus_after_a_restart() {
     let node = Node::new();
     let blocks = blocks(100);
-    let store = node.open();
+    let store = open(&node);
     put_all(&store, &blocks).await;
     assert_eq!(metric(&store, "disk_cache_bytes"), 0, "writes stay out");
     read_all(&store, &blocks).await;
     store.close().await.unwrap();
 
-    node.lose_walrus();
-    let store = node.open();
+    lose_walrus(&node);
+    let store = open(&node);
     read_all(&store, &blocks).await;
     assert_eq!(metric(&store, "disk_cache_hits"), 100);
     assert_eq!(metric(&store, "disk_cache_misses"), 0);
@@ -193,7 +153,7 @@ async fn what_was_read_once_needs_no_walrus_after_a_restart() {
 #[tokio::test]
 async fn keys_that_do_not_name_their_contents_are_not_cached() {
     let node = Node::new();
-    let store = node.open();
+    let store = open(&node);
     let value = noise(1, 500);
     let identity = {
         let mut multihash = vec![0, 100];
@@ -208,7 +168,7 @@ async fn keys_that_do_not_name_their_contents_are_not_cached() {
         assert_eq!(store.get(key).await.unwrap(), Some(other));
     }
     store.close().await.unwrap();
-    assert_eq!(node.files().len(), 0);
+    assert_eq!(cached(&node).len(), 0);
     assert_eq!(metric(&store, "disk_cache_misses"), 0);
 }
 
@@ -216,10 +176,10 @@ async fn keys_that_do_not_name_their_contents_are_not_cached() {
 async fn a_damaged_block_comes_from_walrus_and_is_cached_again() {
     let node = Node::new();
     let blocks = blocks(20);
-    let store = node.open();
+    let store = open(&node);
     put_all(&store, &blocks).await;
     warm(&store, &blocks).await;
-    let [file] = node.files().try_into().unwrap();
+    let [file] = cached(&node).try_into().unwrap();
     let whole = fs::read(&file).unwrap();
     let at = whole
         .windows(64)
@@ -238,7 +198,7 @@ async fn a_damaged_block_comes_from_walrus_and_is_cached_again() {
     open.set_len(0).unwrap();
     read_all(&store, &blocks).await;
     warm(&store, &blocks).await;
-    node.lose_walrus();
+    lose_walrus(&node);
     read_all(&store, &blocks).await;
     store.close().await.unwrap();
     assert_eq!(lines(&store).len(), 1, "one line per file");
@@ -248,7 +208,7 @@ async fn a_damaged_block_comes_from_walrus_and_is_cached_again() {
 async fn a_directory_deleted_under_the_node_comes_back_by_itself() {
     let node = Node::new();
     let blocks = blocks(50);
-    let store = node.open();
+    let store = open(&node);
     put_all(&store, &blocks).await;
     warm(&store, &blocks).await;
     fs::remove_dir_all(node.cache()).unwrap();
@@ -260,8 +220,8 @@ async fn a_directory_deleted_under_the_node_comes_back_by_itself() {
     }
     warm(&store, &blocks).await;
     store.close().await.unwrap();
-    node.lose_walrus();
-    let store = node.open();
+    lose_walrus(&node);
+    let store = open(&node);
     read_all(&store, &blocks).await;
     store.close().await.unwrap();
 }
@@ -270,10 +230,10 @@ async fn a_directory_deleted_under_the_node_comes_back_by_itself() {
 async fn two_datastores_on_one_directory_both_work() {
     let node = Node::new();
     let blocks = blocks(30);
-    let first = node.open();
+    let first = open(&node);
     put_all(&first, &blocks).await;
     warm(&first, &blocks).await;
-    let second = node.open();
+    let second = open(&node);
     read_all(&second, &blocks).await;
     read_all(&second, &blocks).await;
     assert_eq!(metric(&second, "disk_cache_hits"), 0);
@@ -291,7 +251,7 @@ async fn a_directory_that_cannot_be_used_costs_a_line_in_the_log() {
     let blocks = blocks(10);
     // A file in the way of the directory, which stops root too.
     fs::write(node.cache(), "a file").unwrap();
-    let store = node.open();
+    let store = open(&node);
     put_all(&store, &blocks).await;
     read_all(&store, &blocks).await;
     store.close().await.unwrap();
@@ -308,7 +268,7 @@ async fn a_read_only_disk_costs_a_line_in_the_log() {
     let node = Node::new();
     let blocks = blocks(10);
     disk.remount("ro");
-    let store = node.open_at(&disk.path().join("cache"));
+    let store = node.open_cached(&disk.path().join("cache"), "");
     put_all(&store, &blocks).await;
     read_all(&store, &blocks).await;
     store.close().await.unwrap();
@@ -326,7 +286,7 @@ async fn a_full_disk_stops_the_growth_and_nothing_else() {
     let blocks = blocks(200);
     let (before, after) = blocks.split_at(100);
     let cache = disk.path().join("cache");
-    let store = node.open_at(&cache);
+    let store = node.open_cached(&cache, "");
     put_all(&store, &blocks).await;
     warm(&store, before).await;
     disk.fill();
@@ -341,7 +301,7 @@ async fn a_full_disk_stops_the_growth_and_nothing_else() {
     assert!(metric(&store, "disk_cache_dropped") > 0);
 
     // Cached blocks are read on a full disk, too; once there is space, the cache grows again.
-    let store = node.open_at(&cache);
+    let store = node.open_cached(&cache, "");
     let hits = metric(&store, "disk_cache_hits");
     read_all(&store, before).await;
     assert_eq!(metric(&store, "disk_cache_hits") - hits, 100);
@@ -354,7 +314,7 @@ async fn a_full_disk_stops_the_growth_and_nothing_else() {
 async fn many_readers_share_a_cache_too_small_for_all() {
     let node = Node::new();
     let blocks = Arc::new(blocks(300));
-    let store = node.open_with(&node.cache(), r#""cacheBytes":200000,"#);
+    let store = node.open_cached(&node.cache(), r#""cacheBytes":200000,"#);
     let store = Arc::new(store);
     put_all(&store, &blocks).await;
     let readers: Vec<_> = (0..16)
@@ -374,7 +334,7 @@ async fn many_readers_share_a_cache_too_small_for_all() {
     store.close().await.unwrap();
     assert_eq!(metric(&store, "disk_cache_errors"), 0);
     assert!(metric(&store, "disk_cache_evictions") > 0);
-    let files = node.files();
+    let files = cached(&node);
     let bytes: u64 = files.iter().map(|f| fs::metadata(f).unwrap().len()).sum();
     assert!(bytes <= 200_000, "{bytes}");
     assert_eq!(bytes, metric(&store, "disk_cache_bytes"));

@@ -125,10 +125,7 @@ async fn a_node_with_a_journal_is_looked_at_while_it_works_and_while_it_rests() 
     look(&inspection, &key, &value).await;
     assert_eq!(inspection.index().get(&staged).await.unwrap(), None);
     let row = inspection.index().get(&key).await.unwrap().unwrap();
-    let row = KeyRecord {
-        key: "/new".to_owned(),
-        record: row,
-    };
+    let row = KeyRecord::new("/new", row);
     let written = inspection.index().put(&row).await;
     assert_eq!(written.unwrap_err().kind(), ErrorKind::Config);
     inspection.close().await.unwrap();

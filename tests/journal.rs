@@ -1,90 +1,30 @@
 //! The write journal, on an index and a blob store in memory.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use testkit::eventually;
-use testkit::mem::{key_of, noise, Parts};
+use testkit::mem::{key_of, noise};
+use testkit::node::{metric, Node, IDLE};
 use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, WalrusDatastore};
 
-/// A journal that uploads nothing unless told to: by size, by pressure or at close.
-struct Node {
-    parts: Parts,
-    dir: tempfile::TempDir,
+/// Opens a journal that uploads nothing unless told to: by size, by pressure or at close.
+async fn open(node: &Node, extra: &str) -> Arc<WalrusDatastore> {
+    node.reopen(&format!("{extra}{IDLE}")).await
 }
 
-impl Node {
-    fn new() -> Self {
-        Node {
-            parts: Parts::default(),
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.dir.path().join("journal")
-    }
-
-    fn config(&self, extra: &str) -> String {
-        format!(
-            r#"{extra}"journalPath":"{}","packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"#,
-            self.journal().display()
-        )
-    }
-
-    /// Opens; a dropped datastore releases its journal within moments.
-    async fn open(&self, extra: &str) -> WalrusDatastore {
-        let started = Instant::now();
-        loop {
-            match self.parts.try_open(&self.config(extra)) {
-                Ok(store) => return store,
-                Err(e)
-                    if e.kind() == ErrorKind::Locked && started.elapsed() < testkit::PATIENCE =>
-                {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                Err(e) => panic!("{e}"),
-            }
-        }
-    }
-
-    /// Opens, and finds the block.
-    async fn holds(&self, key: &str, value: &Bytes) {
-        let store = self.open("").await;
-        assert_eq!(store.get(key).await.unwrap().unwrap(), *value);
-        store.close().await.unwrap();
-    }
-
-    /// The state that a kill leaves: the files as they are now, in a journal of their own.
-    fn crashed_copy(&self) -> Node {
-        let copy = Node {
-            parts: self.parts.clone(),
-            dir: tempfile::tempdir().unwrap(),
-        };
-        fs::create_dir_all(copy.journal()).unwrap();
-        for file in segments(&self.journal()) {
-            fs::copy(&file, copy.journal().join(file.file_name().unwrap())).unwrap();
-        }
-        copy
-    }
-
-    fn uploads(&self) -> usize {
-        self.parts.store.puts.load(SeqCst)
-    }
+/// Opens, and finds the block.
+async fn holds(node: &Node, key: &str, value: &Bytes) {
+    let store = open(node, "").await;
+    assert_eq!(store.get(key).await.unwrap().unwrap(), *value);
+    store.close().await.unwrap();
 }
 
-fn segments(dir: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.extension().is_some_and(|e| e == "segment"))
-        .collect();
-    all.sort();
-    all
+fn uploads(node: &Node) -> usize {
+    node.parts.store.puts.load(SeqCst)
 }
 
 /// Where `value` ends in a segment.
@@ -117,15 +57,10 @@ fn blocks(n: u64) -> Vec<(String, Bytes)> {
         .collect()
 }
 
-fn metric(store: &WalrusDatastore, name: &str) -> u64 {
-    let all = store.metrics();
-    all.iter().find(|(n, _)| *n == name).unwrap().1
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_is_local_and_everything_sees_it() {
     let node = Node::new();
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     let blocks = blocks(100);
     for (key, value) in &blocks[..50] {
         store.put(key, value.clone()).await.unwrap();
@@ -135,7 +70,7 @@ async fn a_put_is_local_and_everything_sees_it() {
         .commit(batch.map(|(k, v)| Op::Put(k, v)).collect())
         .await
         .unwrap();
-    assert_eq!(node.uploads(), 0);
+    assert_eq!(uploads(&node), 0);
     for (key, value) in &blocks {
         assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
         assert!(store.has(key).await.unwrap());
@@ -148,10 +83,10 @@ async fn a_put_is_local_and_everything_sees_it() {
     assert_eq!(usage.blocks, 100);
     store.close().await.unwrap();
 
-    assert_eq!(node.uploads(), 1, "one pack for all of it");
+    assert_eq!(uploads(&node), 1, "one pack for all of it");
     assert_eq!(node.parts.index.rows.lock().len(), 100);
-    assert!(segments(&node.journal()).is_empty());
-    let store = node.open("").await;
+    assert!(node.segments().is_empty());
+    let store = open(&node, "").await;
     for (key, value) in &blocks {
         assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
     }
@@ -163,7 +98,7 @@ async fn a_put_is_local_and_everything_sees_it() {
 async fn a_listing_merges_journal_and_index_in_pages() {
     let node = Node::new();
     let all: Vec<String> = (0..6000).map(|i| format!("/m/{i:05}")).collect();
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     let every = |step: usize, from: usize| {
         let ops = all.iter().skip(from).step_by(step);
         ops.map(|k| Op::Put(k.clone(), Bytes::from(k.clone())))
@@ -171,36 +106,25 @@ async fn a_listing_merges_journal_and_index_in_pages() {
     };
     store.commit(every(3, 0)).await.unwrap();
     store.close().await.unwrap();
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     store.commit(every(3, 1)).await.unwrap();
     store.commit(every(3, 2)).await.unwrap();
     // In both: indexed, and staged anew.
     store.commit(every(9, 0)).await.unwrap();
-    let keys_only = QueryOptions {
-        keys_only: true,
-        ..Default::default()
-    };
+    let keys_only = QueryOptions::default().with_keys_only(true);
     assert_eq!(keys(&store, keys_only.clone()).await, all);
-    let middle = QueryOptions {
-        offset: 1000,
-        limit: Some(2500),
-        ..keys_only.clone()
-    };
+    let middle = keys_only.clone().with_offset(1000).with_limit(Some(2500));
     assert_eq!(keys(&store, middle).await, all[1000..3500]);
-    let backwards = QueryOptions {
-        descending: true,
-        conditions: vec![KeyCondition::Less(all[4000].clone())],
-        offset: 10,
-        limit: Some(2500),
-        ..keys_only
-    };
+    let backwards = keys_only
+        .with_descending(true)
+        .with_conditions(vec![KeyCondition::Less(all[4000].clone())])
+        .with_offset(10)
+        .with_limit(Some(2500));
     let expected: Vec<String> = all[..3990].iter().rev().take(2500).cloned().collect();
     assert_eq!(keys(&store, backwards).await, expected);
-    let with_values = QueryOptions {
-        prefix: "/m".into(),
-        limit: Some(500),
-        ..Default::default()
-    };
+    let with_values = QueryOptions::default()
+        .with_prefix("/m")
+        .with_limit(Some(500));
     assert_eq!(keys(&store, with_values).await, all[..500]);
     store.close().await.unwrap();
 }
@@ -208,7 +132,7 @@ async fn a_listing_merges_journal_and_index_in_pages() {
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_puts_share_syncs_and_packs() {
     let node = Node::new();
-    let store = Arc::new(node.open("").await);
+    let store = open(&node, "").await;
     let mut tasks = Vec::new();
     for (key, value) in blocks(2000) {
         let store = Arc::clone(&store);
@@ -222,13 +146,13 @@ async fn concurrent_puts_share_syncs_and_packs() {
     assert!(metric(&store, "journal_syncs") < 1000);
     assert_eq!(metric(&store, "journal_blocks"), 2000);
     store.close().await.unwrap();
-    assert_eq!(node.uploads(), 1);
+    assert_eq!(uploads(&node), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_pack_leaves_at_once() {
     let node = Node::new();
-    let store = node.open(r#""packTargetSizeBytes":10000,"#).await;
+    let store = open(&node, r#""packTargetSizeBytes":10000,"#).await;
     for (key, value) in blocks(200) {
         store.put(&key, value).await.unwrap();
     }
@@ -236,7 +160,7 @@ async fn a_full_pack_leaves_at_once() {
         metric(&store, "journal_bytes") < 10_000
     })
     .await;
-    assert!(node.uploads() >= 2);
+    assert!(uploads(&node) >= 2);
     assert!(
         metric(&store, "journal_blocks") > 0,
         "the rest waits for company"
@@ -250,14 +174,14 @@ async fn a_full_pack_leaves_at_once() {
 async fn idle_and_old_blocks_leave_on_their_own() {
     for setting in ["packIdleFlushSeconds", "packMaxAgeSeconds"] {
         let node = Node::new();
-        let config = node.config("").replace(
+        let soon = IDLE.replace(
             &format!(r#""{setting}":3600"#),
             &format!(r#""{setting}":1"#),
         );
-        let store = node.parts.try_open(&config).unwrap();
+        let store = node.open(&soon);
         store.put("/k", Bytes::from_static(b"v")).await.unwrap();
         eventually(setting, || metric(&store, "journal_blocks") == 0).await;
-        assert_eq!(node.uploads(), 1);
+        assert_eq!(uploads(&node), 1);
         store.close().await.unwrap();
     }
 }
@@ -265,7 +189,7 @@ async fn idle_and_old_blocks_leave_on_their_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_survives_a_kill() {
     let node = Node::new();
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     let blocks = blocks(300);
     for (key, value) in &blocks[..100] {
         store.put(key, value.clone()).await.unwrap();
@@ -278,8 +202,8 @@ async fn what_was_acknowledged_survives_a_kill() {
     store.delete(&blocks[7].0).await.unwrap();
     store.put("/over", Bytes::from_static(b"1")).await.unwrap();
     store.put("/over", Bytes::from_static(b"2")).await.unwrap();
-    let after = node.crashed_copy();
-    let reopened = after.open("").await;
+    let after = node.crashed();
+    let reopened = open(&after, "").await;
     for (i, (key, value)) in blocks.iter().enumerate() {
         let expected = (i != 7).then_some(value);
         assert_eq!(reopened.get(key).await.unwrap().as_ref(), expected, "{i}");
@@ -288,10 +212,10 @@ async fn what_was_acknowledged_survives_a_kill() {
     reopened.close().await.unwrap();
     assert_eq!(node.parts.index.rows.lock().len(), 300);
     // The node that was taken for dead closes only now: it stores nothing twice.
-    let uploads = node.uploads();
+    let before = uploads(&node);
     store.close().await.unwrap();
     assert!(
-        node.uploads() <= uploads + 1,
+        uploads(&node) <= before + 1,
         "only the key that names no content"
     );
 }
@@ -299,26 +223,26 @@ async fn what_was_acknowledged_survives_a_kill() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_torn_end_loses_only_what_was_not_acknowledged() {
     let node = Node::new();
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     store.put("/kept", noise(1, 300)).await.unwrap();
     let pair = vec![
         Op::Put("/a".into(), noise(2, 300)),
         Op::Put("/b".into(), noise(3, 300)),
     ];
     store.commit(pair).await.unwrap();
-    let file = fs::read(&segments(&node.journal())[0]).unwrap();
+    let file = fs::read(&node.segments()[0]).unwrap();
     let (whole, end) = (end_of(&file, &noise(1, 300)), end_of(&file, &noise(3, 300)));
     assert!(whole < end && end < file.len(), "zeroes follow");
     for cut in (whole..=end).step_by(13).chain([end]) {
         for zeroed in [false, true] {
-            let after = node.crashed_copy();
-            let path = &segments(&after.journal())[0];
+            let after = node.crashed();
+            let path = &after.segments()[0];
             let mut torn = file[..cut].to_vec();
             if zeroed {
                 torn.resize(file.len(), 0);
             }
             fs::write(path, torn).unwrap();
-            let store = after.open(r#""drainTimeoutSeconds":0,"#).await;
+            let store = open(&after, r#""drainTimeoutSeconds":0,"#).await;
             assert!(store.has("/kept").await.unwrap());
             let both = [
                 store.has("/a").await.unwrap(),
@@ -329,7 +253,7 @@ async fn a_torn_end_loses_only_what_was_not_acknowledged() {
             // The journal goes on from there.
             store.put("/c", noise(4, 10)).await.unwrap();
             store.close().await.unwrap();
-            let store = after.open(r#""drainTimeoutSeconds":0,"#).await;
+            let store = open(&after, r#""drainTimeoutSeconds":0,"#).await;
             assert_eq!(store.get("/kept").await.unwrap().unwrap(), noise(1, 300));
             assert_eq!(store.get("/c").await.unwrap().unwrap(), noise(4, 10));
             store.close().await.unwrap();
@@ -341,12 +265,12 @@ async fn a_torn_end_loses_only_what_was_not_acknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_is_told_and_never_served() {
     let node = Node::new();
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     let (good, bad) = (noise(1, 5000), noise(2, 5000));
     store.put("/bad", bad.clone()).await.unwrap();
     store.put("/good", good.clone()).await.unwrap();
     // A bit flips in the middle of a value that is staged.
-    let path = &segments(&node.journal())[0];
+    let path = &node.segments()[0];
     let mut file = fs::read(path).unwrap();
     let at = file.windows(100).position(|w| w == &bad[200..300]).unwrap();
     file[at] ^= 1;
@@ -365,12 +289,12 @@ const SMALL_FILES: &str = r#""journalMaxBytes":300000,"drainTimeoutSeconds":0,"#
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_older_file_is_refused_by_name() {
     let node = Node::new();
-    let store = node.open(SMALL_FILES).await;
+    let store = open(&node, SMALL_FILES).await;
     for i in 0..20 {
         store.put(&format!("/{i}"), noise(i, 5000)).await.unwrap();
     }
     store.close().await.unwrap();
-    let files = segments(&node.journal());
+    let files = node.segments();
     assert!(files.len() > 3);
     type Damage = fn(&mut Vec<u8>);
     let damages: [(&str, Damage); 5] = [
@@ -385,24 +309,24 @@ async fn a_damaged_older_file_is_refused_by_name() {
         ("zeroes in the middle", |bytes| bytes[64..].fill(0)),
     ];
     for (what, damage) in damages {
-        let after = node.crashed_copy();
-        let file = &segments(&after.journal())[1];
+        let after = node.crashed();
+        let file = &after.segments()[1];
         let mut bytes = fs::read(file).unwrap();
         damage(&mut bytes);
         fs::write(file, bytes).unwrap();
-        let e = after.parts.try_open(&after.config("")).err().expect(what);
+        let e = after.try_open(IDLE).err().expect(what);
         assert_eq!(e.kind(), ErrorKind::Corrupt, "{what}");
         let name = file.file_name().unwrap().to_str().unwrap();
         assert!(e.message().contains(name), "{what}: {e}");
     }
     // Damaged contents tables are dispensable: the frames are all there.
-    let after = node.crashed_copy();
-    let file = &segments(&after.journal())[1];
+    let after = node.crashed();
+    let file = &after.segments()[1];
     let mut bytes = fs::read(file).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::write(file, bytes).unwrap();
-    let store = after.open(SMALL_FILES).await;
+    let store = open(&after, SMALL_FILES).await;
     for i in 0..20 {
         let value = store.get(&format!("/{i}")).await.unwrap();
         assert_eq!(value, Some(noise(i, 5000)));
@@ -414,21 +338,21 @@ async fn a_damaged_older_file_is_refused_by_name() {
 async fn opens_that_follow_each_other_go_on_in_one_file() {
     let node = Node::new();
     for i in 0..20 {
-        let store = node.open(r#""drainTimeoutSeconds":0,"#).await;
+        let store = open(&node, r#""drainTimeoutSeconds":0,"#).await;
         store.put(&format!("/{i}"), noise(i, 500)).await.unwrap();
         store.close().await.unwrap();
     }
-    let files = segments(&node.journal());
+    let files = node.segments();
     assert_eq!(files.len(), 1);
     assert_eq!(fs::metadata(&files[0]).unwrap().len(), 64 << 10, "small");
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     assert_eq!(metric(&store, "journal_disk_bytes"), 64 << 10);
     for i in 0..20 {
         let value = store.get(&format!("/{i}")).await.unwrap();
         assert_eq!(value, Some(noise(i, 500)));
     }
     store.close().await.unwrap();
-    assert_eq!(node.uploads(), 1);
+    assert_eq!(uploads(&node), 1);
 }
 
 /// Segments as the first version of the layout wrote them: a head of 16 bytes, no zeroes, no
@@ -436,12 +360,12 @@ async fn opens_that_follow_each_other_go_on_in_one_file() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_of_the_first_layout_is_read() {
     let node = Node::new();
-    let store = node.open(SMALL_FILES).await;
+    let store = open(&node, SMALL_FILES).await;
     for i in 0..8 {
         store.put(&format!("/{i}"), noise(i, 5000)).await.unwrap();
     }
     store.close().await.unwrap();
-    for (i, file) in segments(&node.journal()).iter().enumerate() {
+    for (i, file) in node.segments().iter().enumerate() {
         let bytes = fs::read(file).unwrap();
         let last = (0..8).filter_map(|i| {
             let value = noise(i, 5000);
@@ -454,12 +378,12 @@ async fn a_journal_of_the_first_layout_is_read() {
         fs::write(file, old).unwrap();
     }
     // A torn end, as a crash leaves it.
-    let newest = segments(&node.journal()).pop().unwrap();
+    let newest = node.segments().pop().unwrap();
     let mut bytes = fs::read(&newest).unwrap();
     bytes.extend_from_slice(&bytes.clone()[16..50]);
     fs::write(&newest, bytes).unwrap();
     for round in 0..2 {
-        let store = node.open(SMALL_FILES).await;
+        let store = open(&node, SMALL_FILES).await;
         for i in 0..8 {
             let value = store.get(&format!("/{i}")).await.unwrap();
             assert_eq!(value, Some(noise(i, 5000)), "round {round}");
@@ -467,29 +391,29 @@ async fn a_journal_of_the_first_layout_is_read() {
         store.put("/new", noise(99, 100)).await.unwrap();
         store.close().await.unwrap();
     }
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     store.close().await.unwrap();
     assert_eq!(node.parts.index.rows.lock().len(), 9);
-    assert!(segments(&node.journal()).is_empty());
+    assert!(node.segments().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_journal_belongs_to_one_datastore() {
     let node = Node::new();
-    let store = node.open("").await;
-    let e = node.parts.try_open(&node.config("")).err().unwrap();
+    let store = open(&node, "").await;
+    let e = node.try_open(IDLE).err().unwrap();
     assert_eq!(e.kind(), ErrorKind::Locked);
     assert!(e.message().contains("journalPath"), "{e}");
     store.close().await.unwrap();
     drop(store);
-    node.open("").await.close().await.unwrap();
+    open(&node, "").await.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_wins_over_the_upload_under_way() {
     let node = Node::new();
     node.parts.store.put_ms.store(300, SeqCst);
-    let store = node.open(r#""packTargetSizeBytes":1,"#).await;
+    let store = open(&node, r#""packTargetSizeBytes":1,"#).await;
     store.put("/gone", noise(1, 50)).await.unwrap();
     store.put("/back", noise(2, 50)).await.unwrap();
     let running = || node.parts.store.puts_running.load(SeqCst);
@@ -498,10 +422,10 @@ async fn a_deletion_wins_over_the_upload_under_way() {
     store.delete("/back").await.unwrap();
     store.put("/back", noise(3, 50)).await.unwrap();
     assert!(!store.has("/gone").await.unwrap());
-    let after = node.crashed_copy();
+    let after = node.crashed();
     store.close().await.unwrap();
     assert!(!node.parts.index.rows.lock().contains_key("/gone"));
-    let store = after.open("").await;
+    let store = open(&after, "").await;
     assert!(!store.has("/gone").await.unwrap(), "nor after a kill");
     assert_eq!(store.get("/back").await.unwrap().unwrap(), noise(3, 50));
     store.close().await.unwrap();
@@ -511,7 +435,7 @@ async fn a_deletion_wins_over_the_upload_under_way() {
 async fn a_deletion_that_failed_and_removed_the_row_does_not_lose_the_block() {
     let node = Node::new();
     let (value, key) = (noise(1, 50), key_of(&noise(1, 50)));
-    let store = node.open(r#""packTargetSizeBytes":1,"#).await;
+    let store = open(&node, r#""packTargetSizeBytes":1,"#).await;
     // Indexed, and not read back yet, so that the journal has it still.
     let held = node.parts.store.hold_reads.write().await;
     store.put(&key, value.clone()).await.unwrap();
@@ -526,14 +450,14 @@ async fn a_deletion_that_failed_and_removed_the_row_does_not_lose_the_block() {
     drop(held);
     store.close().await.unwrap();
     assert!(indexed());
-    node.holds(&key, &value).await;
+    holds(&node, &key, &value).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_comes_after_a_deletion_that_was_given_up() {
     let node = Node::new();
     let (value, key) = (noise(1, 50), key_of(&noise(1, 50)));
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     store.put(&key, value.clone()).await.unwrap();
     node.parts.index.write_ms.store(200, SeqCst);
     let given_up = tokio::time::timeout(Duration::from_millis(20), store.delete(&key));
@@ -541,14 +465,14 @@ async fn a_put_comes_after_a_deletion_that_was_given_up() {
     store.put(&key, value.clone()).await.unwrap();
     node.parts.index.write_ms.store(0, SeqCst);
     store.close().await.unwrap();
-    node.holds(&key, &value).await;
+    holds(&node, &key, &value).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_journal_holds_writers_up_and_loses_nothing() {
     let node = Node::new();
     node.parts.store.fail_puts.store(true, SeqCst);
-    let store = Arc::new(node.open(r#""journalMaxBytes":100000,"#).await);
+    let store = open(&node, r#""journalMaxBytes":100000,"#).await;
     let blocks: Vec<_> = (0..40).map(|i| noise(i, 10_000)).collect();
     let writing = tokio::spawn({
         let (store, blocks) = (Arc::clone(&store), blocks.clone());
@@ -593,7 +517,7 @@ async fn outages_of_publisher_and_index_do_not_fail_writes() {
     let node = Node::new();
     node.parts.store.fail_puts.store(true, SeqCst);
     node.parts.index.fail_puts.store(true, SeqCst);
-    let store = node.open(r#""packTargetSizeBytes":1,"#).await;
+    let store = open(&node, r#""packTargetSizeBytes":1,"#).await;
     let blocks = blocks(20);
     for (key, value) in &blocks {
         store.put(key, value.clone()).await.unwrap();
@@ -610,44 +534,44 @@ async fn outages_of_publisher_and_index_do_not_fail_writes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_stored_already_is_neither_journalled_nor_uploaded() {
     let node = Node::new();
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     let blocks = blocks(50);
     let batch = || blocks.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
     store.commit(batch().collect()).await.unwrap();
     store.commit(batch().collect()).await.unwrap();
     assert_eq!(metric(&store, "blocks_known"), 50, "staged already");
     store.close().await.unwrap();
-    let uploads = node.uploads();
-    let store = node.open("").await;
+    let before = uploads(&node);
+    let store = open(&node, "").await;
     store.commit(batch().collect()).await.unwrap();
     assert_eq!(metric(&store, "blocks_known"), 50, "indexed already");
     assert_eq!(metric(&store, "journal_blocks"), 0);
     store.close().await.unwrap();
-    assert_eq!(node.uploads(), uploads);
+    assert_eq!(uploads(&node), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn close_leaves_what_it_cannot_drain_for_the_next_open() {
     let node = Node::new();
     node.parts.store.put_ms.store(u64::from(u32::MAX), SeqCst);
-    let store = node.open(r#""drainTimeoutSeconds":1,"#).await;
+    let store = open(&node, r#""drainTimeoutSeconds":1,"#).await;
     store.put("/k", noise(1, 100)).await.unwrap();
     // The upload would take weeks longer than the wait of this test.
     store.close().await.unwrap();
-    assert_eq!(segments(&node.journal()).len(), 1);
+    assert_eq!(node.segments().len(), 1);
     node.parts.store.put_ms.store(0, SeqCst);
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     assert_eq!(store.get("/k").await.unwrap().unwrap(), noise(1, 100));
     store.close().await.unwrap();
     assert!(node.parts.index.rows.lock().contains_key("/k"));
-    assert!(segments(&node.journal()).is_empty());
+    assert!(node.segments().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pack_too_large_for_the_publisher_is_split() {
     let node = Node::new();
     node.parts.store.max_body.store(1000, SeqCst);
-    let store = node.open("").await;
+    let store = open(&node, "").await;
     for (key, value) in blocks(50) {
         store.put(&key, value).await.unwrap();
     }

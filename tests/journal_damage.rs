@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
@@ -10,84 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use testkit::mem::{key_of, noise, Parts};
+use testkit::node::{damage, files, log, metric, Node, BUSY, IDLE};
 use testkit::{eventually, PATIENCE};
 use walrusds::log::Level;
 use walrusds::{Config, ErrorKind, Op, Record, WalrusDatastore};
 
-/// A journal that uploads nothing by itself.
-const IDLE: &str = r#""packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"#;
-/// A journal that uploads all blocks soon.
-const BUSY: &str = r#""packIdleFlushSeconds":1,"packMaxAgeSeconds":1,"#;
-
-struct Node {
-    parts: Parts,
-    dir: tempfile::TempDir,
-}
-
-impl Node {
-    fn new() -> Node {
-        Node {
-            parts: Parts::default(),
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.dir.path().join("journal")
-    }
-
-    fn open(&self, extra: &str) -> Arc<WalrusDatastore> {
-        let path = self.journal();
-        let config = format!(r#"{extra}"journalPath":"{}","#, path.display());
-        Arc::new(self.parts.try_open(&config).unwrap())
-    }
-
-    /// Flips a bit of the first place where the bytes lie in a segment.
-    fn damage(&self, what: &[u8]) {
-        for path in files(&self.journal(), "segment") {
-            let file = fs::read(&path).unwrap();
-            if let Some(at) = file.windows(what.len()).position(|w| w == what) {
-                let writing = fs::OpenOptions::new().write(true).open(&path).unwrap();
-                writing.write_all_at(&[file[at] ^ 1], at as u64).unwrap();
-                return;
-            }
-        }
-        panic!("not in the journal");
-    }
-
-    /// The state that a kill leaves: the files as they are now.
-    fn crashed(&self) -> Node {
-        let copy = Node {
-            parts: self.parts.clone(),
-            dir: tempfile::tempdir().unwrap(),
-        };
-        fs::create_dir_all(copy.journal()).unwrap();
-        for file in files(&self.journal(), "segment") {
-            fs::copy(&file, copy.journal().join(file.file_name().unwrap())).unwrap();
-        }
-        copy
-    }
-}
-
-fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let all = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
-    let mut all: Vec<_> = all
-        .filter(|p| p.extension().is_some_and(|x| x == ending))
-        .collect();
-    all.sort();
-    all
-}
-
-fn metric(ds: &WalrusDatastore, name: &str) -> u64 {
-    ds.metrics()
-        .into_iter()
-        .find(|(n, _)| *n == name)
-        .unwrap()
-        .1
-}
-
 fn lines(ds: &WalrusDatastore) -> Vec<(Level, String)> {
-    let lines = std::iter::from_fn(|| ds.next_log_line());
+    let lines = log(ds).into_iter();
     lines.map(|line| (line.level, line.message)).collect()
 }
 
@@ -128,15 +56,12 @@ async fn a_damaged_block_holds_nothing_up_and_can_be_put_again() {
     assert!(error.message().contains(&key), "{error}");
     // The answer is not required: Kubo may ask before it puts.
     assert!(!ds.has(&key).await.unwrap());
-    eventually("its file is set aside", || {
-        files(&node.journal(), "damaged").len() == 1
-    })
-    .await;
+    eventually("its file is set aside", || node.put_aside().len() == 1).await;
     ds.put(&key, bad.clone()).await.unwrap();
     assert_eq!(ds.get(&key).await.unwrap().unwrap(), bad);
     ds.close().await.unwrap();
     assert!(node.parts.index.rows.lock().contains_key(&key));
-    assert!(files(&node.journal(), "segment").is_empty());
+    assert!(node.segments().is_empty());
     // The next start logs that a block is left for the operator.
     let ds = node.open(BUSY);
     assert!(has_error(&lines(&ds), &[".damaged"]));
@@ -175,7 +100,7 @@ async fn a_damaged_block_that_is_deleted_is_gone() {
     ds.delete(&key).await.unwrap();
     assert_eq!(ds.get(&key).await.unwrap(), None);
     ds.close().await.unwrap();
-    assert!(files(&node.journal(), "segment").is_empty());
+    assert!(node.segments().is_empty());
 }
 
 /// A node that ended after its row was written and before its blob was read back, and that blob's
@@ -228,12 +153,7 @@ async fn a_row_of_a_quilt_needs_no_proof_by_a_journal() {
     let node = node.crashed();
     drop(ds);
     // As a node of the Go plugin writes it.
-    let row = Record {
-        blob_id: "quilt".into(),
-        patch_id: Some("patch".into()),
-        size: 5000,
-        ..Record::default()
-    };
+    let row = Record::new("quilt", 0, 5000).with_patch_id(Some("patch".into()));
     node.parts.index.rows.lock().insert(key, row);
     let ds = node.open(BUSY);
     eventually("the block leaves", || metric(&ds, "journal_blocks") == 0).await;
@@ -463,6 +383,19 @@ async fn open_repo(repo: &Path, index: &Path, extra: &str) -> walrusds::Result<W
     WalrusDatastore::open(Config::from_json(&config).unwrap(), repo).await
 }
 
+/// Makes a repo with a block in its journal `j`; returns key and value of the block, and the
+/// setting that names the journal, for any repo.
+async fn repo_with_a_block(repo: &Path) -> (String, Bytes, String) {
+    let with = format!(r#""journalPath":"{}","#, repo.join("j").display());
+    let value = noise(1, 1000);
+    let key = key_of(&value);
+    let ds = open_repo(repo, Path::new("i.sqlite"), r#""journalPath":"j","#);
+    let ds = ds.await.unwrap();
+    ds.put(&key, value.clone()).await.unwrap();
+    ds.close().await.unwrap();
+    (key, value, with)
+}
+
 fn refused(opened: walrusds::Result<WalrusDatastore>, words: &[&str]) {
     let Err(error) = opened else {
         panic!("it was opened");
@@ -476,14 +409,8 @@ fn refused(opened: walrusds::Result<WalrusDatastore>, words: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_belongs_to_one_table() {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let journal = a.path().join("j");
-    let with = format!(r#""journalPath":"{}","#, journal.display());
+    let (key, value, with) = repo_with_a_block(a.path()).await;
     let own = Path::new("i.sqlite");
-    let value = noise(1, 1000);
-    let key = key_of(&value);
-    let ds = open_repo(a.path(), own, &with).await.unwrap();
-    ds.put(&key, value.clone()).await.unwrap();
-    ds.close().await.unwrap();
 
     // Another repo's index, and another table of the same one.
     refused(
@@ -529,21 +456,9 @@ async fn a_journal_belongs_to_one_table() {
 async fn damage_does_not_pass_to_the_next_table() {
     for looked_at in [true, false] {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let journal = a.path().join("j");
-        let with = format!(r#""journalPath":"{}","#, journal.display());
+        let (key, value, with) = repo_with_a_block(a.path()).await;
         let own = Path::new("i.sqlite");
-        let value = noise(1, 1000);
-        let key = key_of(&value);
-        let ds = open_repo(a.path(), own, &with).await.unwrap();
-        ds.put(&key, value.clone()).await.unwrap();
-        ds.close().await.unwrap();
-        let [path] = &files(&journal, "segment")[..] else {
-            panic!("one file");
-        };
-        let bytes = fs::read(path).unwrap();
-        let at = bytes.windows(1000).position(|w| w == &value[..]).unwrap() + 500;
-        let writing = fs::OpenOptions::new().write(true).open(path).unwrap();
-        writing.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+        damage(&a.path().join("j"), &value);
         if looked_at {
             let ds = open_repo(a.path(), own, &with).await.unwrap();
             ds.get(&key).await.unwrap_err();
@@ -558,15 +473,6 @@ async fn damage_does_not_pass_to_the_next_table() {
         assert_eq!(ds.get(&key).await.unwrap(), None, "{looked_at}");
         ds.close().await.unwrap();
     }
-}
-
-/// A repo with a block in its journal `j`.
-async fn repo_with_a_block(repo: &Path) {
-    let ds = open_repo(repo, Path::new("i.sqlite"), r#""journalPath":"j","#);
-    let ds = ds.await.unwrap();
-    let value = noise(1, 1000);
-    ds.put(&key_of(&value), value).await.unwrap();
-    ds.close().await.unwrap();
 }
 
 fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {

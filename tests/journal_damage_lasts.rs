@@ -3,108 +3,24 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
 use testkit::eventually;
-use testkit::mem::{key_of, noise, Parts};
+use testkit::mem::{key_of, noise};
+use testkit::node::{log, metric, Node, BUSY};
 use walrusds::log::Level;
 use walrusds::{ErrorKind, Op, WalrusDatastore};
 
 /// A journal that uploads nothing by itself, nor when it is closed.
 const IDLE: &str =
     r#""packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"drainTimeoutSeconds":0,"#;
-/// A journal that uploads all blocks soon.
-const BUSY: &str = r#""packIdleFlushSeconds":1,"packMaxAgeSeconds":1,"#;
 /// Files of 16 KiB.
 const SMALL: &str = r#""journalMaxBytes":200000,"#;
 
-struct Node {
-    parts: Parts,
-    dir: tempfile::TempDir,
-}
-
-impl Node {
-    fn new() -> Node {
-        Node {
-            parts: Parts::default(),
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.dir.path().join("journal")
-    }
-
-    fn open(&self, extra: &str) -> WalrusDatastore {
-        let path = self.journal();
-        let config = format!(r#"{extra}"journalPath":"{}","#, path.display());
-        self.parts.try_open(&config).unwrap()
-    }
-
-    /// The place of the bytes in a segment.
-    fn place(&self, what: &[u8]) -> (PathBuf, u64) {
-        for path in files(&self.journal(), "segment") {
-            let file = fs::read(&path).unwrap();
-            if let Some(at) = file.windows(what.len()).position(|w| w == what) {
-                return (path, at as u64);
-            }
-        }
-        panic!("not in the journal");
-    }
-
-    /// Flips a bit of the value; gives the file's name and where the value begins.
-    fn damage(&self, value: &[u8]) -> (String, u64) {
-        let (path, at) = self.place(value);
-        let middle = value.len() / 2;
-        let writing = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        let flipped = [value[middle] ^ 1];
-        writing.write_all_at(&flipped, at + middle as u64).unwrap();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        (name.to_owned(), at)
-    }
-
-    /// The state that a kill leaves: the files as they are now.
-    fn crashed(&self) -> Node {
-        loop {
-            let copy = Node {
-                parts: self.parts.clone(),
-                dir: tempfile::tempdir().unwrap(),
-            };
-            fs::create_dir_all(copy.journal()).unwrap();
-            let files = fs::read_dir(self.journal()).unwrap();
-            let mut files = files.map(|file| file.unwrap().path());
-            let copied = files.try_for_each(|file| {
-                fs::copy(&file, copy.journal().join(file.file_name().unwrap())).map(drop)
-            });
-            match copied {
-                Ok(()) => return copy,
-                // The node has just given one of them another name.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => panic!("{e}"),
-            }
-        }
-    }
-}
-
-fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let all = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
-    let mut all: Vec<_> = all
-        .filter(|p| p.extension().is_some_and(|x| x == ending))
-        .collect();
-    all.sort();
-    all
-}
-
-fn metric(ds: &WalrusDatastore, name: &str) -> u64 {
-    let found = ds.metrics().into_iter().find(|(n, _)| *n == name);
-    found.unwrap().1
-}
-
 fn errors(ds: &WalrusDatastore) -> Vec<String> {
-    let lines = std::iter::from_fn(|| ds.next_log_line());
-    lines
+    log(ds)
+        .into_iter()
         .filter(|line| line.level == Level::Error)
         .map(|line| line.message)
         .collect()
@@ -125,10 +41,10 @@ async fn assert_damaged(ds: &WalrusDatastore, key: &str) {
 
 /// Puts other blocks until the journal has begun another file.
 async fn begin_next_file(node: &Node, ds: &WalrusDatastore) {
-    let before = files(&node.journal(), "segment").len();
+    let before = node.segments().len();
     for i in 1000.. {
         put(ds, &noise(i, 3000)).await;
-        if files(&node.journal(), "segment").len() > before {
+        if node.segments().len() > before {
             return;
         }
     }
@@ -170,11 +86,8 @@ async fn damage_is_named_at_every_start_until_the_block_is_put_again() {
         ds.close().await.unwrap();
         // The other blocks leave, the file is set aside, and the block is damaged still.
         let ds = crashed.open(&format!("{SMALL}{BUSY}"));
-        eventually("the journal is empty", || {
-            files(&crashed.journal(), "segment").is_empty()
-        })
-        .await;
-        assert_eq!(files(&crashed.journal(), "damaged").len(), 1, "{what}");
+        eventually("the journal is empty", || crashed.segments().is_empty()).await;
+        assert_eq!(crashed.put_aside().len(), 1, "{what}");
         assert_damaged(&ds, &key).await;
         ds.close().await.unwrap();
         let ds = crashed.open(&format!("{SMALL}{IDLE}"));
@@ -262,7 +175,7 @@ async fn a_block_that_can_be_read_again_after_a_restart_is_staged_again() {
         })
         .await;
         ds.close().await.unwrap();
-        assert!(files(&crashed.journal(), "damaged").is_empty());
+        assert!(crashed.put_aside().is_empty());
     }
 }
 
@@ -287,7 +200,7 @@ async fn damage_to_a_copy_that_is_not_needed_any_more_is_no_alarm() {
     ds.delete(&key_of(&blocks[1])).await.unwrap();
     // Closed, its notes are in the file, if that is still there.
     ds.close().await.unwrap();
-    if files(&node.journal(), "segment").is_empty() {
+    if node.segments().is_empty() {
         panic!("the last block did not stay");
     }
     node.damage(&blocks[0]);
@@ -295,11 +208,8 @@ async fn damage_to_a_copy_that_is_not_needed_any_more_is_no_alarm() {
     let ds = node.open(BUSY);
     assert_eq!(errors(&ds), Vec::<String>::new());
     assert_eq!(ds.get(&key_of(&blocks[1])).await.unwrap(), None);
-    eventually("the journal is empty", || {
-        files(&node.journal(), "segment").is_empty()
-    })
-    .await;
-    assert!(files(&node.journal(), "damaged").is_empty());
+    eventually("the journal is empty", || node.segments().is_empty()).await;
+    assert!(node.put_aside().is_empty());
     ds.close().await.unwrap();
 }
 
@@ -348,12 +258,9 @@ async fn a_file_that_was_set_aside_is_never_overwritten() {
         assert_damaged(&ds, &key).await;
         ds.close().await.unwrap();
         let ds = node.open(BUSY);
-        eventually("the journal is empty", || {
-            files(&node.journal(), "segment").is_empty()
-        })
-        .await;
+        eventually("the journal is empty", || node.segments().is_empty()).await;
         ds.close().await.unwrap();
-        assert_eq!(files(&node.journal(), "damaged").len(), i + 1);
+        assert_eq!(node.put_aside().len(), i + 1);
     }
     let ds = node.open(IDLE);
     for bad in &bad {
@@ -398,5 +305,5 @@ async fn an_unreadable_block_does_not_hold_its_pack_up() {
     .await;
     assert_eq!(ds.get(&key).await.unwrap().unwrap(), bad);
     ds.close().await.unwrap();
-    assert!(files(&node.journal(), "damaged").is_empty());
+    assert!(node.put_aside().is_empty());
 }

@@ -6,12 +6,12 @@ use walrusds::{Client, ClientConfig, StoreOptions};
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";
 
 fn client(url: &str) -> Client {
-    Client::new(ClientConfig {
-        aggregators: vec![url.to_owned()],
-        publishers: vec![url.to_owned()],
-        max_retries: 0,
-        ..ClientConfig::default()
-    })
+    Client::new(
+        ClientConfig::default()
+            .with_aggregators(vec![url.to_owned()])
+            .with_publishers(vec![url.to_owned()])
+            .with_max_retries(0),
+    )
     .unwrap()
 }
 
@@ -32,10 +32,7 @@ async fn this_machine_passes_no_proxy_and_errors_name_it() {
     );
 
     let far = client("http://aggregator.invalid:1");
-    let options = StoreOptions {
-        epochs: 1,
-        deletable: false,
-    };
+    let options = StoreOptions::new(1);
     let read = far.read_range(ID, 0, 100).await.unwrap_err();
     let store = far.store(vec![1, 2, 3], options).await.unwrap_err();
     for error in [read, store] {

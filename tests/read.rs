@@ -465,12 +465,7 @@ async fn quilt_members_are_kept() {
         let parts = Parts::default();
         let ds = parts.open(extra);
         let member = noise(1, 5000);
-        let row = Record {
-            blob_id: "quilt".into(),
-            patch_id: Some("patch".into()),
-            size: 5000,
-            ..Record::default()
-        };
+        let row = Record::new("quilt", 0, 5000).with_patch_id(Some("patch".into()));
         parts.index.rows.lock().insert(key_of(&member), row);
         let keep = |value: Bytes| parts.store.blobs.lock().insert("patch".into(), value);
         let get = || async { ds.get(&key_of(&member)).await };

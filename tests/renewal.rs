@@ -174,13 +174,10 @@ async fn an_odd_row_does_not_let_its_neighbours_lapse() {
     let ds = open(&index, &store, Arc::new(TokioClock::start()), RENEWING);
     ds.commit(blocks(20)).await.unwrap();
     let row = index.rows.lock().values().next().unwrap().clone();
-    let odd = |key: &str, offset, size| KeyRecord {
-        key: key.to_owned(),
-        record: Record {
-            offset,
-            size,
-            ..row.clone()
-        },
+    let odd = |key: &str, offset, size| {
+        let mut row = row.clone();
+        (row.offset, row.size) = (offset, size);
+        KeyRecord::new(key, row)
     };
     let wrong_hash = key_of(b"other bytes");
     index
@@ -212,16 +209,12 @@ async fn blobs_that_lapsed_are_not_asked_for_all_the_time() {
     let index = Arc::new(MemIndex::default());
     let clock = Arc::new(TokioClock::start());
     let ds = open(&index, &store, Arc::<TokioClock>::clone(&clock), RENEWING);
-    let dead = KeyRecord {
-        key: key_of(b"dead"),
-        record: Record {
-            blob_id: "dead".to_owned(),
-            size: 4,
-            end_epoch: 1,
-            expires_at: Some(clock.now()),
-            ..Record::default()
-        },
-    };
+    let dead = KeyRecord::new(
+        key_of(b"dead"),
+        Record::new("dead", 0, 4)
+            .with_end_epoch(1)
+            .with_expires_at(Some(clock.now())),
+    );
     ds.put("/tells-the-epoch", noise(1, 10)).await.unwrap();
     index.put_many(&[dead]).await.unwrap();
     tokio::time::sleep(10 * EPOCH).await;
@@ -366,15 +359,13 @@ async fn rows_without_an_estimate_are_found_by_their_end_epochs() {
     let index = SqliteIndex::open(SqliteOptions::new(dir.path().join("i"), "t"))
         .await
         .unwrap();
-    let row = |key: &str, blob: &str, end_epoch, expires_at| KeyRecord {
-        key: key.to_owned(),
-        record: Record {
-            blob_id: blob.to_owned(),
-            size: 1,
-            end_epoch,
-            expires_at,
-            ..Record::default()
-        },
+    let row = |key: &str, blob: &str, end_epoch, expires_at| {
+        KeyRecord::new(
+            key,
+            Record::new(blob, 0, 1)
+                .with_end_epoch(end_epoch)
+                .with_expires_at(expires_at),
+        )
     };
     let later = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9_000_000_000));
     index
@@ -471,14 +462,8 @@ async fn a_lease_from_the_far_future_has_lapsed_on_postgres() {
     }
     index.set_note("n", None).await.unwrap();
     assert_eq!(index.note("n").await.unwrap(), None);
-    let row = |key: &str, blob: &str, end_epoch| KeyRecord {
-        key: key.to_owned(),
-        record: Record {
-            blob_id: blob.to_owned(),
-            size: 1,
-            end_epoch,
-            ..Record::default()
-        },
+    let row = |key: &str, blob: &str, end_epoch| {
+        KeyRecord::new(key, Record::new(blob, 0, 1).with_end_epoch(end_epoch))
     };
     let rows = [
         row("/1", "a", 7),
@@ -590,18 +575,15 @@ async fn reads_of_own_blobs_that_lapsed_do_not_wait() {
         .unwrap()
         .unwrap();
     let client = |wait: Duration| {
-        Client::new(ClientConfig {
-            publishers: vec![net.url()],
-            aggregators: vec![net.url()],
-            not_found_backoff: vec![wait],
-            ..ClientConfig::default()
-        })
+        Client::new(
+            ClientConfig::default()
+                .with_publishers(vec![net.url()])
+                .with_aggregators(vec![net.url()])
+                .with_not_found_backoff(vec![wait]),
+        )
         .unwrap()
     };
-    let once = StoreOptions {
-        epochs: 1,
-        deletable: false,
-    };
+    let once = StoreOptions::new(1);
     // It was read once, so the aggregator had caught up.
     let patient = client(Duration::from_secs(3600));
     let read = patient.store(&b"read before"[..], once).await.unwrap();
@@ -638,13 +620,11 @@ async fn dead_blobs_do_not_keep_the_epoch_from_being_learnt() {
     clock.by.store(0, SeqCst);
     index.notes.lock().clear();
     let live = index.rows.lock().values().next().unwrap().clone();
-    let dead = (0..12).map(|n| KeyRecord {
-        key: key_of(&noise(1000 + n, 10)),
-        record: Record {
-            // Before every ID in hexadecimal digits.
-            blob_id: format!(" dead {n:02}"),
-            ..live.clone()
-        },
+    let dead = (0..12).map(|n| {
+        let mut row = live.clone();
+        // Before every ID in hexadecimal digits.
+        row.blob_id = format!(" dead {n:02}");
+        KeyRecord::new(key_of(&noise(1000 + n, 10)), row)
     });
     index.put_many(&dead.collect::<Vec<_>>()).await.unwrap();
     let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);

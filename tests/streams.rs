@@ -59,12 +59,11 @@ struct Rows {
 
 impl Rows {
     fn row(&self, blob: u64, n: u64) -> Record {
-        Record {
-            blob_id: format!("{blob:043}"),
-            offset: (n * self.block) as i64,
-            size: self.block as i64,
-            ..Record::default()
-        }
+        Record::new(
+            format!("{blob:043}"),
+            (n * self.block) as i64,
+            self.block as i64,
+        )
     }
 }
 
@@ -123,10 +122,9 @@ impl walrusds::Rows for Rows {
     async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
         let blob = blob_id.parse().unwrap();
         let all = from.div_ceil(self.block)..BLOB / self.block;
-        let rows = all.take(limit).map(|n| KeyRecord {
-            key: key(blob, n),
-            record: self.row(blob, n),
-        });
+        let rows = all
+            .take(limit)
+            .map(|n| KeyRecord::new(key(blob, n), self.row(blob, n)));
         Ok(rows.collect())
     }
 

@@ -11,10 +11,7 @@ use walrusds::{Auth, BlobStore, Body, Client, ClientConfig, ErrorKind, Fetched, 
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";
 const OTHER: &str = "3GPQL3HZNnFhN_F7l5Aa-X1VOtAKwIsg9zuWk8R81v4";
 const PATCH: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUkBAQAHAA";
-const OPTIONS: StoreOptions = StoreOptions {
-    epochs: 5,
-    deletable: false,
-};
+const OPTIONS: StoreOptions = StoreOptions::new(5);
 const MIB: usize = 1 << 20;
 
 fn ms(n: u64) -> Duration {
@@ -23,29 +20,21 @@ fn ms(n: u64) -> Duration {
 
 /// A configuration that does not wait long.
 fn quick() -> ClientConfig {
-    ClientConfig {
-        request_timeout: Duration::from_secs(5),
-        connect_timeout: Duration::from_secs(2),
-        backoff_base: ms(1),
-        backoff_max: ms(4),
-        retry_after_max: ms(300),
-        not_found_backoff: vec![ms(1); 4],
-        ..ClientConfig::default()
-    }
+    ClientConfig::default()
+        .with_request_timeout(Duration::from_secs(5))
+        .with_connect_timeout(Duration::from_secs(2))
+        .with_backoff_base(ms(1))
+        .with_backoff_max(ms(4))
+        .with_retry_after_max(ms(300))
+        .with_not_found_backoff(vec![ms(1); 4])
 }
 
 fn reader(aggregators: &[&Hostile]) -> ClientConfig {
-    ClientConfig {
-        aggregators: aggregators.iter().map(|a| a.url()).collect(),
-        ..quick()
-    }
+    quick().with_aggregators(aggregators.iter().map(|a| a.url()).collect())
 }
 
 fn writer(publishers: &[&Hostile]) -> ClientConfig {
-    ClientConfig {
-        publishers: publishers.iter().map(|p| p.url()).collect(),
-        ..quick()
-    }
+    quick().with_publishers(publishers.iter().map(|p| p.url()).collect())
 }
 
 fn client(config: ClientConfig) -> Client {
@@ -115,10 +104,7 @@ mod storing {
             format!(r#"{{"alreadyCertified":{{"blobId":"{ID}","object":"0xab","endEpoch":9}}}}"#);
         let publisher = Hostile::always(answer("200 OK", &[], body)).await;
         let client = client(writer(&[&publisher]));
-        let options = StoreOptions {
-            epochs: 1,
-            deletable: true,
-        };
+        let options = StoreOptions::new(1).with_deletable(true);
         let stored = client.store(Bytes::new(), options).await.unwrap();
         assert!(!stored.newly_created);
         assert_eq!((stored.end_epoch, stored.cost), (9, 0));
@@ -191,10 +177,7 @@ mod storing {
     async fn max_retries_zero_is_one_attempt() {
         let text = envelope("503 Service Unavailable", "BLOB_UNAVAILABLE", "try\\nlater");
         let publisher = Hostile::always(text).await;
-        let client = client(ClientConfig {
-            max_retries: 0,
-            ..writer(&[&publisher])
-        });
+        let client = client(writer(&[&publisher]).with_max_retries(0));
         let error = client.store(blob(10), OPTIONS).await.unwrap_err();
         is_walrus(
             &error,
@@ -321,10 +304,7 @@ mod storing {
             _ => Act::Say(newly_created(ID)),
         })
         .await;
-        let client = client(ClientConfig {
-            max_retries: 10,
-            ..writer(&[&publisher])
-        });
+        let client = client(writer(&[&publisher]).with_max_retries(10));
         let stores = (0..10).map(|n| client.store(blob(n), OPTIONS));
         for stored in futures_util::future::join_all(stores).await {
             stored.unwrap();
@@ -353,10 +333,7 @@ mod storing {
             }
         };
         let old = Hostile::start(script(false)).await;
-        let config = ClientConfig {
-            max_retries: 0,
-            ..writer(&[&old])
-        };
+        let config = writer(&[&old]).with_max_retries(0);
         client(config).store(blob(10), OPTIONS).await.unwrap();
         let targets: Vec<_> = old.seen().into_iter().map(|s| s.target).collect();
         assert_eq!(
@@ -373,10 +350,7 @@ mod storing {
 
         let unknown = unknown.replace("field `permanent`", "field `deletable`");
         let older = Hostile::always(answer("400 Bad Request", &[], unknown)).await;
-        let options = StoreOptions {
-            deletable: true,
-            ..OPTIONS
-        };
+        let options = OPTIONS.with_deletable(true);
         let error = client(writer(&[&older]))
             .store(blob(10), options)
             .await
@@ -388,10 +362,7 @@ mod storing {
     #[tokio::test]
     async fn no_epochs_is_a_mistake_of_the_caller() {
         let publisher = Hostile::always(newly_created(ID)).await;
-        let options = StoreOptions {
-            epochs: 0,
-            ..OPTIONS
-        };
+        let options = StoreOptions::new(0);
         let error = client(writer(&[&publisher]))
             .store(blob(1), options)
             .await
@@ -442,10 +413,7 @@ mod body_limits {
     async fn an_early_413_is_recognised_while_still_sending() {
         for round in 0..20 {
             let publisher = Hostile::start(|_| Act::SayEarly(too_large())).await;
-            let client = client(ClientConfig {
-                max_retries: 0,
-                ..writer(&[&publisher])
-            });
+            let client = client(writer(&[&publisher]).with_max_retries(0));
             let error = client.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
             assert!(error.message().contains("413"), "round {round}: {error}");
@@ -503,20 +471,13 @@ mod time_limits {
     use super::*;
 
     fn impatient(config: ClientConfig) -> Client {
-        client(ClientConfig {
-            request_timeout: ms(300),
-            max_retries: 0,
-            ..config
-        })
+        client(config.with_request_timeout(ms(300)).with_max_retries(0))
     }
 
     #[tokio::test]
     async fn a_hung_server() {
         let hung = Hostile::start(|_| Act::Hang).await;
-        let config = ClientConfig {
-            publishers: vec![hung.url()],
-            ..reader(&[&hung])
-        };
+        let config = reader(&[&hung]).with_publishers(vec![hung.url()]);
         let client = impatient(config);
         for error in [
             client.store(blob(1000), OPTIONS).await.unwrap_err(),
@@ -572,10 +533,7 @@ mod time_limits {
     #[tokio::test]
     async fn dropping_the_future_closes_the_connection() {
         let hung = Hostile::start(|_| Act::Hang).await;
-        let client = client(ClientConfig {
-            publishers: vec![hung.url()],
-            ..reader(&[&hung])
-        });
+        let client = client(reader(&[&hung]).with_publishers(vec![hung.url()]));
         // Drops a call once the server has its request.
         async fn give_up<T>(call: impl Future<Output = T>, hung: &Hostile, requests: usize) {
             tokio::select! {
@@ -594,13 +552,20 @@ mod time_limits {
 mod unreachable {
     use super::*;
 
+    /// Whether a cause of the error is that of the operating system.
+    fn was_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+        let io = error.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused)
+            || error.source().is_some_and(was_refused)
+    }
+
     async fn errors(url: String) -> [walrusds::Error; 2] {
-        let client = client(ClientConfig {
-            publishers: vec![url.clone()],
-            aggregators: vec![url],
-            max_retries: 1,
-            ..quick()
-        });
+        let client = client(
+            quick()
+                .with_publishers(vec![url.clone()])
+                .with_aggregators(vec![url])
+                .with_max_retries(1),
+        );
         [
             client.store(blob(10), OPTIONS).await.unwrap_err(),
             client.read(ID).await.unwrap_err(),
@@ -619,6 +584,7 @@ mod unreachable {
             );
             assert!(text.contains(&url), "{text}");
             assert!(error.is_retryable());
+            assert!(was_refused(&error), "{error:?}");
         }
     }
 
@@ -657,11 +623,11 @@ mod unreachable {
             move |seen| Act::Say(serve_blob(seen, &data))
         })
         .await;
-        let client = client(ClientConfig {
-            aggregators: vec![dead, good.url()],
-            max_retries: 0,
-            ..quick()
-        });
+        let client = client(
+            quick()
+                .with_aggregators(vec![dead, good.url()])
+                .with_max_retries(0),
+        );
         for n in 1..=5u64 {
             assert_eq!(client.read_range(ID, n, 5).await.unwrap().len(), 5);
         }
@@ -704,10 +670,7 @@ mod secrets {
             })
         })
         .await;
-        let client = client(ClientConfig {
-            auth: Auth::Command(command),
-            ..writer(&[&publisher])
-        });
+        let client = client(writer(&[&publisher]).with_auth(Auth::Command(command)));
         client.store(blob(10), OPTIONS).await.unwrap();
         let tokens: Vec<_> = publisher
             .seen()
@@ -742,11 +705,11 @@ mod secrets {
             }
         })
         .await;
-        let client = client(ClientConfig {
-            auth: Auth::File(file),
-            aggregators: vec![publisher.url()],
-            ..writer(&[&publisher])
-        });
+        let client = client(
+            writer(&[&publisher])
+                .with_auth(Auth::File(file))
+                .with_aggregators(vec![publisher.url()]),
+        );
         client.store(blob(10), OPTIONS).await.unwrap();
         let _ = client.read(ID).await;
         let seen = publisher.seen();
@@ -762,11 +725,11 @@ mod secrets {
     #[tokio::test]
     async fn without_a_token_nothing_is_sent() {
         let publisher = Hostile::always(newly_created(ID)).await;
-        let client = client(ClientConfig {
-            auth: Auth::Command("echo no key >&2; exit 7".into()),
-            max_retries: 1,
-            ..writer(&[&publisher])
-        });
+        let client = client(
+            writer(&[&publisher])
+                .with_auth(Auth::Command("echo no key >&2; exit 7".into()))
+                .with_max_retries(1),
+        );
         let error = client.store(blob(10), OPTIONS).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Walrus);
         let text = error.message();
@@ -783,14 +746,9 @@ mod secrets {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let publisher = Hostile::always(newly_created(ID)).await;
-        let client = client(ClientConfig {
-            // A pipeline, and not the shell alone.
-            auth: Auth::Command(format!(
-                "sh -c 'echo $$ > {}; exec sleep 600' | cat",
-                pid.display()
-            )),
-            ..writer(&[&publisher])
-        });
+        // A pipeline, and not the shell alone.
+        let command = format!("sh -c 'echo $$ > {}; exec sleep 600' | cat", pid.display());
+        let client = client(writer(&[&publisher]).with_auth(Auth::Command(command)));
         let read_pid = || {
             std::fs::read_to_string(&pid)
                 .ok()
@@ -822,10 +780,8 @@ mod secrets {
                 Act::SayAndClose(said[..said.len() - cut].to_vec())
             })
             .await;
-            let client = client(ClientConfig {
-                auth: Auth::Command(format!("echo {token}")),
-                ..writer(&[&publisher])
-            });
+            let client =
+                client(writer(&[&publisher]).with_auth(Auth::Command(format!("echo {token}"))));
             let error = client.store(blob(10), OPTIONS).await.unwrap_err();
             assert!(!error.message().contains("tok-"), "{cut}: {error}");
             assert!(error.message().contains("[redacted]"), "{cut}: {error}");
@@ -851,6 +807,8 @@ mod secrets {
                 assert!(!text.contains(secret), "{secret} in {text}");
             }
         };
+        // Its cause as well.
+        let failed = |error: walrusds::Error| clean(&format!("{error:?}"));
         for status in [
             "400 Bad",
             "401 No",
@@ -863,21 +821,19 @@ mod secrets {
             let url = format!("http://alice:hunt%65r2@127.0.0.1:{}", server.port());
             for auth in [Auth::None, Auth::Command("echo tok-secret".into())] {
                 let token = auth != Auth::None;
-                let config = ClientConfig {
-                    publishers: vec![url.clone()],
-                    aggregators: vec![url.clone()],
-                    auth,
-                    ..quick()
-                };
+                let config = quick()
+                    .with_publishers(vec![url.clone()])
+                    .with_aggregators(vec![url.clone()])
+                    .with_auth(auth);
                 clean(&format!("{config:?}"));
                 let client = client(config);
                 clean(&format!("{client:?}"));
-                clean(client.store(blob(10), OPTIONS).await.unwrap_err().message());
+                failed(client.store(blob(10), OPTIONS).await.unwrap_err());
                 let seen = server.seen().pop().unwrap();
                 let sent = seen.header("authorization").unwrap();
                 assert_eq!(sent.starts_with("Bearer"), token, "{sent}");
                 if !status.starts_with('2') {
-                    clean(client.read(ID).await.unwrap_err().message());
+                    failed(client.read(ID).await.unwrap_err());
                     let seen = server.seen().pop().unwrap();
                     assert_eq!(
                         seen.header("authorization"),
@@ -891,13 +847,13 @@ mod secrets {
             "http://alice:hunter2@nowhere.invalid".to_string(),
             format!("https://alice:hunter2@127.0.0.1:{}", closed_port().await),
         ] {
-            let client = client(ClientConfig {
-                publishers: vec![url.clone()],
-                aggregators: vec![url],
-                ..quick()
-            });
-            clean(client.store(blob(10), OPTIONS).await.unwrap_err().message());
-            clean(client.read(ID).await.unwrap_err().message());
+            let client = client(
+                quick()
+                    .with_publishers(vec![url.clone()])
+                    .with_aggregators(vec![url]),
+            );
+            failed(client.store(blob(10), OPTIONS).await.unwrap_err());
+            failed(client.read(ID).await.unwrap_err());
         }
     }
 }
@@ -964,10 +920,7 @@ mod reading {
         let data = blob(1000);
         let old = Hostile::always(answer("200 OK", &[], &data)).await;
         let client = client(reader(&[&old]));
-        let whole = Fetched {
-            bytes: data.clone().into(),
-            whole: true,
-        };
+        let whole = Fetched::whole(data.clone().into());
         for (keeps, got) in [
             (0, part(&data[100..150])),
             (999, part(&data[100..150])),
@@ -1175,10 +1128,7 @@ mod reading {
         let liar = "HTTP/1.1 200 OK\r\ncontent-length: 1000000000000000000\r\n\r\nxx";
         let liar = Hostile::always(liar.into()).await;
         for aggregator in [announced, endless, liar] {
-            let client = client(ClientConfig {
-                max_blob_bytes: 1999,
-                ..reader(&[&aggregator])
-            });
+            let client = client(reader(&[&aggregator]).with_max_blob_bytes(1999));
             let error = client.read(ID).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Walrus);
             assert!(error.message().contains("1999 allowed"), "{error}");
@@ -1217,10 +1167,7 @@ mod reading {
             }
         })
         .await;
-        let client = client(ClientConfig {
-            max_retries: 0,
-            ..reader(&[&damaging])
-        });
+        let client = client(reader(&[&damaging]).with_max_retries(0));
         let mut good = 0;
         for n in 0..1500 {
             let offset = random(n, 4, LEN);
@@ -1350,10 +1297,7 @@ mod reading {
         let to = format!("location: {}/v1/blobs/{ID}", target.url());
         let from = Hostile::always(answer("302 Found", &[&to], "")).await;
         let url = from.url().replace("http://", "http://user:pass@");
-        let followed = client(ClientConfig {
-            aggregators: vec![url],
-            ..quick()
-        });
+        let followed = client(quick().with_aggregators(vec![url]));
         let part = followed.read_range(ID, 10, 10).await.unwrap();
         assert_eq!(part, data[10..20]);
         assert_eq!(target.seen()[0].header("range"), Some("bytes=10-19"));
@@ -1469,13 +1413,8 @@ mod not_found {
     #[tokio::test]
     async fn one_says_404_and_the_other_is_down() {
         let only = Hostile::always(missing()).await;
-        let client = client(ClientConfig {
-            aggregators: vec![
-                format!("http://127.0.0.1:{}", closed_port().await),
-                only.url(),
-            ],
-            ..quick()
-        });
+        let dead = format!("http://127.0.0.1:{}", closed_port().await);
+        let client = client(quick().with_aggregators(vec![dead, only.url()]));
         let error = client.read(ID).await.unwrap_err();
         is_missing(&error);
         assert!(error.is_retryable(), "the other one may have it");
@@ -1496,12 +1435,12 @@ mod not_found {
         })
         .await;
         let never = Hostile::always(missing()).await;
-        let client = client(ClientConfig {
-            publishers: vec![publisher.url()],
-            max_retries: 0,
-            not_found_backoff: vec![ms(20); 4],
-            ..reader(&[&first, &never])
-        });
+        let client = client(
+            reader(&[&first, &never])
+                .with_publishers(vec![publisher.url()])
+                .with_max_retries(0)
+                .with_not_found_backoff(vec![ms(20); 4]),
+        );
         client.store(blob(100), OPTIONS).await.unwrap();
         assert_eq!(first.count() + never.count(), 0, "nothing is probed");
         let start = Instant::now();
@@ -1523,10 +1462,7 @@ mod not_found {
     async fn own_blobs_do_not_get_for_ever() {
         let publisher = Hostile::always(newly_created(ID)).await;
         let never = Hostile::always(missing()).await;
-        let client = client(ClientConfig {
-            publishers: vec![publisher.url()],
-            ..reader(&[&never])
-        });
+        let client = client(reader(&[&never]).with_publishers(vec![publisher.url()]));
         client.store(blob(100), OPTIONS).await.unwrap();
         let error = client.read(ID).await.unwrap_err();
         is_missing(&error);
@@ -1590,13 +1526,12 @@ mod slow {
     async fn few_reads_are_asked_of_two() {
         let data = blob(500);
         let (slow, other) = (then_hangs(0, &data).await, then_hangs(0, &data).await);
-        let client = client(ClientConfig {
-            request_timeout: ms(4000),
-            max_retries: 0,
+        let config = reader(&[&slow, &other])
+            .with_request_timeout(ms(4000))
+            .with_max_retries(0)
             // Bad records do not last.
-            cool_down: ms(1),
-            ..reader(&[&slow, &other])
-        });
+            .with_cool_down(ms(1));
+        let client = client(config);
         let reads = (0..20).map(|n| client.read_range(ID, n, 5));
         for read in futures_util::future::join_all(reads).await {
             assert_eq!(read.unwrap_err().kind(), ErrorKind::Walrus);
@@ -1614,11 +1549,11 @@ mod slow {
     async fn the_only_aggregator_is_waited_for() {
         let data = blob(500);
         let slow = then_hangs(1, &data).await;
-        let client = client(ClientConfig {
-            request_timeout: ms(300),
-            max_retries: 0,
-            ..reader(&[&slow])
-        });
+        let client = client(
+            reader(&[&slow])
+                .with_request_timeout(ms(300))
+                .with_max_retries(0),
+        );
         client.read_range(ID, 0, 5).await.unwrap();
         client.read_range(ID, 0, 5).await.unwrap_err();
         assert_eq!((client.stats().hedges, slow.count()), (0, 2));

@@ -12,11 +12,9 @@ use walrusds::{BlobStore, Client, ClientConfig, Config, Record, StoreOptions, Wa
 const ID: &str = "M4hsZGQ1oCktdzegB6HnI6Mi28S2nqOPHxK-W7_4BUk";
 
 fn config(aggregators: &[&Hostile]) -> ClientConfig {
-    ClientConfig {
-        aggregators: aggregators.iter().map(|a| a.url()).collect(),
-        backoff_base: Duration::from_millis(1),
-        ..ClientConfig::default()
-    }
+    ClientConfig::default()
+        .with_aggregators(aggregators.iter().map(|a| a.url()).collect())
+        .with_backoff_base(Duration::from_millis(1))
 }
 
 #[tokio::test]
@@ -65,15 +63,8 @@ async fn uploads_follow_publishers_alone() {
         _ => Act::Say(serve_blob(seen, &[7; 64])),
     })
     .await;
-    let client = Client::new(ClientConfig {
-        publishers: vec![busy.url()],
-        ..config(&[&busy])
-    })
-    .unwrap();
-    let options = StoreOptions {
-        epochs: 5,
-        deletable: false,
-    };
+    let client = Client::new(config(&[&busy]).with_publishers(vec![busy.url()])).unwrap();
+    let options = StoreOptions::new(5);
     client.read_range(ID, 0, 8).await.unwrap();
     assert_eq!((client.throttled(), client.stats().throttled), (0, 1));
     client.store(vec![1; 8], options).await.unwrap();
@@ -155,12 +146,7 @@ async fn gets_at_an_aggregator_without_ranges_are_one_download() {
         })
         .collect();
     for (n, (key, _)) in blocks.iter().enumerate() {
-        let row = Record {
-            blob_id: ID.to_owned(),
-            offset: (n * BLOCK) as i64,
-            size: BLOCK as i64,
-            ..Record::default()
-        };
+        let row = Record::new(ID.to_owned(), (n * BLOCK) as i64, BLOCK as i64);
         index.rows.lock().insert(key.clone(), row);
     }
     let client = Arc::new(Client::new(config(&[&whole])).unwrap());

@@ -34,6 +34,7 @@ fn invalid(message: String) -> Error {
 
 /// The keys of a listing, and their direction. Keys compare by their bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeyRange {
     /// Lower end of the range.
     pub lower: Bound<String>,

@@ -46,6 +46,7 @@ pub use crate::limits::MAX_KEY_BYTES;
 /// `offset` and `size` are as the database has them (bytes; a foreign writer may have stored
 /// nonsense): [`Record::range`] is the checked form.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Record {
     /// Walrus blob ID (43 characters, base64url). Empty for a staged block.
     pub blob_id: String,
@@ -65,7 +66,26 @@ pub struct Record {
     pub staged: bool,
 }
 
+setters! { Record {
+    with_patch_id(patch_id: Option<String>);
+    with_deletable(deletable: bool);
+    with_end_epoch(end_epoch: i64);
+    with_expires_at(expires_at: Option<SystemTime>);
+    with_staged(staged: bool);
+} }
+
 impl Record {
+    /// The place of a block of `size` bytes that begins at byte `offset` of a blob. The blob is
+    /// permanent, and the end of its storage is not known.
+    pub fn new(blob_id: impl Into<String>, offset: i64, size: i64) -> Self {
+        Record {
+            blob_id: blob_id.into(),
+            offset,
+            size,
+            ..Record::default()
+        }
+    }
+
     /// The byte range of the block within its blob.
     ///
     /// # Errors
@@ -110,11 +130,22 @@ pub(crate) fn new_identity() -> String {
 
 /// A [`Record`] with the key it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeyRecord {
     /// Datastore key, as put (`/CIQ…`).
     pub key: String,
     /// Where its block is.
     pub record: Record,
+}
+
+impl KeyRecord {
+    /// The row of `key`.
+    pub fn new(key: impl Into<String>, record: Record) -> Self {
+        KeyRecord {
+            key: key.into(),
+            record,
+        }
+    }
 }
 
 /// The rows in the order of their keys. A key that appears twice is an error that names `method`.
@@ -132,6 +163,7 @@ fn in_key_order<'a>(records: &'a [KeyRecord], method: &str) -> Result<Vec<&'a Ke
 
 /// One row of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ListItem {
     /// Datastore key, as put.
     pub key: String,
@@ -141,8 +173,20 @@ pub struct ListItem {
     pub expires_at: Option<SystemTime>,
 }
 
+impl ListItem {
+    /// A row of `key`, whose block has `size` bytes.
+    pub fn new(key: impl Into<String>, size: i64, expires_at: Option<SystemTime>) -> Self {
+        ListItem {
+            key: key.into(),
+            size,
+            expires_at,
+        }
+    }
+}
+
 /// A blob whose storage ends soon.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RenewItem {
     /// Walrus blob ID.
     pub blob_id: String,
@@ -154,8 +198,26 @@ pub struct RenewItem {
     pub deletable: bool,
 }
 
+setters! { RenewItem {
+    with_end_epoch(end_epoch: i64);
+    with_deletable(deletable: bool);
+} }
+
+impl RenewItem {
+    /// A permanent blob whose storage ends at `expires_at`, in an epoch that is not known.
+    pub fn new(blob_id: impl Into<String>, expires_at: SystemTime) -> Self {
+        RenewItem {
+            blob_id: blob_id.into(),
+            expires_at,
+            end_epoch: 0,
+            deletable: false,
+        }
+    }
+}
+
 /// The new end of a blob's storage after a renewal (a re-upload of the blob).
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Renewal {
     /// New exclusive end epoch.
     pub end_epoch: i64,
@@ -163,10 +225,21 @@ pub struct Renewal {
     pub expires_at: Option<SystemTime>,
 }
 
+impl Renewal {
+    /// Storage until `end_epoch` (exclusive), and the time at which that is estimated to begin.
+    pub fn new(end_epoch: i64, expires_at: Option<SystemTime>) -> Self {
+        Renewal {
+            end_epoch,
+            expires_at,
+        }
+    }
+}
+
 /// The amount of data stored under an index, as `repo stat` shows it. It is kept as a running
 /// total, which is exact as long as only walrusds nodes write and none of them dies between a write
 /// and its next flush of totals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Usage {
     /// Blocks (rows).
     pub blocks: i64,
@@ -175,6 +248,11 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// `blocks` blocks of `bytes` bytes together.
+    pub const fn new(blocks: i64, bytes: i64) -> Self {
+        Usage { blocks, bytes }
+    }
+
     /// The sum. Rows may hold nonsense, which must not end in a panic: the sum saturates.
     #[must_use]
     pub(crate) fn plus(self, other: Usage) -> Usage {

@@ -61,6 +61,7 @@ const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 
 /// Configuration of a [`Client`]. `Debug` shows no user info of URLs and no token source's secrets.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct ClientConfig {
     /// Base URLs of publishers (`http://` or `https://`, user info becomes basic authentication).
     /// Without one the client only reads.
@@ -94,6 +95,21 @@ pub struct ClientConfig {
     /// Half-life of an endpoint's bad record. Default 10 s.
     pub cool_down: Duration,
 }
+
+setters! { ClientConfig {
+    with_publishers(publishers: Vec<String>);
+    with_aggregators(aggregators: Vec<String>);
+    with_request_timeout(request_timeout: Duration);
+    with_connect_timeout(connect_timeout: Duration);
+    with_max_retries(max_retries: u32);
+    with_max_blob_bytes(max_blob_bytes: u64);
+    with_auth(auth: Auth);
+    with_backoff_base(backoff_base: Duration);
+    with_backoff_max(backoff_max: Duration);
+    with_retry_after_max(retry_after_max: Duration);
+    with_not_found_backoff(not_found_backoff: Vec<Duration>);
+    with_cool_down(cool_down: Duration);
+} }
 
 impl Default for ClientConfig {
     fn default() -> Self {
@@ -147,14 +163,12 @@ impl fmt::Debug for ClientConfig {
 /// # let net = walrus_devnet::Devnet::start_blocking(walrus_devnet::Options {
 /// #     cheap_ids: true, ..Default::default() })?;
 /// # let url = net.url();
-/// let client = Client::new(ClientConfig {
-///     publishers: vec![url.clone()],
-///     aggregators: vec![url],
-///     ..ClientConfig::default()
-/// })?;
+/// let config = ClientConfig::default()
+///     .with_publishers(vec![url.clone()])
+///     .with_aggregators(vec![url]);
+/// let client = Client::new(config)?;
 /// # runtime.block_on(async {
-/// let options = StoreOptions { epochs: 5, deletable: false };
-/// let stored = client.store(&b"hello, world"[..], options).await?;
+/// let stored = client.store(&b"hello, world"[..], StoreOptions::new(5)).await?;
 /// assert_eq!(client.read(&stored.blob_id).await?, &b"hello, world"[..]);
 /// assert_eq!(client.read_range(&stored.blob_id, 7, 5).await?, &b"world"[..]);
 ///
@@ -379,7 +393,8 @@ fn http_client(connect_timeout: Duration, proxy: bool) -> Result<reqwest::Client
         .referer(false)
         .build()
         .map_err(|error| {
-            let text = format!("cannot set up HTTP: {}", super::transport::describe(error));
-            Error::new(ErrorKind::Internal, text)
+            let (text, cause) = super::transport::describe(error);
+            Error::new(ErrorKind::Internal, format!("cannot set up HTTP: {text}"))
+                .with_source(cause)
         })
 }

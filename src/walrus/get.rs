@@ -238,7 +238,7 @@ impl Shared {
 
 /// The whole of a blob or patch.
 fn all(bytes: Bytes) -> Fetched {
-    Fetched { bytes, whole: true }
+    Fetched::whole(bytes)
 }
 
 /// A body that readers of one blob share: the first receives it, and the others' are dropped

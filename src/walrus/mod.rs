@@ -55,6 +55,7 @@ pub type Check<'a> = &'a (dyn Fn(&[u8]) -> std::result::Result<(), String> + Sen
 
 /// How a blob is to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StoreOptions {
     /// Storage epochs to buy (1 to 53 on today's networks).
     pub epochs: u32,
@@ -62,8 +63,23 @@ pub struct StoreOptions {
     pub deletable: bool,
 }
 
+setters! { StoreOptions {
+    with_deletable(deletable: bool);
+} }
+
+impl StoreOptions {
+    /// A permanent blob for `epochs` epochs.
+    pub const fn new(epochs: u32) -> Self {
+        StoreOptions {
+            epochs,
+            deletable: false,
+        }
+    }
+}
+
 /// The answer of a publisher to a successful store.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StoreResult {
     /// Walrus blob ID (43 characters, base64url).
     pub blob_id: String,
@@ -81,13 +97,44 @@ pub struct StoreResult {
     pub newly_created: bool,
 }
 
+setters! { StoreResult {
+    with_object_id(object_id: Option<String>);
+    with_start_epoch(start_epoch: Option<u64>);
+    with_encoded_size(encoded_size: Option<u64>);
+    with_cost(cost: u64);
+    with_newly_created(newly_created: bool);
+} }
+
+impl StoreResult {
+    /// A blob that the network had already, stored until `end_epoch` (exclusive).
+    pub fn new(blob_id: impl Into<String>, end_epoch: u64) -> Self {
+        StoreResult {
+            blob_id: blob_id.into(),
+            object_id: None,
+            start_epoch: None,
+            end_epoch,
+            encoded_size: None,
+            cost: 0,
+            newly_created: false,
+        }
+    }
+}
+
 /// The bytes that a read of a blob returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Fetched {
     /// The range that was asked for, or all of the blob.
     pub bytes: Bytes,
     /// Whether it is all of the blob: an aggregator that does not know ranges sends that.
     pub whole: bool,
+}
+
+impl Fetched {
+    /// All of the blob.
+    pub fn whole(bytes: Bytes) -> Self {
+        Fetched { bytes, whole: true }
+    }
 }
 
 impl From<Bytes> for Fetched {

@@ -35,7 +35,7 @@ use tokio::time::Instant;
 
 use super::endpoints::{Endpoint, Endpoints};
 use crate::backoff::{doubled, jittered};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Cause, Error, ErrorKind};
 
 /// The configured part of the policy.
 #[derive(Debug, Clone)]
@@ -108,6 +108,8 @@ pub(super) struct Failure {
     pub(super) class: Class,
     /// For people: HTTP status, Walrus' reason, an excerpt. Without secrets.
     pub(super) reason: String,
+    /// The error of the HTTP library behind it. Without secrets.
+    pub(super) cause: Option<Cause>,
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -116,6 +118,7 @@ impl Failure {
         Failure {
             class,
             reason: reason.into(),
+            cause: None,
             retry_after: None,
         }
     }
@@ -261,7 +264,7 @@ impl<'a> Rotation<'a> {
     }
 
     /// The error of the whole request. It may be retried if at least one endpoint may change its
-    /// mind.
+    /// mind. Its cause is the first one among the endpoints' last failures.
     pub(super) fn error(&self, kind: ErrorKind, what: impl fmt::Display) -> Error {
         let mut text = format!("{what} failed: ");
         for (n, (index, failure)) in self.failures().enumerate() {
@@ -274,11 +277,12 @@ impl<'a> Rotation<'a> {
                 failure.reason
             );
         }
-        if self.failures().any(|(_, f)| f.class.may_pass()) {
+        let error = if self.failures().any(|(_, f)| f.class.may_pass()) {
             Error::retryable(kind, text)
         } else {
             Error::new(kind, text)
-        }
+        };
+        error.with_source(self.failures().find_map(|(_, f)| f.cause.clone()))
     }
 }
 

@@ -34,6 +34,7 @@ use url::{Host, Url};
 use super::endpoints::{redact_url, Endpoint};
 use super::retry::{parse_retry_after, Class, Failure};
 use crate::buffer::Buffer;
+use crate::error::Cause;
 
 /// Size of the pieces in which a body is handed on (bytes).
 pub(super) const PIECE: usize = 64 << 10;
@@ -205,7 +206,11 @@ impl BodyReader {
                 Some(announced) if announced != self.received => Err(self.cut("the body ended")),
                 _ => Ok(None),
             },
-            Ok(Err(error)) => Err(self.cut(&describe(error))),
+            Ok(Err(error)) => {
+                let (text, cause) = describe(error);
+                let failure = self.cut(&text);
+                Err(Failure { cause, ..failure })
+            }
             Err(_) => Err(self.cut("timed out")),
         }
     }
@@ -256,7 +261,9 @@ impl BodyReader {
 /// The failure behind an error of the HTTP library before an answer began.
 pub(super) fn send_failure(error: reqwest::Error, progress: &Progress, url: &Url) -> Failure {
     if let Some(reason) = progress.unreadable.lock().take() {
-        return Failure::new(Class::Local, reason);
+        let (_, cause) = describe(error);
+        let failure = Failure::new(Class::Local, reason);
+        return Failure { cause, ..failure };
     }
     let broken = !error.is_connect() && broke_while_sending(&error, progress);
     let class = if broken {
@@ -268,7 +275,9 @@ pub(super) fn send_failure(error: reqwest::Error, progress: &Progress, url: &Url
     let proxy = proxy.map_or(String::new(), |proxy| {
         format!(" (through the proxy {proxy})")
     });
-    Failure::new(class, format!("{}{proxy}", describe(error)))
+    let (text, cause) = describe(error);
+    let failure = Failure::new(class, format!("{text}{proxy}"));
+    Failure { cause, ..failure }
 }
 
 /// Host and port of the proxy that the environment sets for a URL, as the HTTP library finds it.
@@ -318,8 +327,10 @@ fn broke_while_sending(error: &reqwest::Error, progress: &Progress) -> bool {
     !progress.all_sent()
 }
 
-/// An error of the HTTP library with its causes, without the URL.
-pub(super) fn describe(error: reqwest::Error) -> String {
+/// An error of the HTTP library with its causes, without the URL: as a text, and as the cause of our
+/// own error. A cause that names some other URL is left out, as that may hold a password (a
+/// proxy's, for instance).
+pub(super) fn describe(error: reqwest::Error) -> (String, Option<Cause>) {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
@@ -330,7 +341,9 @@ pub(super) fn describe(error: reqwest::Error) -> String {
         }
         source = cause.source();
     }
-    one_line(&redact_words(&text), 2 * EXCERPT)
+    let shown = one_line(&redact_words(&text), 2 * EXCERPT);
+    let cause = (!text.contains("://")).then(|| Arc::new(error) as Cause);
+    (shown, cause)
 }
 
 /// Blots out user info in every text that looks like a URL (a proxy's, for instance).
@@ -403,9 +416,8 @@ impl ErrorAnswer {
 
     pub(super) fn failure(self, class: Class) -> Failure {
         Failure {
-            class,
-            reason: self.text,
             retry_after: self.retry_after,
+            ..Failure::new(class, self.text)
         }
     }
 

@@ -15,7 +15,7 @@ fn blob(blob_id: &str) -> Blob {
 }
 
 fn usage(blocks: i64, bytes: i64) -> Usage {
-    Usage { blocks, bytes }
+    Usage::new(blocks, bytes)
 }
 
 async fn entry(env: &Env, blob_id: &str) -> Option<Blob> {
@@ -128,10 +128,7 @@ pub async fn what_is_known_anew_replaces_what_was_known(env: Env) {
     again.cost = i64::MAX;
     env.a.renewed(&again).await.unwrap();
     assert!(known(&env, "blob").await.cost > i64::MAX / 2);
-    let renewal = Renewal {
-        end_epoch: 30,
-        expires_at: None,
-    };
+    let renewal = Renewal::new(30, None);
     env.a
         .update_blob_after_renewal("blob", &renewal)
         .await

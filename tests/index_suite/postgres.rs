@@ -244,13 +244,7 @@ async fn statements_leave_nothing_behind_in_the_session() {
         .try_lease("l", "o", Duration::from_secs(1))
         .await
         .unwrap();
-    index
-        .add_usage(Usage {
-            blocks: 1,
-            bytes: 1,
-        })
-        .await
-        .unwrap();
+    index.add_usage(Usage::new(1, 1)).await.unwrap();
     index.close().await.unwrap();
     let log = pg.log();
     let executed = |log: &str, name: &str| {
@@ -340,22 +334,12 @@ async fn tables_of_the_go_plugin_of_every_age() {
                  VALUES ('/old', 'blob', 7, TRUE, 9, '2030-01-01Z'), ('/b', 'blob', 3, FALSE, 0, NULL)");
             let index = open(&pg.url(&db)).await;
             let old = index.get("/old").await.unwrap().unwrap();
-            let expected = Record {
-                blob_id: "blob".into(),
-                size: 7,
-                deletable: true,
-                end_epoch: 9,
-                expires_at: Some(time(1_893_456_000)),
-                ..Record::default()
-            };
+            let expected = Record::new("blob", 0, 7)
+                .with_deletable(true)
+                .with_end_epoch(9)
+                .with_expires_at(Some(time(1_893_456_000)));
             assert_eq!(old, expected, "age {age}");
-            assert_eq!(
-                index.usage().await.unwrap(),
-                Usage {
-                    blocks: 2,
-                    bytes: 10
-                }
-            );
+            assert_eq!(index.usage().await.unwrap(), Usage::new(2, 10));
             index.put(&row("/new", "pack", 100, 50)).await.unwrap();
             assert_eq!(index.get("/new").await.unwrap().unwrap().offset, 100);
             assert_eq!(keys(&index, "/").await, ["/b", "/new", "/old"]);
@@ -474,13 +458,7 @@ async fn schemas_and_long_names() {
         with.table = long(end);
         let index = PostgresIndex::open(with.clone()).await.unwrap();
         index.put(&row(KEY, "b", 0, 1)).await.unwrap();
-        index
-            .add_usage(Usage {
-                blocks: 1,
-                bytes: 1,
-            })
-            .await
-            .unwrap();
+        index.add_usage(Usage::new(1, 1)).await.unwrap();
         assert_eq!(
             index.usage().await.unwrap().blocks,
             1,
@@ -814,13 +792,7 @@ async fn a_restarted_server_is_found_again() {
         assert!(index.get(KEY).await.unwrap().is_some());
         index.put(&row(KEY, "b", 0, 1)).await.unwrap();
         index.delete("/x").await.unwrap();
-        index
-            .add_usage(Usage {
-                blocks: 1,
-                bytes: 1,
-            })
-            .await
-            .unwrap();
+        index.add_usage(Usage::new(1, 1)).await.unwrap();
     }
     assert_eq!(
         index.usage().await.unwrap().blocks,
@@ -832,13 +804,7 @@ async fn a_restarted_server_is_found_again() {
         index.get(KEY).await.unwrap_err(),
         index.put(&row(KEY, "b", 0, 1)).await.unwrap_err(),
         index.delete(KEY).await.unwrap_err(),
-        index
-            .add_usage(Usage {
-                blocks: 1,
-                bytes: 1,
-            })
-            .await
-            .unwrap_err(),
+        index.add_usage(Usage::new(1, 1)).await.unwrap_err(),
     ] {
         assert!(
             error.is_retryable() && error.message().contains("refused"),
@@ -1103,11 +1069,7 @@ async fn an_older_table_gets_a_ledger() {
         ),
         ("0x7", 66_034_000, 7, 1)
     );
-    let live = Usage {
-        blocks: 20,
-        bytes: 60,
-    };
-    assert_eq!(blob.counted.unwrap().live, live);
+    assert_eq!(blob.counted.unwrap().live, Usage::new(20, 60));
     index.close().await.unwrap();
 }
 
@@ -1531,13 +1493,7 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
             Err(e) if e.is_retryable() => index.delete(KEY).await.unwrap(),
             Err(e) => panic!("{e}"),
         };
-        assert_eq!(
-            removed,
-            Usage {
-                blocks: 1,
-                bytes: 1
-            }
-        );
+        assert_eq!(removed, Usage::new(1, 1));
         assert_eq!(index.get(KEY).await.unwrap(), None);
         // No doubt is left: an absent row counts as nothing again.
         assert_eq!(index.delete(KEY).await.unwrap(), Usage::default());
@@ -1605,18 +1561,11 @@ async fn blocks_staged_by_a_go_node() {
         let index = open(&pg.url(&db)).await;
         assert_eq!(
             index.usage().await.unwrap(),
-            Usage {
-                blocks: 3,
-                bytes: 113
-            },
+            Usage::new(3, 113),
             "a key counts once"
         );
 
-        let staged = |size| Record {
-            size,
-            staged: true,
-            ..Record::default()
-        };
+        let staged = |size| Record::new("", 0, size).with_staged(true);
         assert_eq!(index.get("/only").await.unwrap(), Some(staged(3)));
         assert_eq!(
             index.get("/both").await.unwrap(),
@@ -1694,13 +1643,7 @@ async fn blocks_staged_by_a_go_node() {
             .delete_many(&["/both", "/fresh", "/indexed"].map(String::from))
             .await
             .unwrap();
-        assert_eq!(
-            removed,
-            Usage {
-                blocks: 3,
-                bytes: 5 + 4 + 10
-            }
-        );
+        assert_eq!(removed, Usage::new(3, 5 + 4 + 10));
         assert_eq!(index.get("/both").await.unwrap(), None);
         assert_eq!(count(&db, "SELECT count(*) FROM walrus_index_staging"), 0);
 
@@ -1887,10 +1830,7 @@ async fn no_statement_reads_the_whole_table() {
             assert_eq!(index.delete(&key(i + 10_000)).await.unwrap().blocks, 1);
             let two = [key(i + 11_000), key(i + 12_000)];
             assert_eq!(index.delete_many(&two).await.unwrap().blocks, 2);
-            let renewal = Renewal {
-                end_epoch: 9,
-                expires_at: Some(time(9)),
-            };
+            let renewal = Renewal::new(9, Some(time(9)));
             let renewed = index.update_blob_after_renewal("b9", &renewal).await;
             assert_eq!(renewed.unwrap(), 200);
         }

@@ -18,15 +18,7 @@ pub fn time(seconds: u64) -> SystemTime {
 }
 
 pub fn row(key: &str, blob_id: &str, offset: i64, size: i64) -> KeyRecord {
-    KeyRecord {
-        key: key.to_owned(),
-        record: Record {
-            blob_id: blob_id.to_owned(),
-            offset,
-            size,
-            ..Record::default()
-        },
-    }
+    KeyRecord::new(key, Record::new(blob_id, offset, size))
 }
 
 fn due(key: &str, blob_id: &str, expires: u64, end_epoch: i64, deletable: bool) -> KeyRecord {
@@ -64,22 +56,13 @@ fn kind<T>(result: Result<T, Error>) -> ErrorKind {
 }
 
 pub async fn put_get_and_overwrite(env: Env) {
-    let record = Record {
-        blob_id: "Q0_blob".into(),
-        patch_id: None,
-        offset: 4096,
-        size: 262_144,
-        deletable: true,
-        end_epoch: 77,
-        expires_at: Some(time(1_900_000_000) + Duration::from_micros(123_456)),
-        staged: false,
-    };
+    let record = Record::new("Q0_blob", 4096, 262_144)
+        .with_deletable(true)
+        .with_end_epoch(77)
+        .with_expires_at(Some(time(1_900_000_000) + Duration::from_micros(123_456)));
     let key = "/CIQFTFEEHEDF6KLBT32BFAGLXEZL4UWFNWM4LFTLMXQBCERZ6CMLX3Y";
     assert_eq!(env.a.get(key).await.unwrap(), None);
-    let row = KeyRecord {
-        key: key.into(),
-        record,
-    };
+    let row = KeyRecord::new(key, record);
     env.a.put(&row).await.unwrap();
     assert_eq!(env.a.get(key).await.unwrap().as_ref(), Some(&row.record));
     assert_eq!(
@@ -89,11 +72,7 @@ pub async fn put_get_and_overwrite(env: Env) {
     );
 
     let mut newer = row.clone();
-    newer.record = Record {
-        blob_id: "other".into(),
-        size: 0,
-        ..Record::default()
-    };
+    newer.record = Record::new("other", 0, 0);
     env.b.put_many(std::slice::from_ref(&newer)).await.unwrap();
     assert_eq!(
         env.a.get(key).await.unwrap(),
@@ -130,13 +109,7 @@ pub async fn deletes_count(env: Env) {
         .map(|i| row(&format!("/k{i}"), "b", 0, i * 10))
         .collect();
     env.a.put_many(&rows).await.unwrap();
-    assert_eq!(
-        env.b.delete("/k1").await.unwrap(),
-        Usage {
-            blocks: 1,
-            bytes: 10
-        }
-    );
+    assert_eq!(env.b.delete("/k1").await.unwrap(), Usage::new(1, 10));
     assert_eq!(
         env.a.get("/k1").await.unwrap(),
         None,
@@ -148,13 +121,7 @@ pub async fn deletes_count(env: Env) {
         "idempotent"
     );
     let keys: Vec<String> = ["/k2", "/none", "/k3", "/k2"].map(String::from).into();
-    assert_eq!(
-        env.a.delete_many(&keys).await.unwrap(),
-        Usage {
-            blocks: 2,
-            bytes: 50
-        }
-    );
+    assert_eq!(env.a.delete_many(&keys).await.unwrap(), Usage::new(2, 50));
     assert_eq!(env.a.delete_many(&[]).await.unwrap(), Usage::default());
     assert_eq!(self::keys(&*env.a, "").await, ["/k4", "/k5"]);
     // A later put wins over an earlier delete.
@@ -387,11 +354,7 @@ pub async fn listing_is_in_byte_order(env: Env) {
     let mut with_expiry = row("/zz", "b", 0, 5);
     with_expiry.record.expires_at = Some(time(5));
     env.a.put(&with_expiry).await.unwrap();
-    let expected = ListItem {
-        key: "/zz".into(),
-        size: 5,
-        expires_at: Some(time(5)),
-    };
+    let expected = ListItem::new("/zz", 5, Some(time(5)));
     let listed = env.a.list(&KeyRange::prefix("/zz"), 0, 2).await.unwrap();
     assert_eq!(listed, [expected]);
 }
@@ -568,10 +531,7 @@ pub async fn extremes_survive(env: Env) {
     let all: Vec<String> = ["/max", "/far"].map(String::from).into();
     assert_eq!(
         env.a.delete_many(&all).await.unwrap(),
-        Usage {
-            blocks: 2,
-            bytes: i64::MAX
-        },
+        Usage::new(2, i64::MAX),
         "saturates"
     );
 }
@@ -589,11 +549,10 @@ pub async fn renewal_order_and_pages(env: Env) {
         rows.push(due(&format!("/tie{blob}"), blob, 200, 5, false));
     }
     env.a.put_many(&rows).await.unwrap();
-    let item = |blob: &str, expires, end_epoch, deletable| RenewItem {
-        blob_id: blob.into(),
-        expires_at: time(expires),
-        end_epoch,
-        deletable,
+    let item = |blob: &str, expires, end_epoch, deletable| {
+        RenewItem::new(blob, time(expires))
+            .with_end_epoch(end_epoch)
+            .with_deletable(deletable)
     };
     let expected = [
         item("blobB", 100, 3, false),
@@ -644,10 +603,7 @@ pub async fn renewal_never_goes_back(env: Env) {
         ])
         .await
         .unwrap();
-    let renewal = Renewal {
-        end_epoch: 20,
-        expires_at: Some(time(500)),
-    };
+    let renewal = Renewal::new(20, Some(time(500)));
     assert_eq!(
         env.b
             .update_blob_after_renewal("blob", &renewal)
@@ -666,10 +622,7 @@ pub async fn renewal_never_goes_back(env: Env) {
     assert_eq!(at("/2").await, (50, Some(time(900))));
     assert_eq!(at("/3").await, (20, Some(time(500))));
     assert_eq!(at("/4").await, (0, None));
-    let unknown = Renewal {
-        end_epoch: 60,
-        expires_at: None,
-    };
+    let unknown = Renewal::new(60, None);
     assert_eq!(
         env.a
             .update_blob_after_renewal("blob", &unknown)
@@ -825,54 +778,22 @@ pub async fn moves_meet_puts_and_deletes(env: Env) {
 
 pub async fn running_total(env: Env) {
     assert_eq!(env.a.usage().await.unwrap(), Usage::default());
-    env.a
-        .add_usage(Usage {
-            blocks: 10,
-            bytes: 1000,
-        })
-        .await
-        .unwrap();
-    env.b
-        .add_usage(Usage {
-            blocks: -3,
-            bytes: -250,
-        })
-        .await
-        .unwrap();
+    env.a.add_usage(Usage::new(10, 1000)).await.unwrap();
+    env.b.add_usage(Usage::new(-3, -250)).await.unwrap();
     env.b.add_usage(Usage::default()).await.unwrap();
-    assert_eq!(
-        env.a.usage().await.unwrap(),
-        Usage {
-            blocks: 7,
-            bytes: 750
-        }
-    );
+    assert_eq!(env.a.usage().await.unwrap(), Usage::new(7, 750));
     let adds = (0..20).map(|i| {
         let index = if i % 2 == 0 {
             env.a.clone()
         } else {
             env.b.clone()
         };
-        tokio::spawn(async move {
-            index
-                .add_usage(Usage {
-                    blocks: 1,
-                    bytes: 2,
-                })
-                .await
-                .unwrap()
-        })
+        tokio::spawn(async move { index.add_usage(Usage::new(1, 2)).await.unwrap() })
     });
     for add in adds.collect::<Vec<_>>() {
         add.await.unwrap();
     }
-    assert_eq!(
-        env.b.usage().await.unwrap(),
-        Usage {
-            blocks: 27,
-            bytes: 790
-        }
-    );
+    assert_eq!(env.b.usage().await.unwrap(), Usage::new(27, 790));
 }
 
 pub async fn leases(env: Env) {
@@ -1015,10 +936,7 @@ pub async fn closing(env: Env) {
     let key = "/k".to_owned();
     let keys = [key.clone()];
     let record = row("/k", "b", 0, 1);
-    let renewal = Renewal {
-        end_epoch: 1,
-        expires_at: None,
-    };
+    let renewal = Renewal::new(1, None);
     let a = &env.a;
     assert_eq!(kind(a.put(&record).await), ErrorKind::Closed);
     assert_eq!(
@@ -1042,16 +960,7 @@ pub async fn closing(env: Env) {
         ErrorKind::Closed
     );
     assert_eq!(kind(a.usage().await), ErrorKind::Closed);
-    assert_eq!(
-        kind(
-            a.add_usage(Usage {
-                blocks: 1,
-                bytes: 1
-            })
-            .await
-        ),
-        ErrorKind::Closed
-    );
+    assert_eq!(kind(a.add_usage(Usage::new(1, 1)).await), ErrorKind::Closed);
     assert_eq!(
         kind(a.try_lease("l", "o", Duration::from_secs(1)).await),
         ErrorKind::Closed

@@ -11,7 +11,7 @@ use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Loss, Op, Options
 use walrusds::clock::Clock;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
-use walrusds::{Client, ClientConfig, Config, Index, WalrusDatastore};
+use walrusds::{Client, Config, Index, WalrusDatastore};
 
 use crate::journals::Journals;
 use testkit::faulty::{Fault, Faults, FaultyIndex, FaultyStore, Fuse};
@@ -141,10 +141,8 @@ impl Real {
                 Arc::new(SqliteIndex::open(options).await.expect("index"))
             }
             Place::Postgres { database, table } => {
-                let options = PostgresOptions {
-                    max_open_conns: 4,
-                    ..PostgresOptions::new(Postgres::shared().url(database), table)
-                };
+                let options = PostgresOptions::new(Postgres::shared().url(database), table)
+                    .with_max_open_conns(4);
                 Arc::new(PostgresIndex::open(options).await.expect("index"))
             }
         }
@@ -194,13 +192,14 @@ impl World for Real {
         let inner = self.index().await;
         self.open.lock()[node] = Some(Arc::clone(&inner));
         let index = FaultyIndex::new(inner, Arc::clone(&self.faults), Arc::clone(&fuse));
-        let client = Client::new(ClientConfig {
-            backoff_base: Duration::from_millis(2),
-            backoff_max: Duration::from_millis(10),
-            not_found_backoff: vec![Duration::from_millis(5); 2],
-            cool_down: Duration::from_millis(20),
-            ..config.client()
-        });
+        let client = Client::new(
+            config
+                .client()
+                .with_backoff_base(Duration::from_millis(2))
+                .with_backoff_max(Duration::from_millis(10))
+                .with_not_found_backoff(vec![Duration::from_millis(5); 2])
+                .with_cool_down(Duration::from_millis(20)),
+        );
         // The network makes this node's faults; the wrapper is there for the fuse.
         let none = Arc::new(Faults::none());
         let store = FaultyStore::new(Arc::new(client.expect("client")), none, Arc::clone(&fuse));

@@ -341,10 +341,7 @@ impl Drop for Counted<'_> {
 }
 
 async fn list_keys(ds: &WalrusDatastore) -> Result<Vec<String>> {
-    let mut query = ds.query(QueryOptions {
-        keys_only: true,
-        ..QueryOptions::default()
-    })?;
+    let mut query = ds.query(QueryOptions::default().with_keys_only(true))?;
     let mut keys = Vec::new();
     loop {
         let page = query.next_page().await?;

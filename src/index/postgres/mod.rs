@@ -63,6 +63,7 @@ const SEARCH_LIMIT: Duration = Duration::from_secs(240);
 
 /// How to open a [`PostgresIndex`].
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct PostgresOptions {
     /// libpq URL or `keyword=value` string: several hosts, Unix sockets (`?host=/dir`), `sslmode`
     /// with libpq's meanings (`require` does not verify unless `sslrootcert` is given; without
@@ -84,6 +85,13 @@ pub struct PostgresOptions {
     /// Whether to use the table as it is: none is created or extended.
     pub only_existing: bool,
 }
+
+setters! { PostgresOptions {
+    with_max_open_conns(max_open_conns: u32);
+    with_connect_timeout(connect_timeout: Duration);
+    with_statement_timeout(statement_timeout: Duration);
+    with_only_existing(only_existing: bool);
+} }
 
 impl PostgresOptions {
     /// Options with the defaults (32 connections, 10 s to connect, 30 s for a statement).

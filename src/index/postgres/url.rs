@@ -1,6 +1,12 @@
 //! Postgres URLs as libpq reads them (also `keyword=value` strings, which the Go plugin accepted).
 //!
 //! Messages name the part that is wrong and never repeat a value that could hold a secret.
+//!
+//! `tokio_postgres::Config` could parse about a dozen of these parameters from a text, but it reads
+//! `tcp_user_timeout` as seconds (libpq: milliseconds), does not know `standby`, `verify-full` or
+//! lib/pq's names, and its errors do not say which values a parameter takes. So this module calls
+//! the setters of `Config`: to write the rest as a text for its parser would take more lines than
+//! the `match` of each parameter.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

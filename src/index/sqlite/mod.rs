@@ -40,6 +40,7 @@ const STATEMENTS: usize = 32;
 
 /// How to open a [`SqliteIndex`].
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SqliteOptions {
     /// The file (`indexPath`); created with its parent directories if missing.
     pub path: PathBuf,
@@ -50,6 +51,11 @@ pub struct SqliteOptions {
     /// Whether to use the file as it is: nothing is created, and every method that writes fails.
     pub only_existing: bool,
 }
+
+setters! { SqliteOptions {
+    with_busy_timeout(busy_timeout: Duration);
+    with_only_existing(only_existing: bool);
+} }
 
 impl SqliteOptions {
     /// Options with the default timeout (10 s).

@@ -398,11 +398,9 @@ impl Client {
 
     async fn list(&mut self, ds: &WalrusDatastore, manner: &Manner, tally: &Tally) {
         let prefix = format!("/chaos/{}", self.id);
-        let options = QueryOptions {
-            prefix: prefix.clone(),
-            keys_only: true,
-            ..QueryOptions::default()
-        };
+        let options = QueryOptions::default()
+            .with_prefix(prefix.clone())
+            .with_keys_only(true);
         let mut listed = BTreeSet::new();
         let mut query = match ds.query(options) {
             Ok(query) => query,

@@ -105,18 +105,18 @@ pub fn answers_of_servers(data: &[u8]) {
     }
     *ANSWER.lock() = text;
 
-    let client = Client::new(ClientConfig {
-        publishers: vec![SERVER.clone()],
-        aggregators: vec![SERVER.clone()],
-        request_timeout: Duration::from_millis(500),
-        max_retries: u32::from(whole),
-        backoff_base: Duration::from_millis(1),
-        backoff_max: Duration::from_millis(1),
-        retry_after_max: Duration::from_millis(1),
-        not_found_backoff: Vec::new(),
-        max_blob_bytes: 1 << 20,
-        ..ClientConfig::default()
-    });
+    let client = Client::new(
+        ClientConfig::default()
+            .with_publishers(vec![SERVER.clone()])
+            .with_aggregators(vec![SERVER.clone()])
+            .with_request_timeout(Duration::from_millis(500))
+            .with_max_retries(u32::from(whole))
+            .with_backoff_base(Duration::from_millis(1))
+            .with_backoff_max(Duration::from_millis(1))
+            .with_retry_after_max(Duration::from_millis(1))
+            .with_not_found_backoff(Vec::new())
+            .with_max_blob_bytes(1 << 20),
+    );
     // The methods of the store trait, which check the bytes that they return, not the client's own.
     let client: &dyn BlobStore = &client.unwrap();
     let exact = |expected: &'static [u8]| {
@@ -130,10 +130,7 @@ pub fn answers_of_servers(data: &[u8]) {
     };
     let work = async {
         if what == 0 {
-            let options = StoreOptions {
-                epochs: 1,
-                deletable: false,
-            };
+            let options = StoreOptions::new(1);
             if let Ok(stored) = client.store(BLOB.into(), options).await {
                 let id = stored.blob_id;
                 let in_alphabet = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';

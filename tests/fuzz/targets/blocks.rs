@@ -88,20 +88,18 @@ const BLOB: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUV
 
 fn row(input: &mut Input<'_>) -> Record {
     let since = Duration::from_secs(input.number());
-    Record {
-        blob_id: input.pick(&["blob", "blob", "missing", ""]).to_owned(),
-        patch_id: input
-            .flag()
-            .then(|| input.pick(&["blob", "missing"]).to_owned()),
-        offset: input.number() as i64,
-        size: input.number() as i64,
-        deletable: input.flag(),
-        end_epoch: input.number() as i64,
-        expires_at: SystemTime::UNIX_EPOCH
-            .checked_add(since)
-            .filter(|_| input.flag()),
-        staged: false,
-    }
+    let blob_id = input.pick(&["blob", "blob", "missing", ""]);
+    let is_patch = input.flag();
+    let patch_id = is_patch.then(|| input.pick(&["blob", "missing"]).to_owned());
+    Record::new(blob_id, input.number() as i64, input.number() as i64)
+        .with_patch_id(patch_id)
+        .with_deletable(input.flag())
+        .with_end_epoch(input.number() as i64)
+        .with_expires_at(
+            SystemTime::UNIX_EPOCH
+                .checked_add(since)
+                .filter(|_| input.flag()),
+        )
 }
 
 /// Rows that another program, or a broken one, wrote: an error, or the bytes they point at.
@@ -110,10 +108,7 @@ pub fn absurd_rows(data: &[u8]) {
     run(async {
         let parts = Parts::default();
         parts.store.blobs.lock().insert("blob".into(), BLOB.into());
-        *parts.index.usage.lock() = Usage {
-            blocks: input.number() as i64,
-            bytes: input.number() as i64,
-        };
+        *parts.index.usage.lock() = Usage::new(input.number() as i64, input.number() as i64);
         let renewing = r#""epochs":3,"epochDurationSeconds":100,"renewIntervalSeconds":1,"#;
         let ds = parts.open(if input.flag() { renewing } else { "" });
         for n in 0..input.byte() % 4 {
@@ -153,17 +148,15 @@ pub fn absurd_rows(data: &[u8]) {
                 _ => {}
             }
         }
-        let mut query = ds
-            .query(QueryOptions {
-                prefix: input.text(),
-                conditions: condition(&mut input).into_iter().collect(),
-                descending: input.flag(),
-                keys_only: input.flag(),
-                offset: input.number(),
-                limit: input.flag().then(|| input.number()),
-                without_sizes: input.flag(),
-            })
-            .unwrap();
+        let options = QueryOptions::default()
+            .with_prefix(input.text())
+            .with_conditions(condition(&mut input).into_iter().collect())
+            .with_descending(input.flag())
+            .with_keys_only(input.flag())
+            .with_offset(input.number())
+            .with_limit(input.flag().then(|| input.number()))
+            .without_sizes(input.flag());
+        let mut query = ds.query(options).unwrap();
         while !query.next_page().await.unwrap().is_empty() {}
         drop(query);
         assert!(ds.disk_usage().await.unwrap().bytes >= 0);

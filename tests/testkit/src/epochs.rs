@@ -92,15 +92,10 @@ impl BlobStore for EpochStore {
             let end = end.max(known.unwrap_or(0));
             blobs.insert(blob_id.clone(), (bytes, end));
         }
-        Ok(StoreResult {
-            blob_id,
-            object_id: None,
-            start_epoch: already.is_none().then_some(now),
-            end_epoch: already.unwrap_or(end),
-            encoded_size: None,
-            cost: u64::from(already.is_none()),
-            newly_created: already.is_none(),
-        })
+        Ok(StoreResult::new(blob_id, already.unwrap_or(end))
+            .with_start_epoch(already.is_none().then_some(now))
+            .with_cost(u64::from(already.is_none()))
+            .with_newly_created(already.is_none()))
     }
 
     async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {

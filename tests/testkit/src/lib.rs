@@ -1,11 +1,12 @@
-//! The tools that the tests share: a store and an index in memory, faults, a PostgreSQL, hostile
-//! HTTP, the model of a datastore, and one way of waiting.
+//! The tools that the tests share: a store and an index in memory, a node with a journal on them,
+//! faults, a PostgreSQL, hostile HTTP, the model of a datastore, and one way of waiting.
 
 pub mod epochs;
 pub mod faulty;
 pub mod hostile;
 pub mod mem;
 pub mod model;
+pub mod node;
 pub mod postgres;
 
 /// The longest wait of a test for an expected event: longer than a machine takes that is busy with

@@ -61,7 +61,7 @@ impl Rows for MemIndex {
     async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
         let mut rows = self.rows.lock();
         let mut moved = 0;
-        for KeyRecord { key, record } in to {
+        for KeyRecord { key, record, .. } in to {
             if let Some(row) = rows.get_mut(key).filter(|row| row.blob_id == from) {
                 *row = record.clone();
                 moved += 1;
@@ -73,11 +73,9 @@ impl Rows for MemIndex {
     async fn get(&self, key: &str) -> Result<Option<Record>> {
         self.lookups.fetch_add(1, SeqCst);
         if let Some(value) = self.staged.lock().get(key) {
-            return Ok(Some(Record {
-                size: value.len() as i64,
-                staged: true,
-                ..Record::default()
-            }));
+            return Ok(Some(
+                Record::new("", 0, value.len() as i64).with_staged(true),
+            ));
         }
         Ok(self.rows.lock().get(key).cloned())
     }
@@ -128,11 +126,7 @@ impl Rows for MemIndex {
         }
         let page = keys.into_iter().skip(offset).take(limit);
         Ok(page
-            .map(|(k, r)| ListItem {
-                key: k.clone(),
-                size: r.size,
-                expires_at: r.expires_at,
-            })
+            .map(|(k, r)| ListItem::new(k.clone(), r.size, r.expires_at))
             .collect())
     }
 
@@ -147,12 +141,11 @@ impl Rows for MemIndex {
             let Some(expires_at) = r.expires_at.filter(|t| *t < before) else {
                 continue;
             };
-            blobs.entry(r.blob_id.clone()).or_insert(RenewItem {
-                blob_id: r.blob_id.clone(),
-                expires_at,
-                end_epoch: r.end_epoch,
-                deletable: r.deletable,
-            });
+            blobs.entry(r.blob_id.clone()).or_insert(
+                RenewItem::new(r.blob_id.clone(), expires_at)
+                    .with_end_epoch(r.end_epoch)
+                    .with_deletable(r.deletable),
+            );
         }
         let mut due: Vec<_> = blobs.into_values().collect();
         let order = |i: &RenewItem| (i.expires_at, i.blob_id.clone());
@@ -167,10 +160,7 @@ impl Rows for MemIndex {
         Ok(rows
             .iter()
             .filter(|(_, r)| r.blob_id == blob_id)
-            .map(|(k, r)| KeyRecord {
-                key: k.clone(),
-                record: r.clone(),
-            })
+            .map(|(k, r)| KeyRecord::new(k.clone(), r.clone()))
             .collect())
     }
 
@@ -340,7 +330,7 @@ impl MemStore {
     fn as_it_comes(&self, id: &str, part: Bytes, keeps: u64) -> Fetched {
         let whole = self.blobs.lock().get(id).cloned();
         match whole.filter(|_| self.sends_whole.load(SeqCst)) {
-            Some(bytes) if bytes.len() as u64 <= keeps => Fetched { bytes, whole: true },
+            Some(bytes) if bytes.len() as u64 <= keeps => Fetched::whole(bytes),
             _ => part.into(),
         }
     }
@@ -369,15 +359,10 @@ impl BlobStore for MemStore {
         let blob_id = blake3_id(&bytes);
         self.blobs.lock().insert(blob_id.clone(), bytes);
         let epoch = self.epoch.load(SeqCst);
-        Ok(StoreResult {
-            blob_id,
-            object_id: None,
-            start_epoch: Some(epoch),
-            end_epoch: epoch + u64::from(options.epochs),
-            encoded_size: None,
-            cost: 1,
-            newly_created: true,
-        })
+        Ok(StoreResult::new(blob_id, epoch + u64::from(options.epochs))
+            .with_start_epoch(Some(epoch))
+            .with_cost(1)
+            .with_newly_created(true))
     }
 
     async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {

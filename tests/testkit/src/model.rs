@@ -720,13 +720,13 @@ async fn perform(ds: &WalrusDatastore, act: Act) -> Result<Answer, Error> {
             offset,
             limit,
         } => {
-            let mut query = ds.query(QueryOptions {
-                prefix: PREFIXES[usize::from(prefix) % PREFIXES.len()].to_owned(),
-                keys_only: !values,
-                offset: offset.into(),
-                limit: limit.map(u64::from),
-                ..QueryOptions::default()
-            })?;
+            let mut query = ds.query(
+                QueryOptions::default()
+                    .with_prefix(PREFIXES[usize::from(prefix) % PREFIXES.len()].to_owned())
+                    .with_keys_only(!values)
+                    .with_offset(offset.into())
+                    .with_limit(limit.map(u64::from)),
+            )?;
             let mut entries = Vec::new();
             loop {
                 let page = query.next_page().await?;
