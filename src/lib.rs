@@ -52,13 +52,13 @@ pub mod internals {
 }
 
 pub use config::Config;
-pub use datastore::{Op, WalrusDatastore};
+pub use datastore::{DeletedQuery, Op, Undeleted, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
 pub use index::{
-    Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals,
-    Usage,
+    Deleted, DeletedRow, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem,
+    Renewal, Rows, Totals, Traces, Usage,
 };
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};

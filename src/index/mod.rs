@@ -1,6 +1,7 @@
 //! The index: maps a datastore key to the place of the block's bytes.
 //!
-//! [`Index`] is the interface, the sum of [`Rows`], [`Leases`], [`Totals`] and [`Notes`].
+//! [`Index`] is the interface, the sum of [`Rows`], [`Deleted`], [`Leases`], [`Totals`] and
+//! [`Notes`].
 //! [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node) implement it and pass
 //! one shared test suite (`tests/index_suite.rs`).
 
@@ -14,6 +15,7 @@ use crate::clock::EpochClock;
 use crate::error::{Error, ErrorKind, Result};
 
 mod combine;
+mod deleted;
 mod gate;
 mod keys;
 pub(crate) mod lookup;
@@ -22,6 +24,7 @@ mod rows;
 pub mod sqlite;
 pub mod table;
 
+pub use deleted::{Deleted, DeletedRow, Traces};
 pub use keys::KeyRange;
 
 /// The longest time for which a lease runs.
@@ -336,7 +339,7 @@ pub trait Notes: Send + Sync + 'static {
 /// An index: its parts, and the methods that concern it as a whole. A caller that needs one part
 /// alone names the trait of that part.
 #[async_trait]
-pub trait Index: Rows + Leases + Totals + Notes {
+pub trait Index: Rows + Deleted + Leases + Totals + Notes {
     /// A notice about the index for the operator's log; each notice is returned once.
     fn take_notice(&self) -> Option<String> {
         None

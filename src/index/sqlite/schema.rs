@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::access::{self, Access};
+use super::deleted::DeletedSql;
 use super::{failed, is_busy, SqliteOptions, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
-use crate::index::table::{is_index, TableName, COMPANIONS};
+use crate::index::table::{is_index, TableName, COMPANIONS, DELETED_COLUMNS};
 
 /// Marks a file as one of walrusds ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
@@ -35,6 +36,7 @@ pub(super) struct Sql {
     pub add_usage: String,
     pub try_lease: String,
     pub release_lease: String,
+    pub deleted: DeletedSql,
     create: String,
     version: String,
     meta: String,
@@ -53,6 +55,7 @@ impl Sql {
             quoted("_usage"),
         );
         let columns = "blob_id, blob_offset, size, deletable, end_epoch, expires_at";
+        let deleted = DeletedSql::new(&main, table);
         Sql {
             get: format!("SELECT {columns} FROM {main} WHERE key = ?1"),
             upsert: format!(
@@ -117,10 +120,12 @@ impl Sql {
                  CREATE TABLE IF NOT EXISTS {leases} (name TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, expires_at INTEGER NOT NULL) WITHOUT ROWID; \
                  CREATE TABLE IF NOT EXISTS {usage} (name TEXT NOT NULL PRIMARY KEY, blocks INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID; \
                  INSERT INTO {usage} (name, blocks, bytes) VALUES ('total', 0, 0) ON CONFLICT (name) DO NOTHING; \
+                 {create_deleted} \
                  CREATE TABLE IF NOT EXISTS {meta} (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID; \
                  INSERT INTO {meta} (name, value) VALUES ('schema_version', '{VERSION}') \
                  ON CONFLICT (name) DO UPDATE SET value = excluded.value; \
                  PRAGMA application_id = {APPLICATION_ID};",
+                create_deleted = deleted.create,
                 blob_idx = quoted("_blob_id_idx"),
                 due_idx = quoted("_due_idx"),
                 expires_idx = quoted("_expires_at_idx"), // of tables older than the other index
@@ -128,6 +133,7 @@ impl Sql {
             version: format!("SELECT value FROM {meta} WHERE name = 'schema_version'"),
             meta: format!("{table}_meta"),
             due_idx: format!("{table}_due_idx"),
+            deleted,
             table: main,
         }
     }
@@ -280,7 +286,10 @@ pub(super) fn open(
 
     let version = read_version(&connection, sql).map_err(explain)?;
     match version {
-        Some(VERSION) if exists(&connection, "index", &sql.due_idx).map_err(explain)? => {}
+        // Files that are older than the index and the companion have the same version.
+        Some(VERSION)
+            if exists(&connection, "index", &sql.due_idx).map_err(explain)?
+                && sql.deleted.exists(&connection).map_err(explain)? => {}
         Some(newer) if newer > VERSION => {
             return Err(bad(format!(
                 "table {table} has schema version {newer}, this walrusds knows {VERSION}; install a newer one"
@@ -328,6 +337,14 @@ fn check_names(connection: &Connection, table: &TableName) -> rusqlite::Result<R
         let found = found.collect::<rusqlite::Result<Vec<String>>>()?;
         if is_index(|column| found.iter().any(|c| c == column)) {
             return Ok(Err(table.collides_with(&other)));
+        }
+        let deleted = other == format!("{table}_deleted") && !found.is_empty();
+        if deleted
+            && !DELETED_COLUMNS
+                .iter()
+                .all(|name| found.iter().any(|c| c == name))
+        {
+            return Ok(Err(table.is_no_companion(&other)));
         }
     }
     Ok(Ok(()))
