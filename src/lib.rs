@@ -54,13 +54,13 @@ pub mod internals {
 }
 
 pub use config::Config;
-pub use datastore::{Op, WalrusDatastore};
+pub use datastore::{DeletedQuery, Op, Undeleted, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
 pub use index::{
-    Blob, BlobState, Count, EndingIn, Index, KeyRange, KeyRecord, Leases, Ledger, ListItem, Notes,
-    Record, RenewItem, Renewal, Rows, Totals, Usage,
+    Blob, BlobState, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases,
+    Ledger, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
 };
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};

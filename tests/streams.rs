@@ -134,6 +134,9 @@ impl walrusds::Rows for Rows {
 }
 
 #[async_trait]
+impl walrusds::Deleted for Rows {}
+
+#[async_trait]
 impl Leases for Rows {
     async fn try_lease(&self, _: &str, _: &str, _: Duration) -> Result<bool> {
         Ok(false)

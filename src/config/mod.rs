@@ -93,6 +93,8 @@ pub struct Config {
     pub renew_interval: Duration,
     /// Blobs that end within this time are renewed.
     pub renew_lead: Duration,
+    /// How long deleted rows are kept, so that they can be brought back; zero = not at all.
+    pub keep_deleted: Duration,
     /// Whether each block is checked against its key's multihash.
     pub verify_reads: bool,
     /// The source of the publisher's token.
@@ -185,6 +187,7 @@ impl Config {
                 lead if lead.is_zero() => epoch_duration,
                 lead => lead,
             },
+            keep_deleted: fields.seconds("keepDeletedSeconds", 0)?,
             verify_reads: fields.flag("verifyReads", true)?,
             auth: fields.token_source()?,
             n_shards: fields.number("nShards", 1000)?,

@@ -9,6 +9,7 @@
 //! | `writes` | the two ways of writing: directly, or through the journal |
 //! | `read` | gets, questions for keys, the contents of a listing |
 //! | `totals` | totals and counters |
+//! | `undo` | deleted blocks are brought back |
 
 use std::sync::Arc;
 
@@ -39,10 +40,12 @@ mod open;
 mod puts;
 mod read;
 mod totals;
+mod undo;
 mod write;
 mod writes;
 
 pub use inspect::Inspection;
+pub use undo::{DeletedQuery, Undeleted};
 use writes::Writes;
 
 /// One operation of a batch.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::totals::flush_usage;
+use super::undo::purge;
 use super::writes::Writes;
 use super::{Shared, WalrusDatastore};
 use crate::clock::{Clock, EpochClock, SystemClock};
@@ -62,6 +63,7 @@ impl Parts {
             IndexConfig::Postgres(url) => {
                 let options = PostgresOptions {
                     max_open_conns: config.max_open_conns,
+                    keep_deleted: config.keep_deleted,
                     only_existing,
                     ..PostgresOptions::new(url, &config.table)
                 };
@@ -69,6 +71,7 @@ impl Parts {
             }
             IndexConfig::Sqlite(path) => {
                 let options = SqliteOptions {
+                    keep_deleted: config.keep_deleted,
                     only_existing,
                     ..SqliteOptions::new(path, &config.table)
                 };
@@ -210,6 +213,7 @@ impl WalrusDatastore {
                 Arc::clone(&metrics),
                 stop.clone(),
             )),
+            tokio::spawn(purge(index.clone(), Arc::clone(&log), stop.clone())),
             tokio::spawn(log_notices(index, Arc::clone(&log), stop.clone())),
         ];
         if renewing {

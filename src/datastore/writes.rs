@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::puts::Put;
 use crate::config::Config;
+use crate::detached::Detached;
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::Record;
+use crate::index::{KeyRecord, Record, Traces};
 use crate::journal::{needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room};
 use crate::locks::{KeyGuard, KeyLocks};
 use crate::metrics::Metrics;
@@ -125,7 +126,7 @@ impl Writes {
         }
         match &self.way {
             Way::Direct(packer) => {
-                let rows = self.rows(&puts).await?;
+                let (puts, rows) = self.without_brought_back(puts, guard).await?;
                 let block = |(put, row): (Put, Option<Record>)| NewBlock {
                     key: put.key,
                     value: put.value,
@@ -158,6 +159,16 @@ impl Writes {
         }
     }
 
+    /// As [`Uploader::is_alive`].
+    pub(super) fn is_alive(&self, row: &Record) -> bool {
+        self.uploader.is_alive(row)
+    }
+
+    /// As [`Uploader::bring_back`].
+    pub(super) async fn bring_back(&self, rows: &[KeyRecord]) -> Result<HashSet<String>> {
+        self.uploader.bring_back(rows).await
+    }
+
     /// Waits for the uploads (with a journal, for at most the drain timeout), and stops.
     pub(super) async fn close(&self) {
         match &self.way {
@@ -188,6 +199,44 @@ impl Writes {
         all.push(("uploads_running", running as u64));
         all.push(("uploads_limit", limit as u64));
         all
+    }
+
+    /// Brings back the rows of blocks that were deleted and whose blobs still live, and leaves these
+    /// blocks out. Returns the others with their rows. A lookup that finds no such block is the
+    /// only statement. `guard` holds the keys.
+    async fn without_brought_back(
+        &self,
+        puts: Vec<Put>,
+        guard: &Arc<KeyGuard>,
+    ) -> Result<(Vec<Put>, Vec<Option<Record>>)> {
+        let keys: Vec<String> = puts.iter().map(|put| put.key.clone()).collect();
+        let traces = self.uploader.look_up(&keys).await?;
+        let spare = |(put, traces): (&Put, &Traces)| {
+            let len = put.value.len() as u64;
+            let record = self.uploader.spare(traces, len, put.names_content)?;
+            Some(KeyRecord {
+                key: put.key.clone(),
+                record: record.clone(),
+            })
+        };
+        let spares: Vec<KeyRecord> = puts.iter().zip(&traces).filter_map(spare).collect();
+        let back = match spares.is_empty() {
+            true => HashSet::new(),
+            // The statement may take effect although the caller has given up. So it runs to its end
+            // in the background, and the keys stay locked until then.
+            false => {
+                let (uploader, guard) = (Arc::clone(&self.uploader), Arc::clone(guard));
+                let work = async move {
+                    let _until_done = guard;
+                    uploader.bring_back(&spares).await
+                };
+                Detached::new(work).await?
+            }
+        };
+        Metrics::add(&self.uploader.metrics.blocks_known, back.len() as u64);
+        let left = puts.into_iter().zip(traces);
+        let left = left.filter(|(put, _)| !back.contains(&put.key));
+        Ok(left.map(|(put, traces)| (put, traces.live)).unzip())
     }
 
     /// The rows under the keys of puts, as the index itself, not memory, holds them.

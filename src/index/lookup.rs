@@ -32,8 +32,8 @@ use super::keys::check_key;
 pub use super::rows::Moment;
 use super::rows::RowCache;
 use super::{
-    Blob, BlobState, EndingIn, Index, KeyRange, KeyRecord, Leases, Ledger, ListItem, Notes, Record,
-    RenewItem, Renewal, Rows, Totals, Usage,
+    Blob, BlobState, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases, Ledger,
+    ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
 };
 use crate::clock::Sighting;
 use crate::error::Result;
@@ -366,6 +366,44 @@ impl Ledger for Lookups {
 
     async fn saw_epochs(&self, seen: &[Sighting]) -> Result<()> {
         self.index.saw_epochs(seen).await
+    }
+}
+
+#[async_trait]
+impl Deleted for Lookups {
+    fn keeps_deleted(&self) -> Duration {
+        self.index.keeps_deleted()
+    }
+
+    async fn get_with_deleted(&self, keys: &[String]) -> Result<Vec<Traces>> {
+        self.index.get_with_deleted(keys).await
+    }
+
+    async fn deleted(&self, keys: &[String]) -> Result<Vec<Option<DeletedRow>>> {
+        self.index.deleted(keys).await
+    }
+
+    async fn list_deleted(
+        &self,
+        range: &KeyRange,
+        since: Option<SystemTime>,
+        until: Option<SystemTime>,
+        limit: usize,
+    ) -> Result<Vec<DeletedRow>> {
+        self.index.list_deleted(range, since, until, limit).await
+    }
+
+    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
+        self.index.deleted_in_blob(blob_id).await
+    }
+
+    async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
+        let _writing = self.cache.writing(rows.iter().map(|r| r.key.as_str()));
+        self.index.undelete(rows).await
+    }
+
+    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
+        self.index.purge_deleted(limit).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! The index: maps a datastore key to the place of the block's bytes.
 //!
-//! [`Index`] is the interface, the sum of [`Rows`], [`Ledger`], [`Leases`], [`Totals`] and
+//! [`Index`] is the interface, the sum of [`Rows`], [`Deleted`], [`Ledger`], [`Leases`], [`Totals`] and
 //! [`Notes`].
 //! [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node) implement it and pass
 //! one shared test suite (`tests/index_suite.rs`).
@@ -15,6 +15,7 @@ use crate::clock::EpochClock;
 use crate::error::{Error, ErrorKind, Result};
 
 mod combine;
+mod deleted;
 mod gate;
 mod keys;
 mod ledger;
@@ -24,6 +25,7 @@ mod rows;
 pub mod sqlite;
 pub mod table;
 
+pub use deleted::{Deleted, DeletedRow, Traces};
 pub use keys::KeyRange;
 pub use ledger::{Blob, BlobState, Count, EndingIn, Ledger};
 
@@ -417,7 +419,7 @@ pub trait Notes: Send + Sync + 'static {
 /// An index: its parts, and the methods that concern it as a whole. A caller that needs one part
 /// alone names the trait of that part.
 #[async_trait]
-pub trait Index: Rows + Ledger + Leases + Totals + Notes {
+pub trait Index: Rows + Deleted + Ledger + Leases + Totals + Notes {
     /// A notice about the index for the operator's log; each notice is returned once.
     fn take_notice(&self) -> Option<String> {
         None

@@ -15,6 +15,11 @@ pub(crate) const COMPANIONS: [&str; 7] = [
     "_staging", "_meta", "_leases", "_usage", "_blobs", "_deleted", "_epochs",
 ];
 
+/// The columns by which the companion `_deleted` is recognised. Its column `blob` is the `blob_id`
+/// of an index: with that name it would be taken for an index by walrusds nodes that do not know
+/// this companion.
+pub(crate) const DELETED_COLUMNS: [&str; 4] = ["key", "blob", "deleted_at", "keep_until"];
+
 /// Whether a table with these columns is an index, and not a companion of one.
 pub(crate) fn is_index(has_column: impl Fn(&str) -> bool) -> bool {
     ["key", "blob_id", "size"].into_iter().all(has_column)
@@ -142,6 +147,20 @@ impl TableName {
                  companion of the other (NAME and one of {}), so their rows would be taken for each other's; choose \
                  another name with \"table\", or rename one of the tables",
                 COMPANIONS.join(", "),
+                self = self.to_string(),
+            ),
+        )
+    }
+
+    /// The error for a table that has the name of the companion `_deleted` and is none.
+    pub(crate) fn is_no_companion(&self, other: &str) -> Error {
+        Error::new(
+            ErrorKind::Config,
+            format!(
+                "table {self:?} cannot be used: its deleted rows are kept in {other:?}, and there is a table of that \
+                 name that has other columns (expected, among others: {}); rename that table, or choose another name \
+                 with \"table\"",
+                DELETED_COLUMNS.join(", "),
                 self = self.to_string(),
             ),
         )

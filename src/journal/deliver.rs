@@ -7,6 +7,7 @@
 //! - A block leaves the journal only after its row is committed, or after it was replaced, deleted
 //!   or found damaged. A blob that was stored here must have been read back as well; a row that was
 //!   there before counts at once, unless the block is `unproven`: then its blob is read back first.
+//!   So is the blob of a deleted row that was brought back.
 //! - A row is written only for a block that is still the newest value of its key. The keys are
 //!   locked from that check until the index has answered, so no deletion falls in between.
 //! - A damaged or unreadable block does not hold up the other blocks of its pack.
@@ -15,8 +16,9 @@
 //!
 //! Outline of [`deliver`], for one pack or a part of it:
 //! 1. [`prepare`] asks the index for the keys. Blocks that were replaced or deleted, and blocks
-//!    that are stored already, are settled. Blocks whose rows may point at a blob that was never
-//!    read back are handed to [`prove`], a task of its own.
+//!    that are stored already, are settled. Deleted rows whose blobs still live are brought back
+//!    instead of storing their blocks. Blocks whose rows may point at a blob that was never read
+//!    back are handed to [`prove`], a task of its own.
 //! 2. The remaining blocks are stored as one blob. If no publisher takes so many bytes, the pack is
 //!    split in two. If blocks turn out to be damaged or unreadable, [`set_apart`] forms packs
 //!    without them.
@@ -27,10 +29,10 @@
 //! While the datastore is being closed, a pack that fails in steps 1 or 2 is left in the journal;
 //! steps 3 and 4 are tried until [`Shared::stop`] ends the task.
 //!
-//! Lock order: key locks, then the journal's state. Only `place` takes key locks. The upload permit
+//! Lock order: key locks, then the journal's state. Only `place` and `bring_back` take key locks. The upload permit
 //! is given back before a pause and before the rows are written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -44,7 +46,7 @@ use super::trouble::Failures;
 use super::{Block, Journal};
 use crate::backoff::doubled;
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Record, Usage};
+use crate::index::{KeyRecord, Record, Traces, Usage};
 use crate::locks::KeyLocks;
 use crate::log::Level;
 use crate::metrics::Metrics;
@@ -275,12 +277,13 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
         for block in &blocks {
             block.doubted.store(false, Ordering::Release);
         }
-        parts.uploader.index.get_many(&keys).await?
+        parts.uploader.look_up(&keys).await?
     };
-    let fresh = |(row, block): (&Option<Record>, &Arc<Block>)| {
+    let fresh = |(row, block): (&Traces, &Arc<Block>)| {
         let readable = block.lost.load(Ordering::Relaxed) == 0;
-        let uploader = &parts.uploader;
-        uploader.is_stored(row.as_ref(), block.len(), readable)
+        let (uploader, len) = (&parts.uploader, block.len());
+        uploader.is_stored(row.live.as_ref(), len, readable)
+            || uploader.spare(row, len, readable).is_some()
     };
     let fresh: Vec<bool> = rows.iter().zip(&blocks).map(fresh).collect();
     // Only blocks that are indexed already must be read here: the others are checked on their way.
@@ -303,6 +306,7 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
         })
         .await??
     };
+    let back = bring_back(parts, &blocks, &rows, &same).await?;
     let current = parts.journal.current(&blocks);
     let mut travel = Vec::with_capacity(blocks.len());
     let mut replaced = Vec::with_capacity(blocks.len());
@@ -311,17 +315,18 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
     for (((block, row), same), current) in blocks.into_iter().zip(rows).zip(same).zip(current) {
         if !current {
             obsolete.push(block);
-        } else if let (true, Some(row)) = (same, &row) {
+        } else if let (true, Some(row)) = (same, row.stored(back.contains(block.key()))) {
             // No journal writes rows of quilts: another node wrote that row, and is responsible for
             // its blob.
-            let owed = block.unproven.load(Ordering::Relaxed) && row.patch_id.is_none();
+            let doubtful = block.unproven.load(Ordering::Relaxed) || back.contains(block.key());
+            let owed = doubtful && row.patch_id.is_none();
             match owed {
                 true => unproven.push((block, row.clone())),
                 false => known.push(block),
             }
         } else {
             travel.push(block);
-            replaced.push(usage_of(row.as_ref()));
+            replaced.push(usage_of(row.live.as_ref()));
         }
     }
     let count = known.len() + unproven.len();
@@ -334,6 +339,38 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
         replaced,
         unproven,
     })
+}
+
+/// Brings back the deleted rows of blocks that are stored in blobs which still live. `rows` are those
+/// of the blocks, and `same` says of which blocks the stored bytes are known to be theirs. Returns
+/// the keys that have their row again.
+async fn bring_back(
+    parts: &FlushParts,
+    blocks: &[Arc<Block>],
+    rows: &[Traces],
+    same: &[bool],
+) -> Result<HashSet<String>> {
+    let of = blocks.iter().zip(rows).zip(same);
+    let spares = of.filter_map(|((block, row), same)| {
+        let record = parts.uploader.spare(row, block.len(), *same)?;
+        Some((Arc::clone(block), record.clone()))
+    });
+    let (blocks, records): (Vec<_>, Vec<_>) = spares.unzip();
+    if blocks.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let keys = blocks.iter().map(|b| b.key().to_owned()).collect();
+    // As in `place`: a deletion that is under way ends before the lock is taken, and its block is
+    // not current any more.
+    let _guard = parts.locks.lock(keys).await;
+    let current = parts.journal.current(&blocks);
+    let rows = blocks.iter().zip(records).zip(current);
+    let rows = rows.filter(|(_, current)| *current);
+    let rows = rows.map(|((block, record), _)| KeyRecord {
+        key: block.key().to_owned(),
+        record,
+    });
+    parts.uploader.bring_back(&rows.collect::<Vec<_>>()).await
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

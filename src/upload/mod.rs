@@ -9,7 +9,8 @@
 //! | `format` | the layout of a pack, and which part of it is read back |
 //!
 //! This module holds the steps that all uploads share: [`Uploader::is_stored`] leaves out blocks
-//! that need no upload, [`Uploader::store`] makes a blob of blocks, [`Uploader::place`] writes
+//! that need no upload, [`Uploader::bring_back`] spares the upload of deleted blocks whose blobs
+//! still live, [`Uploader::store`] makes a blob of blocks, [`Uploader::place`] writes
 //! their rows. Its users are the direct path (its blocks may be given up while they are under way),
 //! the journal (it tries for ever, writes rows only for blocks that are still current, and has the
 //! pack read back) and renewal (it stores a blob unchanged).
@@ -17,13 +18,14 @@
 //! The order is: upload first, index second. A failure between the two leaves a blob without a row,
 //! never a row without a blob.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::gone::Gone;
-use crate::index::{Blob, Index, KeyRecord, Record, Usage};
+use crate::index::{Blob, Index, KeyRecord, Record, Traces, Usage};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::walrus::{BlobStore, StoreOptions, StoreResult};
@@ -100,6 +102,54 @@ impl Uploader {
                 && row.is_fresh(self.clock.now() + self.fresh_for, &self.epoch_clock)
                 && !self.gone.contains(&row.blob_id)
         })
+    }
+
+    /// The rows of keys, as the index itself, and not memory, holds them: one round trip. Where
+    /// deleted rows are kept, those come along.
+    pub(crate) async fn look_up(&self, keys: &[String]) -> Result<Vec<Traces>> {
+        if !self.index.keeps_deleted().is_zero() {
+            return self.index.get_with_deleted(keys).await;
+        }
+        let rows = self.index.get_many(keys).await?.into_iter();
+        let traces = rows.map(|live| Traces {
+            live,
+            deleted: None,
+        });
+        Ok(traces.collect())
+    }
+
+    /// The deleted row that may be brought back instead of storing a value of `len` bytes, if there
+    /// is one. `same` as in [`is_stored`](Self::is_stored). A member of a quilt does not count: it
+    /// cannot be read back as a part of its blob.
+    pub(crate) fn spare<'a>(&self, traces: &'a Traces, len: u64, same: bool) -> Option<&'a Record> {
+        let deleted = traces.deleted.as_ref();
+        let may = |row: &&Record| row.patch_id.is_none() && traces.live.is_none();
+        deleted
+            .filter(may)
+            .filter(|_| self.is_stored(deleted, len, same))
+    }
+
+    /// Whether the blob of a deleted row is still stored, as far as this node knows.
+    pub(crate) fn is_alive(&self, row: &Record) -> bool {
+        row.is_fresh(self.clock.now(), &self.epoch_clock) && !self.gone.contains(&row.blob_id)
+    }
+
+    /// Brings deleted rows back where they are still kept and their keys have no row, and counts
+    /// the change of the totals. Returns the keys that have their row again. The caller holds the
+    /// keys.
+    pub(crate) async fn bring_back(&self, rows: &[KeyRecord]) -> Result<HashSet<String>> {
+        if rows.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let back = caught(self.index.undelete(rows)).await?;
+        let back: HashSet<String> = back.into_iter().collect();
+        let counted = rows.iter().filter(|row| back.contains(&row.key));
+        let usage = counted.fold(Usage::default(), |sum, row| {
+            sum.plus(usage_of(Some(&row.record)))
+        });
+        self.metrics.usage_delta(usage);
+        Metrics::add(&self.metrics.blocks_undeleted, back.len() as u64);
+        Ok(back)
     }
 
     /// Stores blocks as one pack.

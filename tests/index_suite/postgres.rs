@@ -42,13 +42,35 @@ pub fn options(url: &str) -> PostgresOptions {
 }
 
 async fn env(db: &str, quilts: bool) -> Env {
+    env_that_keeps(db, quilts, Duration::ZERO).await
+}
+
+async fn env_that_keeps(db: &str, quilts: bool, keep_deleted: Duration) -> Env {
     let url = Postgres::shared().url(db);
+    let options = options(&url).with_keep_deleted(keep_deleted);
+    let (a, b) = (
+        PostgresIndex::open(options.clone()).await,
+        PostgresIndex::open(options).await,
+    );
     Env {
-        a: Arc::new(open(&url).await),
-        b: Arc::new(open(&url).await),
+        a: Arc::new(a.unwrap()),
+        b: Arc::new(b.unwrap()),
         quilts,
         _keep: None,
     }
+}
+
+/// As [`env_new`], [`env_go`] and [`env_partitioned`], with deleted rows kept.
+pub async fn envs_that_keep(keep_deleted: Duration) -> Vec<Env> {
+    let pg = Postgres::shared();
+    let dbs = [pg.database(), pg.database_with(ICU), pg.database()];
+    pg.execute(&dbs[1], GO_NEWEST);
+    pg.execute(&dbs[2], &partitioned(4));
+    let mut envs = Vec::new();
+    for (db, quilts) in dbs.iter().zip([false, true, false]) {
+        envs.push(env_that_keeps(db, quilts, keep_deleted).await);
+    }
+    envs
 }
 
 pub async fn env_new() -> Env {

@@ -14,11 +14,21 @@ use crate::shared::{keys, row};
 use crate::Env;
 
 pub async fn env() -> Env {
+    env_that_keeps(Duration::ZERO).await
+}
+
+/// With deleted rows kept.
+pub async fn env_that_keeps(keep_deleted: Duration) -> Env {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sub/dir/index.sqlite");
+    let options = SqliteOptions::new(&path, "walrus_index").with_keep_deleted(keep_deleted);
+    let (a, b) = (
+        SqliteIndex::open(options.clone()).await,
+        SqliteIndex::open(options).await,
+    );
     Env {
-        a: Arc::new(open(&path).await),
-        b: Arc::new(open(&path).await),
+        a: Arc::new(a.unwrap()),
+        b: Arc::new(b.unwrap()),
         quilts: false,
         _keep: Some(dir),
     }

@@ -11,6 +11,7 @@ mod companions;
 mod conn;
 mod connect;
 mod deadline;
+mod deleted;
 mod direct;
 mod error;
 mod go_staging;
@@ -82,11 +83,14 @@ pub struct PostgresOptions {
     pub connect_timeout: Duration,
     /// Time for one statement; a statement that takes longer is cancelled on the server.
     pub statement_timeout: Duration,
+    /// How long deleted rows can be brought back; with zero they are not kept.
+    pub keep_deleted: Duration,
     /// Whether to use the table as it is: none is created or extended.
     pub only_existing: bool,
 }
 
 setters! { PostgresOptions {
+    with_keep_deleted(keep_deleted: Duration);
     with_max_open_conns(max_open_conns: u32);
     with_connect_timeout(connect_timeout: Duration);
     with_statement_timeout(statement_timeout: Duration);
@@ -94,7 +98,8 @@ setters! { PostgresOptions {
 } }
 
 impl PostgresOptions {
-    /// Options with the defaults (32 connections, 10 s to connect, 30 s for a statement).
+    /// Options with the defaults (32 connections, 10 s to connect, 30 s for a statement, deleted
+    /// rows are not kept).
     pub fn new(url: impl Into<String>, table: impl Into<String>) -> Self {
         PostgresOptions {
             url: url.into(),
@@ -102,6 +107,7 @@ impl PostgresOptions {
             max_open_conns: 32,
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
+            keep_deleted: Duration::ZERO,
             only_existing: false,
         }
     }
@@ -115,6 +121,7 @@ impl std::fmt::Debug for PostgresOptions {
             .field("max_open_conns", &self.max_open_conns)
             .field("connect_timeout", &self.connect_timeout)
             .field("statement_timeout", &self.statement_timeout)
+            .field("keep_deleted", &self.keep_deleted)
             .field("only_existing", &self.only_existing)
             .finish()
     }
@@ -138,6 +145,8 @@ struct Inner {
     /// `None` for a table of an older version that this node cannot change.
     ledger: Option<LedgerSql>,
     statement_timeout: Duration,
+    /// How long deleted rows are kept; zero where there is no table for them.
+    keep_deleted: Duration,
     staging: Staging,
     rights: Rights,
     /// The forms of [`Sql::delete`] and [`Sql::upsert`] that the engine takes.
@@ -194,9 +203,14 @@ impl PostgresIndex {
                 return Err(e);
             }
         };
+        let keep_deleted = match shape.has_deleted {
+            true => options.keep_deleted,
+            false => Duration::ZERO,
+        };
         let inner = Inner {
-            sql: Sql::new(&shape),
+            sql: Sql::new(&shape, keep_deleted),
             ledger: shape.has_ledger.then(|| LedgerSql::new(&shape)),
+            keep_deleted,
             staging: Staging::new(shape.staging_exists),
             rights: Rights::new(read_only),
             opener,

@@ -14,7 +14,7 @@ use super::error::PgError;
 use super::order::ByteOrder;
 use super::query::{clamped_sum, Param, Query};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::table::{is_index, parse_table, TableName, COMPANIONS};
+use crate::index::table::{is_index, parse_table, TableName, COMPANIONS, DELETED_COLUMNS};
 
 /// Version of the schema this library writes.
 pub(super) const VERSION: i64 = 3;
@@ -34,8 +34,9 @@ pub(super) struct Shape {
     pub has_object_id: bool,
     pub has_encoded_size: bool,
     pub has_cost: bool,
-    /// Whether there is a ledger of blobs: from version 3 on.
+    /// Whether there are a ledger of blobs and a table for deleted rows: from version 3 on.
     pub has_ledger: bool,
+    pub has_deleted: bool,
 }
 
 /// Finds the tables a name could mean, with their columns: one row per column (or one per table
@@ -197,6 +198,14 @@ impl Found {
         if let Some(other) = companions.chain(main).find(index) {
             return Ok(Err(table.collides_with(&other.to_string())));
         }
+        let deleted = table.companion("_deleted");
+        if columns_of(&deleted).is_some_and(|(_, columns)| {
+            !DELETED_COLUMNS
+                .iter()
+                .all(|name| columns.contains_key(*name))
+        }) {
+            return Ok(Err(table.is_no_companion(&deleted.to_string())));
+        }
         let staging_exists = table.go_staging().is_some_and(|staging| {
             columns_of(&staging).is_some_and(|(_, columns)| is_staging(|c| columns.contains_key(c)))
         });
@@ -245,6 +254,7 @@ impl Found {
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
             has_ledger: version >= 3,
+            has_deleted: version >= 3,
         }
     }
 
@@ -447,6 +457,7 @@ fn plan(
         ("_usage", "name TEXT PRIMARY KEY, blocks BIGINT NOT NULL DEFAULT 0, bytes BIGINT NOT NULL DEFAULT 0"),
         ("_blobs", BLOBS),
         ("_epochs", "epoch BIGINT PRIMARY KEY, first_seen TIMESTAMPTZ NOT NULL, last_seen TIMESTAMPTZ NOT NULL"),
+        ("_deleted", super::deleted::COLUMNS),
     ] {
         let place = found.place_of(&table.companion(suffix), may_create);
         plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", place.quoted()));
@@ -458,6 +469,9 @@ fn plan(
             ));
         }
     }
+    plan.extend(super::deleted::indexes(
+        &found.place_of(&table.companion("_deleted"), may_create),
+    ));
     plan.push(count_usage(found));
     let meta = table.companion("_meta").quoted();
     for (name, value) in [("schema_version", VERSION), ("min_version", MIN_VERSION)] {

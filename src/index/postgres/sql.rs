@@ -6,7 +6,10 @@
 //! The last parameter of a bounded statement is the time until which it may be carried out
 //! ([`super::deadline`]).
 
+use std::time::Duration;
+
 use super::deadline;
+use super::deleted::{self, DeletedSql};
 use super::ledger;
 use super::order::ByteOrder;
 use super::query::{clamped_sum, Query};
@@ -59,6 +62,7 @@ pub(super) struct Sql {
     pub add_usage: Query,
     pub try_lease: Query,
     pub release_lease: Query,
+    pub deleted: DeletedSql,
     table: String,
     staging: String,
     order: ByteOrder,
@@ -91,7 +95,9 @@ fn due_by_groups(table: &str, after: bool) -> String {
 }
 
 impl Sql {
-    pub fn new(shape: &Shape) -> Sql {
+    /// `keep`: how long deleted rows are kept; with zero, deletions and puts do not touch their
+    /// table.
+    pub fn new(shape: &Shape, keep: Duration) -> Sql {
         let table = shape.table.quoted();
         let staging = shape
             .staging
@@ -112,7 +118,21 @@ impl Sql {
         let get = format!("SELECT FALSE AS staged, {columns} FROM {table} WHERE key = $1");
         let get_many =
             format!("SELECT FALSE AS staged, {columns}, key FROM {table} WHERE key = ANY($1)");
+        let get_many = [
+            get_many.clone(),
+            format!("SELECT TRUE AS staged, {STAGED_COLUMNS}, key FROM {staging} WHERE key = ANY($1) UNION ALL {get_many}"),
+        ];
         let (locked, begun) = (deadline::when_locked(2), deadline::when_begun(2));
+        let kept = shape.table.companion("_deleted").quoted();
+        let (returned, keep_rows, forget, renew_kept) = match keep.is_zero() {
+            true => Default::default(),
+            false => (
+                deleted::returned(shape),
+                format!(", k AS ({})", deleted::keep(&kept, keep)),
+                format!("f AS (DELETE FROM {kept} WHERE key = ANY($1)), "),
+                format!("WITH k AS ({}) ", deleted::renew(&kept)),
+            ),
+        };
         let delete = |staged: bool, form: usize| {
             let (at_lock, no_wait) = (form < 2, form == 0 || form == 2);
             let no_wait = if no_wait {
@@ -120,16 +140,16 @@ impl Sql {
             } else {
                 String::new()
             };
-            let from = |table: &str| {
+            let from = |table: &str, more: &str| {
                 if at_lock {
-                    format!("DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size, {locked} AS in_time")
+                    format!("DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size{more}, {locked} AS in_time")
                 } else {
-                    format!("DELETE FROM {table} WHERE key = ANY($1) AND {begun} RETURNING key, size, TRUE AS in_time")
+                    format!("DELETE FROM {table} WHERE key = ANY($1) AND {begun} RETURNING key, size{more}, TRUE AS in_time")
                 }
             };
             let (more, rows) = if staged {
                 (
-                    format!(", s AS ({})", from(&staging)),
+                    format!(", s AS ({})", from(&staging, "")),
                     "(SELECT size, in_time FROM d UNION ALL \
                      SELECT size, in_time FROM s WHERE NOT EXISTS (SELECT 1 FROM d WHERE d.key = s.key)) AS r",
                 )
@@ -137,8 +157,8 @@ impl Sql {
                 (String::new(), "d")
             };
             let sql = format!(
-                "WITH d AS ({delete}){more} SELECT count(*), {sum}{no_wait} FROM {rows} WHERE in_time",
-                delete = from(&table),
+                "WITH d AS ({delete}){more}{keep_rows} SELECT count(*), {sum}{no_wait} FROM {rows} WHERE in_time",
+                delete = from(&table, &returned),
                 sum = clamped_sum("size"),
             );
             Query::hot(sql).bounded()
@@ -193,7 +213,7 @@ impl Sql {
                 String::new()
             };
             format!(
-                "WITH {with_staged}{with_ledger}w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
+                "WITH {with_staged}{forget}{with_ledger}w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
                  WHERE {begun} ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at \
                  RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
                 set = set("EXCLUDED"),
@@ -238,10 +258,8 @@ impl Sql {
                 Query::hot(get.clone()),
                 Query::hot(format!("SELECT TRUE AS staged, {STAGED_COLUMNS} FROM {staging} WHERE key = $1 UNION ALL {get}")),
             ],
-            get_many: [
-                Query::hot(get_many.clone()),
-                Query::hot(format!("SELECT TRUE AS staged, {STAGED_COLUMNS}, key FROM {staging} WHERE key = ANY($1) UNION ALL {get_many}")),
-            ],
+            deleted: DeletedSql::new(shape, &get_many),
+            get_many: get_many.map(Query::hot),
             staged_value: Query::hot(format!("SELECT value FROM {staging} WHERE key = $1")),
             delete: [deletes(false), deletes(true)],
             place: Query::once(format!(
@@ -272,7 +290,7 @@ impl Sql {
                  WHERE blob_id = $1 AND blob_offset >= $2 ORDER BY blob_offset LIMIT $3"
             )),
             update_blob: Query::once(format!(
-                "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
+                "{renew_kept}UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
             )),
             usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),

@@ -199,12 +199,16 @@ impl SqliteIndex {
             return Ok(());
         }
         let entries = entries(blob, &rows);
+        let keeps = !self.inner.keep_deleted.is_zero();
         self.write("writing rows", pass, move |connection, sql| {
             let now = to_micros(SystemTime::now());
             let mut upsert = connection.prepare_cached(&sql.upsert)?;
             for row in &rows {
                 bind(&mut upsert, row, now)?;
                 upsert.raw_execute()?;
+            }
+            if keeps {
+                sql.deleted.forget(connection, &rows)?;
             }
             write(connection, sql, &entries, now)
         })
@@ -251,9 +255,14 @@ impl SqliteIndex {
     pub(super) async fn note_end(&self, blob: Blob, entry: bool) -> Result<u64> {
         let pass = self.gate.enter()?;
         check_text("blob ID", &blob.blob_id)?;
+        let keeps = !self.inner.keep_deleted.is_zero();
         self.write("noting a renewal", pass, move |connection, sql| {
             let now = to_micros(SystemTime::now());
             let expires_at = blob.expires_at.map(to_micros);
+            if keeps {
+                let ends = (blob.end_epoch, expires_at);
+                sql.deleted.renew(connection, &blob.blob_id, ends)?;
+            }
             let changed = connection
                 .prepare_cached(&sql.update_blob)?
                 .execute(params![blob.blob_id, blob.end_epoch, expires_at, now])?;

@@ -6,6 +6,7 @@
 
 mod access;
 mod companions;
+mod deleted;
 mod ledger;
 mod readers;
 mod schema;
@@ -36,7 +37,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// index.
 const FEW: usize = 32;
 /// Statements kept prepared per connection.
-const STATEMENTS: usize = 32;
+const STATEMENTS: usize = 48;
 
 /// How to open a [`SqliteIndex`].
 #[derive(Debug, Clone)]
@@ -48,22 +49,26 @@ pub struct SqliteOptions {
     pub table: String,
     /// How long to wait for another process that writes to the file.
     pub busy_timeout: Duration,
+    /// How long deleted rows can be brought back; with zero they are not kept.
+    pub keep_deleted: Duration,
     /// Whether to use the file as it is: nothing is created, and every method that writes fails.
     pub only_existing: bool,
 }
 
 setters! { SqliteOptions {
+    with_keep_deleted(keep_deleted: Duration);
     with_busy_timeout(busy_timeout: Duration);
     with_only_existing(only_existing: bool);
 } }
 
 impl SqliteOptions {
-    /// Options with the default timeout (10 s).
+    /// Options with the defaults (a timeout of 10 s, deleted rows are not kept).
     pub fn new(path: impl Into<PathBuf>, table: impl Into<String>) -> Self {
         SqliteOptions {
             path: path.into(),
             table: table.into(),
             busy_timeout: Duration::from_secs(10),
+            keep_deleted: Duration::ZERO,
             only_existing: false,
         }
     }
@@ -82,6 +87,11 @@ struct Inner {
     access: Access,
     sql: Arc<Sql>,
     busy_timeout: Duration,
+    /// How long deleted rows are kept.
+    keep_deleted: Duration,
+    /// Whether there is a table for deleted rows. A file that was written before there was one may
+    /// lack it where it can only be read.
+    has_deleted: bool,
 }
 
 impl SqliteIndex {
@@ -97,6 +107,8 @@ impl SqliteIndex {
         let opened = tokio::task::spawn_blocking(move || {
             let sql = Arc::new(Sql::new(&table));
             let (connection, access) = schema::open(&options, &table, &sql)?;
+            let has_deleted = sql.deleted.exists(&connection);
+            let has_deleted = has_deleted.map_err(|e| failed("opening", e))?;
             let writer = match access {
                 Access::Write => Some(Writer::start(connection)?),
                 Access::Read(_) => None,
@@ -107,6 +119,8 @@ impl SqliteIndex {
                 access,
                 sql,
                 busy_timeout: options.busy_timeout,
+                keep_deleted: options.keep_deleted,
+                has_deleted,
             })
         });
         let inner = opened.await.unwrap_or_else(|e| {
@@ -381,12 +395,16 @@ impl Rows for SqliteIndex {
             return Ok(Usage::default());
         }
         let keys = keys.to_vec();
+        let keep = self.inner.keep_deleted;
         // A delete that a power cut undoes is harmless: the block is collected next time.
         self.write_as(
             Promise::Visible,
             "deleting rows",
             pass,
             move |connection, sql| {
+                if !keep.is_zero() {
+                    sql.deleted.keep(connection, &keys, keep)?;
+                }
                 let mut delete = connection.prepare_cached(&sql.delete)?;
                 let mut removed = Usage::default();
                 for key in &keys {

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::access::{self, Access};
+use super::deleted::DeletedSql;
 use super::ledger::{LedgerSql, BLOBS};
 use super::{failed, is_busy, SqliteOptions, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
-use crate::index::table::{is_index, TableName, COMPANIONS};
+use crate::index::table::{is_index, TableName, COMPANIONS, DELETED_COLUMNS};
 
 /// Marks a file as one of walrusds ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
@@ -36,6 +37,7 @@ pub(super) struct Sql {
     pub add_usage: String,
     pub try_lease: String,
     pub release_lease: String,
+    pub deleted: DeletedSql,
     create: String,
     version: String,
     meta: String,
@@ -57,6 +59,7 @@ impl Sql {
         );
         let (blobs, epochs) = (quoted("_blobs"), quoted("_epochs"));
         let columns = "blob_id, blob_offset, size, deletable, end_epoch, expires_at";
+        let deleted = DeletedSql::new(&main, table);
         Sql {
             get: format!("SELECT {columns} FROM {main} WHERE key = ?1"),
             upsert: format!(
@@ -120,10 +123,12 @@ impl Sql {
                  CREATE TABLE IF NOT EXISTS {leases} (name TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, expires_at INTEGER NOT NULL) WITHOUT ROWID; \
                  CREATE TABLE IF NOT EXISTS {usage} (name TEXT NOT NULL PRIMARY KEY, blocks INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID; \
                  INSERT INTO {usage} (name, blocks, bytes) VALUES ('total', 0, 0) ON CONFLICT (name) DO NOTHING; \
+                 {create_deleted} \
                  CREATE TABLE IF NOT EXISTS {meta} (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID; \
                  INSERT INTO {meta} (name, value) VALUES ('schema_version', '{VERSION}') \
                  ON CONFLICT (name) DO UPDATE SET value = excluded.value; \
                  PRAGMA application_id = {APPLICATION_ID};",
+                create_deleted = deleted.create,
                 blob_idx = quoted("_blob_id_idx"),
                 blobs_due = quoted("_blobs_due"),
                 // Of tables older than the ledger.
@@ -134,6 +139,7 @@ impl Sql {
             meta: format!("{table}_meta"),
             blobs: format!("{table}_blobs"),
             ledger: LedgerSql::new(&main, &blobs, &epochs),
+            deleted,
             table: main,
         }
     }
@@ -286,7 +292,10 @@ pub(super) fn open(
 
     let version = read_version(&connection, sql).map_err(explain)?;
     match version {
-        Some(VERSION) if exists(&connection, &sql.blobs).map_err(explain)? => {}
+        // Files that are older than the ledger and the table of deleted rows have the same version.
+        Some(VERSION)
+            if exists(&connection, &sql.blobs).map_err(explain)?
+                && sql.deleted.exists(&connection).map_err(explain)? => {}
         Some(newer) if newer > VERSION => {
             return Err(bad(format!(
                 "table {table} has schema version {newer}, this walrusds knows {VERSION}; install a newer one"
@@ -334,6 +343,14 @@ fn check_names(connection: &Connection, table: &TableName) -> rusqlite::Result<R
         let found = found.collect::<rusqlite::Result<Vec<String>>>()?;
         if is_index(|column| found.iter().any(|c| c == column)) {
             return Ok(Err(table.collides_with(&other)));
+        }
+        let deleted = other == format!("{table}_deleted") && !found.is_empty();
+        if deleted
+            && !DELETED_COLUMNS
+                .iter()
+                .all(|name| found.iter().any(|c| c == name))
+        {
+            return Ok(Err(table.is_no_companion(&other)));
         }
     }
     Ok(Ok(()))

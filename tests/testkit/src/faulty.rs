@@ -20,9 +20,9 @@ use tokio::sync::Notify;
 use walrusds::clock::Sighting;
 use walrusds::walrus::Check;
 use walrusds::{
-    Blob, BlobState, BlobStore, Body, EndingIn, Error, ErrorKind, Index, KeyRange, KeyRecord,
-    Leases, Ledger, ListItem, Notes, Record, RenewItem, Renewal, Result, Rows, StoreOptions,
-    StoreResult, Totals, Usage,
+    Blob, BlobState, BlobStore, Body, Deleted, DeletedRow, EndingIn, Error, ErrorKind, Index,
+    KeyRange, KeyRecord, Leases, Ledger, ListItem, Notes, Record, RenewItem, Renewal, Result, Rows,
+    StoreOptions, StoreResult, Totals, Traces, Usage,
 };
 
 /// The kinds of faults.
@@ -482,6 +482,59 @@ impl<I: Index + ?Sized> Ledger for FaultyIndex<I> {
     async fn saw_epochs(&self, seen: &[Sighting]) -> Result<()> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
         Around::end(Call::Renewal, fault, self.inner.saw_epochs(seen).await)
+    }
+}
+
+#[async_trait]
+impl<I: Index + ?Sized> Deleted for FaultyIndex<I> {
+    fn keeps_deleted(&self) -> Duration {
+        self.inner.keeps_deleted()
+    }
+
+    async fn get_with_deleted(&self, keys: &[String]) -> Result<Vec<Traces>> {
+        let (_running, fault) = self.around.begin(Call::Lookup).await?;
+        let mut traces = self.inner.get_with_deleted(keys).await?;
+        for (key, traces) in keys.iter().zip(&mut traces) {
+            traces.live = self.mangle(fault, key, traces.live.take());
+        }
+        Ok(traces)
+    }
+
+    async fn deleted(&self, keys: &[String]) -> Result<Vec<Option<DeletedRow>>> {
+        let (_running, _) = self.around.begin(Call::Lookup).await?;
+        self.inner.deleted(keys).await
+    }
+
+    async fn list_deleted(
+        &self,
+        range: &KeyRange,
+        since: Option<SystemTime>,
+        until: Option<SystemTime>,
+        limit: usize,
+    ) -> Result<Vec<DeletedRow>> {
+        let (_running, _) = self.around.begin(Call::List).await?;
+        self.inner.list_deleted(range, since, until, limit).await
+    }
+
+    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
+        let (_running, _) = self.around.begin(Call::List).await?;
+        self.inner.deleted_in_blob(blob_id).await
+    }
+
+    async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
+        let (_running, fault) = self.around.begin(Call::PutRows).await?;
+        self.remember(rows.iter().map(|r| r.key.clone()).collect())
+            .await;
+        Around::end(Call::PutRows, fault, self.inner.undelete(rows).await)
+    }
+
+    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
+        let (_running, fault) = self.around.begin(Call::DeleteRows).await?;
+        Around::end(
+            Call::DeleteRows,
+            fault,
+            self.inner.purge_deleted(limit).await,
+        )
     }
 }
 

@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use walrusds::clock::Clock;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Error, ErrorKind, Fetched, Index, KeyRange, KeyRecord, Leases, Ledger,
-    ListItem, Notes, Record, RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals,
-    Usage,
+    BlobStore, Body, Deleted, DeletedRow, Error, ErrorKind, Fetched, Index, KeyRange, KeyRecord,
+    Leases, Ledger, ListItem, Notes, Record, RenewItem, Renewal, Result, Rows, StoreOptions,
+    StoreResult, Totals, Traces, Usage,
 };
 
 /// An index in a map.
@@ -25,6 +25,10 @@ pub struct MemIndex {
     /// Time a write or delete takes (milliseconds). As in a database, it goes on when its caller no
     /// longer waits.
     pub write_ms: AtomicU64,
+    /// How long deleted rows are kept (seconds); 0: they are not.
+    pub keep_seconds: AtomicU64,
+    /// The kept rows and when each was deleted. Taken after `rows`.
+    pub deleted: Arc<Mutex<BTreeMap<String, (Record, SystemTime)>>>,
     pub staged: Mutex<HashMap<String, Bytes>>,
     pub usage: Mutex<Usage>,
     /// Its owner, and when it runs out on tokio's clock.
@@ -32,6 +36,7 @@ pub struct MemIndex {
     pub notes: Mutex<BTreeMap<String, String>>,
     pub fail_puts: AtomicBool,
     pub put_calls: AtomicUsize,
+    pub undelete_calls: AtomicUsize,
     pub list_calls: AtomicUsize,
     /// The keys of all lookups.
     pub lookups: AtomicUsize,
@@ -49,10 +54,14 @@ impl Rows for MemIndex {
         }
         let delay = Duration::from_millis(self.write_ms.load(SeqCst));
         let (rows, records) = (Arc::clone(&self.rows), records.to_vec());
+        let deleted = Arc::clone(&self.deleted);
         let write = async move {
             tokio::time::sleep(delay).await;
-            rows.lock()
-                .extend(records.into_iter().map(|r| (r.key, r.record)));
+            let (mut rows, mut deleted) = (rows.lock(), deleted.lock());
+            for KeyRecord { key, record, .. } in records {
+                deleted.remove(&key);
+                rows.insert(key, record);
+            }
         };
         tokio::spawn(write).await.expect("write");
         Ok(())
@@ -99,13 +108,18 @@ impl Rows for MemIndex {
     async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
         let delay = Duration::from_millis(self.write_ms.load(SeqCst));
         let (rows, keys) = (Arc::clone(&self.rows), keys.to_vec());
+        let (deleted, keeps) = (Arc::clone(&self.deleted), !self.keeps_deleted().is_zero());
         let delete = async move {
             tokio::time::sleep(delay).await;
             let mut removed = Usage::default();
             for key in keys {
-                if let Some(record) = rows.lock().remove(&key) {
+                let mut rows = rows.lock();
+                if let Some(record) = rows.remove(&key) {
                     removed.blocks += 1;
                     removed.bytes += record.size;
+                    if keeps {
+                        deleted.lock().insert(key, (record, SystemTime::now()));
+                    }
                 }
             }
             removed
@@ -186,6 +200,81 @@ impl Rows for MemIndex {
 }
 
 impl Ledger for MemIndex {}
+
+#[async_trait]
+impl Deleted for MemIndex {
+    fn keeps_deleted(&self) -> Duration {
+        Duration::from_secs(self.keep_seconds.load(SeqCst))
+    }
+
+    async fn get_with_deleted(&self, keys: &[String]) -> Result<Vec<Traces>> {
+        let mut traces = Vec::new();
+        for key in keys {
+            let live = self.get(key).await?;
+            let deleted = self
+                .deleted
+                .lock()
+                .get(key)
+                .map(|(record, _)| record.clone());
+            traces.push(Traces { live, deleted });
+        }
+        Ok(traces)
+    }
+
+    async fn deleted(&self, keys: &[String]) -> Result<Vec<Option<DeletedRow>>> {
+        let deleted = self.deleted.lock();
+        let one = |key: &String| deleted.get_key_value(key).map(deleted_row);
+        Ok(keys.iter().map(one).collect())
+    }
+
+    async fn list_deleted(
+        &self,
+        range: &KeyRange,
+        since: Option<SystemTime>,
+        until: Option<SystemTime>,
+        limit: usize,
+    ) -> Result<Vec<DeletedRow>> {
+        let deleted = self.deleted.lock();
+        let listed = deleted.iter().filter(|(key, (_, at))| {
+            range.contains(key)
+                && since.is_none_or(|since| *at >= since)
+                && until.is_none_or(|until| *at < until)
+        });
+        Ok(listed.take(limit).map(deleted_row).collect())
+    }
+
+    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
+        let deleted = self.deleted.lock();
+        let of_blob = deleted.values().filter(|(r, _)| r.blob_id == blob_id);
+        Ok(of_blob.fold(Usage::default(), |sum, (record, _)| {
+            Usage::new(sum.blocks + 1, sum.bytes + record.size)
+        }))
+    }
+
+    async fn undelete(&self, records: &[KeyRecord]) -> Result<Vec<String>> {
+        self.undelete_calls.fetch_add(1, SeqCst);
+        let (mut rows, mut deleted) = (self.rows.lock(), self.deleted.lock());
+        let mut back = Vec::new();
+        for KeyRecord { key, record, .. } in records {
+            let same = |(kept, _): &(Record, SystemTime)| kept.blob_id == record.blob_id;
+            if !deleted.get(key).is_some_and(same) {
+                continue;
+            }
+            if let (Some((kept, _)), false) = (deleted.remove(key), rows.contains_key(key)) {
+                rows.insert(key.clone(), kept);
+                back.push(key.clone());
+            }
+        }
+        Ok(back)
+    }
+}
+
+fn deleted_row((key, (record, at)): (&String, &(Record, SystemTime))) -> DeletedRow {
+    DeletedRow {
+        row: KeyRecord::new(key.clone(), record.clone()),
+        deleted_at: *at,
+    }
+}
 
 #[async_trait]
 impl Leases for MemIndex {

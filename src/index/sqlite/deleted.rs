@@ -1,0 +1,328 @@
+//! Rows that were deleted and are kept, in the companion `<table>_deleted`. A deletion moves rows
+//! there, and a put of their keys removes them, each within its own transaction.
+
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use rusqlite::{params, Connection, OptionalExtension, Row};
+
+use super::schema::Sql;
+use super::{checked, from_micros, get_one, key_record, record, to_micros, SqliteIndex, FEW};
+use crate::error::Result;
+use crate::index::keys::{check_key, check_text, Compare};
+use crate::index::table::TableName;
+use crate::index::{Deleted, DeletedRow, KeyRange, KeyRecord, Traces, Usage};
+
+/// The columns that a row has in both tables, but for the key and the blob.
+const COMMON: &str = "blob_offset, size, deletable, end_epoch, expires_at, created_at";
+/// The columns that [`key_record`] reads, of a kept row.
+const RECORD: &str = "blob, blob_offset, size, deletable, end_epoch, expires_at, key";
+
+/// The statements that concern kept rows. Times are in microseconds.
+pub(super) struct DeletedSql {
+    pub create: String,
+    keep: String,
+    forget: String,
+    renew: String,
+    get: String,
+    in_blob: String,
+    undelete: String,
+    purge: String,
+    name: String,
+    table: String,
+}
+
+impl DeletedSql {
+    pub fn new(main: &str, table: &TableName) -> DeletedSql {
+        let name = format!("{table}_deleted");
+        let kept = format!("\"{name}\"");
+        DeletedSql {
+            create: format!(
+                "CREATE TABLE IF NOT EXISTS {kept} (key TEXT NOT NULL PRIMARY KEY, blob TEXT NOT NULL, \
+                 blob_offset INTEGER NOT NULL, size INTEGER NOT NULL, deletable INTEGER NOT NULL, \
+                 end_epoch INTEGER NOT NULL, expires_at INTEGER, created_at INTEGER NOT NULL, \
+                 deleted_at INTEGER NOT NULL, keep_until INTEGER NOT NULL) WITHOUT ROWID; \
+                 CREATE INDEX IF NOT EXISTS \"{name}_keep_until_idx\" ON {kept} (keep_until); \
+                 CREATE INDEX IF NOT EXISTS \"{name}_blob_idx\" ON {kept} (blob);"
+            ),
+            keep: format!(
+                "INSERT OR REPLACE INTO {kept} (key, blob, {COMMON}, deleted_at, keep_until) \
+                 SELECT key, blob_id, {COMMON}, ?2, ?3 FROM {main} WHERE key = ?1"
+            ),
+            forget: format!("DELETE FROM {kept} WHERE key = ?1"),
+            renew: format!(
+                "UPDATE {kept} SET end_epoch = max(end_epoch, ?2), \
+                 expires_at = max(coalesce(expires_at, ?3), coalesce(?3, expires_at)) WHERE blob = ?1"
+            ),
+            get: format!("SELECT {RECORD}, deleted_at FROM {kept} WHERE key = ?1 AND keep_until > ?2"),
+            in_blob: format!(
+                "SELECT count(*), coalesce(sum(size), 0) FROM {kept} WHERE blob = ?1 AND keep_until > ?2"
+            ),
+            undelete: format!(
+                "INSERT INTO {main} (key, blob_id, {COMMON}, updated_at) \
+                 SELECT key, blob, {COMMON}, ?2 FROM {kept} WHERE key = ?1 AND keep_until > ?2 \
+                 ON CONFLICT (key) DO NOTHING"
+            ),
+            purge: format!(
+                "DELETE FROM {kept} WHERE key IN \
+                 (SELECT key FROM {kept} WHERE keep_until <= ?1 ORDER BY keep_until LIMIT ?2)"
+            ),
+            table: kept,
+            name,
+        }
+    }
+
+    /// Whether the companion exists.
+    pub fn exists(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        connection
+            .prepare(
+                "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
+            )?
+            .exists([&self.name])
+    }
+
+    /// Copies the rows of keys that are about to be deleted.
+    pub fn keep(
+        &self,
+        connection: &Connection,
+        keys: &[String],
+        time: Duration,
+    ) -> rusqlite::Result<()> {
+        let now = SystemTime::now();
+        let until = now.checked_add(time).map_or(i64::MAX, to_micros);
+        let mut keep = connection.prepare_cached(&self.keep)?;
+        for key in keys {
+            keep.execute(params![key, to_micros(now), until])?;
+        }
+        Ok(())
+    }
+
+    /// Removes the kept rows of keys that were put.
+    pub fn forget(&self, connection: &Connection, rows: &[KeyRecord]) -> rusqlite::Result<()> {
+        let mut forget = connection.prepare_cached(&self.forget)?;
+        for row in rows {
+            forget.execute([&row.key])?;
+        }
+        Ok(())
+    }
+
+    /// Moves the ends of the kept rows of a blob that was renewed: end epoch and `expires_at`.
+    pub fn renew(
+        &self,
+        connection: &Connection,
+        blob_id: &str,
+        ends: (i64, Option<i64>),
+    ) -> rusqlite::Result<()> {
+        let mut renew = connection.prepare_cached(&self.renew)?;
+        renew.execute(params![blob_id, ends.0, ends.1])?;
+        Ok(())
+    }
+
+    fn get_one(&self, connection: &Connection, key: &str) -> rusqlite::Result<Option<DeletedRow>> {
+        connection
+            .prepare_cached(&self.get)?
+            .query_row(params![key, to_micros(SystemTime::now())], deleted_row)
+            .optional()
+    }
+
+    /// A page of kept rows; parameters are now, since, until, those of [`KeyRange::comparisons`],
+    /// and the limit.
+    fn list(&self, range: &KeyRange) -> String {
+        let mut conditions = String::new();
+        for (compare, _) in range.comparisons() {
+            conditions.push_str(match compare {
+                Compare::Greater => "AND key > ? ",
+                Compare::AtLeast => "AND key >= ? ",
+                Compare::Less => "AND key < ? ",
+                Compare::AtMost => "AND key <= ? ",
+                Compare::Not => "AND key <> ? ",
+            });
+        }
+        format!(
+            "SELECT {RECORD}, deleted_at FROM {} WHERE keep_until > ? AND deleted_at >= ? AND deleted_at < ? \
+             {conditions}ORDER BY key LIMIT ?",
+            self.table
+        )
+    }
+}
+
+/// Reads the columns of [`RECORD`] and the time of the deletion.
+fn deleted_row(row: &Row<'_>) -> rusqlite::Result<DeletedRow> {
+    Ok(DeletedRow {
+        row: key_record(row)?,
+        deleted_at: from_micros(row.get(7)?),
+    })
+}
+
+impl SqliteIndex {
+    /// Reads something of each key: on the caller's thread, if they are few.
+    async fn each_key<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        keys: &[String],
+        get: fn(&Connection, &Sql, &str) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        for key in keys {
+            check_key(key)?;
+        }
+        let pass = self.gate.enter()?;
+        let (few, keys) = (keys.len() <= FEW, keys.to_vec());
+        let work = move |connection: &Connection, sql: &Sql| {
+            let snapshot = connection.unchecked_transaction()?;
+            let found = keys.iter().map(|key| get(connection, sql, key)).collect();
+            snapshot.finish()?;
+            found
+        };
+        match few {
+            true => self.quick(what, pass, work).await,
+            false => self.read(what, pass, work).await,
+        }
+    }
+}
+
+#[async_trait]
+impl Deleted for SqliteIndex {
+    fn keeps_deleted(&self) -> Duration {
+        match self.inner.has_deleted {
+            true => self.inner.keep_deleted,
+            false => Duration::ZERO,
+        }
+    }
+
+    async fn get_with_deleted(&self, keys: &[String]) -> Result<Vec<Traces>> {
+        let live = |connection: &Connection, sql: &Sql, key: &str| {
+            let live = get_one(connection, sql, key)?;
+            Ok(Traces {
+                live,
+                deleted: None,
+            })
+        };
+        let both = |connection: &Connection, sql: &Sql, key: &str| {
+            let live = get_one(connection, sql, key)?;
+            let deleted = sql.deleted.get_one(connection, key)?;
+            Ok(Traces {
+                live,
+                deleted: deleted.map(|deleted| deleted.row.record),
+            })
+        };
+        let get = if self.inner.has_deleted { both } else { live };
+        self.each_key("looking keys up, deleted ones included", keys, get)
+            .await
+    }
+
+    async fn deleted(&self, keys: &[String]) -> Result<Vec<Option<DeletedRow>>> {
+        if !self.inner.has_deleted {
+            return Ok(vec![None; keys.len()]);
+        }
+        self.each_key("looking deleted keys up", keys, |connection, sql, key| {
+            sql.deleted.get_one(connection, key)
+        })
+        .await
+    }
+
+    async fn list_deleted(
+        &self,
+        range: &KeyRange,
+        since: Option<SystemTime>,
+        until: Option<SystemTime>,
+        limit: usize,
+    ) -> Result<Vec<DeletedRow>> {
+        let pass = self.gate.enter()?;
+        range.check()?;
+        if limit == 0 || range.is_empty() || !self.inner.has_deleted {
+            return Ok(Vec::new());
+        }
+        let range = range.clone();
+        let since = since.map_or(i64::MIN, to_micros);
+        let until = until.map_or(i64::MAX, to_micros);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read("listing deleted rows", pass, move |connection, sql| {
+            let now = to_micros(SystemTime::now());
+            let comparisons = range.comparisons();
+            let times: [&dyn rusqlite::ToSql; 3] = [&now, &since, &until];
+            let bounds = comparisons
+                .iter()
+                .map(|(_, key)| key as &dyn rusqlite::ToSql);
+            let last: [&dyn rusqlite::ToSql; 1] = [&limit];
+            let params: Vec<_> = times.into_iter().chain(bounds).chain(last).collect();
+            let mut list = connection.prepare_cached(&sql.deleted.list(&range))?;
+            let rows = list.query_map(&params[..], deleted_row)?;
+            rows.collect()
+        })
+        .await
+    }
+
+    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
+        let pass = self.gate.enter()?;
+        check_text("blob ID", blob_id)?;
+        if !self.inner.has_deleted {
+            return Ok(Usage::default());
+        }
+        let blob_id = blob_id.to_owned();
+        self.read(
+            "counting the deleted rows of a blob",
+            pass,
+            move |connection, sql| {
+                let mut count = connection.prepare_cached(&sql.deleted.in_blob)?;
+                count.query_row(params![blob_id, to_micros(SystemTime::now())], |row| {
+                    Ok(Usage {
+                        blocks: row.get(0)?,
+                        bytes: row.get(1)?,
+                    })
+                })
+            },
+        )
+        .await
+    }
+
+    async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
+        let pass = self.gate.enter()?;
+        let rows = checked(rows, "undelete")?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.write(
+            "bringing deleted rows back",
+            pass,
+            move |connection, sql| {
+                let now = to_micros(SystemTime::now());
+                let mut kept = connection.prepare_cached(&sql.deleted.get)?;
+                let mut undelete = connection.prepare_cached(&sql.deleted.undelete)?;
+                let mut taken = Vec::new();
+                let mut back = Vec::new();
+                for row in rows {
+                    let found = kept.query_row(params![row.key, now], record).optional()?;
+                    let may = |found: &crate::index::Record| found.blob_id == row.record.blob_id;
+                    if !found.as_ref().is_some_and(may) {
+                        continue;
+                    }
+                    if undelete.execute(params![row.key, now])? > 0 {
+                        back.push(row.key.clone());
+                    }
+                    taken.push(row);
+                }
+                sql.deleted.forget(connection, &taken)?;
+                Ok(back)
+            },
+        )
+        .await
+    }
+
+    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
+        let pass = self.gate.enter()?;
+        if limit == 0 || !self.inner.has_deleted {
+            return Ok(0);
+        }
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.write_as(
+            super::writer::Promise::Visible,
+            "removing deleted rows whose time is over",
+            pass,
+            move |connection, sql| {
+                let mut purge = connection.prepare_cached(&sql.deleted.purge)?;
+                Ok(purge.execute(params![to_micros(SystemTime::now()), limit])? as u64)
+            },
+        )
+        .await
+    }
+}
