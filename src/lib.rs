@@ -60,6 +60,7 @@ pub use index::{
     Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals,
     Usage,
 };
+pub use lifetime::plan;
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{
