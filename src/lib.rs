@@ -62,6 +62,7 @@ pub use index::{
     Blob, BlobState, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases,
     Ledger, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
 };
+pub use lifetime::plan;
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::doubled;
-use crate::clock::{Clock, EpochClock};
+use crate::clock::{Clock, EpochClock, Sighting};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index, RenewItem, Renewal};
 use crate::log::{Level, Log};
@@ -31,6 +31,7 @@ use crate::walrus::StoreOptions;
 
 mod check;
 mod memory;
+pub mod plan;
 mod watch;
 
 use check::Rows;
@@ -111,6 +112,8 @@ struct State {
     audited: Option<Instant>,
     /// The last epoch that was noted in the index.
     noted_epoch: Option<u64>,
+    /// Whether the log has told that the configured length of an epoch is wrong.
+    contradicted: bool,
     /// The blob after which the next look for an epoch begins.
     probed: Option<String>,
 }
@@ -212,27 +215,33 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<(
 /// Learns the epoch that other nodes and earlier processes have seen, and notes a later one for
 /// them.
 async fn share_epoch(parts: &RenewalParts, state: &mut State) -> Result<()> {
+    let clock = &parts.epoch_clock;
     if state.noted_epoch.is_none() {
         let note = parts.index.note(EPOCH_NOTE).await?;
         let seen = note.as_deref().and_then(|note| note.split_once(' '));
         let seen = seen.and_then(|(epoch, at)| Some((epoch.parse().ok()?, at.parse().ok()?)));
         if let Some((epoch, at)) = seen {
-            let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at));
-            if let Some(at) = at {
-                parts.epoch_clock.was_seen(parts.clock.now(), epoch, at);
+            if let Some(at) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at)) {
+                let (first, last) = (at, at);
+                clock.merge(parts.clock.now(), &[Sighting { epoch, first, last }]);
             }
             state.noted_epoch = Some(epoch);
         }
     }
-    match parts.epoch_clock.last_seen(parts.clock.now()) {
+    match clock.last_seen(parts.clock.now()) {
         Some((epoch, at)) if state.noted_epoch != Some(epoch) => {
             let text = format!("{epoch} {}", seconds(at));
             parts.index.set_note(EPOCH_NOTE, Some(&text)).await?;
             state.noted_epoch = Some(epoch);
-            Ok(())
         }
-        _ => Ok(()),
+        _ => {}
     }
+    let contradiction = clock.contradiction(parts.clock.now());
+    if let Some(text) = contradiction.filter(|_| !state.contradicted) {
+        parts.log.push(Level::Error, text);
+        state.contradicted = true;
+    }
+    Ok(())
 }
 
 /// Goes through the blobs that end soon by their end epochs, and whose `expires_at` is missing or

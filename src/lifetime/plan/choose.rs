@@ -1,0 +1,109 @@
+//! Which blobs are repacked together.
+//!
+//! The price of a repacked blob depends on the others: a pack costs about as much as 14 MiB of
+//! content before its first byte, so a lone sparse blob pays for a pack of its own, and twenty of
+//! them fill one. The problem: choose the set of blobs for which the sum of
+//!
+//! - the price of the packs that hold the live bytes of the set, and
+//! - the prices of the best other way for each blob outside the set
+//!
+//! is least. The packs' price depends on the sum of the bytes alone. So blobs are taken in the order
+//! of what they save for each of their live bytes; every beginning of that order is priced, and the
+//! cheapest is the choice, the empty one included. Then blobs change sides as long as a single
+//! change makes the sum smaller. Hence the sum is never above that of the other ways.
+
+use super::price::Pricing;
+
+/// A blob that may be repacked.
+pub(super) struct Candidate {
+    /// FROST and bytes moved if it is not repacked.
+    pub(super) otherwise: (u128, u128),
+    /// Bytes that it brings into packs, at least 1.
+    pub(super) packed: u128,
+    /// Bytes moved if it is repacked.
+    pub(super) moved: u128,
+}
+
+/// How often all blobs are looked at for a single change.
+const PASSES: usize = 4;
+
+/// The running sums of a choice.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    /// FROST and moved bytes of the blobs that are not repacked.
+    otherwise: (u128, u128),
+    packed: u128,
+    moved: u128,
+}
+
+impl Sums {
+    fn with(self, candidate: &Candidate, repacked: bool) -> Sums {
+        let (packed, moved) = (candidate.packed, candidate.moved);
+        let (frost, bytes) = candidate.otherwise;
+        let mut sums = self;
+        match repacked {
+            true => {
+                sums.otherwise.0 -= frost;
+                sums.otherwise.1 -= bytes;
+                sums.packed += packed;
+                sums.moved += moved;
+            }
+            false => {
+                sums.otherwise.0 += frost;
+                sums.otherwise.1 += bytes;
+                sums.packed -= packed;
+                sums.moved -= moved;
+            }
+        }
+        sums
+    }
+
+    /// FROST, then bytes moved: ties go to fewer bytes.
+    fn cost(&self, pricing: &Pricing) -> (u128, u128) {
+        let packs = pricing.store(pricing.packs(self.packed), pricing.span);
+        (
+            packs.saturating_add(self.otherwise.0),
+            self.moved.saturating_add(self.otherwise.1),
+        )
+    }
+}
+
+/// For each candidate, whether it is repacked.
+pub(super) fn choose(candidates: &[Candidate], pricing: &Pricing) -> Vec<bool> {
+    let saved = |i: usize| candidates[i].otherwise.0 as f64 / candidates[i].packed as f64;
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by(|a, b| saved(*b).total_cmp(&saved(*a)));
+    let mut sums = Sums::default();
+    for candidate in candidates {
+        sums.otherwise.0 += candidate.otherwise.0;
+        sums.otherwise.1 += candidate.otherwise.1;
+    }
+    let (mut best, mut best_cost, mut taken) = (sums, sums.cost(pricing), 0);
+    for (n, i) in order.iter().enumerate() {
+        sums = sums.with(&candidates[*i], true);
+        let cost = sums.cost(pricing);
+        if cost < best_cost {
+            (best, best_cost, taken) = (sums, cost, n + 1);
+        }
+    }
+    let mut repacked = vec![false; candidates.len()];
+    for i in order.iter().take(taken) {
+        repacked[*i] = true;
+    }
+    for _ in 0..PASSES {
+        let mut changed = false;
+        for i in &order {
+            let sums = best.with(&candidates[*i], !repacked[*i]);
+            let cost = sums.cost(pricing);
+            if cost < best_cost {
+                (best, best_cost) = (sums, cost);
+                repacked[*i] = !repacked[*i];
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    repacked
+}
