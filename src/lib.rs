@@ -57,8 +57,8 @@ pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
 pub use index::{
-    Deleted, DeletedRow, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem,
-    Renewal, Rows, Totals, Traces, Usage,
+    Deleted, DeletedRow, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Purged, Record,
+    RenewItem, Renewal, Rows, Totals, Traces, Usage,
 };
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};

@@ -32,8 +32,8 @@ use super::keys::check_key;
 pub use super::rows::Moment;
 use super::rows::RowCache;
 use super::{
-    Deleted, DeletedRow, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Record, RenewItem,
-    Renewal, Rows, Totals, Traces, Usage,
+    Deleted, DeletedRow, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Purged, Record,
+    RenewItem, Renewal, Rows, Totals, Traces, Usage,
 };
 use crate::error::Result;
 
@@ -333,8 +333,12 @@ impl Deleted for Lookups {
         self.index.list_deleted(range, since, until, limit).await
     }
 
-    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
-        self.index.deleted_in_blob(blob_id).await
+    async fn deleted_by_blob(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Usage)>> {
+        self.index.deleted_by_blob(after, limit).await
     }
 
     async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
@@ -342,8 +346,8 @@ impl Deleted for Lookups {
         self.index.undelete(rows).await
     }
 
-    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
-        self.index.purge_deleted(limit).await
+    async fn purge_deleted(&self, after: &str, limit: usize) -> Result<Purged> {
+        self.index.purge_deleted(after, limit).await
     }
 }
 

@@ -24,7 +24,7 @@ mod rows;
 pub mod sqlite;
 pub mod table;
 
-pub use deleted::{Deleted, DeletedRow, Traces};
+pub use deleted::{Deleted, DeletedRow, Purged, Traces};
 pub use keys::KeyRange;
 
 /// The longest time for which a lease runs.

@@ -29,7 +29,7 @@ const PAGE: usize = 5_000;
 type Pages = Arc<[Arc<[Param]>]>;
 
 impl Inner {
-    fn search_limit(&self) -> Duration {
+    pub(super) fn search_limit(&self) -> Duration {
         self.statement_timeout.max(super::SEARCH_LIMIT)
     }
 

@@ -25,8 +25,7 @@ use super::sql::UPSERT_FORMS;
 use super::{error, in_form, is_unsupported, read, rows, usage, PostgresIndex, Row};
 use crate::error::Result;
 use crate::index::keys::{check_key, check_text, Compare};
-use crate::index::table::TableName;
-use crate::index::{in_key_order, Deleted, DeletedRow, KeyRange, KeyRecord, Traces, Usage};
+use crate::index::{in_key_order, Deleted, DeletedRow, KeyRange, KeyRecord, Purged, Traces, Usage};
 
 /// The columns of the companion.
 pub(super) const COLUMNS: &str = "key TEXT COLLATE \"C\" PRIMARY KEY, blob TEXT NOT NULL, \
@@ -36,16 +35,6 @@ pub(super) const COLUMNS: &str = "key TEXT COLLATE \"C\" PRIMARY KEY, blob TEXT 
 
 /// The columns that a row has in both tables, but for the key, the blob and the patch.
 const COMMON: &str = "blob_offset, size, deletable, end_epoch, expires_at, created_at";
-
-/// The statements that make the companion's indexes: for the rows whose time is over, and for those
-/// of a blob.
-pub(super) fn indexes(companion: &TableName) -> [String; 2] {
-    ["keep_until", "blob"].map(|column| {
-        let name = companion.with_suffix(&format!("_{column}_idx"));
-        let table = companion.quoted();
-        format!("CREATE INDEX IF NOT EXISTS \"{name}\" ON {table} ({column})")
-    })
-}
 
 /// The columns that a deletion returns to [`keep`] beside key and size.
 pub(super) fn returned(shape: &Shape) -> String {
@@ -71,14 +60,6 @@ pub(super) fn keep(companion: &str, keep: Duration) -> String {
     )
 }
 
-/// Moves the ends of the kept rows of a blob that was renewed.
-pub(super) fn renew(companion: &str) -> String {
-    format!(
-        "UPDATE {companion} SET end_epoch = GREATEST(end_epoch, $2), expires_at = GREATEST(expires_at, $3) \
-         WHERE blob = $1"
-    )
-}
-
 /// The columns that [`rows::key_record`] reads, of a kept row.
 const RECORD: &str =
     "FALSE AS staged, blob, patch_id, blob_offset, size, deletable, end_epoch, expires_at, key";
@@ -88,10 +69,11 @@ pub(super) struct DeletedSql {
     /// A lookup of keys with their kept rows, with (`[1]`) and without (`[0]`) the staging table.
     get_many: [Query; 2],
     of_keys: Query,
-    in_blob: Query,
+    /// Without and with the blob after which the page begins.
+    by_blob: [Query; 2],
     /// `[form]`
     undelete: [Query; UPSERT_FORMS],
-    over: Query,
+    page: Query,
     purge: Query,
     table: String,
 }
@@ -121,6 +103,13 @@ impl DeletedSql {
             ))
             .bounded()
         };
+        let by_blob = |after| {
+            Query::once(format!(
+                "SELECT count(*), {}, blob COLLATE \"C\" AS blob FROM {kept} WHERE keep_until > now() {after}\
+                 GROUP BY 3 ORDER BY 3 LIMIT $1",
+                clamped_sum("size")
+            ))
+        };
         DeletedSql {
             get_many: [0, 1].map(|staged: usize| {
                 Query::hot(format!(
@@ -130,13 +119,10 @@ impl DeletedSql {
                 ))
             }),
             of_keys: Query::once(of_keys("deleted_at")),
-            in_blob: Query::once(format!(
-                "SELECT count(*), {} FROM {kept} WHERE blob = $1 AND keep_until > now()",
-                clamped_sum("size")
-            )),
+            by_blob: ["", "AND blob COLLATE \"C\" > $2 "].map(by_blob),
             undelete: std::array::from_fn(undelete),
-            over: Query::once(format!(
-                "SELECT key FROM {kept} WHERE keep_until <= now() ORDER BY keep_until LIMIT $1"
+            page: Query::once(format!(
+                "SELECT key, keep_until <= now() FROM {kept} WHERE key > $1 ORDER BY key LIMIT $2"
             )),
             purge: Query::once(format!(
                 "DELETE FROM {kept} WHERE key = ANY($1) AND keep_until <= now()"
@@ -254,17 +240,22 @@ impl Deleted for PostgresIndex {
         read(call.what, &rows, deleted_row)
     }
 
-    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
-        let call = self.call("counting the deleted rows of a blob")?;
-        check_text("blob ID", blob_id)?;
+    async fn deleted_by_blob(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Usage)>> {
+        let mut call = self.call("listing the blobs of deleted rows")?;
+        call.limit = self.inner.search_limit();
+        check_text("blob ID", after.unwrap_or_default())?;
         if !self.inner.shape.has_deleted {
-            return Ok(Usage::default());
+            return Ok(Vec::new());
         }
-        let params = [Param::Text(blob_id.to_owned())].into();
-        let query = &self.inner.sql.deleted.in_blob;
-        let rows = self.inner.ask(&call, query, params).await?;
-        let counted = read(call.what, &rows, usage)?.into_iter().next();
-        Ok(counted.unwrap_or_default())
+        let query = &self.inner.sql.deleted.by_blob[usize::from(after.is_some())];
+        let mut params = vec![Param::count(limit)];
+        params.extend(after.map(|after| Param::Text(after.to_owned())));
+        let rows = self.inner.ask(&call, query, params.into()).await?;
+        read(call.what, &rows, |row| Ok((row.try_get(2)?, usage(row)?)))
     }
 
     async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
@@ -293,21 +284,29 @@ impl Deleted for PostgresIndex {
         read(call.what, &back, |row| row.try_get(0))
     }
 
-    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
+    async fn purge_deleted(&self, after: &str, limit: usize) -> Result<Purged> {
         let call = self.call("removing deleted rows whose time is over")?;
+        check_text("key", after)?;
         if limit == 0 || !self.inner.shape.has_deleted {
-            return Ok(0);
+            return Ok(Purged::default());
         }
         let (inner, sql) = (&self.inner, &self.inner.sql.deleted);
-        let params = [Param::count(limit)].into();
-        let rows = inner.ask(&call, &sql.over, params).await?;
-        let mut keys = read(call.what, &rows, |row| row.try_get::<_, String>(0))?;
-        if keys.is_empty() {
-            return Ok(0);
-        }
-        keys.sort_unstable(); // as put_many: one order of locking
-        inner
-            .change(&call, &sql.purge, [Param::Texts(keys)].into())
-            .await
+        let params = [Param::Text(after.to_owned()), Param::count(limit)].into();
+        let rows = inner.ask(&call, &sql.page, params).await?;
+        let page = read(call.what, &rows, |row| {
+            Ok((row.try_get::<_, String>(0)?, row.try_get::<_, bool>(1)?))
+        })?;
+        let last = page.last().filter(|_| page.len() >= limit);
+        let last = last.map(|(key, _)| key.clone());
+        let over = page.into_iter().filter(|(_, over)| *over);
+        let over: Vec<String> = over.map(|(key, _)| key).collect();
+        let removed = match over.is_empty() {
+            true => 0,
+            false => {
+                let keys = [Param::Texts(over)].into();
+                inner.change(&call, &sql.purge, keys).await?
+            }
+        };
+        Ok(Purged { removed, last })
     }
 }

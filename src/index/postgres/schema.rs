@@ -452,9 +452,6 @@ fn plan(
         let place = found.place_of(&table.companion(suffix), may_create);
         plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", place.quoted()));
     }
-    plan.extend(super::deleted::indexes(
-        &found.place_of(&table.companion("_deleted"), may_create),
-    ));
     plan.push(count_usage(found));
     let meta = table.companion("_meta").quoted();
     for (name, value) in [("schema_version", VERSION), ("min_version", MIN_VERSION)] {

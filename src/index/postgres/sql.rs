@@ -135,13 +135,12 @@ impl Sql {
         ];
         let (locked, begun) = (deadline::when_locked(2), deadline::when_begun(2));
         let kept = shape.table.companion("_deleted").quoted();
-        let (returned, keep_rows, forget, renew_kept) = match keep.is_zero() {
+        let (returned, keep_rows, forget) = match keep.is_zero() {
             true => Default::default(),
             false => (
                 deleted::returned(shape),
                 format!(", k AS ({})", deleted::keep(&kept, keep)),
                 format!("f AS (DELETE FROM {kept} WHERE key = ANY($1)), "),
-                format!("WITH k AS ({}) ", deleted::renew(&kept)),
             ),
         };
         let delete = |staged: bool, form: usize| {
@@ -282,7 +281,7 @@ impl Sql {
                  WHERE blob_id = $1 AND blob_offset >= $2 ORDER BY blob_offset LIMIT $3"
             )),
             update_blob: Query::once(format!(
-                "{renew_kept}UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
+                "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
             )),
             usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),

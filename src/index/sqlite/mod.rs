@@ -421,19 +421,19 @@ impl Rows for SqliteIndex {
             "deleting rows",
             pass,
             move |connection, sql| {
+                let mut removed = Usage::default();
+                let mut count = |size: i64| {
+                    removed.blocks += 1;
+                    removed.bytes = removed.bytes.saturating_add(size);
+                };
                 if !keep.is_zero() {
-                    sql.deleted.keep(connection, &keys, keep)?;
+                    sql.deleted.move_rows(connection, &keys, keep, count)?;
+                    return Ok(removed);
                 }
                 let mut delete = connection.prepare_cached(&sql.delete)?;
-                let mut removed = Usage::default();
                 for key in &keys {
-                    if let Some(size) = delete
-                        .query_row([key], |row| row.get::<_, i64>(0))
-                        .optional()?
-                    {
-                        removed.blocks += 1;
-                        removed.bytes = removed.bytes.saturating_add(size);
-                    }
+                    let size = delete.query_row([key], |row| row.get(0)).optional()?;
+                    size.into_iter().for_each(&mut count);
                 }
                 Ok(removed)
             },
@@ -584,18 +584,13 @@ impl Rows for SqliteIndex {
         let pass = self.gate.enter()?;
         check_text("blob ID", blob_id)?;
         let (blob_id, renewal) = (blob_id.to_owned(), renewal.clone());
-        let keeps = !self.inner.keep_deleted.is_zero();
         self.write("noting a renewal", pass, move |connection, sql| {
-            let ends = (renewal.end_epoch, renewal.expires_at.map(to_micros));
-            if keeps {
-                sql.deleted.renew(connection, &blob_id, ends)?;
-            }
             let changed = connection
                 .prepare_cached(&sql.update_blob)?
                 .execute(params![
                     blob_id,
-                    ends.0,
-                    ends.1,
+                    renewal.end_epoch,
+                    renewal.expires_at.map(to_micros),
                     to_micros(SystemTime::now()),
                 ])?;
             Ok(changed as u64)
