@@ -1,6 +1,6 @@
 //! Rows that were deleted and are kept, in the companion `<table>_deleted`.
 //!
-//! Deleting moves rows there ([`keep`]), and a put of their keys removes them, each within the
+//! Deleting moves rows there ([`super::deleted_sql`]), and a put of their keys removes them, each within the
 //! statement for it in [`super::sql`]; the other statements are here. Times are those of the
 //! server's clock. The companion has the key of the table and no other unique index, so it can be
 //! distributed beside it.
@@ -18,144 +18,12 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 
 use super::call;
-use super::deadline;
-use super::query::{clamped_sum, Param, Query};
-use super::schema::Shape;
+use super::query::{Param, Query};
 use super::sql::UPSERT_FORMS;
 use super::{error, in_form, is_unsupported, read, rows, usage, PostgresIndex, Row};
 use crate::error::Result;
-use crate::index::keys::{check_key, check_text, Compare};
+use crate::index::keys::{check_key, check_text};
 use crate::index::{in_key_order, Deleted, DeletedRow, KeyRange, KeyRecord, Purged, Traces, Usage};
-
-/// The columns of the companion.
-pub(super) const COLUMNS: &str = "key TEXT COLLATE \"C\" PRIMARY KEY, blob TEXT NOT NULL, \
-    patch_id TEXT NOT NULL DEFAULT '', blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL, \
-    deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
-    created_at TIMESTAMPTZ NOT NULL, deleted_at TIMESTAMPTZ NOT NULL, keep_until TIMESTAMPTZ NOT NULL";
-
-/// The columns that a row has in both tables, but for the key, the blob and the patch.
-const COMMON: &str = "blob_offset, size, deletable, end_epoch, expires_at, created_at";
-
-/// The columns that a deletion returns to [`keep`] beside key and size.
-pub(super) fn returned(shape: &Shape) -> String {
-    let patch = match shape.has_patch_id {
-        true => "patch_id",
-        false => "'' AS patch_id",
-    };
-    format!(", blob_id, {patch}, blob_offset, deletable, end_epoch, expires_at, created_at")
-}
-
-/// Keeps the rows that the deletion `d` has removed. A row without a blob is one that the deletion
-/// itself has placed ([`super::in_doubt`]).
-pub(super) fn keep(companion: &str, keep: Duration) -> String {
-    let names = format!("blob, patch_id, {COMMON}, deleted_at, keep_until");
-    let set = names
-        .split(", ")
-        .map(|name| format!("{name} = EXCLUDED.{name}"));
-    format!(
-        "INSERT INTO {companion} (key, {names}) SELECT key, blob_id, patch_id, {COMMON}, now(), \
-         now() + interval '{} seconds' FROM d WHERE in_time AND blob_id <> '' ON CONFLICT (key) DO UPDATE SET {}",
-        keep.as_secs_f64(),
-        set.collect::<Vec<_>>().join(", "),
-    )
-}
-
-/// The columns that [`rows::key_record`] reads, of a kept row.
-const RECORD: &str =
-    "FALSE AS staged, blob, patch_id, blob_offset, size, deletable, end_epoch, expires_at, key";
-
-/// The statements that concern kept rows alone.
-pub(super) struct DeletedSql {
-    /// A lookup of keys with their kept rows, with (`[1]`) and without (`[0]`) the staging table.
-    get_many: [Query; 2],
-    of_keys: Query,
-    /// Without and with the blob after which the page begins.
-    by_blob: [Query; 2],
-    /// `[form]`
-    undelete: [Query; UPSERT_FORMS],
-    page: Query,
-    purge: Query,
-    table: String,
-}
-
-impl DeletedSql {
-    /// `get_many`: the lookups of keys without kept rows.
-    pub fn new(shape: &Shape, get_many: &[String; 2]) -> DeletedSql {
-        let table = shape.table.quoted();
-        let kept = shape.table.companion("_deleted").quoted();
-        let of_keys = |last| {
-            format!(
-                "SELECT {RECORD}, {last} FROM {kept} WHERE key = ANY($1) AND keep_until > now()"
-            )
-        };
-        let patch = if shape.has_patch_id { "patch_id, " } else { "" };
-        let undelete = |form: usize| {
-            let (begun, returning) = match form {
-                0 => ("TRUE".to_owned(), deadline::when_locked(3)),
-                _ => (deadline::when_begun(3), "TRUE".to_owned()),
-            };
-            Query::once(format!(
-                "WITH u AS (DELETE FROM {kept} WHERE key = ANY($1) AND blob = ANY($2) AND keep_until > now() \
-                 RETURNING key, blob, {patch}{COMMON}), \
-                 w AS (INSERT INTO {table} (key, blob_id, {patch}{COMMON}, updated_at) \
-                 SELECT key, blob, {patch}{COMMON}, now() FROM u WHERE {begun} ON CONFLICT (key) DO NOTHING \
-                 RETURNING key, {returning} AS in_time) SELECT key FROM w WHERE in_time"
-            ))
-            .bounded()
-        };
-        let by_blob = |after| {
-            Query::once(format!(
-                "SELECT count(*), {}, blob COLLATE \"C\" AS blob FROM {kept} WHERE keep_until > now() {after}\
-                 GROUP BY 3 ORDER BY 3 LIMIT $1",
-                clamped_sum("size")
-            ))
-        };
-        DeletedSql {
-            get_many: [0, 1].map(|staged: usize| {
-                Query::hot(format!(
-                    "SELECT r.*, FALSE AS kept FROM ({}) AS r UNION ALL {}",
-                    get_many[staged],
-                    of_keys("TRUE")
-                ))
-            }),
-            of_keys: Query::once(of_keys("deleted_at")),
-            by_blob: ["", "AND blob COLLATE \"C\" > $2 "].map(by_blob),
-            undelete: std::array::from_fn(undelete),
-            page: Query::once(format!(
-                "SELECT key, keep_until <= now() FROM {kept} WHERE key > $1 ORDER BY key LIMIT $2"
-            )),
-            purge: Query::once(format!(
-                "DELETE FROM {kept} WHERE key = ANY($1) AND keep_until <= now()"
-            )),
-            table: kept,
-        }
-    }
-
-    /// A page of kept rows; parameters are since, until, those of [`KeyRange::comparisons`], and
-    /// the limit.
-    fn list(&self, range: &KeyRange) -> String {
-        let mut conditions = String::new();
-        let mut last = 2;
-        for (compare, _) in range.comparisons() {
-            last += 1;
-            let operator = match compare {
-                Compare::Greater => ">",
-                Compare::AtLeast => ">=",
-                Compare::Less => "<",
-                Compare::AtMost => "<=",
-                Compare::Not => "<>",
-            };
-            conditions.push_str(&format!("AND key {operator} ${last} "));
-        }
-        format!(
-            "SELECT {RECORD}, deleted_at FROM {table} WHERE keep_until > now() \
-             AND ($1 IS NULL OR deleted_at >= $1) AND ($2 IS NULL OR deleted_at < $2) \
-             {conditions}ORDER BY key LIMIT ${limit}",
-            table = self.table,
-            limit = last + 1,
-        )
-    }
-}
 
 fn deleted_row(row: &Row) -> super::Answer<DeletedRow> {
     Ok(DeletedRow {

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use super::deadline;
-use super::deleted::{self, DeletedSql};
+use super::deleted_sql::{self, DeletedSql};
 use super::order::ByteOrder;
 use super::query::{clamped_sum, Query};
 use super::schema::Shape;
@@ -138,8 +138,8 @@ impl Sql {
         let (returned, keep_rows, forget) = match keep.is_zero() {
             true => Default::default(),
             false => (
-                deleted::returned(shape),
-                format!(", k AS ({})", deleted::keep(&kept, keep)),
+                deleted_sql::returned(shape),
+                format!(", k AS ({})", deleted_sql::keep(&kept, keep)),
                 format!("f AS (DELETE FROM {kept} WHERE key = ANY($1)), "),
             ),
         };

@@ -7,6 +7,7 @@
 mod access;
 mod companions;
 mod deleted;
+mod deleted_sql;
 mod readers;
 mod schema;
 mod writer;
