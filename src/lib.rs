@@ -60,7 +60,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use failpoint::FAILPOINTS;
 pub use index::{
     Blob, BlobState, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases,
-    Ledger, ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
+    Ledger, ListItem, Notes, Purged, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
 };
 pub use lifetime::plan;
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};

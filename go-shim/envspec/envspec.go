@@ -231,7 +231,8 @@ func (v *Values) New() (map[string]any, error) {
 }
 
 // lifetimes settles how long data lives where the environment does not say it, so that a node that is left
-// alone loses nothing: the network, epochs enough to survive a long absence, and renewal.
+// alone loses nothing: the network, epochs enough to survive a long absence, renewal, and a week to undo a
+// garbage collection.
 //
 // The network is Testnet if the publisher's URL says so, else Mainnet, where data is kept to last. For a
 // Testnet node with a publisher of its own that is wrong, so the documents ask for WALRUSDS_NETWORK.
@@ -251,6 +252,9 @@ func lifetimes(spec map[string]any) {
 	unknown := spec["network"] == nil && spec["epochDurationSeconds"] == int64(0)
 	if spec["renewIntervalSeconds"] == nil && spec["disableFlush"] != true && !unknown {
 		spec["renewIntervalSeconds"] = int64(3600)
+	}
+	if spec["keepDeletedSeconds"] == nil {
+		spec["keepDeletedSeconds"] = int64(7 * 86400)
 	}
 }
 

@@ -144,11 +144,18 @@ func TestWhatIsStoredIsRenewed(t *testing.T) {
 			t.Fatal(err)
 		}
 		spec, err := v.New()
+		if spec["keepDeletedSeconds"] != int64(604800) {
+			t.Errorf("%v: deleted blocks are kept for %v s", c.env, spec["keepDeletedSeconds"])
+		}
 		if err != nil || spec["network"] != c.network || spec["epochs"] != c.epochs || spec["renewIntervalSeconds"] != c.interval {
 			t.Errorf("%v: %v, %v", c.env, spec, err)
 		}
 	}
-	v, _ := Parse(nil)
+	v, _ := Parse(append([]string{"WALRUSDS_KEEP_DELETED_SECONDS=0"}, urls...))
+	if spec, err := v.New(); err != nil || spec["keepDeletedSeconds"] != int64(0) {
+		t.Errorf("undo cannot be switched off: %v, %v", spec, err)
+	}
+	v, _ = Parse(nil)
 	old := map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "i"}
 	if spec, err := v.Update(old); err != nil || len(spec) != len(old) {
 		t.Errorf("an existing repo got other lifetimes unasked: %v, %v", spec, err)

@@ -63,7 +63,7 @@ func TestProfile(t *testing.T) {
 			"mountpoint": "/blocks", "type": "measure", "prefix": "walrusds.datastore",
 			"child": map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "walrusds-index.sqlite",
 				"journalPath": "walrusds-journal", "drainPartialPacks": false,
-				"network": "mainnet", "epochs": int64(26), "renewIntervalSeconds": int64(3600)},
+				"network": "mainnet", "epochs": int64(26), "renewIntervalSeconds": int64(3600), "keepDeletedSeconds": int64(604800)},
 		}
 		if !reflect.DeepEqual(blocks, want) || root["mountpoint"] != "/" || len(mounts) != 2 {
 			t.Errorf("%v", mounts)

@@ -173,10 +173,10 @@ impl WalrusDatastore {
         let renewing = !config.renew_interval.is_zero() && keeps;
         // With `epochs` of 1 every row is due at once: then only blocks that have lapsed are stored
         // anew.
-        let fresh_for = if renewing || !keeps {
-            Duration::ZERO
-        } else {
-            config.renew_lead.min(config.epoch_duration / 2)
+        let spare_for = config.renew_lead.min(config.epoch_duration / 2);
+        let fresh_for = match renewing || !keeps {
+            true => Duration::ZERO,
+            false => spare_for,
         };
         let locks = KeyLocks::default();
         let uploader = Arc::new(Uploader {
@@ -195,6 +195,7 @@ impl WalrusDatastore {
             target_bytes: config.pack_target_size_bytes,
             limit: UploadLimit::new(config.workers),
             fresh_for,
+            spare_for,
         });
         let writes = Writes::start(
             config,

@@ -16,14 +16,18 @@ use crate::upload::usage_of;
 
 /// Rows that are listed, or brought back, at a time.
 const PAGE: usize = 1_000;
-/// Rows whose time is over that are removed by one statement.
-const PURGE: usize = 1_000;
-/// Pause between two such statements: other writers come first.
+/// Pause after each step of a round that removes rows: other writers come first.
 const PURGE_PAUSE: Duration = Duration::from_millis(50);
-/// The first look for rows whose time is over comes about this long after the start, so that nodes
-/// which live for minutes remove rows, too.
+/// How many steps lie between two notes of how far a round has come.
+const PURGE_NOTED: u32 = 50;
+/// The note itself: `at` and a key, or `done` and the time (seconds since 1970).
+const PURGE_NOTE: &str = "undo.purge";
+/// The first look comes about this long after the start, and then one each hour, or more often if
+/// rows are kept for a short time only.
 const PURGE_FIRST: Duration = Duration::from_secs(5);
-const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
+const PURGE_LOOK: Duration = Duration::from_secs(3600);
+/// The longest time between two rounds.
+const PURGE_INTERVAL: Duration = Duration::from_secs(86_400);
 
 /// Which deleted blocks are to be brought back: those that meet every condition that is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -150,38 +154,73 @@ fn usage_of_all(rows: &[KeyRecord]) -> Usage {
 
 /// Removes deleted rows whose time is over, now and then. Every node does so, also one that keeps
 /// none itself: a row says how long it is kept. Nodes that do it at the same moment do no harm.
+///
+/// A round goes through all kept rows, in steps. How far it has come is noted in the index, so that
+/// nodes which live for minutes carry it on, and nodes which live side by side share it.
 pub(super) async fn purge(index: Arc<dyn Index>, log: Arc<Log>, stop: CancellationToken) {
-    let keep = index.keeps_deleted();
-    // A row stays for at most an eighth of its time beyond it.
-    let interval = match keep.is_zero() {
-        true => PURGE_INTERVAL,
-        false => (keep / 8).clamp(Duration::from_secs(1), PURGE_INTERVAL),
+    let interval = match index.keeps_deleted() {
+        keep if keep.is_zero() => PURGE_INTERVAL,
+        // A row stays for at most about an eighth of its time beyond it.
+        keep => (keep / 8).clamp(Duration::from_secs(1), PURGE_INTERVAL),
     };
-    let mut wait = interval.min(PURGE_FIRST);
     let mut failed = false;
+    // The first look comes early; the others as often as a round can become due.
+    let mut wait = PURGE_FIRST.min(interval);
     loop {
-        wait = wait / 2 + jittered(wait);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(wait / 2 + jittered(wait)) => {}
         }
+        wait = interval.min(PURGE_LOOK);
         if index.only_reads().is_some() {
-            wait = interval;
             continue;
         }
-        let purged = tokio::select! {
+        let round = tokio::select! {
             () = stop.cancelled() => return,
-            purged = caught(index.purge_deleted(PURGE)) => purged,
+            round = caught(purge_round(&*index, interval)) => round,
         };
-        let more = matches!(&purged, Ok(removed) if *removed >= PURGE as u64);
-        wait = if more { PURGE_PAUSE } else { interval };
         // One line for a row of failures: the next look tries again.
-        if let (Err(e), false) = (&purged, failed) {
+        if let (Err(e), false) = (&round, failed) {
             log.push(
                 Level::Warn,
                 format!("deleted rows whose time (keepDeletedSeconds) is over are not removed for now: {e}"),
             );
         }
-        failed = purged.is_err();
+        failed = round.is_err();
     }
+}
+
+/// Carries a round on that was begun, or begins one if the last one ended `interval` ago.
+async fn purge_round(index: &dyn Index, interval: Duration) -> Result<()> {
+    let note = index.note(PURGE_NOTE).await?.unwrap_or_default();
+    let mut after = match note.split_once(' ') {
+        Some(("at", key)) => key.to_owned(),
+        Some(("done", at)) if !is_over(at, interval) => return Ok(()),
+        _ => String::new(),
+    };
+    for step in 1_u32.. {
+        let purged = index.purge_deleted(&after, PAGE).await?;
+        let Some(last) = purged.last else {
+            break;
+        };
+        after = last;
+        if step.is_multiple_of(PURGE_NOTED) {
+            index
+                .set_note(PURGE_NOTE, Some(&format!("at {after}")))
+                .await?;
+        }
+        tokio::time::sleep(PURGE_PAUSE).await;
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let done = format!("done {}", now.unwrap_or_default().as_secs());
+    index.set_note(PURGE_NOTE, Some(&done)).await
+}
+
+/// Whether `interval` has passed since a moment (seconds since 1970, as text). A moment in the
+/// future was noted under a wrong clock.
+fn is_over(at: &str, interval: Duration) -> bool {
+    let at = at.parse().ok().map(Duration::from_secs);
+    let at = at.and_then(|at| SystemTime::UNIX_EPOCH.checked_add(at));
+    let since = at.and_then(|at| SystemTime::now().duration_since(at).ok());
+    since.is_none_or(|since| since >= interval)
 }

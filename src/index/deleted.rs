@@ -4,6 +4,11 @@
 //! companion `<table>_deleted`, with the time until which it is kept. Readers never see such a row.
 //! A put of its key removes it.
 //!
+//! The end of its storage is the one that was known when it was deleted: a renewal does not look for
+//! kept rows, so a blob may live for longer than they say. They have no other index than that of
+//! their keys, since a deletion would have to maintain it: a garbage collection deletes one key at a
+//! time.
+//!
 //! A kept row is an offer, never a promise: its blob may lapse meanwhile, and two nodes that put
 //! and delete one key at the same moment may leave a kept row beside a live one. So every method
 //! that brings rows back does so only where the key has no live row.
@@ -22,6 +27,15 @@ pub struct DeletedRow {
     pub row: KeyRecord,
     /// When it was deleted, by the clock of the index.
     pub deleted_at: SystemTime,
+}
+
+/// A step through the kept rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// How many rows were removed.
+    pub removed: u64,
+    /// The key of the last row that was looked at; `None`: there are no more.
+    pub last: Option<String>,
 }
 
 /// What an index holds under a key.
@@ -80,10 +94,15 @@ pub trait Deleted: Rows {
         Ok(Vec::new())
     }
 
-    /// The number of kept rows that point at a blob, and their bytes: while there are any, the blob
-    /// must not be released.
-    async fn deleted_in_blob(&self, _blob_id: &str) -> Result<Usage> {
-        Ok(Usage::default())
+    /// The blobs at which kept rows point, in the order of their IDs, after `after`, at most `limit`,
+    /// with the number and the bytes of these rows. Such a blob must not be released yet. Reads
+    /// every kept row: there is no index for it, since deletions would have to keep it.
+    async fn deleted_by_blob(
+        &self,
+        _after: Option<&str>,
+        _limit: usize,
+    ) -> Result<Vec<(String, Usage)>> {
+        Ok(Vec::new())
     }
 
     /// Brings kept rows back: of each key, the kept row, if it still points at one of the blobs in
@@ -93,9 +112,9 @@ pub trait Deleted: Rows {
         Ok(Vec::new())
     }
 
-    /// Removes at most `limit` rows whose time is over. Returns how many were removed; fewer than
-    /// `limit` means that there are no more.
-    async fn purge_deleted(&self, _limit: usize) -> Result<u64> {
-        Ok(0)
+    /// Goes through the next `limit` kept rows whose keys come after `after`, and removes those whose
+    /// time is over. A caller begins with an empty text, and goes on with [`Purged::last`].
+    async fn purge_deleted(&self, _after: &str, _limit: usize) -> Result<Purged> {
+        Ok(Purged::default())
     }
 }

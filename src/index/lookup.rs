@@ -33,7 +33,7 @@ pub use super::rows::Moment;
 use super::rows::RowCache;
 use super::{
     Blob, BlobState, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases, Ledger,
-    ListItem, Notes, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
+    ListItem, Notes, Purged, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
 };
 use crate::clock::Sighting;
 use crate::error::Result;
@@ -393,8 +393,12 @@ impl Deleted for Lookups {
         self.index.list_deleted(range, since, until, limit).await
     }
 
-    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
-        self.index.deleted_in_blob(blob_id).await
+    async fn deleted_by_blob(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Usage)>> {
+        self.index.deleted_by_blob(after, limit).await
     }
 
     async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
@@ -402,8 +406,8 @@ impl Deleted for Lookups {
         self.index.undelete(rows).await
     }
 
-    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
-        self.index.purge_deleted(limit).await
+    async fn purge_deleted(&self, after: &str, limit: usize) -> Result<Purged> {
+        self.index.purge_deleted(after, limit).await
     }
 }
 

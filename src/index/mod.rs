@@ -25,7 +25,7 @@ mod rows;
 pub mod sqlite;
 pub mod table;
 
-pub use deleted::{Deleted, DeletedRow, Traces};
+pub use deleted::{Deleted, DeletedRow, Purged, Traces};
 pub use keys::KeyRange;
 pub use ledger::{Blob, BlobState, Count, EndingIn, Ledger};
 

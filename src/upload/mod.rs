@@ -56,6 +56,9 @@ pub(crate) struct Uploader {
     pub(crate) limit: UploadLimit,
     /// Rows whose storage ends sooner than this do not count as stored.
     pub(crate) fresh_for: Duration,
+    /// The row of a deleted block whose storage ends sooner than this is not brought back for a
+    /// put: a blob without live rows is not renewed, and the next round must come in time.
+    pub(crate) spare_for: Duration,
 }
 
 /// The outcome of a pack that was sent.
@@ -97,11 +100,15 @@ impl Uploader {
     /// The row counts if it has the value's length, is not of a block that a Go node has staged,
     /// does not end too soon, and points at a blob that no read has shown to be gone.
     pub(crate) fn is_stored(&self, row: Option<&Record>, len: u64, same: bool) -> bool {
-        row.is_some_and(|row| {
-            same && i64::try_from(len) == Ok(row.size)
-                && row.is_fresh(self.clock.now() + self.fresh_for, &self.epoch_clock)
-                && !self.gone.contains(&row.blob_id)
-        })
+        row.is_some_and(|row| same && self.lasts(row, len, self.fresh_for))
+    }
+
+    /// Whether a row is of `len` bytes that are stored for at least `time`, as far as this node
+    /// knows.
+    fn lasts(&self, row: &Record, len: u64, time: Duration) -> bool {
+        i64::try_from(len) == Ok(row.size)
+            && row.is_fresh(self.clock.now() + time, &self.epoch_clock)
+            && !self.gone.contains(&row.blob_id)
     }
 
     /// The rows of keys, as the index itself, and not memory, holds them: one round trip. Where
@@ -122,11 +129,9 @@ impl Uploader {
     /// is one. `same` as in [`is_stored`](Self::is_stored). A member of a quilt does not count: it
     /// cannot be read back as a part of its blob.
     pub(crate) fn spare<'a>(&self, traces: &'a Traces, len: u64, same: bool) -> Option<&'a Record> {
-        let deleted = traces.deleted.as_ref();
-        let may = |row: &&Record| row.patch_id.is_none() && traces.live.is_none();
-        deleted
-            .filter(may)
-            .filter(|_| self.is_stored(deleted, len, same))
+        let row = traces.deleted.as_ref()?;
+        let may = same && traces.live.is_none() && row.patch_id.is_none();
+        (may && self.lasts(row, len, self.spare_for)).then_some(row)
     }
 
     /// Whether the blob of a deleted row is still stored, as far as this node knows.

@@ -1345,7 +1345,7 @@ fn backends(pg: &Postgres, db: &str, query: &str) -> Vec<u32> {
     pids.split(',').filter_map(|pid| pid.parse().ok()).collect()
 }
 
-const PUT: &str = "%INSERT INTO%";
+const PUT: &str = "%INSERT INTO%unnest%";
 const DELETE: &str = "WITH d AS (DELETE%";
 
 /// Stops a process of the server until dropped.
@@ -1381,8 +1381,13 @@ impl Drop for Frozen {
 
 /// An index that gives up after a second, with both kinds of connection open.
 async fn hasty(url: &str) -> PostgresIndex {
+    hasty_that_keeps(url, Duration::ZERO).await
+}
+
+async fn hasty_that_keeps(url: &str, keep_deleted: Duration) -> PostgresIndex {
     let mut options = options(url);
     options.statement_timeout = Duration::from_secs(1);
+    options.keep_deleted = keep_deleted;
     let index = PostgresIndex::open(options).await.unwrap();
     index.put(&row("/opens the pool", "b", 0, 1)).await.unwrap();
     index.delete("/opens the pipe").await.unwrap();
@@ -1427,13 +1432,15 @@ async fn nor_is_it_where_only_the_beginning_can_be_checked() {
 
 /// `put`: the last statement of a put.
 async fn carries_out_nothing_late(pg: &Postgres, db: &str, put: &str) {
-    for (late, then) in [
-        ("put", "put"),
-        ("put", "delete"),
-        ("delete", "put"),
-        ("pages", "put"),
+    for (late, then, keep) in [
+        ("put", "put", 0),
+        ("put", "delete", 0),
+        ("delete", "put", 0),
+        ("pages", "put", 0),
+        ("put", "delete", 86_400),
+        ("delete", "put", 86_400),
     ] {
-        let index = hasty(&pg.url(db)).await;
+        let index = hasty_that_keeps(&pg.url(db), Duration::from_secs(keep)).await;
         index.put(&row(KEY, "before", 0, 1)).await.unwrap();
         let query = if late == "delete" { DELETE } else { put };
         let frozen = Frozen::new(pg, db, query).await;
@@ -1469,6 +1476,15 @@ async fn carries_out_nothing_late(pg: &Postgres, db: &str, put: &str) {
             ),
             0
         );
+        // What a put has brought to an end is not kept either, and what was deleted in time is.
+        let kept = pg.scalar(db, "SELECT count(*) FROM walrus_index_deleted");
+        let expected = if keep > 0 && then == "delete" {
+            "1"
+        } else {
+            "0"
+        };
+        assert_eq!(kept, expected, "{then} after a late {late}");
+        pg.execute(db, "DELETE FROM walrus_index_deleted");
         index.close().await.unwrap();
     }
 }
@@ -1479,9 +1495,10 @@ async fn carries_out_nothing_late(pg: &Postgres, db: &str, put: &str) {
 async fn a_delete_waits_for_a_put_that_was_given_up() {
     let pg = Postgres::start();
     let db = pg.database();
-    for setup in ["", GO_NEWEST] {
+    for (setup, keep) in [("", 0), (GO_NEWEST, 86_400)] {
         pg.execute(&db, setup);
-        let index = Arc::new(hasty(&pg.url(&db)).await);
+        let keep = Duration::from_secs(keep);
+        let index = Arc::new(hasty_that_keeps(&pg.url(&db), keep).await);
         pg.set("synchronous_standby_names", "nobody");
         // The setting takes a moment to reach the server's processes.
         let at_commit = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
@@ -1519,10 +1536,16 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
         assert_eq!(index.get(KEY).await.unwrap(), None);
         // No doubt is left: an absent row counts as nothing again.
         assert_eq!(index.delete(KEY).await.unwrap(), Usage::default());
+        // The row is kept that was put, and not the one that the deletion has placed to wait for it.
+        let kept = "SELECT string_agg(blob, ' ') FROM walrus_index_deleted WHERE key = '/CIQKEY'";
+        if !keep.is_zero() {
+            assert_eq!(pg.scalar(&db, kept), "late");
+        }
         index.close().await.unwrap();
         pg.execute(
             &db,
-            "DROP TABLE walrus_index, walrus_index_meta, walrus_index_usage, walrus_index_leases",
+            "DROP TABLE walrus_index, walrus_index_meta, walrus_index_usage, walrus_index_leases, \
+             walrus_index_deleted",
         );
     }
 }

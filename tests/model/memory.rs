@@ -1,6 +1,7 @@
 //! Nodes on an index and a network in memory, on tokio's paused clock.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,11 +56,14 @@ impl Memory {
             None => EPOCH,
         };
         let can_fail = |(f, _): &(Fault, f64)| *f != Fault::Delay;
+        let index = MemIndex::default();
+        // In half of the sequences deleted rows are kept, and puts bring them back.
+        index.keep_seconds.store(seed % 2 * 86_400, Relaxed);
         Memory {
             shared,
             journals,
             epoch,
-            index: Arc::default(),
+            index: Arc::new(index),
             network: Arc::new(EpochStore::start(epoch)),
             faulty: rates.iter().any(can_fail),
             lying: rates.iter().any(|(f, _)| Fault::LIES.contains(f)),

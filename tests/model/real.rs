@@ -135,14 +135,20 @@ fn plan(seed: u64) -> FaultPlan {
 
 impl Real {
     async fn index(&self) -> Arc<dyn Index> {
+        // In half of the sequences deleted rows are kept, and puts bring them back.
+        let keep_deleted = Duration::from_secs(self.seed % 2 * 86_400);
         match &self.place {
             Place::Sqlite(dir) => {
-                let options = SqliteOptions::new(dir.path().join("index"), "t");
+                let options = SqliteOptions {
+                    keep_deleted,
+                    ..SqliteOptions::new(dir.path().join("index"), "t")
+                };
                 Arc::new(SqliteIndex::open(options).await.expect("index"))
             }
             Place::Postgres { database, table } => {
                 let options = PostgresOptions::new(Postgres::shared().url(database), table)
-                    .with_max_open_conns(4);
+                    .with_max_open_conns(4)
+                    .with_keep_deleted(keep_deleted);
                 Arc::new(PostgresIndex::open(options).await.expect("index"))
             }
         }

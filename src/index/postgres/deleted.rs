@@ -1,6 +1,6 @@
 //! Rows that were deleted and are kept, in the companion `<table>_deleted`.
 //!
-//! Deleting moves rows there ([`keep`]), and a put of their keys removes them, each within the
+//! Deleting moves rows there ([`super::deleted_sql`]), and a put of their keys removes them, each within the
 //! statement for it in [`super::sql`]; the other statements are here. Times are those of the
 //! server's clock. The companion has the key of the table and no other unique index, so it can be
 //! distributed beside it.
@@ -18,158 +18,12 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 
 use super::call;
-use super::deadline;
-use super::query::{clamped_sum, Param, Query};
-use super::schema::Shape;
+use super::query::{Param, Query};
 use super::sql::UPSERT_FORMS;
 use super::{error, in_form, is_unsupported, read, rows, usage, PostgresIndex, Row};
 use crate::error::Result;
-use crate::index::keys::{check_key, check_text, Compare};
-use crate::index::table::TableName;
-use crate::index::{in_key_order, Deleted, DeletedRow, KeyRange, KeyRecord, Traces, Usage};
-
-/// The columns of the companion.
-pub(super) const COLUMNS: &str = "key TEXT COLLATE \"C\" PRIMARY KEY, blob TEXT NOT NULL, \
-    patch_id TEXT NOT NULL DEFAULT '', blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL, \
-    deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
-    created_at TIMESTAMPTZ NOT NULL, deleted_at TIMESTAMPTZ NOT NULL, keep_until TIMESTAMPTZ NOT NULL";
-
-/// The columns that a row has in both tables, but for the key, the blob and the patch.
-const COMMON: &str = "blob_offset, size, deletable, end_epoch, expires_at, created_at";
-
-/// The statements that make the companion's indexes: for the rows whose time is over, and for those
-/// of a blob.
-pub(super) fn indexes(companion: &TableName) -> [String; 2] {
-    ["keep_until", "blob"].map(|column| {
-        let name = companion.with_suffix(&format!("_{column}_idx"));
-        let table = companion.quoted();
-        format!("CREATE INDEX IF NOT EXISTS \"{name}\" ON {table} ({column})")
-    })
-}
-
-/// The columns that a deletion returns to [`keep`] beside key and size.
-pub(super) fn returned(shape: &Shape) -> String {
-    let patch = match shape.has_patch_id {
-        true => "patch_id",
-        false => "'' AS patch_id",
-    };
-    format!(", blob_id, {patch}, blob_offset, deletable, end_epoch, expires_at, created_at")
-}
-
-/// Keeps the rows that the deletion `d` has removed. A row without a blob is one that the deletion
-/// itself has placed ([`super::in_doubt`]).
-pub(super) fn keep(companion: &str, keep: Duration) -> String {
-    let names = format!("blob, patch_id, {COMMON}, deleted_at, keep_until");
-    let set = names
-        .split(", ")
-        .map(|name| format!("{name} = EXCLUDED.{name}"));
-    format!(
-        "INSERT INTO {companion} (key, {names}) SELECT key, blob_id, patch_id, {COMMON}, now(), \
-         now() + interval '{} seconds' FROM d WHERE in_time AND blob_id <> '' ON CONFLICT (key) DO UPDATE SET {}",
-        keep.as_secs_f64(),
-        set.collect::<Vec<_>>().join(", "),
-    )
-}
-
-/// Moves the ends of the kept rows of a blob that was renewed.
-pub(super) fn renew(companion: &str) -> String {
-    format!(
-        "UPDATE {companion} SET end_epoch = GREATEST(end_epoch, $2), expires_at = GREATEST(expires_at, $3) \
-         WHERE blob = $1"
-    )
-}
-
-/// The columns that [`rows::key_record`] reads, of a kept row.
-const RECORD: &str =
-    "FALSE AS staged, blob, patch_id, blob_offset, size, deletable, end_epoch, expires_at, key";
-
-/// The statements that concern kept rows alone.
-pub(super) struct DeletedSql {
-    /// A lookup of keys with their kept rows, with (`[1]`) and without (`[0]`) the staging table.
-    get_many: [Query; 2],
-    of_keys: Query,
-    in_blob: Query,
-    /// `[form]`
-    undelete: [Query; UPSERT_FORMS],
-    over: Query,
-    purge: Query,
-    table: String,
-}
-
-impl DeletedSql {
-    /// `get_many`: the lookups of keys without kept rows.
-    pub fn new(shape: &Shape, get_many: &[String; 2]) -> DeletedSql {
-        let table = shape.table.quoted();
-        let kept = shape.table.companion("_deleted").quoted();
-        let of_keys = |last| {
-            format!(
-                "SELECT {RECORD}, {last} FROM {kept} WHERE key = ANY($1) AND keep_until > now()"
-            )
-        };
-        let patch = if shape.has_patch_id { "patch_id, " } else { "" };
-        let undelete = |form: usize| {
-            let (begun, returning) = match form {
-                0 => ("TRUE".to_owned(), deadline::when_locked(3)),
-                _ => (deadline::when_begun(3), "TRUE".to_owned()),
-            };
-            Query::once(format!(
-                "WITH u AS (DELETE FROM {kept} WHERE key = ANY($1) AND blob = ANY($2) AND keep_until > now() \
-                 RETURNING key, blob, {patch}{COMMON}), \
-                 w AS (INSERT INTO {table} (key, blob_id, {patch}{COMMON}, updated_at) \
-                 SELECT key, blob, {patch}{COMMON}, now() FROM u WHERE {begun} ON CONFLICT (key) DO NOTHING \
-                 RETURNING key, {returning} AS in_time) SELECT key FROM w WHERE in_time"
-            ))
-            .bounded()
-        };
-        DeletedSql {
-            get_many: [0, 1].map(|staged: usize| {
-                Query::hot(format!(
-                    "SELECT r.*, FALSE AS kept FROM ({}) AS r UNION ALL {}",
-                    get_many[staged],
-                    of_keys("TRUE")
-                ))
-            }),
-            of_keys: Query::once(of_keys("deleted_at")),
-            in_blob: Query::once(format!(
-                "SELECT count(*), {} FROM {kept} WHERE blob = $1 AND keep_until > now()",
-                clamped_sum("size")
-            )),
-            undelete: std::array::from_fn(undelete),
-            over: Query::once(format!(
-                "SELECT key FROM {kept} WHERE keep_until <= now() ORDER BY keep_until LIMIT $1"
-            )),
-            purge: Query::once(format!(
-                "DELETE FROM {kept} WHERE key = ANY($1) AND keep_until <= now()"
-            )),
-            table: kept,
-        }
-    }
-
-    /// A page of kept rows; parameters are since, until, those of [`KeyRange::comparisons`], and
-    /// the limit.
-    fn list(&self, range: &KeyRange) -> String {
-        let mut conditions = String::new();
-        let mut last = 2;
-        for (compare, _) in range.comparisons() {
-            last += 1;
-            let operator = match compare {
-                Compare::Greater => ">",
-                Compare::AtLeast => ">=",
-                Compare::Less => "<",
-                Compare::AtMost => "<=",
-                Compare::Not => "<>",
-            };
-            conditions.push_str(&format!("AND key {operator} ${last} "));
-        }
-        format!(
-            "SELECT {RECORD}, deleted_at FROM {table} WHERE keep_until > now() \
-             AND ($1 IS NULL OR deleted_at >= $1) AND ($2 IS NULL OR deleted_at < $2) \
-             {conditions}ORDER BY key LIMIT ${limit}",
-            table = self.table,
-            limit = last + 1,
-        )
-    }
-}
+use crate::index::keys::{check_key, check_text};
+use crate::index::{in_key_order, Deleted, DeletedRow, KeyRange, KeyRecord, Purged, Traces, Usage};
 
 fn deleted_row(row: &Row) -> super::Answer<DeletedRow> {
     Ok(DeletedRow {
@@ -254,17 +108,22 @@ impl Deleted for PostgresIndex {
         read(call.what, &rows, deleted_row)
     }
 
-    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
-        let call = self.call("counting the deleted rows of a blob")?;
-        check_text("blob ID", blob_id)?;
+    async fn deleted_by_blob(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Usage)>> {
+        let mut call = self.call("listing the blobs of deleted rows")?;
+        call.limit = self.inner.search_limit();
+        check_text("blob ID", after.unwrap_or_default())?;
         if !self.inner.shape.has_deleted {
-            return Ok(Usage::default());
+            return Ok(Vec::new());
         }
-        let params = [Param::Text(blob_id.to_owned())].into();
-        let query = &self.inner.sql.deleted.in_blob;
-        let rows = self.inner.ask(&call, query, params).await?;
-        let counted = read(call.what, &rows, usage)?.into_iter().next();
-        Ok(counted.unwrap_or_default())
+        let query = &self.inner.sql.deleted.by_blob[usize::from(after.is_some())];
+        let mut params = vec![Param::count(limit)];
+        params.extend(after.map(|after| Param::Text(after.to_owned())));
+        let rows = self.inner.ask(&call, query, params.into()).await?;
+        read(call.what, &rows, |row| Ok((row.try_get(2)?, usage(row)?)))
     }
 
     async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
@@ -293,21 +152,29 @@ impl Deleted for PostgresIndex {
         read(call.what, &back, |row| row.try_get(0))
     }
 
-    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
+    async fn purge_deleted(&self, after: &str, limit: usize) -> Result<Purged> {
         let call = self.call("removing deleted rows whose time is over")?;
+        check_text("key", after)?;
         if limit == 0 || !self.inner.shape.has_deleted {
-            return Ok(0);
+            return Ok(Purged::default());
         }
         let (inner, sql) = (&self.inner, &self.inner.sql.deleted);
-        let params = [Param::count(limit)].into();
-        let rows = inner.ask(&call, &sql.over, params).await?;
-        let mut keys = read(call.what, &rows, |row| row.try_get::<_, String>(0))?;
-        if keys.is_empty() {
-            return Ok(0);
-        }
-        keys.sort_unstable(); // as put_many: one order of locking
-        inner
-            .change(&call, &sql.purge, [Param::Texts(keys)].into())
-            .await
+        let params = [Param::Text(after.to_owned()), Param::count(limit)].into();
+        let rows = inner.ask(&call, &sql.page, params).await?;
+        let page = read(call.what, &rows, |row| {
+            Ok((row.try_get::<_, String>(0)?, row.try_get::<_, bool>(1)?))
+        })?;
+        let last = page.last().filter(|_| page.len() >= limit);
+        let last = last.map(|(key, _)| key.clone());
+        let over = page.into_iter().filter(|(_, over)| *over);
+        let over: Vec<String> = over.map(|(key, _)| key).collect();
+        let removed = match over.is_empty() {
+            true => 0,
+            false => {
+                let keys = [Param::Texts(over)].into();
+                inner.change(&call, &sql.purge, keys).await?
+            }
+        };
+        Ok(Purged { removed, last })
     }
 }

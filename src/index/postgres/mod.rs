@@ -12,6 +12,7 @@ mod conn;
 mod connect;
 mod deadline;
 mod deleted;
+mod deleted_sql;
 mod direct;
 mod error;
 mod go_staging;

@@ -21,6 +21,13 @@ pub(super) const VERSION: i64 = 3;
 /// Oldest library version (in the same numbers) that can work with what this one writes.
 const MIN_VERSION: i64 = 1;
 
+/// The columns of the companion for deleted rows. A row keeps those of the index, and its blob is
+/// called `blob` ([`DELETED_COLUMNS`]).
+const DELETED: &str = "key TEXT COLLATE \"C\" PRIMARY KEY, blob TEXT NOT NULL, \
+    patch_id TEXT NOT NULL DEFAULT '', blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL, \
+    deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
+    created_at TIMESTAMPTZ NOT NULL, deleted_at TIMESTAMPTZ NOT NULL, keep_until TIMESTAMPTZ NOT NULL";
+
 /// The properties of an opened table.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
@@ -457,7 +464,7 @@ fn plan(
         ("_usage", "name TEXT PRIMARY KEY, blocks BIGINT NOT NULL DEFAULT 0, bytes BIGINT NOT NULL DEFAULT 0"),
         ("_blobs", BLOBS),
         ("_epochs", "epoch BIGINT PRIMARY KEY, first_seen TIMESTAMPTZ NOT NULL, last_seen TIMESTAMPTZ NOT NULL"),
-        ("_deleted", super::deleted::COLUMNS),
+        ("_deleted", DELETED),
     ] {
         let place = found.place_of(&table.companion(suffix), may_create);
         plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", place.quoted()));
@@ -469,9 +476,6 @@ fn plan(
             ));
         }
     }
-    plan.extend(super::deleted::indexes(
-        &found.place_of(&table.companion("_deleted"), may_create),
-    ));
     plan.push(count_usage(found));
     let meta = table.companion("_meta").quoted();
     for (name, value) in [("schema_version", VERSION), ("min_version", MIN_VERSION)] {

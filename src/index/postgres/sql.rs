@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use super::deadline;
-use super::deleted::{self, DeletedSql};
+use super::deleted_sql::{self, DeletedSql};
 use super::ledger;
 use super::order::ByteOrder;
 use super::query::{clamped_sum, Query};
@@ -124,13 +124,12 @@ impl Sql {
         ];
         let (locked, begun) = (deadline::when_locked(2), deadline::when_begun(2));
         let kept = shape.table.companion("_deleted").quoted();
-        let (returned, keep_rows, forget, renew_kept) = match keep.is_zero() {
+        let (returned, keep_rows, forget) = match keep.is_zero() {
             true => Default::default(),
             false => (
-                deleted::returned(shape),
-                format!(", k AS ({})", deleted::keep(&kept, keep)),
+                deleted_sql::returned(shape),
+                format!(", k AS ({})", deleted_sql::keep(&kept, keep)),
                 format!("f AS (DELETE FROM {kept} WHERE key = ANY($1)), "),
-                format!("WITH k AS ({}) ", deleted::renew(&kept)),
             ),
         };
         let delete = |staged: bool, form: usize| {
@@ -290,7 +289,7 @@ impl Sql {
                  WHERE blob_id = $1 AND blob_offset >= $2 ORDER BY blob_offset LIMIT $3"
             )),
             update_blob: Query::once(format!(
-                "{renew_kept}UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
+                "UPDATE {table} SET end_epoch = GREATEST(end_epoch, $2), \
                  expires_at = GREATEST(expires_at, $3), updated_at = now() WHERE blob_id = $1"
             )),
             usage: Query::hot(format!("SELECT blocks, bytes FROM {usage} WHERE name = 'total'")),

@@ -4,155 +4,15 @@
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use rusqlite::{params, Connection, OptionalExtension, Row};
+use rusqlite::{params, Connection, OptionalExtension};
 
+use super::deleted_sql::deleted_row;
 use super::schema::Sql;
-use super::{checked, from_micros, get_one, key_record, record, to_micros, SqliteIndex, FEW};
+use super::writer::Promise;
+use super::{checked, get_one, record, to_micros, SqliteIndex, FEW};
 use crate::error::Result;
-use crate::index::keys::{check_key, check_text, Compare};
-use crate::index::table::TableName;
-use crate::index::{Deleted, DeletedRow, KeyRange, KeyRecord, Traces, Usage};
-
-/// The columns that a row has in both tables, but for the key and the blob.
-const COMMON: &str = "blob_offset, size, deletable, end_epoch, expires_at, created_at";
-/// The columns that [`key_record`] reads, of a kept row.
-const RECORD: &str = "blob, blob_offset, size, deletable, end_epoch, expires_at, key";
-
-/// The statements that concern kept rows. Times are in microseconds.
-pub(super) struct DeletedSql {
-    pub create: String,
-    keep: String,
-    forget: String,
-    renew: String,
-    get: String,
-    in_blob: String,
-    undelete: String,
-    purge: String,
-    name: String,
-    table: String,
-}
-
-impl DeletedSql {
-    pub fn new(main: &str, table: &TableName) -> DeletedSql {
-        let name = format!("{table}_deleted");
-        let kept = format!("\"{name}\"");
-        DeletedSql {
-            create: format!(
-                "CREATE TABLE IF NOT EXISTS {kept} (key TEXT NOT NULL PRIMARY KEY, blob TEXT NOT NULL, \
-                 blob_offset INTEGER NOT NULL, size INTEGER NOT NULL, deletable INTEGER NOT NULL, \
-                 end_epoch INTEGER NOT NULL, expires_at INTEGER, created_at INTEGER NOT NULL, \
-                 deleted_at INTEGER NOT NULL, keep_until INTEGER NOT NULL) WITHOUT ROWID; \
-                 CREATE INDEX IF NOT EXISTS \"{name}_keep_until_idx\" ON {kept} (keep_until); \
-                 CREATE INDEX IF NOT EXISTS \"{name}_blob_idx\" ON {kept} (blob);"
-            ),
-            keep: format!(
-                "INSERT OR REPLACE INTO {kept} (key, blob, {COMMON}, deleted_at, keep_until) \
-                 SELECT key, blob_id, {COMMON}, ?2, ?3 FROM {main} WHERE key = ?1"
-            ),
-            forget: format!("DELETE FROM {kept} WHERE key = ?1"),
-            renew: format!(
-                "UPDATE {kept} SET end_epoch = max(end_epoch, ?2), \
-                 expires_at = max(coalesce(expires_at, ?3), coalesce(?3, expires_at)) WHERE blob = ?1"
-            ),
-            get: format!("SELECT {RECORD}, deleted_at FROM {kept} WHERE key = ?1 AND keep_until > ?2"),
-            in_blob: format!(
-                "SELECT count(*), coalesce(sum(size), 0) FROM {kept} WHERE blob = ?1 AND keep_until > ?2"
-            ),
-            undelete: format!(
-                "INSERT INTO {main} (key, blob_id, {COMMON}, updated_at) \
-                 SELECT key, blob, {COMMON}, ?2 FROM {kept} WHERE key = ?1 AND keep_until > ?2 \
-                 ON CONFLICT (key) DO NOTHING"
-            ),
-            purge: format!(
-                "DELETE FROM {kept} WHERE key IN \
-                 (SELECT key FROM {kept} WHERE keep_until <= ?1 ORDER BY keep_until LIMIT ?2)"
-            ),
-            table: kept,
-            name,
-        }
-    }
-
-    /// Whether the companion exists.
-    pub fn exists(&self, connection: &Connection) -> rusqlite::Result<bool> {
-        connection
-            .prepare(
-                "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
-            )?
-            .exists([&self.name])
-    }
-
-    /// Copies the rows of keys that are about to be deleted.
-    pub fn keep(
-        &self,
-        connection: &Connection,
-        keys: &[String],
-        time: Duration,
-    ) -> rusqlite::Result<()> {
-        let now = SystemTime::now();
-        let until = now.checked_add(time).map_or(i64::MAX, to_micros);
-        let mut keep = connection.prepare_cached(&self.keep)?;
-        for key in keys {
-            keep.execute(params![key, to_micros(now), until])?;
-        }
-        Ok(())
-    }
-
-    /// Removes the kept rows of keys that were put.
-    pub fn forget(&self, connection: &Connection, rows: &[KeyRecord]) -> rusqlite::Result<()> {
-        let mut forget = connection.prepare_cached(&self.forget)?;
-        for row in rows {
-            forget.execute([&row.key])?;
-        }
-        Ok(())
-    }
-
-    /// Moves the ends of the kept rows of a blob that was renewed: end epoch and `expires_at`.
-    pub fn renew(
-        &self,
-        connection: &Connection,
-        blob_id: &str,
-        ends: (i64, Option<i64>),
-    ) -> rusqlite::Result<()> {
-        let mut renew = connection.prepare_cached(&self.renew)?;
-        renew.execute(params![blob_id, ends.0, ends.1])?;
-        Ok(())
-    }
-
-    fn get_one(&self, connection: &Connection, key: &str) -> rusqlite::Result<Option<DeletedRow>> {
-        connection
-            .prepare_cached(&self.get)?
-            .query_row(params![key, to_micros(SystemTime::now())], deleted_row)
-            .optional()
-    }
-
-    /// A page of kept rows; parameters are now, since, until, those of [`KeyRange::comparisons`],
-    /// and the limit.
-    fn list(&self, range: &KeyRange) -> String {
-        let mut conditions = String::new();
-        for (compare, _) in range.comparisons() {
-            conditions.push_str(match compare {
-                Compare::Greater => "AND key > ? ",
-                Compare::AtLeast => "AND key >= ? ",
-                Compare::Less => "AND key < ? ",
-                Compare::AtMost => "AND key <= ? ",
-                Compare::Not => "AND key <> ? ",
-            });
-        }
-        format!(
-            "SELECT {RECORD}, deleted_at FROM {} WHERE keep_until > ? AND deleted_at >= ? AND deleted_at < ? \
-             {conditions}ORDER BY key LIMIT ?",
-            self.table
-        )
-    }
-}
-
-/// Reads the columns of [`RECORD`] and the time of the deletion.
-fn deleted_row(row: &Row<'_>) -> rusqlite::Result<DeletedRow> {
-    Ok(DeletedRow {
-        row: key_record(row)?,
-        deleted_at: from_micros(row.get(7)?),
-    })
-}
+use crate::index::keys::check_key;
+use crate::index::{Deleted, DeletedRow, KeyRange, KeyRecord, Purged, Traces, Usage};
 
 impl SqliteIndex {
     /// Reads something of each key: on the caller's thread, if they are few.
@@ -252,27 +112,31 @@ impl Deleted for SqliteIndex {
         .await
     }
 
-    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
+    async fn deleted_by_blob(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Usage)>> {
         let pass = self.gate.enter()?;
-        check_text("blob ID", blob_id)?;
         if !self.inner.has_deleted {
-            return Ok(Usage::default());
+            return Ok(Vec::new());
         }
-        let blob_id = blob_id.to_owned();
-        self.read(
-            "counting the deleted rows of a blob",
-            pass,
-            move |connection, sql| {
-                let mut count = connection.prepare_cached(&sql.deleted.in_blob)?;
-                count.query_row(params![blob_id, to_micros(SystemTime::now())], |row| {
-                    Ok(Usage {
-                        blocks: row.get(0)?,
-                        bytes: row.get(1)?,
-                    })
-                })
-            },
-        )
-        .await
+        let after = after.unwrap_or_default().to_owned();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let work = move |connection: &Connection, sql: &Sql| {
+            let now = to_micros(SystemTime::now());
+            let mut by_blob = connection.prepare_cached(&sql.deleted.by_blob)?;
+            let rows = by_blob.query_map(params![now, after, limit], |row| {
+                let usage = Usage {
+                    blocks: row.get(1)?,
+                    bytes: row.get(2)?,
+                };
+                Ok((row.get(0)?, usage))
+            })?;
+            rows.collect()
+        };
+        self.read("listing the blobs of deleted rows", pass, work)
+            .await
     }
 
     async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
@@ -308,21 +172,40 @@ impl Deleted for SqliteIndex {
         .await
     }
 
-    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
+    async fn purge_deleted(&self, after: &str, limit: usize) -> Result<Purged> {
+        let what = "removing deleted rows whose time is over";
         let pass = self.gate.enter()?;
         if limit == 0 || !self.inner.has_deleted {
-            return Ok(0);
+            return Ok(Purged::default());
         }
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.write_as(
-            super::writer::Promise::Visible,
-            "removing deleted rows whose time is over",
-            pass,
-            move |connection, sql| {
-                let mut purge = connection.prepare_cached(&sql.deleted.purge)?;
-                Ok(purge.execute(params![to_micros(SystemTime::now()), limit])? as u64)
-            },
-        )
-        .await
+        let (after, most) = (after.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX));
+        let look = move |connection: &Connection, sql: &Sql| {
+            let mut page = connection.prepare_cached(&sql.deleted.page)?;
+            let now = to_micros(SystemTime::now());
+            let rows = page.query_map(params![after, now, most], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let page = self.read(what, pass, look).await?;
+        let last = page.last().filter(|_| page.len() >= limit);
+        let last = last.map(|(key, _)| key.clone());
+        let over = page.into_iter().filter(|(_, over)| *over);
+        let over: Vec<String> = over.map(|(key, _)| key).collect();
+        if over.is_empty() {
+            return Ok(Purged { removed: 0, last });
+        }
+        let pass = self.gate.enter()?;
+        let purge = move |connection: &Connection, sql: &Sql| {
+            let now = to_micros(SystemTime::now());
+            let mut purge = connection.prepare_cached(&sql.deleted.purge)?;
+            let mut removed = 0;
+            for key in over {
+                removed += purge.execute(params![key, now])? as u64;
+            }
+            Ok(removed)
+        };
+        let removed = self.write_as(Promise::Visible, what, pass, purge).await?;
+        Ok(Purged { removed, last })
     }
 }

@@ -255,14 +255,9 @@ impl SqliteIndex {
     pub(super) async fn note_end(&self, blob: Blob, entry: bool) -> Result<u64> {
         let pass = self.gate.enter()?;
         check_text("blob ID", &blob.blob_id)?;
-        let keeps = !self.inner.keep_deleted.is_zero();
         self.write("noting a renewal", pass, move |connection, sql| {
             let now = to_micros(SystemTime::now());
             let expires_at = blob.expires_at.map(to_micros);
-            if keeps {
-                let ends = (blob.end_epoch, expires_at);
-                sql.deleted.renew(connection, &blob.blob_id, ends)?;
-            }
             let changed = connection
                 .prepare_cached(&sql.update_blob)?
                 .execute(params![blob.blob_id, blob.end_epoch, expires_at, now])?;

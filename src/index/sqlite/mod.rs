@@ -7,6 +7,7 @@
 mod access;
 mod companions;
 mod deleted;
+mod deleted_sql;
 mod ledger;
 mod readers;
 mod schema;
@@ -402,19 +403,19 @@ impl Rows for SqliteIndex {
             "deleting rows",
             pass,
             move |connection, sql| {
+                let mut removed = Usage::default();
+                let mut count = |size: i64| {
+                    removed.blocks += 1;
+                    removed.bytes = removed.bytes.saturating_add(size);
+                };
                 if !keep.is_zero() {
-                    sql.deleted.keep(connection, &keys, keep)?;
+                    sql.deleted.move_rows(connection, &keys, keep, count)?;
+                    return Ok(removed);
                 }
                 let mut delete = connection.prepare_cached(&sql.delete)?;
-                let mut removed = Usage::default();
                 for key in &keys {
-                    if let Some(size) = delete
-                        .query_row([key], |row| row.get::<_, i64>(0))
-                        .optional()?
-                    {
-                        removed.blocks += 1;
-                        removed.bytes = removed.bytes.saturating_add(size);
-                    }
+                    let size = delete.query_row([key], |row| row.get(0)).optional()?;
+                    size.into_iter().for_each(&mut count);
                 }
                 Ok(removed)
             },

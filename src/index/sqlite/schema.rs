@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::access::{self, Access};
-use super::deleted::DeletedSql;
+use super::deleted_sql::DeletedSql;
 use super::ledger::{LedgerSql, BLOBS};
 use super::{failed, is_busy, SqliteOptions, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};

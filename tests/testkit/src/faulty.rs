@@ -21,8 +21,8 @@ use walrusds::clock::Sighting;
 use walrusds::walrus::Check;
 use walrusds::{
     Blob, BlobState, BlobStore, Body, Deleted, DeletedRow, EndingIn, Error, ErrorKind, Index,
-    KeyRange, KeyRecord, Leases, Ledger, ListItem, Notes, Record, RenewItem, Renewal, Result, Rows,
-    StoreOptions, StoreResult, Totals, Traces, Usage,
+    KeyRange, KeyRecord, Leases, Ledger, ListItem, Notes, Purged, Record, RenewItem, Renewal,
+    Result, Rows, StoreOptions, StoreResult, Totals, Traces, Usage,
 };
 
 /// The kinds of faults.
@@ -516,9 +516,13 @@ impl<I: Index + ?Sized> Deleted for FaultyIndex<I> {
         self.inner.list_deleted(range, since, until, limit).await
     }
 
-    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
+    async fn deleted_by_blob(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Usage)>> {
         let (_running, _) = self.around.begin(Call::List).await?;
-        self.inner.deleted_in_blob(blob_id).await
+        self.inner.deleted_by_blob(after, limit).await
     }
 
     async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
@@ -528,13 +532,10 @@ impl<I: Index + ?Sized> Deleted for FaultyIndex<I> {
         Around::end(Call::PutRows, fault, self.inner.undelete(rows).await)
     }
 
-    async fn purge_deleted(&self, limit: usize) -> Result<u64> {
+    async fn purge_deleted(&self, after: &str, limit: usize) -> Result<Purged> {
         let (_running, fault) = self.around.begin(Call::DeleteRows).await?;
-        Around::end(
-            Call::DeleteRows,
-            fault,
-            self.inner.purge_deleted(limit).await,
-        )
+        let purged = self.inner.purge_deleted(after, limit).await;
+        Around::end(Call::DeleteRows, fault, purged)
     }
 }
 

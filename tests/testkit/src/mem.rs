@@ -243,14 +243,6 @@ impl Deleted for MemIndex {
         Ok(listed.take(limit).map(deleted_row).collect())
     }
 
-    async fn deleted_in_blob(&self, blob_id: &str) -> Result<Usage> {
-        let deleted = self.deleted.lock();
-        let of_blob = deleted.values().filter(|(r, _)| r.blob_id == blob_id);
-        Ok(of_blob.fold(Usage::default(), |sum, (record, _)| {
-            Usage::new(sum.blocks + 1, sum.bytes + record.size)
-        }))
-    }
-
     async fn undelete(&self, records: &[KeyRecord]) -> Result<Vec<String>> {
         self.undelete_calls.fetch_add(1, SeqCst);
         let (mut rows, mut deleted) = (self.rows.lock(), self.deleted.lock());
