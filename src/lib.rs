@@ -12,6 +12,7 @@ mod failpoint;
 mod backoff;
 mod buffer;
 pub mod clock;
+mod command;
 pub mod config;
 mod dag;
 pub mod datastore;
