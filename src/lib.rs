@@ -47,6 +47,12 @@ pub mod walrus;
 #[allow(missing_docs)]
 pub mod internals {
     pub use crate::index::lookup::Lookups;
+    pub mod chain {
+        pub use crate::lifetime::chain::fake::{Call, Fake};
+        pub use crate::lifetime::chain::{
+            Chain, Epoch, Failure, OwnedBlob, Program, Round, TimeLimits,
+        };
+    }
     pub mod ffi {
         pub use crate::ffi::*;
     }

@@ -173,7 +173,10 @@ fn the_chain_enforces_its_rules() {
         "--epochs-extended",
         "1",
     ];
-    assert_eq!(run(&url, &with(wallet, &args)), json!({"epochsExtended": 1}));
+    assert_eq!(
+        run(&url, &with(wallet, &args)),
+        json!({"epochsExtended": 1})
+    );
     assert_eq!(end_epoch(&url, inner), None, "it belongs to no wallet");
 
     // Certified and unexpired.
