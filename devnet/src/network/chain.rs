@@ -33,8 +33,8 @@ pub(crate) enum Refusal {
     Shared(ObjectId),
     /// The object is no shared blob, and the request takes it for one.
     NotShared(ObjectId),
-    /// The contract `blob` aborts with this error.
-    Abort(&'static str),
+    /// This function of the contracts aborts with this error.
+    Abort(&'static str, &'static str),
     /// The data directory cannot be written.
     Io(io::Error),
 }
@@ -48,12 +48,12 @@ impl fmt::Display for Refusal {
             }
             Refusal::Shared(id) => write!(f, "object {id} is a shared blob: use --shared"),
             Refusal::NotShared(id) => write!(f, "object {id} is not a shared blob"),
-            Refusal::Abort(error) => {
-                write!(
-                    f,
-                    "transaction execution failed: MoveAbort in contract blob: {error}"
-                )
-            }
+            Refusal::Abort(function, error) => write!(
+                f,
+                "transaction execution failed: contract execution failed in walrus::{function} at \
+                 address 0x{:064} with error type {error}",
+                1
+            ),
             Refusal::Io(why) => write!(f, "the data directory: {why}"),
         }
     }
@@ -125,14 +125,23 @@ impl Network {
             return Err(Refusal::NotOwned { object, sender });
         }
         if registration.uncertified {
-            return Err(Refusal::Abort("ENotCertified"));
+            return Err(Refusal::Abort(
+                "blob::assert_certified_not_expired",
+                "ENotCertified",
+            ));
         }
         if registration.end_epoch <= now {
-            return Err(Refusal::Abort("EResourceBounds"));
+            return Err(Refusal::Abort(
+                "blob::assert_certified_not_expired",
+                "EResourceBounds",
+            ));
         }
         let end_epoch = registration.end_epoch.saturating_add(epochs);
         if epochs == 0 || end_epoch > now.saturating_add(MAX_EPOCHS) {
-            return Err(Refusal::Abort("EInvalidEpochsAhead"));
+            return Err(Refusal::Abort(
+                "system_state_inner::extend_blob",
+                "EInvalidEpochsAhead",
+            ));
         }
         self.record(&Record::Extend {
             blob_id,
@@ -161,7 +170,7 @@ impl Network {
             return Ok(Deleted::NotFound);
         };
         if !registration.deletable {
-            return Err(Refusal::Abort("EBlobNotDeletable"));
+            return Err(Refusal::Abort("blob::delete", "EBlobNotDeletable"));
         }
         let storage = FreeStorage {
             storage_id: registration.storage_id,

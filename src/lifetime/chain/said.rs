@@ -9,7 +9,24 @@ use super::Failure;
 use crate::error::one_line;
 
 /// The most characters of the text that are shown.
-const SHOWN: usize = 300;
+const SHOWN: usize = 400;
+
+/// Of all errors of the contracts, those that will not pass, and the texts about objects that are
+/// not there or belong to others.
+const REFUSALS: &[&str] = &[
+    "enotcertified",
+    "eblobnotdeletable",
+    "eresourcebounds",
+    "einvalidepochsahead",
+    "etoofarinfuture",
+    "does not exist",
+    "notexists",
+    "objectnotfound",
+    "not owned by",
+    "but given owner",
+    "is a shared blob",
+    "is not a shared blob",
+];
 
 /// The failure that a text tells of.
 pub(super) fn failure(text: &str) -> Failure {
@@ -41,19 +58,10 @@ pub(super) fn failure(text: &str) -> Failure {
         "client configuration",
         "no such file",
         "permission denied",
+        "incompatible with this binary",
     ]) {
         Failure::Unusable
-    } else if has(&[
-        "moveabort",
-        "transaction execution failed",
-        "does not exist",
-        "not owned by",
-        "is a shared blob",
-        "is not a shared blob",
-        "not certified",
-        "not deletable",
-    ]) && !has(&["timed out", "timeout", "connect"])
-    {
+    } else if has(REFUSALS) {
         Failure::Refused
     } else {
         Failure::Unclear
@@ -152,8 +160,22 @@ mod tests {
             ),
             ("InsufficientGas in command 1", Failure::EmptyWallet),
             (
-                "transaction execution failed: MoveAbort in contract blob: ENotCertified",
+                "transaction execution failed: contract execution failed in \
+                 walrus::blob::assert_certified_not_expired at address 0x1 with error type ENotCertified",
                 Failure::Refused,
+            ),
+            (
+                "transaction execution failed: contract execution failed in \
+                 walrus::system_state_inner::reserve at address 0x1 with error type EStorageExceeded",
+                Failure::Unclear,
+            ),
+            (
+                "transaction execution failed: unparsable move error occurred: InsufficientGas in command 0",
+                Failure::EmptyWallet,
+            ),
+            (
+                "the specified Walrus system object 0x1 does not exist or is incompatible with this binary",
+                Failure::Unusable,
             ),
             ("object 0x1 does not exist", Failure::Refused),
             (
