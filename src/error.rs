@@ -150,6 +150,30 @@ impl Error {
     }
 }
 
+/// `text` as one line of at most `max` characters, without control characters.
+pub(crate) fn one_line(text: &str, max: usize) -> String {
+    let mut line = String::new();
+    let mut count = 0;
+    for word in text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty())
+    {
+        if !line.is_empty() {
+            line.push(' ');
+            count += 1;
+        }
+        for c in word.chars() {
+            if count == max {
+                line.push('…');
+                return line;
+            }
+            line.push(c);
+            count += 1;
+        }
+    }
+    line
+}
+
 /// Runs `work` to its end; a panic in it becomes an error. For tasks, where a panic would end more
 /// than the work in which it happened, and for long-running work whose end no caller checks.
 pub(crate) async fn caught<T>(work: impl Future<Output = Result<T>>) -> Result<T> {

@@ -14,6 +14,7 @@ mod setters;
 mod backoff;
 mod buffer;
 pub mod clock;
+mod command;
 pub mod config;
 mod dag;
 pub mod datastore;
@@ -48,6 +49,12 @@ pub mod walrus;
 #[allow(missing_docs)]
 pub mod internals {
     pub use crate::index::lookup::Lookups;
+    pub mod chain {
+        pub use crate::lifetime::chain::fake::{Call, Fake};
+        pub use crate::lifetime::chain::{
+            Chain, Epoch, Failure, OwnedBlob, Program, Round, TimeLimits,
+        };
+    }
     pub mod ffi {
         pub use crate::ffi::*;
     }

@@ -41,10 +41,7 @@ fn deletes(blocks: &[(String, Bytes)]) -> Vec<Op> {
 }
 
 fn usage(blocks: i64) -> Usage {
-    Usage {
-        blocks,
-        bytes: blocks * 1000,
-    }
+    Usage::new(blocks, blocks * 1000)
 }
 
 fn uploads(parts: &Parts) -> usize {
@@ -266,13 +263,7 @@ async fn many_blocks_come_back_in_pages_and_bad_questions_are_refused() {
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     }
     let done = ds.undelete(&DeletedQuery::default()).await.unwrap();
-    assert_eq!(
-        done.back,
-        Usage {
-            blocks: 2500,
-            bytes: 25_000
-        }
-    );
+    assert_eq!(done.back, Usage::new(2500, 25_000));
     all_read(&ds, &all[..20]).await;
     ds.close().await.unwrap();
     let closed = ds.undelete(&DeletedQuery::default()).await.unwrap_err();

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob_id::BlobId;
 use crate::object_id::ObjectId;
-use crate::registration::{Anchor, Registration};
+use crate::registration::{Anchor, FreeStorage, Registration};
 
 /// One line of the journal.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +39,18 @@ pub(crate) enum Record {
     },
     Delete {
         blob_id: BlobId,
+    },
+    /// One registration of a blob was deleted, and its storage is free again.
+    Deregister {
+        blob_id: BlobId,
+        object_id: ObjectId,
+        storage: FreeStorage,
+    },
+    /// Storage that is free, in a journal that is written anew.
+    Free(FreeStorage),
+    /// Storage that is forgotten.
+    Forget {
+        storage_id: ObjectId,
     },
 }
 

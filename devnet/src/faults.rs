@@ -37,6 +37,16 @@ pub enum Op {
     QuiltPatch,
     /// GET of the list of a quilt's patches.
     QuiltPatches,
+    /// `extend` of `walrus-devnet-cli`.
+    ChainExtend,
+    /// `delete` of `walrus-devnet-cli`.
+    ChainDelete,
+    /// `list-blobs` of `walrus-devnet-cli`.
+    ChainList,
+    /// `blob-status` of `walrus-devnet-cli`.
+    ChainStatus,
+    /// `info` of `walrus-devnet-cli`.
+    ChainInfo,
     /// Anything else.
     Other,
 }
@@ -55,6 +65,20 @@ impl Op {
         Op::QuiltPatch,
         Op::QuiltPatches,
     ];
+    /// All operations of the program `walrus-devnet-cli`.
+    pub const ON_CHAIN: [Op; 5] = [
+        Op::ChainExtend,
+        Op::ChainDelete,
+        Op::ChainList,
+        Op::ChainStatus,
+        Op::ChainInfo,
+    ];
+
+    /// Whether it is an operation of the program `walrus-devnet-cli`.
+    #[must_use]
+    pub fn is_on_chain(self) -> bool {
+        Op::ON_CHAIN.contains(&self)
+    }
 
     /// Whether it stores something.
     #[must_use]
@@ -182,7 +206,7 @@ impl FaultRule {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FaultMatch {
-    /// One of these operations. Default: any but [`Op::Other`].
+    /// One of these operations. Default: any but those on the chain and [`Op::Other`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub op: Vec<Op>,
     /// The blob named in the path (a PUT names none).
@@ -252,7 +276,13 @@ pub enum FaultAction {
         /// Bytes.
         bytes: u64,
     },
-    /// PUTs: store, and lose the answer.
+    /// Chain: the wallet cannot pay. `extend` fails; `delete` tells it in `error`.
+    OutOfFunds {
+        /// Gas (SUI) is lacking rather than WAL.
+        #[serde(default)]
+        gas: bool,
+    },
+    /// PUTs, and changes on the chain: do it, and lose the answer.
     AnswerLost {
         /// The way in which the answer is lost.
         #[serde(default)]
@@ -471,7 +501,7 @@ impl Armed {
 impl FaultMatch {
     fn covers(&self, subject: &Subject<'_>) -> bool {
         let op = if self.op.is_empty() {
-            subject.op != Op::Other
+            subject.op != Op::Other && !subject.op.is_on_chain()
         } else {
             self.op.contains(&subject.op)
         };

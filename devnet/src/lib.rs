@@ -46,9 +46,9 @@ use tokio::task::JoinHandle;
 pub use blob_id::{cheap_blob_id, BlobId, BlobIdParseError, Geometry, TooLarge};
 pub use faults::{FaultAction, FaultMatch, FaultPlan, FaultReport, FaultRule, Loss, Op};
 pub use jsonwebtoken::Algorithm as JwtAlgorithm;
-pub use network::{BlobInfo, Prices};
+pub use network::{BlobInfo, Prices, PUBLISHER_ADDRESS};
 pub use object_id::{ObjectId, ObjectIdParseError};
-pub use registration::Registration;
+pub use registration::{FreeStorage, Registration};
 pub use stats::Stats;
 
 use disk::Disk;
@@ -330,7 +330,8 @@ impl Devnet {
 
     /// Puts any bytes under any ID and replaces those there: the blob may contradict its ID.
     pub fn insert_blob(&self, id: BlobId, data: impl Into<Bytes>, epochs: u32) -> Registration {
-        written(self.shared.network.insert(id, data.into(), epochs, false))
+        let network = &self.shared.network;
+        written(network.insert(id, data.into(), epochs, false, true))
     }
 
     /// Makes a blob vanish. `false`: there was none.
@@ -350,6 +351,12 @@ impl Devnet {
     /// Drops all blobs that no registration keeps alive; returns how many.
     pub fn collect_expired(&self) -> usize {
         written(self.shared.network.collect_expired())
+    }
+
+    /// The storage that is paid for and that no blob uses, by ID: what deleted blobs left.
+    #[must_use]
+    pub fn free_storage(&self) -> Vec<FreeStorage> {
+        self.shared.network.free_storage()
     }
 
     /// Sets the attributes of a Blob object. `false`: there is no such object.

@@ -2,7 +2,10 @@
 //!
 //! Nothing here knows of HTTP. All endpoints of one devnet share one [`Network`].
 
-use std::collections::{HashMap, HashSet};
+mod answers;
+mod chain;
+mod state;
+
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +17,13 @@ use serde::{Deserialize, Serialize};
 use crate::blob_id::{cheap_blob_id, BlobId, Geometry, TooLarge};
 use crate::disk::{Disk, Record};
 use crate::object_id::ObjectId;
-use crate::registration::{Anchor, Registration};
+use crate::registration::{Anchor, FreeStorage, Registration};
+
+use answers::blob_object;
+pub(crate) use answers::{EventId, Proof, PutResult, ResourceOperation};
+pub use chain::PUBLISHER_ADDRESS;
+pub(crate) use chain::{Deleted, Refusal};
+use state::{Blob, Content, State};
 
 /// The longest lifetime one can buy, in epochs.
 pub(crate) const MAX_EPOCHS: u32 = 53;
@@ -79,74 +88,6 @@ pub(crate) enum PutError {
     Io(io::Error),
 }
 
-/// The answer to a PUT, in the publisher's own words.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub(crate) enum PutResult {
-    NewlyCreated {
-        blob_object: BlobObject,
-        resource_operation: ResourceOperation,
-        cost: u64,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        shared_blob_object: Option<ObjectId>,
-    },
-    AlreadyCertified {
-        blob_id: BlobId,
-        #[serde(flatten)]
-        proof: Proof,
-        end_epoch: u32,
-    },
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum Proof {
-    Event(EventId),
-    Object(ObjectId),
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct EventId {
-    pub tx_digest: String,
-    pub event_seq: String,
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct BlobObject {
-    id: ObjectId,
-    registered_epoch: u32,
-    blob_id: BlobId,
-    size: u64,
-    encoding_type: &'static str,
-    certified_epoch: Option<u32>,
-    storage: Storage,
-    deletable: bool,
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Storage {
-    id: ObjectId,
-    start_epoch: u32,
-    end_epoch: u32,
-    storage_size: u64,
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub(crate) enum ResourceOperation {
-    RegisterFromScratch {
-        encoded_length: u64,
-        epochs_ahead: u32,
-    },
-    ReuseAndExtend {
-        encoded_length: u64,
-        epochs_extended: u32,
-    },
-}
-
 /// A blob found for reading.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
@@ -165,42 +106,10 @@ pub(crate) enum Object {
     Other,
 }
 
-#[derive(Debug, Clone)]
-enum Content {
-    Memory(Bytes),
-    File,
-}
-
-#[derive(Debug)]
-struct Blob {
-    size: u64,
-    content: Content,
-    registrations: Vec<Registration>,
-}
-
-impl Blob {
-    fn end_epoch(&self) -> u32 {
-        self.registrations
-            .iter()
-            .map(|r| r.end_epoch)
-            .max()
-            .unwrap_or(0)
-    }
-}
-
 fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_millis() as u64)
-}
-
-#[derive(Debug)]
-struct State {
-    anchor: Anchor,
-    blobs: HashMap<BlobId, Blob>,
-    objects: HashMap<ObjectId, BlobId>,
-    other_objects: HashSet<ObjectId>,
-    blocked: HashSet<BlobId>,
 }
 
 /// Totals of the charges since the start.
@@ -210,6 +119,8 @@ pub(crate) struct Billing {
     pub cost: AtomicU64,
     pub newly_created: AtomicU64,
     pub already_certified: AtomicU64,
+    pub extended: AtomicU64,
+    pub deleted: AtomicU64,
 }
 
 /// How a network is set up.
@@ -235,16 +146,10 @@ pub(crate) struct Network {
 
 impl Network {
     pub fn open(setup: Setup, disk: Option<Disk>, records: Vec<Record>) -> io::Result<Self> {
-        let mut state = State {
-            anchor: Anchor {
-                epoch: setup.first_epoch,
-                since: now_ms(),
-            },
-            blobs: HashMap::new(),
-            objects: HashMap::new(),
-            other_objects: HashSet::new(),
-            blocked: HashSet::new(),
-        };
+        let mut state = State::new(Anchor {
+            epoch: setup.first_epoch,
+            since: now_ms(),
+        });
         for record in records {
             state.replay(record);
         }
@@ -359,7 +264,7 @@ impl Network {
         };
         let fitting = || {
             let all = blob.registrations.iter();
-            all.filter(|r| r.end_epoch > now && r.end_epoch >= wanted)
+            all.filter(|r| r.end_epoch > now && r.end_epoch >= wanted && !r.uncertified)
                 .filter(|r| r.deletable != request.permanent)
         };
         let own = fitting().filter(|r| self.own(r, request));
@@ -427,31 +332,62 @@ impl Network {
             return Ok(result);
         }
 
+        let reused = self.reusable(encoded_length, now, wanted, request);
         let registration = Registration {
             object_id: ObjectId::random(),
-            storage_id: ObjectId::random(),
+            storage_id: (reused.as_ref()).map_or_else(ObjectId::random, |s| s.storage_id),
             shared_object: request.share.then(ObjectId::random),
             owner: request.owner,
             start_epoch: now,
-            end_epoch: wanted,
+            end_epoch: reused.as_ref().map_or(wanted, |s| s.end_epoch),
             deletable: !request.permanent,
+            uncertified: false,
             tx_digest: crate::object_id::random_digest(),
             attributes: request.attributes.clone(),
         };
         self.add(id, data, registration.clone())
             .map_err(PutError::Io)?;
         let prices = self.setup.prices;
-        let cost = units * (prices.storage * u64::from(request.epochs) + prices.write);
+        let epochs = match reused {
+            Some(_) => 0,
+            None => u64::from(request.epochs),
+        };
+        let cost = units * (prices.storage * epochs + prices.write);
         self.bill(units, cost);
         Ok(PutResult::NewlyCreated {
             shared_blob_object: registration.shared_object,
             blob_object: blob_object(id, size, encoded_length, &registration),
-            resource_operation: ResourceOperation::RegisterFromScratch {
-                encoded_length,
-                epochs_ahead: request.epochs,
+            resource_operation: match reused {
+                Some(_) => ResourceOperation::ReuseStorage { encoded_length },
+                None => ResourceOperation::RegisterFromScratch {
+                    encoded_length,
+                    epochs_ahead: request.epochs,
+                },
             },
             cost,
         })
+    }
+
+    /// Storage of the publisher's own wallet that a deleted blob left, of this very size and paid
+    /// for long enough.
+    fn reusable(
+        &self,
+        size: u64,
+        now: u32,
+        wanted: u32,
+        request: &PutRequest,
+    ) -> Option<FreeStorage> {
+        if !self.setup.single_wallet || !request.reuse_resources {
+            return None;
+        }
+        if request.owner.is_some() || request.share {
+            return None;
+        }
+        let state = self.state.lock();
+        let fitting = state.free.values().filter(|s| {
+            s.owner.is_none() && s.size == size && s.end_epoch > now && s.end_epoch >= wanted
+        });
+        fitting.min_by_key(|s| (s.end_epoch, s.storage_id)).cloned()
     }
 
     fn bill(&self, units: u64, cost: u64) {
@@ -475,7 +411,7 @@ impl Network {
                 blob.registrations
                     .iter()
                     .filter(|r| self.own(r, request) && r.deletable != request.permanent)
-                    .filter(|r| r.end_epoch > now && r.end_epoch < wanted)
+                    .filter(|r| r.end_epoch > now && r.end_epoch < wanted && !r.uncertified)
                     .max_by_key(|r| r.end_epoch)
                     .cloned()
             });
@@ -528,13 +464,14 @@ impl Network {
         Ok(())
     }
 
-    /// Puts content under an ID of the caller's choice, certified and unbilled.
+    /// Puts content under an ID of the caller's choice, unbilled.
     pub fn insert(
         &self,
         id: BlobId,
         data: Bytes,
         epochs: u32,
         deletable: bool,
+        certified: bool,
     ) -> io::Result<Registration> {
         let _order = self.changes.lock();
         self.remove(&id)?;
@@ -550,6 +487,7 @@ impl Network {
             start_epoch: now,
             end_epoch: now.saturating_add(epochs),
             deletable,
+            uncertified: !certified,
             tx_digest: crate::object_id::random_digest(),
             attributes: Vec::new(),
         };
@@ -581,7 +519,7 @@ impl Network {
         let now = self.epoch();
         let dead: Vec<BlobId> = {
             let state = self.state.lock();
-            let expired = state.blobs.iter().filter(|(_, b)| b.end_epoch() <= now);
+            let expired = state.blobs.iter().filter(|(_, b)| b.held_until() <= now);
             expired.map(|(id, _)| *id).collect()
         };
         for id in &dead {
@@ -597,6 +535,11 @@ impl Network {
         for id in &ids {
             self.remove(id)?;
         }
+        let free: Vec<ObjectId> = self.state.lock().free.keys().copied().collect();
+        for storage_id in free {
+            self.record(&Record::Forget { storage_id })?;
+            self.state.lock().forget(&storage_id);
+        }
         let anchor = Anchor {
             epoch: self.setup.first_epoch,
             since: now_ms(),
@@ -610,6 +553,8 @@ impl Network {
             &self.billing.cost,
             &self.billing.newly_created,
             &self.billing.already_certified,
+            &self.billing.extended,
+            &self.billing.deleted,
         ] {
             total.store(0, Ordering::Relaxed);
         }
@@ -731,122 +676,5 @@ impl Network {
         let state = self.state.lock();
         let bytes = state.blobs.values().map(|b| b.size).sum();
         (state.blobs.len() as u64, bytes)
-    }
-}
-
-fn blob_object(
-    blob_id: BlobId,
-    size: u64,
-    encoded_length: u64,
-    registration: &Registration,
-) -> BlobObject {
-    BlobObject {
-        id: registration.object_id,
-        registered_epoch: registration.start_epoch,
-        blob_id,
-        size,
-        encoding_type: "RS2",
-        // The publisher takes its picture of the object before it certifies it.
-        certified_epoch: None,
-        storage: Storage {
-            id: registration.storage_id,
-            start_epoch: registration.start_epoch,
-            end_epoch: registration.end_epoch,
-            storage_size: encoded_length,
-        },
-        deletable: registration.deletable,
-    }
-}
-
-impl State {
-    fn replay(&mut self, record: Record) {
-        match record {
-            Record::Clock(anchor) => self.anchor = anchor,
-            Record::Register {
-                blob_id,
-                size,
-                registration,
-            } => self.register(blob_id, size, Content::File, registration),
-            Record::Extend {
-                blob_id,
-                object_id,
-                end_epoch,
-            } => self.extend(&blob_id, object_id, end_epoch),
-            Record::Attributes {
-                object_id,
-                attributes,
-            } => self.set_attributes(&object_id, attributes),
-            Record::Delete { blob_id } => self.remove(&blob_id),
-        }
-    }
-
-    fn snapshot(&self) -> Vec<Record> {
-        let mut records = vec![Record::Clock(self.anchor)];
-        for (blob_id, blob) in &self.blobs {
-            for registration in &blob.registrations {
-                records.push(Record::Register {
-                    blob_id: *blob_id,
-                    size: blob.size,
-                    registration: registration.clone(),
-                });
-            }
-        }
-        records
-    }
-
-    fn register(
-        &mut self,
-        blob_id: BlobId,
-        size: u64,
-        content: Content,
-        registration: Registration,
-    ) {
-        self.objects.insert(registration.object_id, blob_id);
-        if let Some(shared) = registration.shared_object {
-            self.objects.insert(shared, blob_id);
-        }
-        self.other_objects.insert(registration.storage_id);
-        self.blobs
-            .entry(blob_id)
-            .or_insert_with(|| Blob {
-                size,
-                content,
-                registrations: Vec::new(),
-            })
-            .registrations
-            .push(registration);
-    }
-
-    fn registration(&mut self, blob_id: &BlobId, object: &ObjectId) -> Option<&mut Registration> {
-        let blob = self.blobs.get_mut(blob_id)?;
-        let mut all = blob.registrations.iter_mut();
-        all.find(|r| r.object_id == *object || r.shared_object == Some(*object))
-    }
-
-    fn extend(&mut self, blob_id: &BlobId, object_id: ObjectId, end_epoch: u32) {
-        if let Some(registration) = self.registration(blob_id, &object_id) {
-            registration.end_epoch = end_epoch;
-        }
-    }
-
-    fn set_attributes(&mut self, object_id: &ObjectId, attributes: Vec<(String, String)>) {
-        let Some(blob_id) = self.objects.get(object_id).copied() else {
-            return;
-        };
-        if let Some(registration) = self.registration(&blob_id, object_id) {
-            registration.attributes = attributes;
-        }
-    }
-
-    fn remove(&mut self, blob_id: &BlobId) {
-        if let Some(blob) = self.blobs.remove(blob_id) {
-            for registration in blob.registrations {
-                self.objects.remove(&registration.object_id);
-                if let Some(shared) = registration.shared_object {
-                    self.objects.remove(&shared);
-                }
-                self.other_objects.remove(&registration.storage_id);
-            }
-        }
     }
 }

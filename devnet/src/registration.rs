@@ -23,11 +23,30 @@ pub struct Registration {
     pub end_epoch: u32,
     /// Whether the owner may delete it.
     pub deletable: bool,
+    /// It was registered and paid for, but never certified: nothing can be read of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uncertified: bool,
     /// Digest of the transaction that certified it.
     pub tx_digest: String,
     /// Attributes of the object.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<(String, String)>,
+}
+
+/// Storage that was paid for and that no blob uses: what is left of a deleted blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreeStorage {
+    /// The Storage object.
+    pub storage_id: ObjectId,
+    /// Its owner, if that is not the publisher's main wallet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ObjectId>,
+    /// The first epoch it was paid for.
+    pub start_epoch: u32,
+    /// The first epoch it is no longer paid for.
+    pub end_epoch: u32,
+    /// Encoded bytes.
+    pub size: u64,
 }
 
 /// The epoch clock: `epoch` began at `since`.

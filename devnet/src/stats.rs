@@ -30,6 +30,10 @@ pub struct Stats {
     pub newly_created: u64,
     /// PUTs that found the blob stored already.
     pub already_certified: u64,
+    /// Blob objects extended on the chain, by their owners.
+    pub extended: u64,
+    /// Blob objects deleted on the chain, by their owners.
+    pub deleted: u64,
     /// Units (begun MiB of encoded length) paid for.
     pub billed_units: u64,
     /// Paid in total, in FROST.

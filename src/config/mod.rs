@@ -14,10 +14,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::MAX_VALUE_BYTES;
 use crate::walrus::{Auth, ClientConfig};
 
+mod chain;
 mod keys;
 mod network;
 
 pub use crate::journal::JournalConfig;
+pub use crate::lifetime::chain::WalrusCommand;
 pub use crate::read::disk::DiskCacheConfig;
 pub use keys::{KeySpec, KeyType, KEYS, MAX_BLOB_BYTES};
 
@@ -99,6 +101,8 @@ pub struct Config {
     pub verify_reads: bool,
     /// The source of the publisher's token.
     pub auth: Auth,
+    /// The operator's `walrus` program, if the chain is at hand.
+    pub walrus_command: Option<WalrusCommand>,
     /// Shards of the network, for cost accounting.
     pub n_shards: u32,
     /// Whether this node leaves renewal to others.
@@ -155,7 +159,7 @@ impl Config {
         for key in KEYS {
             // Keys that have no effect yet are checked all the same.
             match key.ty {
-                KeyType::Text if key.name == "network" => {}
+                KeyType::Text if ["network", "walrusCommand"].contains(&key.name) => {}
                 KeyType::Text => drop(fields.text(key.name)?),
                 KeyType::Flag => drop(fields.flag(key.name, false)?),
                 KeyType::Whole { .. } => drop(fields.whole(key.name)?),
@@ -190,6 +194,7 @@ impl Config {
             keep_deleted: fields.seconds("keepDeletedSeconds", 0)?,
             verify_reads: fields.flag("verifyReads", true)?,
             auth: fields.token_source()?,
+            walrus_command: fields.walrus_command()?,
             n_shards: fields.number("nShards", 1000)?,
             disable_flush: fields.flag("disableFlush", false)?,
             journal: fields.journal()?,
@@ -208,6 +213,9 @@ impl Config {
         }
         if let Auth::File(path) = &mut self.auth {
             *path = repo.join(&*path);
+        }
+        if let Some(command) = &mut self.walrus_command {
+            command.resolve(repo);
         }
         if let Some(journal) = &mut self.journal {
             journal.path = repo.join(&journal.path);

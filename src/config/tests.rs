@@ -105,6 +105,53 @@ fn the_network_gives_the_length_of_an_epoch() {
 }
 
 #[test]
+fn the_walrus_program_is_a_list() {
+    let command = |extra: &str| {
+        let command = parse(extra).unwrap().walrus_command;
+        command.map(|c| (c.program().to_owned(), c.options().join(" ")))
+    };
+    assert_eq!(command(""), None);
+    assert_eq!(command(r#""walrusCommand":" ""#), None);
+    let alone = Some(("walrus".to_owned(), String::new()));
+    assert_eq!(command(r#""walrusCommand":"walrus""#), alone);
+    assert_eq!(command(r#""walrusCommand":["walrus"]"#), alone);
+    let options = Some(("/my bin/walrus".to_owned(), "--wallet /w x".to_owned()));
+    let list = r#"["/my bin/walrus","--wallet","/w x"]"#;
+    assert_eq!(command(&format!("\"walrusCommand\":{list}")), options);
+    let text = Value::from(format!(" {list}"));
+    assert_eq!(command(&format!("\"walrusCommand\":{text}")), options);
+    for (value, found) in [
+        ("[]", "without a program"),
+        (r#"[" "]"#, "without a program"),
+        (r#"["walrus",7]"#, "holds the number 7"),
+        (r#"["walrus",["--s3cret"]]"#, "holds an array"),
+        (r#""walrus --s3cret""#, "a text with blanks"),
+        (r#""[\"walrus\", s3cret""#, "and is none"),
+        ("7", "the number 7"),
+        ("{}", "an object"),
+    ] {
+        let json = format!("{{{MINIMAL},\"walrusCommand\":{value}}}");
+        let err = refused(&json, &["walrusCommand is", found, "expected"]);
+        assert!(!err.message().contains("s3cret"), "{err}");
+    }
+    refused_extra(
+        r#""walrusCommand":["walrus\u0000"]"#,
+        &["walrusCommand holds a NUL"],
+    );
+    let config = parse(r#""walrusCommand":["bin/walrus","--key=s3cret"]"#).unwrap();
+    assert!(!format!("{config:?}").contains("s3cret"));
+    let config = config.resolve(Path::new("/repo"));
+    assert_eq!(config.walrus_command.unwrap().program(), "/repo/bin/walrus");
+    let config = parse(r#""walrusCommand":["walrus"]"#).unwrap();
+    let config = config.resolve(Path::new("/repo"));
+    assert_eq!(
+        config.walrus_command.unwrap().program(),
+        "walrus",
+        "in PATH"
+    );
+}
+
+#[test]
 fn required_keys() {
     refused("{}", &["publisherURL is required"]);
     refused(r#"{"publisherURL":""}"#, &["publisherURL is required"]);

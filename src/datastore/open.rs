@@ -237,6 +237,7 @@ impl WalrusDatastore {
                 interval: config.renew_interval,
                 lead: config.renew_lead,
                 epoch: config.epoch_duration,
+                chain: config.walrus_command.clone().map(lifetime::chain_of),
             };
             workers.push(tokio::spawn(lifetime::renew(parts, stop.clone())));
         } else if keeps && !config.epoch_duration.is_zero() {

@@ -29,13 +29,19 @@ use crate::metrics::Metrics;
 use crate::upload::Uploader;
 use crate::walrus::StoreOptions;
 
+// Of the chain only the epoch is used so far.
+#[cfg_attr(not(any(test, feature = "internals")), allow(dead_code))]
+pub(crate) mod chain;
 mod check;
 mod memory;
 pub mod plan;
+mod present;
 mod watch;
 
+use chain::Chain;
 use check::Rows;
 use memory::{seconds, Memory, Past};
+use present::tell_epoch;
 pub(crate) use watch::{complaint, watch};
 
 const LEASE: &str = "renewal";
@@ -67,6 +73,11 @@ const ODD_ROWS_NAMED: usize = 5;
 const ROUND_NOTE: &str = "renewal.round";
 const EPOCH_NOTE: &str = "renewal.epoch";
 
+/// The chain behind the operator's program, which is not started yet.
+pub(crate) fn chain_of(command: chain::WalrusCommand) -> Arc<dyn Chain> {
+    Arc::new(chain::Program::new(command))
+}
+
 pub(crate) struct RenewalParts {
     pub(crate) index: Arc<dyn Index>,
     pub(crate) uploader: Arc<Uploader>,
@@ -77,6 +88,8 @@ pub(crate) struct RenewalParts {
     pub(crate) interval: Duration,
     pub(crate) lead: Duration,
     pub(crate) epoch: Duration,
+    /// The chain, if the operator's program is at hand.
+    pub(crate) chain: Option<Arc<dyn Chain>>,
 }
 
 impl RenewalParts {
@@ -166,6 +179,7 @@ pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
 /// How long the first round waits: until an interval has passed since the last round of any
 /// process.
 async fn first_wait(parts: &RenewalParts) -> Result<Duration> {
+    tell_epoch(parts).await;
     let soon = FIRST_ROUND.min(parts.interval / 10);
     let last = parts.index.note(ROUND_NOTE).await?;
     let Some(last) = last.and_then(|last| last.parse::<u64>().ok()) else {
@@ -179,6 +193,7 @@ async fn first_wait(parts: &RenewalParts) -> Result<Duration> {
 
 /// Goes once through every blob that is due.
 async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<()> {
+    tell_epoch(parts).await;
     share_epoch(parts, state).await?;
     let before = parts.clock.now() + parts.lead;
     let mut done = HashSet::new();

@@ -5,14 +5,13 @@
 //! for every attempt and never kept.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{kill_process_group, Pid, Signal};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::AsyncReadExt;
 
 use super::transport::one_line;
+use crate::command::{self, Bounds, NoEnd};
 
 /// How long the command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,21 +50,10 @@ impl Auth {
     pub(super) async fn token(&self) -> Result<Option<String>, String> {
         match self {
             Auth::None => Ok(None),
-            Auth::Command(command) => {
-                match tokio::time::timeout(COMMAND_TIMEOUT, run(command)).await {
-                    Ok(token) => token.map(Some),
-                    Err(_) => Err(format!(
-                        "authTokenCommand: no token within {} s",
-                        COMMAND_TIMEOUT.as_secs()
-                    )),
-                }
-            }
+            Auth::Command(command) => run(command).await.map(Some),
             Auth::File(path) => {
                 let shown = path.display();
-                let file = tokio::fs::File::open(path)
-                    .await
-                    .map_err(|e| format!("authTokenFile {shown}: {e}"))?;
-                let text = bounded(file)
+                let text = read(path)
                     .await
                     .map_err(|e| format!("authTokenFile {shown}: {e}"))?;
                 clean(&text)
@@ -77,69 +65,53 @@ impl Auth {
 }
 
 async fn run(command: &str) -> Result<String, String> {
-    let mut child = tokio::process::Command::new("sh")
-        .arg("-c")
-        .arg(command)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| format!("authTokenCommand: cannot start sh: {e}"))?;
-    let mut group = KillOnDrop(child.id());
-    let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err("authTokenCommand: no pipes to sh".into());
+    let bounds = Bounds {
+        time: COMMAND_TIMEOUT,
+        output: MAX_TOKEN,
     };
-    let (out, err) = tokio::join!(bounded(out), bounded(err));
-    let status = child
-        .wait()
+    let ended = command::run("sh", &["-c", command], bounds)
         .await
-        .map_err(|e| format!("authTokenCommand: {e}"))?;
-    group.0 = None;
-    let out = out.map_err(|e| format!("authTokenCommand: reading its output: {e}"))?;
+        .map_err(|why| match why {
+            NoEnd::Start(e) => format!("authTokenCommand: cannot start sh: {e}"),
+            NoEnd::TimedOut(time) => {
+                format!("authTokenCommand: no token within {} s", time.as_secs())
+            }
+            NoEnd::Io(e) => format!("authTokenCommand: {e}"),
+        })?;
+    let status = ended.status;
     if !status.success() {
-        let mut said = String::from_utf8_lossy(&err.unwrap_or_default()).into_owned();
+        let mut said = String::from_utf8_lossy(&ended.last_words).into_owned();
         // A command that echoes its token on both streams must not put it into a log.
-        for word in String::from_utf8_lossy(&out).split_whitespace() {
+        for word in String::from_utf8_lossy(&ended.output).split_whitespace() {
             said = said.replace(word, "[redacted]");
         }
         let said = one_line(&said, 200);
         let colon = if said.is_empty() { "" } else { ": " };
         return Err(format!("authTokenCommand: {status}{colon}{said}"));
     }
-    clean(&out).map_err(|e| format!("authTokenCommand: {e}"))
+    let token = match ended.cut {
+        true => Err(too_long()),
+        false => clean(&ended.output),
+    };
+    token.map_err(|e| format!("authTokenCommand: {e}"))
 }
 
-/// Ends the processes of a group, by the ID of its leader, which must not have been waited for: a
-/// command that is given up may be a pipeline.
-struct KillOnDrop(Option<u32>);
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        let leader = self.0.and_then(|id| i32::try_from(id).ok());
-        if let Some(leader) = leader.and_then(Pid::from_raw) {
-            // The processes may have ended by themselves.
-            let _ = kill_process_group(leader, Signal::KILL);
-        }
-    }
-}
-
-/// Reads to the end, but keeps (and fails beyond) [`MAX_TOKEN`] bytes.
-async fn bounded(mut from: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
+/// The content of the file, as far as a token goes and one byte more.
+async fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = tokio::fs::File::open(path).await?;
     let mut text = Vec::new();
-    (&mut from)
-        .take(MAX_TOKEN as u64 + 1)
-        .read_to_end(&mut text)
-        .await?;
-    // The rest is read and dropped, so that a chatty command does not die of a closed pipe.
-    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+    let mut token = file.take(MAX_TOKEN as u64 + 1);
+    token.read_to_end(&mut text).await?;
     Ok(text)
+}
+
+fn too_long() -> String {
+    format!("the token is longer than {MAX_TOKEN} bytes")
 }
 
 fn clean(text: &[u8]) -> Result<String, String> {
     if text.len() > MAX_TOKEN {
-        return Err(format!("the token is longer than {MAX_TOKEN} bytes"));
+        return Err(too_long());
     }
     let text = std::str::from_utf8(text)
         .map_err(|_| "the token is not text".to_string())?

@@ -44,6 +44,7 @@ mod transport;
 mod want;
 
 pub use auth::Auth;
+pub(crate) use blob_id::usual_form;
 pub(crate) use body::WHOLE;
 pub use body::{Body, Source};
 pub use client::{Client, ClientConfig};

@@ -34,6 +34,7 @@ use url::{Host, Url};
 use super::endpoints::{redact_url, Endpoint};
 use super::retry::{parse_retry_after, Class, Failure};
 use crate::buffer::Buffer;
+pub(super) use crate::error::one_line;
 use crate::error::Cause;
 
 /// Size of the pieces in which a body is handed on (bytes).
@@ -477,30 +478,6 @@ pub(super) fn explain(body: &str) -> (Option<String>, String) {
         return (None, format!("HTML page ({title})"));
     }
     (None, one_line(body, EXCERPT))
-}
-
-/// `text` as one line of at most `max` characters, without control characters.
-pub(super) fn one_line(text: &str, max: usize) -> String {
-    let mut line = String::new();
-    let mut count = 0;
-    for word in text
-        .split(|c: char| c.is_whitespace() || c.is_control())
-        .filter(|word| !word.is_empty())
-    {
-        if !line.is_empty() {
-            line.push(' ');
-            count += 1;
-        }
-        for c in word.chars() {
-            if count == max {
-                line.push('…');
-                return line;
-            }
-            line.push(c);
-            count += 1;
-        }
-    }
-    line
 }
 
 #[cfg(test)]

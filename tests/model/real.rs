@@ -139,10 +139,8 @@ impl Real {
         let keep_deleted = Duration::from_secs(self.seed % 2 * 86_400);
         match &self.place {
             Place::Sqlite(dir) => {
-                let options = SqliteOptions {
-                    keep_deleted,
-                    ..SqliteOptions::new(dir.path().join("index"), "t")
-                };
+                let options = SqliteOptions::new(dir.path().join("index"), "t")
+                    .with_keep_deleted(keep_deleted);
                 Arc::new(SqliteIndex::open(options).await.expect("index"))
             }
             Place::Postgres { database, table } => {

@@ -29,6 +29,7 @@ pub(crate) fn router() -> Router<Arc<Endpoint>> {
         .route("/admin/blobs", get(blobs))
         .route("/admin/blobs/{id}", get(blob).put(insert).delete(delete))
         .route("/admin/blob-id", post(blob_id))
+        .route("/admin/storage", get(storage))
         .route("/admin/blocklist/{id}", put(block).delete(unblock))
         .route("/admin/objects/{id}/attributes", put(attributes))
         .route(
@@ -120,17 +121,24 @@ struct Insert {
     epochs: u32,
     #[serde(default)]
     deletable: bool,
+    #[serde(default = "yes")]
+    certified: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 async fn insert(
     State(net): Net,
     Path(id): Path<BlobId>,
-    Query(Insert { epochs, deletable }): Query<Insert>,
+    Query(how): Query<Insert>,
     content: Body,
 ) -> Result<Json<crate::Registration>, Response<Body>> {
     let data = body::collect(content, u64::MAX).await?;
     change(net, move |net| {
-        net.network().insert(id, data, epochs, deletable)
+        let network = net.network();
+        network.insert(id, data, how.epochs, how.deletable, how.certified)
     })
     .await
     .map(Json)
@@ -142,6 +150,10 @@ async fn delete(State(net): Net, Path(id): Path<BlobId>) -> Answer {
     } else {
         Err(unknown("blob"))
     }
+}
+
+async fn storage(State(net): Net) -> Json<Vec<crate::FreeStorage>> {
+    Json(net.network().free_storage())
 }
 
 async fn blob_id(State(net): Net, content: Body) -> Answer {

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::body::{self, LimitOverride};
+use super::chain::OutOfFunds;
 use super::error::{self, ApiError};
 use super::read::flushed;
 use super::Endpoint;
@@ -162,6 +163,10 @@ async fn before(
             request.extensions_mut().insert(LimitOverride(*bytes));
             return Ok(request);
         }
+        FaultAction::OutOfFunds { gas } => {
+            request.extensions_mut().insert(OutOfFunds { gas: *gas });
+            return Ok(request);
+        }
         FaultAction::Hang => {
             tokio::spawn(body::discard(request.into_body()));
             return Err(pending().await);
@@ -219,7 +224,7 @@ async fn after(
     connection: Option<&Arc<Connection>>,
 ) -> Response<Body> {
     match action {
-        FaultAction::AnswerLost { how } if op.is_write() => match how {
+        FaultAction::AnswerLost { how } if op.is_write() || op.is_on_chain() => match how {
             Loss::Cut => break_off(connection, false).await,
             Loss::Hang => pending().await,
             Loss::Unconfirmed => ApiError::unconfirmed().into_response(),

@@ -3,6 +3,7 @@
 mod admin;
 mod auth;
 mod body;
+mod chain;
 mod error;
 mod fault;
 mod put_query;
@@ -48,6 +49,8 @@ impl Shared {
         stats.cost_frost = billing.cost.load(Ordering::Relaxed);
         stats.newly_created = billing.newly_created.load(Ordering::Relaxed);
         stats.already_certified = billing.already_certified.load(Ordering::Relaxed);
+        stats.extended = billing.extended.load(Ordering::Relaxed);
+        stats.deleted = billing.deleted.load(Ordering::Relaxed);
         (stats.stored_blobs, stats.stored_bytes) = self.network.totals();
         stats
     }
@@ -166,7 +169,8 @@ pub(crate) fn router(shared: Arc<Shared>, role: Role, index: usize) -> Router {
     let mut router = Router::new()
         .route("/status", get(|| async { "OK" }))
         .route("/v1/api", get(api_page))
-        .merge(admin::router());
+        .merge(admin::router())
+        .merge(chain::router());
     if role != Role::Publisher {
         router = router
             .route("/v1/blobs/{blob_id}", reads(get(read::blob)))
@@ -215,16 +219,16 @@ pub(crate) fn router(shared: Arc<Shared>, role: Role, index: usize) -> Router {
         .with_state(endpoint)
 }
 
-/// Counts every request but the admin's own.
+/// Counts every request but the admin's own; those to the chain are a program's, and counted.
 async fn observe(
     State(endpoint): State<Arc<Endpoint>>,
     request: Request,
     next: Next,
 ) -> Response<Body> {
-    if request.uri().path().starts_with("/admin") {
+    let op = classify(&request);
+    if request.uri().path().starts_with("/admin") && !op.is_on_chain() {
         return next.run(request).await;
     }
-    let op = classify(&request);
     let head = request.method() == Method::HEAD;
     let _in_flight = endpoint.stats().begin(op);
     let response = if endpoint.shared.faults.any() {
@@ -250,6 +254,14 @@ fn classify(request: &Request) -> Op {
         (Some("v1"), Some("blobs"), None, None) if request.method() == Method::PUT => Op::Put,
         (Some("v1"), Some("quilts"), None, None) if request.method() == Method::PUT => Op::PutQuilt,
         (Some("v1alpha"), Some("blobs"), Some("concat"), None) => Op::Concat,
+        (Some("admin"), Some("chain"), Some(operation), None) => match operation {
+            "extend" => Op::ChainExtend,
+            "delete" => Op::ChainDelete,
+            "list" => Op::ChainList,
+            "status" => Op::ChainStatus,
+            "price" | "epoch" => Op::ChainInfo,
+            _ => Op::Other,
+        },
         _ if !read => Op::Other,
         (Some("v1"), Some("blobs"), Some("by-object-id"), Some(_)) => Op::Object,
         (Some("v1"), Some("blobs"), Some("by-quilt-patch-id" | "by-quilt-id"), Some(_)) => {

@@ -1,0 +1,178 @@
+//! Programs of the operator's that the engine runs: for a publisher's token, for the chain.
+//!
+//! A program runs without a shell (its caller may run one) in a process group of its own. When the
+//! run is given up, because its time is over or because the task that waits for it is dropped, the
+//! whole group is killed: the program may have started others. What it prints is read to the end,
+//! so that a chatty program does not die of a closed pipe, but only so much is kept.
+
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{kill_process_group, Pid, Signal};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// How many bytes of the end of stderr are kept.
+const LAST_WORDS: usize = 4 << 10;
+
+/// How long a run may take, and how many bytes of stdout are kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) time: Duration,
+    pub(crate) output: usize,
+}
+
+/// What is left of a program that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    /// What it printed on stdout, from the beginning.
+    pub(crate) output: Vec<u8>,
+    /// It printed more than that.
+    pub(crate) cut: bool,
+    /// The end of what it printed on stderr.
+    pub(crate) last_words: Vec<u8>,
+}
+
+/// The reason why a program did not come to its end.
+#[derive(Debug)]
+pub(crate) enum NoEnd {
+    /// It could not be started.
+    Start(io::Error),
+    /// It took longer than this, and was killed.
+    TimedOut(Duration),
+    /// Its pipes or its end could not be read.
+    Io(io::Error),
+}
+
+/// Runs a program to its end.
+pub(crate) async fn run(program: &str, arguments: &[&str], bounds: Bounds) -> Result<Ended, NoEnd> {
+    let ended = tokio::time::timeout(bounds.time, to_its_end(program, arguments, bounds.output));
+    ended.await.unwrap_or(Err(NoEnd::TimedOut(bounds.time)))
+}
+
+async fn to_its_end(program: &str, arguments: &[&str], kept: usize) -> Result<Ended, NoEnd> {
+    let mut child = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(NoEnd::Start)?;
+    let mut group = KillOnDrop(child.id());
+    let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(NoEnd::Io(io::Error::other("no pipes to it")));
+    };
+    let (out, err) = tokio::join!(first(out, kept), last(err, LAST_WORDS));
+    let status = child.wait().await.map_err(NoEnd::Io)?;
+    group.0 = None;
+    let (output, cut) = out.map_err(NoEnd::Io)?;
+    Ok(Ended {
+        status,
+        output,
+        cut,
+        last_words: err.unwrap_or_default(),
+    })
+}
+
+/// Ends the processes of a group, by the ID of its leader, which must not have been waited for.
+struct KillOnDrop(Option<u32>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let leader = self.0.and_then(|id| i32::try_from(id).ok());
+        if let Some(leader) = leader.and_then(Pid::from_raw) {
+            // The processes may have ended by themselves.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+/// Reads to the end and keeps the first `most` bytes; tells whether there were more.
+async fn first(mut from: impl AsyncRead + Unpin, most: usize) -> io::Result<(Vec<u8>, bool)> {
+    let mut kept = Vec::new();
+    (&mut from).take(most as u64).read_to_end(&mut kept).await?;
+    let more = tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+    Ok((kept, more > 0))
+}
+
+/// Reads to the end and keeps the last `most` bytes.
+async fn last(mut from: impl AsyncRead + Unpin, most: usize) -> io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    while from.read_buf(&mut kept).await? > 0 {
+        if kept.len() > 2 * most {
+            kept.drain(..kept.len() - most);
+        }
+    }
+    kept.drain(..kept.len().saturating_sub(most));
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        time: Duration::from_secs(120),
+        output: 10,
+    };
+
+    #[tokio::test]
+    async fn output_is_kept_from_its_beginning_and_errors_from_their_end() {
+        let script = "printf 0123456789; head -c 100000 /dev/zero | tr '\\0' a >&2; printf end >&2";
+        let ended = run("sh", &["-c", script], BOUNDS).await.unwrap();
+        assert_eq!((&*ended.output, ended.cut), (&b"0123456789"[..], false));
+        assert_eq!(ended.last_words.len(), LAST_WORDS);
+        assert!(ended.last_words.ends_with(b"aend"));
+        let ended = run("sh", &["-c", "printf 01234567890; exit 3"], BOUNDS).await;
+        let ended = ended.unwrap();
+        assert!(ended.cut && ended.output == b"0123456789");
+        assert_eq!(ended.status.code(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn arguments_are_no_shell_text() {
+        let ended = run("printf", &["%s", "$HOME;"], BOUNDS).await.unwrap();
+        assert_eq!(ended.output, b"$HOME;");
+        let missing = run("/nonexistent/program", &[], BOUNDS).await.unwrap_err();
+        assert!(matches!(missing, NoEnd::Start(e) if e.kind() == io::ErrorKind::NotFound));
+    }
+
+    /// The program has started another one, which would hold the pipe open for ever.
+    #[tokio::test]
+    async fn what_takes_too_long_is_killed_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! >'{}'; wait", file.display());
+        let started = async {
+            loop {
+                let text = std::fs::read_to_string(&file).unwrap_or_default();
+                if let Ok(pid) = text.trim().parse::<i32>() {
+                    return pid;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let arguments = ["-c", &*script];
+        let pid = tokio::select! {
+            ended = run("sh", &arguments, BOUNDS) => panic!("{ended:?}"),
+            pid = started => pid,
+        };
+        // Killed: gone, or waiting to be reaped by a process that does not reap.
+        let alive = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        while alive() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let short = Bounds {
+            time: Duration::from_millis(50),
+            ..BOUNDS
+        };
+        let ended = run("sleep", &["1000"], short).await;
+        assert!(matches!(ended, Err(NoEnd::TimedOut(time)) if time == short.time));
+    }
+}

@@ -1,0 +1,73 @@
+//! The present epoch, from the chain.
+
+use std::time::Duration;
+
+use super::RenewalParts;
+use crate::log::Level;
+
+/// Tells the epoch clock which epoch it is, if the chain is at hand. What contradicts the
+/// configuration, or what publishers have answered, is an error in the log and is not told: the
+/// program may speak of another network.
+pub(super) async fn tell_epoch(parts: &RenewalParts) {
+    let Some(chain) = &parts.chain else {
+        return;
+    };
+    let epoch = match chain.epoch().await {
+        Ok(epoch) => epoch,
+        Err(e) => {
+            let level = match e.is_retryable() {
+                true => Level::Warn,
+                false => Level::Error,
+            };
+            let text = format!("the chain does not tell the epoch, so it is estimated: {e}");
+            return parts.log.push(level, text);
+        }
+    };
+    if epoch.length != parts.epoch {
+        let text = format!(
+            "an epoch has {} s by the configuration (network, epochDurationSeconds) and {} s by walrusCommand: is its \
+             --config for the same network? Its epochs are not used",
+            parts.epoch.as_secs(),
+            epoch.length.as_secs()
+        );
+        return parts.log.push(Level::Error, text);
+    }
+    let now = parts.clock.now();
+    if let Some((seen, at)) = parts.epoch_clock.last_seen(now) {
+        let ago = now.duration_since(at).unwrap_or_default();
+        if !may_follow(seen, ago, epoch.current, epoch.length) {
+            let text = format!(
+                "walrusCommand says that the present epoch is {}, but a publisher answered epoch {seen} {} s ago: is its \
+                 --config for the same network? Its epochs are not used",
+                epoch.current,
+                ago.as_secs()
+            );
+            return parts.log.push(Level::Error, text);
+        }
+    }
+    // Noted as the answer of a store is, so that the clock learns when an epoch began.
+    let _ends_now = parts
+        .epoch_clock
+        .expires_at(now, epoch.current, epoch.current);
+}
+
+/// Whether it can be epoch `current` now, where it was `seen` some time ago. One epoch more or less
+/// is no contradiction: publishers may lag when an epoch begins.
+fn may_follow(seen: u64, ago: Duration, current: u64, length: Duration) -> bool {
+    let passed = ago.as_nanos() / length.as_nanos().max(1) + 2;
+    current.saturating_add(1) >= seen && u128::from(current.saturating_sub(seen)) <= passed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_follow_each_other() {
+        let length = Duration::from_secs(100);
+        let may = |ago, current| may_follow(50, Duration::from_secs(ago), current, length);
+        assert!(may(0, 49) && may(0, 50) && may(0, 52));
+        assert!(!may(0, 48) && !may(0, 53));
+        assert!(may(1000, 62) && !may(1000, 63) && !may(1000, 7));
+    }
+}
