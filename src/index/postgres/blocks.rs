@@ -14,7 +14,7 @@ use super::conn::Answer;
 use super::query::{Param, Query};
 use super::rows::{self, columns};
 use super::sql::{DELETE_FORMS, DUE_FORMS, UPSERT_FORMS};
-use super::{error, in_form, is_unsupported, read, usage, Inner, PostgresIndex};
+use super::{error, in_form, is_unsupported, read, usage, PostgresIndex, PostgresParts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{check_key, check_text};
 use crate::index::{
@@ -28,7 +28,7 @@ const PAGE: usize = 5_000;
 /// The parameters of an upsert for each page of rows.
 type Pages = Arc<[Arc<[Param]>]>;
 
-impl Inner {
+impl PostgresParts {
     fn search_limit(&self) -> Duration {
         self.statement_timeout.max(super::SEARCH_LIMIT)
     }
