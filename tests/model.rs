@@ -30,6 +30,7 @@ fn seed() -> [u8; 32] {
         Ok(text) => blake3::hash(text.as_bytes()),
         Err(_) => {
             let text = format!("{:016x}", rand::random::<u64>());
+            #[allow(clippy::disallowed_methods)] // a process of the tests
             std::env::set_var("MODEL_SEED", &text);
             blake3::hash(text.as_bytes())
         }

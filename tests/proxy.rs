@@ -23,6 +23,7 @@ async fn this_machine_passes_no_proxy_and_errors_name_it() {
     };
     let proxy = format!("http://user:hunter2@127.0.0.1:{closed}");
     for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY"] {
+        #[allow(clippy::disallowed_methods)] // a process of the tests
         std::env::set_var(name, &proxy);
     }
     let well = Hostile::start(|seen| Act::Say(serve_blob(seen, &[7; 100]))).await;

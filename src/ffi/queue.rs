@@ -42,13 +42,13 @@ type Outcome = Result<Option<Bytes>>;
 /// Outcomes that wait to be fetched.
 #[derive(Default)]
 struct Queue {
-    state: Mutex<State>,
+    state: Mutex<Outcomes>,
     /// Told for each outcome, and by a `next` that leaves some behind.
     arrived: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct Outcomes {
     done: VecDeque<(u64, Outcome)>,
     closed: bool,
 }

@@ -19,8 +19,8 @@
 //!   down) clears the waiting keys; their callers get an error.
 //! - A query whose callers have all left is dropped; its leader goes on with the next.
 //!
-//! **Locks.** One lock, that of `State`. It is held for no await, and neither a query nor an answer
-//! to a caller is sent under it.
+//! **Locks.** One lock, that of `Queries`. It is held for no await, and neither a query nor an
+//! answer to a caller is sent under it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -47,10 +47,10 @@ pub(super) struct Combiner<V>(Arc<Shared<V>>);
 
 struct Shared<V> {
     ask: Ask<V>,
-    state: Mutex<State<V>>,
+    state: Mutex<Queries<V>>,
 }
 
-struct State<V> {
+struct Queries<V> {
     /// Queries under way. Each leader takes the waiting keys when its query is back.
     in_flight: usize,
     waiting: Batch<V>,
@@ -89,7 +89,7 @@ impl<V: Send + 'static> Combiner<V> {
     pub(super) fn new(ask: Ask<V>) -> Self {
         Combiner(Arc::new(Shared {
             ask,
-            state: Mutex::new(State {
+            state: Mutex::new(Queries {
                 in_flight: 0,
                 waiting: Batch::default(),
             }),

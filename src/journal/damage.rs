@@ -7,10 +7,11 @@
 //! a file of their own, one per line, which an operator can read.
 //!
 //! Invariants:
-//! - A key is in `State::blocks` or in `State::damaged` or in neither, never in both: a put or a
-//!   deletion of the key takes it out of the latter, at run time and when files are read again.
-//! - `State::damaged` is saved before a file is removed. Until then the files tell the same: a
-//!   damaged block gets no note that it needs no upload, and a deletion of its key gets a note as
+//! - A key is in `StagedBlocks::blocks` or in `StagedBlocks::damaged` or in neither, never in both:
+//!   a put or a deletion of the key takes it out of the latter, at run time and when files are read
+//!   again.
+//! - `StagedBlocks::damaged` is saved before a file is removed. Until then the files tell the same:
+//!   a damaged block gets no note that it needs no upload, and a deletion of its key gets a note as
 //!   any other.
 //! - So at open an entry of a key in the files is newer than the key's line in the list.
 //!

@@ -14,10 +14,10 @@
 //! is then delivered by a task of its own (`deliver`).
 //!
 //! Waking up: under the state's lock, `due` notes at which number of queued bytes it must be called
-//! (`State::call_at`) and that it was not called yet (`State::called`). The appender notifies
-//! `Inner::changed` once when that number is reached. Writes that wait for room, a full disk,
-//! blocks that are put back, and close notify it regardless. `Notify` keeps one notification, so
-//! none is lost between the look at the state and the wait.
+//! (`StagedBlocks::call_at`) and that it was not called yet (`StagedBlocks::called`). The appender
+//! notifies `JournalParts::changed` once when that number is reached. Writes that wait for room, a
+//! full disk, blocks that are put back, and close notify it regardless. `Notify` keeps one
+//! notification, so none is lost between the look at the state and the wait.
 //!
 //! The only lock taken here is the journal's state. It is not held across an `await`.
 

@@ -23,8 +23,9 @@
 //! first, so that a deletion is never forgotten before the write that it undid.
 //!
 //! Lock order: key locks (`crate::locks`), then the appender (`Writer::appender`), then the state
-//! (`Inner::state`). `Inner::turn` comes before the state, and is not held together with key locks
-//! or the appender. The state's lock is never held across an `await` or a call that changes a file.
+//! (`JournalParts::state`). `JournalParts::turn` comes before the state, and is not held together
+//! with key locks or the appender. The state's lock is never held across an `await` or a call that
+//! changes a file.
 
 use std::fs::TryLockError;
 use std::io;
@@ -71,7 +72,7 @@ use frame::Write;
 pub(crate) use owner::{abandoned, had_journal, Owner};
 use replay::{replay, report_aside, Replayed};
 pub(crate) use room::{needed, Room};
-use state::State;
+use state::StagedBlocks;
 use trouble::Trouble;
 use writer::Writer;
 
@@ -132,19 +133,19 @@ pub(crate) struct Staged {
 /// The journal of one node.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    inner: Arc<Inner>,
+    inner: Arc<JournalParts>,
     writer: Writer,
     /// The lock of the directory, held for as long as the journal is open.
     lock: Mutex<Option<DirLock>>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct JournalParts {
     dir: PathBuf,
     max_bytes: u64,
     log: Arc<Log>,
     disk: Arc<dyn Disk>,
-    state: Mutex<State>,
+    state: Mutex<StagedBlocks>,
     /// Notified when space has become free.
     space: Notify,
     /// Held by the write that is next to get room; the others wait for it in the order of arrival.
@@ -167,7 +168,7 @@ struct Inner {
     list_failed: AtomicBool,
 }
 
-impl Inner {
+impl JournalParts {
     /// Writes the list of damaged blocks, if it has changed. The caller holds the appender's lock.
     /// If the list cannot be written, the journal goes on: to keep its files until it can be
     /// written would keep a full disk full.
@@ -287,7 +288,7 @@ impl Journal {
                 state.forget_damage(dir, &log);
             }
         }
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(JournalParts {
             dir: dir.to_owned(),
             max_bytes,
             trouble: Trouble::new(Arc::clone(&log)),

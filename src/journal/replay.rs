@@ -46,13 +46,13 @@ use super::disk::{self, Disk};
 use super::frame::{self, Entry};
 use super::segment::{self, Segment};
 use super::writer::Position;
-use super::State;
+use super::StagedBlocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::{Level, Log};
 
 /// The result of reading the files of a directory.
 pub(super) struct Replayed {
-    pub(super) state: State,
+    pub(super) state: StagedBlocks,
     pub(super) position: Position,
     /// Keys whose newest entry in the files is not their newest value, and must not be taken for it
     /// once other writes follow: values of the last write that may never have been written, and
@@ -75,7 +75,7 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
     };
     let segments = Segment::all_in(dir, disk).map_err(|e| failed(dir, e))?;
     let (listed, unreadable) = damage::load(dir).map_err(|e| failed(dir, e))?;
-    let mut state = State::default();
+    let mut state = StagedBlocks::default();
     let mut all = Vec::new();
     let mut done = Vec::new();
     let next_id = match segments.last() {
@@ -196,7 +196,7 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
 /// Returns the keys of the last write whose values may never have been written, and the keys of
 /// damaged copies of whole values, with the numbers of those copies.
 fn apply(
-    state: &mut State,
+    state: &mut StagedBlocks,
     position: &mut Position,
     frames: Vec<(Arc<Segment>, u64, frame::Frame)>,
     done: &Done,
@@ -325,7 +325,7 @@ fn report_gaps(segment: &Segment, scan: &segment::Scan, log: &Log) {
 }
 
 /// Logs which blocks are damaged.
-fn report_damage(state: &State, dir: &Path, unreadable: usize, log: &Log) {
+fn report_damage(state: &StagedBlocks, dir: &Path, unreadable: usize, log: &Log) {
     /// How many blocks have a line of their own.
     const LINES: usize = 10;
     let mut damaged: Vec<_> = state.damaged.iter().collect();
@@ -400,7 +400,7 @@ impl Done {
 }
 
 /// Forgets the blocks that need no upload any more.
-fn leave_out_done(state: &mut State, done: &Done) {
+fn leave_out_done(state: &mut StagedBlocks, done: &Done) {
     for block in std::mem::take(&mut state.queue) {
         let current = state.is_current(&block);
         if current && !done.contains(block.seq) {

@@ -9,9 +9,9 @@
 //! room as it becomes free. The turn is a fair lock, so a writer that gives up leaves the queue by
 //! being dropped.
 //!
-//! Lock order: `Inner::turn`, then `Inner::said_full`, then the state's lock or that of `Trouble`,
-//! one at a time. A write gets its room before it locks its keys: the flusher locks the same keys
-//! to write the rows that make room. Dropping a [`Room`] takes the state's lock.
+//! Lock order: `JournalParts::turn`, then `JournalParts::said_full`, then the state's lock or that
+//! of `Trouble`, one at a time. A write gets its room before it locks its keys: the flusher locks
+//! the same keys to write the rows that make room. Dropping a [`Room`] takes the state's lock.
 //!
 //! Waiting writers make the flusher send packs that are not full, which costs money. So a write
 //! counts as waiting only if there is no room for it, or if another one waits already; writes that
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Inner, Journal, State};
+use super::{Journal, JournalParts, StagedBlocks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Level;
 
@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// given up.
 #[derive(Debug)]
 pub(crate) struct Room {
-    inner: Arc<Inner>,
+    inner: Arc<JournalParts>,
     bytes: u64,
 }
 
@@ -124,7 +124,7 @@ impl Journal {
         self.inner.closing.cancel();
     }
 
-    fn admit(&self, state: &mut State, bytes: u64) -> Option<Room> {
+    fn admit(&self, state: &mut StagedBlocks, bytes: u64) -> Option<Room> {
         let used = state.used();
         let fits = bytes == 0 || used == 0 || used.saturating_add(bytes) <= self.inner.max_bytes;
         fits.then(|| {
@@ -180,10 +180,10 @@ impl Journal {
 }
 
 /// Counts a writer as waiting until it is dropped.
-struct WaitingForSpace(Arc<Inner>);
+struct WaitingForSpace(Arc<JournalParts>);
 
 impl WaitingForSpace {
-    fn new(inner: Arc<Inner>) -> Self {
+    fn new(inner: Arc<JournalParts>) -> Self {
         inner.state.lock().waiting_for_space += 1;
         inner.changed.notify_one();
         WaitingForSpace(inner)

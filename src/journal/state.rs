@@ -1,5 +1,5 @@
 //! The state of a journal: the blocks that are staged, those that are damaged, and those that wait
-//! to travel. Guarded by one lock, `Inner::state`.
+//! to travel. Guarded by one lock, `JournalParts::state`.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::Staged;
 use crate::log::{Level, Log};
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct StagedBlocks {
     pub(super) blocks: BTreeMap<Arc<str>, Arc<Block>>,
     /// Keys whose newest value was found damaged. They are not staged any more.
     pub(super) damaged: Damages,
@@ -42,7 +42,7 @@ pub(super) struct State {
     pub(super) called: bool,
 }
 
-impl State {
+impl StagedBlocks {
     /// Bytes that count towards the journal's limit.
     pub(super) fn used(&self) -> u64 {
         self.admitted + self.segments.iter().map(|s| s.space()).sum::<u64>()

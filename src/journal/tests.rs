@@ -229,7 +229,7 @@ fn contents(dir: &Path) -> Result<BTreeMap<String, Bytes>> {
     Ok(values(&state))
 }
 
-fn values(state: &State) -> BTreeMap<String, Bytes> {
+fn values(state: &StagedBlocks) -> BTreeMap<String, Bytes> {
     let value = |(key, block): (&Arc<str>, &Arc<Block>)| (key.to_string(), block.read().unwrap());
     state.blocks.iter().map(value).collect()
 }

@@ -23,11 +23,11 @@ const SELDOM: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Trouble {
     log: Arc<Log>,
-    state: Mutex<State>,
+    state: Mutex<Ongoing>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Ongoing {
     /// Packs whose last step failed.
     failing: usize,
     since: Option<Instant>,

@@ -26,8 +26,8 @@
 //! then [`Appender::commit`] (one sync for all, then publish). The thread also removes free files
 //! and writes zeroes ahead.
 //!
-//! Lock order: the appender, then `Inner::state`. Publishing drops rooms and key guards under the
-//! appender's lock, which takes the state's lock and the key table's lock, one at a time.
+//! Lock order: the appender, then `JournalParts::state`. Publishing drops rooms and key guards
+//! under the appender's lock, which takes the state's lock and the key table's, one at a time.
 //! `Writer::queue` is held only to send, with no other lock.
 
 use std::io;
@@ -45,7 +45,7 @@ use tokio::time::Instant;
 
 use super::frame::{self, Write};
 use super::segment::Segment;
-use super::{disk_error, Block, Inner, Room};
+use super::{disk_error, Block, JournalParts, Room};
 use crate::error::{Error, ErrorKind, Result};
 use crate::locks::KeyGuard;
 use crate::log::Level;
@@ -71,7 +71,7 @@ pub(super) struct Writer {
     pub(super) appender: Arc<Mutex<Appender>>,
     queue: Mutex<Option<mpsc::Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    inner: Arc<Inner>,
+    inner: Arc<JournalParts>,
 }
 
 enum Job {
@@ -106,7 +106,7 @@ pub(super) struct Position {
 }
 
 impl Writer {
-    pub(super) fn start(inner: Arc<Inner>, at: Position) -> Result<Writer> {
+    pub(super) fn start(inner: Arc<JournalParts>, at: Position) -> Result<Writer> {
         let (queue, jobs) = mpsc::channel();
         let current = at.current.map(|(segment, contents)| Open {
             synced: (segment.len(), contents.len()),
@@ -281,7 +281,7 @@ fn serve(appender: &Mutex<Appender>, jobs: &mpsc::Receiver<Job>) {
 /// The only part of an open journal that changes its segments.
 #[derive(Debug)]
 pub(super) struct Appender {
-    inner: Arc<Inner>,
+    inner: Arc<JournalParts>,
     current: Option<Open>,
     broken: Option<Broken>,
     /// Paths of files that could not be made and may be there in part.
@@ -674,7 +674,7 @@ impl Appender {
 
 /// Removes files that could not be made: only the last file may be unfinished, so they must be gone
 /// before another is made.
-fn remove_litter(inner: &Inner, litter: &mut Vec<PathBuf>) -> io::Result<()> {
+fn remove_litter(inner: &JournalParts, litter: &mut Vec<PathBuf>) -> io::Result<()> {
     while let Some(path) = litter.last() {
         match inner.disk.remove(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -688,7 +688,7 @@ fn broken_contents(segment: &Segment) -> usize {
     usize::try_from(segment.space() - segment.len()).unwrap_or(0)
 }
 
-fn sync(inner: &Inner, open: &mut Open) -> Result<()> {
+fn sync(inner: &JournalParts, open: &mut Open) -> Result<()> {
     inner.syncs.fetch_add(1, Ordering::Relaxed);
     let begun = std::time::Instant::now();
     let synced = open.segment.sync();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::extent::ROWS;
-use super::state::State;
+use super::state::ReaderState;
 use super::streams::{next_of, Ahead, Cut, Noted};
-use super::{Inner, Want, WINDOW};
+use super::{SharedReader, Want, WINDOW};
 use crate::index::{Record, Rows as _};
 use crate::metrics::Metrics;
 
@@ -24,11 +24,11 @@ pub(super) enum Need {
     Rows,
 }
 
-impl Inner {
+impl SharedReader {
     /// Fetches ahead what the stream of a block is worth.
     pub(super) fn go_on(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut ReaderState,
         noted: Option<Noted>,
         want: &Want<'_>,
         now: Instant,
@@ -65,7 +65,7 @@ impl Inner {
     }
 
     /// Whether the window is here, on its way, or launched.
-    fn launch_ahead(self: &Arc<Self>, state: &mut State, ahead: &Ahead) -> bool {
+    fn launch_ahead(self: &Arc<Self>, state: &mut ReaderState, ahead: &Ahead) -> bool {
         let Ahead {
             stream,
             blob,
@@ -95,7 +95,7 @@ impl Inner {
     /// Asks for rows in a task, unless rows of the blob are asked for already.
     pub(super) fn ask_ahead(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut ReaderState,
         blob: Arc<str>,
         from: u64,
         need: Need,
@@ -165,7 +165,7 @@ impl Inner {
 
 /// A task that asks for rows of a blob, or waits to; the last one takes the blob off the list.
 struct Asking<'a> {
-    inner: &'a Inner,
+    inner: &'a SharedReader,
     blob: &'a str,
 }
 

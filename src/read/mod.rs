@@ -20,9 +20,9 @@
 //!   decides under the lock of that list.
 //! - A window is sent for only after room for it was reserved in memory.
 //!
-//! **Locks**, in this order: `State` (one for a reader), the shelf of `memory`, the verdicts of a
-//! piece. No check of a block runs, and nothing waits, under any of them; a task takes its turn to
-//! ask the index before it takes `State`.
+//! **Locks**, in this order: `ReaderState` (one for a reader), the shelf of `memory`, the verdicts
+//! of a piece. No check of a block runs, and nothing waits, under any of them; a task takes its
+//! turn to ask the index before it takes `ReaderState`.
 //!
 //! | module | holds |
 //! |---|---|
@@ -70,7 +70,7 @@ use ahead::Need;
 pub(crate) use check::BlockCheck;
 use flight::{Outcome, Passenger};
 use memory::{Block, Look, Memory, Piece};
-use state::State;
+use state::ReaderState;
 use streams::{Cut, Limits, Noted};
 
 /// The largest window (bytes), where the budget has room for it.
@@ -96,16 +96,16 @@ pub(crate) struct ReaderParts {
 
 /// Reads blocks of blobs, and members of quilts.
 pub(crate) struct Reader {
-    inner: Arc<Inner>,
+    inner: Arc<SharedReader>,
 }
 
-struct Inner {
+struct SharedReader {
     index: Arc<Lookups>,
     store: Arc<dyn BlobStore>,
     memory: Arc<Memory>,
     metrics: Arc<Metrics>,
     limits: Limits,
-    state: Mutex<State>,
+    state: Mutex<ReaderState>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -129,7 +129,7 @@ enum Step {
 
 /// One get, and what memory held when it began.
 pub(crate) struct Get<'a> {
-    inner: &'a Arc<Inner>,
+    inner: &'a Arc<SharedReader>,
     want: Want<'a>,
     is_patch: bool,
     look: Look,
@@ -143,13 +143,13 @@ impl Reader {
             ahead: memory.budget() / 4,
         };
         Reader {
-            inner: Arc::new(Inner {
+            inner: Arc::new(SharedReader {
                 index: parts.index,
                 store: parts.store,
                 memory: Arc::new(memory),
                 metrics: parts.metrics,
                 limits,
-                state: Mutex::new(State::new(limits)),
+                state: Mutex::new(ReaderState::new(limits)),
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
             }),
@@ -313,7 +313,7 @@ impl Get<'_> {
     }
 }
 
-impl Inner {
+impl SharedReader {
     /// The block out of a piece, with what is learnt from it when it is seen for the first time.
     fn take(&self, want: &Want<'_>, piece: &Piece) -> Block {
         let check = |bytes: &[u8]| want.check.judge(bytes);
@@ -407,7 +407,7 @@ impl Inner {
     /// The window up to `end` for the block at `range`, without what is here or on its way. A large
     /// one begins before its block: blocks that were written at the same time lie in no order, so a
     /// reader may come first to any of them.
-    fn gap(&self, state: &State, blob: &str, range: &Range<u64>, end: u64) -> Range<u64> {
+    fn gap(&self, state: &ReaderState, blob: &str, range: &Range<u64>, end: u64) -> Range<u64> {
         let behind = match end - range.start >= BEHIND {
             true => BEHIND,
             false => 0,

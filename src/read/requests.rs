@@ -8,16 +8,16 @@ use bytes::Bytes;
 
 use super::flight::{Flight, Outcome};
 use super::memory::{Block, Piece, Reservation};
-use super::state::State;
-use super::{Inner, Want};
+use super::state::ReaderState;
+use super::{SharedReader, Want};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::walrus::Fetched;
 
-impl Inner {
+impl SharedReader {
     pub(super) fn launch_window(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut ReaderState,
         blob: &str,
         range: Range<u64>,
         reserved: Reservation,
@@ -34,7 +34,7 @@ impl Inner {
 
     pub(super) fn launch_alone(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut ReaderState,
         want: &Want<'_>,
     ) -> Arc<Flight> {
         let inner = Arc::clone(self);
@@ -62,7 +62,7 @@ impl Inner {
     /// Runs a request in a task, known to all who want a part of its range.
     fn launch(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut ReaderState,
         blob: &str,
         range: Range<u64>,
         alone: Option<Box<str>>,
@@ -215,7 +215,7 @@ impl Inner {
 
 /// Takes a flight off the list, however it ends.
 struct Landing {
-    inner: Arc<Inner>,
+    inner: Arc<SharedReader>,
     blob: Arc<str>,
     flight: Arc<Flight>,
 }

@@ -68,10 +68,10 @@ LOCK            held by the running node.
 /// See the module.
 pub(crate) struct Roots {
     cache: DiskCache,
-    state: Mutex<State>,
+    state: Mutex<SeenNodes>,
 }
 
-struct State {
+struct SeenNodes {
     wanted: LruCache<Box<[u8]>, Multihash>,
     /// Nodes that were put since the last `Sync`.
     put: LruCache<Box<[u8]>, Multihash>,
@@ -90,7 +90,7 @@ impl Roots {
         };
         Roots {
             cache: DiskCache::open_for(&KEPT, config, log),
-            state: Mutex::new(State {
+            state: Mutex::new(SeenNodes {
                 wanted: LruCache::new(WANTED),
                 put: LruCache::new(BEFORE_SYNC),
                 read: 0,
@@ -139,7 +139,7 @@ impl Roots {
     /// Kubo makes sure that what it put stays: a root may be among it.
     pub(crate) fn synced(&self) {
         let mut state = self.state.lock();
-        let State { wanted, put, .. } = &mut *state;
+        let SeenNodes { wanted, put, .. } = &mut *state;
         while let Some((key, name)) = put.pop_lru() {
             wanted.put(key, name);
         }

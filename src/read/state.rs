@@ -17,7 +17,7 @@ use crate::dag::Nodes;
 /// Blobs whose extent is remembered.
 const EXTENTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
-pub(super) struct State {
+pub(super) struct ReaderState {
     pub(super) streams: Streams,
     /// Links of the nodes that were read.
     pub(super) nodes: Nodes,
@@ -35,9 +35,9 @@ fn cut(extents: &LruCache<Arc<str>, Extent>, blob: &str, from: u64, upto: u64) -
     extent.map_or(Cut::Unknown, |extent| extent.cut(from, upto))
 }
 
-impl State {
+impl ReaderState {
     pub(super) fn new(limits: Limits) -> Self {
-        State {
+        ReaderState {
             streams: Streams::new(limits),
             nodes: Nodes::new(),
             flights: HashMap::new(),
@@ -58,7 +58,7 @@ impl State {
 
     /// Where the window for a block that is not here ends.
     pub(super) fn window(&mut self, noted: Noted, range: &Range<u64>, now: Instant) -> Cut {
-        let State {
+        let ReaderState {
             streams, extents, ..
         } = self;
         streams.window(noted, range, now, &|blob, from, upto| {
@@ -67,7 +67,7 @@ impl State {
     }
 
     pub(super) fn plan(&mut self, id: u64, now: Instant) -> Plan {
-        let State {
+        let ReaderState {
             streams, extents, ..
         } = self;
         streams.plan(id, now, &|blob, from, upto| cut(extents, blob, from, upto))

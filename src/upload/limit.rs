@@ -20,12 +20,12 @@ pub(crate) struct UploadLimit(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     ceiling: f64,
-    state: Mutex<State>,
+    state: Mutex<Running>,
     freed: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct Running {
     limit: f64,
     running: usize,
     last_decrease: Option<Instant>,
@@ -40,7 +40,7 @@ impl UploadLimit {
         let ceiling = ceiling.max(1) as f64;
         UploadLimit(Arc::new(Shared {
             ceiling,
-            state: Mutex::new(State {
+            state: Mutex::new(Running {
                 limit: START.min(ceiling),
                 running: 0,
                 last_decrease: None,

@@ -14,12 +14,12 @@ const NO_BOUND: f64 = 256.0;
 
 #[derive(Default)]
 pub(super) struct Crowd {
-    state: Mutex<State>,
+    state: Mutex<Bound>,
     freed: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct Bound {
     running: usize,
     most: Option<f64>,
     /// When the bound was last lowered: requests that were begun before then tell nothing new.

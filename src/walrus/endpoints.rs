@@ -57,7 +57,7 @@ pub(super) struct Endpoint {
     basic: Option<HeaderValue>,
     /// Secrets, which must never be shown.
     secrets: Vec<String>,
-    state: Mutex<State>,
+    state: Mutex<Health>,
     /// Wakes the requests that wait for an answer of this endpoint when it was overtaken.
     overtaken: Notify,
     /// The reads that it is asked for.
@@ -70,7 +70,7 @@ const PATIENCE_LEAST: Duration = Duration::from_millis(50);
 const PATIENCE_MOST: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
-struct State {
+struct Health {
     /// Time until an answer begins: mean and mean deviation (seconds).
     pace: Option<(f64, f64)>,
     penalty: f64,
@@ -270,7 +270,7 @@ impl Endpoint {
     }
 }
 
-fn decayed(state: &State, now: Instant, half_life: Duration) -> f64 {
+fn decayed(state: &Health, now: Instant, half_life: Duration) -> f64 {
     let Some(at) = state.penalty_at else {
         return 0.0;
     };

@@ -328,8 +328,8 @@ fn broke_while_sending(error: &reqwest::Error, progress: &Progress) -> bool {
     !progress.all_sent()
 }
 
-/// An error of the HTTP library with its causes, without the URL: as a text, and as the cause of our
-/// own error. A cause that names some other URL is left out, as that may hold a password (a
+/// An error of the HTTP library with its causes, without the URL: as a text, and as the cause of
+/// our own error. A cause that names some other URL is left out, as that may hold a password (a
 /// proxy's, for instance).
 pub(super) fn describe(error: reqwest::Error) -> (String, Option<Cause>) {
     let error = error.without_url();

@@ -14,7 +14,7 @@ use super::conn::Answer;
 use super::query::{Param, Query};
 use super::rows::{self, columns};
 use super::sql::{DELETE_FORMS, UPSERT_FORMS};
-use super::{error, in_form, is_unsupported, ledger, read, usage, Inner, PostgresIndex};
+use super::{error, in_form, is_unsupported, ledger, read, usage, PostgresIndex, PostgresParts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{check_key, check_text};
 use crate::index::ledger::entries;
@@ -36,7 +36,7 @@ struct Write<'a> {
     form: usize,
 }
 
-impl Inner {
+impl PostgresParts {
     pub(super) fn search_limit(&self) -> Duration {
         self.statement_timeout.max(super::SEARCH_LIMIT)
     }

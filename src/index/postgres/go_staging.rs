@@ -13,7 +13,7 @@ use super::call::Call;
 use super::conn::Answer;
 use super::query::Query;
 use super::schema::{self, Find};
-use super::{error, Inner};
+use super::{error, PostgresParts};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How often a node checks whether a Go node has appeared next to it.
@@ -34,7 +34,7 @@ impl Staging {
     }
 }
 
-impl Inner {
+impl PostgresParts {
     /// Runs `work`, which is told whether the table exists. If the table turns out to have
     /// vanished, runs it once more.
     pub(super) async fn with_staging<T, Fut>(

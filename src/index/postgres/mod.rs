@@ -131,10 +131,10 @@ impl std::fmt::Debug for PostgresOptions {
 /// The index in Postgres. Must be opened and used on a multi-thread tokio runtime.
 pub struct PostgresIndex {
     gate: Arc<Gate>,
-    inner: Arc<Inner>,
+    inner: Arc<PostgresParts>,
 }
 
-struct Inner {
+struct PostgresParts {
     opener: Arc<Opener>,
     lookups: Arc<Pipeline>,
     /// The connection for deletes. They wait for row locks: on the lookups' connection they would
@@ -208,7 +208,7 @@ impl PostgresIndex {
             true => options.keep_deleted,
             false => Duration::ZERO,
         };
-        let inner = Inner {
+        let inner = PostgresParts {
             sql: Sql::new(&shape, keep_deleted),
             ledger: shape.has_ledger.then(|| LedgerSql::new(&shape)),
             keep_deleted,
@@ -255,7 +255,7 @@ impl PostgresIndex {
     }
 }
 
-impl Inner {
+impl PostgresParts {
     /// The rows of a statement on the shared connection for lookups.
     async fn look_up(&self, call: &Call, query: &Query, params: Arc<[Param]>) -> Result<Vec<Row>> {
         let answer = call::query(&*self.lookups, call, query, &params).await?;

@@ -78,10 +78,10 @@ impl SqliteOptions {
 /// The index in an SQLite file.
 pub struct SqliteIndex {
     gate: Arc<Gate>,
-    inner: Arc<Inner>,
+    inner: Arc<SqliteParts>,
 }
 
-struct Inner {
+struct SqliteParts {
     readers: Readers,
     /// `None` where nothing can be written.
     writer: Option<Writer>,
@@ -114,7 +114,7 @@ impl SqliteIndex {
                 Access::Write => Some(Writer::start(connection)?),
                 Access::Read(_) => None,
             };
-            Ok(Inner {
+            Ok(SqliteParts {
                 readers: Readers::new(options.path, access, options.busy_timeout),
                 writer,
                 access,

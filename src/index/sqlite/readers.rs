@@ -41,12 +41,12 @@ struct Shared {
     access: Access,
     /// How long a read on a thread of the index waits for a lock on the file.
     busy_timeout: Duration,
-    state: Mutex<State>,
+    state: Mutex<Jobs>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Jobs {
     queue: VecDeque<Job>,
     threads: Vec<JoinHandle<()>>,
     idle: usize,

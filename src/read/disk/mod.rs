@@ -102,7 +102,7 @@ const MAX_NAME: usize = 80;
 /// The disk cache of one datastore.
 #[derive(Debug)]
 pub(crate) struct DiskCache {
-    inner: Arc<Inner>,
+    inner: Arc<CacheParts>,
     queue: Mutex<Option<SyncSender<Insert>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     opened: Instant,
@@ -119,7 +119,7 @@ struct Insert {
 
 /// The state that readers and the worker share.
 #[derive(Debug)]
-struct Inner {
+struct CacheParts {
     map: RwLock<Map>,
     known: Known,
     /// The tables have been read, or cannot be.
@@ -210,7 +210,7 @@ impl DiskCache {
         let max = config.max_bytes;
         // Large enough for a block of IPFS, and a small part of the whole.
         let segment_bytes = (max / 128).clamp((max / 4).min(8 << 20), MAX_SEGMENT);
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(CacheParts {
             map: RwLock::default(),
             known: Known::default(),
             loaded: watch::Sender::new(false),
@@ -333,7 +333,7 @@ impl Drop for DiskCache {
     }
 }
 
-impl Inner {
+impl CacheParts {
     /// Longest block that is kept (bytes).
     fn longest(&self) -> u64 {
         let around = HEAD.len() + RECORD_HEAD + MAX_NAME + ROW + TRAILER;

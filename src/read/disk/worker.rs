@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 use super::segment::Segment;
-use super::{known, DiskCacheConfig, Inner, Insert, Slot};
+use super::{known, CacheParts, DiskCacheConfig, Insert, Slot};
 use crate::dirlock::{write_readme, DirLock};
 use crate::error::Error;
 use crate::log::Level;
@@ -41,7 +41,7 @@ impl Default for Pace {
 }
 
 pub(super) struct Worker {
-    inner: Arc<Inner>,
+    inner: Arc<CacheParts>,
     config: DiskCacheConfig,
     pace: Pace,
     inserts: Receiver<Insert>,
@@ -56,7 +56,7 @@ enum End {
 
 impl Worker {
     pub(super) fn new(
-        inner: Arc<Inner>,
+        inner: Arc<CacheParts>,
         config: DiskCacheConfig,
         pace: Pace,
         inserts: Receiver<Insert>,
@@ -169,7 +169,7 @@ impl Worker {
 
 /// The directory as this process has it open.
 struct Directory<'a> {
-    inner: &'a Inner,
+    inner: &'a CacheParts,
     dir: &'a Path,
     max: u64,
     lock: DirLock,
@@ -204,7 +204,7 @@ impl Current {
 
 impl<'a> Directory<'a> {
     fn open(
-        inner: &'a Inner,
+        inner: &'a CacheParts,
         config: &'a DiskCacheConfig,
         rest: Duration,
     ) -> std::result::Result<Directory<'a>, String> {
@@ -455,7 +455,7 @@ impl<'a> Directory<'a> {
     }
 }
 
-fn lock(inner: &Inner, dir: &Path) -> std::result::Result<DirLock, String> {
+fn lock(inner: &CacheParts, dir: &Path) -> std::result::Result<DirLock, String> {
     let until = Instant::now() + inner.purpose.lock_patience;
     loop {
         match DirLock::take(dir) {

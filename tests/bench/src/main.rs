@@ -25,9 +25,11 @@ use std::time::Instant;
 
 use anyhow::{ensure, Context as _, Result};
 
+use kind::Kind;
 use report::Machine;
 use settings::Settings;
-use stages::{Bench, STAGES};
+use stages::Bench;
+use workload::Stage;
 
 const DOCS: &str = "docs/benchmarks.md";
 const PLOT: &str = "docs/benchmarks.svg";
@@ -51,7 +53,7 @@ fn main() -> Result<()> {
     let mut bench = Bench::new(settings)?;
 
     for round in 0..bench.settings.rounds {
-        for stage in STAGES {
+        for stage in Stage::ALL {
             run_stage(&mut bench, stage, round);
         }
     }
@@ -71,20 +73,22 @@ fn main() -> Result<()> {
 }
 
 /// One round of a stage: each datastore once, a different one first each time.
-fn run_stage(bench: &mut Bench, stage: &stages::Stage, round: usize) {
+fn run_stage(bench: &mut Bench, stage: Stage, round: usize) {
     let settings = Rc::clone(&bench.settings);
-    let wanted = |name: &&str| settings.wants(name) && (round == 0 || !workload::is_once(name));
-    if !stage.workloads.iter().any(wanted) {
+    let mut wanted = stage
+        .workloads()
+        .filter(|w| settings.wants(w.name) && (round == 0 || !w.once));
+    let Some(first_wanted) = wanted.next() else {
         return;
-    }
-    let mut kinds = stage.kinds.to_vec();
-    kinds.retain(|kind| settings.wants_peer(*kind));
+    };
+    let mut kinds = Kind::ALL.to_vec();
+    kinds.retain(|kind| stage.measures(*kind) && settings.wants_peer(*kind));
     let first = round.checked_rem(kinds.len()).unwrap_or_default();
     kinds.rotate_left(first);
     for kind in kinds {
         eprintln!("round {}, {}", round + 1, kind.label());
-        let what = format!("{}, {}", stage.workloads[0], kind.label());
-        bench.attempt(&what, |bench| stage.run(bench, kind));
+        let what = format!("{}, {}", first_wanted.name, kind.label());
+        bench.attempt(&what, |bench| stages::run(stage, bench, kind));
     }
 }
 

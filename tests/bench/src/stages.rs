@@ -1,4 +1,5 @@
-//! The workloads. A stage makes one repo and measures several things in it, one after another.
+//! What the workloads do. A stage makes one repo and measures several things in it, one after
+//! another.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -16,6 +17,7 @@ use crate::measure::{self, Cost};
 use crate::node::Node;
 use crate::results::{Results, Sample};
 use crate::settings::Settings;
+use crate::workload::Stage;
 
 /// Leaves of the large file (bytes), as Kubo cuts it by default.
 const LEAF: u64 = 256 << 10;
@@ -23,121 +25,18 @@ const LEAF: u64 = 256 << 10;
 const SMALL: usize = 4 << 10;
 /// How the CID of a raw block begins (version 1, SHA2-256).
 const RAW: &str = "bafkrei";
-/// The requests to a daemon, and the number of concurrent clients.
-const READS: [(&str, usize); 5] = [
-    ("gateway-files-16", 16),
-    ("gateway-files-64", 64),
-    ("gateway-ranges-16", 16),
-    ("gateway-ranges-64", 64),
-    ("block-get", 16),
-];
 
-/// Measurements that share a repo.
-#[derive(Debug)]
-pub struct Stage {
-    /// Names of the workloads, in the order in which they run.
-    pub workloads: &'static [&'static str],
-    /// The datastores that take turns.
-    pub kinds: &'static [Kind],
-    run: fn(&mut Bench, Kind) -> Result<()>,
-}
-
-impl Stage {
-    pub fn run(&self, bench: &mut Bench, kind: Kind) -> Result<()> {
-        (self.run)(bench, kind)
+/// Runs the workloads of a stage on one datastore.
+pub fn run(stage: Stage, bench: &mut Bench, kind: Kind) -> Result<()> {
+    match stage {
+        Stage::LargeFile => large_file(bench, kind),
+        Stage::LargeLeaves => large_leaves(bench, kind),
+        Stage::SmallFiles => small_files(bench, kind),
+        Stage::Import => import(bench, kind),
+        Stage::Daemon => daemon(bench, kind),
+        Stage::Part => part(bench, kind),
     }
 }
-
-/// All stages.
-pub const STAGES: &[Stage] = &[
-    Stage {
-        workloads: &[
-            "add",
-            "re-add",
-            "cat-cold",
-            "pin-add",
-            "refs-local",
-            "cat-warm",
-            "gc",
-        ],
-        kinds: &[
-            Kind::Flatfs,
-            Kind::Badger,
-            Kind::Pebble,
-            Kind::OnlyHash,
-            Kind::Journal,
-            Kind::JournalPostgres,
-            Kind::JournalSlow,
-            Kind::Through,
-        ],
-        run: large_file,
-    },
-    Stage {
-        workloads: &["add-1m"],
-        kinds: &[
-            Kind::Flatfs,
-            Kind::Badger,
-            Kind::Pebble,
-            Kind::OnlyHash,
-            Kind::Journal,
-        ],
-        run: large_leaves,
-    },
-    Stage {
-        workloads: &["add-small"],
-        kinds: &[
-            Kind::Flatfs,
-            Kind::Badger,
-            Kind::Pebble,
-            Kind::OnlyHash,
-            Kind::Journal,
-            Kind::JournalPostgres,
-            Kind::JournalSlow,
-        ],
-        run: small_files,
-    },
-    Stage {
-        workloads: &["import"],
-        kinds: &[
-            Kind::Flatfs,
-            Kind::Badger,
-            Kind::Pebble,
-            Kind::Journal,
-            Kind::Through,
-        ],
-        run: import,
-    },
-    Stage {
-        workloads: &[
-            "daemon-add",
-            "daemon-add-small",
-            "gateway-files-16",
-            "gateway-files-64",
-            "gateway-ranges-16",
-            "gateway-ranges-64",
-            "block-get",
-        ],
-        kinds: &[
-            Kind::Flatfs,
-            Kind::Pebble,
-            Kind::Journal,
-            Kind::JournalPostgres,
-            Kind::JournalSlow,
-        ],
-        run: daemon,
-    },
-    Stage {
-        workloads: &["add-part"],
-        kinds: &[
-            Kind::Flatfs,
-            Kind::Journal,
-            Kind::JournalSlow,
-            Kind::Through,
-            Kind::ThroughSlow,
-        ],
-        run: part,
-    },
-];
 
 /// The data to add, and the results so far.
 #[derive(Debug)]
@@ -372,7 +271,8 @@ fn daemon(bench: &mut Bench, kind: Kind) -> Result<()> {
     let settings = Rc::clone(&bench.settings);
     let (large, small) = (bench.large.clone(), bench.small.clone());
     let node = Node::new(&settings, kind)?;
-    let reads = !kind.is_slow() && READS.iter().any(|(name, _)| settings.wants(name));
+    let mut reads = Stage::Daemon.workloads().filter(|w| w.readers > 0);
+    let reads = !kind.is_slow() && reads.any(|w| settings.wants(w.name));
 
     let mut cid = String::new();
     if reads || settings.wants("daemon-add") {
@@ -428,17 +328,19 @@ fn daemon(bench: &mut Bench, kind: Kind) -> Result<()> {
             len: LEAF as usize,
         })
         .collect();
-    for (workload, clients) in READS {
-        let requests = match workload {
+    for workload in Stage::Daemon.workloads().filter(|w| w.readers > 0) {
+        let clients = workload.readers;
+        let requests = match workload.name {
             w if w.starts_with("gateway-files") => &whole,
             w if w.starts_with("gateway-ranges") => &ranges,
             _ => &blocks,
         };
-        if settings.wants(workload) {
+        if settings.wants(workload.name) {
             load::run(clients, requests)?; // so that what is measured is warm for all
             measure::settle();
             let (cost, ()) = measure::process(up.pid(), || load::run(clients, requests))?;
-            bench.record(workload, kind, Sample::of(cost).rate(requests.len() as f64));
+            let sample = Sample::of(cost).rate(requests.len() as f64);
+            bench.record(workload.name, kind, sample);
         }
     }
     up.stop();

@@ -101,10 +101,10 @@ impl Call {
 pub struct Faults {
     quiet: AtomicBool,
     longest_delay: Duration,
-    state: Mutex<State>,
+    state: Mutex<Schedule>,
 }
 
-struct State {
+struct Schedule {
     rng: StdRng,
     rates: Vec<(Fault, f64)>,
     planned: Vec<(Call, u64, Fault)>,
@@ -118,7 +118,7 @@ impl Faults {
         Faults {
             quiet: AtomicBool::new(false),
             longest_delay,
-            state: Mutex::new(State {
+            state: Mutex::new(Schedule {
                 rng: StdRng::seed_from_u64(seed),
                 rates,
                 planned: Vec::new(),
@@ -166,7 +166,7 @@ impl Faults {
         let fault = match planned {
             Some(at) => Some(state.planned.swap_remove(at).2),
             None => {
-                let State { rng, rates, .. } = &mut *state;
+                let Schedule { rng, rates, .. } = &mut *state;
                 rates
                     .iter()
                     .find(|(fault, rate)| call.can(*fault) && rng.random_bool(*rate))

@@ -45,22 +45,22 @@ pub struct Write {
 }
 
 #[derive(Debug, Clone)]
-struct State {
+struct Candidates {
     possible: Vec<Value>,
     /// Values of given-up writes that may still be on their way, by node.
     loose: Vec<(usize, Value)>,
 }
 
-impl Default for State {
+impl Default for Candidates {
     fn default() -> Self {
-        State {
+        Candidates {
             possible: vec![None],
             loose: Vec::new(),
         }
     }
 }
 
-impl State {
+impl Candidates {
     fn add(&mut self, value: &Value) {
         if !self.possible.contains(value) {
             self.possible.push(value.clone());
@@ -76,7 +76,7 @@ impl State {
 
 /// The values that each key may hold now.
 #[derive(Debug, Clone, Default)]
-pub struct Model(BTreeMap<String, State>);
+pub struct Model(BTreeMap<String, Candidates>);
 
 impl Model {
     /// All keys that were ever written.
