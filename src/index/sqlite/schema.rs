@@ -38,7 +38,10 @@ pub(super) struct Sql {
     create: String,
     version: String,
     meta: String,
+    blob_idx: String,
     due_idx: String,
+    /// The table's name, and the name in quotes.
+    name: String,
     table: String,
 }
 
@@ -127,7 +130,9 @@ impl Sql {
             ),
             version: format!("SELECT value FROM {meta} WHERE name = 'schema_version'"),
             meta: format!("{table}_meta"),
+            blob_idx: format!("{table}_blob_id_idx"),
             due_idx: format!("{table}_due_idx"),
+            name: table.to_string(),
             table: main,
         }
     }
@@ -280,7 +285,7 @@ pub(super) fn open(
 
     let version = read_version(&connection, sql).map_err(explain)?;
     match version {
-        Some(VERSION) if exists(&connection, "index", &sql.due_idx).map_err(explain)? => {}
+        Some(VERSION) if has_indexes(&connection, sql).map_err(explain)? => {}
         Some(newer) if newer > VERSION => {
             return Err(bad(format!(
                 "table {table} has schema version {newer}, this walrusds knows {VERSION}; install a newer one"
@@ -288,7 +293,8 @@ pub(super) fn open(
         }
         _ => {
             failpoint!("sqlite.schema.opened");
-            let batch = format!("BEGIN IMMEDIATE; {} COMMIT;", sql.create);
+            let drop = drop_foreign_indexes(&connection, sql).map_err(explain)?;
+            let batch = format!("BEGIN IMMEDIATE; {drop} {} COMMIT;", sql.create);
             connection.execute_batch(&batch).map_err(explain)?;
             failpoint!("sqlite.schema.created");
             // The new file's name must survive a power cut as well.
@@ -353,6 +359,31 @@ fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlite::Result<b
         .exists([kind, name])
 }
 
+/// Whether the table has its indexes. A table that was renamed keeps its indexes under their old
+/// names: those may be of another table.
+fn has_indexes(connection: &Connection, sql: &Sql) -> rusqlite::Result<bool> {
+    let mut own = connection.prepare(
+        "SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE AND tbl_name = ?2 COLLATE NOCASE",
+    )?;
+    Ok(own.exists([&sql.blob_idx, &sql.name])? && own.exists([&sql.due_idx, &sql.name])?)
+}
+
+/// The statements that drop the indexes of other tables that have the names of this one's: a table
+/// that was renamed kept them, and gets indexes of its own name when it is opened.
+fn drop_foreign_indexes(connection: &Connection, sql: &Sql) -> rusqlite::Result<String> {
+    let mut others = connection.prepare(
+        "SELECT name FROM sqlite_schema WHERE type = 'index' AND name IN (?1 COLLATE NOCASE, ?2 COLLATE NOCASE) \
+         AND tbl_name <> ?3 COLLATE NOCASE",
+    )?;
+    let names = others.query_map([&sql.blob_idx, &sql.due_idx, &sql.name], |row| {
+        row.get::<_, String>(0)
+    })?;
+    let drop = |name: rusqlite::Result<String>| {
+        name.map(|name| format!("DROP INDEX IF EXISTS \"{}\";", name.replace('"', "\"\"")))
+    };
+    names.map(drop).collect()
+}
+
 fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i64>> {
     if !exists(connection, "table", &sql.meta)? {
         return Ok(None);
@@ -394,6 +425,32 @@ mod tests {
             "FULL: the log is synced at each commit"
         );
         assert_eq!(pragma("journal_mode"), "wal");
+    }
+
+    /// SQLite keeps the names of indexes when their table is renamed.
+    #[test]
+    fn a_table_that_was_renamed_and_the_next_of_its_name_have_their_indexes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("i");
+        let (_, connection) = opened(dir.path());
+        for suffix in ["", "_meta", "_leases", "_usage"] {
+            let rename = format!("ALTER TABLE t{suffix} RENAME TO old{suffix}");
+            connection.execute_batch(&rename).unwrap();
+        }
+        drop(connection);
+        // In both orders, and again: none takes the other's away.
+        for name in ["t", "old", "t", "old", "t"] {
+            let table = parse_table(name).unwrap();
+            let sql = Sql::new(&table);
+            let opened = open(&SqliteOptions::new(&path, name), &table, &sql);
+            let (connection, _) = opened.unwrap();
+            assert!(has_indexes(&connection, &sql).unwrap(), "{name}");
+        }
+        for name in ["t", "old"] {
+            let sql = Sql::new(&parse_table(name).unwrap());
+            let connection = Connection::open(&path).unwrap();
+            assert!(has_indexes(&connection, &sql).unwrap(), "{name}");
+        }
     }
 
     /// Counts steps of SQLite's virtual machine instead of time.
