@@ -174,6 +174,20 @@ impl Writes {
         }
     }
 
+    /// Whether a value is stored according to its row, and its storage has not ended. Unlike for a
+    /// node that can store it anew, it does not matter how soon it ends.
+    pub(super) fn is_alive(&self, put: &Put, row: &Record) -> bool {
+        let Uploader {
+            clock,
+            epoch_clock,
+            gone,
+            ..
+        } = &*self.uploader;
+        put.is_in(row.size)
+            && row.is_fresh(clock.now(), epoch_clock)
+            && !gone.contains(&row.blob_id)
+    }
+
     /// Counters for the metrics snapshot.
     pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut all = Vec::new();
