@@ -234,8 +234,11 @@ async fn the_note_of_a_blob_goes_with_its_rows() {
 /// The clock of a machine that jumps, stands still, or is wrong for good.
 struct WrongClock {
     begun: tokio::time::Instant,
-    wrong: fn(Duration) -> i64,
+    wrong: Wrong,
 }
+
+/// By how much a clock is wrong (seconds) after so much time.
+type Wrong = fn(Duration) -> i64;
 
 impl Clock for WrongClock {
     fn now(&self) -> SystemTime {
@@ -254,7 +257,7 @@ async fn jumps_of_the_clock_let_nothing_lapse() {
     const YEAR: i64 = 365 * 24 * HOUR;
     /// When the clock goes wrong, or right.
     const THEN: Duration = Duration::from_secs(3 * 7200);
-    let clocks: [(&str, fn(Duration) -> i64); 5] = [
+    let clocks: [(&str, Wrong); 5] = [
         ("jumps each hour", |passed| {
             let jumps = [0, HOUR, -HOUR, 300 * HOUR, -300 * HOUR, YEAR, -YEAR];
             jumps[(passed.as_secs() / 3600) as usize % jumps.len()]
