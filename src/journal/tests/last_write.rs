@@ -1,5 +1,6 @@
 //! The newest write of a journal, flipped, overwritten and cut at any place.
 
+use std::future::Future;
 use std::task::{Context, Waker};
 
 use sha2::{Digest, Sha256};
