@@ -226,7 +226,7 @@ async fn the_note_of_a_blob_goes_with_its_rows() {
     }
     assert_eq!(notes(), 1, "wrong bytes were paid for");
     ds.delete("/k").await.unwrap();
-    tokio::time::sleep(2 * EPOCH).await;
+    tokio::time::sleep(3 * DAY).await;
     assert_eq!(notes(), 0);
     ds.close().await.unwrap();
 }
