@@ -213,6 +213,35 @@ async fn damage_to_a_copy_that_is_not_needed_any_more_is_no_alarm() {
     ds.close().await.unwrap();
 }
 
+/// A block that cannot be read in the journal is read on Walrus if its row is there already.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_block_is_read_on_walrus() {
+    for indexed in [true, false] {
+        let node = Node::new();
+        let ds = node.open(IDLE);
+        let block = noise(0, 3000);
+        let key = put(&ds, &block).await;
+        // A key that names no content: its row may be of another value.
+        ds.put("/record", noise(1, 3000)).await.unwrap();
+        if indexed {
+            let beside = node.parts.open("");
+            beside.put(&key, block.clone()).await.unwrap();
+            beside.put("/record", noise(2, 3000)).await.unwrap();
+            beside.close().await.unwrap();
+        }
+        let (path, at) = node.place(&block);
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(at + 100).unwrap();
+        match ds.get(&key).await {
+            Ok(found) => assert!(indexed && found.as_ref() == Some(&block)),
+            Err(e) => assert!(!indexed && e.kind() == ErrorKind::Disk, "{indexed}: {e}"),
+        }
+        let error = ds.get("/record").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disk, "{indexed}: {error}");
+        drop(ds);
+    }
+}
+
 /// A key that does not name its content: an older value is no substitute for the damaged one.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_value_does_not_stand_in_for_a_damaged_one() {

@@ -203,6 +203,107 @@ async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
     );
 }
 
+/// What is remembered of a blob goes when it has no rows any more and nothing is pending.
+#[tokio::test(start_paused = true)]
+async fn the_note_of_a_blob_goes_with_its_rows() {
+    let parts = Parts::default();
+    let store = Odd::of(&parts);
+    let renewing = r#""epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":600,"#;
+    let ds = open(&parts, store.clone(), renewing);
+    ds.put("/k", noise(1, 100)).await.unwrap();
+    parts.clock.advance(EPOCH * 7 / 2);
+    store.longer.store(true, SeqCst);
+    let notes = || {
+        let notes = parts.index.notes.lock();
+        notes
+            .keys()
+            .filter(|name| name.starts_with("renewal.blob."))
+            .count()
+    };
+    let begun = tokio::time::Instant::now();
+    while notes() == 0 && begun.elapsed() < 2 * DAY {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+    }
+    assert_eq!(notes(), 1, "wrong bytes were paid for");
+    ds.delete("/k").await.unwrap();
+    tokio::time::sleep(3 * DAY).await;
+    assert_eq!(notes(), 0);
+    ds.close().await.unwrap();
+}
+
+/// The clock of a machine that jumps, stands still, or is wrong for good.
+struct WrongClock {
+    begun: tokio::time::Instant,
+    wrong: Wrong,
+}
+
+/// By how much a clock is wrong (seconds) after so much time.
+type Wrong = fn(Duration) -> i64;
+
+impl Clock for WrongClock {
+    fn now(&self) -> SystemTime {
+        let passed = self.begun.elapsed();
+        let seconds = 20_000 * 86_400 + passed.as_secs() as i64 + (self.wrong)(passed);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs())
+    }
+}
+
+/// Whatever the machine's clock does while a node runs: nothing lapses, and little is bought too
+/// early.
+#[tokio::test(start_paused = true)]
+async fn jumps_of_the_clock_let_nothing_lapse() {
+    const EPOCH: Duration = Duration::from_secs(7200);
+    const HOUR: i64 = 3600;
+    const YEAR: i64 = 365 * 24 * HOUR;
+    /// When the clock goes wrong, or right.
+    const THEN: Duration = Duration::from_secs(3 * 7200);
+    let clocks: [(&str, Wrong); 5] = [
+        ("jumps each hour", |passed| {
+            let jumps = [0, HOUR, -HOUR, 300 * HOUR, -300 * HOUR, YEAR, -YEAR];
+            jumps[(passed.as_secs() / 3600) as usize % jumps.len()]
+        }),
+        ("back by a year for good", |passed| match passed > THEN {
+            true => -YEAR,
+            false => 0,
+        }),
+        ("ahead by a year for good", |passed| match passed > THEN {
+            true => YEAR,
+            false => 0,
+        }),
+        ("a year ahead until it is put right", |passed| {
+            match passed > THEN {
+                true => 0,
+                false => YEAR,
+            }
+        }),
+        ("stands still", |passed| {
+            -(passed.saturating_sub(THEN).as_secs() as i64)
+        }),
+    ];
+    for (what, wrong) in clocks {
+        let store = Arc::new(EpochStore::start(EPOCH));
+        let index = Arc::new(MemIndex::default());
+        let clock = Arc::new(WrongClock {
+            begun: tokio::time::Instant::now(),
+            wrong,
+        });
+        let config =
+            config(r#""epochs":5,"epochDurationSeconds":7200,"renewIntervalSeconds":300,"#);
+        let ds = WalrusDatastore::with_parts(&config, index, store, clock).unwrap();
+        let block = noise(1, 100);
+        ds.put(&key_of(&block), block.clone()).await.unwrap();
+        let epochs = 20;
+        for quarter in 0..4 * epochs {
+            tokio::time::sleep(EPOCH / 4).await;
+            let got = ds.get(&key_of(&block)).await;
+            assert_eq!(got.unwrap().as_ref(), Some(&block), "{what}: {quarter}");
+        }
+        let renewals = metric(&ds, "renewals");
+        assert!(renewals <= 2 * epochs, "{what}: {renewals} renewals");
+        ds.close().await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn processes_that_live_shortly_renew_too() {
     let parts = Parts::default();

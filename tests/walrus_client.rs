@@ -453,6 +453,24 @@ mod body_limits {
         assert_eq!(short.size_limit(), u64::MAX);
     }
 
+    /// The publisher may just have closed an idle connection.
+    #[tokio::test]
+    async fn one_reset_is_no_limit_without_retries_either() {
+        let publisher = Hostile::start(|seen| match seen.number {
+            1 => Act::Say(newly_created(ID)),
+            _ => Act::ResetAfter(MIB),
+        })
+        .await;
+        let client = client(writer(&[&publisher]).with_max_retries(0));
+        let error = client.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "the caller splits it");
+        assert_eq!(client.size_limit(), u64::MAX);
+        client.store(blob(12 * MIB), OPTIONS).await.unwrap();
+        assert_eq!(client.size_limit(), u64::MAX);
+        client.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
+        assert_eq!(client.size_limit(), 12 * MIB as u64, "twice");
+    }
+
     #[tokio::test]
     async fn a_reset_that_passes_is_just_retried() {
         let publisher = Hostile::start(|seen| match seen.number {
@@ -1134,6 +1152,13 @@ mod reading {
             assert!(error.message().contains("1999 allowed"), "{error}");
             assert_eq!(aggregator.count(), 1, "not retried");
         }
+        // A blob whose length is known may be longer.
+        let aggregator = serving(&data).await;
+        let client = client(reader(&[&aggregator]).with_max_blob_bytes(1999));
+        let any = |_: &[u8]| Ok(());
+        let read = client.read_known(ID, 2000, &any).await;
+        assert_eq!(read.unwrap(), data);
+        client.read_known(ID, 1000, &any).await.unwrap_err();
     }
 
     /// Answers with one byte of the head replaced, or cut somewhere: a range read gives the right

@@ -35,8 +35,7 @@ pub struct KeySpec {
     pub doc: &'static str,
 }
 
-/// Largest blob that Walrus takes at 1,000 shards: 334 * 667 * 65,534 bytes.
-pub const MAX_BLOB_BYTES: i64 = 14_599_533_452;
+pub use crate::limits::MAX_BLOB_BYTES;
 
 pub(super) const MAX_SECONDS: i64 = 100 * 366 * 86_400;
 

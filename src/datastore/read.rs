@@ -129,7 +129,13 @@ impl Contents for Shared {
 
 impl Shared {
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        if let Some(value) = self.staged_value(key)? {
+        let (staged, unreadable) = match self.staged_value(key) {
+            Ok(staged) => (staged, None),
+            // A row points to the same bytes, if there is one.
+            Err(e) if multihash::names_content(key) => (None, Some(e)),
+            Err(e) => return Err(e),
+        };
+        if let Some(value) = staged {
             if self.verify_reads && multihash::check(key, &value) == Match::No {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
@@ -148,6 +154,14 @@ impl Shared {
                 return Err(damaged);
             }
         }
+        match (self.get_indexed(key).await, unreadable) {
+            (Ok(None) | Err(_), Some(e)) => Err(e),
+            (indexed, _) => indexed,
+        }
+    }
+
+    /// The value to which the row of `key` points.
+    async fn get_indexed(&self, key: &str) -> Result<Option<Bytes>> {
         let mut failed: Option<(Record, Error)> = None;
         loop {
             let (record, asked) = match failed {

@@ -8,8 +8,11 @@ use super::puts::{check_key, check_puts, check_value, last_wins, Put};
 use super::{Op, Shared, WalrusDatastore};
 use crate::detached::Detached;
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Index as _, Rows as _, Usage};
+use crate::index::{Index as _, Record, Rows as _, Usage};
 use crate::metrics::Metrics;
+
+/// The node of a UnixFS directory without entries.
+const EMPTY_DIRECTORY: &[u8] = &[0x0a, 0x02, 0x08, 0x01];
 
 impl WalrusDatastore {
     /// Stores `value` under `key`. Returns once it is on Walrus and indexed; with a journal, once
@@ -88,19 +91,25 @@ impl WalrusDatastore {
 }
 
 impl Shared {
-    /// The writes of a node whose index can only be read. A put of a block that is indexed
-    /// succeeds, even if its storage ends soon: Kubo puts the empty directory at every start. All
-    /// other writes are refused.
+    /// The writes of a node whose index can only be read. A put of a block that is stored succeeds,
+    /// as long as its storage lasts: then nothing is left to do. So does a put of the empty
+    /// directory that is indexed, even if its storage has ended: Kubo puts it at every start, and
+    /// it is kept on this disk (`read::roots`). All other writes are refused.
     async fn refuse_new(&self, why: &str, puts: Vec<Put>, deletes: &[String]) -> Result<()> {
         let keys: Vec<String> = puts.iter().map(|put| put.key.clone()).collect();
         let rows = self.index.get_many(&keys).await?;
-        let mut new = puts.iter().zip(&rows).filter(|(put, row)| {
-            !row.as_ref()
-                .is_some_and(|row| !row.staged && put.is_in(row.size))
+        let mut refused = puts.iter().zip(&rows).filter(|(put, row)| {
+            let row = row.as_ref().filter(|row| !row.staged);
+            let kept = |row: &Record| put.is_in(row.size) && put.value == EMPTY_DIRECTORY;
+            !row.is_some_and(|row| put.is_in(row.size) && self.writes.is_alive(row) || kept(row))
         });
-        let (what, key) = match (new.next(), deletes.first()) {
-            (Some((put, _)), _) => ("stored", &put.key),
-            (None, Some(key)) => ("deleted", key),
+        let what = match (refused.next(), deletes.first()) {
+            (Some((put, Some(row))), _) if !row.staged && put.is_in(row.size) => format!(
+                "{} is indexed, but its storage has ended, and it cannot be stored anew",
+                put.key
+            ),
+            (Some((put, _)), _) => format!("{} cannot be stored", put.key),
+            (None, Some(key)) => format!("{key} cannot be deleted"),
             (None, None) => {
                 Metrics::add(&self.metrics.blocks_known, puts.len() as u64);
                 return Ok(());
@@ -114,7 +123,7 @@ impl Shared {
         };
         Err(Error::new(
             kind,
-            format!("{key} cannot be {what} by this node: {why}. Use a node that may write to the index"),
+            format!("{what} by this node: {why}. Use a node that may write to the index"),
         ))
     }
 

@@ -201,7 +201,7 @@ async fn due(shared: &Shared) -> bool {
                 None => None,
                 Some(_)
                     if state.waiting_for_space > 0
-                        || state.disk_full
+                        || state.disk_full.is_some()
                         || state.queued_bytes >= enough =>
                 {
                     return true;

@@ -5,7 +5,7 @@
 //! are little-endian:
 //!
 //! ```text
-//! magic 8 bytes | number u64 | 12 × 0 | crc32 u32                       the segment's head
+//! magic 8 bytes | number u64 | flags u8 | 11 × 0 | crc32 u32            the segment's head
 //! end u64 | contents u64 | contents' crc32 u32 | 8 × 0 | crc32 u32      its seal, or 32 × 0
 //! magic u32 | crc32 u32 | seq u64 | time u64 | count u32 | table u32    a frame's head, 32 bytes
 //! count × ( kind u8 | key length u16 | value length u32 | value's crc32 u32 | key )    its table
@@ -19,7 +19,9 @@
 //!
 //! A frame's `crc32` covers the head after itself and the table. `seq` is the number of the first
 //! entry; numbers go up by one per entry, across segments. `time` is when it was written
-//! (milliseconds since 1970). An entry is a put (1), a delete (2; no value), or a note that entries
+//! (milliseconds since 1970). If the lowest bit of the segment's `flags` is set, the lowest bit of
+//! `time` says something else: whether frames before this one were not synced when it was written,
+//! so that a power cut may have taken parts of any of them. An entry is a put (1), a delete (2; no value), or a note that entries
 //! need no upload any more (3; the key is two u64: first and last number).
 
 use std::sync::Arc;
@@ -35,9 +37,15 @@ pub(super) const SEGMENT_HEAD_OLD: u64 = 16;
 /// Where the seal lies in the head, and its length (bytes).
 pub(super) const SEAL_AT: u64 = 32;
 const SEAL: usize = 32;
+/// Where the flags lie in the head, and the flag that the lowest bit of a frame's time tells
+/// whether it shares its sync with frames before it.
+const FLAGS_AT: usize = 16;
+const TELLS_JOINED: u8 = 1;
 
 pub(super) const FRAME_MAGIC: u32 = 0x4d46_4457;
 pub(super) const FRAME_HEAD: usize = 32;
+/// Where the bytes begin that the checksum of a frame covers.
+pub(super) const CHECKED_FROM: usize = 8;
 const ENTRY_HEAD: usize = 11;
 /// The longest table that is accepted (bytes). A commit has some thousands of entries of about 70
 /// bytes.
@@ -68,6 +76,7 @@ pub(super) fn encode_head(id: u64) -> [u8; SEGMENT_HEAD as usize] {
     let mut head = [0; SEGMENT_HEAD as usize];
     head[..8].copy_from_slice(SEGMENT_MAGIC);
     head[8..16].copy_from_slice(&id.to_le_bytes());
+    head[FLAGS_AT] = TELLS_JOINED;
     let crc = crc32fast::hash(&head[..28]);
     head[28..32].copy_from_slice(&crc.to_le_bytes());
     head
@@ -108,6 +117,17 @@ pub(super) fn decode_head(head: &[u8], id: u64) -> Option<Head> {
         contents_len: u64_at(seal, 8)?,
         contents_crc: u32_at(seal, 16)?,
     }))
+}
+
+/// Whether the frames of a segment with this head, which was [read](decode_head), tell that they
+/// share their sync with frames before them.
+pub(super) fn tells_joined(head: &[u8]) -> bool {
+    head.starts_with(SEGMENT_MAGIC) && head.get(FLAGS_AT).is_some_and(|f| f & TELLS_JOINED != 0)
+}
+
+/// The time of a frame, with the bit that tells whether it shares its sync with frames before it.
+pub(super) fn stamp(time_ms: u64, joined: bool) -> u64 {
+    (time_ms & !1) | u64::from(joined)
 }
 
 /// Adds a frame's head and table to a table of contents.
@@ -183,11 +203,21 @@ pub(super) struct Frame {
     pub(super) seq: u64,
     /// When it was written (milliseconds since 1970).
     pub(super) time_ms: u64,
+    /// Whether frames before it in the same file were not synced when it was written, as far as
+    /// that is known.
+    pub(super) joined: bool,
     pub(super) entries: Vec<Entry>,
     /// Length of its head and table (bytes).
     pub(super) head_len: u64,
     /// Length of the frame with its values (bytes).
     pub(super) len: u64,
+}
+
+impl Frame {
+    /// Whether its time [tells](stamp) that it shares its sync with frames before it.
+    pub(super) fn is_marked_joined(&self) -> bool {
+        self.time_ms & 1 != 0
+    }
 }
 
 /// Bytes that a frame of these writes takes.
@@ -279,9 +309,68 @@ pub(super) fn decode(encoded: &[u8]) -> Option<Frame> {
     rest.is_empty().then_some(Frame {
         seq: u64_at(head, 8)?,
         time_ms: u64_at(head, 16)?,
+        joined: false,
         entries,
         head_len: encoded.len() as u64,
         len,
+    })
+}
+
+/// The length of the table that the head of a frame, which may be damaged, gives (bytes).
+pub(super) fn declared_table(head: &[u8]) -> u32 {
+    u32_at(head, 28).unwrap_or(0)
+}
+
+/// Sets the parts of a damaged frame's head that are known: the magic, and the length of its table.
+pub(super) fn restore(encoded: &mut [u8], table: u32) {
+    encoded[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
+    encoded[28..32].copy_from_slice(&table.to_le_bytes());
+}
+
+/// The difference between the checksum that stands in a frame's head and the one of its bytes.
+pub(super) fn checksum_difference(encoded: &[u8]) -> u32 {
+    u32_at(encoded, 4).unwrap_or(0) ^ crc32fast::hash(&encoded[CHECKED_FROM..])
+}
+
+/// Changes the checksum in a frame's head by a difference.
+pub(super) fn change_checksum(encoded: &mut [u8], difference: u32) {
+    let crc = u32_at(encoded, 4).unwrap_or(0) ^ difference;
+    encoded[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// The number and the time that a damaged head gives.
+pub(super) fn rough_numbers(encoded: &[u8]) -> (u64, u64) {
+    let at = |at| u64_at(encoded, at).unwrap_or(0);
+    (at(8), at(16))
+}
+
+/// The length of a damaged frame's table (bytes), if as many entries as its head gives stand at its
+/// beginning. `bytes` may reach beyond the table.
+pub(super) fn table_by_count(bytes: &[u8]) -> Option<u32> {
+    let count = u32_at(bytes, 24)?;
+    let mut rest = bytes.get(FRAME_HEAD..)?;
+    let all = rest.len();
+    for _ in 0..count {
+        let (entry, after) = rest.split_at_checked(ENTRY_HEAD)?;
+        let key_len = usize::from(u16::from_le_bytes([entry[1], entry[2]]));
+        if !(1..=3).contains(&entry[0]) || key_len == 0 {
+            return None;
+        }
+        rest = after.get(key_len..)?;
+    }
+    (count > 0).then(|| u32::try_from(all - rest.len()).ok())?
+}
+
+/// The keys in a damaged table, as far as they are text, and the lengths of their values (bytes).
+/// It ends where the table makes no sense any more.
+pub(super) fn rough_table(encoded: &[u8]) -> impl Iterator<Item = (Option<&str>, u32)> {
+    let mut rest = encoded.get(FRAME_HEAD..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (entry, after) = rest.split_at_checked(ENTRY_HEAD)?;
+        let key_len = u16::from_le_bytes([entry[1], entry[2]]);
+        let (key, after) = after.split_at_checked(usize::from(key_len))?;
+        rest = after;
+        Some((std::str::from_utf8(key).ok(), u32_at(entry, 3)?))
     })
 }
 

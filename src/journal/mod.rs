@@ -8,14 +8,18 @@
 //! | `damage` | blocks that were accepted and are damaged on this disk |
 //! | `disk` | the calls that change files, for tests to let them fail |
 //! | `frame` | how writes lie in a file |
+//! | `judge` | whether values of a frame are whole, damaged, or were never written |
 //! | `owner` | which index the blocks belong to, and journals that were left behind |
+//! | `reclaim` | removing files that are needed no more |
 //! | `replay` | reading the files at open |
 //! | `room` | admission: how many bytes a write may add, in the order of arrival |
+//! | `salvage` | what is left of a frame whose head is damaged |
 //! | `segment` | one file: appending, syncing, scanning |
 //! | `state` | which blocks are staged, damaged, and waiting to travel |
 //! | `trouble` | the log lines about blocks that do not leave |
 //! | `writer` | appending and its failures; writes that queue during a sync share the next one |
 //! | `flush` | which packs leave for Walrus, and when |
+//! | `window` | reading a file from front to back |
 //! | `deliver` | the way of a pack to Walrus, until its blocks may be forgotten |
 //!
 //! This module holds the staged blocks: key → where its newest value lies in the journal. A block
@@ -53,14 +57,18 @@ mod deliver;
 mod disk;
 mod flush;
 mod frame;
+mod judge;
 mod owner;
+mod reclaim;
 mod replay;
 mod room;
+mod salvage;
 mod segment;
 mod state;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod window;
 mod writer;
 
 pub(crate) use ask::AskFirst;
@@ -214,11 +222,12 @@ impl JournalParts {
         left.min(self.segment_bytes().saturating_sub(len))
     }
 
-    /// Makes the error of a failed write. If the disk is full, it calls the flusher: staged blocks
-    /// leave at once, to make room.
-    fn failed(&self, what: &str, e: &io::Error) -> Error {
+    /// Makes the error of a failed write of `bytes` bytes. If the disk is full, it calls the
+    /// flusher: staged blocks leave at once, to make room.
+    fn failed(&self, what: &str, e: &io::Error, bytes: u64) -> Error {
         if is_full(e) {
-            self.state.lock().disk_full = true;
+            let full = &mut self.state.lock().disk_full;
+            *full = Some(full.unwrap_or(0).max(bytes));
             self.changed.notify_one();
         }
         disk_error(what, e)

@@ -15,13 +15,14 @@
 //!
 //! Outline of [`replay`]:
 //! 1. Each file is scanned (`Segment::scan`). A torn end is cut off; a file without a whole head,
-//!    which a crash left behind, is removed.
+//!    which a crash left behind, is removed. A last write that is not whole, but holds blocks that
+//!    their keys prove or may have been acknowledged, stays, and nothing is appended to its file.
 //! 2. The numbers of entries that need no upload any more are collected from all files: such a note
 //!    may lie in a later file than its entry.
 //! 3. [`apply`] plays the entries: puts stage, deletions forget. A damaged value is forgotten if it
 //!    needs no upload, is a mere copy if the staged value is the same, counts as never acknowledged
-//!    if it is in the last frame and a sector of it was never written, and is reported as lost
-//!    otherwise.
+//!    if it is in the last frame, or in one that shares its sync with the last one, and a sector of
+//!    it was never written, and is reported as lost otherwise.
 //! 4. [`leave_out_done`] forgets the blocks that need no upload.
 //! 5. [`Replayed::superseded`] names the keys for which the caller must write an entry before any
 //!    other write. Once another frame or a table of contents follows, the next open could no longer
@@ -100,6 +101,7 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
         let segment = Arc::new(segment);
         let scan = segment.scan().map_err(|e| failed(segment.path(), e))?;
         report_gaps(&segment, &scan, log);
+        report_rest(&segment, &scan, log);
         if i == last && scan.len > 0 {
             // A process that was killed may have left frames that are not synced and would not
             // survive a power cut. Later puts rely on staged blocks.
@@ -123,9 +125,9 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
                 ),
             ));
         }
-        // Nothing is appended to a file with gaps, so it is cut to its frames, as another file will
+        // Nothing is appended to such a file, so it is cut to its frames, as another file will
         // follow it.
-        let ends = scan.gaps > 0 && scan.len < segment.file_len();
+        let ends = scan.is_odd() && scan.len < segment.file_len();
         if expected.is_none() && (scan.torn || unborn || ends) {
             let dropped = segment.file_len() - scan.len;
             if unborn {
@@ -207,7 +209,9 @@ fn apply(
     let mut copies = Vec::new();
     // Keys of the list for which the files hold something newer.
     let mut newer = HashSet::new();
-    let last = frames.len().saturating_sub(1);
+    // The frames from here on may never have been synced.
+    let synced = frames.iter().rposition(|(_, _, frame)| !frame.joined);
+    let last = synced.unwrap_or(0);
     for (i, (segment, start, frame)) in frames.into_iter().enumerate() {
         let age = read_at
             .1
@@ -217,7 +221,7 @@ fn apply(
         for (entry, seq) in frame.entries.into_iter().zip(frame.seq..) {
             position.next_seq = position.next_seq.max(seq + 1);
             let key = match &entry {
-                Entry::Damaged { unwritten, .. } if *unwritten && i == last => None,
+                Entry::Damaged { unwritten, .. } if *unwritten && i >= last => None,
                 Entry::Put { key, .. } | Entry::Damaged { key, .. } => Some(&**key),
                 Entry::Delete(key) => Some(&**key),
                 Entry::Done(..) | Entry::Lost => None,
@@ -243,7 +247,7 @@ fn apply(
                     damaged: AtomicBool::new(false),
                     unproven: AtomicBool::new(true),
                 })),
-                Entry::Damaged { key, unwritten, .. } if unwritten && i == last => {
+                Entry::Damaged { key, unwritten, .. } if unwritten && i >= last => {
                     unfinished.push(key.to_string());
                 }
                 // Its block needs no upload any more, so no copy is needed here.
@@ -314,11 +318,51 @@ fn report_gaps(segment: &Segment, scan: &segment::Scan, log: &Log) {
     log.push(
         Level::Error,
         format!(
-            "journal file {} is damaged: {} bytes between its writes cannot be read, and the blocks in them, which \
-             were accepted, are lost on this disk. The file is kept with the ending .{} once the other blocks in \
+            "journal file {} is damaged: {} bytes between its writes cannot be read, and those of the blocks in them, \
+             which were accepted, that their keys do not prove whole are lost on this disk. The file is kept with the ending .{} once the other blocks in \
              it are on Walrus",
             segment.path().display(),
             scan.gaps,
+            disk::ASIDE
+        ),
+    );
+}
+
+/// Logs that the head of a write is damaged, and that the last write of a file is not whole, if
+/// some of it is kept or it may have been acknowledged.
+fn report_rest(segment: &Segment, scan: &segment::Scan, log: &Log) {
+    if let Some(at) = scan.mended {
+        log.push(
+            Level::Error,
+            format!(
+                "journal file {} is damaged: a bit is flipped in the head of its write at byte {at}. It is known which,                  so no block is lost by it; look after the disk and the memory of this machine",
+                segment.path().display()
+            ),
+        );
+    }
+    let Some(rest) = &scan.rest else {
+        return;
+    };
+    let (path, kept) = (segment.path().display(), rest.kept);
+    let named = match rest.others.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", some(rest.others.iter().map(String::as_str))),
+    };
+    if !rest.doubtful {
+        log.push(
+            Level::Warn,
+            format!(
+                "journal file {path}: the last write before a crash is not whole and was never acknowledged. {kept}                  blocks of it that are whole are kept, and {} are not{named}",
+                rest.others.len()
+            ),
+        );
+        return;
+    }
+    segment.keep();
+    log.push(
+        Level::Error,
+        format!(
+            "journal file {path} is damaged in its last write. {kept} blocks of it are whole and kept; others of it{named}              may have been accepted and be lost on this disk: look whether what was added last is there              (ipfs refs local, ipfs pin verify), and add it again if not. The file is kept with the ending .{}              once its blocks are on Walrus",
             disk::ASIDE
         ),
     );

@@ -31,8 +31,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use super::disk::{Disk, ASIDE};
-use super::frame::{self, Entry, Frame, Head, Seal, FRAME_HEAD};
-use crate::multihash::{self, Match};
+use super::frame::{self, Frame, Head, Seal};
+use super::judge::{self, Verdict};
+use super::salvage::{self, Salvaged};
+use super::window::Window;
 
 const SUFFIX: &str = ".segment";
 
@@ -43,10 +45,6 @@ const AHEAD_MOST: u64 = 4 << 20;
 /// Frames of at least this length (bytes) get no zeroes ahead: their own bytes cost more than the
 /// growth of the file.
 const LONG_FRAME: u64 = 128 << 10;
-/// How many bytes a scan reads at once.
-const WINDOW: usize = 1 << 20;
-/// The size of a sector, which a disk writes wholly or not at all (bytes).
-const SECTOR: u64 = 512;
 
 static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
 
@@ -87,11 +85,28 @@ pub(super) struct Scan {
     pub(super) torn: bool,
     /// The number of bytes between whole frames that are no frames.
     pub(super) gaps: u64,
+    /// Where a write begins of whose head or table one bit was flipped: it is known which.
+    pub(super) mended: Option<u64>,
+    /// The last write, if it is not whole and some of it was kept, or it may have been
+    /// acknowledged.
+    pub(super) rest: Option<Rest>,
     /// The table of contents, as far as the frames go.
     pub(super) contents: Vec<u8>,
     /// Whether frames may be appended: the segment is of the present version, was not sealed, and
-    /// has no gaps.
+    /// is not [odd](Self::is_odd).
     pub(super) open: bool,
+}
+
+/// What is left of a last write that is not whole.
+#[derive(Debug)]
+pub(super) struct Rest {
+    /// The number of its blocks that are whole and kept.
+    pub(super) kept: usize,
+    /// The keys of its other entries, as far as they can be read.
+    pub(super) others: Vec<String>,
+    /// Whether it is more likely damaged than cut short by a crash, and so may have been
+    /// acknowledged.
+    pub(super) doubtful: bool,
 }
 
 impl Segment {
@@ -344,14 +359,18 @@ impl Segment {
 
     /// Reads the head and table of every frame: from the table of contents if there is one,
     /// otherwise from the frames, together with their values. A put whose value is damaged is
-    /// [marked](Entry::Damaged), and its neighbours in the frame stay, unless the end of the last
-    /// frame is missing.
+    /// [marked](frame::Entry::Damaged), and its neighbours in the frame stay, unless the end of
+    /// the last frame is missing: then only blocks stay that their keys prove.
     ///
     /// Bytes that are no frame end the scan, unless frames follow them: then a head was damaged,
     /// and the scan goes on behind it. A block may hold bytes that look like a frame; so of the
     /// frames that come behind a gap only puts count whose value is whole and is not denied by a
-    /// multihash in the key. A table of contents would list the other entries too, so nothing is
-    /// appended to such a segment, and it is never sealed.
+    /// multihash in the key. Of a frame whose head or table is damaged, [`salvage`] finds what it
+    /// can.
+    ///
+    /// A table of contents would list entries that do not count, and a frame that follows one that
+    /// is not whole would make it look acknowledged. So nothing is appended to a segment with such
+    /// frames, and it is never sealed: each later scan finds the same.
     pub(super) fn scan(&self) -> io::Result<Scan> {
         let file_len = self.file_len();
         let mut window = Window::new(&self.file, file_len);
@@ -362,8 +381,10 @@ impl Segment {
                 ..Scan::default()
             });
         };
-        let whole = window.get(0, frame::SEGMENT_HEAD)?.unwrap_or(&head);
-        let parsed = frame::decode_head(whole, self.id);
+        let whole = window.get(0, frame::SEGMENT_HEAD)?.map(<[u8]>::to_vec);
+        let head = whole.unwrap_or(head);
+        let tells_joined = frame::tells_joined(&head);
+        let parsed = frame::decode_head(&head, self.id);
         let Some(head) = parsed else {
             // A power cut while the file was made may leave it short, or without content.
             if file_len < frame::SEGMENT_HEAD || !window.other_than_zero_from(0)? {
@@ -395,7 +416,7 @@ impl Segment {
         let mut next_seq = 0;
         let end = seal.map_or(file_len, |seal| seal.end.min(file_len));
         let values = seal.is_none();
-        let mut torn = false;
+        let mut verdict = Verdict::Whole;
         loop {
             // Numbers only go up: an older frame in this place is one that the disk has not
             // overwritten.
@@ -404,18 +425,37 @@ impl Segment {
             let (begins, mut frame) = match found {
                 Some(frame) => (at, frame),
                 None if !values => break,
-                None => match window.frame_after(at, end, next_seq)? {
-                    Some((begins, frame)) => {
-                        scan.gaps += begins - at;
-                        (begins, frame)
+                None => match salvage::salvage(&mut window, at, end, next_seq)? {
+                    Some(salvaged) if salvaged.exact => {
+                        scan.mended.get_or_insert(at);
+                        (at, salvaged.frame)
                     }
-                    None => break,
+                    salvaged => {
+                        let proven = salvaged.as_ref().map_or(0, Salvaged::proven_len);
+                        // Behind what is proven: a block may hold bytes that look like a frame.
+                        let behind = at + proven.saturating_sub(1);
+                        match (window.frame_after(behind, end, next_seq)?, salvaged) {
+                            (Some((begins, frame)), salvaged) => {
+                                scan.gaps += begins - at;
+                                let salvaged = salvaged.map(|s| s.numbered_before(&frame));
+                                scan.frames.extend(salvaged.map(|salvaged| (at, salvaged)));
+                                (begins, frame)
+                            }
+                            (None, Some(salvaged)) => {
+                                verdict = Verdict::Damaged;
+                                scan.end_with(&mut window, at, salvaged)?;
+                                break;
+                            }
+                            (None, None) => break,
+                        }
+                    }
                 },
             };
+            frame.joined = tells_joined && frame.is_marked_joined();
             next_seq = frame.seq + frame.entries.len() as u64;
             at = begins + frame.len;
             if values {
-                torn = window.mark_damaged(begins, &mut frame, scan.gaps > 0)?;
+                verdict = judge::judge(&mut window, begins, &mut frame, scan.gaps > 0)?;
             }
             if let Some(encoded) = window.get(begins, frame.head_len)? {
                 frame::push_contents(&mut scan.contents, begins, encoded);
@@ -423,15 +463,10 @@ impl Segment {
             scan.frames.push((begins, frame));
             scan.len = at;
         }
-        // A write whose end is missing was never acknowledged.
-        if torn {
-            if let Some((begins, frame)) = scan.frames.pop() {
-                scan.len = begins;
-                let contents = scan.contents.len() - (8 + frame.head_len as usize);
-                scan.contents.truncate(contents);
-            }
+        if let Verdict::Torn { doubtful } = verdict {
+            scan.end_torn(&mut window, doubtful)?;
         }
-        scan.open &= scan.gaps == 0;
+        scan.open &= !scan.is_odd();
         scan.torn = window.other_than_zero_from(scan.len)?;
         Ok(scan)
     }
@@ -464,165 +499,50 @@ impl Segment {
     }
 }
 
-/// Reads a file from front to back in large steps.
-struct Window<'a> {
-    file: &'a File,
-    file_len: u64,
-    at: u64,
-    bytes: Vec<u8>,
-}
-
-impl<'a> Window<'a> {
-    fn new(file: &'a File, file_len: u64) -> Self {
-        Window {
-            file,
-            file_len,
-            at: 0,
-            bytes: Vec::new(),
-        }
+impl Scan {
+    /// Whether a later scan would understand the frames in another way if more followed, or if
+    /// there were a table of contents.
+    pub(super) fn is_odd(&self) -> bool {
+        self.gaps > 0 || self.mended.is_some() || self.rest.is_some()
     }
 
-    /// The `len` bytes from `at` on; `None` if the file ends before.
-    fn get(&mut self, at: u64, len: u64) -> io::Result<Option<&[u8]>> {
-        let Some(end) = at.checked_add(len).filter(|end| *end <= self.file_len) else {
-            return Ok(None);
+    /// Takes the last frame, whose end is missing. A write whose end is missing was never
+    /// acknowledged, unless it is doubtful; blocks of it that their keys prove do no harm.
+    fn end_torn(&mut self, window: &mut Window<'_>, doubtful: bool) -> io::Result<()> {
+        let Some((begins, frame)) = self.frames.last_mut() else {
+            return Ok(());
         };
-        if at < self.at || end > self.at + self.bytes.len() as u64 {
-            let take = len.max(WINDOW as u64).min(self.file_len - at);
-            self.bytes.resize(take as usize, 0);
-            // No range matches until the window was filled: the read may fail.
-            self.at = u64::MAX - take;
-            self.file.read_exact_at(&mut self.bytes, at)?;
-            self.at = at;
+        let (kept, others) = judge::keep_proven(window, *begins, frame)?;
+        if kept > 0 || doubtful {
+            self.rest = Some(Rest {
+                kept,
+                others,
+                doubtful,
+            });
+            return Ok(());
         }
-        let from = (at - self.at) as usize;
-        Ok(self.bytes.get(from..from + len as usize))
+        self.len = *begins;
+        let contents = self.contents.len() - (8 + frame.head_len as usize);
+        self.contents.truncate(contents);
+        self.frames.pop();
+        Ok(())
     }
 
-    fn other_than_zero_from(&mut self, at: u64) -> io::Result<bool> {
-        self.other_than_zero(at, self.file_len)
-    }
-
-    fn other_than_zero(&mut self, at: u64, end: u64) -> io::Result<bool> {
-        let mut at = at;
-        while at < end {
-            let step = (end - at).min(WINDOW as u64);
-            if self
-                .get(at, step)?
-                .is_some_and(|bytes| bytes.iter().any(|b| *b != 0))
-            {
-                return Ok(true);
-            }
-            at += step;
+    /// Takes a last frame at byte `at` whose head or table is damaged.
+    fn end_with(&mut self, window: &mut Window<'_>, at: u64, salvaged: Salvaged) -> io::Result<()> {
+        let kept = salvaged.kept();
+        if kept == 0 && salvaged.unwritten {
+            return Ok(());
         }
-        Ok(false)
-    }
-
-    fn frame_at(&mut self, at: u64, end: u64) -> io::Result<Option<Frame>> {
-        let after_head = at + FRAME_HEAD as u64;
-        if after_head > end {
-            return Ok(None);
+        self.len = window.end_of_bytes(at)?.max(at + salvaged.frame.len);
+        self.rest = Some(Rest {
+            kept,
+            others: Vec::new(),
+            doubtful: !salvaged.unwritten,
+        });
+        if kept > 0 {
+            self.frames.push((at, salvaged.frame));
         }
-        let Some(head) = self.get(at, FRAME_HEAD as u64)? else {
-            return Ok(None);
-        };
-        let Some(len) = head
-            .first_chunk()
-            .and_then(frame::table_len)
-            .filter(|len| after_head + *len as u64 <= end)
-        else {
-            return Ok(None);
-        };
-        let encoded = self.get(at, (FRAME_HEAD + len) as u64)?;
-        Ok(encoded
-            .and_then(frame::decode)
-            .filter(|frame| at + frame.len <= end))
+        Ok(())
     }
-
-    /// The next frame behind byte `at`, where there is none, with a number that may follow `seq`,
-    /// and where it begins.
-    fn frame_after(&mut self, at: u64, end: u64, seq: u64) -> io::Result<Option<(u64, Frame)>> {
-        /// More than the number of entries in one segment.
-        const JUMP: u64 = 1 << 24;
-        let magic = frame::FRAME_MAGIC.to_le_bytes();
-        let mut from = at + 1;
-        while from + FRAME_HEAD as u64 <= end {
-            let step = (end - from).min(WINDOW as u64);
-            let Some(bytes) = self.get(from, step)? else {
-                return Ok(None);
-            };
-            let places = bytes.windows(magic.len()).enumerate();
-            let places: Vec<u64> = places
-                .filter(|(_, bytes)| *bytes == magic)
-                .map(|(place, _)| from + place as u64)
-                .collect();
-            for place in places {
-                let found = self.frame_at(place, end)?;
-                if let Some(frame) = found.filter(|f| (seq..seq + JUMP).contains(&f.seq)) {
-                    return Ok(Some((place, frame)));
-                }
-            }
-            // The steps overlap, as a magic may lie across two of them.
-            from += (step - magic.len() as u64 + 1).max(1);
-        }
-        Ok(None)
-    }
-
-    /// Marks entries whose values are damaged and, behind a gap, entries that cannot be trusted.
-    /// Returns whether the frame looks torn: its end is missing, as from some byte on there are
-    /// only zeroes, and every damaged value reaches up to there.
-    fn mark_damaged(
-        &mut self,
-        start: u64,
-        frame: &mut Frame,
-        behind_gap: bool,
-    ) -> io::Result<bool> {
-        // The end of the first damaged value; the other damaged values end behind it.
-        let mut first_end = None;
-        for entry in &mut frame.entries {
-            let Entry::Put {
-                key,
-                offset,
-                len,
-                crc,
-            } = &*entry
-            else {
-                if behind_gap {
-                    *entry = Entry::Lost;
-                }
-                continue;
-            };
-            let at = start + offset;
-            let value = self.get(at, u64::from(*len))?;
-            let intact = value.is_some_and(|value| crc32fast::hash(value) == *crc);
-            let other = |value: &[u8]| multihash::check(key, value) == Match::No;
-            if intact && !(behind_gap && value.is_some_and(other)) {
-                continue;
-            }
-            first_end.get_or_insert(at + u64::from(*len));
-            *entry = match behind_gap {
-                true => Entry::Lost,
-                false => Entry::Damaged {
-                    key: Arc::clone(key),
-                    offset: *offset,
-                    len: *len,
-                    crc: *crc,
-                    unwritten: value.is_none_or(|value| has_zero_sector(at, value)),
-                },
-            };
-        }
-        match first_end {
-            None => Ok(false),
-            Some(end) => Ok(!self.other_than_zero(end - 1, start + frame.len)?),
-        }
-    }
-}
-
-/// Whether some sector of these bytes, which begin at byte `at` of the file, holds only zeroes.
-fn has_zero_sector(at: u64, bytes: &[u8]) -> bool {
-    let first = (SECTOR - at % SECTOR).min(bytes.len() as u64);
-    let (first, rest) = bytes.split_at(first as usize);
-    std::iter::once(first)
-        .chain(rest.chunks(SECTOR as usize))
-        .any(|sector| sector.iter().all(|b| *b == 0))
 }

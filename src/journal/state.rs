@@ -34,8 +34,9 @@ pub(super) struct StagedBlocks {
     /// Bytes of writes that have been admitted and not written yet.
     pub(super) admitted: u64,
     pub(super) waiting_for_space: usize,
-    /// Whether the last put could not be written for want of space on the disk.
-    pub(super) disk_full: bool,
+    /// The bytes of the largest write for which there was no space on the disk, until one of that
+    /// size succeeds or the journal is empty.
+    pub(super) disk_full: Option<u64>,
     pub(super) last_write: Option<Instant>,
     /// The number of queued bytes at which the flusher is to be called, and whether it was.
     pub(super) call_at: u64,

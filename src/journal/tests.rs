@@ -11,6 +11,8 @@ use super::segment::Segment;
 use super::*;
 use crate::locks::KeyLocks;
 
+mod last_write;
+
 /// A kind of call that fails, from the n-th call on and a number of times.
 #[derive(Debug, Clone, Copy)]
 struct Fault {

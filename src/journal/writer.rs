@@ -31,7 +31,7 @@
 //! `Writer::queue` is held only to send, with no other lock.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::Arc;
@@ -118,6 +118,7 @@ impl Writer {
             inner: Arc::clone(&inner),
             current,
             broken: None,
+            first: Vec::new(),
             litter: Vec::new(),
             next_seq: at.next_seq,
             next_id: at.next_id,
@@ -154,20 +155,22 @@ impl Writer {
         self.send(writes, None).await
     }
 
-    /// Appends notes, and values that are staged already, on this thread. An error is dropped: the
-    /// next write will meet the same fault of the disk.
+    /// Appends notes, and values that are staged already, on this thread. If that fails, they are
+    /// written before any other write.
     pub(super) fn note_now(&self, writes: Vec<Write>) {
-        let (reply, _) = oneshot::channel();
-        let puts = None;
+        let (reply, mut answer) = oneshot::channel();
         let append = Append {
-            writes,
+            writes: writes.clone(),
             reply,
-            puts,
+            puts: None,
         };
         let mut written = Vec::new();
         let mut appender = self.appender.lock();
         appender.write(append, &mut written);
         appender.commit(&mut written);
+        if !matches!(answer.try_recv(), Ok(Ok(()))) {
+            appender.first = writes;
+        }
     }
 
     async fn send(&self, writes: Vec<Write>, puts: Option<(Room, Arc<KeyGuard>)>) -> Result<()> {
@@ -281,9 +284,12 @@ fn serve(appender: &Mutex<Appender>, jobs: &mpsc::Receiver<Job>) {
 /// The only part of an open journal that changes its segments.
 #[derive(Debug)]
 pub(super) struct Appender {
-    inner: Arc<JournalParts>,
-    current: Option<Open>,
-    broken: Option<Broken>,
+    pub(super) inner: Arc<JournalParts>,
+    pub(super) current: Option<Open>,
+    pub(super) broken: Option<Broken>,
+    /// Writes that must come before any other: see `Replayed::superseded`. They could not be
+    /// written at open.
+    first: Vec<Write>,
     /// Paths of files that could not be made and may be there in part.
     litter: Vec<PathBuf>,
     next_seq: u64,
@@ -293,8 +299,8 @@ pub(super) struct Appender {
 
 /// The segment that is appended to.
 #[derive(Debug)]
-struct Open {
-    segment: Arc<Segment>,
+pub(super) struct Open {
+    pub(super) segment: Arc<Segment>,
     /// Its table of contents so far.
     contents: Vec<u8>,
     /// The lengths of the frames and of the contents that are on disk for certain (bytes).
@@ -306,8 +312,8 @@ struct Open {
 /// A segment whose end is unknown, since a write or a sync failed. Nothing is written until that
 /// end is cut off: its bytes must never be read as if they had been acknowledged.
 #[derive(Debug)]
-struct Broken {
-    segment: Arc<Segment>,
+pub(super) struct Broken {
+    pub(super) segment: Arc<Segment>,
     /// The length that was synced (bytes); these frames stay.
     len: u64,
     contents_len: usize,
@@ -357,24 +363,44 @@ impl Appender {
 
     fn append(&mut self, writes: &[Write]) -> Result<(Arc<Segment>, u64, u64)> {
         self.mend()?;
+        let first = std::mem::take(&mut self.first);
+        if !first.is_empty() {
+            match self.append_frame(&first) {
+                // Until they are synced they are written again if the end of the file is cut off.
+                Ok(_) => self
+                    .current
+                    .iter_mut()
+                    .for_each(|o| o.notes.extend_from_slice(&first)),
+                Err(e) => {
+                    self.first = first;
+                    return Err(e);
+                }
+            }
+        }
+        self.append_frame(writes)
+    }
+
+    fn append_frame(&mut self, writes: &[Write]) -> Result<(Arc<Segment>, u64, u64)> {
+        let bytes = value_bytes(writes);
         let seq = self.next_seq;
         let time_ms = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |t| t.as_millis() as u64);
-        let head = frame::encode(seq, time_ms, writes);
         let values = writes.iter().filter_map(|w| match w {
             Write::Put { value, .. } => Some(&value[..]),
             _ => None,
         });
         let open = match self.current.take() {
             Some(open) => open,
-            None => self.create()?,
+            None => self.create(bytes)?,
         };
         let open = self.current.insert(open);
         let segment = &open.segment;
+        let joined = segment.len() > open.synced.0;
+        let head = frame::encode(seq, frame::stamp(time_ms, joined), writes);
         let failed = |e| {
-            self.inner
-                .failed(&format!("writing to {}", segment.path().display()), &e)
+            let what = format!("writing to {}", segment.path().display());
+            self.inner.failed(&what, &e, bytes)
         };
         let room = || self.inner.room_ahead(segment.len());
         let start = segment.append(&head, values, room).map_err(failed)?;
@@ -384,10 +410,11 @@ impl Appender {
         Ok((Arc::clone(segment), start + head.len() as u64, seq))
     }
 
-    /// Makes the next file.
-    fn create(&mut self) -> Result<Open> {
+    /// Makes the next file, for a write of `bytes` bytes.
+    fn create(&mut self, bytes: u64) -> Result<Open> {
         let inner = &self.inner;
-        let failed = |e| inner.failed(&format!("new journal file in {}", inner.dir.display()), &e);
+        let what = format!("new journal file in {}", inner.dir.display());
+        let failed = |e| inner.failed(&what, &e, bytes);
         remove_litter(inner, &mut self.litter).map_err(failed)?;
         let id = self.next_id;
         self.next_id = id.saturating_add(1);
@@ -569,7 +596,9 @@ impl Appender {
             let mut state = self.inner.state.lock();
             if append.puts.is_some() {
                 state.last_write = Some(now);
-                state.disk_full = false;
+                // A small write may find room where a larger one has found none.
+                let bytes = value_bytes(&append.writes);
+                state.disk_full.take_if(|failed| *failed <= bytes);
             }
             for (write, seq) in append.writes.into_iter().zip(seq..) {
                 match write {
@@ -601,75 +630,6 @@ impl Appender {
         drop(append.puts);
         let _ = append.reply.send(Ok(()));
     }
-
-    /// Removes files without live blocks, oldest first, the newest too if it is the only one.
-    fn reclaim(&mut self) {
-        self.inner.save_damage();
-        self.remove_free();
-        // Saved once more, since files that were set aside have other names now.
-        self.inner.save_damage();
-    }
-
-    fn remove_free(&mut self) {
-        loop {
-            let oldest = {
-                let state = self.inner.state.lock();
-                match state.segments.front() {
-                    Some(s) if s.live() == 0 => Arc::clone(s),
-                    _ => return,
-                }
-            };
-            match oldest.remove() {
-                Ok(None) => {}
-                Ok(Some(aside)) => self.renamed(&oldest, &aside),
-                Err(e) => {
-                    self.inner.log.push(
-                        Level::Warn,
-                        format!("journal: cannot remove {}: {e}", oldest.path().display()),
-                    );
-                    return;
-                }
-            }
-            // If it is the newest file: everything written is published, so no write into it is
-            // under way, and its notes are about blocks that are gone with it.
-            if self
-                .current
-                .as_ref()
-                .is_some_and(|o| o.segment.id == oldest.id)
-            {
-                self.current = None;
-            }
-            if self
-                .broken
-                .as_ref()
-                .is_some_and(|b| b.segment.id == oldest.id)
-            {
-                self.broken = None;
-                self.inner.broken.store(false, Ordering::Release);
-            }
-            failpoint!("journal.removed");
-            {
-                let mut state = self.inner.state.lock();
-                state.segments.pop_front();
-                if state.segments.is_empty() {
-                    state.unnoted.clear();
-                }
-            }
-            self.inner.space.notify_waiters();
-        }
-    }
-}
-
-impl Appender {
-    /// Notes that the damaged blocks of a segment lie in a file of another name now.
-    fn renamed(&self, segment: &Segment, aside: &Path) {
-        let (from, to) = (segment.file_name(), aside.file_name().unwrap_or_default());
-        let mut state = self.inner.state.lock();
-        state.damage_changed = true;
-        for damage in state.damaged.values_mut().filter(|d| d.file == from) {
-            damage.file = to.to_string_lossy().into_owned();
-        }
-    }
 }
 
 /// Removes files that could not be made: only the last file may be unfinished, so they must be gone
@@ -684,6 +644,15 @@ fn remove_litter(inner: &JournalParts, litter: &mut Vec<PathBuf>) -> io::Result<
     Ok(())
 }
 
+/// The bytes of the values in these writes.
+fn value_bytes(writes: &[Write]) -> u64 {
+    let values = writes.iter().map(|write| match write {
+        Write::Put { value, .. } => value.len() as u64,
+        _ => 0,
+    });
+    values.sum()
+}
+
 fn broken_contents(segment: &Segment) -> usize {
     usize::try_from(segment.space() - segment.len()).unwrap_or(0)
 }
@@ -694,7 +663,9 @@ fn sync(inner: &JournalParts, open: &mut Open) -> Result<()> {
     let synced = open.segment.sync();
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     inner.last_sync_us.store(took, Ordering::Relaxed);
-    synced.map_err(|e| inner.failed(&format!("syncing {}", open.segment.path().display()), &e))?;
+    let bytes = open.segment.len() - open.synced.0;
+    let what = || format!("syncing {}", open.segment.path().display());
+    synced.map_err(|e| inner.failed(&what(), &e, bytes))?;
     open.synced = (open.segment.len(), open.contents.len());
     open.notes.clear();
     Ok(())

@@ -124,6 +124,12 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// The length that the blob has at least, according to the rows (bytes).
+    pub(super) fn least_len(&self) -> u64 {
+        let ends = self.ranges.iter().map(|(_, range)| range.end);
+        ends.max().unwrap_or(0)
+    }
+
     fn fit(&self, blob: &[u8]) -> Fit {
         let mut fit = Fit {
             len: blob.len(),

@@ -195,11 +195,26 @@ impl Memory {
     }
 
     /// Forgets blobs that were not due in this round (`due`) and for which nothing is pending.
-    pub(super) fn retain(&mut self, due: &HashSet<String>) {
-        self.blobs.retain(|blob_id, past| {
+    /// Their notes go, too, unless other bytes of the blob were paid for and it has rows still.
+    pub(super) async fn tidy(&mut self, parts: &RenewalParts, due: &HashSet<String>) -> Result<()> {
+        let now = parts.clock.now();
+        for (blob_id, past) in self.retain(due) {
+            let noted = past.text(now).is_some();
+            if noted && (!past.was_wrong() || parts.index.rows_of_blob(&blob_id).await?.is_empty())
+            {
+                parts.index.set_note(&name(&blob_id), None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of [`tidy`](Self::tidy) that concerns this process alone; returns what it forgot.
+    fn retain(&mut self, due: &HashSet<String>) -> Vec<(String, Past)> {
+        let over = self.blobs.extract_if(|blob_id, past| {
             let waits = past.rests() || past.wrong_rests() || past.unnoted.is_some();
-            waits || due.contains(blob_id)
+            !waits && !due.contains(blob_id)
         });
+        over.collect()
     }
 }
 

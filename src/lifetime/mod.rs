@@ -218,7 +218,7 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<(
     if state.audited.is_none_or(audit_due) && !audit(parts, owner, state, &mut done).await? {
         return Ok(());
     }
-    state.memory.retain(&done);
+    state.memory.tidy(parts, &done).await?;
     share_epoch(parts, state).await?;
     let now = seconds(parts.clock.now());
     parts
@@ -546,7 +546,9 @@ async fn right_bytes(
     turn: u32,
 ) -> Result<(Bytes, Vec<String>)> {
     let strictly = |bytes: &[u8]| rows.strictly(bytes);
-    let error = match parts.uploader.store.read(&item.blob_id, &strictly).await {
+    // A pack may be longer than those that this node makes: packTargetSizeBytes may have changed.
+    let (store, len) = (&parts.uploader.store, rows.least_len());
+    let error = match store.read_known(&item.blob_id, len, &strictly).await {
         Ok(bytes) => return Ok((bytes, Vec::new())),
         Err(e) => e,
     };
@@ -554,6 +556,6 @@ async fn right_bytes(
         return Err(error);
     };
     let like = |bytes: &[u8]| rows.like(&best, bytes);
-    let bytes = parts.uploader.store.read(&item.blob_id, &like).await?;
+    let bytes = store.read_known(&item.blob_id, len, &like).await?;
     Ok((bytes, best.fit.odd))
 }

@@ -134,7 +134,7 @@ impl Uploader {
         (may && self.lasts(row, len, self.spare_for)).then_some(row)
     }
 
-    /// Whether the blob of a deleted row is still stored, as far as this node knows.
+    /// Whether the blob of a row is still stored, as far as this node knows.
     pub(crate) fn is_alive(&self, row: &Record) -> bool {
         row.is_fresh(self.clock.now(), &self.epoch_clock) && !self.gone.contains(&row.blob_id)
     }

@@ -269,7 +269,7 @@ impl Client {
     /// # Errors
     /// [`ErrorKind::BlobNotFound`], or [`ErrorKind::Walrus`] if reading failed otherwise.
     pub async fn read(&self, blob_id: &str) -> Result<Bytes> {
-        self.all(Want::Blob(blob_id), &unchecked).await
+        self.all(Want::Blob(blob_id, 0), &unchecked).await
     }
 
     /// Reads exactly `len` bytes from `offset` on (bytes), never fewer.
@@ -307,7 +307,11 @@ impl BlobStore for Client {
     }
 
     async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
-        self.all(Want::Blob(blob_id), check).await
+        self.all(Want::Blob(blob_id, 0), check).await
+    }
+
+    async fn read_known(&self, blob_id: &str, len: u64, check: Check<'_>) -> Result<Bytes> {
+        self.all(Want::Blob(blob_id, len), check).await
     }
 
     async fn read_range(

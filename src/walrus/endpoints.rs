@@ -18,8 +18,8 @@
 //! **Size limits.** No endpoint tells the largest body it takes: 10 MiB on a stock publisher, 1 MiB
 //! behind a stock nginx, anything elsewhere. A refusal of N bytes teaches a cap: 10 MiB if N was
 //! above that, else N/2, but never below the largest body it has taken. A learnt cap is
-//! forgotten after an hour (ten minutes if it was only guessed from a broken connection), because
-//! operators raise limits and weak networks recover.
+//! forgotten after an hour (ten minutes if it was only guessed from two broken connections in a
+//! row), because operators raise limits and weak networks recover.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -51,8 +51,10 @@ const WORST_PENALTY: f64 = 32.0;
 
 /// One publisher or aggregator.
 pub(super) struct Endpoint {
-    /// Base URL without user info and trailing slash.
+    /// Base URL without user info and trailing slash. Its path may hold an API key.
     base: String,
+    /// The base URL for people: without the parts that may be a key.
+    shown: String,
     /// `Authorization: Basic …` of the user info, if there was some.
     basic: Option<HeaderValue>,
     /// Secrets, which must never be shown.
@@ -77,6 +79,8 @@ struct Health {
     penalty_at: Option<Instant>,
     accepted: u64,
     refused: Option<Refusal>,
+    /// The shortest body during which the connection broke lately (bytes), and when one last did.
+    broke: Option<(u64, Instant)>,
 }
 
 #[derive(Clone, Copy)]
@@ -128,8 +132,11 @@ impl Endpoint {
             let cleared = url.set_username("").and_then(|()| url.set_password(None));
             cleared.map_err(|()| wrong("user info that cannot be taken apart"))?;
         }
+        secrets.extend(keys_in(url.path()).map(String::from));
+        let base = url.as_str().trim_end_matches('/').to_string();
         Ok(Endpoint {
-            base: url.as_str().trim_end_matches('/').to_string(),
+            shown: redact_url(&base),
+            base,
             basic,
             secrets,
             state: Mutex::default(),
@@ -138,8 +145,13 @@ impl Endpoint {
         })
     }
 
-    /// The base URL for people: no user info.
+    /// The base URL for people: no user info, no part of the path that may be a key.
     pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// The base URL as the endpoint's identity within this process. Never shown.
+    pub(super) fn base(&self) -> &str {
         &self.base
     }
 
@@ -223,6 +235,7 @@ impl Endpoint {
     pub(super) fn accepted(&self, len: u64) {
         let mut state = self.state.lock();
         state.accepted = state.accepted.max(len);
+        state.broke.take_if(|(broke, _)| *broke <= len);
         let accepted = state.accepted;
         match &mut state.refused {
             Some(refusal) if len >= refusal.len => state.refused = None,
@@ -253,6 +266,18 @@ impl Endpoint {
             certain,
             until: now + if certain { CERTAIN_FOR } else { GUESSED_FOR },
         });
+    }
+
+    /// Notes that the connection broke while a body of `len` bytes was sent. Returns whether that
+    /// happened before, and no body as long was taken since: once alone, the publisher may just
+    /// have closed an idle connection.
+    pub(super) fn broke(&self, len: u64) -> bool {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let before = state.broke.filter(|(_, at)| now < *at + GUESSED_FOR);
+        let shortest = before.map_or(len, |(before, _)| before.min(len));
+        state.broke = Some((shortest, now));
+        before.is_some()
     }
 
     /// The learnt cap (bytes).
@@ -400,8 +425,34 @@ impl Endpoints {
     }
 }
 
-/// A URL (well-formed or not) without its user info.
+/// The parts of a path that may be a key: providers of aggregators and publishers put one into it.
+fn keys_in(path: &str) -> impl Iterator<Item = &str> {
+    /// Names of services and versions are shorter.
+    const SHORTEST: usize = 16;
+    path.split(['/', '?', '#', '&', '=', ';'])
+        .filter(|part| part.len() >= SHORTEST)
+}
+
+/// A URL (well-formed or not) without its user info, and without parts of its path or query that
+/// may be a key.
 pub(super) fn redact_url(text: &str) -> String {
+    let text = without_user(text);
+    let host = text.find("://").map_or(0, |at| at + 3);
+    let path = text[host..].find(['/', '?', '#']);
+    let Some(path) = path.map(|at| host + at) else {
+        return text;
+    };
+    let mut shown = text[path..].to_string();
+    let mut keys: Vec<&str> = keys_in(&text[path..]).collect();
+    keys.sort_by_key(|key| std::cmp::Reverse(key.len()));
+    for key in keys {
+        shown = shown.replace(key, "[redacted]");
+    }
+    format!("{}{shown}", &text[..path])
+}
+
+/// A URL (well-formed or not) without its user info.
+fn without_user(text: &str) -> String {
     let start = text.find("://").map_or(0, |at| at + 3);
     let end = text[start..]
         .find(['/', '?', '#'])
@@ -471,6 +522,24 @@ mod tests {
         for secret in [&pair, "p@ss", "p%40ss", "tok", "user:"] {
             assert!(!shown.contains(secret), "{shown}");
         }
+        let endpoint = Endpoint::parse("k", "https://h/rpc/0123456789abcdef0123/walrus").unwrap();
+        assert_eq!(endpoint.shown(), "https://h/rpc/[redacted]/walrus");
+        assert_eq!(
+            endpoint.url("/v1"),
+            "https://h/rpc/0123456789abcdef0123/walrus/v1"
+        );
+        let page = endpoint.redact("no /rpc/0123456789abcdef0123/walrus/v1/blobs here", None);
+        assert_eq!(page, "no /rpc/[redacted]/walrus/v1/blobs here");
+        let error = Endpoint::parse(
+            "k",
+            "http://h/0123456789abcdef0123?key=fedcba98765432100000",
+        );
+        let text = error.err().unwrap().to_string();
+        assert!(
+            !text.contains("0123456789") && !text.contains("fedcba"),
+            "{text}"
+        );
+        let endpoint = Endpoint::parse("k", "http://user:p%40ss@h").unwrap();
         assert_eq!(
             endpoint.redact("it was Bearer tok", Some("token")),
             "it was Bearer [redacted]"
@@ -577,6 +646,20 @@ mod tests {
         assert_eq!(one.size_limit(), MIB);
         tokio::time::advance(GUESSED_FOR).await;
         assert_eq!(one.size_limit(), u64::MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_broken_connection_is_no_limit() {
+        let one = endpoints(1, true);
+        let publisher = one.get(0);
+        assert!(!publisher.broke(64 * MIB));
+        assert!(publisher.broke(64 * MIB), "twice in a row");
+        publisher.accepted(32 * MIB);
+        assert!(publisher.broke(64 * MIB), "what it took was shorter");
+        publisher.accepted(64 * MIB);
+        assert!(!publisher.broke(64 * MIB), "it has taken such a body");
+        tokio::time::advance(GUESSED_FOR).await;
+        assert!(!publisher.broke(64 * MIB), "long ago");
     }
 
     #[test]

@@ -33,6 +33,7 @@ use super::shared::Shared;
 use super::transport::{is_encoded, one_line, send_failure, BodyReader, ErrorAnswer, Progress};
 use super::want::{Part, Want};
 use super::Fetched;
+use crate::limits::MAX_BLOB_BYTES;
 
 /// Redirects followed per attempt.
 const MAX_REDIRECTS: usize = 5;
@@ -67,7 +68,7 @@ impl Shared {
         // Held from the beginning, so that a body which comes meanwhile is kept for this reader,
         // too.
         let joined = match want {
-            Want::Range(part) => self.joined.of((aggregator.shown(), part.id)),
+            Want::Range(part) => self.joined.of((aggregator.base(), part.id)),
             _ => Arc::default(),
         };
         let member = aggregator.crowd.join().await;
@@ -122,6 +123,13 @@ impl Shared {
                     }
                     collected => collected.map(all),
                 }
+            }
+            (_, Want::Blob(_, known)) => {
+                let known = known.min(MAX_BLOB_BYTES.unsigned_abs());
+                reader
+                    .collect(self.max_blob_bytes.max(known))
+                    .await
+                    .map(all)
             }
             _ => reader.collect(self.max_blob_bytes).await.map(all),
         };

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use reqwest::header::{HeaderValue, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use url::Url;
@@ -69,6 +70,8 @@ impl Shared {
         }
         let what = format!("storing {len} bytes");
         let mut rotation = Rotation::new(&self.publishers, &self.policy);
+        // The publishers whose connections have broken more than once.
+        let mut limited = HashSet::new();
         while let Some((index, publisher)) = rotation.next().await {
             let attempt = if publisher.surely_refuses(len) {
                 let known = "does not take bodies of this size (answered 413 before)";
@@ -93,13 +96,17 @@ impl Shared {
                     if failure.class == Class::Refused {
                         self.publishers.failed(index);
                     }
+                    if failure.class == Class::BrokenSend && publisher.broke(len) {
+                        limited.insert(index);
+                    }
                     rotation.failed(index, failure);
                 }
             }
         }
         self.count(&rotation);
         for (index, failure) in rotation.failures() {
-            if failure.class == Class::BrokenSend && len > LIMIT_PLAUSIBLE {
+            let guessed = failure.class == Class::BrokenSend && limited.contains(&index);
+            if guessed && len > LIMIT_PLAUSIBLE {
                 self.publishers.get(index).refused(len, false);
             }
         }

@@ -10,7 +10,8 @@ use base64::Engine as _;
 /// The thing to be read.
 #[derive(Clone, Copy)]
 pub(super) enum Want<'a> {
-    Blob(&'a str),
+    /// A whole blob, and the number of bytes that it is known to have at least.
+    Blob(&'a str, u64),
     Range(Part<'a>),
     Patch(&'a str),
     /// A patch of known length.
@@ -31,7 +32,7 @@ pub(super) struct Part<'a> {
 impl<'a> Want<'a> {
     pub(super) fn id(self) -> &'a str {
         match self {
-            Want::Blob(id) | Want::Patch(id) | Want::PatchOf(id, _) => id,
+            Want::Blob(id, _) | Want::Patch(id) | Want::PatchOf(id, _) => id,
             Want::Range(part) => part.id,
         }
     }
@@ -41,20 +42,20 @@ impl<'a> Want<'a> {
         match self {
             Want::Range(part) => Some(part.len),
             Want::PatchOf(_, len) => Some(len),
-            Want::Blob(_) | Want::Patch(_) => None,
+            Want::Blob(..) | Want::Patch(_) => None,
         }
     }
 
     pub(super) fn path(self) -> String {
         match self {
-            Want::Blob(id) | Want::Range(Part { id, .. }) => format!("/v1/blobs/{id}"),
+            Want::Blob(id, _) | Want::Range(Part { id, .. }) => format!("/v1/blobs/{id}"),
             Want::Patch(id) | Want::PatchOf(id, _) => format!("/v1/blobs/by-quilt-patch-id/{id}"),
         }
     }
 
     pub(super) fn describe(self) -> String {
         match self {
-            Want::Blob(id) => format!("reading blob {id}"),
+            Want::Blob(id, _) => format!("reading blob {id}"),
             Want::Range(Part {
                 id, offset, len, ..
             }) => {
@@ -67,7 +68,7 @@ impl<'a> Want<'a> {
     /// The blob's 32 bytes, to look up whether this client stored it.
     pub(super) fn blob_key(self) -> Option<[u8; 32]> {
         match self {
-            Want::Blob(id) | Want::Range(Part { id, .. }) => blob_id::decode(id),
+            Want::Blob(id, _) | Want::Range(Part { id, .. }) => blob_id::decode(id),
             // A patch ID is the quilt's blob ID and five more bytes.
             Want::Patch(id) | Want::PatchOf(id, _) => {
                 URL_SAFE_NO_PAD.decode(id).ok()?.get(..32)?.try_into().ok()

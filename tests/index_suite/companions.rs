@@ -171,7 +171,8 @@ async fn a_node_that_may_only_read_says_so_at_once() {
     let db = pg.database();
     let index = on_postgres(&pg.url(&db), "walrus_index").await.unwrap();
     let mut near = row(&key_of(&noise(1, 100)), "b", 0, 100);
-    near.record.expires_at = Some(std::time::SystemTime::now() + std::time::Duration::from_secs(1));
+    near.record.expires_at =
+        Some(std::time::SystemTime::now() + std::time::Duration::from_secs(3600));
     index.put(&near).await.unwrap();
     index.close().await.unwrap();
     for sql in [
@@ -193,6 +194,12 @@ async fn a_node_that_may_only_read_says_so_at_once() {
         .await
         .unwrap();
     assert_eq!(keeper.only_reads(), None);
+    let notice = keeper.take_notice().expect("a right is missing");
+    for table in ["walrus_index", "walrus_index_leases", "walrus_index_meta"] {
+        let lacking = format!("DELETE on \"{table}\"");
+        assert!(notice.contains(&lacking), "{notice}");
+    }
+    assert!(!notice.contains("INSERT on"), "{notice}");
     keeper.close().await.unwrap();
     only_reads(&pg.url_as("reader", &db), "no right to write").await;
     only_reads(&pg.url_as("careful", &db), "read-only").await;

@@ -181,6 +181,63 @@ async fn a_new_table_has_its_indexes_although_others_have_their_names() {
     }
 }
 
+/// A `CREATE INDEX CONCURRENTLY` that failed leaves an invalid index behind, which serves no query.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_index_does_not_count_as_one() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(&db, GO_NEWEST);
+    for name in ["blob_id", "due"] {
+        // Whether it was there before, or is made here.
+        let columns = if name == "due" {
+            "expires_at, blob_id"
+        } else {
+            "blob_id"
+        };
+        pg.execute(
+            &db,
+            &format!(
+                "CREATE INDEX IF NOT EXISTS walrus_index_{name}_idx ON walrus_index ({columns}); \
+                 UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = 'walrus_index_{name}_idx'::regclass"
+            ),
+        );
+    }
+    let url = pg.url(&db);
+    for _ in 0..2 {
+        open(&url).await.close().await.unwrap();
+        let columns = pg.scalar(
+            &db,
+            "SELECT string_agg(a.attname, ' ' ORDER BY a.attname) FROM pg_index x \
+             JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0] \
+             JOIN pg_class c ON c.oid = x.indexrelid \
+             WHERE x.indrelid = 'walrus_index'::regclass AND x.indisvalid AND c.relname ~ '(blob_id|due)_idx'",
+        );
+        assert_eq!(columns, "blob_id expires_at");
+    }
+}
+
+/// The staging table of another table of the same name, in a later schema of the search path.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_staging_table_in_another_schema_belongs_to_another_index() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(&db, GO_NEWEST);
+    pg.execute(
+        &db,
+        "INSERT INTO walrus_index_staging (key, value, size) VALUES ('/s', 'xyz', 3); \
+         CREATE SCHEMA own; CREATE TABLE own.walrus_index (LIKE walrus_index INCLUDING ALL)",
+    );
+    let url = pg.url(&db);
+    let and = if url.contains('?') { '&' } else { '?' };
+    for path in ["own,public", "public"] {
+        let index = open(&format!("{url}{and}search_path={path}")).await;
+        let expected: &[&str] = if path == "public" { &["/s"] } else { &[] };
+        assert_eq!(keys(&index, "").await, expected, "{path}");
+        assert_eq!(index.get("/s").await.unwrap().is_some(), path == "public");
+        index.close().await.unwrap();
+    }
+}
+
 /// Nodes of different roles may have different search paths, such as the usual `"$user", public`.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_that_share_a_table_share_its_leases_whatever_their_search_paths() {

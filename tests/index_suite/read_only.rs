@@ -6,8 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::{Config, Index, Rows, WalrusDatastore};
@@ -18,6 +19,7 @@ use testkit::postgres::{as_server_user, is_root, Postgres};
 
 const FILE: &str = "the file of indexPath may not be written to";
 const DIRECTORY: &str = "the directory of indexPath may not be written to";
+const EMPTY_DIRECTORY: &[u8] = &[0x0a, 0x02, 0x08, 0x01];
 /// Tells the process below which file to read.
 const PATH: &str = "WALRUSDS_TEST_READ_ONLY";
 
@@ -182,6 +184,11 @@ async fn datastore(path: &Path) -> String {
     ds.put(&key_of(&known), known).await.unwrap();
     ds.disk_usage().await.unwrap();
     let put = ds.put(&key_of(&new), new).await.unwrap_err();
+    // Storage of these has ended. Kubo puts the empty directory at each start.
+    let (lapsed, empty) = (noise(3, 100), Bytes::from_static(EMPTY_DIRECTORY));
+    let over = ds.put(&key_of(&lapsed), lapsed).await.unwrap_err();
+    assert!(over.to_string().contains("its storage has ended"), "{over}");
+    ds.put(&key_of(&empty), empty).await.unwrap();
     ds.close().await.unwrap();
     let journal = open(r#""journalPath":"never-made","#).await.err().unwrap();
     format!("{put} / {journal}")
@@ -192,6 +199,14 @@ async fn serves_reads(place: &Place, why: &str) {
     let index = sqlite(&place.path()).await.unwrap();
     index.put(&row("/1", "b", 0, 1)).await.unwrap();
     index.put(&row(&known, "b", 0, 100)).await.unwrap();
+    for (value, len) in [
+        (noise(3, 100), 100),
+        (Bytes::from_static(EMPTY_DIRECTORY), 4),
+    ] {
+        let mut lapsed = row(&key_of(&value), "b", 0, len);
+        lapsed.record.expires_at = Some(SystemTime::now() - Duration::from_secs(60));
+        index.put(&lapsed).await.unwrap();
+    }
     index.close().await.unwrap();
 
     // At rest, then while another process writes, then at rest again.

@@ -97,6 +97,11 @@ impl Connector {
         self.home.load(Ordering::Relaxed)
     }
 
+    /// Adds a notice for the operator's log.
+    pub fn notify(&self, notice: String) {
+        self.notices.lock().push(notice);
+    }
+
     /// A notice about the connections for the operator's log; each notice is returned once.
     pub fn take_notice(&self) -> Option<String> {
         self.notices.lock().pop()

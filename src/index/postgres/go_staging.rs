@@ -96,7 +96,7 @@ impl PostgresParts {
         let rows = self
             .look_up(&call, &Query::once(schema::FIND), find)
             .await?;
-        let present = schema::has_staging(staging.name(), &rows);
+        let present = schema::has_staging(staging.name(), self.shape.schema.as_deref(), &rows);
         self.staging.present.store(present, Ordering::Relaxed);
         *self.staging.checked.lock() = Instant::now();
         Ok(())

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio_postgres::error::SqlState;
 
-use super::call::{self, pause, Call};
+use super::call::{self, pause, Call, Source as _};
 use super::pipeline::Pipeline;
 use super::pool::Pool;
-use super::query::{Param, Query};
+use super::query::Query;
 use super::schema::{self, Find, Found, Shape};
 use super::{error, PostgresIndex};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,7 +36,13 @@ pub(super) async fn prepare(
     for migrated in [false, true] {
         let (found, version) = inspect(wanted, lookups, call).await?;
         if version > 0 && schema::check_current(&found)? {
-            let read_only = why_read_only(&found.table, lookups, call).await?;
+            let (read_only, lacking) = rights(&found.table, lookups, call).await?;
+            if let (None, Some(lacking)) = (read_only, lacking) {
+                lookups.opener().connector.notify(format!(
+                    "index in Postgres: this role has no right to {lacking}: what needs it will fail, such as deletions, \
+                     renewals, or counting. GRANT SELECT, INSERT, UPDATE, DELETE on these tables to it"
+                ));
+            }
             // A node that only reads leaves an older version as it is, and so does an inspection.
             if version >= schema::VERSION || read_only.is_some() || only_existing {
                 return Ok((found.shape(version), read_only));
@@ -115,17 +121,17 @@ async fn read_meta(
 }
 
 /// The reason why this node may not write, if there is one: a standby, a role without the rights,
-/// or a setting.
-async fn why_read_only(
+/// or a setting. Also the rights that the role lacks on the table and its companions.
+async fn rights(
     table: &TableName,
     lookups: &Pipeline,
     call: &Call,
-) -> Result<Option<&'static str>> {
+) -> Result<(Option<&'static str>, Option<String>)> {
     let call = Call {
         what: "checking the rights",
         ..call.clone()
     };
-    let params = [Param::Text(table.quoted())].into();
+    let params = schema::may_write(table);
     let asked = Query::once(schema::MAY_WRITE);
     let rows = match call::query(lookups, &call, &asked, &params).await? {
         Ok(rows) => rows,
@@ -136,12 +142,14 @@ async fn why_read_only(
         Err(_) => Vec::new(),
     };
     let flag = |at: usize| rows.first().and_then(|row| row.try_get::<_, bool>(at).ok());
-    Ok(match (flag(0), flag(1), flag(2)) {
+    let read_only = match (flag(0), flag(1), flag(2)) {
         (Some(true), ..) => Some("the server is a standby"),
         (_, Some(true), _) => Some("transactions of this role are read-only"),
         (_, _, Some(false)) => Some("this role has no right to write to the table"),
         _ => None,
-    })
+    };
+    let lacking = rows.first().and_then(|row| row.try_get(3).ok()).flatten();
+    Ok((read_only, lacking))
 }
 
 /// The reason why nothing can be written, if there is one, as last seen: a standby may have become
@@ -183,7 +191,7 @@ impl PostgresIndex {
         let inner = self.inner.clone();
         runtime.spawn(async move {
             // Without an answer, the last known state holds.
-            if let Ok(found) = why_read_only(&inner.shape.table, &inner.lookups, &call).await {
+            if let Ok((found, _)) = rights(&inner.shape.table, &inner.lookups, &call).await {
                 *inner.rights.read_only.lock() = found;
             }
         });

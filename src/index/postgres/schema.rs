@@ -36,6 +36,8 @@ pub(super) struct Shape {
     /// The Go plugin's staging table, whether it exists (see `staging_exists`) or may appear later.
     pub staging: Option<TableName>,
     pub staging_exists: bool,
+    /// The schema in which the table was found.
+    pub schema: Option<String>,
     pub order: ByteOrder,
     pub has_patch_id: bool,
     pub has_object_id: bool,
@@ -59,21 +61,33 @@ pub(super) const FIND: &str = "\
     WHERE c.relname = ANY(($1::text[])::name[]) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') \
       AND ($2::text[] IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ANY(($2::text[])::name[]))";
 
-/// Whether the server is a standby, whether transactions are read-only, and whether the role may
-/// write to the table (`$1`, quoted).
+/// Whether the server is a standby, whether transactions are read-only, whether the role may write
+/// to the table (`$1`, quoted), and which rights it lacks on the table and its companions (`$2`).
 pub(super) const MAY_WRITE: &str = "\
     SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on', \
-           COALESCE(pg_catalog.has_table_privilege(t.oid, 'INSERT') AND pg_catalog.has_table_privilege(t.oid, 'UPDATE'), TRUE) \
+           COALESCE(pg_catalog.has_table_privilege(t.oid, 'INSERT') AND pg_catalog.has_table_privilege(t.oid, 'UPDATE'), TRUE), \
+           (SELECT pg_catalog.string_agg(pg_catalog.concat(r, ' on ', n), ', ') \
+            FROM pg_catalog.unnest($2::text[]) AS n, pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS r \
+            WHERE NOT pg_catalog.has_table_privilege(pg_catalog.to_regclass(n)::oid, r)) \
     FROM (SELECT pg_catalog.to_regclass($1::text)::oid AS oid) AS t";
 
+/// Parameters of [`MAY_WRITE`].
+pub(super) fn may_write(table: &TableName) -> Arc<[Param]> {
+    let companions = ["_meta", "_leases", "_usage"].map(|suffix| table.companion(suffix));
+    let all = std::iter::once(table).chain(&companions);
+    let all = all.map(TableName::quoted).collect();
+    [Param::Text(table.quoted()), Param::Texts(all)].into()
+}
+
 /// The relations that have one of these names (`$1`) in the schema of the table (`$2`, quoted;
-/// `$3`: its schema, if it was given) and are no index of the table.
+/// `$3`: its schema, if it was given) and are no index of the table, or an invalid one: a `CREATE
+/// INDEX CONCURRENTLY` that failed leaves one behind, which serves no query and keeps its name.
 const OTHERS: &str = "\
     SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     LEFT JOIN pg_catalog.pg_class t ON t.oid = pg_catalog.to_regclass($2::text)::oid \
     WHERE c.relname = ANY(($1::text[])::name[]) \
       AND (c.relnamespace = t.relnamespace OR t.oid IS NULL AND n.nspname = COALESCE($3::text::name, pg_catalog.current_schema())) \
-      AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_index x WHERE x.indexrelid = c.oid AND x.indrelid = t.oid)";
+      AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_index x WHERE x.indexrelid = c.oid AND x.indrelid = t.oid AND x.indisvalid)";
 
 /// The valid indexes of the table `$1` in the schema `$2`, or on the search path.
 const INDEXES: &str = "\
@@ -128,11 +142,13 @@ fn is_staging(has_column: impl Fn(&str) -> bool) -> bool {
     ["key", "value", "size"].into_iter().all(&has_column) && !has_column("blob_id")
 }
 
-/// Whether these rows of [`FIND`] show a staging table of that name.
-pub(super) fn has_staging(name: &str, rows: &[Row]) -> bool {
+/// Whether these rows of [`FIND`] show a staging table of that name in that schema. A table of the
+/// same name elsewhere on the search path belongs to another index.
+pub(super) fn has_staging(name: &str, schema: Option<&str>, rows: &[Row]) -> bool {
+    let text = |row: &Row, at: usize| row.try_get::<_, String>(at).unwrap_or_default();
     let columns: Vec<String> = rows
         .iter()
-        .filter(|row| row.try_get::<_, String>(1).is_ok_and(|found| found == name))
+        .filter(|row| text(row, 1) == name && schema.is_none_or(|s| text(row, 0) == s))
         .filter_map(|row| row.try_get(3).ok())
         .collect();
     is_staging(|column| columns.iter().any(|c| c == column))
@@ -213,8 +229,12 @@ impl Found {
         }) {
             return Ok(Err(table.is_no_companion(&deleted.to_string())));
         }
+        // A table of that name in another schema of the search path belongs to another index.
+        let beside = |found: &(String, String)| key.as_ref().is_none_or(|k| k.0 == found.0);
         let staging_exists = table.go_staging().is_some_and(|staging| {
-            columns_of(&staging).is_some_and(|(_, columns)| is_staging(|c| columns.contains_key(c)))
+            let found = find(&staging).filter(beside);
+            let columns = found.and_then(|key| tables.get(&key));
+            columns.is_some_and(|(_, columns)| is_staging(|c| columns.contains_key(c)))
         });
         let names = COMPANIONS.iter().map(|suffix| table.companion(suffix));
         let present = names.filter(|name| columns_of(name).is_some());
@@ -251,6 +271,7 @@ impl Found {
             table: self.table.clone(),
             staging: self.table.go_staging(),
             staging_exists: self.staging_exists,
+            schema: self.schema.clone(),
             order: if plain {
                 ByteOrder::Plain
             } else {

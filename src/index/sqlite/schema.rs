@@ -44,6 +44,10 @@ pub(super) struct Sql {
     /// The name of the ledger, unquoted.
     blobs: String,
     pub ledger: LedgerSql,
+    blob_idx: String,
+    blobs_due: String,
+    /// The table's name, and the name in quotes.
+    name: String,
     table: String,
 }
 
@@ -140,8 +144,16 @@ impl Sql {
             blobs: format!("{table}_blobs"),
             ledger: LedgerSql::new(&main, &blobs, &epochs),
             deleted,
+            blob_idx: format!("{table}_blob_id_idx"),
+            blobs_due: format!("{table}_blobs_due"),
+            name: table.to_string(),
             table: main,
         }
+    }
+
+    /// The names of the indexes, each with that of its table.
+    fn indexes(&self) -> [(&String, &String); 2] {
+        [(&self.blob_idx, &self.name), (&self.blobs_due, &self.blobs)]
     }
 
     /// One page of a listing; parameters are those of [`KeyRange::comparisons`], limit and offset.
@@ -295,6 +307,7 @@ pub(super) fn open(
         // Files that are older than the ledger and the table of deleted rows have the same version.
         Some(VERSION)
             if exists(&connection, &sql.blobs).map_err(explain)?
+                && has_indexes(&connection, sql).map_err(explain)?
                 && sql.deleted.exists(&connection).map_err(explain)? => {}
         Some(newer) if newer > VERSION => {
             return Err(bad(format!(
@@ -303,7 +316,8 @@ pub(super) fn open(
         }
         _ => {
             failpoint!("sqlite.schema.opened");
-            let batch = format!("BEGIN IMMEDIATE; {} COMMIT;", sql.create);
+            let drop = drop_foreign_indexes(&connection, sql).map_err(explain)?;
+            let batch = format!("BEGIN IMMEDIATE; {drop} {} COMMIT;", sql.create);
             connection.execute_batch(&batch).map_err(explain)?;
             failpoint!("sqlite.schema.created");
             // The new file's name must survive a power cut as well.
@@ -376,6 +390,36 @@ fn exists(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
         .exists([table])
 }
 
+/// Whether the tables have their indexes. A table that was renamed keeps its indexes under their old
+/// names: those may be of another table.
+fn has_indexes(connection: &Connection, sql: &Sql) -> rusqlite::Result<bool> {
+    let mut own = connection.prepare(
+        "SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE AND tbl_name = ?2 COLLATE NOCASE",
+    )?;
+    let mut has = true;
+    for (index, table) in sql.indexes() {
+        has = has && own.exists([index, table])?;
+    }
+    Ok(has)
+}
+
+/// The statements that drop the indexes of other tables that have the names of this one's: a table
+/// that was renamed kept them, and gets indexes of its own name when it is opened.
+fn drop_foreign_indexes(connection: &Connection, sql: &Sql) -> rusqlite::Result<String> {
+    let mut others = connection.prepare(
+        "SELECT name FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE AND tbl_name <> ?2 COLLATE NOCASE",
+    )?;
+    let mut drops = String::new();
+    for (index, table) in sql.indexes() {
+        let names = others.query_map([index, table], |row| row.get::<_, String>(0))?;
+        for name in names {
+            let name = name?.replace('"', "\"\"");
+            drops.push_str(&format!("DROP INDEX IF EXISTS \"{name}\";"));
+        }
+    }
+    Ok(drops)
+}
+
 fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i64>> {
     if !exists(connection, &sql.meta)? {
         return Ok(None);
@@ -417,6 +461,32 @@ mod tests {
             "FULL: the log is synced at each commit"
         );
         assert_eq!(pragma("journal_mode"), "wal");
+    }
+
+    /// SQLite keeps the names of indexes when their table is renamed.
+    #[test]
+    fn a_table_that_was_renamed_and_the_next_of_its_name_have_their_indexes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("i");
+        let (_, connection) = opened(dir.path());
+        for suffix in ["", "_meta", "_leases", "_usage"] {
+            let rename = format!("ALTER TABLE t{suffix} RENAME TO old{suffix}");
+            connection.execute_batch(&rename).unwrap();
+        }
+        drop(connection);
+        // In both orders, and again: none takes the other's away.
+        for name in ["t", "old", "t", "old", "t"] {
+            let table = parse_table(name).unwrap();
+            let sql = Sql::new(&table);
+            let opened = open(&SqliteOptions::new(&path, name), &table, &sql);
+            let (connection, _) = opened.unwrap();
+            assert!(has_indexes(&connection, &sql).unwrap(), "{name}");
+        }
+        for name in ["t", "old"] {
+            let sql = Sql::new(&parse_table(name).unwrap());
+            let connection = Connection::open(&path).unwrap();
+            assert!(has_indexes(&connection, &sql).unwrap(), "{name}");
+        }
     }
 
     /// Counts steps of SQLite's virtual machine instead of time.
