@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use testkit::mem::{key_of, noise, ManualClock, MemIndex, MemStore};
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Config, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem, Notes, Op,
-    QueryOptions, Record, RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult, Totals,
-    Usage, WalrusDatastore,
+    BlobStore, Body, Config, Deleted, ErrorKind, Index, KeyRange, KeyRecord, Leases, ListItem,
+    Notes, Op, QueryOptions, Record, RenewItem, Renewal, Result, Rows, StoreOptions, StoreResult,
+    Totals, Usage, WalrusDatastore,
 };
 
 /// Panics at the next call of the method that is armed, once.
@@ -75,6 +75,8 @@ trapped! {
         update_blob_after_renewal(blob_id: &str, renewal: &Renewal) -> Result<u64>;
     }
 }
+
+impl Deleted for TrappedIndex {}
 
 trapped! {
     Leases for TrappedIndex {
