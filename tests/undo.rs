@@ -94,9 +94,7 @@ async fn a_put_of_a_deleted_block_costs_no_upload() {
     assert_eq!(parts.index.lookups.load(SeqCst) - lookups, 6, "one lookup");
     assert_eq!(parts.index.undelete_calls.load(SeqCst), 1);
     assert_eq!(uploads(&parts), 2);
-    let blobs = parts.store.blobs.lock();
-    let mut sizes: Vec<usize> = blobs.values().map(Bytes::len).collect();
-    drop(blobs);
+    let mut sizes: Vec<usize> = parts.store.blobs.lock().values().map(Bytes::len).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [2000, 8000]);
     all_read(&ds, &more).await;
