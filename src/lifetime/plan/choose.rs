@@ -11,11 +11,15 @@
 //! of what they save for each of their live bytes; every beginning of that order is priced, and the
 //! cheapest is the choice, the empty one included. Then blobs change sides as long as a single
 //! change makes the sum smaller. Hence the sum is never above that of the other ways.
+//!
+//! This is done for all blobs, and once more for those that are due alone, which the others may
+//! then join: so the others are never taken along at a loss.
 
 use super::price::Pricing;
 
 /// A blob that may be repacked.
 pub(super) struct Candidate {
+    pub(super) due: bool,
     /// FROST and bytes moved if it is not repacked.
     pub(super) otherwise: (u128, u128),
     /// Bytes that it brings into packs, at least 1.
@@ -71,39 +75,80 @@ impl Sums {
 /// For each candidate, whether it is repacked.
 pub(super) fn choose(candidates: &[Candidate], pricing: &Pricing) -> Vec<bool> {
     let saved = |i: usize| candidates[i].otherwise.0 as f64 / candidates[i].packed as f64;
-    let mut order: Vec<usize> = (0..candidates.len()).collect();
-    order.sort_by(|a, b| saved(*b).total_cmp(&saved(*a)));
-    let mut sums = Sums::default();
-    for candidate in candidates {
-        sums.otherwise.0 += candidate.otherwise.0;
-        sums.otherwise.1 += candidate.otherwise.1;
+    let mut all: Vec<usize> = (0..candidates.len()).collect();
+    all.sort_by(|a, b| saved(*b).total_cmp(&saved(*a)));
+    let due: Vec<usize> = all.iter().copied().filter(|i| candidates[*i].due).collect();
+    let mut at_once = Choice::of_none(candidates, pricing);
+    at_once.take_beginning(&all);
+    at_once.improve(&all);
+    if due.len() == all.len() {
+        return at_once.repacked;
     }
-    let (mut best, mut best_cost, mut taken) = (sums, sums.cost(pricing), 0);
-    for (n, i) in order.iter().enumerate() {
-        sums = sums.with(&candidates[*i], true);
-        let cost = sums.cost(pricing);
-        if cost < best_cost {
-            (best, best_cost, taken) = (sums, cost, n + 1);
+    let mut due_first = Choice::of_none(candidates, pricing);
+    due_first.take_beginning(&due);
+    due_first.improve(&due);
+    due_first.improve(&all);
+    match due_first.cost <= at_once.cost {
+        true => due_first.repacked,
+        false => at_once.repacked,
+    }
+}
+
+struct Choice<'a> {
+    candidates: &'a [Candidate],
+    pricing: &'a Pricing,
+    repacked: Vec<bool>,
+    sums: Sums,
+    cost: (u128, u128),
+}
+
+impl<'a> Choice<'a> {
+    fn of_none(candidates: &'a [Candidate], pricing: &'a Pricing) -> Self {
+        let mut sums = Sums::default();
+        for candidate in candidates {
+            sums.otherwise.0 += candidate.otherwise.0;
+            sums.otherwise.1 += candidate.otherwise.1;
+        }
+        Choice {
+            candidates,
+            pricing,
+            repacked: vec![false; candidates.len()],
+            cost: sums.cost(pricing),
+            sums,
         }
     }
-    let mut repacked = vec![false; candidates.len()];
-    for i in order.iter().take(taken) {
-        repacked[*i] = true;
-    }
-    for _ in 0..PASSES {
-        let mut changed = false;
-        for i in &order {
-            let sums = best.with(&candidates[*i], !repacked[*i]);
-            let cost = sums.cost(pricing);
-            if cost < best_cost {
-                (best, best_cost) = (sums, cost);
-                repacked[*i] = !repacked[*i];
-                changed = true;
+
+    /// Takes the cheapest beginning of an order, where none was taken yet.
+    fn take_beginning(&mut self, order: &[usize]) {
+        let (mut sums, mut taken) = (self.sums, 0);
+        for (n, i) in order.iter().enumerate() {
+            sums = sums.with(&self.candidates[*i], true);
+            let cost = sums.cost(self.pricing);
+            if cost < self.cost {
+                (self.sums, self.cost, taken) = (sums, cost, n + 1);
             }
         }
-        if !changed {
-            break;
+        for i in order.iter().take(taken) {
+            self.repacked[*i] = true;
         }
     }
-    repacked
+
+    /// Makes single changes that make the sum smaller.
+    fn improve(&mut self, order: &[usize]) {
+        for _ in 0..PASSES {
+            let mut changed = false;
+            for i in order {
+                let sums = self.sums.with(&self.candidates[*i], !self.repacked[*i]);
+                let cost = sums.cost(self.pricing);
+                if cost < self.cost {
+                    (self.sums, self.cost) = (sums, cost);
+                    self.repacked[*i] = !self.repacked[*i];
+                    changed = true;
+                }
+            }
+            if !changed {
+                return;
+            }
+        }
+    }
 }

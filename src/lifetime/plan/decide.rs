@@ -121,6 +121,7 @@ impl<'a> Item<'a> {
         };
         let packed = self.packed(terms);
         Candidate {
+            due: self.due,
             // Prices beyond that are nonsense; with them bounded, sums do not overflow.
             otherwise: (otherwise.0.min(u64::MAX.into()), otherwise.1),
             packed,
