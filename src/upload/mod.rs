@@ -34,7 +34,8 @@ pub(crate) mod limit;
 pub(crate) mod order;
 mod ticket;
 
-pub(crate) use format::{Format, Parcel, Place};
+pub use format::Format;
+pub(crate) use format::{proof, Fill, Parcel, Place};
 pub(crate) use gather::{NewBlock, Packer};
 use limit::UploadLimit;
 
@@ -100,6 +101,11 @@ impl Uploader {
                 && row.is_fresh(self.clock.now() + self.fresh_for, &self.epoch_clock)
                 && !self.gone.contains(&row.blob_id)
         })
+    }
+
+    /// A pack to be filled with blocks.
+    pub(crate) fn empty_pack(&self) -> Fill {
+        Fill::new(self.format, self.target())
     }
 
     /// Stores blocks as one pack.

@@ -41,11 +41,15 @@ pub fn large_file(tour: &mut Tour) {
         let rows = number("SELECT count(*) FROM walrus_index");
         let distinct = number("SELECT count(DISTINCT blob_id) FROM walrus_index");
         assert!(rows > below.len() as u64 && distinct * 4 <= rows);
+        // A CAR has at most 51 + 18 bytes before its first section, and 39 before each block.
         let gaps = number(
-            "SELECT max(blob_offset + size) - sum(size) FROM walrus_index GROUP BY blob_id \
-             ORDER BY 1 DESC LIMIT 1",
+            "SELECT max(blob_offset + size) - sum(size) - 39 * count(*) FROM walrus_index \
+             GROUP BY blob_id ORDER BY 1 DESC LIMIT 1",
         );
-        assert_eq!(gaps, 0, "the blocks of a blob lie one behind the other");
+        assert!(
+            gaps <= 69,
+            "the blocks of a blob lie one behind the other: {gaps}"
+        );
     }
     node.assert_holds(&cid, &tour.large);
 
