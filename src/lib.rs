@@ -46,6 +46,7 @@ pub mod walrus;
 #[allow(missing_docs)]
 pub mod internals {
     pub use crate::index::lookup::Lookups;
+    pub use crate::lifetime::rebuild::{rebuild_rows, Rebuilt, RebuiltRow};
     pub mod ffi {
         pub use crate::ffi::*;
     }

@@ -113,6 +113,17 @@ impl KeyMultihash {
             digest_at,
         })
     }
+
+    /// The key whose multihash this is.
+    pub(crate) fn key(code: u64, digest: &[u8]) -> Option<String> {
+        let mut bytes = Vec::with_capacity(digest.len() + 12);
+        push_varint(&mut bytes, code);
+        push_varint(&mut bytes, digest.len() as u64);
+        bytes.extend_from_slice(digest);
+        let (read, rest) = split(&bytes)?;
+        let is_one = read == code && rest.len() == digest.len() && code != IDENTITY;
+        is_one.then(|| format!("/{}", data_encoding::BASE32_NOPAD.encode(&bytes)))
+    }
 }
 
 /// Checks `value` against the multihash in the last component of `key`.
@@ -415,10 +426,17 @@ mod tests {
             (whole.code, whole.digest_at, whole.bytes.len()),
             (0x12, 2, 34)
         );
+        let digest = &whole.bytes[whole.digest_at..];
+        assert_eq!(KeyMultihash::key(0x12, digest), Some(sha.clone()));
         // A function that is not known here, and a digest cut to 20 bytes.
         for other in [key(&[0xd5, 0x01], &[7; 20]), key(&[0x13], &[7; 20])] {
-            assert!(KeyMultihash::of(&other).is_some(), "{other}");
+            let whole = KeyMultihash::of(&other).unwrap();
+            let digest = &whole.bytes[whole.digest_at..];
+            assert_eq!(KeyMultihash::key(whole.code, digest), Some(other));
         }
+        assert_eq!(KeyMultihash::key(0x00, &[7; 32]), None);
+        assert_eq!(KeyMultihash::key(0x12, &[7; 19]), None);
+        assert_eq!(KeyMultihash::key(u64::MAX, &[7; 32]), None);
         for other in [
             format!("/blocks{sha}"),
             sha.to_lowercase(),

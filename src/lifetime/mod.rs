@@ -31,6 +31,7 @@ use crate::walrus::StoreOptions;
 
 mod check;
 mod memory;
+pub(crate) mod rebuild;
 mod watch;
 
 use check::Rows;

@@ -35,7 +35,7 @@ pub(crate) mod order;
 mod ticket;
 
 pub use format::Format;
-pub(crate) use format::{proof, Fill, Parcel, Place};
+pub(crate) use format::{car, proof, Fill, Parcel, Place};
 pub(crate) use gather::{NewBlock, Packer};
 use limit::UploadLimit;
 

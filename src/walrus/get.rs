@@ -94,9 +94,10 @@ impl Shared {
             let text = format!("HTTP {status}: sent a compressed body unasked");
             return Err(Failure::new(Class::Wrong, text));
         }
+        let mut total = None;
         let mut reader = match (status, want) {
             (206, Want::Range(part)) => {
-                check_content_range(&response, part.offset, part.len)?;
+                total = check_content_range(&response, part.offset, part.len)?;
                 BodyReader::new(response, self.request_timeout)
             }
             _ => BodyReader::new(response, self.request_timeout),
@@ -105,7 +106,13 @@ impl Shared {
             reader.watch(&course.received);
         }
         let fetched = match (status, want) {
-            (206, Want::Range(part)) => exactly(&mut reader, part.len).await,
+            (206, Want::Range(part)) => {
+                let bytes = exactly(&mut reader, part.len).await;
+                bytes.map(|bytes| Fetched {
+                    total,
+                    ..bytes.into()
+                })
+            }
             (_, Want::Range(part)) => self.slice(&mut reader, &joined, part).await,
             // Without a length, a broken connection would look like the end.
             _ if !reader.is_delimited() => {
@@ -217,7 +224,10 @@ impl Shared {
                     // A copy, so that it does not keep the whole in memory.
                     false => body
                         .get(offset as usize..end as usize)
-                        .map(|part| Bytes::copy_from_slice(part).into())
+                        .map(|part| Fetched {
+                            total: Some(announced),
+                            ..Bytes::copy_from_slice(part).into()
+                        })
                         .ok_or_else(|| short(body.len() as u64)),
                 };
             }
@@ -229,7 +239,10 @@ impl Shared {
             let to = end.saturating_sub(start).min(piece.len() as u64) as usize;
             part.extend_from_slice(&piece[from..to]);
             if reader.received() >= end {
-                return Ok(part.freeze().into());
+                return Ok(Fetched {
+                    total: reader.announced(),
+                    ..part.freeze().into()
+                });
             }
         }
         Err(short(reader.received()))
@@ -238,7 +251,12 @@ impl Shared {
 
 /// The whole of a blob or patch.
 fn all(bytes: Bytes) -> Fetched {
-    Fetched { bytes, whole: true }
+    let total = Some(bytes.len() as u64);
+    Fetched {
+        bytes,
+        whole: true,
+        total,
+    }
 }
 
 /// A body that readers of one blob share: the first receives it, and the others' are dropped
@@ -308,7 +326,7 @@ fn is_downgrade(from: &Url, to: &Url) -> bool {
 }
 
 /// The body of a 206.
-async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Fetched, Failure> {
+async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Bytes, Failure> {
     let wrong = |got: &dyn std::fmt::Display| {
         let text = format!("HTTP 206: {got} bytes instead of {len}");
         Failure::new(Class::Wrong, text)
@@ -323,14 +341,15 @@ async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Fetch
     if bytes.len() as u64 != len {
         return Err(wrong(&bytes.len()));
     }
-    Ok(bytes.into())
+    Ok(bytes)
 }
 
+/// The length of the whole blob, if the answer of 206 tells it.
 fn check_content_range(
     response: &Response,
     offset: u64,
     len: u64,
-) -> std::result::Result<(), Failure> {
+) -> std::result::Result<Option<u64>, Failure> {
     let header = response.headers().get(CONTENT_RANGE);
     let text = header.and_then(|h| h.to_str().ok()).unwrap_or("");
     let last = offset + len - 1;
@@ -338,7 +357,7 @@ fn check_content_range(
         Some((first, end, total))
             if first == offset && end == last && total.is_none_or(|total| total > last) =>
         {
-            Ok(())
+            Ok(total)
         }
         _ => {
             let shown = one_line(text, 60);

@@ -88,6 +88,8 @@ pub struct Fetched {
     pub bytes: Bytes,
     /// Whether it is all of the blob: an aggregator that does not know ranges sends that.
     pub whole: bool,
+    /// Length of all of the blob (bytes), where the aggregator told it.
+    pub total: Option<u64>,
 }
 
 impl From<Bytes> for Fetched {
@@ -96,6 +98,7 @@ impl From<Bytes> for Fetched {
         Fetched {
             bytes,
             whole: false,
+            total: None,
         }
     }
 }

@@ -29,25 +29,25 @@ use super::{Body, Layout, Parcel, Place};
 use crate::multihash::{push_varint, varint_len, KeyMultihash};
 
 /// A CARv1 header that says version 2.
-const PRAGMA: [u8; 11] = *b"\x0a\xa1\x67version\x02";
+pub(crate) const PRAGMA: [u8; 11] = *b"\x0a\xa1\x67version\x02";
 
 /// Where the CARv1 begins.
-const DATA_AT: u64 = 51;
+pub(crate) const DATA_AT: u64 = 51;
 
 /// The header of a CARv1 without roots.
-const DATA_HEADER: [u8; 18] = *b"\x11\xa2\x65roots\x80\x67version\x01";
+pub(crate) const DATA_HEADER: [u8; 18] = *b"\x11\xa2\x65roots\x80\x67version\x01";
 
 /// The codec MultihashIndexSorted (0x0401) as a varint.
-const INDEX_CODEC: [u8; 2] = [0x81, 0x08];
+pub(crate) const INDEX_CODEC: [u8; 2] = [0x81, 0x08];
 
 /// The bytes of a CID before its multihash: version and codec.
-const CID_HEAD: u64 = 2;
+pub(crate) const CID_HEAD: u64 = 2;
 
 /// The offset behind each digest of the index (bytes).
-const OFFSET_BYTES: u64 = 8;
+pub(crate) const OFFSET_BYTES: u64 = 8;
 
 /// The characteristic "the index holds every section".
-const FULLY_INDEXED: u8 = 0x80;
+pub(crate) const FULLY_INDEXED: u8 = 0x80;
 
 const RAW: u8 = 0x55;
 const DAG_PB: u8 = 0x70;

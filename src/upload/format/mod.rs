@@ -21,7 +21,7 @@ use crate::error::{ErrorKind, Result};
 use crate::index::Record;
 use crate::walrus::{BlobStore, Body, Check, StoreOptions, StoreResult};
 
-mod car;
+pub(crate) mod car;
 mod concat;
 
 /// A block as a format sees it.
