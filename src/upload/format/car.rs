@@ -201,8 +201,7 @@ mod tests {
         format!("/{}", BASE32_NOPAD.encode(&hash))
     }
 
-    /// Byte by byte, as go-car v2.17.0 writes the same blocks (`storage.NewReadableWritable` without
-    /// roots, `StoreIdentityCIDs`).
+    /// Byte by byte. (Of files with blocks of Kubo, go-car v2.17.0 makes the very same index.)
     #[tokio::test]
     async fn the_file_is_a_carv2_with_an_index() {
         let blocks = [

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Tour;
-use crate::{assert_same, lines, noise, tree, Index, Node};
+use crate::{assert_same, clean_command, lines, noise, run, tree, Index, Ipfs, Node, LIMIT};
 
 /// Bytes of the large file.
 pub const LARGE: usize = 32 << 20;
@@ -273,6 +273,50 @@ pub fn dags(tour: &mut Tour) {
     );
     cut.expect_failure("dag import of half a CAR");
     other.assert_holds(&large, &tour.large);
+}
+
+/// Each blob is a file that a node without walrusds imports, as a CARv2 and the CARv1 in it.
+pub fn blobs_as_files(tour: &mut Tour) {
+    let (node, world) = (tour.node(), &tour.world);
+    let old = world.net.blobs();
+    let (nodes, raw) = (noise(61_001, 3 << 20), noise(61_002, 2 << 20));
+    let nodes_cid = node.add(&nodes);
+    let raw_cid = node.feed(["add", "-Q", "--cid-version=1"], &raw);
+    let mut blobs = world.net.blobs();
+    blobs.retain(|blob| old.iter().all(|old| old.blob_id != blob.blob_id));
+    assert!(blobs.len() >= 2, "{} blobs", blobs.len());
+
+    let fetch = |path: &str| {
+        let mut curl = clean_command("curl", &node.scratch("curl"));
+        curl.args(["-fsS", &format!("{}/v1/blobs/{path}", world.net.url())]);
+        run(curl, b"", LIMIT).expect_ok("curl").stdout
+    };
+    let other = |version: u8| {
+        let other = Node::without_repo(&Ipfs {
+            plugin: None,
+            ..tour.ipfs.clone()
+        });
+        other.ok(["init", "--profile=test"]);
+        for blob in &blobs {
+            let id = blob.blob_id.to_string();
+            let mut car = fetch(&id);
+            assert_eq!(car.len() as u64, blob.size);
+            if version == 1 {
+                let length = u64::from_le_bytes(car[35..43].try_into().expect("8 bytes"));
+                car = fetch(&format!("{id}/byte-range?start=51&length={length}"));
+            }
+            let said = other.feed(["--offline", "dag", "import", "--stats"], &car);
+            assert!(said.contains("Imported "), "{said}");
+        }
+        other
+    };
+    for version in [2, 1] {
+        let other = other(version);
+        other.assert_holds(&nodes_cid, &nodes);
+        other.assert_holds(&raw_cid, &raw);
+        let pins = other.ok(["pin", "ls", "--type=recursive", "-q"]);
+        assert!(!pins.contains(&nodes_cid) && !pins.contains(&raw_cid));
+    }
 }
 
 /// The mutable files: written, copied, moved, removed, read.
