@@ -12,7 +12,7 @@ use data_encoding::BASE32_NOPAD;
 use lru::LruCache;
 
 use crate::limits::MAX_KEY_BYTES;
-use crate::multihash::varint;
+use crate::multihash::{shortest_varint, varint};
 
 /// Memory for links, over all nodes (bytes): about 25,000 of the usual ones. A node that would take
 /// more is not remembered.
@@ -20,7 +20,7 @@ const BYTES: usize = 4 << 20;
 
 /// The memory of a link beside its key (bytes): the key's place in its node, the entry in `places`,
 /// and the overhead of the allocator.
-const LINK_BYTES: usize = 112;
+const LINK_BYTES: usize = 120;
 
 /// The memory of a node beside its links (bytes).
 const NODE_BYTES: usize = 112;
@@ -34,13 +34,34 @@ pub(crate) const LINKS_FIRST: u8 = 0x12;
 /// The multihash code of a digest that is the block itself: no block is stored for it.
 const IDENTITY: u8 = 0x00;
 
+/// The codec of a dag-pb node in a CID.
+const DAG_PB: u64 = 0x70;
+
+/// A link of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Link<'a> {
+    /// The multihash of the block that it leads to.
+    pub(crate) hash: &'a [u8],
+    /// Whether it says that the block is a dag-pb node.
+    pub(crate) to_dag_pb: bool,
+}
+
+/// The place of a key below a node.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The hash of the key of the node that links to it.
+    node: u64,
+    /// The number of the link there.
+    number: usize,
+    to_dag_pb: bool,
+}
+
 /// The nodes that were seen lately.
 pub(crate) struct Nodes {
     /// The keys of a node's children, by the hash of the node's key.
     nodes: LruCache<u64, Vec<Box<str>>>,
-    /// The place of a key, by its hash: the hash of the node that links to it, and the number of
-    /// the link there.
-    places: HashMap<u64, (u64, usize)>,
+    /// The places of keys, by their hashes.
+    places: HashMap<u64, Place>,
     /// The memory of all nodes (bytes).
     bytes: usize,
     hasher: RandomState,
@@ -58,24 +79,29 @@ impl Nodes {
 
     /// Remembers a node's links, under its key. Links that no index takes as keys are left out. A
     /// node without other links is not remembered, so that every way down the nodes ends at a key.
-    pub(crate) fn learn(&mut self, key: &str, links: &[&[u8]]) {
+    pub(crate) fn learn(&mut self, key: &str, links: &[Link<'_>]) {
         let node = self.hasher.hash_one(key);
         if self.nodes.promote(&node) {
             return;
         }
         let parent = &key[..key.rfind('/').map_or(0, |at| at + 1)];
-        let len = |hash: &&&[u8]| parent.len() + BASE32_NOPAD.encode_len(hash.len());
-        let keys = links.iter().filter(|hash| len(hash) <= MAX_KEY_BYTES);
-        let costs = keys.clone().map(|hash| len(&hash) + LINK_BYTES);
+        let len = |link: &Link<'_>| parent.len() + BASE32_NOPAD.encode_len(link.hash.len());
+        let keys = links.iter().filter(|link| len(link) <= MAX_KEY_BYTES);
+        let costs = keys.clone().map(|link| len(link) + LINK_BYTES);
         let cost = NODE_BYTES + costs.sum::<usize>();
         if cost == NODE_BYTES || cost > BYTES {
             return;
         }
-        let children = keys.map(|hash| format!("{parent}{}", BASE32_NOPAD.encode(hash)).into());
-        let children: Vec<Box<str>> = children.collect();
-        for (place, child) in children.iter().enumerate() {
-            let child = self.hasher.hash_one(&**child);
-            self.places.insert(child, (node, place));
+        let mut children: Vec<Box<str>> = Vec::with_capacity(links.len());
+        for (number, link) in keys.enumerate() {
+            let child = format!("{parent}{}", BASE32_NOPAD.encode(link.hash));
+            let place = Place {
+                node,
+                number,
+                to_dag_pb: link.to_dag_pb,
+            };
+            self.places.insert(self.hasher.hash_one(&*child), place);
+            children.push(child.into());
         }
         self.bytes += cost;
         self.nodes.put(node, children);
@@ -87,7 +113,11 @@ impl Nodes {
             self.bytes -= NODE_BYTES + costs.sum::<usize>();
             for child in &children {
                 let child = self.hasher.hash_one(&**child);
-                if self.places.get(&child).is_some_and(|place| place.0 == old) {
+                if self
+                    .places
+                    .get(&child)
+                    .is_some_and(|place| place.node == old)
+                {
                     self.places.remove(&child);
                 }
             }
@@ -103,10 +133,10 @@ impl Nodes {
             return keys;
         }
         for _ in 0..LEVELS {
-            let Some(&(node, place)) = self.places.get(&at) else {
+            let Some(&Place { node, number, .. }) = self.places.get(&at) else {
                 break;
             };
-            let siblings = self.nodes.peek(&node).and_then(|all| all.get(place + 1..));
+            let siblings = self.nodes.peek(&node).and_then(|all| all.get(number + 1..));
             for sibling in siblings.unwrap_or(&[]) {
                 self.leaves(sibling, LEVELS, limit, &mut keys);
                 if keys.len() >= limit {
@@ -124,12 +154,18 @@ impl Nodes {
     pub(crate) fn position(&self, key: &str) -> (u64, Vec<usize>) {
         let mut top = self.hasher.hash_one(key);
         let mut places = Vec::new();
-        while let Some(&(node, place)) = self.places.get(&top).filter(|_| places.len() < LEVELS) {
-            places.push(place);
-            top = node;
+        while let Some(place) = self.places.get(&top).filter(|_| places.len() < LEVELS) {
+            places.push(place.number);
+            top = place.node;
         }
         places.reverse();
         (top, places)
+    }
+
+    /// Whether a known node links to `key` as to a dag-pb node.
+    pub(crate) fn calls_dag_pb(&self, key: &str) -> bool {
+        let place = self.places.get(&self.hasher.hash_one(key));
+        place.is_some_and(|place| place.to_dag_pb)
     }
 
     /// Collects the keys under `key` that are no known nodes.
@@ -148,9 +184,31 @@ impl Nodes {
     }
 }
 
-/// The multihashes of a dag-pb node's links, in order; none if the block is something else, has no
+/// The links of a dag-pb node, in order; none if the block is something else, has no
 /// links, or does not begin with them (as every encoder writes them).
-pub(crate) fn links(block: &[u8]) -> Option<Vec<&[u8]>> {
+pub(crate) fn links(block: &[u8]) -> Option<Vec<Link<'_>>> {
+    let mut links = all_links(block)?;
+    links.retain(|link| link.hash.first() != Some(&IDENTITY));
+    (!links.is_empty()).then_some(links)
+}
+
+/// Whether a block is a dag-pb node of which `head` is the beginning, or all of it: with links,
+/// which come first, it must be all of it. A block that is taken for a node here is one for every
+/// decoder; some that decoders take are not.
+pub(crate) fn is_dag_pb(head: &[u8], len: u64) -> bool {
+    match head.split_first() {
+        None => len == 0,
+        Some((&LINKS_FIRST, _)) => len == head.len() as u64 && all_links(head).is_some(),
+        Some((0x0a, body)) => varint(body).is_some_and(|(data, rest)| {
+            let before = (head.len() - rest.len()) as u64;
+            before.checked_add(data) == Some(len)
+        }),
+        Some(_) => false,
+    }
+}
+
+/// All links of a dag-pb node, also those that lead to no block.
+fn all_links(block: &[u8]) -> Option<Vec<Link<'_>>> {
     let mut links = Vec::new();
     let mut rest = block;
     while let Some((&tag, body)) = rest.split_first() {
@@ -163,8 +221,7 @@ pub(crate) fn links(block: &[u8]) -> Option<Vec<&[u8]>> {
             _ => return None,
         }
     }
-    links.retain(|hash: &&[u8]| hash.first() != Some(&IDENTITY));
-    (!links.is_empty()).then_some(links)
+    Some(links)
 }
 
 /// Whether a block is a dag-pb node of a UnixFS directory: its data begins with the type Directory
@@ -184,28 +241,33 @@ pub(crate) fn is_directory(block: &[u8]) -> bool {
     false
 }
 
-/// The multihash of a PBLink: Hash, perhaps Name and Tsize.
-fn link(field: &[u8]) -> Option<&[u8]> {
+/// A PBLink: Hash, perhaps Name, perhaps Tsize.
+fn link(field: &[u8]) -> Option<Link<'_>> {
     let (0x0a, body) = field.split_first().map(|(tag, body)| (*tag, body))? else {
         return None;
     };
     let (cid, mut rest) = delimited(body)?;
-    while let Some((&tag, body)) = rest.split_first() {
-        rest = match tag {
-            0x12 => delimited(body)?.1,
-            0x18 => varint(body)?.1,
-            _ => return None,
-        };
+    if let [0x12, body @ ..] = rest {
+        rest = delimited(body)?.1;
+    }
+    if let [0x18, body @ ..] = rest {
+        rest = varint(body)?.1;
+    }
+    if !rest.is_empty() {
+        return None;
     }
     // CIDv0 is a bare SHA2-256 multihash; CIDv1 has version and codec before it.
-    let hash = match cid {
-        [0x12, 0x20, ..] => cid,
-        [0x01, codec @ ..] => varint(codec)?.1,
+    let (codec, hash) = match cid {
+        [0x12, 0x20, ..] => (DAG_PB, cid),
+        [0x01, codec @ ..] => shortest_varint(codec)?,
         _ => return None,
     };
-    let (_, len_and_digest) = varint(hash)?;
-    let (len, digest) = varint(len_and_digest)?;
-    (len == digest.len() as u64).then_some(hash)
+    let (_, len_and_digest) = shortest_varint(hash)?;
+    let (len, digest) = shortest_varint(len_and_digest)?;
+    (len == digest.len() as u64).then_some(Link {
+        hash,
+        to_dag_pb: codec == DAG_PB,
+    })
 }
 
 fn delimited(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -251,16 +313,26 @@ mod tests {
         out
     }
 
+    fn to(hash: &[u8], to_dag_pb: bool) -> Link<'_> {
+        Link { hash, to_dag_pb }
+    }
+
     #[test]
     fn links_of_nodes() {
         let block = node(&[1, 2, 200]);
-        assert_eq!(links(&block).unwrap(), [hash(1), hash(2), hash(200)]);
+        let hashes = [hash(1), hash(2), hash(200)];
+        let raw = hashes.each_ref().map(|hash| to(hash, false));
+        assert_eq!(links(&block).unwrap(), raw);
         let v0 = field(0x12, &field(0x0a, &hash(9)));
-        assert_eq!(links(&v0).unwrap(), [hash(9)]);
+        let nine = hash(9);
+        assert_eq!(links(&v0).unwrap(), [to(&nine, true)]);
+        let v1 = [&[0x01, 0x70][..], &nine].concat();
+        let v1 = field(0x12, &field(0x0a, &v1));
+        assert_eq!(links(&v1).unwrap(), [to(&nine, true)]);
         let identity = field(0x12, &field(0x0a, &[0x01, 0x55, 0x00, 0x01, 0x61]));
         assert_eq!(
             links(&[identity.clone(), v0.clone()].concat()).unwrap(),
-            [hash(9)]
+            [to(&nine, true)]
         );
         for other in [
             &b""[..],
@@ -275,6 +347,43 @@ mod tests {
         ] {
             assert_eq!(links(other), None, "{other:x?}");
         }
+    }
+
+    #[test]
+    fn what_every_decoder_takes_for_a_node() {
+        let block = node(&[1, 2]);
+        let is = |block: &[u8]| is_dag_pb(block, block.len() as u64);
+        let identity = field(0x12, &field(0x0a, &[0x01, 0x55, 0x00, 0x01, 0x61]));
+        for node in [&block[..], b"", &identity, &field(0x0a, &[7; 300])] {
+            assert!(is(node), "{node:x?}");
+        }
+        // Of a leaf the head is enough.
+        assert!(is_dag_pb(&field(0x0a, &[7; 300])[..5], 303));
+        assert!(!is_dag_pb(&field(0x0a, &[7; 300])[..5], 304));
+        assert!(!is_dag_pb(&block[..10], block.len() as u64));
+        assert!(!is_dag_pb(b"", 1));
+        let hash = field(0x0a, &hash(1));
+        let (name, size) = (field(0x12, b"name"), [0x18, 0x05]);
+        assert!(is(&field(0x12, &[&hash[..], &name, &size].concat())));
+        for other in [
+            b"raw bytes".to_vec(),
+            block[1..].to_vec(),
+            [&block[..], &[0x0a, 0x00]].concat(),
+            field(0x12, &[&hash[..], &size, &name].concat()),
+            field(0x12, &[&hash[..], &name, &name].concat()),
+            field(0x12, &[&name[..], &hash].concat()),
+        ] {
+            assert!(!is(&other), "{other:x?}");
+        }
+    }
+
+    #[test]
+    fn links_tell_which_blocks_are_nodes() {
+        let mut nodes = Nodes::new();
+        let (one, two) = (hash(1), hash(2));
+        nodes.learn(&key(9), &[to(&one, true), to(&two, false)]);
+        let calls = [1, 2, 3].map(|n| nodes.calls_dag_pb(&key(n)));
+        assert_eq!(calls, [true, false, false]);
     }
 
     #[test]
@@ -328,13 +437,13 @@ mod tests {
     fn a_tree_without_leaves_is_not_walked_for_ever() {
         let mut nodes = Nodes::new();
         let huge = vec![7; 4096];
-        nodes.learn(&key(7), &[&huge]);
+        nodes.learn(&key(7), &[to(&huge, true)]);
         for level in 1..7 {
             let below = hash(level + 1);
-            nodes.learn(&key(level), &vec![&below[..]; 500]);
+            nodes.learn(&key(level), &vec![to(&below, true); 500]);
         }
         let (leaf, tree) = (hash(100), hash(1));
-        nodes.learn(&key(101), &[&leaf, &tree]);
+        nodes.learn(&key(101), &[to(&leaf, true), to(&tree, true)]);
         assert!(nodes.after(&key(100), 500).len() <= 500);
     }
 
@@ -368,7 +477,7 @@ mod tests {
             let hashes: Vec<Vec<u8>> = (0..20u8)
                 .map(|i| [&hash(i)[..30], &n.to_le_bytes()].concat())
                 .collect();
-            let links: Vec<&[u8]> = hashes.iter().map(Vec::as_slice).collect();
+            let links: Vec<Link<'_>> = hashes.iter().map(|hash| to(hash, false)).collect();
             nodes.learn(&format!("/{n}"), &links);
         }
         assert!(nodes.bytes <= BYTES);
@@ -390,7 +499,8 @@ mod tests {
         let huge = vec![7; 1 << 20];
         for n in 0..10_000 {
             let digest = [&digest[..], format!("{n}").as_bytes()].concat();
-            nodes.learn(&format!("/{n}"), &[&huge, &digest, &huge]);
+            let (huge, digest) = (to(&huge, false), to(&digest, false));
+            nodes.learn(&format!("/{n}"), &[huge, digest, huge]);
             assert!(held(&nodes) + nodes.places.len() * 32 <= BYTES);
         }
         assert!(nodes.nodes.len() > 1000);
@@ -399,12 +509,12 @@ mod tests {
         // Short links, under a long prefix: 30 MiB of keys.
         let mut nodes = Nodes::new();
         let hashes: Vec<Vec<u8>> = (0..16_000u32).map(|n| n.to_le_bytes().to_vec()).collect();
-        let links: Vec<&[u8]> = hashes.iter().map(Vec::as_slice).collect();
+        let links: Vec<Link<'_>> = hashes.iter().map(|hash| to(hash, false)).collect();
         nodes.learn(&format!("/{}/node", "x".repeat(2000)), &links);
         assert_eq!((nodes.nodes.len(), nodes.places.len()), (0, 0));
         // Very many nodes with a link each.
         for n in 0..200_000u32 {
-            nodes.learn(&format!("/{n}"), &[&n.to_le_bytes()]);
+            nodes.learn(&format!("/{n}"), &[to(&n.to_le_bytes(), false)]);
         }
         assert!(nodes.nodes.len() * (NODE_BYTES + LINK_BYTES) <= BYTES);
         assert!(nodes.places.len() <= nodes.nodes.len());

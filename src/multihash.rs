@@ -88,6 +88,44 @@ impl Multihash {
     }
 }
 
+/// The multihash that a whole key is: `/` and base32, as Kubo's block store names blocks.
+#[derive(Debug)]
+pub(crate) struct KeyMultihash {
+    /// Function, length and digest.
+    pub(crate) bytes: Vec<u8>,
+    /// The code of the function, which need not be known here; never identity.
+    pub(crate) code: u64,
+    /// Where the digest begins.
+    pub(crate) digest_at: usize,
+}
+
+impl KeyMultihash {
+    /// `None` for keys that are anything else: in another namespace, with a digest of less than 20
+    /// bytes, or with the value itself (identity).
+    pub(crate) fn of(key: &str) -> Option<KeyMultihash> {
+        let text = key.strip_prefix('/')?;
+        let bytes = data_encoding::BASE32_NOPAD.decode(text.as_bytes()).ok()?;
+        let (code, digest) = split(&bytes)?;
+        let digest_at = bytes.len() - digest.len();
+        (code != IDENTITY).then_some(KeyMultihash {
+            bytes,
+            code,
+            digest_at,
+        })
+    }
+
+    /// The key whose multihash this is.
+    pub(crate) fn key(code: u64, digest: &[u8]) -> Option<String> {
+        let mut bytes = Vec::with_capacity(digest.len() + 12);
+        push_varint(&mut bytes, code);
+        push_varint(&mut bytes, digest.len() as u64);
+        bytes.extend_from_slice(digest);
+        let (read, rest) = split(&bytes)?;
+        let is_one = read == code && rest.len() == digest.len() && code != IDENTITY;
+        is_one.then(|| format!("/{}", data_encoding::BASE32_NOPAD.encode(&bytes)))
+    }
+}
+
 /// Checks `value` against the multihash in the last component of `key`.
 pub fn check(key: &str, value: &[u8]) -> Match {
     let Some(multihash) = decode_key(key) else {
@@ -188,7 +226,7 @@ fn decode_key(key: &str) -> Option<Vec<u8>> {
 }
 
 /// A number as [`varint`] reads it, in the fewest bytes: go-multihash takes no other.
-fn shortest_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+pub(crate) fn shortest_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (value, rest) = varint(bytes)?;
     let len = bytes.len() - rest.len();
     (len == 1 || bytes[len - 1] != 0).then_some((value, rest))
@@ -204,6 +242,20 @@ pub(crate) fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
         }
     }
     None
+}
+
+/// Appends a number as [`varint`] reads it.
+pub(crate) fn push_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value > 0x7f {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// How many bytes [`push_varint`] appends.
+pub(crate) fn varint_len(value: u64) -> u64 {
+    u64::from((64 - (value | 1).leading_zeros()).div_ceil(7))
 }
 
 #[cfg(test)]
@@ -363,6 +415,60 @@ mod tests {
             let key = data_encoding::BASE32_NOPAD.encode(&[head, &digest[..]].concat());
             assert_eq!(check(&format!("/{key}"), b"abc"), Match::Unknown);
             assert_eq!(check(&format!("/{key}"), b"abd"), Match::Unknown);
+        }
+    }
+
+    #[test]
+    fn a_whole_key_is_a_multihash() {
+        let sha = key(&[0x12], &Sha256::digest(b"abc"));
+        let whole = KeyMultihash::of(&sha).unwrap();
+        assert_eq!(
+            (whole.code, whole.digest_at, whole.bytes.len()),
+            (0x12, 2, 34)
+        );
+        let digest = &whole.bytes[whole.digest_at..];
+        assert_eq!(KeyMultihash::key(0x12, digest), Some(sha.clone()));
+        // A function that is not known here, and a digest cut to 20 bytes.
+        for other in [key(&[0xd5, 0x01], &[7; 20]), key(&[0x13], &[7; 20])] {
+            let whole = KeyMultihash::of(&other).unwrap();
+            let digest = &whole.bytes[whole.digest_at..];
+            assert_eq!(KeyMultihash::key(whole.code, digest), Some(other));
+        }
+        assert_eq!(KeyMultihash::key(0x00, &[7; 32]), None);
+        assert_eq!(KeyMultihash::key(0x12, &[7; 19]), None);
+        assert_eq!(KeyMultihash::key(u64::MAX, &[7; 32]), None);
+        for other in [
+            format!("/blocks{sha}"),
+            sha.to_lowercase(),
+            format!("{sha}A"),
+            sha[1..].to_owned(),
+            key(&[0x00], b"a value of at least twenty bytes"),
+            key(&[0x13], &[7; 19]),
+            key(&[0x92, 0x00], &[7; 32]),
+            "/".to_owned(),
+            String::new(),
+        ] {
+            assert!(KeyMultihash::of(&other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_are_read() {
+        for n in [
+            0,
+            1,
+            127,
+            128,
+            300,
+            16_383,
+            16_384,
+            u64::from(u32::MAX),
+            u64::MAX >> 1,
+        ] {
+            let mut out = Vec::new();
+            push_varint(&mut out, n);
+            assert_eq!(shortest_varint(&out), Some((n, &[][..])));
+            assert_eq!(varint_len(n), out.len() as u64, "{n}");
         }
     }
 

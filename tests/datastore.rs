@@ -73,7 +73,7 @@ async fn a_batch_is_one_pack_and_its_blocks_are_slices_of_it() {
 #[tokio::test]
 async fn packs_keep_under_their_ceiling() {
     let parts = Parts::default();
-    let ds = parts.open(r#""packTargetSizeBytes":4000,"#);
+    let ds = parts.open(r#""packFormat":"concat","packTargetSizeBytes":4000,"#);
     let mut ops = blocks(10, 1000);
     ops.push(Op::Put("/big".into(), noise(99, 9000)));
     ds.commit(ops).await.unwrap();
@@ -108,7 +108,7 @@ async fn concurrent_puts_share_packs() {
 #[tokio::test]
 async fn what_is_stored_is_not_uploaded_again() {
     let parts = Parts::default();
-    let ds = parts.open("");
+    let ds = parts.open(r#""packFormat":"concat","#);
     let ops = blocks(8, 500);
     ds.commit(ops.clone()).await.unwrap();
     ds.commit(ops.clone()).await.unwrap();
@@ -336,12 +336,14 @@ async fn wrong_bytes_are_never_returned() {
     let value = noise(1, 1000);
     let key = key_of(&value);
     ds.put(&key, value).await.unwrap();
-    let blob = parts.index.rows.lock()[&key].blob_id.clone();
-    parts
-        .store
-        .blobs
-        .lock()
-        .insert(blob.clone(), noise(2, 1000));
+    let Record {
+        blob_id: blob,
+        offset,
+        ..
+    } = parts.index.rows.lock()[&key].clone();
+    let wrong = noise(2, 2000);
+    let store = &parts.store.blobs;
+    store.lock().insert(blob.clone(), wrong.clone());
     let err = ds.get(&key).await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Corrupt);
     assert!(
@@ -357,9 +359,10 @@ async fn wrong_bytes_are_never_returned() {
     );
     ds.close().await.unwrap();
 
-    parts.store.blobs.lock().insert(blob, noise(2, 1000));
+    store.lock().insert(blob, wrong.clone());
     let trusting = parts.open(r#""verifyReads":false,"#);
-    assert_eq!(trusting.get(&key).await.unwrap().unwrap(), noise(2, 1000));
+    let there = wrong.slice(offset as usize..).slice(..1000);
+    assert_eq!(trusting.get(&key).await.unwrap().unwrap(), there);
     trusting.close().await.unwrap();
 }
 

@@ -108,6 +108,11 @@ fn answers() {
 }
 
 #[test]
+fn car() {
+    replay("car");
+}
+
+#[test]
 fn journal() {
     replay("journal");
 }

@@ -19,7 +19,7 @@ const BLOCK: u64 = 16 * KIB;
 const BUDGET: u64 = 16 << 20;
 const SMALL: &str = r#""blobCacheBytes":16777216,"#;
 
-/// Blocks of a file, side by side in packs.
+/// Blocks of a file, side by side in packs, so that their places are easy to tell.
 struct File {
     parts: Parts,
     ds: Arc<WalrusDatastore>,
@@ -30,7 +30,7 @@ impl File {
     /// `blocks` of 16 KiB in packs of `per_pack`; the store's record of reads is empty.
     async fn new(extra: &str, blocks: u64, per_pack: usize) -> File {
         let parts = Parts::default();
-        let ds = Arc::new(parts.open(extra));
+        let ds = Arc::new(parts.open(&format!(r#"{extra}"packFormat":"concat","#)));
         let blocks = (0..blocks).map(|n| noise(n, BLOCK as usize));
         let blocks: Vec<_> = blocks.map(|value| (key_of(&value), value)).collect();
         for pack in blocks.chunks(per_pack) {

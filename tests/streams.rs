@@ -53,15 +53,39 @@ impl BlobStore for Zeroes {
 }
 
 /// The rows of the blobs, which are too many to be kept in a map and looked through.
+#[derive(Clone, Copy)]
 struct Rows {
     block: u64,
+    /// What a format puts before each block, and before all of them (bytes).
+    frame: u64,
+    head: u64,
 }
 
 impl Rows {
+    fn concat(block: u64) -> Rows {
+        Rows {
+            block,
+            frame: 0,
+            head: 0,
+        }
+    }
+
+    fn car(block: u64) -> Rows {
+        Rows {
+            block,
+            frame: 39,
+            head: 69,
+        }
+    }
+
+    fn offset(&self, n: u64) -> u64 {
+        self.head + n * (self.frame + self.block) + self.frame
+    }
+
     fn row(&self, blob: u64, n: u64) -> Record {
         Record::new(
             format!("{blob:043}"),
-            (n * self.block) as i64,
+            self.offset(n) as i64,
             self.block as i64,
         )
     }
@@ -121,7 +145,8 @@ impl walrusds::Rows for Rows {
 
     async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
         let blob = blob_id.parse().unwrap();
-        let all = from.div_ceil(self.block)..BLOB / self.block;
+        let before = from.saturating_sub(self.head + self.frame);
+        let all = before.div_ceil(self.frame + self.block)..BLOB / self.block;
         let rows = all
             .take(limit)
             .map(|n| KeyRecord::new(key(blob, n), self.row(blob, n)));
@@ -182,15 +207,20 @@ struct Blobs {
     ds: WalrusDatastore,
     block: u64,
     random: u64,
+    rows: Rows,
 }
 
 impl Blobs {
     fn new(block: u64) -> Blobs {
-        let index = Arc::new(Rows { block });
+        Self::of(Rows::concat(block))
+    }
+
+    fn of(rows: Rows) -> Blobs {
+        let (index, block) = (Arc::new(rows), rows.block);
         let store = Arc::new(Zeroes {
             bytes: AtomicU64::new(0),
             asked: AtomicU64::new(0),
-            zeroes: vec![0; BLOB as usize].into(),
+            zeroes: vec![0; 2 * BLOB as usize].into(),
         });
         let config = r#"{"verifyReads":false,"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}"#;
         let config = Config::from_json(config).unwrap();
@@ -202,7 +232,30 @@ impl Blobs {
             ds,
             block,
             random,
+            rows,
         }
+    }
+
+    /// Reads as Kubo does: ten blocks at a time, a second batch before the first one has ended, in
+    /// no order within them.
+    async fn read_in_batches(&mut self, blob: u64, blocks: u64) {
+        let mut waiting: Vec<u64> = Vec::new();
+        for n in 0..blocks {
+            waiting.push(n);
+            if waiting.len() >= 20 {
+                let at = self.random(10) as usize;
+                self.read(blob, waiting.swap_remove(at), 1).await;
+            }
+        }
+        for n in waiting {
+            self.read(blob, n, 1).await;
+        }
+        self.all_landed().await;
+    }
+
+    fn cost(&self) -> (u64, u64) {
+        let asked = self.store.asked.load(SeqCst);
+        (asked, self.store.bytes.load(SeqCst))
     }
 
     async fn read(&self, blob: u64, from: u64, blocks: u64) {
@@ -287,4 +340,63 @@ async fn a_scan_is_fetched_once_and_in_few_requests() {
     assert_eq!(blobs.store.bytes.load(SeqCst), BLOB);
     let asked = blobs.store.asked.load(SeqCst);
     assert!(asked <= 40, "{asked} requests for a blob");
+}
+
+/// What a format puts between blocks costs no requests, and not a byte in a thousand.
+#[tokio::test]
+async fn framing_between_blocks_costs_nothing() {
+    let same = |what: &str, concat: (u64, u64), car: (u64, u64)| {
+        assert!(
+            car.0 <= concat.0,
+            "{what}: {} instead of {}",
+            car.0,
+            concat.0
+        );
+        assert!(
+            car.1 <= concat.1 + concat.1 / 1000,
+            "{what}: {} instead of {} bytes",
+            car.1,
+            concat.1
+        );
+    };
+    let block = 256 << 10;
+    let both = || [Rows::concat(block), Rows::car(block)].map(Blobs::of);
+    let costs = |[concat, car]: &[Blobs; 2]| (concat.cost(), car.cost());
+
+    let mut blobs = both();
+    for blobs in &mut blobs {
+        blobs.read(3, 0, BLOB / block).await;
+        blobs.all_landed().await;
+    }
+    let (concat, car) = costs(&blobs);
+    same("a file from its beginning to its end", concat, car);
+    let held = blobs[1].rows.offset(BLOB / block) - blobs[1].rows.offset(0) - 39;
+    assert!(car.1 <= held, "no byte twice, and none of the index");
+
+    let mut blobs = both();
+    for blobs in &mut blobs {
+        blobs.read_in_batches(3, BLOB / block).await;
+    }
+    let (concat, car) = costs(&blobs);
+    same("batches", concat, car);
+
+    let mut blobs = both();
+    for blobs in &mut blobs {
+        // A window ends where another reader has begun.
+        for from in [200, 100, 40, 0] {
+            blobs.read(5, from, 30).await;
+        }
+        blobs.all_landed().await;
+        blobs.read(5, 0, BLOB / block).await;
+        blobs.all_landed().await;
+    }
+    let (concat, car) = costs(&blobs);
+    same("several readers of one blob", concat, car);
+
+    let mut blobs = both();
+    for blobs in &mut blobs {
+        blobs.at_random(200, 3).await;
+    }
+    let (concat, car) = costs(&blobs);
+    same("small files at random", concat, car);
 }

@@ -929,8 +929,12 @@ mod reading {
         assert_eq!(read.unwrap(), data);
     }
 
-    fn part(bytes: &[u8]) -> Fetched {
-        Bytes::copy_from_slice(bytes).into()
+    /// A part of a blob of `total` bytes.
+    fn part(bytes: &[u8], total: usize) -> Fetched {
+        Fetched {
+            total: Some(total as u64),
+            ..Bytes::copy_from_slice(bytes).into()
+        }
     }
 
     #[tokio::test]
@@ -940,8 +944,8 @@ mod reading {
         let client = client(reader(&[&old]));
         let whole = Fetched::whole(data.clone().into());
         for (keeps, got) in [
-            (0, part(&data[100..150])),
-            (999, part(&data[100..150])),
+            (0, part(&data[100..150], 1000)),
+            (999, part(&data[100..150], 1000)),
             (1000, whole),
         ] {
             let of_range = |bytes: &[u8]| match bytes == &data[100..150] {
@@ -977,7 +981,7 @@ mod reading {
             for offset in [0, MIB / 2, MIB] {
                 let keeps = MIB as u64;
                 let read = client.read_block(ID, offset as u64, 70_000, keeps, &check_ok);
-                assert!(read.await.unwrap() == part(&data[offset..offset + 70_000]));
+                assert!(read.await.unwrap().bytes == data[offset..offset + 70_000]);
             }
             assert_eq!(old.count(), 3);
             let got = client.stats().get_bytes as usize;

@@ -72,9 +72,9 @@ fn puts(blocks: &[(String, Bytes)]) -> Vec<Op> {
 async fn tour(net: &Devnet, repo: &Repo) {
     let ds = repo.open().await;
     let mut all = blocks(40, 100_000);
-    all.push(("/empty".into(), Bytes::new()));
-    all.push(("/one".into(), Bytes::from_static(b"1")));
-    all.push(("/big".into(), noise(7, 20 << 20)));
+    for value in [Bytes::new(), Bytes::from_static(b"1"), noise(7, 20 << 20)] {
+        all.push((key_of(&value), value));
+    }
     ds.commit(puts(&all)).await.unwrap();
     let bytes: i64 = all.iter().map(|(_, v)| v.len() as i64).sum();
     assert_eq!(ds.disk_usage().await.unwrap().bytes, bytes);

@@ -21,6 +21,7 @@ mod network;
 pub use crate::journal::JournalConfig;
 pub use crate::lifetime::chain::WalrusCommand;
 pub use crate::read::disk::DiskCacheConfig;
+pub use crate::upload::Format as PackFormat;
 pub use keys::{KeySpec, KeyType, KEYS, MAX_BLOB_BYTES};
 
 /// Long enough to serve the size and the block from one lookup, and the neighbours of a block while
@@ -83,6 +84,8 @@ pub struct Config {
     pub max_open_conns: u32,
     /// Largest size of a pack (bytes).
     pub pack_target_size_bytes: u64,
+    /// How blocks lie in the blobs that are stored.
+    pub pack_format: PackFormat,
     /// Memory for blocks that were read or fetched ahead (bytes); negative disables it.
     pub blob_cache_bytes: i64,
     /// Time without progress after which an HTTP attempt is given up.
@@ -147,7 +150,7 @@ impl Config {
             }
             None => "walrus_index".to_owned(),
         };
-        fields.refuse_unsupported()?;
+        let pack_format = fields.pack_format()?;
         let epoch_duration = fields.epoch_duration()?;
         let renew_interval = fields.seconds("renewIntervalSeconds", 0)?;
         if !renew_interval.is_zero() && epoch_duration.is_zero() {
@@ -182,6 +185,7 @@ impl Config {
             workers: fields.number("workers", 100)?,
             max_open_conns: fields.number("maxOpenConns", 32)?,
             pack_target_size_bytes: fields.number("packTargetSizeBytes", 64 << 20)?,
+            pack_format,
             blob_cache_bytes,
             request_timeout: fields.seconds("requestTimeoutSeconds", 60)?,
             max_retries: fields.number("maxRetries", 3)?,
@@ -420,17 +424,16 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    fn refuse_unsupported(&self) -> Result<()> {
+    fn pack_format(&self) -> Result<PackFormat> {
         match self.text("packFormat")? {
-            None | Some("concat") => Ok(()),
-            Some(format @ ("car" | "quilt")) => Err(Error::new(
+            None | Some("car") => Ok(PackFormat::Car),
+            Some("concat") => Ok(PackFormat::Concat),
+            Some("quilt") => Err(Error::new(
                 ErrorKind::Unsupported,
-                format!(
-                    "packFormat \"{format}\" is not supported yet: leave it out, or \"concat\""
-                ),
+                "packFormat \"quilt\" is not supported yet: leave it out, or \"car\", or \"concat\"",
             )),
             Some(other) => Err(bad(format!(
-                "packFormat is {:?}, expected \"concat\", \"car\" or \"quilt\"",
+                "packFormat is {:?}, expected \"car\" or \"concat\"",
                 shorten(other)
             ))),
         }

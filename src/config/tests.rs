@@ -240,15 +240,20 @@ fn unknown_and_future_keys() {
     );
     refused_extra(r#""type":"flatfs""#, &["type", "walrusds"]);
     parse(r#""type":"walrusds""#).unwrap();
-    for (extra, key) in [
-        (r#""packFormat":"car""#, "packFormat"),
-        (r#""packFormat":"quilt""#, "packFormat"),
+    for (extra, format) in [
+        ("", PackFormat::Car),
+        (r#""packFormat":"car""#, PackFormat::Car),
+        (r#""packFormat":"concat""#, PackFormat::Concat),
     ] {
-        let err = parse(extra).unwrap_err();
-        assert_eq!(err.kind(), ErrorKind::Unsupported);
-        assert!(err.message().contains(key), "{err}");
+        assert_eq!(parse(extra).unwrap().pack_format, format, "{extra}");
     }
-    refused_extra(r#""packFormat":"zip""#, &["packFormat", "zip", "concat"]);
+    let err = parse(r#""packFormat":"quilt""#).unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Unsupported);
+    assert!(err.message().contains("packFormat"), "{err}");
+    refused_extra(
+        r#""packFormat":"zip""#,
+        &["packFormat", "zip", "car", "concat"],
+    );
     refused_extra(
         r#""authTokenCommand":"x","authTokenFile":"y""#,
         &["authTokenCommand", "authTokenFile"],

@@ -32,7 +32,7 @@ use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::upload::limit::UploadLimit;
-use crate::upload::{Format, Uploader};
+use crate::upload::Uploader;
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for notices to an operator.
@@ -191,7 +191,7 @@ impl WalrusDatastore {
                 epochs: config.epochs,
                 deletable: config.deletable,
             },
-            format: Format::Concat,
+            format: config.pack_format,
             target_bytes: config.pack_target_size_bytes,
             limit: UploadLimit::new(config.workers),
             fresh_for,

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::damage::Damage;
 use super::disk_error;
 use super::segment::Segment;
+use crate::dag;
 use crate::error::{Error, ErrorKind, Result};
 use crate::upload::order::Order;
 use crate::upload::Parcel;
@@ -38,9 +39,37 @@ pub(crate) struct Block {
     /// Whether its row, if it has one, may be of a blob that was never read back: it was staged
     /// before this open, or it takes the place of a damaged one.
     pub(super) unproven: AtomicBool,
+    /// Whether a link says that it is a dag-pb node, and it is one.
+    pub(super) is_dag_pb: AtomicBool,
 }
 
 impl Block {
+    /// A block that was written at `offset` of a segment, with length and checksum of its value.
+    pub(super) fn new(
+        key: Arc<str>,
+        seq: u64,
+        segment: Arc<Segment>,
+        offset: u64,
+        (len, crc): (u32, u32),
+        staged: Instant,
+    ) -> Self {
+        Block {
+            key,
+            seq,
+            segment,
+            offset,
+            len,
+            crc,
+            staged,
+            lost: AtomicU32::new(0),
+            doubted: AtomicBool::new(false),
+            let_go: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            unproven: AtomicBool::new(false),
+            is_dag_pb: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn key(&self) -> &str {
         &self.key
     }
@@ -103,6 +132,25 @@ pub(super) fn nodes(blocks: &[Arc<Block>]) -> Vec<(Arc<str>, Bytes)> {
         .collect()
 }
 
+/// Notes that these blocks, to which links lead as to dag-pb nodes, are such nodes, as far as that
+/// is true and they can be read. Reads from the local disk on the calling thread.
+pub(super) fn note_dag_pb(blocks: &[Arc<Block>]) {
+    for block in blocks {
+        let mut head = [0; 16];
+        let head = &mut head[..block.len.min(16) as usize];
+        let read = block.segment.read_at(block.offset, head).is_ok();
+        // Of a node without links the beginning is enough, and that is most of them.
+        let is = match head.first() {
+            _ if !read => false,
+            Some(&first) if Order::may_be_node(first) => block
+                .read()
+                .is_ok_and(|value| dag::is_dag_pb(&value, block.len())),
+            _ => dag::is_dag_pb(head, block.len()),
+        };
+        block.is_dag_pb.store(is, Ordering::Relaxed);
+    }
+}
+
 impl Parcel for Arc<Block> {
     fn key(&self) -> &str {
         &self.key
@@ -110,6 +158,10 @@ impl Parcel for Arc<Block> {
 
     fn len(&self) -> u64 {
         Block::len(self)
+    }
+
+    fn is_dag_pb(&self) -> bool {
+        self.is_dag_pb.load(Ordering::Relaxed)
     }
 
     fn append_to(&self, body: &mut Body) {

@@ -52,7 +52,7 @@ use crate::log::Level;
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
 use crate::upload::limit::Permit;
-use crate::upload::{usage_of, Pack, Place, Sent, Uploader};
+use crate::upload::{proof, usage_of, Pack, Place, Sent, Uploader};
 use crate::walrus::WHOLE;
 
 /// Pause after a failure, doubled each time.
@@ -141,7 +141,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
     let closing = || shared.draining.load(Ordering::Acquire);
     let mut first_permit = Some(first_permit);
     let mut patience = Patience::new(&parts.journal);
-    let mut stack = vec![pack];
+    let mut stack = uploader.format.parts(pack);
     while let Some(blocks) = stack.pop() {
         let Prepared {
             travel: mut blocks,
@@ -484,8 +484,8 @@ async fn read_back(
     places: &[Place],
     patience: &mut Patience<'_>,
 ) -> bool {
-    let Uploader { store, format, .. } = &*parts.uploader;
-    let Some((number, place)) = format.proof(places) else {
+    let store = &parts.uploader.store;
+    let Some((number, place)) = proof(places) else {
         return true;
     };
     let check = |bytes: &[u8]| match crc32fast::hash(bytes) == blocks[number].crc {

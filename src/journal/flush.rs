@@ -118,9 +118,10 @@ async fn run(shared: Arc<Shared>) {
         while due(&shared).await {
             let permit = uploader.limit.acquire().await;
             learn(&shared.parts, &mut order, &mut seen).await;
-            let mut pack = shared.parts.journal.take_pack(uploader.target());
+            let mut pack = shared.parts.journal.take_pack(uploader.empty_pack());
             order.arrange(&mut pack, |block| block.key());
             if !pack.is_empty() {
+                label(&order, &pack).await;
                 let deliver = deliver(Arc::clone(&shared), pack, permit);
                 spawn_unless_stopped(&shared, deliver);
             }
@@ -148,6 +149,17 @@ async fn learn(parts: &FlushParts, order: &mut Order, seen: &mut Option<u64>) {
             order.learn(&key, &node);
         }
     }
+}
+
+/// Notes which blocks of a pack are dag-pb nodes, by the links of the nodes that were learnt.
+async fn label(order: &Order, pack: &[Arc<Block>]) {
+    let called = pack.iter().filter(|block| order.calls_dag_pb(block.key()));
+    let called: Vec<Arc<Block>> = called.cloned().collect();
+    if called.is_empty() {
+        return;
+    }
+    // An error is ignored: it only makes labels less exact.
+    let _ = blocking(move || super::block::note_dag_pb(&called)).await;
 }
 
 /// Blocks in portions of at most [`PORTION`] bytes, or of a single block.

@@ -49,6 +49,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
+use crate::upload::Fill;
 
 mod ask;
 mod block;
@@ -470,18 +471,17 @@ impl Journal {
         self.inner.syncs.load(Ordering::Relaxed)
     }
 
-    /// Takes up to `target` bytes of blocks out of the queue (at least one block), in the order in
-    /// which they were written. They stay staged until [`settle`](Self::settle).
-    fn take_pack(&self, target: u64) -> Vec<Arc<Block>> {
+    /// Fills a pack with blocks of the queue (at least one block), in the order in which they were
+    /// written. They stay staged until [`settle`](Self::settle).
+    fn take_pack(&self, mut fill: Fill) -> Vec<Arc<Block>> {
         let mut pack = Vec::new();
-        let mut bytes = 0;
         let mut obsolete = false;
         {
             let mut state = self.inner.state.lock();
             while let Some(next) = state.queue.front() {
                 let len = next.len();
                 let current = state.is_current(next);
-                if current && !pack.is_empty() && bytes + len > target {
+                if current && !fill.takes(&next.key, len) {
                     break;
                 }
                 let Some(block) = state.queue.pop_front() else {
@@ -489,7 +489,6 @@ impl Journal {
                 };
                 state.queued_bytes -= len;
                 if current {
-                    bytes += len;
                     pack.push(block);
                 } else {
                     block.segment.drop_live();

@@ -35,7 +35,6 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -233,20 +232,12 @@ fn apply(
                     offset,
                     len,
                     crc,
-                } => state.stage(Arc::new(Block {
-                    key,
-                    seq,
-                    segment: Arc::clone(&segment),
-                    offset: start + offset,
-                    len,
-                    crc,
-                    staged,
-                    lost: AtomicU32::new(0),
-                    doubted: AtomicBool::new(false),
-                    let_go: AtomicBool::new(false),
-                    damaged: AtomicBool::new(false),
-                    unproven: AtomicBool::new(true),
-                })),
+                } => {
+                    let (segment, value) = (Arc::clone(&segment), (len, crc));
+                    let mut block = Block::new(key, seq, segment, start + offset, value, staged);
+                    block.unproven = true.into();
+                    state.stage(Arc::new(block));
+                }
                 Entry::Damaged { key, unwritten, .. } if unwritten && i >= last => {
                     unfinished.push(key.to_string());
                 }

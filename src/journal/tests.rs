@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::segment::Segment;
 use super::*;
 use crate::locks::KeyLocks;
+use crate::upload::Format;
 
 mod last_write;
 
@@ -420,7 +421,7 @@ fn a_block_that_was_let_go_on_paper_is_not_relied_on() {
     runtime.block_on(async {
         let scene = Scene::new();
         scene.put(one("/a", 100)).await.unwrap();
-        let taken = scene.journal.take_pack(1000);
+        let taken = scene.journal.take_pack(Fill::new(Format::Concat, 1000));
         assert!(taken[0].may_be_relied_on());
         let journal = Arc::clone(&scene.journal);
         let doubts = move || journal.doubt(&["/a".to_owned()]);
@@ -689,7 +690,7 @@ async fn play(steps: &[Step]) -> std::result::Result<(), String> {
                 possible.push(None);
             }
             Step::Settle(target) => {
-                let pack = scene.journal.take_pack(*target);
+                let pack = scene.journal.take_pack(Fill::new(Format::Concat, *target));
                 for block in &pack {
                     // The block may be back after a restart, if the note of it cannot be written.
                     let may_be = model.entry(block.key().to_owned()).or_default();

@@ -32,7 +32,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -604,20 +604,10 @@ impl Appender {
                 match write {
                     Write::Put { key, value, crc } => {
                         let len = value.len() as u32;
-                        state.stage(Arc::new(Block {
-                            key: key.into(),
-                            seq,
-                            segment: Arc::clone(&segment),
-                            offset: at,
-                            len,
-                            crc,
-                            staged: now,
-                            lost: AtomicU32::new(0),
-                            doubted: AtomicBool::new(false),
-                            let_go: AtomicBool::new(false),
-                            damaged: AtomicBool::new(false),
-                            unproven: AtomicBool::new(false),
-                        }));
+                        let (key, value) = (key.into(), (len, crc));
+                        let segment = Arc::clone(&segment);
+                        let block = Block::new(key, seq, segment, at, value, now);
+                        state.stage(Arc::new(block));
                         at += u64::from(len);
                     }
                     Write::Delete(key) => state.forget(&key),

@@ -15,6 +15,10 @@ use crate::metrics::Metrics;
 /// ones.
 const LOOK_AHEAD: usize = 512;
 
+/// Framing between pieces that is passed over at most to tell how far blocks are here: a read in a
+/// stream asks for it, so of many small pieces not all are gone through.
+const HOLES_AHEAD: usize = 16;
+
 /// The purpose for which rows of a blob are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
@@ -39,7 +43,7 @@ impl SharedReader {
         if state.is_barred(want.blob, now) {
             return;
         }
-        let here = self.memory.reach(want.blob, want.range.end);
+        let here = self.here(state, want.blob, want.range.end);
         state.streams.reached(id, here);
         let plan = state.plan(id, now);
         for ahead in plan.ahead {
@@ -64,6 +68,20 @@ impl SharedReader {
         }
     }
 
+    /// How far the blocks from `from` on are here, at least.
+    fn here(&self, state: &ReaderState, blob: &str, from: u64) -> u64 {
+        let mut here = from;
+        for _ in 0..HOLES_AHEAD {
+            let reach = self.memory.reach(blob, here);
+            let next = self.memory.next(blob, reach);
+            here = beyond_framing(state, blob, reach, next);
+            if here == reach {
+                break;
+            }
+        }
+        here
+    }
+
     /// Whether the window is here, on its way, or launched.
     fn launch_ahead(self: &Arc<Self>, state: &mut ReaderState, ahead: &Ahead) -> bool {
         let Ahead {
@@ -75,6 +93,9 @@ impl SharedReader {
         while at < range.end {
             // Nothing is asked for twice.
             let here = self.memory.reach(blob, at).max(state.flying_to(blob, at));
+            let next = [self.memory.next(blob, here), state.next_flight(blob, here)];
+            let next = next.into_iter().flatten().min();
+            let here = beyond_framing(state, blob, here, next);
             if here > at {
                 at = here;
                 continue;
@@ -161,6 +182,13 @@ impl SharedReader {
         let places = rows.filter_map(|row| Some((row.range().ok()?.start, row.blob_id)));
         next_of(blob, places)
     }
+}
+
+/// The beginning of the next bytes that are here or on their way, if no block lies before them;
+/// else `here`.
+fn beyond_framing(state: &ReaderState, blob: &str, here: u64, next: Option<u64>) -> u64 {
+    let next = next.filter(|&next| state.is_framing(blob, here, next));
+    next.unwrap_or(here)
 }
 
 /// A task that asks for rows of a blob, or waits to; the last one takes the blob off the list.

@@ -131,7 +131,7 @@ impl SharedReader {
             )),
         });
         match read {
-            Ok(Fetched { bytes, whole }) => {
+            Ok(Fetched { bytes, whole, .. }) => {
                 Metrics::add(&self.metrics.read_window_bytes, len);
                 drop(reserved);
                 Ok(match whole {
@@ -164,7 +164,7 @@ impl SharedReader {
         let (start, len) = (want.range.start, want.range.end - want.range.start);
         let keeps = self.memory.entry_cap();
         let read = self.store.read_window(want.blob, start, len, keeps).await;
-        let Fetched { bytes, whole } = read?;
+        let Fetched { bytes, whole, .. } = read?;
         if !whole {
             return Ok(want.check.judge(&bytes).is_ok().then_some(bytes));
         }

@@ -101,6 +101,19 @@ impl ReaderState {
         })
     }
 
+    /// Where the first request on its way behind `from` begins.
+    pub(super) fn next_flight(&self, blob: &str, from: u64) -> Option<u64> {
+        let flights = self.flights.get(blob).into_iter().flatten();
+        let starts = flights.map(|flight| flight.range.start);
+        starts.filter(|&start| start > from).min()
+    }
+
+    /// Whether the bytes from `from` to `until` are no block's, as far as is known.
+    pub(super) fn is_framing(&self, blob: &str, from: u64, until: u64) -> bool {
+        let extent = self.extents.peek(blob);
+        extent.is_some_and(|extent| extent.is_framing(from, until))
+    }
+
     /// How far the bytes from `from` on are on their way in one request (the offset of the first
     /// that is not).
     pub(super) fn flying_to(&self, blob: &str, from: u64) -> u64 {

@@ -26,11 +26,12 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::format::Parcel;
+use super::format::{Fill, Parcel};
 use super::limit::Permit;
 use super::order::Order;
 use super::ticket::{Ticket, Waiting};
 use super::{Pack, Sent, Uploader};
+use crate::dag;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Usage;
 use crate::locks::KeyGuard;
@@ -54,6 +55,8 @@ pub(crate) struct NewBlock {
 struct Pending {
     block: NewBlock,
     ticket: Arc<Ticket>,
+    /// Whether a link says that it is a dag-pb node, and it is one.
+    is_dag_pb: bool,
     /// Keeps the keys of the writer's call locked until the block is settled.
     _guard: Arc<KeyGuard>,
 }
@@ -65,6 +68,10 @@ impl Parcel for Pending {
 
     fn len(&self) -> u64 {
         self.block.value.len() as u64
+    }
+
+    fn is_dag_pb(&self) -> bool {
+        self.is_dag_pb
     }
 
     fn append_to(&self, body: &mut Body) {
@@ -104,6 +111,7 @@ impl Packer {
             .map(|block| Pending {
                 block,
                 ticket: Arc::clone(&ticket),
+                is_dag_pb: false,
                 _guard: Arc::clone(&guard),
             })
             .collect();
@@ -163,18 +171,16 @@ impl Gathered {
         }
     }
 
-    /// Takes the next pack out: at least one block, then as many as fit under `target`.
-    fn take_pack(&mut self, target: u64) -> Vec<Pending> {
+    /// Takes the next pack out: at least one block, then as many as fit.
+    fn take_pack(&mut self, mut fill: Fill) -> Vec<Pending> {
         let mut pack = Vec::new();
-        let mut bytes = 0;
         while let Some(next) = self.blocks.front() {
-            if !pack.is_empty() && bytes + next.len() > target {
+            if !fill.takes(next.key(), next.len()) {
                 break;
             }
-            bytes += next.len();
+            self.bytes -= next.len();
             pack.extend(self.blocks.pop_front());
         }
-        self.bytes -= bytes;
         pack
     }
 }
@@ -213,11 +219,18 @@ async fn gather(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<Vec<Pend
                 },
             }
         };
-        let mut pack = gathered.take_pack(uploader.target());
+        let mut pack = gathered.take_pack(uploader.empty_pack());
         for pending in &pack {
             order.learn(&pending.block.key, &pending.block.value);
         }
         order.arrange(&mut pack, |pending| &pending.block.key);
+        for Pending {
+            block, is_dag_pb, ..
+        } in &mut pack
+        {
+            let len = block.value.len() as u64;
+            *is_dag_pb = order.calls_dag_pb(&block.key) && dag::is_dag_pb(&block.value, len);
+        }
         uploads.spawn(upload(Arc::clone(&shared), pack, permit));
     }
     uploads.close();
@@ -227,7 +240,9 @@ async fn gather(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<Vec<Pend
 async fn upload(shared: Arc<Shared>, pack: Vec<Pending>, permit: Permit) {
     let store = &shared.uploader.store;
     let throttled_before = store.throttled();
-    store_and_place(&shared, Settling(pack)).await;
+    let parts = shared.uploader.format.parts(pack);
+    let parts = parts.into_iter().map(Settling).collect();
+    store_and_place(&shared, parts).await;
     permit.report(store.throttled() != throttled_before);
 }
 
@@ -260,10 +275,9 @@ impl Drop for Settling {
     }
 }
 
-/// Uploads a pack and indexes its blocks. A pack that is too large for the publisher is split in
-/// two, down to single blocks.
-async fn store_and_place(shared: &Shared, pack: Settling) {
-    let mut stack = vec![pack];
+/// Uploads packs, the last one first, and indexes their blocks. A pack that is too large for the
+/// publisher is split in two, down to single blocks.
+async fn store_and_place(shared: &Shared, mut stack: Vec<Settling>) {
     while let Some(mut part) = stack.pop() {
         part.0.retain(|pending| {
             let keep = !pending.ticket.is_given_up();

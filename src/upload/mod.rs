@@ -36,7 +36,8 @@ pub(crate) mod limit;
 pub(crate) mod order;
 mod ticket;
 
-pub(crate) use format::{Format, Parcel, Place};
+pub use format::Format;
+pub(crate) use format::{car, proof, Fill, Parcel, Place};
 pub(crate) use gather::{NewBlock, Packer};
 use limit::UploadLimit;
 
@@ -157,21 +158,30 @@ impl Uploader {
         Ok(back)
     }
 
+    /// A pack to be filled with blocks.
+    pub(crate) fn empty_pack(&self) -> Fill {
+        Fill::new(self.format, self.target())
+    }
+
     /// Stores blocks as one pack.
     pub(crate) async fn store<P: Parcel>(&self, blocks: &[P]) -> Sent {
         let metrics = &self.metrics;
         let sent = self.format.store(blocks, &*self.store, self.options);
         match caught(sent).await {
-            Ok((stored, digest, layout)) => {
+            Ok(stored) => {
+                let layout = stored.layout;
                 Metrics::add(&metrics.packs_stored, 1);
                 Metrics::add(&metrics.pack_bytes, layout.len);
                 Metrics::add(&metrics.blocks_packed, blocks.len() as u64);
                 Sent::Stored(Box::new(Pack {
                     blob: Blob {
-                        format: self.format.name().to_owned(),
+                        format: stored.format.name().to_owned(),
                         size: i64::try_from(layout.len).unwrap_or(i64::MAX),
-                        digest: digest.map(|d| d.to_hex().to_string()).unwrap_or_default(),
-                        ..self.certified(&stored, self.options)
+                        digest: stored
+                            .digest
+                            .map(|d| d.to_hex().to_string())
+                            .unwrap_or_default(),
+                        ..self.certified(&stored.answer, self.options)
                     },
                     places: layout.places,
                     len: layout.len,

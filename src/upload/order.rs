@@ -32,6 +32,11 @@ impl Order {
         }
     }
 
+    /// Whether a known node links to `key` as to a dag-pb node.
+    pub(crate) fn calls_dag_pb(&self, key: &str) -> bool {
+        self.nodes.calls_dag_pb(key)
+    }
+
     /// Puts blocks in order: the files in the order in which they come, and within a file each node
     /// before the blocks it links to. Blocks that no known node links to keep their order.
     pub(crate) fn arrange<T>(&self, blocks: &mut Vec<T>, key: impl Fn(&T) -> &str) {

@@ -11,6 +11,9 @@ use futures_util::stream::{self, Stream};
 
 /// How much is read from sources at once (bytes): each read is a passage to another thread.
 const READ: usize = 512 << 10;
+/// Pieces of memory of at most this length (bytes) are copied into one chunk with their neighbours:
+/// a pack has a few bytes before each block.
+const COPIED: usize = 4 << 10;
 /// Sources of at most this length (bytes) are read in one piece, so that they can check themselves.
 pub const WHOLE: u64 = 4 << 20;
 
@@ -80,8 +83,8 @@ impl Body {
         self.digest.get().copied()
     }
 
-    /// The bytes in order, in chunks of at most `size` bytes (but never empty). Chunks of memory
-    /// are shared, not copied; small pieces from sources are gathered into one chunk.
+    /// The bytes in order, in chunks of at most `size` bytes (but never empty). Large pieces of
+    /// memory are shared, not copied; small ones and sources are gathered into one chunk.
     pub fn stream(&self, size: usize) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         stream::unfold(Cursor::new(self, size), |mut cursor| async move {
             let chunk = cursor.next().await?;
@@ -131,12 +134,12 @@ impl Cursor {
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         if self.ready.is_empty() {
             self.ready = match self.pieces.front()? {
-                Piece::Memory(chunk) => {
+                Piece::Memory(chunk) if chunk.len() > COPIED => {
                     let chunk = chunk.clone();
                     self.pieces.pop_front();
                     chunk
                 }
-                Piece::Source(_) => match read(self.take_sources()).await {
+                _ => match read(self.take_parts()).await {
                     Ok(chunk) => chunk,
                     Err(e) => {
                         self.pieces.clear();
@@ -156,47 +159,80 @@ impl Cursor {
         Some(Ok(chunk))
     }
 
-    /// Takes as many sources, or parts of them, as are read together.
-    fn take_sources(&mut self) -> Vec<(Arc<dyn Source>, u64, usize)> {
+    /// Takes as many small pieces of memory, and sources or parts of them, as are joined.
+    fn take_parts(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         let mut room = READ;
         while room > 0 {
-            let Some(Piece::Source(source)) = self.pieces.front() else {
-                break;
+            let (part, len) = match self.pieces.front() {
+                Some(Piece::Memory(chunk)) if chunk.len() <= COPIED => {
+                    (Part::Memory(chunk.clone()), chunk.len())
+                }
+                Some(Piece::Source(source)) => {
+                    let left = source.len() - self.at;
+                    let mut take = usize::try_from(left).unwrap_or(usize::MAX);
+                    // Alone, or behind the few bytes that come before it.
+                    let first = parts.iter().all(|part| matches!(part, Part::Memory(_)));
+                    if take > room {
+                        if !first {
+                            break;
+                        }
+                        if source.len() > WHOLE {
+                            take = room;
+                        }
+                    }
+                    (Part::Source(Arc::clone(source), self.at, take), take)
+                }
+                _ => break,
             };
-            let left = source.len() - self.at;
-            let mut take = usize::try_from(left).unwrap_or(usize::MAX);
-            if take > room {
-                if !parts.is_empty() {
-                    break;
-                }
-                if source.len() > WHOLE {
-                    take = room;
-                }
-            }
-            parts.push((Arc::clone(source), self.at, take));
-            room = room.saturating_sub(take);
-            self.at += take as u64;
-            if take as u64 == left {
+            room = room.saturating_sub(len);
+            if matches!(&part, Part::Source(source, at, _) if at + (len as u64) < source.len()) {
+                self.at += len as u64;
+            } else {
                 self.at = 0;
                 self.pieces.pop_front();
             }
+            parts.push(part);
         }
         parts
     }
 }
 
-async fn read(parts: Vec<(Arc<dyn Source>, u64, usize)>) -> io::Result<Bytes> {
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut chunk = vec![0; parts.iter().map(|(_, _, len)| len).sum()];
+/// Bytes that are joined with others into a chunk.
+enum Part {
+    Memory(Bytes),
+    /// So many bytes of a source, from an offset on.
+    Source(Arc<dyn Source>, u64, usize),
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        match self {
+            Part::Memory(bytes) => bytes.len(),
+            Part::Source(_, _, len) => *len,
+        }
+    }
+}
+
+async fn read(parts: Vec<Part>) -> io::Result<Bytes> {
+    let is_memory = parts.iter().all(|part| matches!(part, Part::Memory(_)));
+    let join = move || {
+        let mut chunk = vec![0; parts.iter().map(Part::len).sum()];
         let mut rest = chunk.as_mut_slice();
-        for (source, offset, len) in parts {
-            let (here, after) = rest.split_at_mut(len);
-            source.read_at(offset, here)?;
+        for part in parts {
+            let (here, after) = rest.split_at_mut(part.len());
+            match part {
+                Part::Memory(bytes) => here.copy_from_slice(&bytes),
+                Part::Source(source, offset, _) => source.read_at(offset, here)?,
+            }
             rest = after;
         }
         Ok(Bytes::from(chunk))
-    });
+    };
+    if is_memory {
+        return join();
+    }
+    let reading = tokio::task::spawn_blocking(join);
     reading.await.unwrap_or_else(|e| Err(io::Error::other(e)))
 }
 
@@ -259,8 +295,8 @@ mod tests {
         let text: Vec<&[u8]> = chunks.iter().map(|c| &c[..]).collect();
         assert_eq!(
             text,
-            [&b"memo"[..], b"ry", b"abcd", b"efgh", b"i", b"end"],
-            "memory is cut, sources are joined"
+            [&b"memo"[..], b"ryab", b"cdef", b"ghie", b"nd"],
+            "all are joined, and cut"
         );
         assert_eq!(body.collect().await.unwrap(), "memoryabcdefghiend");
     }
@@ -280,6 +316,67 @@ mod tests {
         broken.push_source(Arc::new(Broken));
         assert!(broken.collect().await.is_err());
         assert_eq!(broken.digest(), None);
+    }
+
+    /// A pack of large blocks with a few bytes before each.
+    #[tokio::test]
+    async fn large_pieces_of_memory_are_shared_and_sources_are_read_together() {
+        let block = Bytes::from(vec![7; COPIED + 1]);
+        let mut body = Body::default();
+        for _ in 0..2 {
+            body.push(Bytes::from_static(b"head"));
+            body.push(block.clone());
+        }
+        let chunks: Vec<Bytes> = body.stream(usize::MAX).try_collect().await.unwrap();
+        let lens: Vec<usize> = chunks.iter().map(Bytes::len).collect();
+        assert_eq!(lens, [4, COPIED + 1, 4, COPIED + 1]);
+        assert_eq!(chunks[1].as_ptr(), block.as_ptr());
+
+        let mut body = Body::default();
+        for _ in 0..1000 {
+            body.push(Bytes::from_static(b"head"));
+            body.push_source(Arc::new(Text(b"a small block of a journal")));
+        }
+        let chunks: Vec<Bytes> = body.stream(usize::MAX).try_collect().await.unwrap();
+        assert_eq!(chunks.len(), 1);
+        assert_eq!(chunks[0].len() as u64, body.len());
+        assert!(chunks[0].starts_with(b"heada small block of a journalhead"));
+    }
+
+    /// A source of more than one read, between memory.
+    #[derive(Debug)]
+    struct Long;
+
+    impl Source for Long {
+        fn len(&self) -> u64 {
+            WHOLE + 1
+        }
+
+        fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+            for (at, byte) in (offset..).zip(into) {
+                *byte = (at % 251) as u8;
+            }
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_source_comes_in_parts() {
+        let mut body = Body::from(&b"before"[..]);
+        body.push_source(Arc::new(Long));
+        body.push(Bytes::from_static(b"after"));
+        let chunks: Vec<Bytes> = body.stream(usize::MAX).try_collect().await.unwrap();
+        assert!(chunks.iter().all(|chunk| chunk.len() <= READ + 11));
+        let whole = chunks.concat();
+        let inner = whole
+            .strip_prefix(b"before")
+            .and_then(|w| w.strip_suffix(b"after"));
+        let inner = inner.unwrap();
+        assert_eq!(inner.len() as u64, WHOLE + 1);
+        assert!(inner
+            .iter()
+            .enumerate()
+            .all(|(at, b)| *b == (at % 251) as u8));
     }
 
     #[derive(Debug)]

@@ -95,9 +95,10 @@ impl Shared {
             let text = format!("HTTP {status}: sent a compressed body unasked");
             return Err(Failure::new(Class::Wrong, text));
         }
+        let mut total = None;
         let mut reader = match (status, want) {
             (206, Want::Range(part)) => {
-                check_content_range(&response, part.offset, part.len)?;
+                total = check_content_range(&response, part.offset, part.len)?;
                 BodyReader::new(response, self.request_timeout)
             }
             _ => BodyReader::new(response, self.request_timeout),
@@ -106,7 +107,13 @@ impl Shared {
             reader.watch(&course.received);
         }
         let fetched = match (status, want) {
-            (206, Want::Range(part)) => exactly(&mut reader, part.len).await,
+            (206, Want::Range(part)) => {
+                let bytes = exactly(&mut reader, part.len).await;
+                bytes.map(|bytes| Fetched {
+                    total,
+                    ..bytes.into()
+                })
+            }
             (_, Want::Range(part)) => self.slice(&mut reader, &joined, part).await,
             // Without a length, a broken connection would look like the end.
             _ if !reader.is_delimited() => {
@@ -225,7 +232,10 @@ impl Shared {
                     // A copy, so that it does not keep the whole in memory.
                     false => body
                         .get(offset as usize..end as usize)
-                        .map(|part| Bytes::copy_from_slice(part).into())
+                        .map(|part| Fetched {
+                            total: Some(announced),
+                            ..Bytes::copy_from_slice(part).into()
+                        })
                         .ok_or_else(|| short(body.len() as u64)),
                 };
             }
@@ -237,7 +247,10 @@ impl Shared {
             let to = end.saturating_sub(start).min(piece.len() as u64) as usize;
             part.extend_from_slice(&piece[from..to]);
             if reader.received() >= end {
-                return Ok(part.freeze().into());
+                return Ok(Fetched {
+                    total: reader.announced(),
+                    ..part.freeze().into()
+                });
             }
         }
         Err(short(reader.received()))
@@ -316,7 +329,7 @@ fn is_downgrade(from: &Url, to: &Url) -> bool {
 }
 
 /// The body of a 206.
-async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Fetched, Failure> {
+async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Bytes, Failure> {
     let wrong = |got: &dyn std::fmt::Display| {
         let text = format!("HTTP 206: {got} bytes instead of {len}");
         Failure::new(Class::Wrong, text)
@@ -331,14 +344,15 @@ async fn exactly(reader: &mut BodyReader, len: u64) -> std::result::Result<Fetch
     if bytes.len() as u64 != len {
         return Err(wrong(&bytes.len()));
     }
-    Ok(bytes.into())
+    Ok(bytes)
 }
 
+/// The length of the whole blob, if the answer of 206 tells it.
 fn check_content_range(
     response: &Response,
     offset: u64,
     len: u64,
-) -> std::result::Result<(), Failure> {
+) -> std::result::Result<Option<u64>, Failure> {
     let header = response.headers().get(CONTENT_RANGE);
     let text = header.and_then(|h| h.to_str().ok()).unwrap_or("");
     let last = offset + len - 1;
@@ -346,7 +360,7 @@ fn check_content_range(
         Some((first, end, total))
             if first == offset && end == last && total.is_none_or(|total| total > last) =>
         {
-            Ok(())
+            Ok(total)
         }
         _ => {
             let shown = one_line(text, 60);

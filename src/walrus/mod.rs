@@ -129,12 +129,18 @@ pub struct Fetched {
     pub bytes: Bytes,
     /// Whether it is all of the blob: an aggregator that does not know ranges sends that.
     pub whole: bool,
+    /// Length of all of the blob (bytes), where the aggregator told it.
+    pub total: Option<u64>,
 }
 
 impl Fetched {
     /// All of the blob.
     pub fn whole(bytes: Bytes) -> Self {
-        Fetched { bytes, whole: true }
+        Fetched {
+            total: Some(bytes.len() as u64),
+            bytes,
+            whole: true,
+        }
     }
 }
 
@@ -144,6 +150,7 @@ impl From<Bytes> for Fetched {
         Fetched {
             bytes,
             whole: false,
+            total: None,
         }
     }
 }

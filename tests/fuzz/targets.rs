@@ -8,6 +8,8 @@ mod abi;
 mod answers;
 #[path = "targets/blocks.rs"]
 mod blocks;
+#[path = "targets/car.rs"]
+mod car;
 #[path = "targets/config.rs"]
 mod config;
 #[path = "targets/journal.rs"]
@@ -26,6 +28,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("keys", blocks::keys_and_values),
     ("rows", blocks::absurd_rows),
     ("answers", answers::answers_of_servers),
+    ("car", car::rows_of_blobs),
     ("journal", journal::damaged_files),
     ("abi", abi::calls),
 ];

@@ -131,6 +131,11 @@ impl Memory {
         self.shelf.lock().reach(id, from)
     }
 
+    /// Where the first piece behind `from` begins.
+    pub(super) fn next(&self, id: &str, from: u64) -> Option<u64> {
+        self.shelf.lock().next(id, from)
+    }
+
     /// The part of `wide` around `range` that is not here: back to the end of the piece before
     /// `range`, and on to the next piece of `least` bytes or more (below that, fetching again costs
     /// less than a cut).

@@ -99,6 +99,15 @@ impl Shelf {
         reach
     }
 
+    /// Where the first piece behind `from` begins.
+    pub(super) fn next(&self, id: &str, from: u64) -> Option<u64> {
+        let pieces = self.pieces.get(id)?;
+        pieces
+            .range(from.checked_add(1)?..)
+            .next()
+            .map(|(start, _)| *start)
+    }
+
     pub(super) fn gap(
         &self,
         id: &str,

@@ -48,6 +48,9 @@ const EXPIRES: Duration = Duration::from_secs(60);
 const STREAMS: usize = 128;
 const STARTS: usize = 64;
 
+/// The most bytes that a format puts between two blocks (the head of a section of a CAR).
+pub(super) const FRAME: u64 = 256;
+
 /// How many reads, of all readers, may lie between two of one reader that are not side by side.
 const READS_BETWEEN: u64 = 16;
 

@@ -4,11 +4,10 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::FRAME;
+
 /// How far behind a stream's furthest block a read still belongs to it (bytes).
 pub(super) const BACK: u64 = 16 << 20;
-
-/// Largest gap between two blocks that begin a stream (bytes): framing.
-const FRAME: u64 = 256;
 
 /// Largest gap between two blocks of a stream (bytes): a node between leaves, deleted blocks.
 const GAP: u64 = 64 << 10;
@@ -19,6 +18,9 @@ pub(super) const ENTRANCE: u64 = 4 << 20;
 
 /// How many bytes may be fetched for each byte that was read.
 pub(super) const TRUST: u64 = 4;
+
+/// What a format puts between blocks is at most this part of the blocks, where they are large.
+const FRAMING: u64 = 64;
 
 /// From this length on (bytes), what a stream read and what was fetched for it count half: waste of
 /// long ago is forgiven, and thrift of long ago is no credit. Enough for the largest allowance.
@@ -74,7 +76,8 @@ impl Stream {
     /// How far from its furthest block a read still follows it (bytes): blocks that were written at
     /// the same time lie in no order, and several are read at once.
     fn near(&self) -> u64 {
-        self.run.min(ENTRANCE)
+        let blocks = self.run.min(ENTRANCE);
+        blocks + blocks / FRAMING
     }
 
     /// Whether a block at `start` follows what was read. `recent`: its reader was there a few reads
@@ -102,7 +105,9 @@ impl Stream {
 
     /// Bytes that may be fetched now.
     pub(super) fn credit(&self) -> u64 {
-        self.run.saturating_mul(TRUST).saturating_sub(self.fetched)
+        let blocks = self.run.saturating_mul(TRUST);
+        let with_framing = blocks.saturating_add(blocks / FRAMING);
+        with_framing.saturating_sub(self.fetched)
     }
 
     pub(super) fn has_ended(&self) -> bool {

@@ -16,15 +16,6 @@ pub(super) fn lay_out<P: Parcel>(blocks: &[P]) -> (Body, Layout) {
     (body, Layout { places, len })
 }
 
-/// The last block, with its number: a blob that was cut short has no such range. `None` where no
-/// block has bytes.
-pub(super) fn proof(places: &[Place]) -> Option<(usize, Place)> {
-    let with_bytes = places.iter().copied().enumerate();
-    with_bytes
-        .filter(|(_, place)| place.len > 0)
-        .max_by_key(|(_, place)| place.offset)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,20 +31,22 @@ mod tests {
             self.0.len() as u64
         }
 
+        fn is_dag_pb(&self) -> bool {
+            false
+        }
+
         fn append_to(&self, body: &mut Body) {
             body.push(self.0.as_bytes().into());
         }
     }
 
     #[tokio::test]
-    async fn blocks_lie_one_after_another_and_the_last_one_with_bytes_proves_them() {
+    async fn blocks_lie_one_after_another() {
         let (body, layout) = lay_out(&["", "first", "", "second", ""].map(Text));
         assert_eq!(layout.len, 11);
         assert_eq!(body.collect().await.unwrap(), "firstsecond");
         let place = |offset, len| Place { offset, len };
         let places = [(0, 0), (0, 5), (5, 0), (5, 6), (11, 0)].map(|(at, len)| place(at, len));
         assert_eq!(layout.places, places);
-        assert_eq!(proof(&places), Some((3, place(5, 6))));
-        assert_eq!(proof(&places[..1]), None);
     }
 }

@@ -1,6 +1,7 @@
 //! The layout of blocks in a pack: the seam between the blocks that travel and the bytes on Walrus.
 //!
-//! A format decides three things.
+//! A format decides four things.
+//! - **Parts**: which blocks may share a pack, and how many fit ([`Fill`]).
 //! - **Layout**: in which order the blocks lie, and which bytes lie before, between and after them.
 //!   It sees all blocks before the first byte is sent, so a header and an index may depend on all
 //!   of them. It may also ask the publisher for something else than a plain blob; the places of the
@@ -11,14 +12,16 @@
 //!
 //! | format | layout |
 //! |---|---|
+//! | `car` | a CARv2 file with an index; blocks whose keys are no multihashes travel as `concat` |
 //! | `concat` | one block after another, nothing else |
 
 use bytes::Bytes;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::index::Record;
 use crate::walrus::{BlobStore, Body, Check, StoreOptions, StoreResult};
 
+pub(crate) mod car;
 mod concat;
 
 /// A block as a format sees it.
@@ -27,6 +30,9 @@ pub(crate) trait Parcel: Sync {
 
     /// Length of its value (bytes).
     fn len(&self) -> u64;
+
+    /// Whether its value is a dag-pb node, and a link to it says so.
+    fn is_dag_pb(&self) -> bool;
 
     /// Appends its value to the body that is sent.
     fn append_to(&self, body: &mut Body);
@@ -73,40 +79,167 @@ pub(super) struct Layout {
     pub(super) len: u64,
 }
 
-/// The formats of packs that are stored.
+/// A pack that was stored.
+pub(super) struct Stored {
+    pub(super) answer: StoreResult,
+    pub(super) format: Format,
+    pub(super) layout: Layout,
+    /// The digest of the blob, if all of it was sent.
+    pub(super) digest: Option<blake3::Hash>,
+}
+
+/// How blocks lie in the blobs that are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
+#[non_exhaustive]
+pub enum Format {
+    /// A CARv2 file with an index: the blob says which blocks it holds. Blocks whose keys are no
+    /// multihashes travel in blobs of their own, as [`Concat`](Self::Concat).
+    Car,
+    /// One block after another, nothing else.
     Concat,
 }
 
 impl Format {
-    /// Stores blocks, which come in the order in which they are read, as one pack. Returns the
-    /// digest of the blob as well, if all of it was sent.
+    /// Divides blocks into packs, so that blocks which cannot lie in a file do not keep the others
+    /// from lying in one. The order within a pack stays.
+    pub(crate) fn parts<P: Parcel>(self, blocks: Vec<P>) -> Vec<Vec<P>> {
+        let fits = |block: &P| self == Format::Concat || car::takes(block.key());
+        let (file, others): (Vec<_>, Vec<_>) = blocks.into_iter().partition(fits);
+        let mut parts = vec![file, others];
+        parts.retain(|part| !part.is_empty());
+        parts
+    }
+
+    /// Stores blocks, which come in the order in which they are read, as one pack.
     pub(super) async fn store<P: Parcel>(
         self,
         blocks: &[P],
         walrus: &dyn BlobStore,
         options: StoreOptions,
-    ) -> Result<(StoreResult, Option<blake3::Hash>, Layout)> {
-        let (body, layout) = match self {
-            Format::Concat => concat::lay_out(blocks),
+    ) -> Result<Stored> {
+        let file = match self {
+            Format::Car => car::lay_out(blocks),
+            Format::Concat => None,
         };
-        let sent = body.clone();
-        Ok((walrus.store(body, options).await?, sent.digest(), layout))
+        if let Some((body, layout)) = file {
+            match store_as(Format::Car, body, layout, walrus, options).await {
+                // A single block may be too large only for what is around it.
+                Err(e) if e.kind() == ErrorKind::TooLarge && may_be_sent(blocks, walrus) => {}
+                stored => return stored,
+            }
+        }
+        let (body, layout) = concat::lay_out(blocks);
+        store_as(Format::Concat, body, layout, walrus, options).await
     }
 
     /// The name of the format, in the configuration and in the ledger.
     pub(super) fn name(self) -> &'static str {
         match self {
+            Format::Car => "car",
             Format::Concat => "concat",
         }
     }
+}
 
-    /// The block that is to be read back, by its number and place, to know that aggregators give
-    /// the whole of a stored pack. `None` if no block has bytes.
-    pub(crate) fn proof(self, places: &[Place]) -> Option<(usize, Place)> {
-        match self {
-            Format::Concat => concat::proof(places),
+async fn store_as(
+    format: Format,
+    body: Body,
+    layout: Layout,
+    walrus: &dyn BlobStore,
+    options: StoreOptions,
+) -> Result<Stored> {
+    let sent = body.clone();
+    let answer = walrus.store(body, options).await?;
+    Ok(Stored {
+        answer,
+        format,
+        layout,
+        digest: sent.digest(),
+    })
+}
+
+/// Whether publishers may take the only block of a pack by itself, as far as refusals have taught.
+fn may_be_sent<P: Parcel>(blocks: &[P], walrus: &dyn BlobStore) -> bool {
+    matches!(blocks, [only] if only.len() <= walrus.size_limit())
+}
+
+/// The block that is to be read back, by its number and place, to know that aggregators give the
+/// whole of a stored pack: the last one, as a blob that was cut short has no such range. `None` if
+/// no block has bytes.
+pub(crate) fn proof(places: &[Place]) -> Option<(usize, Place)> {
+    let with_bytes = places.iter().copied().enumerate();
+    with_bytes
+        .filter(|(_, place)| place.len > 0)
+        .max_by_key(|(_, place)| place.offset)
+}
+
+/// Counts the bytes of a pack while it is filled.
+pub(crate) struct Fill {
+    format: Format,
+    target: u64,
+    /// The bytes of the blocks, and of what the format puts around them.
+    bytes: u64,
+    blocks: usize,
+    has_frame: bool,
+}
+
+impl Fill {
+    /// An empty pack, to be at most `target` bytes long.
+    pub(crate) fn new(format: Format, target: u64) -> Self {
+        Fill {
+            format,
+            target,
+            bytes: 0,
+            blocks: 0,
+            has_frame: false,
+        }
+    }
+
+    /// Counts a block in, unless the pack would become too long with it. The first one is taken
+    /// however long it is.
+    pub(crate) fn takes(&mut self, key: &str, len: u64) -> bool {
+        let in_file = match self.format {
+            Format::Car => car::room_for(key, len),
+            Format::Concat => None,
+        };
+        let frame = match in_file {
+            Some(_) if !self.has_frame => car::FRAME,
+            _ => 0,
+        };
+        let bytes = self.bytes + frame + in_file.unwrap_or(len);
+        if self.blocks > 0 && bytes > self.target {
+            return false;
+        }
+        self.bytes = bytes;
+        self.blocks += 1;
+        self.has_frame |= in_file.is_some();
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_block_with_bytes_proves_a_pack() {
+        let place = |(offset, len)| Place { offset, len };
+        let places = [(0, 0), (11, 0), (0, 5), (5, 6), (5, 0)].map(place);
+        assert_eq!(proof(&places), Some((3, place((5, 6)))));
+        assert_eq!(proof(&places[..2]), None);
+        assert_eq!(proof(&[]), None);
+    }
+
+    #[test]
+    fn a_pack_takes_one_block_at_least_and_then_what_fits() {
+        let mut fill = Fill::new(Format::Concat, 10);
+        let taken = [20, 1].map(|len| fill.takes("/a", len));
+        assert_eq!(taken, [true, false]);
+        // A key that is no multihash takes nothing but its bytes in either format.
+        for format in [Format::Concat, Format::Car] {
+            let mut fill = Fill::new(format, 10);
+            let taken = [4, 6, 1, 0].map(|len| fill.takes("/a", len));
+            assert_eq!(taken, [true, true, false, true]);
         }
     }
 }

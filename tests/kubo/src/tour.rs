@@ -36,7 +36,7 @@ pub struct StepResult {
 type Step = (&'static str, fn(&mut Tour));
 
 /// In this order: the first ones make the node that the others use.
-const STEPS: [Step; 18] = [
+const STEPS: [Step; 19] = [
     ("init --profile=test,walrusds", init::with_test_profile),
     ("init --profile=walrusds", init::with_own_profile),
     ("init, Datastore.Spec by hand", init::by_hand),
@@ -47,6 +47,7 @@ const STEPS: [Step; 18] = [
     ("pin add, ls, update, verify, rm", objects::pins),
     ("block put, get, stat, rm", objects::blocks),
     ("dag put, get, export, import", objects::dags),
+    ("dag import of the blobs", objects::blobs_as_files),
     ("files (MFS)", objects::mfs),
     ("refs local, repo stat, verify", repo::whole_index),
     ("repo gc", repo::garbage),

@@ -348,6 +348,8 @@ pub struct MemStore {
     pub fail_windows: AtomicBool,
     /// As an aggregator that does not know ranges: whole blobs come, where the reader keeps them.
     pub sends_whole: AtomicBool,
+    /// Answers do not tell how long a blob is.
+    pub hides_totals: AtomicBool,
     /// This byte of each blob is wrong in windows.
     pub wrong_in_windows: Mutex<Option<u64>>,
 }
@@ -369,6 +371,7 @@ impl Default for MemStore {
             read_ms: AtomicU64::new(0),
             fail_windows: AtomicBool::new(false),
             sends_whole: AtomicBool::new(false),
+            hides_totals: AtomicBool::new(false),
             wrong_in_windows: Mutex::default(),
         }
     }
@@ -408,11 +411,22 @@ impl MemStore {
         Ok(blob.slice(range))
     }
 
+    /// As the answer to a range tells it.
+    fn total_of(&self, id: &str) -> Option<u64> {
+        let blobs = self.blobs.lock();
+        let told = !self.hides_totals.load(SeqCst);
+        blobs.get(id).map(|blob| blob.len() as u64).filter(|_| told)
+    }
+
     fn as_it_comes(&self, id: &str, part: Bytes, keeps: u64) -> Fetched {
         let whole = self.blobs.lock().get(id).cloned();
         match whole.filter(|_| self.sends_whole.load(SeqCst)) {
             Some(bytes) if bytes.len() as u64 <= keeps => Fetched::whole(bytes),
-            _ => part.into(),
+            _ => {
+                let mut fetched = Fetched::from(part);
+                fetched.total = self.total_of(id);
+                fetched
+            }
         }
     }
 }
