@@ -931,10 +931,9 @@ mod reading {
 
     /// A part of a blob of `total` bytes.
     fn part(bytes: &[u8], total: usize) -> Fetched {
-        Fetched {
-            total: Some(total as u64),
-            ..Bytes::copy_from_slice(bytes).into()
-        }
+        let mut part = Fetched::from(Bytes::copy_from_slice(bytes));
+        part.total = Some(total as u64);
+        part
     }
 
     #[tokio::test]

@@ -349,7 +349,7 @@ fn a_small_write_does_not_mean_that_the_disk_has_room() {
         scene.disk.fail(Call::Create, 0, 1);
         scene.put(one("/larger", 300_000)).await.unwrap_err();
         assert!(is_full());
-        let pack = scene.journal.take_pack(u64::MAX);
+        let pack = scene.journal.take_pack(Fill::new(Format::Concat, u64::MAX));
         scene.journal.settle(pack).await;
         let emptied = || scene.journal.inner.state.lock().segments.is_empty();
         while !emptied() {
