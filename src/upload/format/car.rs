@@ -52,21 +52,47 @@ pub(crate) const FULLY_INDEXED: u8 = 0x80;
 const RAW: u8 = 0x55;
 const DAG_PB: u8 = 0x70;
 
-/// The bytes of a group of the index beside its digests: function, number of widths, width, length.
-const GROUP: u64 = 8 + 4 + 4 + 8;
+/// The bytes of a file without blocks.
+const FRAME: u64 = DATA_AT + DATA_HEADER.len() as u64 + INDEX_CODEC.len() as u64 + 4;
 
-/// The bytes of a file without blocks, with room for eight groups of the index: more kinds of
-/// multihashes hardly meet in one pack.
-pub(super) const FRAME: u64 = DATA_AT + DATA_HEADER.len() as u64 + 2 + 4 + 8 * GROUP;
+/// The bytes of the index for a hash function (with the number of widths), and for a width (with the
+/// length of its digests).
+const FUNCTION: u64 = 8 + 4;
+const WIDTH: u64 = 4 + 8;
 
-/// The bytes that a block of `len` bytes takes in a file, beside [`FRAME`]. `None` for a key that is
-/// no multihash: such a block can be in no file.
-pub(super) fn room_for(key: &str, len: u64) -> Option<u64> {
-    let hash = KeyMultihash::of(key)?;
-    let cid = CID_HEAD + hash.bytes.len() as u64;
-    let digest = (hash.bytes.len() - hash.digest_at) as u64;
-    Some(varint_len(cid + len) + cid + len + digest + OFFSET_BYTES)
+/// The groups of an index that is to be written: hash function and length of the digest.
+#[derive(Default)]
+pub(super) struct Groups(Vec<(u64, u64)>);
+
+impl Groups {
+    /// The bytes that a block of `len` bytes takes in the file, the first one with what a file needs
+    /// anyway. `None` for a key that is no multihash: such a block can be in no file.
+    pub(super) fn room_for(&self, key: &str, len: u64) -> Option<(u64, Group)> {
+        let hash = KeyMultihash::of(key)?;
+        let cid = CID_HEAD + hash.bytes.len() as u64;
+        let digest = (hash.bytes.len() - hash.digest_at) as u64;
+        let frame = if self.0.is_empty() { FRAME } else { 0 };
+        let group = (hash.code, digest);
+        let in_index = match self.0.iter().any(|known| known.0 == hash.code) {
+            _ if self.0.contains(&group) => 0,
+            true => WIDTH,
+            false => FUNCTION + WIDTH,
+        };
+        let section = varint_len(cid + len) + cid + len;
+        let bytes = frame + in_index + section + digest + OFFSET_BYTES;
+        Some((bytes, Group(group)))
+    }
+
+    /// Notes that a block of this group lies in the file.
+    pub(super) fn add(&mut self, Group(group): Group) {
+        if !self.0.contains(&group) {
+            self.0.push(group);
+        }
+    }
 }
+
+/// The group of a block in an index.
+pub(super) struct Group((u64, u64));
 
 /// Whether a file can hold the block of this key.
 pub(super) fn takes(key: &str) -> bool {
@@ -251,7 +277,7 @@ mod tests {
         assert!(lay_out(&[good()]).is_some());
         for other in ["/a", "/blocks/CIQ", "", &format!("/x{}", good().0)] {
             assert!(lay_out(&[good(), Text(other.into(), b"x", false)]).is_none());
-            assert_eq!(room_for(other, 5), None, "{other}");
+            assert!(Groups::default().room_for(other, 5).is_none(), "{other}");
         }
     }
 
@@ -259,12 +285,17 @@ mod tests {
     async fn a_pack_is_not_longer_than_was_counted() {
         for (count, value) in [(1, &b""[..]), (300, b"a small block"), (3, &[7; 40_000])] {
             let digest = |n: u64| [&n.to_be_bytes()[..], &[7; 24]].concat();
-            let block = |n: u64| Text(key(&[0x12], &digest(n)), value, false);
+            // Two functions, and two lengths of digests.
+            let kinds = [(0x12, 32), (0x12, 20), (0x13, 32)];
+            let block = |n: u64| {
+                let (code, len) = kinds[n as usize % 3];
+                Text(key(&[code], &digest(n)[..len]), value, false)
+            };
             let blocks: Vec<Text> = (0..count).map(block).collect();
             let (_, layout) = lay_out(&blocks).unwrap();
-            let mut fill = Fill::new(Format::Car, layout.len + 7 * GROUP);
+            let mut fill = Fill::new(Format::Car, layout.len);
             assert!(blocks.iter().all(|b| fill.takes(b.key(), b.len())));
-            let mut fill = Fill::new(Format::Car, layout.len + 7 * GROUP - 1);
+            let mut fill = Fill::new(Format::Car, layout.len - 1);
             let taken = blocks.iter().filter(|b| fill.takes(b.key(), b.len()));
             let all_but_one = (count - 1).max(1);
             assert_eq!(taken.count() as u64, all_but_one);

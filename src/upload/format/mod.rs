@@ -180,7 +180,7 @@ pub(crate) struct Fill {
     /// The bytes of the blocks, and of what the format puts around them.
     bytes: u64,
     blocks: usize,
-    has_frame: bool,
+    groups: car::Groups,
 }
 
 impl Fill {
@@ -191,7 +191,7 @@ impl Fill {
             target,
             bytes: 0,
             blocks: 0,
-            has_frame: false,
+            groups: car::Groups::default(),
         }
     }
 
@@ -199,20 +199,19 @@ impl Fill {
     /// however long it is.
     pub(crate) fn takes(&mut self, key: &str, len: u64) -> bool {
         let in_file = match self.format {
-            Format::Car => car::room_for(key, len),
+            Format::Car => self.groups.room_for(key, len),
             Format::Concat => None,
         };
-        let frame = match in_file {
-            Some(_) if !self.has_frame => car::FRAME,
-            _ => 0,
-        };
-        let bytes = self.bytes + frame + in_file.unwrap_or(len);
+        let (room, group) = in_file.map_or((len, None), |(room, group)| (room, Some(group)));
+        let bytes = self.bytes + room;
         if self.blocks > 0 && bytes > self.target {
             return false;
         }
         self.bytes = bytes;
         self.blocks += 1;
-        self.has_frame |= in_file.is_some();
+        if let Some(group) = group {
+            self.groups.add(group);
+        }
         true
     }
 }
