@@ -87,6 +87,9 @@ pub const METRICS: &[Metric] = &[
     counter("packs_split", MetricUnit::Count, "packs split because a publisher refused their size"),
     counter("packs_failed", MetricUnit::Count, "packs given up; their writers got an error"),
     counter("renewals", MetricUnit::Count, "blobs renewed"),
+    counter("blobs_extended", MetricUnit::Count, "blobs whose storage was extended on the chain (among the renewals)"),
+    counter("blobs_repacked", MetricUnit::Count, "sparse blobs whose live blocks were carried over into other blobs"),
+    counter("blobs_deleted", MetricUnit::Count, "blobs without live blocks that were deleted on the chain"),
     counter("renewals_failed", MetricUnit::Count, "renewals that failed, to be tried again"),
     gauge("uploads_running", MetricUnit::Count, "uploads under way now"),
     gauge("uploads_limit", MetricUnit::Count, "how many may be, at present"),
@@ -137,7 +140,7 @@ macro_rules! counters {
 }
 
 counters! {
-    blocks_put, bytes_put, blocks_known, blocks_undeleted, deletes, commits, gets, get_bytes, read_hits, walrus_cache_hits, walrus_cache_misses, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, renewals_failed,
+    blocks_put, bytes_put, blocks_known, blocks_undeleted, deletes, commits, gets, get_bytes, read_hits, walrus_cache_hits, walrus_cache_misses, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, blobs_extended, blobs_repacked, blobs_deleted, renewals_failed,
 }
 
 impl Metrics {

@@ -98,6 +98,10 @@ pub struct Config {
     pub renew_interval: Duration,
     /// Blobs that end within this time are renewed.
     pub renew_lead: Duration,
+    /// A blob that is not due is repacked along with others from this waste on (percent).
+    pub max_waste_percent: u32,
+    /// Bytes that renewal and repacking move in a second; 0 = no limit.
+    pub maintenance_bytes_per_second: u64,
     /// How long deleted rows are kept, so that they can be brought back; zero = not at all.
     pub keep_deleted: Duration,
     /// Whether each block is checked against its key's multihash.
@@ -195,6 +199,8 @@ impl Config {
                 lead if lead.is_zero() => epoch_duration,
                 lead => lead,
             },
+            max_waste_percent: fields.number("maxWastePercent", 50)?,
+            maintenance_bytes_per_second: fields.number("maintenanceBytesPerSecond", 0)?,
             keep_deleted: fields.seconds("keepDeletedSeconds", 0)?,
             verify_reads: fields.flag("verifyReads", true)?,
             auth: fields.token_source()?,

@@ -238,6 +238,10 @@ impl WalrusDatastore {
                 lead: config.renew_lead,
                 epoch: config.epoch_duration,
                 chain: config.walrus_command.clone().map(lifetime::chain_of),
+                n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),
+                max_waste_percent: config.max_waste_percent,
+                bytes_per_second: config.maintenance_bytes_per_second,
+                pace: lifetime::Pace::new(config.maintenance_bytes_per_second),
             };
             workers.push(tokio::spawn(lifetime::renew(parts, stop.clone())));
         } else if keeps && !config.epoch_duration.is_zero() {

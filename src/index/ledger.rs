@@ -24,8 +24,9 @@ pub enum BlobState {
     /// Its blocks are served from it; it is kept alive as long as it has blocks.
     #[default]
     Live,
-    /// Its blocks were carried over to another blob, or it lost its last one: it is not renewed any
-    /// more. Readers of other nodes may still use it for a while.
+    /// The last pass that counts found no block in it: all were deleted, or carried over to another
+    /// blob. Readers of other nodes may still use it for a while, and a block may be brought back
+    /// ([`super::Deleted`]): what matters is the number of live blocks, counted anew.
     Released,
 }
 
@@ -254,7 +255,8 @@ pub trait Ledger: Rows {
     }
 
     /// One page of the pass that counts live blocks: of the `limit` blobs that come after `after`
-    /// in the order of the index. Returns the last of them; `None` at the end.
+    /// in the order of the index. Blobs without any become [`BlobState::Released`], others
+    /// [`BlobState::Live`]. Returns the last of them; `None` at the end.
     async fn count(&self, after: &str, limit: usize) -> Result<Option<String>> {
         let _ = (after, limit);
         Ok(None)

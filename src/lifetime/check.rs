@@ -163,6 +163,11 @@ impl<'a> Rows<'a> {
         fit
     }
 
+    /// The faults of the rows that do not fit these bytes.
+    pub(super) fn odd(&self, blob: &[u8]) -> Vec<String> {
+        self.fit(blob).odd
+    }
+
     fn refuses(&self, blob: &[u8]) -> bool {
         !self.refused.is_empty() && self.refused.contains(&digest(blob))
     }

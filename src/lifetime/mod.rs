@@ -21,28 +21,34 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::doubled;
-use crate::clock::{Clock, EpochClock, Sighting};
+use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Index, RenewItem, Renewal};
+use crate::index::{Blob, Index, RenewItem, Renewal};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
 use crate::upload::Uploader;
 use crate::walrus::StoreOptions;
 
-// Of the chain only the epoch is used so far.
-#[cfg_attr(not(any(test, feature = "internals")), allow(dead_code))]
 pub(crate) mod chain;
 mod check;
+mod count;
+mod execute;
 mod memory;
+mod pace;
 pub mod plan;
 mod present;
 pub(crate) mod rebuild;
+mod repack;
 mod watch;
 
 use chain::Chain;
 use check::Rows;
+use count::count;
+use execute::execute;
 use memory::{seconds, Memory, Past};
+pub(crate) use pace::Pace;
 use present::tell_epoch;
+use repack::repack;
 pub(crate) use watch::{complaint, watch};
 
 const LEASE: &str = "renewal";
@@ -70,9 +76,8 @@ const PROBES_MISSING: usize = 256;
 /// How many of the rows that do not fit their blob are named in the log.
 const ODD_ROWS_NAMED: usize = 5;
 
-/// Notes in the index: when the last round ended, and the last epoch that was seen and when.
+/// The note in the index that tells when the last round ended.
 const ROUND_NOTE: &str = "renewal.round";
-const EPOCH_NOTE: &str = "renewal.epoch";
 
 /// The chain behind the operator's program, which is not started yet.
 pub(crate) fn chain_of(command: chain::WalrusCommand) -> Arc<dyn Chain> {
@@ -91,6 +96,13 @@ pub(crate) struct RenewalParts {
     pub(crate) epoch: Duration,
     /// The chain, if the operator's program is at hand.
     pub(crate) chain: Option<Arc<dyn Chain>>,
+    /// The network's shards, for prices.
+    pub(crate) n_shards: u16,
+    /// A blob that is not due is repacked if this part of it is waste.
+    pub(crate) max_waste_percent: u32,
+    /// How many bytes are moved in a second; 0 = no limit.
+    pub(crate) bytes_per_second: u64,
+    pub(crate) pace: Pace,
 }
 
 impl RenewalParts {
@@ -120,12 +132,10 @@ impl RenewalParts {
 
 /// The memory of one node's rounds.
 #[derive(Default)]
-struct State {
+struct Rounds {
     memory: Memory,
     /// When blobs were last looked for by their end epochs.
     audited: Option<Instant>,
-    /// The last epoch that was noted in the index.
-    noted_epoch: Option<u64>,
     /// Whether the log has told that the configured length of an epoch is wrong.
     contradicted: bool,
     /// The blob after which the next look for an epoch begins.
@@ -148,7 +158,7 @@ enum Turn {
 /// time.
 pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
     let owner = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
-    let mut state = State::default();
+    let mut state = Rounds::default();
     let mut wait = tokio::select! {
         () = stop.cancelled() => return,
         wait = caught(first_wait(&parts)) => wait.unwrap_or(parts.interval),
@@ -193,11 +203,17 @@ async fn first_wait(parts: &RenewalParts) -> Result<Duration> {
 }
 
 /// Goes once through every blob that is due.
-async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<()> {
+async fn round(parts: &RenewalParts, owner: &str, state: &mut Rounds) -> Result<()> {
     tell_epoch(parts).await;
-    share_epoch(parts, state).await?;
-    let before = parts.clock.now() + parts.lead;
+    share_epochs(parts, state).await?;
     let mut done = HashSet::new();
+    let begun = Instant::now();
+    let by_plan = async {
+        count(parts).await?;
+        execute(parts, state, &mut done).await
+    };
+    with_lease(parts, owner, begun, by_plan).await?;
+    let before = parts.clock.now() + parts.lead;
     let mut after: Option<RenewItem> = None;
     loop {
         let due = parts
@@ -205,7 +221,9 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<(
             .due_for_renewal(before, after.as_ref(), PAGE)
             .await?;
         for item in &due {
-            done.insert(item.blob_id.clone());
+            if !done.insert(item.blob_id.clone()) {
+                continue;
+            }
             if let Turn::LeaseLost = attend(parts, owner, state, item).await? {
                 return Ok(());
             }
@@ -220,7 +238,7 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<(
         return Ok(());
     }
     state.memory.tidy(parts, &done).await?;
-    share_epoch(parts, state).await?;
+    share_epochs(parts, state).await?;
     let now = seconds(parts.clock.now());
     parts
         .index
@@ -228,30 +246,14 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut State) -> Result<(
         .await
 }
 
-/// Learns the epoch that other nodes and earlier processes have seen, and notes a later one for
-/// them.
-async fn share_epoch(parts: &RenewalParts, state: &mut State) -> Result<()> {
+/// Learns the epochs that other nodes and earlier processes have seen, and notes for them what this
+/// one has seen.
+async fn share_epochs(parts: &RenewalParts, state: &mut Rounds) -> Result<()> {
     let clock = &parts.epoch_clock;
-    if state.noted_epoch.is_none() {
-        let note = parts.index.note(EPOCH_NOTE).await?;
-        let seen = note.as_deref().and_then(|note| note.split_once(' '));
-        let seen = seen.and_then(|(epoch, at)| Some((epoch.parse().ok()?, at.parse().ok()?)));
-        if let Some((epoch, at)) = seen {
-            if let Some(at) = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at)) {
-                let (first, last) = (at, at);
-                clock.merge(parts.clock.now(), &[Sighting { epoch, first, last }]);
-            }
-            state.noted_epoch = Some(epoch);
-        }
-    }
-    match clock.last_seen(parts.clock.now()) {
-        Some((epoch, at)) if state.noted_epoch != Some(epoch) => {
-            let text = format!("{epoch} {}", seconds(at));
-            parts.index.set_note(EPOCH_NOTE, Some(&text)).await?;
-            state.noted_epoch = Some(epoch);
-        }
-        _ => {}
-    }
+    clock.merge(parts.clock.now(), &parts.index.epochs().await?);
+    let new = clock.unsaved(parts.clock.now());
+    parts.index.saw_epochs(&new).await?;
+    clock.saved(&new);
     let contradiction = clock.contradiction(parts.clock.now());
     if let Some(text) = contradiction.filter(|_| !state.contradicted) {
         parts.log.push(Level::Error, text);
@@ -265,7 +267,7 @@ async fn share_epoch(parts: &RenewalParts, state: &mut State) -> Result<()> {
 async fn audit(
     parts: &RenewalParts,
     owner: &str,
-    state: &mut State,
+    state: &mut Rounds,
     done: &mut HashSet<String>,
 ) -> Result<bool> {
     let ends_within = || parts.epoch_clock.ends_within(parts.clock.now(), parts.lead);
@@ -306,7 +308,7 @@ async fn audit(
 async fn probe(
     parts: &RenewalParts,
     owner: &str,
-    state: &mut State,
+    state: &mut Rounds,
     done: &mut HashSet<String>,
 ) -> Result<bool> {
     let most = parts.epoch.saturating_mul(MOST_EPOCHS + 1);
@@ -352,7 +354,7 @@ async fn probe(
 async fn attend(
     parts: &RenewalParts,
     owner: &str,
-    state: &mut State,
+    state: &mut Rounds,
     item: &RenewItem,
 ) -> Result<Turn> {
     let mut past = state.memory.of(parts, &item.blob_id).await?;
@@ -380,6 +382,19 @@ async fn attend(
                 Level::Error,
                 format!("blob {} could not be renewed: {e}", item.blob_id),
             );
+            // Blocks that hash to their keys need no other proof.
+            if e.kind() == ErrorKind::Corrupt && !past.was_wrong() {
+                let blob = std::slice::from_ref(&item.blob_id);
+                let carried = caught(repack(parts, blob, &parts.pace));
+                if carried.await.is_ok_and(|empty| !empty.is_empty()) {
+                    Metrics::add(&parts.metrics.blobs_repacked, 1);
+                    let text = format!(
+                        "blob {}: its blocks were checked one by one, and are in another blob now",
+                        item.blob_id
+                    );
+                    parts.log.push(Level::Info, text);
+                }
+            }
             let most = parts.fraction_of_epoch().min(RETRY_MAX);
             let pause = doubled(RETRY_FIRST, past.failures, most);
             let missing = e.kind() == ErrorKind::BlobNotFound;
@@ -477,8 +492,13 @@ async fn renew_blob(
             ),
         ));
     }
+    let entry = parts.index.blobs(std::slice::from_ref(&item.blob_id));
+    let entry = entry.await?.pop().flatten().unwrap_or_default();
     let rows = Rows::new(&rows, past.refused(), past.was_wrong());
-    let (bytes, odd) = right_bytes(parts, item, &rows, past.turn()).await?;
+    let (bytes, odd) = match entry.digest.is_empty() {
+        true => right_bytes(parts, item, &rows, past.turn()).await?,
+        false => known_bytes(parts, &entry, &rows).await?,
+    };
     failpoint!("renew.read");
     let options = StoreOptions {
         deletable: item.deletable,
@@ -516,8 +536,11 @@ async fn renew_blob(
             ),
         );
     }
-    let row = parts.uploader.certified(&stored, options);
-    let (end_epoch, expires_at) = (row.end_epoch, row.expires_at);
+    let mut blob = parts.uploader.certified(&stored, options);
+    blob.size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+    blob.digest = blake3::hash(&bytes).to_hex().to_string();
+    blob.read_back_at = Some(parts.clock.now());
+    let (end_epoch, expires_at) = (blob.end_epoch, blob.expires_at);
     let renewal = Renewal {
         end_epoch,
         expires_at: expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH),
@@ -529,12 +552,28 @@ async fn renew_blob(
     } else {
         Outcome::NotYet
     };
-    parts
-        .index
-        .update_blob_after_renewal(&item.blob_id, &renewal)
-        .await?;
+    blob.expires_at = renewal.expires_at;
+    parts.index.renewed(&blob).await?;
     failpoint!("renew.noted");
     Ok(outcome)
+}
+
+/// The bytes of a blob by the digest that the ledger has, and the rows that do not fit them. Wrong
+/// bytes are never paid for.
+async fn known_bytes(
+    parts: &RenewalParts,
+    entry: &Blob,
+    rows: &Rows<'_>,
+) -> Result<(Bytes, Vec<String>)> {
+    let check = |bytes: &[u8]| match *blake3::hash(bytes).to_hex() == *entry.digest {
+        true => Ok(()),
+        false => Err("its bytes are not those that were stored".to_owned()),
+    };
+    let len = u64::try_from(entry.size).unwrap_or(0);
+    let store = &parts.uploader.store;
+    let bytes = store.read_known(&entry.blob_id, len, &check).await?;
+    let odd = rows.odd(&bytes);
+    Ok((bytes, odd))
 }
 
 /// The bytes of a blob, and the rows that do not fit them. Paying for wrong bytes would let the

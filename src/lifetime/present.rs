@@ -45,10 +45,9 @@ pub(super) async fn tell_epoch(parts: &RenewalParts) {
             return parts.log.push(Level::Error, text);
         }
     }
-    // Noted as the answer of a store is, so that the clock learns when an epoch began.
-    let _ends_now = parts
-        .epoch_clock
-        .expires_at(now, epoch.current, epoch.current);
+    let begun = epoch.started_at.unwrap_or(now);
+    let clock = &parts.epoch_clock;
+    clock.is_exactly(now, epoch.current, begun, epoch.length);
 }
 
 /// Whether it can be epoch `current` now, where it was `seen` some time ago. One epoch more or less

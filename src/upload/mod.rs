@@ -82,6 +82,22 @@ pub(crate) struct Pack {
 }
 
 impl Pack {
+    /// Its entry in the ledger.
+    pub(crate) fn entry(&self) -> &Blob {
+        &self.blob
+    }
+
+    /// The rows of its blocks, which are given in the order of its places.
+    pub(crate) fn rows<P: Parcel>(&self, blocks: &[P]) -> Vec<KeyRecord> {
+        let row = self.blob.row();
+        let placed = blocks.iter().zip(&self.places);
+        let row_of = |(block, place): (&P, &Place)| KeyRecord {
+            key: block.key().to_owned(),
+            record: place.in_blob(&row),
+        };
+        placed.map(row_of).collect()
+    }
+
     pub(crate) fn blob_id(&self) -> &str {
         &self.blob.blob_id
     }

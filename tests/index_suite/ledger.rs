@@ -178,11 +178,6 @@ pub async fn states_of_blobs(env: Env) {
     assert_eq!(listed(BlobState::Released, "", 1).await, ["a"]);
     assert_eq!(listed(BlobState::Released, "a", 9).await, ["c"]);
     assert_eq!(listed(BlobState::Live, "", 9).await, ["b"]);
-    let due = env.b.due_for_renewal(time(99), None, 9).await.unwrap();
-    let due: Vec<&str> = due.iter().map(|item| item.blob_id.as_str()).collect();
-    assert_eq!(due, ["b"], "a released blob is not renewed");
-    assert_eq!(env.b.ending_by(9, None, 9).await.unwrap().len(), 1);
-
     // A blob that has rows stays in the ledger.
     assert_eq!(env.a.forget_blobs(&ids).await.unwrap(), 0);
     env.a.delete("/a").await.unwrap();
@@ -212,6 +207,17 @@ pub async fn a_pass_counts_every_blob(env: Env) {
         let counted = known(&env, "blob7").await.counted.expect("a count");
         assert_eq!(counted.live, usage(4, 20));
     }
+    env.a.delete("/01").await.unwrap();
+    for key in ["/11", "/21", "/31"] {
+        env.a.delete(key).await.unwrap();
+    }
+    count(&env, 4).await;
+    let state = async |blob_id: &str| known(&env, blob_id).await.state;
+    // PostgreSQL leaves an entry alone for a minute after it was written: its rows may be older than
+    // the count.
+    let released = state("blob1").await == BlobState::Released;
+    assert!(released || known(&env, "blob1").await.counted.is_some());
+    assert_eq!(state("blob2").await, BlobState::Live);
     let live = async |blob_id: &str| known(&env, blob_id).await.counted.map(|c| c.live);
     assert_eq!(live("blob3").await, Some(usage(3, 15)));
     assert_eq!(live("blob0").await, Some(usage(3, 15)));

@@ -43,7 +43,8 @@ pub(super) struct LedgerSql {
     /// `$1`: the last blob ID of the page before, `$2`: blobs of a page.
     page: Query,
     count: Query,
-    /// Sets the count of entries whose blobs have no rows: between two blob IDs, or after one.
+    /// Sets the count of entries whose blobs have no rows, and releases them: between two blob IDs,
+    /// or after one.
     empty: Query,
     horizon: Query,
     epochs: Query,
@@ -129,7 +130,8 @@ impl LedgerSql {
              $8::bigint[], $9::bigint[]) \
              AS r(blob_id, blocks, bytes, deletable, end_epoch, expires_at, object_id, encoded_size, cost) \
              ON CONFLICT (blob_id) DO UPDATE SET live_blocks = EXCLUDED.live_blocks, live_bytes = EXCLUDED.live_bytes, \
-             counted_at = EXCLUDED.counted_at, end_epoch = GREATEST(b.end_epoch, EXCLUDED.end_epoch), \
+             counted_at = EXCLUDED.counted_at, state = 'live', \
+             state_since = CASE WHEN b.state = 'live' THEN b.state_since ELSE EXCLUDED.state_since END, end_epoch = GREATEST(b.end_epoch, EXCLUDED.end_epoch), \
              expires_at = GREATEST(b.expires_at, EXCLUDED.expires_at), \
              object_id = CASE WHEN b.object_id = '' THEN EXCLUDED.object_id ELSE b.object_id END, \
              encoded_size = CASE WHEN b.encoded_size = 0 THEN EXCLUDED.encoded_size ELSE b.encoded_size END"
@@ -156,7 +158,8 @@ impl LedgerSql {
             page: Query::once(page),
             count: Query::once(count),
             empty: Query::once(format!(
-                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = now() \
+                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = now(), state = 'released', \
+                 state_since = CASE WHEN state = 'released' THEN state_since ELSE now() END \
                  WHERE blob_id > $1 AND ($2::text IS NULL OR blob_id <= $2) AND NOT blob_id = ANY($3) \
                  AND state_since < now() - interval '1 minute'"
             )),

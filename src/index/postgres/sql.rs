@@ -75,7 +75,7 @@ fn due_in_ledger(blobs: &str, after: bool) -> String {
         false => "",
     };
     format!(
-        "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} WHERE expires_at < $1 AND state = 'live' {after}\
+        "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} WHERE expires_at < $1 {after}\
          ORDER BY expires_at, blob_id LIMIT $2"
     )
 }
@@ -243,7 +243,7 @@ impl Sql {
             if shape.has_ledger {
                 return format!(
                     "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} \
-                     WHERE end_epoch > 0 AND end_epoch <= $1 AND state = 'live' {after}ORDER BY blob_id LIMIT $2"
+                     WHERE end_epoch > 0 AND end_epoch <= $1 {after}ORDER BY blob_id LIMIT $2"
                 );
             }
             format!(

@@ -100,10 +100,12 @@ impl LedgerSql {
                 "INSERT INTO {blobs} (blob_id, live_blocks, live_bytes, deletable, end_epoch, expires_at, counted_at, state_since) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) ON CONFLICT (blob_id) DO UPDATE SET \
                  live_blocks = excluded.live_blocks, live_bytes = excluded.live_bytes, counted_at = excluded.counted_at, \
+                 state_since = CASE WHEN state = 'live' THEN state_since ELSE excluded.state_since END, state = 'live', \
                  end_epoch = max(end_epoch, excluded.end_epoch), {latest}"
             ),
             empty: format!(
-                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = ?3 \
+                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = ?3, state = 'released', \
+                 state_since = CASE WHEN state = 'released' THEN state_since ELSE ?3 END \
                  WHERE blob_id > ?1 AND blob_id < coalesce(?2, x'ff') AND (counted_at IS NULL OR counted_at < ?3)"
             ),
             horizon: format!(

@@ -79,12 +79,12 @@ impl Sql {
             delete: format!("DELETE FROM {main} WHERE key = ?1 RETURNING size"),
             due: format!(
                 "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} \
-                 WHERE state = 'live' AND expires_at < ?1 AND (expires_at, blob_id) > (?2, ?3) \
+                 WHERE expires_at < ?1 AND (expires_at, blob_id) > (?2, ?3) \
                  ORDER BY expires_at, blob_id LIMIT ?4"
             ),
             ending: format!(
                 "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} \
-                 WHERE blob_id > ?2 AND state = 'live' AND end_epoch > 0 AND end_epoch <= ?1 ORDER BY blob_id LIMIT ?3"
+                 WHERE blob_id > ?2 AND end_epoch > 0 AND end_epoch <= ?1 ORDER BY blob_id LIMIT ?3"
             ),
             note: format!("SELECT value FROM {meta} WHERE name = ?1"),
             set_note: format!(

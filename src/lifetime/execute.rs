@@ -1,0 +1,365 @@
+//! One round by plan: what becomes of each blob that is due, in the cheapest way.
+//!
+//! **Outline.** The blobs that end within the lead are gathered from the ledger, their live blocks
+//! are counted, and [`plan`](super::plan) decides. Then the decisions are carried out: dead blobs
+//! are left to end, extensions are asked of the chain, sparse blobs are repacked. What is to be
+//! stored again, and what failed here, is left to the caller, which stores blobs again one by one:
+//! so a chain or a repack that fails never holds a blob up.
+//!
+//! Blobs are planned by their end epochs. Without an epoch that was seen there is no plan.
+
+use std::collections::{HashMap, HashSet};
+
+use super::chain::{Failure, Round};
+use super::plan::{self, Action, Decision, Terms};
+use super::repack::repack;
+use super::{RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
+use crate::error::{caught, Result};
+use crate::index::{Blob, BlobState};
+use crate::log::Level;
+use crate::metrics::Metrics;
+use crate::walrus::cost::Prices;
+
+/// The prices of Walrus' documentation (FROST per unit), where the chain is not at hand. Only their
+/// ratio matters for a decision.
+const SAMPLE_PRICES: Prices = Prices {
+    storage: 100_000,
+    write: 20_000,
+};
+/// From so many due blobs on, their renewals are spread over the lead.
+const SPREAD_FROM: usize = 256;
+/// The most blobs that are planned at a time (some 300 bytes each).
+const MOST_PLANNED: usize = 100_000;
+/// Bytes that a block takes in a pack beside its own: see [`crate::upload::Format`].
+const BLOCK_OVERHEAD: u64 = 80;
+/// A blob without rows is deleted this long after a pass found it so: readers of other nodes may
+/// hold its rows for some seconds, and a read that has begun may take minutes.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Carries out what can be done without storing blobs again. Adds to `done` the blobs that need
+/// nothing more in this round.
+pub(super) async fn execute(
+    parts: &RenewalParts,
+    state: &mut Rounds,
+    done: &mut HashSet<String>,
+) -> Result<()> {
+    let Some(terms) = terms(parts).await else {
+        return Ok(());
+    };
+    let blobs = gather(parts, state, &terms, done).await?;
+    let planned: Vec<plan::Blob> = blobs.values().map(|(_, planned)| planned.clone()).collect();
+    let plan = plan::plan(&planned, &terms);
+    let all = &plan.totals.all;
+    if all.blobs > 0 {
+        let text = format!(
+            "renewal: {} blobs are due: {} lapse, {} are extended, {} repacked, {} stored again, for {} units and {} FROST",
+            all.blobs,
+            plan.totals.lapse.blobs,
+            plan.totals.extend.blobs,
+            plan.totals.repack.blobs,
+            plan.totals.store_again.blobs,
+            all.units,
+            all.frost,
+        );
+        parts.log.push(Level::Info, text);
+    }
+    let round = parts.chain.clone().map(Round::new);
+    let mut extended = Vec::new();
+    let mut packs: Vec<(Option<u64>, Vec<String>)> = Vec::new();
+    let mut places: HashMap<Option<u64>, usize> = HashMap::new();
+    let mut can_extend = true;
+    for decision in &plan.decisions {
+        match decision.action {
+            // A dead blob is left to end; a block that is put or brought back later makes it due
+            // again. One that can be deleted is deleted below, after its time of grace.
+            Action::Lapse | Action::Delete => drop(done.insert(decision.blob_id.clone())),
+            Action::StoreAgain => {}
+            _ if decision.deferred => drop(done.insert(decision.blob_id.clone())),
+            Action::Extend => {
+                let Some(round) = round.as_ref().filter(|_| can_extend) else {
+                    continue;
+                };
+                match extend(parts, round, decision).await {
+                    Ok(()) => extended.push(decision),
+                    Err(failure) => {
+                        let every = [Some(Failure::EmptyWallet), Some(Failure::Unusable)];
+                        can_extend = !every.contains(&failure);
+                        if failure == Some(Failure::Unclear) {
+                            extended.push(decision);
+                        }
+                    }
+                }
+            }
+            Action::Repack => {
+                let place = *places.entry(decision.pack).or_insert(packs.len());
+                if place == packs.len() {
+                    packs.push((decision.pack, Vec::new()));
+                }
+                packs[place].1.push(decision.blob_id.clone());
+            }
+        }
+    }
+    if let Some(round) = &round {
+        for decision in extended {
+            if note_extension(parts, round, decision, &blobs, &terms).await {
+                done.insert(decision.blob_id.clone());
+            }
+        }
+    }
+    for (_, members) in packs {
+        match caught(repack(parts, &members, &parts.pace)).await {
+            Ok(empty) => {
+                Metrics::add(&parts.metrics.blobs_repacked, empty.len() as u64);
+                done.extend(empty);
+            }
+            Err(e) => {
+                Metrics::add(&parts.metrics.renewals_failed, 1);
+                let text = format!("blobs could not be repacked, and are stored again: {e}");
+                parts.log.push(Level::Error, text);
+            }
+        }
+    }
+    if let Some(round) = &round {
+        delete_dead(parts, round).await?;
+    }
+    Ok(())
+}
+
+/// The conditions of the day; `None` if no epoch was seen, or its length is not known.
+async fn terms(parts: &RenewalParts) -> Option<Terms> {
+    let (least, most) = parts.epoch_clock.now_epoch(parts.clock.now())?;
+    if parts.epoch.is_zero() || most - least > u64::from(MOST_EPOCHS) {
+        return None;
+    }
+    let prices = match &parts.chain {
+        Some(chain) => chain.prices().await.ok(),
+        None => None,
+    };
+    let interval = parts.interval.as_secs().max(1);
+    let budget = parts.bytes_per_second.checked_mul(interval);
+    Some(Terms {
+        epoch: least,
+        lead_epochs: Terms::epochs_of(parts.lead, parts.epoch).saturating_add(most - least),
+        epochs: parts.uploader.options.epochs.max(MIN_RENEWAL_EPOCHS),
+        max_epochs: MOST_EPOCHS,
+        prices: prices.unwrap_or(SAMPLE_PRICES),
+        n_shards: parts.n_shards,
+        chain: parts.chain.is_some(),
+        max_waste_percent: parts.max_waste_percent,
+        pack_target_bytes: parts.uploader.target(),
+        block_overhead_bytes: BLOCK_OVERHEAD,
+        budget_bytes: budget.filter(|bytes| *bytes > 0),
+    })
+}
+
+type Gathered = HashMap<String, (Option<Blob>, plan::Blob)>;
+
+/// The blobs that end within the lead, with their live blocks. Blobs whose turn comes later in the
+/// lead are added to `done`.
+async fn gather(
+    parts: &RenewalParts,
+    state: &mut Rounds,
+    terms: &Terms,
+    done: &mut HashSet<String>,
+) -> Result<Gathered> {
+    let now = parts.clock.now();
+    let last = terms.epoch.saturating_add(terms.lead_epochs);
+    let last = i64::try_from(last).unwrap_or(i64::MAX);
+    let mut due = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = parts.index.ending_by(last, after.as_deref(), PAGE).await?;
+        let whole = page.len() >= PAGE;
+        after = page.last().map(|item| item.blob_id.clone());
+        due.extend(page);
+        if !whole || due.len() >= MOST_PLANNED {
+            break;
+        }
+    }
+    if due.len() >= SPREAD_FROM {
+        due.retain(|item| {
+            let end = u64::try_from(item.end_epoch).unwrap_or(0);
+            let ends = parts.epoch_clock.ends_at(now, end);
+            let comes = ends.map(|ends| plan::spread(&item.blob_id, ends, parts.lead));
+            let waits = comes.is_some_and(|comes| comes > now);
+            if waits {
+                done.insert(item.blob_id.clone());
+            }
+            !waits
+        });
+    }
+    let mut gathered = Gathered::new();
+    for page in due.chunks(PAGE) {
+        let ids: Vec<String> = page.iter().map(|item| item.blob_id.clone()).collect();
+        let entries = parts.index.blobs(&ids).await?;
+        let live = parts.index.live(&ids).await?;
+        for ((item, entry), live) in page.iter().zip(entries).zip(live) {
+            if state.memory.of(parts, &item.blob_id).await?.rests() {
+                continue;
+            }
+            let known = entry.as_ref();
+            let planned = plan::Blob {
+                blob_id: item.blob_id.clone(),
+                object_id: known
+                    .map(|blob| blob.object_id.clone())
+                    .filter(|id| !id.is_empty()),
+                format: known.map(|blob| blob.format.clone()).unwrap_or_default(),
+                size: known.map_or(0, |blob| blob.size),
+                encoded_size: known.and_then(|blob| u64::try_from(blob.encoded_size).ok()),
+                deletable: item.deletable,
+                end_epoch: item.end_epoch,
+                live_blocks: live.blocks,
+                live_bytes: live.bytes,
+                held: true,
+            };
+            gathered.insert(item.blob_id.clone(), (entry, planned));
+        }
+    }
+    Ok(gathered)
+}
+
+/// Asks for an extension. Returns the failure, if that is known.
+async fn extend(
+    parts: &RenewalParts,
+    round: &Round,
+    decision: &Decision,
+) -> std::result::Result<(), Option<Failure>> {
+    let object = decision.object_id.as_deref().unwrap_or_default();
+    failpoint!("extend.begun");
+    let asked = round.extend(object, decision.epochs, false).await;
+    asked.map_err(|e| {
+        Metrics::add(&parts.metrics.renewals_failed, 1);
+        let text = format!(
+            "blob {} could not be extended, and is stored again unless it was: {e}",
+            decision.blob_id
+        );
+        parts.log.push(Level::Error, text);
+        Failure::of(&e)
+    })
+}
+
+/// Reads back where a blob ends after its extension, and notes it. Returns whether it ends late
+/// enough.
+async fn note_extension(
+    parts: &RenewalParts,
+    round: &Round,
+    decision: &Decision,
+    blobs: &Gathered,
+    terms: &Terms,
+) -> bool {
+    let object = decision.object_id.clone().unwrap_or_default();
+    let noted = async {
+        let end = round.end_epoch_of(&object).await?;
+        let Some(end) =
+            end.filter(|end| i64::try_from(*end).is_ok_and(|end| end > decision.end_epoch))
+        else {
+            return Ok(false);
+        };
+        let known = blobs
+            .get(&decision.blob_id)
+            .and_then(|(entry, _)| entry.as_ref());
+        let mut blob = known.cloned().unwrap_or_default();
+        blob.blob_id = decision.blob_id.clone();
+        blob.end_epoch = i64::try_from(end).unwrap_or(i64::MAX);
+        blob.expires_at = parts.epoch_clock.ends_at(parts.clock.now(), end);
+        let frost = decision.units.saturating_mul(terms.prices.storage);
+        let frost = frost.saturating_mul(decision.epochs.into());
+        blob.cost = i64::try_from(frost).unwrap_or(i64::MAX);
+        parts.index.renewed(&blob).await?;
+        failpoint!("extend.noted");
+        Metrics::add(&parts.metrics.renewals, 1);
+        Metrics::add(&parts.metrics.blobs_extended, 1);
+        Ok(end >= terms.epoch.saturating_add(terms.lead_epochs))
+    };
+    match caught(noted).await {
+        Ok(ends_later) => ends_later,
+        Err(e) => {
+            let text = format!("the end of blob {} is not known: {e}", decision.blob_id);
+            parts.log.push(Level::Error, text);
+            // The extension was paid for. The next round reads its end again.
+            true
+        }
+    }
+}
+
+/// Deletes blobs that have had no rows for the time of grace, so that their storage is free again.
+async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
+    let now = parts.clock.now();
+    let mut dead: Vec<(String, String)> = Vec::new();
+    let mut after = String::new();
+    loop {
+        let state = BlobState::Released;
+        let page = parts.index.blobs_in_state(state, &after, PAGE).await?;
+        for blob in &page {
+            let since = blob
+                .state_since
+                .and_then(|since| now.duration_since(since).ok());
+            let waited = since.is_some_and(|since| since >= GRACE.max(parts.interval));
+            let end = u64::try_from(blob.end_epoch).unwrap_or(0);
+            if waited
+                && blob.deletable
+                && !blob.object_id.is_empty()
+                && !parts.epoch_clock.is_over(end)
+            {
+                dead.push((blob.blob_id.clone(), blob.object_id.clone()));
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() >= PAGE => after = last.blob_id.clone(),
+            _ => break,
+        }
+    }
+    if dead.is_empty() {
+        return Ok(());
+    }
+    let held = held(parts).await?;
+    dead.retain(|(blob_id, _)| !held.contains(blob_id));
+    for page in dead.chunks(PAGE) {
+        let ids: Vec<String> = page.iter().map(|(blob_id, _)| blob_id.clone()).collect();
+        let live = parts.index.live(&ids).await?;
+        let page = page.iter().zip(live).filter(|(_, live)| live.blocks == 0);
+        let page: Vec<&(String, String)> = page.map(|(blob, _)| blob).collect();
+        let objects: Vec<String> = page.iter().map(|(_, object)| object.clone()).collect();
+        if objects.is_empty() {
+            continue;
+        }
+        let outcomes = match round.delete(&objects).await {
+            Ok(outcomes) => outcomes,
+            Err(e) => {
+                let text = format!("blobs without blocks could not be deleted: {e}");
+                parts.log.push(Level::Error, text);
+                return Ok(());
+            }
+        };
+        let mut gone = Vec::new();
+        for ((blob_id, _), (_, outcome)) in page.iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => gone.push(blob_id.clone()),
+                Err(e) if Failure::of(&e) == Some(Failure::Absent) => gone.push(blob_id.clone()),
+                Err(e) => {
+                    let text =
+                        format!("blob {blob_id} has no blocks and could not be deleted: {e}");
+                    parts.log.push(Level::Warn, text);
+                }
+            }
+        }
+        Metrics::add(&parts.metrics.blobs_deleted, gone.len() as u64);
+        parts.index.forget_blobs(&gone).await?;
+    }
+    Ok(())
+}
+
+/// The blobs at which deleted rows point that may be brought back.
+async fn held(parts: &RenewalParts) -> Result<HashSet<String>> {
+    let mut held = HashSet::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = parts.index.deleted_by_blob(after.as_deref(), PAGE).await?;
+        let whole = page.len() >= PAGE;
+        after = page.last().map(|(blob_id, _)| blob_id.clone());
+        held.extend(page.into_iter().map(|(blob_id, _)| blob_id));
+        if !whole {
+            return Ok(held);
+        }
+    }
+}
