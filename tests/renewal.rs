@@ -340,6 +340,7 @@ async fn blocks_stored_under_a_clock_that_is_ahead_are_renewed() {
             ds.close().await.unwrap();
             if !noted {
                 index.notes.lock().clear();
+                index.epochs.lock().clear();
             }
             ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use walrusds::clock::Clock;
+use walrusds::clock::{Clock, Sighting};
 use walrusds::walrus::Check;
 use walrusds::{
     BlobStore, Body, Deleted, DeletedRow, Error, ErrorKind, Fetched, Index, KeyRange, KeyRecord,
@@ -34,6 +34,7 @@ pub struct MemIndex {
     /// Its owner, and when it runs out on tokio's clock.
     pub lease: Mutex<Option<(String, tokio::time::Instant)>>,
     pub notes: Mutex<BTreeMap<String, String>>,
+    pub epochs: Mutex<BTreeMap<u64, Sighting>>,
     pub fail_puts: AtomicBool,
     pub put_calls: AtomicUsize,
     pub undelete_calls: AtomicUsize,
@@ -199,7 +200,22 @@ impl Rows for MemIndex {
     }
 }
 
-impl Ledger for MemIndex {}
+#[async_trait]
+impl Ledger for MemIndex {
+    async fn epochs(&self) -> Result<Vec<Sighting>> {
+        Ok(self.epochs.lock().values().copied().collect())
+    }
+
+    async fn saw_epochs(&self, seen: &[Sighting]) -> Result<()> {
+        let mut epochs = self.epochs.lock();
+        for sighting in seen {
+            let known = epochs.entry(sighting.epoch).or_insert(*sighting);
+            known.first = known.first.min(sighting.first);
+            known.last = known.last.max(sighting.last);
+        }
+        Ok(())
+    }
+}
 
 #[async_trait]
 impl Deleted for MemIndex {
