@@ -96,7 +96,8 @@ async fn a_put_of_a_deleted_block_costs_no_upload() {
     assert_eq!(uploads(&parts), 2);
     let mut sizes: Vec<usize> = parts.store.blobs.lock().values().map(Bytes::len).collect();
     sizes.sort_unstable();
-    assert_eq!(sizes, [2000, 8000]);
+    // Two new blocks and the first eight, and what a CAR file has around them.
+    assert!(matches!(sizes[..], [2000..3000, 8000..9000]), "{sizes:?}");
     all_read(&ds, &more).await;
     none_read(&ds, &all[4..]).await;
     assert_eq!(ds.disk_usage().await.unwrap(), usage(6));
@@ -162,7 +163,8 @@ async fn a_row_that_does_not_serve_is_not_brought_back_by_a_put() {
         change(2, |row, _| row.patch_id = Some("patch".into()));
     }
     ds.commit(puts(&all)).await.unwrap();
-    assert_eq!((uploads(&parts), metric(&ds, "blocks_undeleted")), (2, 1));
+    // The block whose key is no multihash has a pack of its own, each time.
+    assert_eq!((uploads(&parts), metric(&ds, "blocks_undeleted")), (4, 1));
     all_read(&ds, &all).await;
     // A key that does not name the content gets the newest value.
     ds.delete(&name).await.unwrap();

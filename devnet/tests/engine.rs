@@ -12,7 +12,7 @@ use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::internals::chain::{Chain, Failure, OwnedBlob, Program, Round, TimeLimits};
 use walrusds::log::Level;
 use walrusds::walrus::cost::Prices;
-use walrusds::{Config, Error, ErrorKind, Notes as _, WalrusDatastore};
+use walrusds::{Config, Error, ErrorKind, Ledger as _, WalrusDatastore};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_walrus-devnet-cli");
 
@@ -478,11 +478,8 @@ async fn a_node_learns_the_epoch() {
         dir.path().join("index.sqlite"),
         "walrus_index",
     ));
-    let note = index.await.unwrap().note("renewal.epoch").await.unwrap();
-    assert!(
-        note.as_ref().is_some_and(|note| note.starts_with("42 ")),
-        "{note:?}"
-    );
+    let seen = index.await.unwrap().epochs().await.unwrap();
+    assert!(seen.last().is_some_and(|seen| seen.epoch == 42), "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

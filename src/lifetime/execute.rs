@@ -6,7 +6,7 @@
 //! stored again, and what failed here, is left to the caller, which stores blobs again one by one:
 //! so a chain or a repack that fails never holds a blob up.
 //!
-//! Blobs are planned by their end epochs. Without an epoch that was seen there is no plan.
+//! Blobs are planned by their end epochs. There is no plan while the present epoch is not known.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,6 +26,9 @@ const SAMPLE_PRICES: Prices = Prices {
     storage: 100_000,
     write: 20_000,
 };
+/// Where the present epoch is not known better than by so many epochs (the machine slept, or its
+/// clock was set), there is no plan: the first blob that is stored again tells the epoch.
+const UNSURE: u64 = 1;
 /// From so many due blobs on, their renewals are spread over the lead.
 const SPREAD_FROM: usize = 256;
 /// The most blobs that are planned at a time (some 300 bytes each).
@@ -128,7 +131,7 @@ pub(super) async fn execute(
 /// The conditions of the day; `None` if no epoch was seen, or its length is not known.
 async fn terms(parts: &RenewalParts) -> Option<Terms> {
     let (least, most) = parts.epoch_clock.now_epoch(parts.clock.now())?;
-    if parts.epoch.is_zero() || most - least > u64::from(MOST_EPOCHS) {
+    if parts.epoch.is_zero() || most - least > UNSURE {
         return None;
     }
     let prices = match &parts.chain {

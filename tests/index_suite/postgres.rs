@@ -212,7 +212,8 @@ async fn an_invalid_index_does_not_count_as_one() {
              JOIN pg_class c ON c.oid = x.indexrelid \
              WHERE x.indrelid = 'walrus_index'::regclass AND x.indisvalid AND c.relname ~ '(blob_id|due)_idx'",
         );
-        assert_eq!(columns, "blob_id expires_at");
+        // The index `due` of version 2 has no successor: the ledger tells which blobs are due.
+        assert_eq!(columns, "blob_id");
     }
 }
 

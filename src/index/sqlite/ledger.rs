@@ -1,4 +1,4 @@
-//! The ledger of blobs: its statements and methods, and the writes that touch rows and entries.
+//! The ledger of blobs: its methods, and the writes that touch rows and entries.
 
 use std::time::SystemTime;
 
@@ -13,122 +13,7 @@ use crate::index::keys::check_text;
 use crate::index::ledger::entries;
 use crate::index::{Blob, BlobState, Count, EndingIn, KeyRecord, Ledger, Usage};
 
-/// The columns of the ledger ([`Blob`]); times in microseconds since 1970.
-pub(super) const BLOBS: &str = "blob_id TEXT NOT NULL PRIMARY KEY, object_id TEXT NOT NULL DEFAULT '', \
-    format TEXT NOT NULL DEFAULT '', size INTEGER NOT NULL DEFAULT 0, encoded_size INTEGER NOT NULL DEFAULT 0, \
-    cost INTEGER NOT NULL DEFAULT 0, deletable INTEGER NOT NULL DEFAULT 0, registered_epoch INTEGER NOT NULL DEFAULT 0, \
-    end_epoch INTEGER NOT NULL DEFAULT 0, expires_at INTEGER, digest TEXT NOT NULL DEFAULT '', \
-    state TEXT NOT NULL DEFAULT 'live', state_since INTEGER NOT NULL, \
-    live_blocks INTEGER, live_bytes INTEGER, counted_at INTEGER, read_back_at INTEGER";
-
-/// Columns of an entry, in the order in which [`entry`] reads them.
-const COLUMNS: &str = "blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
-                       end_epoch, expires_at, digest, state, state_since, live_blocks, live_bytes, counted_at, read_back_at";
-/// How many of the latest epochs are read.
-const EPOCHS: i64 = 64;
-
-/// The statements for one table.
-pub(super) struct LedgerSql {
-    write: String,
-    renew: String,
-    get: String,
-    in_state: String,
-    set_state: String,
-    forget: String,
-    live: String,
-    page: String,
-    count: String,
-    empty: String,
-    horizon: String,
-    epochs: String,
-    saw_epoch: String,
-}
-
-impl LedgerSql {
-    /// `table`, `blobs` and `epochs` are quoted names.
-    pub fn new(table: &str, blobs: &str, epochs: &str) -> LedgerSql {
-        let known = |column: &str, unknown: &str| {
-            format!(
-                "{column} = CASE WHEN excluded.{column} = {unknown} THEN {column} ELSE excluded.{column} END"
-            )
-        };
-        // A sum that saturates: SQLite turns a sum that overflows into a number with a fraction.
-        let sum = |column: &str| format!("CAST(min(total({column}), 9.2e18) AS INTEGER)");
-        let latest = "expires_at = max(coalesce(expires_at, excluded.expires_at), coalesce(excluded.expires_at, expires_at))";
-        // The object is that of the registration that ends last.
-        let object =
-            "excluded.object_id <> '' AND (object_id = '' OR excluded.end_epoch >= end_epoch)";
-        LedgerSql {
-            write: format!(
-                "INSERT INTO {blobs} (blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
-                 end_epoch, expires_at, digest, read_back_at, state_since) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT (blob_id) DO UPDATE SET \
-                 object_id = CASE WHEN {object} THEN excluded.object_id ELSE object_id END, \
-                 deletable = CASE WHEN {object} OR object_id = '' THEN excluded.deletable ELSE deletable END, \
-                 {format}, {size}, {encoded}, \
-                 cost = CAST(min(cost + 0.0 + excluded.cost, 9.2e18) AS INTEGER), {registered}, \
-                 end_epoch = max(end_epoch, excluded.end_epoch), {latest}, {digest}, \
-                 state = 'live', state_since = excluded.state_since, \
-                 read_back_at = coalesce(excluded.read_back_at, read_back_at)",
-                format = known("format", "''"),
-                size = known("size", "0"),
-                encoded = known("encoded_size", "0"),
-                registered = known("registered_epoch", "0"),
-                digest = known("digest", "''"),
-            ),
-            renew: format!(
-                "UPDATE {blobs} SET end_epoch = max(end_epoch, ?2), \
-                 expires_at = max(coalesce(expires_at, ?3), coalesce(?3, expires_at)) WHERE blob_id = ?1"
-            ),
-            get: format!("SELECT {COLUMNS} FROM {blobs} WHERE blob_id = ?1"),
-            in_state: format!(
-                "SELECT {COLUMNS} FROM {blobs} WHERE state = ?1 AND blob_id > ?2 ORDER BY blob_id LIMIT ?3"
-            ),
-            set_state: format!(
-                "UPDATE {blobs} SET state = ?2, state_since = ?3 WHERE blob_id = ?1 AND state <> ?2"
-            ),
-            forget: format!(
-                "DELETE FROM {blobs} WHERE blob_id = ?1 AND NOT EXISTS (SELECT 1 FROM {table} AS t WHERE t.blob_id = ?1)"
-            ),
-            live: format!("SELECT count(*), {} FROM {table} WHERE blob_id = ?1", sum("size")),
-            page: format!(
-                "SELECT blob_id, count(*), {}, max(deletable), max(end_epoch), max(expires_at) FROM {table} \
-                 WHERE blob_id > ?1 AND blob_id <> '' GROUP BY blob_id ORDER BY blob_id LIMIT ?2",
-                sum("size")
-            ),
-            count: format!(
-                "INSERT INTO {blobs} (blob_id, live_blocks, live_bytes, deletable, end_epoch, expires_at, counted_at, state_since) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) ON CONFLICT (blob_id) DO UPDATE SET \
-                 live_blocks = excluded.live_blocks, live_bytes = excluded.live_bytes, counted_at = excluded.counted_at, \
-                 state_since = CASE WHEN state = 'live' THEN state_since ELSE excluded.state_since END, state = 'live', \
-                 end_epoch = max(end_epoch, excluded.end_epoch), {latest}"
-            ),
-            empty: format!(
-                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = ?3, state = 'released', \
-                 state_since = CASE WHEN state = 'released' THEN state_since ELSE ?3 END \
-                 WHERE blob_id > ?1 AND blob_id < coalesce(?2, x'ff') AND (counted_at IS NULL OR counted_at < ?3)"
-            ),
-            horizon: format!(
-                "SELECT end_epoch, count(*), {}, {}, {}, {}, {}, sum(counted_at IS NULL), min(counted_at) \
-                 FROM {blobs} WHERE state = 'live' GROUP BY end_epoch ORDER BY end_epoch",
-                sum("size"),
-                sum("encoded_size"),
-                sum("cost"),
-                sum("live_blocks"),
-                sum("live_bytes"),
-            ),
-            epochs: format!(
-                "SELECT epoch, first_seen, last_seen FROM {epochs} ORDER BY epoch DESC LIMIT {EPOCHS}"
-            ),
-            saw_epoch: format!(
-                "INSERT INTO {epochs} (epoch, first_seen, last_seen) VALUES (?1, ?2, ?3) ON CONFLICT (epoch) DO UPDATE SET \
-                 first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)"
-            ),
-        }
-    }
-}
-
-/// Reads [`COLUMNS`].
+/// Reads the columns of an entry.
 fn entry(row: &Row<'_>) -> rusqlite::Result<Blob> {
     let time =
         |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(from_micros));

@@ -9,6 +9,7 @@ mod companions;
 mod deleted;
 mod deleted_sql;
 mod ledger;
+mod ledger_sql;
 mod readers;
 mod schema;
 mod writer;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::access::{self, Access};
 use super::deleted_sql::DeletedSql;
-use super::ledger::{LedgerSql, BLOBS};
+use super::ledger_sql::{LedgerSql, BLOBS};
 use super::{failed, is_busy, SqliteOptions, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};

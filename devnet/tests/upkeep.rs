@@ -1,0 +1,271 @@
+//! The engine keeps its blobs on a local Walrus for as long as their blocks live: by plan, through
+//! the chain where that is at hand.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use common::*;
+use parking_lot::Mutex;
+use testkit::mem::{key_of, noise};
+use walrus_devnet::{BlockingDevnet, FaultAction, FaultRule, Op};
+use walrusds::clock::Clock;
+use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
+use walrusds::{
+    Client, ClientConfig, Config, Index, KeyRange, Ledger as _, Op as Write, Rows as _,
+    WalrusDatastore,
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_walrus-devnet-cli");
+/// An epoch of devnet, and of Mainnet.
+const EPOCH: Duration = Duration::from_secs(14 * 86_400);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The time of this machine, and what a test adds to it.
+struct Shifted(Mutex<Duration>);
+
+impl Clock for Shifted {
+    fn now(&self) -> SystemTime {
+        SystemTime::now() + *self.0.lock()
+    }
+}
+
+struct Scene {
+    net: BlockingDevnet,
+    clock: Arc<Shifted>,
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        Scene {
+            net: start(),
+            clock: Arc::new(Shifted(Mutex::default())),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    async fn index(&self) -> SqliteIndex {
+        let path = self.dir.path().join("index.sqlite");
+        let options = SqliteOptions::new(path, "walrus_index");
+        SqliteIndex::open(options).await.unwrap()
+    }
+
+    /// A node with these members of the configuration besides.
+    async fn node(&self, more: serde_json::Value) -> Arc<WalrusDatastore> {
+        let mut spec = serde_json::json!({
+            "publisherURL": self.net.url(), "aggregatorURL": self.net.url(), "indexPath": "index.sqlite",
+            "network": {"epochDurationSeconds": EPOCH.as_secs()}, "renewIntervalSeconds": 1, "epochs": 5,
+            "nShards": 100,
+        });
+        let members = spec.as_object_mut().unwrap();
+        members.extend(more.as_object().unwrap().clone());
+        let config = Config::from_json(&spec.to_string()).unwrap();
+        let url = self.net.url();
+        let urls = ClientConfig::default()
+            .with_publishers(vec![url.clone()])
+            .with_aggregators(vec![url]);
+        let client = Client::new(urls).unwrap();
+        let index: Arc<dyn Index> = Arc::new(self.index().await);
+        let clock: Arc<dyn Clock> = Arc::<Shifted>::clone(&self.clock);
+        let node = WalrusDatastore::with_parts(&config, index, Arc::new(client), clock);
+        Arc::new(node.unwrap())
+    }
+
+    fn chain(&self) -> serde_json::Value {
+        serde_json::json!([PROGRAM, "--url", self.net.url()])
+    }
+
+    /// Lets epochs pass for the network and for the node.
+    fn pass(&self, epochs: u32) {
+        self.net.advance_epoch(epochs);
+        *self.clock.0.lock() += EPOCH * epochs;
+    }
+}
+
+fn metric(node: &WalrusDatastore, name: &str) -> u64 {
+    let found = node.metrics().into_iter().find(|(n, _)| *n == name);
+    found.unwrap_or_else(|| panic!("no metric {name}")).1
+}
+
+async fn eventually(node: &WalrusDatastore, what: &str, true_now: impl Fn() -> bool) {
+    let until = std::time::Instant::now() + PATIENCE;
+    while !true_now() {
+        if std::time::Instant::now() > until {
+            let mut log = String::new();
+            while let Some(line) = node.next_log_line() {
+                log.push_str(&format!("{:?} {}\n", line.level, line.message));
+            }
+            panic!("{what} never came true; the log: {log}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Puts blocks in one commit, which makes one blob. Returns them with their keys.
+async fn put(node: &WalrusDatastore, seed: u64, blocks: u64) -> Vec<(String, Bytes)> {
+    let blocks: Vec<_> = (0..blocks)
+        .map(|n| noise(seed * 1000 + n, 4096))
+        .map(|block| (key_of(&block), block))
+        .collect();
+    let puts = blocks
+        .iter()
+        .cloned()
+        .map(|(key, value)| Write::Put(key, value));
+    node.commit(puts.collect()).await.unwrap();
+    blocks
+}
+
+async fn all_there(node: &WalrusDatastore, blocks: &[(String, Bytes)]) {
+    for (key, value) in blocks {
+        assert_eq!(node.get(key).await.unwrap().as_ref(), Some(value), "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_blob_is_extended_on_the_chain() {
+    let scene = Scene::new();
+    let node = scene
+        .node(serde_json::json!({"walrusCommand": scene.chain()}))
+        .await;
+    let blocks = put(&node, 1, 50).await;
+    let before = scene.net.stats();
+    scene.pass(4);
+    eventually(&node, "the extension", || {
+        metric(&node, "blobs_extended") == 1
+    })
+    .await;
+    let after = scene.net.stats();
+    assert_eq!((after.puts, after.extended), (before.puts, 1));
+    // Up to five epochs from now, for the price of their storage alone.
+    let units = scene.net.blobs()[0].units;
+    assert_eq!(after.cost_frost - before.cost_frost, units * 100_000 * 4);
+    scene.pass(4);
+    eventually(&node, "the next extension", || {
+        metric(&node, "blobs_extended") == 2
+    })
+    .await;
+    all_there(&node, &blocks).await;
+    node.close().await.unwrap();
+    let index = scene.index().await;
+    let row = index.get(&blocks[0].0).await.unwrap().unwrap();
+    let entry = index.blobs(&[row.blob_id.clone()]).await.unwrap();
+    let entry = entry[0].as_ref().unwrap();
+    assert_eq!((row.end_epoch, entry.end_epoch), (14, 14));
+    let paid = scene.net.stats().cost_frost;
+    assert_eq!(u64::try_from(entry.cost), Ok(paid), "all that was paid");
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_is_stored_again_where_the_wallet_is_empty() {
+    let scene = Scene::new();
+    let node = scene
+        .node(serde_json::json!({"walrusCommand": scene.chain()}))
+        .await;
+    let blocks = put(&node, 1, 50).await;
+    let rule = FaultRule::new(FaultAction::OutOfFunds { gas: false });
+    scene.net.set_faults(rule.on([Op::ChainExtend]));
+    scene.pass(4);
+    eventually(&node, "the renewal", || metric(&node, "renewals") == 1).await;
+    assert_eq!(metric(&node, "blobs_extended"), 0);
+    scene.pass(2);
+    all_there(&node, &blocks).await;
+    node.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sparse_blobs_are_repacked_into_one() {
+    let scene = Scene::new();
+    let node = scene.node(serde_json::json!({})).await;
+    let mut live = Vec::new();
+    for seed in 0..3 {
+        let mut blocks = put(&node, seed, 40).await;
+        let rest = blocks.split_off(10);
+        for (key, _) in rest {
+            node.delete(&key).await.unwrap();
+        }
+        live.extend(blocks);
+    }
+    *scene.clock.0.lock() += EPOCH * 4;
+    scene.net.advance_epoch(4);
+    // A store tells the epoch.
+    live.extend(put(&node, 99, 1).await);
+    let before = scene.net.stats();
+    eventually(&node, "the repacking", || {
+        metric(&node, "blobs_repacked") == 3
+    })
+    .await;
+    let after = scene.net.stats();
+    assert_eq!(after.puts, before.puts + 1, "one pack for all of them");
+    // The old blobs end, and are not paid for.
+    scene.pass(3);
+    all_there(&node, &live).await;
+    assert_eq!(scene.net.stats().puts, after.puts);
+    node.close().await.unwrap();
+    let index = scene.index().await;
+    let keys = index.list(&KeyRange::ALL, 0, 1000).await.unwrap();
+    assert_eq!(keys.len(), live.len());
+    let mut blobs = std::collections::BTreeSet::new();
+    for (key, _) in &live {
+        blobs.insert(index.get(key).await.unwrap().unwrap().blob_id);
+    }
+    assert_eq!(blobs.len(), 2);
+    index.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_without_blocks_are_left_to_end_or_deleted() {
+    let scene = Scene::new();
+    let node = scene
+        .node(serde_json::json!({"walrusCommand": scene.chain(), "deletable": true}))
+        .await;
+    let dead = put(&node, 1, 10).await;
+    let live = put(&node, 2, 10).await;
+    for (key, _) in &dead {
+        node.delete(key).await.unwrap();
+    }
+    let before = scene.net.stats();
+    // A pass counts them, and after the time of grace the dead one is deleted. A pass comes once a
+    // day at least.
+    *scene.clock.0.lock() += Duration::from_secs(2 * 86_400);
+    eventually(&node, "the deletion", || {
+        *scene.clock.0.lock() += Duration::from_secs(60);
+        metric(&node, "blobs_deleted") == 1
+    })
+    .await;
+    assert_eq!(scene.net.stats().deleted, 1);
+    assert_eq!(scene.net.stats().cost_frost, before.cost_frost);
+    assert_eq!(scene.net.blobs().len(), 1);
+    all_there(&node, &live).await;
+    node.close().await.unwrap();
+}
+
+/// An aggregator that sends wrong bytes costs nothing, and lets nothing lapse once it is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_never_paid_for() {
+    let scene = Scene::new();
+    let node = scene.node(serde_json::json!({})).await;
+    let blocks = put(&node, 1, 50).await;
+    let before = scene.net.stats();
+    let wrong = FaultRule::new(FaultAction::Corrupt { offset: 3 });
+    scene.net.set_faults(wrong.on(Op::READS));
+    scene.pass(4);
+    eventually(&node, "a failure", || metric(&node, "renewals_failed") > 0).await;
+    let after = scene.net.stats();
+    assert_eq!(
+        (after.puts, after.cost_frost),
+        (before.puts, before.cost_frost)
+    );
+    scene.net.clear_faults();
+    eventually(&node, "the renewal", || {
+        // Its rests are measured by tokio's clock: half a minute, then a minute.
+        metric(&node, "renewals") + metric(&node, "blobs_repacked") == 1
+    })
+    .await;
+    scene.pass(2);
+    all_there(&node, &blocks).await;
+    node.close().await.unwrap();
+}
