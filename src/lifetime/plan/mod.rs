@@ -14,7 +14,7 @@
 //! |---|---|---|
 //! | extend (on the chain, by its owner) | `U·s·(H - E)` | none |
 //! | store again (read it, upload it) | `U·(s·n + w)` | twice its size |
-//! | repack (its live blocks into new packs) | its share of the packs' `units·(s·n + w)` | twice these |
+//! | repack (its live blocks, in new packs) | its part of the `units·(s·n + w)` | twice these |
 //!
 //! The cheapest sum over all blobs is chosen; among equal ones, that with the fewest bytes moved.
 //! A blob without a live block is left to lapse, or deleted where that is possible: its owner may
