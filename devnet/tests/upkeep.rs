@@ -216,6 +216,43 @@ async fn sparse_blobs_are_repacked_into_one() {
     index.close().await.unwrap();
 }
 
+/// What would be done is shown by a node that does nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_is_printed_before_anything_is_paid() {
+    let scene = Scene::new();
+    let still = serde_json::json!({"walrusCommand": scene.chain(), "renewIntervalSeconds": 0});
+    let node = scene.node(still).await;
+    let dead = put(&node, 1, 3).await;
+    for (key, _) in &dead {
+        node.delete(key).await.unwrap();
+    }
+    put(&node, 2, 50).await;
+    scene.pass(4);
+    let before = scene.net.stats();
+    let plan = node
+        .plan()
+        .await
+        .unwrap()
+        .expect("the chain tells the epoch");
+    assert_eq!((plan.totals.lapse.blobs, plan.totals.extend.blobs), (1, 1));
+    let units = scene
+        .net
+        .blobs()
+        .iter()
+        .map(|blob| blob.units)
+        .max()
+        .unwrap();
+    assert_eq!(plan.totals.all.frost, units * 100_000 * 4);
+    let json: serde_json::Value = serde_json::from_str(&plan.to_json()).unwrap();
+    assert_eq!(json["decisions"].as_array().unwrap().len(), 2);
+    assert!(plan.to_string().contains("extend"), "{plan}");
+    let ends = node.horizon().await.unwrap();
+    assert_eq!((ends.len(), ends[0].end_epoch, ends[0].blobs), (1, 6, 2));
+    let after = scene.net.stats();
+    assert_eq!((after.puts, after.extended), (before.puts, 0));
+    node.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_without_blocks_are_left_to_end_or_deleted() {
     let scene = Scene::new();

@@ -3,8 +3,8 @@
 //! Answers to this process's stores decide which epoch is the present one; the rows of other nodes
 //! and earlier processes count until an answer disagrees with them. One answer may be absurd, so an
 //! epoch that cannot have been reached since the last sighting counts only when the next such
-//! answer agrees with it. One row may come from a wrong clock, so a row that does not fit the others
-//! is left out.
+//! answer agrees with it. One row may come from a wrong clock, so a row that does not fit the
+//! others is left out.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::gone::Gone;
 use crate::index::lookup::Lookups;
 use crate::index::Index;
+use crate::lifetime::RenewalParts;
 pub use crate::limits::MAX_VALUE_BYTES;
 use crate::locks::KeyLocks;
 use crate::log::{Line, Log};
@@ -41,6 +42,7 @@ mod puts;
 mod read;
 mod totals;
 mod undo;
+mod upkeep;
 mod write;
 mod writes;
 
@@ -111,6 +113,8 @@ struct Shared {
     roots: Option<Roots>,
     reader: Reader,
     writes: Writes,
+    /// The parts of renewal, whether or not this node renews.
+    renewal: Arc<RenewalParts>,
     calls: TaskTracker,
     stop: CancellationToken,
     workers: Mutex<Vec<JoinHandle<()>>>,

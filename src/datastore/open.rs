@@ -217,6 +217,22 @@ impl WalrusDatastore {
             tokio::spawn(purge(index.clone(), Arc::clone(&log), stop.clone())),
             tokio::spawn(log_notices(index, Arc::clone(&log), stop.clone())),
         ];
+        let renewal = Arc::new(RenewalParts {
+            index: Arc::clone(&uploader.index),
+            clock: Arc::clone(&uploader.clock),
+            epoch_clock: Arc::clone(&uploader.epoch_clock),
+            metrics: Arc::clone(&metrics),
+            log: Arc::clone(&log),
+            uploader: Arc::clone(&uploader),
+            interval: config.renew_interval,
+            lead: config.renew_lead,
+            epoch: config.epoch_duration,
+            chain: config.walrus_command.clone().map(lifetime::chain_of),
+            n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),
+            max_waste_percent: config.max_waste_percent,
+            bytes_per_second: config.maintenance_bytes_per_second,
+            pace: lifetime::Pace::new(config.maintenance_bytes_per_second),
+        });
         if renewing {
             if config.epochs < MIN_RENEWAL_EPOCHS {
                 log.push(
@@ -227,23 +243,10 @@ impl WalrusDatastore {
                     ),
                 );
             }
-            let parts = RenewalParts {
-                index: Arc::clone(&uploader.index),
-                clock: Arc::clone(&uploader.clock),
-                epoch_clock: Arc::clone(&uploader.epoch_clock),
-                metrics: Arc::clone(&metrics),
-                log: Arc::clone(&log),
-                uploader: Arc::clone(&uploader),
-                interval: config.renew_interval,
-                lead: config.renew_lead,
-                epoch: config.epoch_duration,
-                chain: config.walrus_command.clone().map(lifetime::chain_of),
-                n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),
-                max_waste_percent: config.max_waste_percent,
-                bytes_per_second: config.maintenance_bytes_per_second,
-                pace: lifetime::Pace::new(config.maintenance_bytes_per_second),
-            };
-            workers.push(tokio::spawn(lifetime::renew(parts, stop.clone())));
+            workers.push(tokio::spawn(lifetime::renew(
+                Arc::clone(&renewal),
+                stop.clone(),
+            )));
         } else if keeps && !config.epoch_duration.is_zero() {
             workers.push(tokio::spawn(lifetime::watch(
                 Arc::clone(&uploader.index),
@@ -277,6 +280,7 @@ impl WalrusDatastore {
                 roots,
                 reader,
                 writes,
+                renewal,
                 calls: TaskTracker::new(),
                 stop,
                 workers: Mutex::new(workers),

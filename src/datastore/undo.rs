@@ -64,10 +64,10 @@ pub struct Undeleted {
 }
 
 impl WalrusDatastore {
-    /// Brings deleted blocks back, as long as the index keeps their rows (`keepDeletedSeconds` of the
-    /// node that deleted them) and their blobs are stored. Nothing is uploaded. Blocks that were put
-    /// again since stay as they are. After an error some blocks may be back; the same call may be
-    /// made again.
+    /// Brings deleted blocks back, as long as the index keeps their rows (`keepDeletedSeconds` of
+    /// the node that deleted them) and their blobs are stored. Nothing is uploaded. Blocks that
+    /// were put again since stay as they are. After an error some blocks may be back; the same call
+    /// may be made again.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a key that no index takes and for an empty time range;

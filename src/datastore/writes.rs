@@ -201,9 +201,9 @@ impl Writes {
         all
     }
 
-    /// Brings back the rows of blocks that were deleted and whose blobs still live, and leaves these
-    /// blocks out. Returns the others with their rows. A lookup that finds no such block is the
-    /// only statement. `guard` holds the keys.
+    /// Brings back the rows of blocks that were deleted and whose blobs still live, and leaves
+    /// these blocks out. Returns the others with their rows. A lookup that finds no such block is
+    /// the only statement. `guard` holds the keys.
     async fn without_brought_back(
         &self,
         puts: Vec<Put>,

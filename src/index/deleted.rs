@@ -4,10 +4,10 @@
 //! companion `<table>_deleted`, with the time until which it is kept. Readers never see such a row.
 //! A put of its key removes it.
 //!
-//! The end of its storage is the one that was known when it was deleted: a renewal does not look for
-//! kept rows, so a blob may live for longer than they say. They have no other index than that of
-//! their keys, since a deletion would have to maintain it: a garbage collection deletes one key at a
-//! time.
+//! The end of its storage is the one that was known when it was deleted: a renewal does not look
+//! for kept rows, so a blob may live for longer than they say. They have no other index than that
+//! of their keys, since a deletion would have to maintain it: a garbage collection deletes one key
+//! at a time.
 //!
 //! A kept row is an offer, never a promise: its blob may lapse meanwhile, and two nodes that put
 //! and delete one key at the same moment may leave a kept row beside a live one. So every method
@@ -94,9 +94,9 @@ pub trait Deleted: Rows {
         Ok(Vec::new())
     }
 
-    /// The blobs at which kept rows point, in the order of their IDs, after `after`, at most `limit`,
-    /// with the number and the bytes of these rows. Such a blob must not be released yet. Reads
-    /// every kept row: there is no index for it, since deletions would have to keep it.
+    /// The blobs at which kept rows point, in the order of their IDs, after `after`, at most
+    /// `limit`, with the number and the bytes of these rows. Such a blob must not be released yet.
+    /// Reads every kept row: there is no index for it, since deletions would have to keep it.
     async fn deleted_by_blob(
         &self,
         _after: Option<&str>,
@@ -112,8 +112,8 @@ pub trait Deleted: Rows {
         Ok(Vec::new())
     }
 
-    /// Goes through the next `limit` kept rows whose keys come after `after`, and removes those whose
-    /// time is over. A caller begins with an empty text, and goes on with [`Purged::last`].
+    /// Goes through the next `limit` kept rows whose keys come after `after`, and removes those
+    /// whose time is over. A caller begins with an empty text, and goes on with [`Purged::last`].
     async fn purge_deleted(&self, _after: &str, _limit: usize) -> Result<Purged> {
         Ok(Purged::default())
     }

@@ -1,7 +1,7 @@
 //! The index: maps a datastore key to the place of the block's bytes.
 //!
-//! [`Index`] is the interface, the sum of [`Rows`], [`Deleted`], [`Ledger`], [`Leases`], [`Totals`] and
-//! [`Notes`].
+//! [`Index`] is the interface, the sum of [`Rows`], [`Deleted`], [`Ledger`], [`Leases`], [`Totals`]
+//! and [`Notes`].
 //! [`postgres`] (shared by many nodes) and [`sqlite`] (embedded, one node) implement it and pass
 //! one shared test suite (`tests/index_suite.rs`).
 

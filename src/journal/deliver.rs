@@ -29,8 +29,8 @@
 //! While the datastore is being closed, a pack that fails in steps 1 or 2 is left in the journal;
 //! steps 3 and 4 are tried until [`Shared::stop`] ends the task.
 //!
-//! Lock order: key locks, then the journal's state. Only `place` and `bring_back` take key locks. The upload permit
-//! is given back before a pause and before the rows are written.
+//! Lock order: key locks, then the journal's state. Only `place` and `bring_back` take key locks.
+//! The upload permit is given back before a pause and before the rows are written.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -341,9 +341,9 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
     })
 }
 
-/// Brings back the deleted rows of blocks that are stored in blobs which still live. `rows` are those
-/// of the blocks, and `same` says of which blocks the stored bytes are known to be theirs. Returns
-/// the keys that have their row again.
+/// Brings back the deleted rows of blocks that are stored in blobs which still live. `rows` are
+/// those of the blocks, and `same` says of which blocks the stored bytes are known to be theirs.
+/// Returns the keys that have their row again.
 async fn bring_back(
     parts: &FlushParts,
     blocks: &[Arc<Block>],

@@ -21,8 +21,9 @@
 //! entry; numbers go up by one per entry, across segments. `time` is when it was written
 //! (milliseconds since 1970). If the lowest bit of the segment's `flags` is set, the lowest bit of
 //! `time` says something else: whether frames before this one were not synced when it was written,
-//! so that a power cut may have taken parts of any of them. An entry is a put (1), a delete (2; no value), or a note that entries
-//! need no upload any more (3; the key is two u64: first and last number).
+//! so that a power cut may have taken parts of any of them. An entry is a put (1), a delete (2; no
+//! value), or a note that entries need no upload any more (3; the key is two u64: first and last
+//! number).
 
 use std::sync::Arc;
 

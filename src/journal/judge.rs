@@ -9,7 +9,8 @@
 //!   cut short differs in many bits.
 //! - A disk writes whole sectors, and a process that is killed stops between two pages or between
 //!   two values. So a cut leaves out whole sectors, or whole values up to the end of the frame, and
-//!   there are zeroes in their place. A sector that holds other bytes of the same frame was written.
+//!   there are zeroes in their place. A sector that holds other bytes of the same frame was
+//!   written.
 //! - A value whose last bytes are zeroes up to the end of the frame, without a missing sector, may
 //!   be either. Such a frame is doubtful: only those of its blocks count that are proven by their
 //!   keys, and an operator is told.

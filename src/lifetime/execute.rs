@@ -12,10 +12,11 @@ use std::collections::{HashMap, HashSet};
 
 use super::chain::{Failure, Round};
 use super::plan::{self, Action, Decision, Terms};
+use super::present::tell_epoch;
 use super::repack::repack;
 use super::{RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, Result};
-use crate::index::{Blob, BlobState};
+use crate::index::{Blob, BlobState, RenewItem};
 use crate::log::Level;
 use crate::metrics::Metrics;
 use crate::walrus::cost::Prices;
@@ -49,9 +50,17 @@ pub(super) async fn execute(
     let Some(terms) = terms(parts).await else {
         return Ok(());
     };
-    let blobs = gather(parts, state, &terms, done).await?;
-    let planned: Vec<plan::Blob> = blobs.values().map(|(_, planned)| planned.clone()).collect();
-    let plan = plan::plan(&planned, &terms);
+    let due = due(parts, &terms).await?;
+    let (turns, waiting) = by_turn(parts, due);
+    done.extend(waiting);
+    let mut ready = Vec::with_capacity(turns.len());
+    for item in turns {
+        if !state.memory.of(parts, &item.blob_id).await?.rests() {
+            ready.push(item);
+        }
+    }
+    let blobs = gather(parts, &ready).await?;
+    let plan = plan::plan(&planned(&blobs), &terms);
     let all = &plan.totals.all;
     if all.blobs > 0 {
         let text = format!(
@@ -155,60 +164,78 @@ async fn terms(parts: &RenewalParts) -> Option<Terms> {
     })
 }
 
-type Gathered = HashMap<String, (Option<Blob>, plan::Blob)>;
-
-/// The blobs that end within the lead, with their live blocks. Blobs whose turn comes later in the
-/// lead are added to `done`.
-async fn gather(
-    parts: &RenewalParts,
-    state: &mut Rounds,
-    terms: &Terms,
-    done: &mut HashSet<String>,
-) -> Result<Gathered> {
+/// The plan for the blobs that end within the lead, whatever their turn; `None` while the present
+/// epoch is not known. Nothing is changed and nothing is paid.
+pub(crate) async fn look(parts: &RenewalParts) -> Result<Option<plan::Plan>> {
     let now = parts.clock.now();
+    parts.epoch_clock.merge(now, &parts.index.epochs().await?);
+    tell_epoch(parts).await;
+    let Some(terms) = terms(parts).await else {
+        return Ok(None);
+    };
+    let blobs = gather(parts, &due(parts, &terms).await?).await?;
+    Ok(Some(plan::plan(&planned(&blobs), &terms)))
+}
+
+/// The blobs that end within the lead.
+async fn due(parts: &RenewalParts, terms: &Terms) -> Result<Vec<RenewItem>> {
     let last = terms.epoch.saturating_add(terms.lead_epochs);
     let last = i64::try_from(last).unwrap_or(i64::MAX);
-    let mut due = Vec::new();
-    let mut after: Option<String> = None;
+    let mut due: Vec<RenewItem> = Vec::new();
     loop {
-        let page = parts.index.ending_by(last, after.as_deref(), PAGE).await?;
+        let after = due.last().map(|item| item.blob_id.as_str());
+        let page = parts.index.ending_by(last, after, PAGE).await?;
         let whole = page.len() >= PAGE;
-        after = page.last().map(|item| item.blob_id.clone());
         due.extend(page);
         if !whole || due.len() >= MOST_PLANNED {
-            break;
+            return Ok(due);
         }
     }
-    if due.len() >= SPREAD_FROM {
-        due.retain(|item| {
-            let end = u64::try_from(item.end_epoch).unwrap_or(0);
-            let ends = parts.epoch_clock.ends_at(now, end);
-            let comes = ends.map(|ends| plan::spread(&item.blob_id, ends, parts.lead));
-            let waits = comes.is_some_and(|comes| comes > now);
-            if waits {
-                done.insert(item.blob_id.clone());
-            }
-            !waits
-        });
+}
+
+/// Divides blobs into those whose turn has come, and the IDs of those whose turn comes later in the
+/// lead.
+fn by_turn(parts: &RenewalParts, due: Vec<RenewItem>) -> (Vec<RenewItem>, Vec<String>) {
+    if due.len() < SPREAD_FROM {
+        return (due, Vec::new());
     }
+    let now = parts.clock.now();
+    let waits = |item: &RenewItem| {
+        let end = u64::try_from(item.end_epoch).unwrap_or(0);
+        let ends = parts.epoch_clock.ends_at(now, end);
+        let comes = ends.map(|ends| plan::spread(&item.blob_id, ends, parts.lead));
+        comes.is_some_and(|comes| comes > now)
+    };
+    let (waiting, turns): (Vec<_>, Vec<_>) = due.into_iter().partition(waits);
+    (
+        turns,
+        waiting.into_iter().map(|item| item.blob_id).collect(),
+    )
+}
+
+type Gathered = HashMap<String, (Option<Blob>, plan::Blob)>;
+
+fn planned(blobs: &Gathered) -> Vec<plan::Blob> {
+    blobs.values().map(|(_, planned)| planned.clone()).collect()
+}
+
+/// The ledger's entries of blobs, and their live blocks, counted now.
+async fn gather(parts: &RenewalParts, due: &[RenewItem]) -> Result<Gathered> {
     let mut gathered = Gathered::new();
     for page in due.chunks(PAGE) {
         let ids: Vec<String> = page.iter().map(|item| item.blob_id.clone()).collect();
         let entries = parts.index.blobs(&ids).await?;
         let live = parts.index.live(&ids).await?;
         for ((item, entry), live) in page.iter().zip(entries).zip(live) {
-            if state.memory.of(parts, &item.blob_id).await?.rests() {
-                continue;
-            }
-            let known = entry.as_ref();
+            let known = entry.clone().unwrap_or_default();
             let planned = plan::Blob {
                 blob_id: item.blob_id.clone(),
-                object_id: known
-                    .map(|blob| blob.object_id.clone())
-                    .filter(|id| !id.is_empty()),
-                format: known.map(|blob| blob.format.clone()).unwrap_or_default(),
-                size: known.map_or(0, |blob| blob.size),
-                encoded_size: known.and_then(|blob| u64::try_from(blob.encoded_size).ok()),
+                object_id: Some(known.object_id).filter(|id| !id.is_empty()),
+                format: known.format,
+                size: known.size,
+                encoded_size: u64::try_from(known.encoded_size)
+                    .ok()
+                    .filter(|size| *size > 0),
                 deletable: item.deletable,
                 end_epoch: item.end_epoch,
                 live_blocks: live.blocks,

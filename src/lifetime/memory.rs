@@ -161,7 +161,7 @@ fn name(blob_id: &str) -> String {
 pub(super) struct Memory {
     blobs: HashMap<String, Past>,
     /// Blobs whose odd rows were named in the log.
-    pub(super) odd_rows_named: HashSet<String>,
+    pub(super) odd_rows_named: parking_lot::Mutex<HashSet<String>>,
 }
 
 impl Memory {

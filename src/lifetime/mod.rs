@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,7 @@ use chain::Chain;
 use check::Rows;
 use count::count;
 use execute::execute;
+pub(crate) use execute::look;
 use memory::{seconds, Memory, Past};
 pub(crate) use pace::Pace;
 use present::tell_epoch;
@@ -56,6 +58,10 @@ const LEASE: &str = "renewal";
 const LEASE_TTL: Duration = Duration::from_secs(300);
 /// Pause after a prolongation that failed, while the lease lasts.
 const LEASE_RETRY: Duration = Duration::from_secs(10);
+/// How many blobs are stored again at a time, and how many bytes they may have together: each of
+/// them is held in memory.
+const TOGETHER: usize = 8;
+const MOST_BYTES: u64 = 128 << 20;
 /// How many blobs are asked for at a time.
 const PAGE: usize = 1024;
 /// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
@@ -156,7 +162,7 @@ enum Turn {
 
 /// Renews blobs until stopped. Runs on every node; a lease in the index lets one node work at a
 /// time.
-pub(crate) async fn renew(parts: RenewalParts, stop: CancellationToken) {
+pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
     let owner = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
     let mut state = Rounds::default();
     let mut wait = tokio::select! {
@@ -212,7 +218,12 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut Rounds) -> Result<
         count(parts).await?;
         execute(parts, state, &mut done).await
     };
-    with_lease(parts, owner, begun, by_plan).await?;
+    match with_lease(parts, owner, begun, by_plan).await {
+        Err(e) if e.kind() == ErrorKind::Locked => return Err(e),
+        // What was not done is stored again.
+        Err(e) => parts.log.push(Level::Warn, format!("renewal by plan: {e}")),
+        Ok(()) => {}
+    }
     let before = parts.clock.now() + parts.lead;
     let mut after: Option<RenewItem> = None;
     loop {
@@ -220,18 +231,17 @@ async fn round(parts: &RenewalParts, owner: &str, state: &mut Rounds) -> Result<
             .index
             .due_for_renewal(before, after.as_ref(), PAGE)
             .await?;
-        for item in &due {
-            if !done.insert(item.blob_id.clone()) {
-                continue;
-            }
-            if let Turn::LeaseLost = attend(parts, owner, state, item).await? {
-                return Ok(());
-            }
+        let whole = due.len() >= PAGE;
+        after = due.last().cloned();
+        let due = due
+            .into_iter()
+            .filter(|item| done.insert(item.blob_id.clone()));
+        if !attend_all(parts, owner, state, due.collect()).await? {
+            return Ok(());
         }
-        if due.len() < PAGE {
+        if !whole {
             break;
         }
-        after = due.into_iter().next_back();
     }
     let audit_due = |last: Instant| last.elapsed() >= parts.audit_interval();
     if state.audited.is_none_or(audit_due) && !audit(parts, owner, state, &mut done).await? {
@@ -350,7 +360,53 @@ async fn probe(
     }
 }
 
-/// Renews a blob that is due, unless it rests.
+/// Renews blobs that are due, several at a time, unless they rest. Returns false if the lease is
+/// lost.
+async fn attend_all(
+    parts: &RenewalParts,
+    owner: &str,
+    state: &mut Rounds,
+    due: Vec<RenewItem>,
+) -> Result<bool> {
+    let mut due = due.into_iter().peekable();
+    while due.peek().is_some() {
+        let mut together: Vec<(RenewItem, Past)> = Vec::new();
+        let mut room = MOST_BYTES;
+        while let Some(item) = due.next_if(|_| together.len() < TOGETHER) {
+            let past = state.memory.of(parts, &item.blob_id).await?;
+            if past.rests() {
+                continue;
+            }
+            let entry = parts.index.blobs(std::slice::from_ref(&item.blob_id));
+            let size = entry.await?.pop().flatten().map_or(0, |blob| blob.size);
+            let size = u64::try_from(size).ok().filter(|size| *size > 0);
+            room = room.saturating_sub(size.unwrap_or(parts.uploader.target()));
+            together.push((item, past));
+            if room == 0 {
+                break;
+            }
+        }
+        if together.is_empty() {
+            continue;
+        }
+        let asked = Instant::now();
+        if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
+            return Ok(false);
+        }
+        let odd_rows_named = &state.memory.odd_rows_named;
+        let renewals = together
+            .iter_mut()
+            .map(|(item, past)| caught(renew_blob(parts, item, past, odd_rows_named)));
+        let all = async { Ok(futures_util::future::join_all(renewals).await) };
+        let outcomes = with_lease(parts, owner, asked, all).await?;
+        for ((item, past), outcome) in together.into_iter().zip(outcomes) {
+            settle(parts, state, &item, past, outcome).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// Renews one blob, unless it rests.
 async fn attend(
     parts: &RenewalParts,
     owner: &str,
@@ -365,10 +421,22 @@ async fn attend(
     if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
         return Ok(Turn::LeaseLost);
     }
-    let mut turn = Turn::Tried;
-    let odd_rows_named = &mut state.memory.odd_rows_named;
+    let odd_rows_named = &state.memory.odd_rows_named;
     let renewal = caught(renew_blob(parts, item, &mut past, odd_rows_named));
-    match with_lease(parts, owner, asked, renewal).await {
+    let outcome = with_lease(parts, owner, asked, renewal).await;
+    settle(parts, state, item, past, outcome).await
+}
+
+/// Remembers the outcome of an attempt.
+async fn settle(
+    parts: &RenewalParts,
+    state: &mut Rounds,
+    item: &RenewItem,
+    mut past: Past,
+    outcome: Result<Outcome>,
+) -> Result<Turn> {
+    let mut turn = Turn::Tried;
+    match outcome {
         Ok(Outcome::Renewed(expires_at)) => {
             past = Past::renewed(parts.rest_after_renewal(expires_at), true);
         }
@@ -469,7 +537,7 @@ async fn renew_blob(
     parts: &RenewalParts,
     item: &RenewItem,
     past: &mut Past,
-    odd_rows_named: &mut HashSet<String>,
+    odd_rows_named: &Mutex<HashSet<String>>,
 ) -> Result<Outcome> {
     let rows = parts.index.rows_of_blob(&item.blob_id).await?;
     if rows.is_empty() {
@@ -499,6 +567,7 @@ async fn renew_blob(
         true => right_bytes(parts, item, &rows, past.turn()).await?,
         false => known_bytes(parts, &entry, &rows).await?,
     };
+    parts.pace.moved(bytes.len() as u64).await;
     failpoint!("renew.read");
     let options = StoreOptions {
         deletable: item.deletable,
@@ -518,7 +587,7 @@ async fn renew_blob(
             ),
         ));
     }
-    if !odd.is_empty() && odd_rows_named.insert(item.blob_id.clone()) {
+    if !odd.is_empty() && odd_rows_named.lock().insert(item.blob_id.clone()) {
         let named: Vec<&str> = odd
             .iter()
             .take(ODD_ROWS_NAMED)

@@ -1594,7 +1594,8 @@ async fn a_delete_waits_for_a_put_that_was_given_up() {
         assert_eq!(index.get(KEY).await.unwrap(), None);
         // No doubt is left: an absent row counts as nothing again.
         assert_eq!(index.delete(KEY).await.unwrap(), Usage::default());
-        // The row is kept that was put, and not the one that the deletion has placed to wait for it.
+        // The row is kept that was put, and not the one that the deletion has placed to wait for
+        // it.
         let kept = "SELECT string_agg(blob, ' ') FROM walrus_index_deleted WHERE key = '/CIQKEY'";
         if !keep.is_zero() {
             assert_eq!(pg.scalar(&db, kept), "late");

@@ -1,9 +1,9 @@
 //! Rows that were deleted and are kept, in the companion `<table>_deleted`.
 //!
-//! Deleting moves rows there ([`super::deleted_sql`]), and a put of their keys removes them, each within the
-//! statement for it in [`super::sql`]; the other statements are here. Times are those of the
-//! server's clock. The companion has the key of the table and no other unique index, so it can be
-//! distributed beside it.
+//! Deleting moves rows there ([`super::deleted_sql`]), and a put of their keys removes them, each
+//! within the statement for it in [`super::sql`]; the other statements are here. Times are those of
+//! the server's clock. The companion has the key of the table and no other unique index, so it can
+//! be distributed beside it.
 //!
 //! **Locks.** Deletions and puts lock rows of the table first, then rows of the companion.
 //! [`Deleted::undelete`] locks them the other way round, since what it inserts is what it has just

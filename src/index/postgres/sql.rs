@@ -190,8 +190,8 @@ impl Sql {
         };
         // The number of the first parameter after the columns of rows.
         let after = if shape.has_patch_id { 9 } else { 8 };
-        // In the first form, the same statement writes the entries of the ledger. Citus does not take
-        // one statement for two tables that are distributed differently.
+        // In the first form, the same statement writes the entries of the ledger. Citus does not
+        // take one statement for two tables that are distributed differently.
         let ledger = |form: usize, first| match shape.has_ledger && form == 0 {
             true => (
                 format!("l AS ({}), ", ledger::write(shape, first)),

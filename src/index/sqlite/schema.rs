@@ -390,8 +390,8 @@ fn exists(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
         .exists([table])
 }
 
-/// Whether the tables have their indexes. A table that was renamed keeps its indexes under their old
-/// names: those may be of another table.
+/// Whether the tables have their indexes. A table that was renamed keeps its indexes under their
+/// old names: those may be of another table.
 fn has_indexes(connection: &Connection, sql: &Sql) -> rusqlite::Result<bool> {
     let mut own = connection.prepare(
         "SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE AND tbl_name = ?2 COLLATE NOCASE",

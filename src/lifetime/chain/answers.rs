@@ -1,8 +1,8 @@
 //! What the program prints, read with care.
 //!
-//! Unknown fields are ignored, numbers may be texts, blob IDs may be decimal numbers. What is missing
-//! or contradicts itself makes the whole answer an error: half a list would tell that the wallet
-//! does not own the rest.
+//! Unknown fields are ignored, numbers may be texts, blob IDs may be decimal numbers. What is
+//! missing or contradicts itself makes the whole answer an error: half a list would tell that the
+//! wallet does not own the rest.
 
 use std::time::{Duration, SystemTime};
 

@@ -121,8 +121,9 @@ pub trait Chain: Send + Sync + 'static {
     /// The present prices, which nodes vote on for each epoch.
     async fn prices(&self) -> Result<Prices>;
 
-    /// Extends the storage of a blob by `epochs` epochs. The price is that of their storage, without
-    /// a write. `shared`: the ID is that of a shared blob. Not idempotent: see [`Failure::Unclear`].
+    /// Extends the storage of a blob by `epochs` epochs. The price is that of their storage,
+    /// without a write. `shared`: the ID is that of a shared blob. Not idempotent: see
+    /// [`Failure::Unclear`].
     async fn extend(&self, object_id: &str, epochs: u32, shared: bool) -> Result<()>;
 
     /// Deletes blobs. The outcome of each stands beside its ID, in the order of `object_ids`; the

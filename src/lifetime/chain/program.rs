@@ -1,8 +1,8 @@
 //! The operator's `walrus` program.
 //!
 //! It is called with flags and `--json` rather than in its JSON mode, which forgets the
-//! configuration and the wallet that `walrusCommand` names. Changes go one after the other: two at a
-//! time would spend the same coins for their gas.
+//! configuration and the wallet that `walrusCommand` names. Changes go one after the other: two at
+//! a time would spend the same coins for their gas.
 
 use std::fmt;
 use std::path::Path;
@@ -51,8 +51,8 @@ impl WalrusCommand {
         &self.options
     }
 
-    /// Makes a relative path of the program relative to `repo`. A name without a slash is looked for
-    /// in PATH.
+    /// Makes a relative path of the program relative to `repo`. A name without a slash is looked
+    /// for in PATH.
     pub(crate) fn resolve(&mut self, repo: &Path) {
         if self.program.contains('/') {
             let path = repo.join(&self.program);
@@ -77,7 +77,8 @@ pub struct TimeLimits {
     pub question: Duration,
     /// The list of blobs, which the program gathers page by page.
     pub list: Duration,
-    /// An extension, or the deletion of one blob; a run that deletes several may take so much longer.
+    /// An extension, or the deletion of one blob; a run that deletes several may take so much
+    /// longer.
     pub change: Duration,
 }
 

@@ -54,8 +54,8 @@ impl Round {
         self.chain.delete(object_ids).await
     }
 
-    /// The Blob object, as it is after the changes so far; `None` if the wallet does not own it (any
-    /// more), or if it is shared.
+    /// The Blob object, as it is after the changes so far; `None` if the wallet does not own it
+    /// (any more), or if it is shared.
     pub async fn owned(&self, object: &str) -> Result<Option<OwnedBlob>> {
         let object = object_id(object)?;
         Ok(self.listed().await?.get(&object).cloned())

@@ -78,8 +78,8 @@ pub(super) fn explained(failure: Failure, text: String) -> String {
     }
 }
 
-/// The words that tell why the program failed: its last error if it marks one, else the last that it
-/// said. `arguments` are those of the configuration, which may hold a secret.
+/// The words that tell why the program failed: its last error if it marks one, else the last that
+/// it said. `arguments` are those of the configuration, which may hold a secret.
 pub(super) fn last_words(said: &[u8], arguments: &[String]) -> String {
     let said = without_escapes(&String::from_utf8_lossy(said));
     let lines: Vec<&str> = said.lines().collect();

@@ -7,10 +7,10 @@
 //! - the price of the packs that hold the live bytes of the set, and
 //! - the prices of the best other way for each blob outside the set
 //!
-//! is least. The packs' price depends on the sum of the bytes alone. So blobs are taken in the order
-//! of what they save for each of their live bytes; every beginning of that order is priced, and the
-//! cheapest is the choice, the empty one included. Then blobs change sides as long as a single
-//! change makes the sum smaller. Hence the sum is never above that of the other ways.
+//! is least. The packs' price depends on the sum of the bytes alone. So blobs are taken in the
+//! order of what they save for each of their live bytes; every beginning of that order is priced,
+//! and the cheapest is the choice, the empty one included. Then blobs change sides as long as a
+//! single change makes the sum smaller. Hence the sum is never above that of the other ways.
 //!
 //! This is done for all blobs, and once more for those that are due alone, which the others may
 //! then join: so the others are never taken along at a loss.

@@ -7,14 +7,14 @@
 //!
 //! A blob is *due* if its storage ends within the lead. All that is bought in one pass ends with
 //! the same epoch, `H` = now + [`Terms::epochs`], so the ways can be compared by what they cost up
-//! to `H`. With `s` FROST per unit and epoch, `w` per unit written, a blob of `U` units that ends at
-//! `E`, and `n` = `H` - now:
+//! to `H`. With `s` FROST per unit and epoch, `w` per unit written, a blob of `U` units that ends
+//! at `E`, and `n` = `H` - now:
 //!
 //! | way | price up to `H` | bytes moved |
 //! |---|---|---|
 //! | extend (on the chain, by its owner) | `U·s·(H - E)` | none |
 //! | store again (read it, upload it) | `U·(s·n + w)` | twice its size |
-//! | repack (carry its live blocks into new packs) | its share of the packs' `units·(s·n + w)` | twice its live bytes |
+//! | repack (its live blocks, in new packs) | its part of the `units·(s·n + w)` | twice these |
 //!
 //! The cheapest sum over all blobs is chosen; among equal ones, that with the fewest bytes moved.
 //! A blob without a live block is left to lapse, or deleted where that is possible: its owner may
@@ -35,8 +35,8 @@
 //!
 //! So it pays to wait: the storage that is bought now for the time up to `E` is bought twice. There
 //! is one exception. Some pack of this pass is only partly full, and a pack costs nearly a fifth of
-//! its full price before its first byte (60 of 350 units at 64 MiB). Bytes that fill it up cost less,
-//! `m` < `u` units, and
+//! its full price before its first byte (60 of 350 units at 64 MiB). Bytes that fill it up cost
+//! less, `m` < `u` units, and
 //!
 //! ```text
 //! m·(s·(H - now) + w) < u·(s·(H - E) + w)

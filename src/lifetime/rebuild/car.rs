@@ -6,12 +6,12 @@
 //! aggregator refuses a range that reaches beyond the end. And nothing in a blob can be trusted:
 //! whoever has stored it has written it.
 //!
-//! **Outline.** The length of the blob comes with the answer to the first read, where the aggregator
-//! tells it. Otherwise the index is read up to where it is known to reach at least, which its own
-//! lengths tell from group to group. The length of a block is what is left of its section, up to
-//! the next one: sections fill the file, the index holds all of them (as the header says), and
-//! before a block stand a varint and a CID of known lengths. Bytes of blocks are not read; a reader
-//! checks each block against its key, as always.
+//! **Outline.** The length of the blob comes with the answer to the first read, where the
+//! aggregator tells it. Otherwise the index is read up to where it is known to reach at least,
+//! which its own lengths tell from group to group. The length of a block is what is left of its
+//! section, up to the next one: sections fill the file, the index holds all of them (as the header
+//! says), and before a block stand a varint and a CID of known lengths. Bytes of blocks are not
+//! read; a reader checks each block against its key, as always.
 //!
 //! **Invariants.** What is allocated is in proportion to the bytes that were read, and an index of
 //! more than [`MOST`] bytes is not read. Every row lies within the file, and no two overlap.

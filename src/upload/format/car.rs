@@ -3,7 +3,7 @@
 //! | bytes | part |
 //! |---|---|
 //! | 11 | pragma: a CARv1 header that says version 2 |
-//! | 40 | header: 16 bytes of characteristics, then offset and length of the CARv1 and the offset of the index (u64 LE) |
+//! | 40 | header: characteristics (16 bytes); CARv1: offset, length; index: offset (u64 LE) |
 //! | 18 | a CARv1 begins: its header, without roots |
 //! | per block | a section: length of the rest (varint), CID, the block |
 //! | the rest | the index, MultihashIndexSorted (0x0401) |
@@ -60,6 +60,7 @@ const FRAME: u64 = DATA_AT + DATA_HEADER.len() as u64 + INDEX_CODEC.len() as u64
 const FUNCTION: u64 = 8 + 4;
 const WIDTH: u64 = 4 + 8;
 
+<<<<<<< HEAD
 /// The groups of an index that is to be written: hash function and length of the digest.
 #[derive(Default)]
 pub(super) struct Groups(Vec<(u64, u64)>);
@@ -89,6 +90,15 @@ impl Groups {
             self.0.push(group);
         }
     }
+=======
+/// The bytes that a block of `len` bytes takes in a file, beside [`FRAME`]. `None` for a key that
+/// is no multihash: such a block can be in no file.
+pub(super) fn room_for(key: &str, len: u64) -> Option<u64> {
+    let hash = KeyMultihash::of(key)?;
+    let cid = CID_HEAD + hash.bytes.len() as u64;
+    let digest = (hash.bytes.len() - hash.digest_at) as u64;
+    Some(varint_len(cid + len) + cid + len + digest + OFFSET_BYTES)
+>>>>>>> h/green
 }
 
 /// The group of a block in an index.

@@ -1,5 +1,5 @@
-//! `walrus-devnet-cli`: the operator's `walrus` program, as far as an owner of blobs needs it, for a
-//! running `walrus-devnet`.
+//! `walrus-devnet-cli`: the operator's `walrus` program, as far as an owner of blobs needs it, for
+//! a running `walrus-devnet`.
 #![deny(unsafe_code, missing_docs)]
 
 mod http;
