@@ -60,7 +60,6 @@ const FRAME: u64 = DATA_AT + DATA_HEADER.len() as u64 + INDEX_CODEC.len() as u64
 const FUNCTION: u64 = 8 + 4;
 const WIDTH: u64 = 4 + 8;
 
-<<<<<<< HEAD
 /// The groups of an index that is to be written: hash function and length of the digest.
 #[derive(Default)]
 pub(super) struct Groups(Vec<(u64, u64)>);
@@ -90,15 +89,6 @@ impl Groups {
             self.0.push(group);
         }
     }
-=======
-/// The bytes that a block of `len` bytes takes in a file, beside [`FRAME`]. `None` for a key that
-/// is no multihash: such a block can be in no file.
-pub(super) fn room_for(key: &str, len: u64) -> Option<u64> {
-    let hash = KeyMultihash::of(key)?;
-    let cid = CID_HEAD + hash.bytes.len() as u64;
-    let digest = (hash.bytes.len() - hash.digest_at) as u64;
-    Some(varint_len(cid + len) + cid + len + digest + OFFSET_BYTES)
->>>>>>> h/green
 }
 
 /// The group of a block in an index.
