@@ -3,7 +3,8 @@
 //! A program runs without a shell (its caller may run one) in a process group of its own. When the
 //! run is given up, because its time is over or because the task that waits for it is dropped, the
 //! whole group is killed: the program may have started others. What it prints is read to the end,
-//! so that a chatty program does not die of a closed pipe, but only so much is kept.
+//! so that a chatty program does not die of a closed pipe, but only so much is kept. Once the program
+//! has ended, what it has left behind (an agent, a logger) does not hold up its answer.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -14,6 +15,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// How many bytes of the end of stderr are kept.
 const LAST_WORDS: usize = 4 << 10;
+
+/// How long the pipes of a program that has ended are read, if those that it left behind hold them.
+const LEFT_BEHIND: Duration = Duration::from_secs(2);
 
 /// How long a run may take, and how many bytes of stdout are kept.
 #[derive(Debug, Clone, Copy)]
@@ -65,15 +69,34 @@ async fn to_its_end(program: &str, arguments: &[&str], kept: usize) -> Result<En
     let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(NoEnd::Io(io::Error::other("no pipes to it")));
     };
-    let (out, err) = tokio::join!(first(out, kept), last(err, LAST_WORDS));
-    let status = child.wait().await.map_err(NoEnd::Io)?;
+    let (mut output, mut cut, mut last_words) = (Vec::new(), false, Vec::new());
+    let status = {
+        let printed = async {
+            let out = first(out, kept, &mut output, &mut cut);
+            tokio::join!(out, last(err, LAST_WORDS, &mut last_words)).0
+        };
+        tokio::pin!(printed);
+        tokio::select! {
+            printed = &mut printed => {
+                printed.map_err(NoEnd::Io)?;
+                child.wait().await.map_err(NoEnd::Io)?
+            }
+            status = child.wait() => {
+                // Those that it left behind hold its pipes. They may hand on its words, or stay.
+                if let Ok(printed) = tokio::time::timeout(LEFT_BEHIND, &mut printed).await {
+                    printed.map_err(NoEnd::Io)?;
+                }
+                status.map_err(NoEnd::Io)?
+            }
+        }
+    };
     group.0 = None;
-    let (output, cut) = out.map_err(NoEnd::Io)?;
+    last_words.drain(..last_words.len().saturating_sub(LAST_WORDS));
     Ok(Ended {
         status,
         output,
         cut,
-        last_words: err.unwrap_or_default(),
+        last_words,
     })
 }
 
@@ -90,24 +113,29 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Reads to the end and keeps the first `most` bytes; tells whether there were more.
-async fn first(mut from: impl AsyncRead + Unpin, most: usize) -> io::Result<(Vec<u8>, bool)> {
-    let mut kept = Vec::new();
-    (&mut from).take(most as u64).read_to_end(&mut kept).await?;
-    let more = tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
-    Ok((kept, more > 0))
+/// Reads to the end and keeps the first `most` bytes; `cut` tells whether there were more.
+async fn first(
+    mut from: impl AsyncRead + Unpin,
+    most: usize,
+    kept: &mut Vec<u8>,
+    cut: &mut bool,
+) -> io::Result<()> {
+    (&mut from).take(most as u64).read_to_end(kept).await?;
+    let mut more = [0; 8 << 10];
+    while from.read(&mut more).await? > 0 {
+        *cut = true;
+    }
+    Ok(())
 }
 
-/// Reads to the end and keeps the last `most` bytes.
-async fn last(mut from: impl AsyncRead + Unpin, most: usize) -> io::Result<Vec<u8>> {
-    let mut kept = Vec::new();
-    while from.read_buf(&mut kept).await? > 0 {
+/// Reads to the end and keeps at least the last `most` bytes.
+async fn last(mut from: impl AsyncRead + Unpin, most: usize, kept: &mut Vec<u8>) -> io::Result<()> {
+    while from.read_buf(kept).await? > 0 {
         if kept.len() > 2 * most {
             kept.drain(..kept.len() - most);
         }
     }
-    kept.drain(..kept.len().saturating_sub(most));
-    Ok(kept)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -138,6 +166,21 @@ mod tests {
         assert_eq!(ended.output, b"$HOME;");
         let missing = run("/nonexistent/program", &[], BOUNDS).await.unwrap_err();
         assert!(matches!(missing, NoEnd::Start(e) if e.kind() == io::ErrorKind::NotFound));
+    }
+
+    /// A program that has ended has answered, although one that it left behind holds its pipes: a
+    /// wrapper's logger, an agent.
+    #[tokio::test]
+    async fn what_a_program_leaves_behind_does_not_keep_its_answer() {
+        let script = "sleep 1000 & printf done; printf words >&2";
+        let began = std::time::Instant::now();
+        let ended = run("sh", &["-c", script], BOUNDS).await.unwrap();
+        assert!(began.elapsed() < BOUNDS.time / 2);
+        assert_eq!(
+            (&*ended.output, &*ended.last_words),
+            (&b"done"[..], &b"words"[..])
+        );
+        assert!(ended.status.success());
     }
 
     /// The program has started another one, which would hold the pipe open for ever.

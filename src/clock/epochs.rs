@@ -348,9 +348,9 @@ impl EpochClock {
 fn slack_by(spans: &[Span]) -> i128 {
     let firsts = spans.iter().filter_map(|span| span.first);
     let passed = firsts.min().map_or(0, |first| -first);
-    let epochs = || spans.iter().map(|span| span.epoch);
+    let epochs = || spans.iter().map(|span| i128::from(span.epoch));
     let epochs = epochs().max().unwrap_or(0) - epochs().min().unwrap_or(0) + 1;
-    slack(duration(passed / i128::from(epochs)).max(Duration::from_nanos(1)))
+    slack(duration(passed / epochs).max(Duration::from_nanos(1)))
 }
 
 fn later(epoch: u64, epochs: i128) -> u64 {

@@ -307,6 +307,12 @@ mod sightings {
         }
     }
 
+    /// Numbers at the ends of what can be written, and a few between them.
+    fn extreme() -> impl Strategy<Value = u64> {
+        let ends = [0, 1, 2, 7, 1 << 32, 1 << 62, u64::MAX - 1, u64::MAX];
+        prop_oneof![prop::sample::select(ends.to_vec()), 0u64..100, any::<u64>()]
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -345,6 +351,39 @@ mod sightings {
             let _ = (clock.now_epoch(start()), clock.ends_at(start(), u64::MAX));
             let _ = clock.ends_within(start(), Duration::MAX);
         }
+
+        /// Nor do absurd answers, rows and words of the chain in any order, under any clock.
+        #[test]
+        fn nonsense_in_any_order_does_not_panic(
+            seconds in prop_oneof![Just(0u64), Just(1), Just(14 * 86_400), Just(u64::MAX), any::<u64>()],
+            steps in prop::collection::vec((0u8..4, extreme(), extreme(), 0u64..1 << 40, 0u64..1 << 40), 1..12),
+        ) {
+            let clock = EpochClock::new(Duration::from_secs(seconds));
+            for (kind, epoch, end, a, b) in steps {
+                let now = at(a);
+                match kind {
+                    0 => drop(clock.expires_at(now, epoch, end)),
+                    1 => clock.merge(now, &[row(epoch, at(b), at(a)), row(end, at(a), at(b))]),
+                    2 => clock.is_exactly(now, epoch, at(b), Duration::from_secs(end)),
+                    _ => clock.saved(&clock.unsaved(now)),
+                }
+                let _ = (clock.contradiction(now), clock.likely_length(now), clock.last_seen(now));
+                let _ = (clock.now_epoch(now), clock.ends_at(now, end), clock.is_over(end));
+                let _ = (clock.ends_within(now, Duration::MAX), clock.expires_at_least(now, u32::MAX));
+                let _ = (clock.ends_within(now, Duration::ZERO), clock.unsaved(now));
+            }
+        }
+    }
+
+    /// The whole range of numbers lies between two epochs, and their length is unknown.
+    #[test]
+    fn epochs_may_lie_as_far_apart_as_numbers_go() {
+        let clock = EpochClock::new(Duration::ZERO);
+        clock.expires_at(day(1.0), u64::MAX, u64::MAX);
+        clock.merge(day(1.0), &[row(0, day(0.5), day(0.6))]);
+        let _ = clock.likely_length(day(2.0));
+        let _ = clock.contradiction(day(2.0));
+        assert_eq!(clock.now_epoch(day(2.0)), Some((u64::MAX, u64::MAX)));
     }
 
     /// The estimate of one process alone is up to an epoch too early; rows sharpen it.

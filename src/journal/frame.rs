@@ -219,6 +219,11 @@ impl Frame {
     pub(super) fn is_marked_joined(&self) -> bool {
         self.time_ms & 1 != 0
     }
+
+    /// The number behind those of its entries.
+    pub(super) fn next_seq(&self) -> u64 {
+        self.seq.saturating_add(self.entries.len() as u64)
+    }
 }
 
 /// Bytes that a frame of these writes takes.

@@ -96,9 +96,12 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
         current: None,
     };
     let last = segments.len().saturating_sub(1);
+    let mut least = 0;
     for (i, segment) in segments.into_iter().enumerate() {
         let segment = Arc::new(segment);
-        let scan = segment.scan().map_err(|e| failed(segment.path(), e))?;
+        let scan = segment.scan(least).map_err(|e| failed(segment.path(), e))?;
+        let next = scan.frames.last().map(|(_, frame)| frame.next_seq());
+        least = least.max(next.unwrap_or(0));
         report_gaps(&segment, &scan, log);
         report_rest(&segment, &scan, log);
         if i == last && scan.len > 0 {
@@ -326,7 +329,8 @@ fn report_rest(segment: &Segment, scan: &segment::Scan, log: &Log) {
         log.push(
             Level::Error,
             format!(
-                "journal file {} is damaged: a bit is flipped in the head of its write at byte {at}. It is known which,                  so no block is lost by it; look after the disk and the memory of this machine",
+                "journal file {} is damaged: a bit is flipped in the head of its write at byte {at}. It is known which, \
+                 so no block is lost by it; look after the disk and the memory of this machine",
                 segment.path().display()
             ),
         );
@@ -343,7 +347,8 @@ fn report_rest(segment: &Segment, scan: &segment::Scan, log: &Log) {
         log.push(
             Level::Warn,
             format!(
-                "journal file {path}: the last write before a crash is not whole and was never acknowledged. {kept}                  blocks of it that are whole are kept, and {} are not{named}",
+                "journal file {path}: the last write before a crash is not whole and was never acknowledged. {kept} \
+                 blocks of it that are whole are kept, and {} are not{named}",
                 rest.others.len()
             ),
         );
@@ -353,7 +358,10 @@ fn report_rest(segment: &Segment, scan: &segment::Scan, log: &Log) {
     log.push(
         Level::Error,
         format!(
-            "journal file {path} is damaged in its last write. {kept} blocks of it are whole and kept; others of it{named}              may have been accepted and be lost on this disk: look whether what was added last is there              (ipfs refs local, ipfs pin verify), and add it again if not. The file is kept with the ending .{}              once its blocks are on Walrus",
+            "journal file {path} is damaged in its last write. {kept} blocks of it are whole and kept; others of it{named} \
+             may have been accepted and be lost on this disk: look whether what was added last is there \
+             (ipfs refs local, ipfs pin verify), and add it again if not. The file is kept with the ending .{} \
+             once its blocks are on Walrus",
             disk::ASIDE
         ),
     );

@@ -137,9 +137,29 @@ fn by_proof(
     next_seq: u64,
     declared: u32,
 ) -> io::Result<Salvaged> {
-    let after_head = at + FRAME_HEAD as u64;
     let counted = window.get(at, (end - at).min(LONGEST_TABLE))?;
-    let table = counted.and_then(frame::table_by_count).unwrap_or(declared);
+    let counted = counted.and_then(frame::table_by_count);
+    // Either the length of the table is damaged or the number of its entries, or neither is.
+    let by_count = with_table(window, at, end, next_seq, counted.unwrap_or(declared))?;
+    if counted.is_none_or(|counted| counted == declared) {
+        return Ok(by_count);
+    }
+    let by_length = with_table(window, at, end, next_seq, declared)?;
+    Ok(match by_length.kept() > by_count.kept() {
+        true => by_length,
+        false => by_count,
+    })
+}
+
+/// Reads a damaged frame whose table has `table` bytes.
+fn with_table(
+    window: &mut Window<'_>,
+    at: u64,
+    end: u64,
+    next_seq: u64,
+    table: u32,
+) -> io::Result<Salvaged> {
+    let after_head = at + FRAME_HEAD as u64;
     let table_end = after_head + u64::from(table);
     let known = table_end <= end;
     let last = window.end_of_bytes(at)?;

@@ -371,7 +371,9 @@ impl Segment {
     /// A table of contents would list entries that do not count, and a frame that follows one that
     /// is not whole would make it look acknowledged. So nothing is appended to a segment with such
     /// frames, and it is never sealed: each later scan finds the same.
-    pub(super) fn scan(&self) -> io::Result<Scan> {
+    ///
+    /// `least`: the least number that its entries can have, as far as older files tell it.
+    pub(super) fn scan(&self, least: u64) -> io::Result<Scan> {
         let file_len = self.file_len();
         let mut window = Window::new(&self.file, file_len);
         let Some(head) = window.get(0, frame::SEGMENT_HEAD_OLD)?.map(<[u8]>::to_vec) else {
@@ -414,6 +416,8 @@ impl Segment {
         };
         let mut at = start;
         let mut next_seq = 0;
+        // The least number that a frame may have whose own number is damaged or unknown.
+        let mut least = least;
         let end = seal.map_or(file_len, |seal| seal.end.min(file_len));
         let values = seal.is_none();
         let mut verdict = Verdict::Whole;
@@ -425,7 +429,7 @@ impl Segment {
             let (begins, mut frame) = match found {
                 Some(frame) => (at, frame),
                 None if !values => break,
-                None => match salvage::salvage(&mut window, at, end, next_seq)? {
+                None => match salvage::salvage(&mut window, at, end, least)? {
                     Some(salvaged) if salvaged.exact => {
                         scan.mended.get_or_insert(at);
                         (at, salvaged.frame)
@@ -434,7 +438,17 @@ impl Segment {
                         let proven = salvaged.as_ref().map_or(0, Salvaged::proven_len);
                         // Behind what is proven: a block may hold bytes that look like a frame.
                         let behind = at + proven.saturating_sub(1);
-                        match (window.frame_after(behind, end, next_seq)?, salvaged) {
+                        // Where the table says that its frame ends comes first, for the same reason.
+                        let follows = salvaged.as_ref().map(|s| at + s.frame.len);
+                        let follower = match follows {
+                            Some(follows) => window.follower_at(follows, end, least)?,
+                            None => None,
+                        };
+                        let next = match follower {
+                            Some(follower) => Some(follower),
+                            None => window.frame_after(behind, end, least)?,
+                        };
+                        match (next, salvaged) {
                             (Some((begins, frame)), salvaged) => {
                                 scan.gaps += begins - at;
                                 let salvaged = salvaged.map(|s| s.numbered_before(&frame));
@@ -452,7 +466,8 @@ impl Segment {
                 },
             };
             frame.joined = tells_joined && frame.is_marked_joined();
-            next_seq = frame.seq + frame.entries.len() as u64;
+            next_seq = frame.next_seq();
+            least = next_seq;
             at = begins + frame.len;
             if values {
                 verdict = judge::judge(&mut window, begins, &mut frame, scan.gaps > 0)?;

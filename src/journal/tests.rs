@@ -13,6 +13,7 @@ use crate::locks::KeyLocks;
 use crate::upload::Format;
 
 mod last_write;
+mod numbers;
 
 /// A kind of call that fails, from the n-th call on and a number of times.
 #[derive(Debug, Clone, Copy)]
@@ -323,9 +324,9 @@ fn bytes_of_a_block_that_look_like_a_frame_undo_nothing() {
         let path = segments[0].path();
         let mut bytes = fs::read(path).unwrap();
         // Not sealed, as after a kill, and the head of the second frame is damaged.
-        let head = &segments[0].scan().unwrap().frames[1];
+        let head = &segments[0].scan(0).unwrap().frames[1];
         bytes[head.0 as usize + 9] ^= 1;
-        let end = segments[0].scan().unwrap().len as usize;
+        let end = segments[0].scan(0).unwrap().len as usize;
         bytes.truncate(end);
         let unsealed = frame::encode_seal(None);
         let seal = frame::SEAL_AT as usize;

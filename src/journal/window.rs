@@ -102,6 +102,25 @@ impl<'a> Window<'a> {
             .filter(|frame| at + frame.len <= end))
     }
 
+    /// The frame at byte `at` with a number that may follow `seq`, and where it begins. 0 says that
+    /// nothing is known about the numbers before it.
+    pub(super) fn follower_at(
+        &mut self,
+        at: u64,
+        end: u64,
+        seq: u64,
+    ) -> io::Result<Option<(u64, Frame)>> {
+        /// More than the number of entries in one segment.
+        const NEAR: u64 = 1 << 24;
+        /// In the oldest file numbers begin anywhere: the files before it are gone.
+        const ANYWHERE: u64 = 1 << 48;
+        let jump = if seq == 0 { ANYWHERE } else { NEAR };
+        let numbers = seq..seq.saturating_add(jump);
+        let found = self.frame_at(at, end)?;
+        let found = found.filter(|frame| numbers.contains(&frame.seq));
+        Ok(found.map(|frame| (at, frame)))
+    }
+
     /// The next frame behind byte `at`, where there is none, with a number that may follow `seq`,
     /// and where it begins.
     pub(super) fn frame_after(
@@ -110,8 +129,6 @@ impl<'a> Window<'a> {
         end: u64,
         seq: u64,
     ) -> io::Result<Option<(u64, Frame)>> {
-        /// More than the number of entries in one segment.
-        const JUMP: u64 = 1 << 24;
         let magic = frame::FRAME_MAGIC.to_le_bytes();
         let mut from = at + 1;
         while from + FRAME_HEAD as u64 <= end {
@@ -125,9 +142,8 @@ impl<'a> Window<'a> {
                 .map(|(place, _)| from + place as u64)
                 .collect();
             for place in places {
-                let found = self.frame_at(place, end)?;
-                if let Some(frame) = found.filter(|f| (seq..seq + JUMP).contains(&f.seq)) {
-                    return Ok(Some((place, frame)));
+                if let Some(found) = self.follower_at(place, end, seq)? {
+                    return Ok(Some(found));
                 }
             }
             // The steps overlap, as a magic may lie across two of them.

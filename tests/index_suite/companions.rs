@@ -195,8 +195,8 @@ async fn a_node_that_may_only_read_says_so_at_once() {
         .unwrap();
     assert_eq!(keeper.only_reads(), None);
     let notice = keeper.take_notice().expect("a right is missing");
-    for table in ["walrus_index", "walrus_index_leases", "walrus_index_meta"] {
-        let lacking = format!("DELETE on \"{table}\"");
+    for table in ["", "_leases", "_meta", "_blobs", "_deleted", "_epochs"] {
+        let lacking = format!("DELETE on \"walrus_index{table}\"");
         assert!(notice.contains(&lacking), "{notice}");
     }
     assert!(!notice.contains("INSERT on"), "{notice}");

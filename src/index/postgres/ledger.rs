@@ -160,8 +160,9 @@ impl LedgerSql {
             empty: Query::once(format!(
                 "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = now(), state = 'released', \
                  state_since = CASE WHEN state = 'released' THEN state_since ELSE now() END \
-                 WHERE blob_id > $1 AND ($2::text IS NULL OR blob_id <= $2) AND NOT blob_id = ANY($3) \
-                 AND state_since < now() - interval '1 minute'"
+                 WHERE blob_id {order} > $1 AND ($2::text IS NULL OR blob_id {order} <= $2) AND NOT blob_id = ANY($3) \
+                 AND state_since < now() - interval '1 minute'",
+                order = shape.blob_order,
             )),
             horizon: Query::once(format!(
                 "SELECT end_epoch, count(*), {size}, {encoded}, {cost}, {blocks}, {bytes}, \

@@ -39,6 +39,8 @@ pub(super) struct Shape {
     /// The schema in which the table was found.
     pub schema: Option<String>,
     pub order: ByteOrder,
+    /// `COLLATE` and the collation of the table's blob IDs, which is not always that of the ledger.
+    pub blob_order: String,
     pub has_patch_id: bool,
     pub has_object_id: bool,
     pub has_encoded_size: bool,
@@ -73,7 +75,11 @@ pub(super) const MAY_WRITE: &str = "\
 
 /// Parameters of [`MAY_WRITE`].
 pub(super) fn may_write(table: &TableName) -> Arc<[Param]> {
-    let companions = ["_meta", "_leases", "_usage"].map(|suffix| table.companion(suffix));
+    // Of those that do not exist, no right is missing.
+    let suffixes = [
+        "_meta", "_leases", "_usage", "_blobs", "_epochs", "_deleted",
+    ];
+    let companions = suffixes.map(|suffix| table.companion(suffix));
     let all = std::iter::once(table).chain(&companions);
     let all = all.map(TableName::quoted).collect();
     [Param::Text(table.quoted()), Param::Texts(all)].into()
@@ -276,6 +282,12 @@ impl Found {
                 ByteOrder::Plain
             } else {
                 ByteOrder::Pattern
+            },
+            blob_order: {
+                let blob_id = self.columns.get("blob_id");
+                let collation = blob_id.and_then(|column| column.collation.as_deref());
+                let name = collation.unwrap_or("default").replace('"', "\"\"");
+                format!("COLLATE \"{name}\"")
             },
             has_patch_id: has("patch_id"),
             has_object_id: has("object_id"),

@@ -12,7 +12,7 @@ fn key_of(value: &[u8]) -> String {
     format!("/{}", data_encoding::BASE32_NOPAD.encode(&multihash))
 }
 
-fn block(n: u8, len: usize, zeroes: usize) -> (String, Bytes) {
+pub(super) fn block(n: u8, len: usize, zeroes: usize) -> (String, Bytes) {
     let mut value: Vec<u8> = (0..len).map(|i| (i * i) as u8 ^ n | 1).collect();
     value[len - zeroes..].fill(0);
     (key_of(&value), value.into())
