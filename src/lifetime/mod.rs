@@ -36,7 +36,7 @@ mod check;
 mod memory;
 pub mod plan;
 mod present;
-pub(crate) mod rebuild;
+pub mod rebuild;
 mod watch;
 
 use chain::Chain;

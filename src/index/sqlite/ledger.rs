@@ -1,5 +1,6 @@
 //! The ledger of blobs: its statements and methods, and the writes that touch rows and entries.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -10,7 +11,7 @@ use super::{bind, checked, from_micros, to_micros, SqliteIndex};
 use crate::clock::Sighting;
 use crate::error::Result;
 use crate::index::keys::check_text;
-use crate::index::ledger::entries;
+use crate::index::ledger::{entries, entries_of};
 use crate::index::{Blob, BlobState, Count, EndingIn, KeyRecord, Ledger, Usage};
 
 /// The columns of the ledger ([`Blob`]); times in microseconds since 1970.
@@ -30,6 +31,9 @@ const EPOCHS: i64 = 64;
 /// The statements for one table.
 pub(super) struct LedgerSql {
     write: String,
+    /// As `write`, of blobs that were found and not stored now: the greater cost counts, and the
+    /// state of an entry stays.
+    found: String,
     renew: String,
     get: String,
     in_state: String,
@@ -58,24 +62,29 @@ impl LedgerSql {
         // The object is that of the registration that ends last.
         let object =
             "excluded.object_id <> '' AND (object_id = '' OR excluded.end_epoch >= end_epoch)";
-        LedgerSql {
-            write: format!(
+        let write = |cost: &str, state: &str| {
+            format!(
                 "INSERT INTO {blobs} (blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
                  end_epoch, expires_at, digest, read_back_at, state_since) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT (blob_id) DO UPDATE SET \
                  object_id = CASE WHEN {object} THEN excluded.object_id ELSE object_id END, \
                  deletable = CASE WHEN {object} OR object_id = '' THEN excluded.deletable ELSE deletable END, \
-                 {format}, {size}, {encoded}, \
-                 cost = CAST(min(cost + 0.0 + excluded.cost, 9.2e18) AS INTEGER), {registered}, \
-                 end_epoch = max(end_epoch, excluded.end_epoch), {latest}, {digest}, \
-                 state = 'live', state_since = excluded.state_since, \
+                 {format}, {size}, {encoded}, cost = {cost}, {registered}, \
+                 end_epoch = max(end_epoch, excluded.end_epoch), {latest}, {digest}, {state}\
                  read_back_at = coalesce(excluded.read_back_at, read_back_at)",
                 format = known("format", "''"),
                 size = known("size", "0"),
                 encoded = known("encoded_size", "0"),
                 registered = known("registered_epoch", "0"),
                 digest = known("digest", "''"),
+            )
+        };
+        LedgerSql {
+            write: write(
+                "CAST(min(cost + 0.0 + excluded.cost, 9.2e18) AS INTEGER)",
+                "state = 'live', state_since = excluded.state_since, ",
             ),
+            found: write("max(cost, excluded.cost)", ""),
             renew: format!(
                 "UPDATE {blobs} SET end_epoch = max(end_epoch, ?2), \
                  expires_at = max(coalesce(expires_at, ?3), coalesce(?3, expires_at)) WHERE blob_id = ?1"
@@ -154,9 +163,18 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Blob> {
     })
 }
 
-/// Writes entries; `now` in microseconds.
+/// Writes entries of blobs that were stored; `now` in microseconds.
 fn write(connection: &Connection, sql: &Sql, entries: &[Blob], now: i64) -> rusqlite::Result<()> {
-    let mut write = connection.prepare_cached(&sql.ledger.write)?;
+    write_by(connection, &sql.ledger.write, entries, now)
+}
+
+fn write_by(
+    connection: &Connection,
+    statement: &str,
+    entries: &[Blob],
+    now: i64,
+) -> rusqlite::Result<()> {
+    let mut write = connection.prepare_cached(statement)?;
     for blob in entries {
         write.execute(params![
             blob.blob_id,
@@ -212,6 +230,45 @@ impl SqliteIndex {
             }
             write(connection, sql, &entries, now)
         })
+        .await
+    }
+
+    /// Writes rows of keys that have none, with entries and the running total.
+    async fn add_missing(&self, blobs: &[Blob], records: &[KeyRecord]) -> Result<Usage> {
+        let pass = self.gate.enter()?;
+        let rows = checked(records, "place_missing")?;
+        for blob in blobs {
+            check_text("blob ID", &blob.blob_id)?;
+        }
+        let entries = entries_of(blobs, &rows);
+        self.write(
+            "adding rows that are missing",
+            pass,
+            move |connection, sql| {
+                let now = to_micros(SystemTime::now());
+                let mut insert = connection.prepare_cached(&sql.insert)?;
+                let mut added = Usage::default();
+                let mut gained: BTreeSet<&str> = BTreeSet::new();
+                for row in &rows {
+                    bind(&mut insert, row, now)?;
+                    if insert.raw_execute()? > 0 {
+                        added = added.plus(Usage::new(1, row.record.size));
+                        gained.insert(&row.record.blob_id);
+                    }
+                }
+                write_by(connection, &sql.ledger.found, &entries, now)?;
+                let mut set_state = connection.prepare_cached(&sql.ledger.set_state)?;
+                for blob_id in gained {
+                    set_state.execute(params![blob_id, BlobState::Live.name(), now])?;
+                }
+                if added != Usage::default() {
+                    connection
+                        .prepare_cached(&sql.add_usage)?
+                        .execute(params![added.blocks, added.bytes])?;
+                }
+                Ok(added)
+            },
+        )
         .await
     }
 
@@ -282,6 +339,10 @@ impl Ledger for SqliteIndex {
 
     async fn move_to(&self, from: &str, blob: &Blob, rows: &[KeyRecord]) -> Result<u64> {
         self.change_rows("move_to", from, Some(blob), rows).await
+    }
+
+    async fn place_missing(&self, blobs: &[Blob], rows: &[KeyRecord]) -> Result<Usage> {
+        self.add_missing(blobs, rows).await
     }
 
     async fn renewed(&self, blob: &Blob) -> Result<u64> {
