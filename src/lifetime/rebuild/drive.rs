@@ -28,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::car::rebuild_rows;
 use super::list::List;
+use super::quilt::rebuild_quilt;
 use super::report::{note, noted, LeftOut, Report, Why};
 use crate::clock::{Clock, EpochClock};
 use crate::error::{one_line, Error, ErrorKind, Result};
@@ -241,8 +242,8 @@ impl Run<'_> {
         if let (None, Ok(end @ 1..)) = (blob.expires_at, u64::try_from(blob.end_epoch)) {
             blob.expires_at = epochs.ends_at(clock.now(), end);
         }
-        let store = Arc::clone(&self.parts.store);
-        AbortOnDropHandle::new(tokio::spawn(read_blob(store, blob)))
+        let (store, n_shards) = (Arc::clone(&self.parts.store), self.options.n_shards);
+        AbortOnDropHandle::new(tokio::spawn(read_blob(store, blob, n_shards)))
     }
 
     /// Writes what was gathered, and notes it.
@@ -319,7 +320,7 @@ fn left_out(blob_id: String, why: Why, e: &Error) -> LeftOut {
     LeftOut { blob_id, why, said }
 }
 
-async fn read_blob(store: Arc<dyn BlobStore>, mut blob: Blob) -> Outcome {
+async fn read_blob(store: Arc<dyn BlobStore>, mut blob: Blob, n_shards: u32) -> Outcome {
     if blob.format == "concat" {
         let left_out = LeftOut {
             blob_id: blob.blob_id,
@@ -355,6 +356,26 @@ async fn read_blob(store: Arc<dyn BlobStore>, mut blob: Blob) -> Outcome {
             });
             let rows = rows.collect();
             Ok(Found { blob, rows })
+        }
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            match rebuild_quilt(&*store, &blob.blob_id, n_shards).await {
+                Ok(None) => Err(failed(blob.blob_id, e)),
+                Err(of_quilt) => Err(failed(blob.blob_id, of_quilt)),
+                Ok(Some(quilt)) => {
+                    blob.size = number(quilt.blob_len);
+                    blob.format = "quilt".to_owned();
+                    let rows = quilt.blocks.into_iter().map(|member| KeyRecord {
+                        key: member.key,
+                        record: Record {
+                            patch_id: Some(member.patch_id),
+                            size: number(member.len),
+                            ..row.clone()
+                        },
+                    });
+                    let rows = rows.collect();
+                    Ok(Found { blob, rows })
+                }
+            }
         }
         Err(e) => Err(failed(blob.blob_id, e)),
     }
