@@ -55,14 +55,13 @@ pub mod internals {
             Chain, Epoch, Failure, OwnedBlob, Program, Round, TimeLimits,
         };
     }
-    pub use crate::lifetime::rebuild::{rebuild_rows, Rebuilt, RebuiltRow};
     pub mod ffi {
         pub use crate::ffi::*;
     }
 }
 
 pub use config::Config;
-pub use datastore::{DeletedQuery, Op, Undeleted, WalrusDatastore};
+pub use datastore::{rebuild_index, DeletedQuery, Op, RebuildFrom, Undeleted, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
@@ -70,7 +69,7 @@ pub use index::{
     Blob, BlobState, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases,
     Ledger, ListItem, Notes, Purged, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
 };
-pub use lifetime::plan;
+pub use lifetime::{plan, rebuild};
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{

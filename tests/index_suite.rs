@@ -101,6 +101,8 @@ suite!(
     a_pass_counts_every_blob,
     the_horizon_sums_up,
     epochs_are_shared,
+    missing_rows_are_added_and_others_kept,
+    missing_rows_of_many_pages_are_one,
 );
 
 suite!(

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use bytes::Bytes;
 use sha2::Digest as _;
 use testkit::mem::{key_of, noise, Parts};
-use walrusds::internals::{rebuild_rows, Rebuilt, RebuiltRow};
+use walrusds::rebuild::{rebuild_rows, Rebuilt, RebuiltRow};
 use walrusds::{BlobStore as _, ErrorKind, Op, Result, StoreOptions};
 
 async fn rebuilt(parts: &Parts, blob_id: &str) -> Result<Rebuilt> {

@@ -8,6 +8,7 @@
 //! | `puts` | the values of a batch, and the checks that refuse some |
 //! | `writes` | the two ways of writing: directly, or through the journal |
 //! | `read` | gets, questions for keys, the contents of a listing |
+//! | `rebuild` | an index that was lost is filled again |
 //! | `totals` | totals and counters |
 //! | `undo` | deleted blocks are brought back |
 
@@ -40,6 +41,7 @@ mod inspect;
 mod open;
 mod puts;
 mod read;
+mod rebuild;
 mod totals;
 mod undo;
 mod upkeep;
@@ -47,6 +49,7 @@ mod write;
 mod writes;
 
 pub use inspect::Inspection;
+pub use rebuild::{rebuild_index, RebuildFrom};
 pub use undo::{DeletedQuery, Undeleted};
 use writes::Writes;
 

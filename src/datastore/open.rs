@@ -50,7 +50,7 @@ struct Own<'a> {
 pub(super) struct Parts {
     pub(super) index: Arc<dyn Index>,
     pub(super) store: Arc<dyn BlobStore>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     log: Arc<Log>,
 }
 

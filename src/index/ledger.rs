@@ -159,6 +159,17 @@ pub(super) fn entries(blob: Option<&Blob>, rows: &[KeyRecord]) -> Vec<Blob> {
     entries.into_values().collect()
 }
 
+/// As [`entries`], where more is known of several blobs.
+pub(super) fn entries_of(blobs: &[Blob], rows: &[KeyRecord]) -> Vec<Blob> {
+    let of_rows = entries(None, rows).into_iter();
+    let mut all: std::collections::BTreeMap<String, Blob> =
+        of_rows.map(|blob| (blob.blob_id.clone(), blob)).collect();
+    for blob in blobs {
+        all.insert(blob.blob_id.clone(), blob.clone());
+    }
+    all.into_values().collect()
+}
+
 /// The sum of the live blobs that end in one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -197,6 +208,24 @@ pub trait Ledger: Rows {
     async fn move_to(&self, from: &str, blob: &Blob, rows: &[KeyRecord]) -> Result<u64> {
         let _ = blob;
         self.move_rows(from, rows).await
+    }
+
+    /// Writes rows of keys that have none, in one transaction with the entries of their blobs and
+    /// the running total. A key that has a row keeps it. What is known of a blob is added to its
+    /// entry; a cost is not added to an equal one, so the same call may be made again. A blob that
+    /// gained rows is live again. Returns what was added. A key must not appear twice.
+    ///
+    /// The default, for an index that keeps no ledger, is no transaction and leaves the running
+    /// total to the caller.
+    async fn place_missing(&self, blobs: &[Blob], rows: &[KeyRecord]) -> Result<Usage> {
+        let _ = blobs;
+        let keys: Vec<String> = rows.iter().map(|row| row.key.clone()).collect();
+        let found = self.get_many(&keys).await?;
+        let missing = rows.iter().zip(found).filter(|(_, found)| found.is_none());
+        let missing: Vec<KeyRecord> = missing.map(|(row, _)| row.clone()).collect();
+        self.put_many(&missing).await?;
+        let added = missing.iter().map(|row| Usage::new(1, row.record.size));
+        Ok(added.fold(Usage::default(), Usage::plus))
     }
 
     /// Notes a renewal: the new end of a blob on its entry and on every row, never moving an end

@@ -322,6 +322,11 @@ impl Ledger for Lookups {
         self.index.move_to(from, blob, rows).await
     }
 
+    async fn place_missing(&self, blobs: &[Blob], rows: &[KeyRecord]) -> Result<Usage> {
+        let _writing = self.cache.writing(rows.iter().map(|r| r.key.as_str()));
+        self.index.place_missing(blobs, rows).await
+    }
+
     async fn renewed(&self, blob: &Blob) -> Result<u64> {
         let _writing = self.cache.writing_blob(&blob.blob_id);
         self.index.renewed(blob).await

@@ -38,7 +38,7 @@ mod memory;
 mod pace;
 pub mod plan;
 mod present;
-pub(crate) mod rebuild;
+pub mod rebuild;
 mod repack;
 mod watch;
 

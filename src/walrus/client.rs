@@ -354,6 +354,10 @@ impl BlobStore for Client {
         self.shared.fetch(want, &unchecked, Effort::Once).await
     }
 
+    async fn members(&self, quilt_id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.all(Want::Members(quilt_id), check).await
+    }
+
     async fn read_patch(&self, patch_id: &str, check: Check<'_>) -> Result<Bytes> {
         self.all(Want::Patch(patch_id), check).await
     }

@@ -50,6 +50,9 @@ const CACHE_BUSTERS: [&str; 5] = [
 /// When a body is judged to be slow, after its answer began.
 pub(super) const DRIPPING: Duration = Duration::from_secs(1);
 
+/// The longest list of the members of a quilt (bytes): of 666 members with long names and tags.
+const MOST_MEMBERS: u64 = 4 << 20;
+
 /// Whole bodies of at most so many bytes are shared, although the caller does not keep them: a full
 /// pack.
 const JOINED: u64 = 64 << 20;
@@ -131,6 +134,7 @@ impl Shared {
                     collected => collected.map(all),
                 }
             }
+            (_, Want::Members(_)) => reader.collect(MOST_MEMBERS).await.map(all),
             (_, Want::Blob(_, known)) => {
                 let known = known.min(MAX_BLOB_BYTES.unsigned_abs());
                 reader

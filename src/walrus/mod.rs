@@ -24,7 +24,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 pub mod auth;
 mod blob_id;
@@ -222,6 +222,17 @@ pub trait BlobStore: Send + Sync + 'static {
         let unchecked = &|_: &[u8]| Ok(());
         self.read_block(blob_id, offset, len, keeps, unchecked)
             .await
+    }
+
+    /// Lists the members of a quilt, as an aggregator answers: a JSON array of objects with
+    /// `identifier` and `patch_id`. The order is that of their places.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the store keeps no quilts.
+    async fn members(&self, quilt_id: &str, check: Check<'_>) -> Result<Bytes> {
+        let _ = check;
+        let text = format!("the members of quilt {quilt_id} cannot be listed");
+        Err(crate::error::Error::new(ErrorKind::Unsupported, text))
     }
 
     /// Reads one member of a quilt.

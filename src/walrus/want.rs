@@ -16,6 +16,8 @@ pub(super) enum Want<'a> {
     Patch(&'a str),
     /// A patch of known length.
     PatchOf(&'a str, u64),
+    /// The list of the members of a quilt.
+    Members(&'a str),
 }
 
 /// A range of a blob.
@@ -32,7 +34,7 @@ pub(super) struct Part<'a> {
 impl<'a> Want<'a> {
     pub(super) fn id(self) -> &'a str {
         match self {
-            Want::Blob(id, _) | Want::Patch(id) | Want::PatchOf(id, _) => id,
+            Want::Blob(id, _) | Want::Patch(id) | Want::PatchOf(id, _) | Want::Members(id) => id,
             Want::Range(part) => part.id,
         }
     }
@@ -42,7 +44,7 @@ impl<'a> Want<'a> {
         match self {
             Want::Range(part) => Some(part.len),
             Want::PatchOf(_, len) => Some(len),
-            Want::Blob(..) | Want::Patch(_) => None,
+            Want::Blob(..) | Want::Patch(_) | Want::Members(_) => None,
         }
     }
 
@@ -50,6 +52,7 @@ impl<'a> Want<'a> {
         match self {
             Want::Blob(id, _) | Want::Range(Part { id, .. }) => format!("/v1/blobs/{id}"),
             Want::Patch(id) | Want::PatchOf(id, _) => format!("/v1/blobs/by-quilt-patch-id/{id}"),
+            Want::Members(id) => format!("/v1/quilts/{id}/patches"),
         }
     }
 
@@ -62,13 +65,16 @@ impl<'a> Want<'a> {
                 format!("reading bytes {offset}-{} of blob {id}", offset + len - 1)
             }
             Want::Patch(id) | Want::PatchOf(id, _) => format!("reading quilt patch {id}"),
+            Want::Members(id) => format!("listing the members of quilt {id}"),
         }
     }
 
     /// The blob's 32 bytes, to look up whether this client stored it.
     pub(super) fn blob_key(self) -> Option<[u8; 32]> {
         match self {
-            Want::Blob(id, _) | Want::Range(Part { id, .. }) => blob_id::decode(id),
+            Want::Blob(id, _) | Want::Range(Part { id, .. }) | Want::Members(id) => {
+                blob_id::decode(id)
+            }
             // A patch ID is the quilt's blob ID and five more bytes.
             Want::Patch(id) | Want::PatchOf(id, _) => {
                 URL_SAFE_NO_PAD.decode(id).ok()?.get(..32)?.try_into().ok()

@@ -271,3 +271,108 @@ pub async fn epochs_are_shared(env: Env) {
     assert_eq!(latest.last(), Some(&seen(299, 1, 2)));
     assert!(latest.len() >= 50 && latest.windows(2).all(|two| two[0].epoch < two[1].epoch));
 }
+
+pub async fn missing_rows_are_added_and_others_kept(env: Env) {
+    env.a.put_many(&[row("/b", "first", 7, 70)]).await.unwrap();
+    let total = env.a.usage().await.unwrap();
+    let mut told = blob("told");
+    told.object_id = "0x1".to_owned();
+    told.cost = 12;
+    told.end_epoch = 9;
+    told.expires_at = Some(time(900));
+    let mut rest = blob("rest");
+    rest.format = "car".to_owned();
+    let rows = [
+        row("/a", "told", 0, 10),
+        row("/b", "told", 10, 20),
+        row("/c", "rest", 30, 40),
+        row("/d", "third", 0, 1),
+    ];
+    let blobs = [told.clone(), rest.clone()];
+    let added = env.a.place_missing(&blobs, &rows).await.unwrap();
+    assert_eq!(added, usage(3, 51));
+    let places = |rows: Vec<Option<walrusds::Record>>| -> Vec<(String, i64, i64)> {
+        let rows = rows.into_iter().map(Option::unwrap);
+        rows.map(|row| (row.blob_id, row.offset, row.size))
+            .collect()
+    };
+    let keys = ["/a", "/b", "/c", "/d"].map(str::to_owned);
+    let expected = [
+        ("told".to_owned(), 0, 10),
+        ("first".to_owned(), 7, 70),
+        ("rest".to_owned(), 30, 40),
+        ("third".to_owned(), 0, 1),
+    ];
+    assert_eq!(places(env.b.get_many(&keys).await.unwrap()), expected);
+    let total = Usage::new(total.blocks + 3, total.bytes + 51);
+    assert_eq!(env.b.usage().await.unwrap(), total, "with the total");
+    let told_now = known(&env, "told").await;
+    assert_eq!((told_now.cost, told_now.end_epoch), (12, 9));
+    assert_eq!(known(&env, "rest").await.format, "car");
+    assert_eq!(known(&env, "third").await.size, 0, "by its rows alone");
+
+    // Once more: nothing is added, neither rows nor costs, and a state stays.
+    let ids = ["told", "rest"].map(str::to_owned);
+    env.a.set_state(&ids, BlobState::Released).await.unwrap();
+    told.cost = 11;
+    told.end_epoch = 8;
+    told.size = 30;
+    let again = env.b.place_missing(&[told.clone(), rest], &rows).await;
+    assert_eq!(again.unwrap(), Usage::default());
+    assert_eq!(env.b.usage().await.unwrap(), total);
+    let told_now = known(&env, "told").await;
+    assert_eq!(
+        (told_now.cost, told_now.end_epoch, told_now.size),
+        (12, 9, 30)
+    );
+    assert_eq!(told_now.state, BlobState::Released);
+    assert_eq!(places(env.b.get_many(&keys).await.unwrap()), expected);
+
+    // A blob that gains a row is live again, and only that one.
+    env.a.delete("/a").await.unwrap();
+    let added = env.a.place_missing(&blobs, &rows).await.unwrap();
+    assert_eq!(added, usage(1, 10));
+    assert_eq!(known(&env, "told").await.state, BlobState::Live);
+    assert_eq!(known(&env, "rest").await.state, BlobState::Released);
+
+    // An entry may come without rows; keys must not come twice.
+    env.a.place_missing(&[blob("bare")], &[]).await.unwrap();
+    assert!(entry(&env, "bare").await.is_some());
+    env.a.place_missing(&[], &[]).await.unwrap();
+    let twice = [row("/x", "b", 0, 1), row("/x", "c", 0, 1)];
+    let e = env.a.place_missing(&[], &twice).await.unwrap_err();
+    assert_eq!(e.kind(), walrusds::ErrorKind::InvalidArgument);
+    assert_eq!(env.a.get("/x").await.unwrap(), None);
+    let mut patch = row("/p", "quilt", 0, 5);
+    patch.record.patch_id = Some("patch".to_owned());
+    let added = env.a.place_missing(&[], std::slice::from_ref(&patch)).await;
+    match env.quilts {
+        true => {
+            assert_eq!(added.unwrap(), usage(1, 5));
+            assert_eq!(env.b.get("/p").await.unwrap(), Some(patch.record));
+        }
+        false => assert_eq!(added.unwrap_err().kind(), walrusds::ErrorKind::Unsupported),
+    }
+}
+
+pub async fn missing_rows_of_many_pages_are_one(env: Env) {
+    let key = |n: i64| format!("/k{:05}", (n * 7_919) % 12_345);
+    let all: Vec<_> = (0..12_345).map(|n| row(&key(n), "blob", n, 2)).collect();
+    let some = all.iter().filter(|row| row.record.offset % 3 == 0).cloned();
+    let some: Vec<_> = some.collect();
+    env.a.put_many(&some).await.unwrap();
+    let blobs = [blob("blob")];
+    let (one, other) = tokio::join!(
+        env.a.place_missing(&blobs, &all),
+        env.b.place_missing(&blobs, &all),
+    );
+    let added = one.unwrap().blocks + other.unwrap().blocks;
+    assert_eq!(added as usize, all.len() - some.len(), "each row once");
+    assert_eq!(env.b.usage().await.unwrap(), usage(added, 2 * added));
+    assert_eq!(env.b.rows_of_blob("blob").await.unwrap().len(), all.len());
+    // All or nothing.
+    let mut bad = vec![row("/new", "blob", 0, 1)];
+    bad.push(row("/\0", "blob", 0, 1));
+    env.a.place_missing(&[], &bad).await.unwrap_err();
+    assert_eq!(env.a.get("/new").await.unwrap(), None);
+}

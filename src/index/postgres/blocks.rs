@@ -42,7 +42,7 @@ impl PostgresParts {
     }
 
     /// Checks rows that `method` is to write.
-    fn check_rows(&self, records: &[KeyRecord]) -> Result<()> {
+    pub(super) fn check_rows(&self, records: &[KeyRecord]) -> Result<()> {
         for KeyRecord { key, record } in records {
             let patch_id = record.patch_id.as_deref().unwrap_or_default();
             check_key(key)?;

@@ -37,7 +37,7 @@ pub(super) struct LedgerSql {
     renew: Query,
     get: Query,
     in_state: Query,
-    set_state: Query,
+    pub(super) set_state: Query,
     with_rows: Query,
     forget: Query,
     /// `$1`: the last blob ID of the page before, `$2`: blobs of a page.
@@ -51,8 +51,28 @@ pub(super) struct LedgerSql {
     saw_epoch: Query,
 }
 
-/// The statement that writes entries, whose columns are the parameters from `first` on.
+/// What a statement that writes entries does where an entry exists.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Anew {
+    /// The blob was stored now: what was paid is added, and the blob is live.
+    Stored,
+    /// The blob was found: the greater cost counts, and its state stays.
+    Found,
+}
+
+/// The statement that writes entries of blobs that were stored, whose columns are the parameters
+/// from `first` on.
 pub(super) fn write(shape: &Shape, first: usize) -> String {
+    write_entries(shape, first, Anew::Stored)
+}
+
+/// The statement that writes entries of blobs that were found, whose columns are the parameters
+/// from 1 on.
+pub(super) fn found(shape: &Shape) -> String {
+    write_entries(shape, 1, Anew::Found)
+}
+
+fn write_entries(shape: &Shape, first: usize, anew: Anew) -> String {
     let blobs = shape.table.companion("_blobs").quoted();
     let known = |column: &str, unknown: &str| {
         format!(
@@ -93,12 +113,18 @@ pub(super) fn write(shape: &Shape, first: usize) -> String {
              deletable = CASE WHEN {object} OR b.object_id = '' THEN EXCLUDED.deletable ELSE b.deletable END, \
              {format}, {size}, {encoded}, cost = {cost}, {registered}, \
              end_epoch = GREATEST(b.end_epoch, EXCLUDED.end_epoch), expires_at = GREATEST(b.expires_at, EXCLUDED.expires_at), \
-             {digest}, state = 'live', state_since = EXCLUDED.state_since, \
-             read_back_at = GREATEST(b.read_back_at, EXCLUDED.read_back_at)",
+             {digest}, {state}read_back_at = GREATEST(b.read_back_at, EXCLUDED.read_back_at)",
             format = known("format", "''"),
             size = known("size", "0"),
             encoded = known("encoded_size", "0"),
-            cost = clamped("b.cost::numeric + EXCLUDED.cost"),
+            cost = match anew {
+                Anew::Stored => clamped("b.cost::numeric + EXCLUDED.cost"),
+                Anew::Found => "GREATEST(b.cost, EXCLUDED.cost)".to_owned(),
+            },
+            state = match anew {
+                Anew::Stored => "state = 'live', state_since = EXCLUDED.state_since, ",
+                Anew::Found => "",
+            },
             registered = known("registered_epoch", "0"),
             digest = known("digest", "''"),
         )
@@ -336,6 +362,10 @@ impl Ledger for PostgresIndex {
 
     async fn move_to(&self, from: &str, blob: &Blob, rows: &[KeyRecord]) -> Result<u64> {
         self.change_rows("move_to", from, Some(blob), rows).await
+    }
+
+    async fn place_missing(&self, blobs: &[Blob], rows: &[KeyRecord]) -> Result<Usage> {
+        self.add_missing(blobs, rows).await
     }
 
     async fn renewed(&self, blob: &Blob) -> Result<u64> {

@@ -18,6 +18,7 @@ mod error;
 mod go_staging;
 mod in_doubt;
 mod ledger;
+mod missing;
 mod open;
 mod order;
 mod params;
@@ -46,6 +47,7 @@ use self::error::PgError;
 use self::go_staging::Staging;
 use self::in_doubt::InDoubt;
 use self::ledger::LedgerSql;
+use self::missing::MissingSql;
 use self::open::Rights;
 use self::pipeline::Pipeline;
 use self::pool::Pool;
@@ -145,6 +147,7 @@ struct PostgresParts {
     sql: Sql,
     /// `None` for a table of an older version that this node cannot change.
     ledger: Option<LedgerSql>,
+    missing: MissingSql,
     statement_timeout: Duration,
     /// How long deleted rows are kept; zero where there is no table for them.
     keep_deleted: Duration,
@@ -211,6 +214,7 @@ impl PostgresIndex {
         let inner = PostgresParts {
             sql: Sql::new(&shape, keep_deleted),
             ledger: shape.has_ledger.then(|| LedgerSql::new(&shape)),
+            missing: MissingSql::new(&shape),
             keep_deleted,
             staging: Staging::new(shape.staging_exists),
             rights: Rights::new(read_only),

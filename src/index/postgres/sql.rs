@@ -94,6 +94,18 @@ fn due_by_groups(table: &str, after: bool) -> String {
     )
 }
 
+/// The columns of a row that is written, and the parameters from `$1` on that hold them as arrays
+/// ([`super::rows::columns`]).
+pub(super) fn row_columns(shape: &Shape) -> (String, String) {
+    let mut names = "key, blob_id, blob_offset, size, deletable, end_epoch, expires_at".to_owned();
+    let mut types = "$1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[], $7::timestamptz[]".to_owned();
+    if shape.has_patch_id {
+        names.push_str(", patch_id");
+        types.push_str(", $8::text[]");
+    }
+    (names, types)
+}
+
 impl Sql {
     /// `keep`: how long deleted rows are kept; with zero, deletions and puts do not touch their
     /// table.
@@ -166,13 +178,7 @@ impl Sql {
 
         // An overwrite must also reset the columns that a Go node would read: the patch of the old
         // blob, its object.
-        let mut names =
-            "key, blob_id, blob_offset, size, deletable, end_epoch, expires_at".to_owned();
-        let mut types = "$1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[], $7::timestamptz[]".to_owned();
-        if shape.has_patch_id {
-            names.push_str(", patch_id");
-            types.push_str(", $8::text[]");
-        }
+        let (names, types) = row_columns(shape);
         let mut reset = String::new();
         for (present, name, value) in [
             (shape.has_object_id, "object_id", "''"),

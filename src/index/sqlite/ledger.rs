@@ -1,5 +1,6 @@
 //! The ledger of blobs: its methods, and the writes that touch rows and entries.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -10,7 +11,7 @@ use super::{bind, checked, from_micros, to_micros, SqliteIndex};
 use crate::clock::Sighting;
 use crate::error::Result;
 use crate::index::keys::check_text;
-use crate::index::ledger::entries;
+use crate::index::ledger::{entries, entries_of};
 use crate::index::{Blob, BlobState, Count, EndingIn, KeyRecord, Ledger, Usage};
 
 /// Reads the columns of an entry.
@@ -41,9 +42,18 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Blob> {
     })
 }
 
-/// Writes entries; `now` in microseconds.
+/// Writes entries of blobs that were stored; `now` in microseconds.
 fn write(connection: &Connection, sql: &Sql, entries: &[Blob], now: i64) -> rusqlite::Result<()> {
-    let mut write = connection.prepare_cached(&sql.ledger.write)?;
+    write_by(connection, &sql.ledger.write, entries, now)
+}
+
+fn write_by(
+    connection: &Connection,
+    statement: &str,
+    entries: &[Blob],
+    now: i64,
+) -> rusqlite::Result<()> {
+    let mut write = connection.prepare_cached(statement)?;
     for blob in entries {
         write.execute(params![
             blob.blob_id,
@@ -99,6 +109,45 @@ impl SqliteIndex {
             }
             write(connection, sql, &entries, now)
         })
+        .await
+    }
+
+    /// Writes rows of keys that have none, with entries and the running total.
+    async fn add_missing(&self, blobs: &[Blob], records: &[KeyRecord]) -> Result<Usage> {
+        let pass = self.gate.enter()?;
+        let rows = checked(records, "place_missing")?;
+        for blob in blobs {
+            check_text("blob ID", &blob.blob_id)?;
+        }
+        let entries = entries_of(blobs, &rows);
+        self.write(
+            "adding rows that are missing",
+            pass,
+            move |connection, sql| {
+                let now = to_micros(SystemTime::now());
+                let mut insert = connection.prepare_cached(&sql.insert)?;
+                let mut added = Usage::default();
+                let mut gained: BTreeSet<&str> = BTreeSet::new();
+                for row in &rows {
+                    bind(&mut insert, row, now)?;
+                    if insert.raw_execute()? > 0 {
+                        added = added.plus(Usage::new(1, row.record.size));
+                        gained.insert(&row.record.blob_id);
+                    }
+                }
+                write_by(connection, &sql.ledger.found, &entries, now)?;
+                let mut set_state = connection.prepare_cached(&sql.ledger.set_state)?;
+                for blob_id in gained {
+                    set_state.execute(params![blob_id, BlobState::Live.name(), now])?;
+                }
+                if added != Usage::default() {
+                    connection
+                        .prepare_cached(&sql.add_usage)?
+                        .execute(params![added.blocks, added.bytes])?;
+                }
+                Ok(added)
+            },
+        )
         .await
     }
 
@@ -169,6 +218,10 @@ impl Ledger for SqliteIndex {
 
     async fn move_to(&self, from: &str, blob: &Blob, rows: &[KeyRecord]) -> Result<u64> {
         self.change_rows("move_to", from, Some(blob), rows).await
+    }
+
+    async fn place_missing(&self, blobs: &[Blob], rows: &[KeyRecord]) -> Result<Usage> {
+        self.add_missing(blobs, rows).await
     }
 
     async fn renewed(&self, blob: &Blob) -> Result<u64> {

@@ -17,6 +17,9 @@ const EPOCHS: i64 = 64;
 /// The statements for one table.
 pub(super) struct LedgerSql {
     pub(super) write: String,
+    /// As `write`, of blobs that were found and not stored now: the greater cost counts, and the
+    /// state of an entry stays.
+    pub(super) found: String,
     pub(super) renew: String,
     pub(super) get: String,
     pub(super) in_state: String,
@@ -45,24 +48,29 @@ impl LedgerSql {
         // The object is that of the registration that ends last.
         let object =
             "excluded.object_id <> '' AND (object_id = '' OR excluded.end_epoch >= end_epoch)";
-        LedgerSql {
-            write: format!(
+        let write = |cost: &str, state: &str| {
+            format!(
                 "INSERT INTO {blobs} (blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
                  end_epoch, expires_at, digest, read_back_at, state_since) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT (blob_id) DO UPDATE SET \
                  object_id = CASE WHEN {object} THEN excluded.object_id ELSE object_id END, \
                  deletable = CASE WHEN {object} OR object_id = '' THEN excluded.deletable ELSE deletable END, \
-                 {format}, {size}, {encoded}, \
-                 cost = CAST(min(cost + 0.0 + excluded.cost, 9.2e18) AS INTEGER), {registered}, \
-                 end_epoch = max(end_epoch, excluded.end_epoch), {latest}, {digest}, \
-                 state = 'live', state_since = excluded.state_since, \
+                 {format}, {size}, {encoded}, cost = {cost}, {registered}, \
+                 end_epoch = max(end_epoch, excluded.end_epoch), {latest}, {digest}, {state}\
                  read_back_at = coalesce(excluded.read_back_at, read_back_at)",
                 format = known("format", "''"),
                 size = known("size", "0"),
                 encoded = known("encoded_size", "0"),
                 registered = known("registered_epoch", "0"),
                 digest = known("digest", "''"),
+            )
+        };
+        LedgerSql {
+            write: write(
+                "CAST(min(cost + 0.0 + excluded.cost, 9.2e18) AS INTEGER)",
+                "state = 'live', state_since = excluded.state_since, ",
             ),
+            found: write("max(cost, excluded.cost)", ""),
             renew: format!(
                 "UPDATE {blobs} SET end_epoch = max(end_epoch, ?2), \
                  expires_at = max(coalesce(expires_at, ?3), coalesce(?3, expires_at)) WHERE blob_id = ?1"

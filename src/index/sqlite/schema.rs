@@ -22,6 +22,8 @@ const VERSION: i64 = 1;
 pub(super) struct Sql {
     pub get: String,
     pub upsert: String,
+    /// Writes a row where its key has none.
+    pub insert: String,
     pub move_row: String,
     pub delete: String,
     pub due: String,
@@ -71,6 +73,10 @@ impl Sql {
                  ON CONFLICT (key) DO UPDATE SET blob_id = excluded.blob_id, blob_offset = excluded.blob_offset, \
                  size = excluded.size, deletable = excluded.deletable, end_epoch = excluded.end_epoch, \
                  expires_at = excluded.expires_at, updated_at = excluded.updated_at"
+            ),
+            insert: format!(
+                "INSERT INTO {main} (key, {columns}, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8) \
+                 ON CONFLICT (key) DO NOTHING"
             ),
             move_row: format!(
                 "UPDATE {main} SET blob_id = ?2, blob_offset = ?3, size = ?4, deletable = ?5, end_epoch = ?6, \

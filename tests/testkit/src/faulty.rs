@@ -427,6 +427,12 @@ impl<I: Index + ?Sized> Ledger for FaultyIndex<I> {
         Around::end(Call::PutRows, fault, moved)
     }
 
+    async fn place_missing(&self, blobs: &[Blob], rows: &[KeyRecord]) -> Result<Usage> {
+        let (_running, fault) = self.around.begin(Call::PutRows).await?;
+        let placed = self.inner.place_missing(blobs, rows).await;
+        Around::end(Call::PutRows, fault, placed)
+    }
+
     async fn renewed(&self, blob: &Blob) -> Result<u64> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
         Around::end(Call::Renewal, fault, self.inner.renewed(blob).await)
