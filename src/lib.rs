@@ -62,13 +62,14 @@ pub mod internals {
 }
 
 pub use config::Config;
-pub use datastore::{DeletedQuery, Op, Undeleted, WalrusDatastore};
+pub use datastore::{Adopted, DeletedQuery, Op, Undeleted, WalrusDatastore};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
 pub use index::{
-    Blob, BlobState, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases,
-    Ledger, ListItem, Notes, Purged, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
+    Blob, BlobState, Claim, Claimed, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange,
+    KeyRecord, Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal,
+    Rows, Staging, Totals, Traces, Usage,
 };
 pub use lifetime::plan;
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};

@@ -8,6 +8,7 @@
 //! | `puts` | the values of a batch, and the checks that refuse some |
 //! | `writes` | the two ways of writing: directly, or through the journal |
 //! | `read` | gets, questions for keys, the contents of a listing |
+//! | `staged` | blocks that a Go node staged are adopted |
 //! | `totals` | totals and counters |
 //! | `undo` | deleted blocks are brought back |
 
@@ -33,18 +34,22 @@ use crate::query::{Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::Reader;
+use crate::upload::Uploader;
 use crate::walrus::BlobStore;
 
 mod inspect;
 mod open;
 mod puts;
 mod read;
+mod staged;
 mod totals;
 mod undo;
 mod write;
 mod writes;
 
 pub use inspect::Inspection;
+
+pub use crate::upload::Adopted;
 pub use undo::{DeletedQuery, Undeleted};
 use writes::Writes;
 
@@ -100,6 +105,7 @@ pub struct WalrusDatastore {
 struct Shared {
     index: Arc<Lookups>,
     store: Arc<dyn BlobStore>,
+    uploader: Arc<Uploader>,
     verify_reads: bool,
     metrics: Arc<Metrics>,
     log: Arc<Log>,

@@ -32,7 +32,7 @@ use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::upload::limit::UploadLimit;
-use crate::upload::Uploader;
+use crate::upload::{adopt, Uploader};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for notices to an operator.
@@ -217,6 +217,13 @@ impl WalrusDatastore {
             tokio::spawn(purge(index.clone(), Arc::clone(&log), stop.clone())),
             tokio::spawn(log_notices(index, Arc::clone(&log), stop.clone())),
         ];
+        if !config.adopt_staging.is_zero() {
+            workers.push(tokio::spawn(adopt::adopt(
+                Arc::clone(&uploader),
+                config.adopt_staging,
+                stop.clone(),
+            )));
+        }
         if renewing {
             if config.epochs < MIN_RENEWAL_EPOCHS {
                 log.push(
@@ -273,6 +280,7 @@ impl WalrusDatastore {
                 roots,
                 reader,
                 writes,
+                uploader,
                 calls: TaskTracker::new(),
                 stop,
                 workers: Mutex::new(workers),
