@@ -61,13 +61,16 @@ pub mod internals {
 }
 
 pub use config::Config;
-pub use datastore::{rebuild_index, DeletedQuery, Op, RebuildFrom, Undeleted, WalrusDatastore};
+pub use datastore::{
+    rebuild_index, Adopted, DeletedQuery, Op, RebuildFrom, Undeleted, WalrusDatastore,
+};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
 pub use index::{
-    Blob, BlobState, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases,
-    Ledger, ListItem, Notes, Purged, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
+    Blob, BlobState, Claim, Claimed, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange,
+    KeyRecord, Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal,
+    Rows, Staging, Totals, Traces, Usage,
 };
 pub use lifetime::{plan, rebuild};
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};

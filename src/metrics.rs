@@ -68,6 +68,7 @@ pub const METRICS: &[Metric] = &[
     counter("blocks_put", MetricUnit::Count, "blocks handed over by put and batch commit"),
     counter("bytes_put", MetricUnit::Bytes, "bytes of the blocks handed over"),
     counter("blocks_known", MetricUnit::Count, "blocks handed over that were stored already and not uploaded"),
+    counter("blocks_adopted", MetricUnit::Count, "blocks that a Go node had staged and left behind, stored by this node"),
     counter("blocks_undeleted", MetricUnit::Count, "deleted blocks whose rows were brought back, by a put or an undelete"),
     counter("deletes", MetricUnit::Count, "keys deleted"),
     counter("commits", MetricUnit::Count, "puts, deletes and batch commits"),
@@ -140,7 +141,7 @@ macro_rules! counters {
 }
 
 counters! {
-    blocks_put, bytes_put, blocks_known, blocks_undeleted, deletes, commits, gets, get_bytes, read_hits, walrus_cache_hits, walrus_cache_misses, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, blobs_extended, blobs_repacked, blobs_deleted, renewals_failed,
+    blocks_put, bytes_put, blocks_known, blocks_adopted, blocks_undeleted, deletes, commits, gets, get_bytes, read_hits, walrus_cache_hits, walrus_cache_misses, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, blobs_extended, blobs_repacked, blobs_deleted, renewals_failed,
 }
 
 impl Metrics {

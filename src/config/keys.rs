@@ -96,6 +96,7 @@ pub const KEYS: &[KeySpec] = &[
     key("cachePath", KeyType::Text, "", "directory of the read cache on local disk, relative to the repo unless absolute: blocks read from Walrus stay there across restarts; may be deleted at any time"),
     key("cacheBytes", whole(1, i64::MAX), "10737418240", "size of the disk cache at most (bytes); used with `cachePath`"),
     key("packFormat", KeyType::Text, "car", "how blocks lie in a blob: `car` (a CARv2 file that says which blocks it holds), or `concat` (one after another and nothing else, as the Go plugin writes them); both are read always"),
+    key("adoptStagingSeconds", whole(0, MAX_SECONDS), "0", "store blocks that a node with the Go plugin staged longer ago than this (seconds) and did not upload, as after it was shut down for good; 0 = leave them; used with `postgresURL`"),
     key("verifyReads", KeyType::Flag, "true", "check each block against the multihash in its key"),
     key("authTokenCommand", KeyType::Text, "", "shell command that prints a fresh publisher token (JWT), run for every attempt"),
     key("authTokenFile", KeyType::Text, "", "file with the publisher token, read for every attempt; relative to the repo unless absolute"),

@@ -104,6 +104,9 @@ pub struct Config {
     pub maintenance_bytes_per_second: u64,
     /// How long deleted rows are kept, so that they can be brought back; zero = not at all.
     pub keep_deleted: Duration,
+    /// Blocks that a Go node staged longer ago than this, and did not upload, are adopted; zero =
+    /// never.
+    pub adopt_staging: Duration,
     /// Whether each block is checked against its key's multihash.
     pub verify_reads: bool,
     /// The source of the publisher's token.
@@ -147,6 +150,7 @@ impl Config {
         let publishers = fields.urls("publisherURL")?;
         let aggregators = fields.urls("aggregatorURL")?;
         let index = fields.index()?;
+        let adopt_staging = fields.adopt_staging(&index)?;
         let table = match fields.text("table")? {
             Some(table) => {
                 check_table(table)?;
@@ -202,6 +206,7 @@ impl Config {
             max_waste_percent: fields.number("maxWastePercent", 50)?,
             maintenance_bytes_per_second: fields.number("maintenanceBytesPerSecond", 0)?,
             keep_deleted: fields.seconds("keepDeletedSeconds", 0)?,
+            adopt_staging,
             verify_reads: fields.flag("verifyReads", true)?,
             auth: fields.token_source()?,
             walrus_command: fields.walrus_command()?,
@@ -537,6 +542,18 @@ impl<'a> Fields<'a> {
             check_url(name, url)?;
         }
         Ok(urls)
+    }
+
+    fn adopt_staging(&self, index: &IndexConfig) -> Result<Duration> {
+        let age = self.seconds("adoptStagingSeconds", 0)?;
+        match index {
+            IndexConfig::Sqlite(_) if !age.is_zero() => Err(bad(format!(
+                "adoptStagingSeconds is {}, expected 0 or no such key: blocks that a Go node has staged are in its \
+                 database, and this node has indexPath instead of postgresURL",
+                age.as_secs()
+            ))),
+            _ => Ok(age),
+        }
     }
 
     fn journal(&self) -> Result<Option<JournalConfig>> {

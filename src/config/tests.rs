@@ -30,7 +30,7 @@ fn defaults_are_those_of_the_table() {
         "blobCacheBytes": c.blob_cache_bytes, "requestTimeoutSeconds": c.request_timeout.as_secs(),
         "maxRetries": c.max_retries, "epochDurationSeconds": c.epoch_duration.as_secs(),
         "renewIntervalSeconds": c.renew_interval.as_secs(), "verifyReads": c.verify_reads,
-        "nShards": c.n_shards, "disableFlush": c.disable_flush,
+        "nShards": c.n_shards, "adoptStagingSeconds": c.adopt_staging.as_secs(), "disableFlush": c.disable_flush,
     });
     for (name, value) in json.as_object().unwrap() {
         let shown = value.to_string();

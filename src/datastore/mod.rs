@@ -9,6 +9,7 @@
 //! | `writes` | the two ways of writing: directly, or through the journal |
 //! | `read` | gets, questions for keys, the contents of a listing |
 //! | `rebuild` | an index that was lost is filled again |
+//! | `staged` | blocks that a Go node staged are adopted |
 //! | `totals` | totals and counters |
 //! | `undo` | deleted blocks are brought back |
 
@@ -35,6 +36,7 @@ use crate::query::{Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::Reader;
+use crate::upload::Uploader;
 use crate::walrus::BlobStore;
 
 mod inspect;
@@ -42,12 +44,14 @@ mod open;
 mod puts;
 mod read;
 mod rebuild;
+mod staged;
 mod totals;
 mod undo;
 mod upkeep;
 mod write;
 mod writes;
 
+pub use crate::upload::Adopted;
 pub use inspect::Inspection;
 pub use rebuild::{rebuild_index, RebuildFrom};
 pub use undo::{DeletedQuery, Undeleted};
@@ -105,6 +109,7 @@ pub struct WalrusDatastore {
 struct Shared {
     index: Arc<Lookups>,
     store: Arc<dyn BlobStore>,
+    uploader: Arc<Uploader>,
     verify_reads: bool,
     metrics: Arc<Metrics>,
     log: Arc<Log>,

@@ -32,7 +32,7 @@ use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::upload::limit::UploadLimit;
-use crate::upload::Uploader;
+use crate::upload::{adopt, Uploader};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for notices to an operator.
@@ -233,6 +233,13 @@ impl WalrusDatastore {
             bytes_per_second: config.maintenance_bytes_per_second,
             pace: lifetime::Pace::new(config.maintenance_bytes_per_second),
         });
+        if !config.adopt_staging.is_zero() {
+            workers.push(tokio::spawn(adopt::adopt(
+                Arc::clone(&uploader),
+                config.adopt_staging,
+                stop.clone(),
+            )));
+        }
         if renewing {
             if config.epochs < MIN_RENEWAL_EPOCHS {
                 log.push(
@@ -281,6 +288,7 @@ impl WalrusDatastore {
                 reader,
                 writes,
                 renewal,
+                uploader,
                 calls: TaskTracker::new(),
                 stop,
                 workers: Mutex::new(workers),

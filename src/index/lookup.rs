@@ -32,11 +32,12 @@ use super::keys::check_key;
 pub use super::rows::Moment;
 use super::rows::RowCache;
 use super::{
-    Blob, BlobState, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord, Leases, Ledger,
-    ListItem, Notes, Purged, Record, RenewItem, Renewal, Rows, Totals, Traces, Usage,
+    Blob, BlobState, Claim, Claimed, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord,
+    Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal, Rows, Staging,
+    Totals, Traces, Usage,
 };
 use crate::clock::Sighting;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Memory for remembered rows (bytes): about 100,000 of them, or 25 GiB of blocks of 256 KiB.
 const CACHE_BYTES: usize = 32 << 20;
@@ -453,6 +454,44 @@ impl Notes for Lookups {
     }
 }
 
+impl Lookups {
+    /// Only asked where the index has staged blocks: [`Index::staging`] hands the trait out.
+    fn staged(&self) -> Result<&dyn Staging> {
+        let none = || Error::new(ErrorKind::Internal, "this index holds no staged blocks");
+        self.index.staging().ok_or_else(none)
+    }
+}
+
+#[async_trait]
+impl Staging for Lookups {
+    async fn left_behind(
+        &self,
+        age: Duration,
+        after: Option<&LeftBehind>,
+        limit: usize,
+    ) -> Result<Vec<LeftBehind>> {
+        self.staged()?.left_behind(age, after, limit).await
+    }
+
+    async fn claim(&self, keys: &[String], age: Duration, term: Duration) -> Result<Vec<Claimed>> {
+        self.staged()?.claim(keys, age, term).await
+    }
+
+    async fn promote(&self, blob: &Blob, rows: &[(KeyRecord, Claim)]) -> Result<Vec<String>> {
+        let _writing = self.cache.writing(rows.iter().map(|(row, _)| &*row.key));
+        self.staged()?.promote(blob, rows).await
+    }
+
+    async fn discard(&self, claims: &[Claim]) -> Result<u64> {
+        let _writing = self.cache.writing(claims.iter().map(|claim| &*claim.key));
+        self.staged()?.discard(claims).await
+    }
+
+    async fn release(&self, claims: &[Claim]) -> Result<()> {
+        self.staged()?.release(claims).await
+    }
+}
+
 #[async_trait]
 impl Index for Lookups {
     fn take_notice(&self) -> Option<String> {
@@ -461,6 +500,10 @@ impl Index for Lookups {
 
     fn only_reads(&self) -> Option<&'static str> {
         self.index.only_reads()
+    }
+
+    fn staging(&self) -> Option<&dyn Staging> {
+        self.index.staging().is_some().then_some(self)
     }
 
     async fn close(&self) -> Result<()> {

@@ -23,11 +23,13 @@ pub(crate) mod lookup;
 pub mod postgres;
 mod rows;
 pub mod sqlite;
+mod staged;
 pub mod table;
 
 pub use deleted::{Deleted, DeletedRow, Purged, Traces};
 pub use keys::KeyRange;
 pub use ledger::{Blob, BlobState, Count, EndingIn, Ledger};
+pub use staged::{Claim, Claimed, LeftBehind, Staging};
 
 /// The longest time for which a lease runs.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(3600);
@@ -428,6 +430,11 @@ pub trait Index: Rows + Deleted + Ledger + Leases + Totals + Notes {
     /// The reason why nothing can be written to this index, if opening it found one: every method
     /// that writes fails. `None` again from when writes are found to work (a standby was promoted).
     fn only_reads(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The blocks that Go nodes have staged, where the index can hold such blocks.
+    fn staging(&self) -> Option<&dyn Staging> {
         None
     }
 

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `adopt` | blocks that nodes with the Go plugin have staged and left behind |
 //! | `gather` | the direct path: packs of the blocks that writers wait for |
 //! | `ticket` | the outcome that such a writer waits for |
 //! | `limit` | how many uploads run at once |
@@ -30,12 +31,14 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::walrus::{BlobStore, StoreOptions, StoreResult};
 
+pub(crate) mod adopt;
 mod format;
 mod gather;
 pub(crate) mod limit;
 pub(crate) mod order;
 mod ticket;
 
+pub use adopt::Adopted;
 pub use format::Format;
 pub(crate) use format::{car, proof, Fill, Parcel, Place};
 pub(crate) use gather::{NewBlock, Packer};

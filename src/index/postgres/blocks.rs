@@ -319,8 +319,20 @@ impl Rows for PostgresIndex {
                 return Ok(done);
             }
             let query = &inner.sql.delete[usize::from(staged)][form];
-            let rows = call::query(&*inner.deletes, call, query, params).await?;
-            Ok(rows.map(|rows| (rows, 0)))
+            let mut removed: Vec<Row> = Vec::new();
+            loop {
+                match call::query(&*inner.deletes, call, query, params).await? {
+                    Ok(rows) => removed.extend(rows),
+                    Err(e) => return Ok(Err(e)),
+                }
+                // Staged blocks were promoted while it waited for them: now their rows are seen.
+                let promoted = removed.last().map(|row| row.try_get::<_, bool>(2));
+                match promoted.transpose() {
+                    Ok(Some(true)) => {}
+                    Ok(_) => return Ok(Ok((removed, 0))),
+                    Err(e) => return Ok(Err(e)),
+                }
+            }
         };
         let (rows, placed) = inner
             .with_staging(call, |staged| {
@@ -329,12 +341,13 @@ impl Rows for PostgresIndex {
                 })
             })
             .await?;
-        let removed = read(call.what, &rows, usage)?.into_iter().next();
+        let removed = read(call.what, &rows, usage)?.into_iter();
+        let removed = removed.fold(Usage::default(), Usage::plus);
         let placed = Usage {
             blocks: i64::try_from(placed).unwrap_or(i64::MAX),
             bytes: 0,
         };
-        Ok(removed.unwrap_or_default().minus(placed))
+        Ok(removed.minus(placed))
     }
 
     async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {

@@ -10,7 +10,9 @@ use super::query::Param;
 use super::{read, usage, PostgresIndex};
 use crate::error::Result;
 use crate::index::keys::check_text;
-use crate::index::{new_identity, Index, Leases, Notes, Totals, Usage, IDENTITY, LONGEST_LEASE};
+use crate::index::{
+    new_identity, Index, Leases, Notes, Staging, Totals, Usage, IDENTITY, LONGEST_LEASE,
+};
 
 #[async_trait]
 impl Leases for PostgresIndex {
@@ -122,6 +124,10 @@ impl Index for PostgresIndex {
             self.recheck_rights();
         }
         known
+    }
+
+    fn staging(&self) -> Option<&dyn Staging> {
+        self.inner.shape.staging.is_some().then_some(self)
     }
 
     async fn close(&self) -> Result<()> {

@@ -29,6 +29,7 @@ mod query;
 mod rows;
 mod schema;
 mod sql;
+mod staged;
 mod tls;
 mod url;
 mod v1;

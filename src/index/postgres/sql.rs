@@ -158,17 +158,20 @@ impl Sql {
                     format!("DELETE FROM {table} WHERE key = ANY($1) AND {begun} RETURNING key, size{more}, TRUE AS in_time")
                 }
             };
-            let (more, rows) = if staged {
+            // A staged row that this statement sees and does not delete was promoted meanwhile: it
+            // waited for that transaction, whose row of the table it does not see.
+            let (more, promoted, rows) = if staged {
                 (
                     format!(", s AS ({})", from(&staging, "")),
+                    format!("(SELECT count(*) FROM {staging} WHERE key = ANY($1)) > (SELECT count(*) FROM s)"),
                     "(SELECT size, in_time FROM d UNION ALL \
                      SELECT size, in_time FROM s WHERE NOT EXISTS (SELECT 1 FROM d WHERE d.key = s.key)) AS r",
                 )
             } else {
-                (String::new(), "d")
+                (String::new(), "FALSE".to_owned(), "d")
             };
             let sql = format!(
-                "WITH d AS ({delete}){more}{keep_rows} SELECT count(*), {sum}{no_wait} FROM {rows} WHERE in_time",
+                "WITH d AS ({delete}){more}{keep_rows} SELECT count(*), {sum}, {promoted} AS promoted{no_wait} FROM {rows} WHERE in_time",
                 delete = from(&table, &returned),
                 sum = clamped_sum("size"),
             );

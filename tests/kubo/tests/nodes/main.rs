@@ -5,6 +5,7 @@ mod container;
 mod daemon;
 mod failures;
 mod install;
+mod peers;
 mod shared;
 mod start;
 mod tour;
