@@ -100,6 +100,10 @@ bench: ## walrusds beside Kubo's own datastores, ~25 minutes  [BENCH_ONLY=add,gc
 chaos: ## a million writes under faults and crashes: nothing lost, nothing wrong  [CHAOS_SEED=...]
 	@scripts/chaos.sh
 
+.PHONY: lifetime-sim
+lifetime-sim: ## two years of a node in minutes: nothing lost, and what it cost  [STRICT=1] [SIM_SEED=...]
+	@scripts/lifetime-sim.sh $(if $(STRICT),--strict)
+
 .PHONY: outages
 outages: ## every outage of the real parts, and the table of docs/reliability.md  [UPDATE=1]
 	@scripts/outages.sh

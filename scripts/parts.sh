@@ -31,7 +31,7 @@ wanted() {
 
 # The summary lines of test runners, and the lines that name a failure.
 part_summary() {
-  grep -E '^(test result: |ok  |FAIL|--- FAIL|[0-9]+ passed|ok      |FAILED  |test .* FAILED|passed with |C interface: |skipped: |Ran [0-9]+ tests|walrus-chaos|all .* acknowledged)' "$1" || true
+  grep -E '^(test result: |ok  |FAIL|--- FAIL|[0-9]+ passed|ok      |FAILED  |test .* FAILED|passed with |C interface: |skipped: |Ran [0-9]+ tests|walrus-chaos|  [0-9]+ answers compared|all .* acknowledged)' "$1" || true
 }
 
 clock() { printf '%d min %02d s' $(($1 / 60)) $(($1 % 60)); }

@@ -8,7 +8,7 @@
 # lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the C interface, the
 # Go shim, and a real Kubo node with walrusds built in. With --full, the longer ones: every other
 # form of the plugin and Kubo's oldest version, the contract of a go-datastore, schedules of
-# threads, faults and crashes, memory checkers, foreign clients, the demo, and short runs of fuzzer,
+# threads, faults and crashes, years of a node in minutes, memory checkers, foreign clients, the demo, and short runs of fuzzer,
 # mutations and benchmark.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -52,6 +52,7 @@ else
   part c-interface-checked env SKIP='static dynamic' scripts/c-abi-test.sh
   part interleavings scripts/interleavings.sh
   part chaos env CHAOS_SMOKE=1 scripts/chaos.sh
+  part lifetime-sim env SIM_SHORT=1 scripts/lifetime-sim.sh
   part outages-long "${cargo_test[@]}" --test outages -- --ignored --skip frozen_node
   part go-shim-race scripts/go-test.sh -race
   part foreign scripts/foreign-test.sh

@@ -35,7 +35,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -298,6 +298,11 @@ impl Devnet {
     /// Sets the current epoch.
     pub fn set_epoch(&self, epoch: u32) {
         written(self.shared.network.set_epoch(epoch));
+    }
+
+    /// Sets the current epoch and when it began, for tests that keep their own time.
+    pub fn set_epoch_since(&self, epoch: u32, since: SystemTime) {
+        written(self.shared.network.set_epoch_since(epoch, since));
     }
 
     /// Counts of requests, answers and charges so far.

@@ -107,9 +107,12 @@ pub(crate) enum Object {
 }
 
 fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64)
+    since_1970_ms(SystemTime::now())
+}
+
+fn since_1970_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| d.as_millis() as u64)
 }
 
 /// Totals of the charges since the start.
@@ -231,15 +234,23 @@ impl Network {
         self.change_epoch(|_| epoch).map(|_| ())
     }
 
+    pub fn set_epoch_since(&self, epoch: u32, since: SystemTime) -> io::Result<()> {
+        self.anchor(|_| epoch, since_1970_ms(since)).map(|_| ())
+    }
+
     pub fn advance_epoch(&self, by: u32) -> io::Result<u32> {
         self.change_epoch(|now| now.saturating_add(by))
     }
 
     fn change_epoch(&self, change: impl FnOnce(u32) -> u32) -> io::Result<u32> {
+        self.anchor(change, now_ms())
+    }
+
+    fn anchor(&self, change: impl FnOnce(u32) -> u32, since: u64) -> io::Result<u32> {
         let _order = self.changes.lock();
         let anchor = Anchor {
             epoch: change(self.epoch()),
-            since: now_ms(),
+            since,
         };
         self.record(&Record::Clock(anchor))?;
         self.state.lock().anchor = anchor;

@@ -1,0 +1,242 @@
+//! Two years of a node on a local Walrus, in minutes: blocks come and go, the node is killed now
+//! and then, an aggregator lies, a clock is wrong. Nothing may be lost, and what was paid is
+//! compared with what had to be paid. See scripts/lifetime-sim.sh.
+//!
+//! # Scale
+//!
+//! The network has fewer shards than Mainnet (`n` instead of 1000), and packs are shorter by the
+//! square of that: an encoded blob has `64·n²` bytes and 4.5 bytes for each of its content, so that
+//! all lengths and prices, and the waste in packs that are not full, are those of Mainnet divided
+//! by `(1000/n)²`. With 200 shards: 25 times shorter packs (2.56 MiB for 64 MiB) of 14 units (for
+//! 350), and blocks of 2 to 16 KiB that stand for 50 to 400 KiB.
+//!
+//! # Time
+//!
+//! See [`time`]: a step is half a day, and an epoch of 14 days has 28 steps.
+
+mod backend;
+mod bill;
+mod history;
+mod life;
+mod time;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use testkit::postgres::Postgres;
+
+use backend::Backend;
+use bill::Rates;
+use life::{Level2, Sim, EPOCH, FIRST_EPOCH};
+
+/// The most that may be paid, compared with the bound of [`bill`].
+const MOST: f64 = 1.15;
+
+/// The settings of a run.
+pub struct Settings {
+    /// The seed of all random choices.
+    pub seed: u64,
+    /// How many epochs it lasts.
+    pub epochs: u32,
+    pub steps_per_epoch: u32,
+    /// How many blocks come.
+    pub blocks: usize,
+    pub n_shards: u16,
+    /// The length of a full pack (bytes).
+    pub target: u64,
+    /// How many epochs are bought at a time.
+    pub bought: u32,
+    /// Blobs that end within this time are renewed.
+    pub lead: Duration,
+    /// How likely the node is killed in a step.
+    pub kill: f64,
+    /// Whether writes go through a journal.
+    pub journal: bool,
+}
+
+impl Settings {
+    /// The length of a step.
+    pub fn step(&self) -> Duration {
+        EPOCH / self.steps_per_epoch
+    }
+
+    /// Whether a step lies in this part of the whole time.
+    fn within(&self, step: u32, part: std::ops::Range<f64>) -> bool {
+        let steps = f64::from(self.epochs * self.steps_per_epoch);
+        part.contains(&(f64::from(step) / steps))
+    }
+
+    /// Whether the aggregator that is asked first lies in this step.
+    pub fn first_lies(&self, step: u32) -> bool {
+        self.within(step, 0.25..0.4)
+    }
+
+    /// Whether all aggregators lie in this step: for two days, in the middle of an epoch.
+    pub fn all_lie(&self, step: u32) -> bool {
+        let day = step % self.steps_per_epoch;
+        let lies = self.steps_per_epoch / 2..self.steps_per_epoch / 2 + self.steps_per_epoch / 7;
+        self.within(step, 0.7..0.85) && lies.contains(&day)
+    }
+
+    /// Whether the node's clock is a year ahead in this step.
+    pub fn is_wrong_clock(&self, step: u32) -> bool {
+        self.within(step, 0.5..0.56)
+    }
+}
+
+fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    match text.parse() {
+        Ok(value) => Some(value),
+        Err(_) => panic!("{name}={text} is not what is expected"),
+    }
+}
+
+/// The length of a pack that stands for 64 MiB on a network of 1000 shards.
+fn scaled_pack(n_shards: u16) -> u64 {
+    let n = u64::from(n_shards);
+    (64 << 20) * n * n / 1_000_000
+}
+
+fn main() -> ExitCode {
+    let short = variable::<u8>("SIM_SHORT").is_some_and(|n| n > 0);
+    let strict = std::env::args().any(|arg| arg == "--strict");
+    let n_shards = variable("SIM_SHARDS").unwrap_or(if short { 100 } else { 200 });
+    let lead_days: u64 = variable("SIM_LEAD_DAYS").unwrap_or(7);
+    let settings = Settings {
+        seed: variable("SIM_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>())),
+        epochs: variable("SIM_EPOCHS").unwrap_or(if short { 12 } else { 52 }),
+        steps_per_epoch: 28,
+        blocks: variable("SIM_BLOCKS").unwrap_or(if short { 2000 } else { 100_000 }),
+        n_shards,
+        target: variable("SIM_PACK").unwrap_or_else(|| scaled_pack(n_shards)),
+        bought: variable("SIM_BOUGHT").unwrap_or(5),
+        lead: Duration::from_secs(lead_days * 86_400),
+        kill: if short { 0.03 } else { 0.02 },
+        journal: variable::<u8>("SIM_JOURNAL").is_some_and(|n| n > 0),
+    };
+    assert!(settings.bought > 1, "SIM_BOUGHT must be 2 at least");
+    let chains = match variable::<String>("SIM_CHAIN").as_deref() {
+        None | Some("both") => vec![false, true],
+        Some("with") => vec![true],
+        Some("without") => vec![false],
+        Some(other) => panic!("SIM_CHAIN={other}: expected with, without or both"),
+    };
+    let index = variable::<String>("SIM_INDEX").unwrap_or_else(|| "sqlite".to_owned());
+    let server = match index.as_str() {
+        "sqlite" => None,
+        "postgres" => Some(Arc::new(Postgres::start())),
+        other => panic!("SIM_INDEX={other}: expected sqlite or postgres"),
+    };
+    println!("SIM_SEED={}", settings.seed);
+    let mut failed = false;
+    for chain in chains {
+        let dir = tempfile::tempdir().expect("a directory");
+        let backend = match &server {
+            None => Backend::Sqlite(dir.path().join("index.sqlite")),
+            Some(server) => Backend::Postgres(Arc::clone(server), server.database()),
+        };
+        let began = Instant::now();
+        let mut sim = Sim::new(&settings, backend, dir, chain);
+        sim.run();
+        failed |= !report(&settings, &sim, chain, began.elapsed(), strict);
+    }
+    ExitCode::from(u8::from(failed))
+}
+
+/// Prints the results of a simulation; whether it passed.
+fn report(settings: &Settings, sim: &Sim<'_>, chain: bool, took: Duration, strict: bool) -> bool {
+    let rates = Rates::new(settings);
+    let tally = &sim.tally;
+    println!(
+        "\n{} epochs, {}, {}, {} blocks, packs of {} bytes ({} units), {} epochs bought at a time ({:.0} s)",
+        settings.epochs,
+        sim.backend().name(),
+        if chain { "with walrusCommand" } else { "without walrusCommand" },
+        settings.blocks,
+        settings.target,
+        rates.units(settings.target),
+        settings.bought,
+        took.as_secs_f64(),
+    );
+    println!(
+        "  {} lives, {} kills, {} calls failed and were repeated, {} stores, {} extensions, {} deletions on the chain",
+        tally.lives,
+        tally.kills,
+        tally.failed_calls,
+        sim.paid.stores(),
+        sim.net.stats().extended,
+        sim.net.stats().deleted,
+    );
+    let metric = |name: &str| tally.metrics.get(name).copied().unwrap_or(0);
+    println!(
+        "  {} renewals, {} that failed; {} answers of aggregators were wrong",
+        metric("renewals"),
+        metric("renewals_failed"),
+        metric("walrus_corrupt"),
+    );
+    let bound = rates.bound(&sim.blocks, chain);
+    let (paid, in_total) = sim.paid.sum(&rates, FIRST_EPOCH);
+    let line = |name: &str, frost: u64| {
+        let ratio = frost as f64 / bound as f64;
+        println!(
+            "  {name:<44} {:>10.3} WAL {ratio:>7.3}×",
+            frost as f64 / 1e9
+        );
+    };
+    line("needed: live bytes in full packs", bound);
+    line("paid by walrusds", paid);
+    line(
+        "every pack stored again (the Go plugin)",
+        rates.all_stored_again(&sim.blocks),
+    );
+    line("every pack extended", rates.all_extended(&sim.blocks));
+    let mut passed = true;
+    let mut fails = |text: String| {
+        println!("  ! {text}");
+        passed = false;
+    };
+    for ((level, message), n) in &tally.log {
+        let level = if *level == Level2::Error {
+            "error"
+        } else {
+            "warn"
+        };
+        println!("  log, {n} times, {level}: {message}");
+    }
+    for complaint in &tally.complaints {
+        fails(complaint.clone());
+    }
+    let billed = sim.net.stats().cost_frost;
+    if billed != in_total {
+        fails(format!(
+            "the network billed {billed} FROST, its registrations cost {in_total}"
+        ));
+    }
+    if tally.undead > 0 {
+        fails(format!("{} deleted blocks are still there", tally.undead));
+    }
+    let ratio = paid as f64 / bound as f64;
+    if ratio > MOST {
+        let text =
+            format!("{ratio:.3} times what is needed was paid, at most {MOST} times is the goal");
+        if strict {
+            fails(text);
+        } else {
+            println!("  (not strict) {text}");
+        }
+    }
+    println!(
+        "  {} answers compared, {} unreadable meanwhile, {} live blocks lost: {}",
+        tally.compared,
+        tally.unreadable,
+        tally.lost,
+        if passed && tally.lost == 0 {
+            "passed"
+        } else {
+            "FAILED"
+        }
+    );
+    passed && tally.lost == 0
+}
