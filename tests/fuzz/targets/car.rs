@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use once_cell::sync::Lazy;
 use tokio::runtime::Runtime;
-use walrusds::internals::rebuild_rows;
+use walrusds::rebuild::rebuild_rows;
 use walrusds::{BlobStore as _, StoreOptions};
 
 use super::mem::MemStore;
