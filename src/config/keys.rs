@@ -100,7 +100,7 @@ pub const KEYS: &[KeySpec] = &[
     key("verifyReads", KeyType::Flag, "true", "check each block against the multihash in its key"),
     key("authTokenCommand", KeyType::Text, "", "shell command that prints a fresh publisher token (JWT), run for every attempt"),
     key("authTokenFile", KeyType::Text, "", "file with the publisher token, read for every attempt; relative to the repo unless absolute"),
-    key("walrusCommand", KeyType::Text, "", "the operator's `walrus` program and its options, as a list: `[\"walrus\", \"--config\", \"/path\", \"--wallet\", \"/path\"]`; run without a shell; gives the exact epoch"),
+    key("walrusCommand", KeyType::Text, "", "the operator's `walrus` program and its options, as a list: `[\"walrus\", \"--config\", \"/path\", \"--wallet\", \"/path\"]`; run without a shell; extends and deletes blobs, and gives prices and the exact epoch"),
     key("nShards", whole(1, 65_535), "1000", "shards of the network, for cost accounting only"),
     key("disableFlush", KeyType::Flag, "false", "this node never renews what is stored (retrieval nodes)"),
     key("disableQuilt", KeyType::Flag, "false", "accepted for the Go plugin's configs; no effect (no quilts are written)"),

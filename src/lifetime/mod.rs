@@ -1,16 +1,16 @@
 //! The lifetime of blobs: renewal before their storage ends.
 //!
-//! There is no "extend" over HTTP: keeping a blob means uploading its bytes again, at full price.
-//! The blob ID is computed from the bytes, so rows keep pointing where they did.
+//! One node at a time makes rounds, under a lease in the index. A round counts the blobs' live
+//! blocks if that is due ([`mod@count`]), carries out what the plan says of the blobs that end soon
+//! ([`mod@execute`]: extend, repack, let lapse, delete), and stores again what is left.
+//!
+//! There is no "extend" over HTTP: storing a blob again means uploading its bytes at full price. The
+//! blob ID is computed from the bytes, so rows keep pointing where they did.
 //!
 //! A blob is due by its `expires_at`, and by its end epoch. The first is an estimate, made by the
 //! clock at the moment of the store, which may have been wrong; the second is the network's answer.
-//! Every store tells the present epoch of the network, and the last one is remembered in the index.
-//!
-//! Each round goes through the blobs that are due by `expires_at`. Blobs that are due by their end
-//! epochs alone are looked for more seldom, as there is no index on that column. The end of the
-//! last round is kept in the index, so that a node that is started often renews as often as one
-//! that runs on.
+//! The epochs that nodes see are shared in the index. The end of the last round is kept there, too,
+//! so that a node that is started often renews as often as one that runs on.
 
 use std::collections::HashSet;
 use std::sync::Arc;
