@@ -287,6 +287,86 @@ async fn what_one_of_three_killed_nodes_acknowledged_is_read_from_all() {
     }
 }
 
+/// Blocks that a Go node has left, and nodes that are killed while they adopt them.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_nodes_adopt_what_a_go_node_left() {
+    const BLOCKS: u64 = 200;
+    let world = World::new(Options {
+        latency_put: std::time::Duration::from_millis(30),
+        ..Options::default()
+    });
+    let world = world.await;
+    world.pg.execute(
+        &world.db,
+        "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, size BIGINT NOT NULL, \
+         created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ)",
+    );
+    let values = (0..BLOCKS).map(|n| {
+        let (key, value) = block(n);
+        let hex = data_encoding::HEXLOWER.encode(&value);
+        let broken = "now() + 900000000000 * interval '1 second'";
+        format!(
+            "('{key}', '\\x{hex}', {}, now() - interval '1 hour', {broken})",
+            value.len()
+        )
+    });
+    let values: Vec<String> = values.collect();
+    let stage = format!(
+        "INSERT INTO walrus_index_staging VALUES {}",
+        values.join(", ")
+    );
+    world.pg.execute(&world.db, &stage);
+    let adopting = world.config(json!({"adoptStagingSeconds": 4, "packTargetSizeBytes": 8_000}));
+    let start = |node| {
+        let task = json!({"config": adopting, "repo": world.repo(node), "puts": [], "stays": true});
+        Process::start(&task)
+    };
+    let mut nodes: Vec<Process> = (0..NODES).map(start).collect();
+    let left = || -> u64 {
+        let count = world.ask("SELECT count(*) FROM walrus_index_staging");
+        count.parse().unwrap()
+    };
+    let mut kills = 0;
+    for share in [3, 2, 1] {
+        let enough = BLOCKS * share / 4;
+        eventually("blocks are adopted", || left() <= enough).await;
+        let owner = world.ask("SELECT owner FROM walrus_index_leases WHERE name = 'adoption'");
+        let pid: Option<u32> = owner.split('-').next().and_then(|pid| pid.parse().ok());
+        if let Some(at) = nodes.iter().position(|node| Some(node.child.id()) == pid) {
+            nodes.remove(at).kill();
+            nodes.push(start(at as u64));
+            kills += 1;
+        }
+        // Its lease and its claims run out: by a clock that jumps, and by time.
+        world.pg.execute(
+            &world.db,
+            "UPDATE walrus_index_leases SET expires_at = now() + interval '5 years'; \
+             UPDATE walrus_index_staging SET leased_until = now() - interval '1 second'",
+        );
+    }
+    eventually("all blocks are adopted", || left() == 0).await;
+    for node in nodes {
+        node.finish();
+    }
+    assert!(kills > 0, "no node was killed at its work");
+    let ds = open(&world.config(json!({})), &world.repo(9)).await;
+    for (key, value) in (0..BLOCKS).map(block) {
+        assert_eq!(ds.get(&key).await.unwrap(), Some(value), "{key}");
+    }
+    ds.close().await.unwrap();
+    assert_eq!(
+        world.ask("SELECT count(*) FROM walrus_index"),
+        BLOCKS.to_string()
+    );
+    // No more blobs than rows point at, and the one that each killed node had under way.
+    let blobs = world.ask("SELECT count(DISTINCT blob_id) FROM walrus_index");
+    let spare = world.net.stats().newly_created - blobs.parse::<u64>().unwrap();
+    assert!(
+        spare <= 2 * kills,
+        "{spare} blobs without rows after {kills} kills"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_renew_each_blob_once_though_the_renewing_one_is_killed() {
     const BLOBS: u64 = 12;

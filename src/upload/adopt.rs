@@ -296,11 +296,8 @@ impl Adopter {
             drop(permit);
             match sent {
                 Sent::Stored(pack) => {
-                    failpoint!("adopt.stored");
                     self.read_back(&pack, &part).await?;
-                    failpoint!("adopt.read_back");
                     self.promote(staging, &pack, &part, sum).await?;
-                    failpoint!("adopt.promoted");
                 }
                 Sent::TooLarge(at) => {
                     let second = part.split_off(at);

@@ -26,6 +26,9 @@ use crate::index::{
 /// a statement stays far below its timeout and below 10 MB.
 const PAGE: usize = 5_000;
 
+/// Runs of a deletion whose staged blocks were promoted meanwhile.
+const MOST_PROMOTED: u32 = 5;
+
 /// Rows and entries to write, in one form of a statement.
 struct Write<'a> {
     rows: &'a [&'a KeyRecord],
@@ -320,7 +323,7 @@ impl Rows for PostgresIndex {
             }
             let query = &inner.sql.delete[usize::from(staged)][form];
             let mut removed: Vec<Row> = Vec::new();
-            loop {
+            for last in (0..MOST_PROMOTED).rev() {
                 match call::query(&*inner.deletes, call, query, params).await? {
                     Ok(rows) => removed.extend(rows),
                     Err(e) => return Ok(Err(e)),
@@ -328,11 +331,12 @@ impl Rows for PostgresIndex {
                 // Staged blocks were promoted while it waited for them: now their rows are seen.
                 let promoted = removed.last().map(|row| row.try_get::<_, bool>(2));
                 match promoted.transpose() {
-                    Ok(Some(true)) => {}
-                    Ok(_) => return Ok(Ok((removed, 0))),
+                    Ok(Some(true)) if last > 0 => {}
+                    Ok(_) => break,
                     Err(e) => return Ok(Err(e)),
                 }
             }
+            Ok(Ok((removed, 0)))
         };
         let (rows, placed) = inner
             .with_staging(call, |staged| {
