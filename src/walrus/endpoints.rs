@@ -17,8 +17,9 @@
 //!
 //! **Size limits.** No endpoint tells the largest body it takes: 10 MiB on a stock publisher, 1 MiB
 //! behind a stock nginx, anything elsewhere. A refusal of N bytes teaches a cap: 10 MiB if N was
-//! above that, else N/2, but never below the largest body it has taken. A learnt cap is
-//! forgotten after an hour (ten minutes if it was only guessed from two broken connections in a
+//! above that, else N/2 and a little for what a pack has around its blocks, so that half of the
+//! blocks fit; but never below the largest body it has taken. A learnt cap is forgotten after an
+//! hour (ten minutes if it was only guessed from two broken connections in a
 //! row), because operators raise limits and weak networks recover.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -39,6 +40,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The largest body that a stock publisher takes (bytes).
 const STOCK_LIMIT: u64 = 10 << 20;
+
+/// Half of the blocks of a pack are a pack of half its length and at most so much more (bytes).
+const AROUND: u64 = 1 << 10;
 
 /// How long a 413 is remembered.
 const CERTAIN_FOR: Duration = Duration::from_secs(3600);
@@ -258,7 +262,7 @@ impl Endpoint {
         let guess = if len > STOCK_LIMIT {
             STOCK_LIMIT
         } else {
-            len / 2
+            len / 2 + AROUND.min(len / 4)
         };
         state.refused = Some(Refusal {
             len,
@@ -628,7 +632,7 @@ mod tests {
         assert!(publisher.surely_refuses(64 * MIB));
         assert!(!publisher.surely_refuses(64 * MIB - 1));
         publisher.refused(10 * MIB, true);
-        assert_eq!(one.size_limit(), 5 * MIB);
+        assert_eq!(one.size_limit(), 5 * MIB + AROUND);
         publisher.accepted(7 * MIB);
         assert_eq!(one.size_limit(), 7 * MIB);
         publisher.refused(80 * MIB, true);
@@ -643,7 +647,7 @@ mod tests {
         assert_eq!(one.size_limit(), u64::MAX, "it takes what it refused");
         publisher.refused(2 * MIB, false);
         assert!(!publisher.surely_refuses(2 * MIB));
-        assert_eq!(one.size_limit(), MIB);
+        assert_eq!(one.size_limit(), MIB + AROUND);
         tokio::time::advance(GUESSED_FOR).await;
         assert_eq!(one.size_limit(), u64::MAX);
     }

@@ -108,7 +108,12 @@ fn publisher_with_a_low_limit() {
     let blobs = world.net.blobs();
     assert!(blobs.iter().all(|blob| blob.size <= 1 << 20));
     // A blob of three leaves fits; the engine halves packs until they fit.
-    assert!(blobs.len() <= 12 * 2 + 8, "{} blobs", blobs.len());
+    let sizes: Vec<_> = blobs.iter().map(|blob| blob.size).collect();
+    assert!(
+        sizes.len() <= 12 * 2 + 8,
+        "{} blobs: {sizes:?}",
+        sizes.len()
+    );
 
     // One block alone is too large: the error names the cause, and nothing is left behind.
     let blocks = node.refs_local();
