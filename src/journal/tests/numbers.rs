@@ -191,11 +191,11 @@ fn an_overwritten_byte_takes_nothing_of_other_writes() {
                 let table = frame::FRAME_HEAD..values[hit];
                 let bridged = !(24..frame::FRAME_HEAD).contains(&place) && !table.contains(&place);
                 let bridged = bridged && !(hit == 0 && (8..16).contains(&place));
-                for n in 0..blocks.len() {
+                for (n, home) in homes.into_iter().enumerate() {
                     let by = undone.iter().find(|(block, _)| *block == n);
                     let expected = by.is_none();
                     let is_told = |(_, by): &(usize, usize)| *by != hit && (bridged || *by < hit);
-                    if homes[n] != hit && by.is_none_or(is_told) {
+                    if home != hit && by.is_none_or(is_told) {
                         assert_eq!(found(n), expected, "{what}, block {n}");
                     }
                 }
