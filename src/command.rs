@@ -91,7 +91,7 @@ async fn to_its_end(program: &str, arguments: &[&str], kept: usize) -> Result<En
         }
     };
     group.0 = None;
-    last_words.drain(..last_words.len().saturating_sub(LAST_WORDS));
+    cut_front(&mut last_words, LAST_WORDS);
     Ok(Ended {
         status,
         output,
@@ -110,6 +110,21 @@ impl Drop for KillOnDrop {
             // The processes may have ended by themselves.
             let _ = kill_process_group(leader, Signal::KILL);
         }
+    }
+}
+
+/// Keeps at most the last `most` bytes. It cuts between words where it can, as a part of a secret could
+/// not be found in them any more.
+fn cut_front(text: &mut Vec<u8>, most: usize) {
+    let surplus = text.len().saturating_sub(most);
+    if surplus == 0 {
+        return;
+    }
+    let is_within_a_word = !text[surplus - 1].is_ascii_whitespace();
+    text.drain(..surplus);
+    let end = text.iter().position(u8::is_ascii_whitespace);
+    if let Some(end) = end.filter(|_| is_within_a_word) {
+        text.drain(..end);
     }
 }
 
@@ -132,7 +147,8 @@ async fn first(
 async fn last(mut from: impl AsyncRead + Unpin, most: usize, kept: &mut Vec<u8>) -> io::Result<()> {
     while from.read_buf(kept).await? > 0 {
         if kept.len() > 2 * most {
-            kept.drain(..kept.len() - most);
+            // One byte more tells whether the rest begins within a word.
+            kept.drain(..kept.len() - most - 1);
         }
     }
     Ok(())

@@ -48,6 +48,16 @@ impl Salvaged {
         self.frame.entries.iter().rev().find_map(end).unwrap_or(0)
     }
 
+    /// Whether `next`, which begins where this frame's table says that it ends, surely follows it: its
+    /// number does, and no byte of a value lies in between. `least`: the least number that this
+    /// frame can have.
+    pub(super) fn ends_before(&self, next: &Frame, least: u64) -> bool {
+        let first = next.seq.checked_sub(self.frame.entries.len() as u64);
+        let in_order = first.is_some_and(|first| first == self.frame.seq || first == least);
+        let (head_len, len) = (self.frame.head_len, self.frame.len);
+        in_order && (len == head_len || self.proven_len() == len)
+    }
+
     /// The frame, with numbers that fit before those of the next one.
     pub(super) fn numbered_before(self, next: &Frame) -> Frame {
         let mut frame = self.frame;

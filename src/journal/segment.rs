@@ -85,6 +85,9 @@ pub(super) struct Scan {
     pub(super) torn: bool,
     /// The number of bytes between whole frames that are no frames.
     pub(super) gaps: u64,
+    /// Whether some of the frames may be bytes of a block: they come behind a gap whose end is not
+    /// certain.
+    doubtful: bool,
     /// Where a write begins of whose head or table one bit was flipped: it is known which.
     pub(super) mended: Option<u64>,
     /// The last write, if it is not whole and some of it was kept, or it may have been
@@ -365,7 +368,7 @@ impl Segment {
     /// Bytes that are no frame end the scan, unless frames follow them: then a head was damaged,
     /// and the scan goes on behind it. A block may hold bytes that look like a frame; so of the
     /// frames that come behind a gap only puts count whose value is whole and is not denied by a
-    /// multihash in the key. Of a frame whose head or table is damaged, [`salvage`] finds what it
+    /// multihash in the key, unless the damaged frame tells for certain where it ends. Of a frame whose head or table is damaged, [`salvage`] finds what it
     /// can.
     ///
     /// A table of contents would list entries that do not count, and a frame that follows one that
@@ -444,6 +447,9 @@ impl Segment {
                             Some(follows) => window.follower_at(follows, end, least)?,
                             None => None,
                         };
+                        let bridged = follower.as_ref().zip(salvaged.as_ref());
+                        let bridged = bridged.is_some_and(|((_, f), s)| s.ends_before(f, least));
+                        scan.doubtful |= !bridged;
                         let next = match follower {
                             Some(follower) => Some(follower),
                             None => window.frame_after(behind, end, least)?,
@@ -470,7 +476,7 @@ impl Segment {
             least = next_seq;
             at = begins + frame.len;
             if values {
-                verdict = judge::judge(&mut window, begins, &mut frame, scan.gaps > 0)?;
+                verdict = judge::judge(&mut window, begins, &mut frame, scan.doubtful)?;
             }
             if let Some(encoded) = window.get(begins, frame.head_len)? {
                 frame::push_contents(&mut scan.contents, begins, encoded);

@@ -16,6 +16,8 @@ use crate::command::{self, Bounds, NoEnd};
 /// How long the command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Shorter words are no secrets (bytes).
+const SHORTEST_SECRET: usize = 4;
 /// Longest token taken (bytes); stock HTTP servers refuse header lines beyond 8 to 16 KiB anyway.
 const MAX_TOKEN: usize = 16 << 10;
 
@@ -81,8 +83,13 @@ async fn run(command: &str) -> Result<String, String> {
     let status = ended.status;
     if !status.success() {
         let mut said = String::from_utf8_lossy(&ended.last_words).into_owned();
-        // A command that echoes its token on both streams must not put it into a log.
-        for word in String::from_utf8_lossy(&ended.output).split_whitespace() {
+        // A command that echoes its token on both streams must not put it into a log. A short word
+        // may be a part of the token, and no longer word of which it is a part would be found then.
+        let printed = String::from_utf8_lossy(&ended.output);
+        let words = printed.split_whitespace();
+        let mut words: Vec<&str> = words.filter(|word| word.len() >= SHORTEST_SECRET).collect();
+        words.sort_unstable_by_key(|word| std::cmp::Reverse(word.len()));
+        for word in words {
             said = said.replace(word, "[redacted]");
         }
         let said = one_line(&said, 200);
@@ -151,12 +158,21 @@ mod tests {
                 "echo s3cret; echo wrong s3cret key >&2; exit 3",
                 "wrong [redacted] key",
             ),
+            (
+                "echo a cret s3cret; echo wrong s3cret, a key >&2; exit 3",
+                "wrong [redacted], a key",
+            ),
+            // The end of stderr that is kept begins within the token.
+            (
+                "echo s3cret; printf s3cret >&2; printf ' x%.0s' $(seq 2046) >&2; exit 3",
+                "exit status: 3: x x",
+            ),
             ("head -c 100000 /dev/zero | tr '\\0' a", "longer"),
         ] {
             let error = command(text).token().await.unwrap_err();
             assert!(error.starts_with("authTokenCommand: "), "{error}");
             assert!(error.contains(part), "{text}: {error}");
-            assert!(!error.contains("s3cret"), "{error}");
+            assert!(!error.contains("cret"), "{error}");
         }
         let missing = Auth::File("/nonexistent/token".into());
         let error = missing.token().await.unwrap_err();
