@@ -1,6 +1,9 @@
 //! A lost index is filled again from the blobs, on a local Walrus and with real indexes.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -305,6 +308,79 @@ async fn a_run_that_was_killed_is_carried_on() {
         (report.rebuilt, report.found),
         (list.blobs().len() as u64, total)
     );
+    assert_eq!(node.places().await, (lost, total));
+    node.reads_back(&blocks).await;
+}
+
+/// As [`a_process_that_is_killed_leaves_a_rebuild_that_goes_on`] starts it: rebuilds slowly, and says
+/// how far it is.
+#[test]
+#[ignore = "a part of another test, which starts and kills it"]
+fn rebuilds_until_it_is_killed() {
+    let dir = PathBuf::from(std::env::var_os(CHILD).expect("the directory"));
+    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let config = Config::from_json(&config).unwrap();
+    let list = List::read(std::fs::File::open(dir.join("list")).unwrap()).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let options = SqliteOptions::new(dir.join("index.sqlite"), "walrus_index");
+        let parts = Parts {
+            index: Arc::new(SqliteIndex::open(options).await.unwrap()),
+            store: Arc::new(Client::new(config.client()).unwrap()),
+            clock: Arc::new(SystemClock),
+            epochs: Arc::new(EpochClock::new(Duration::ZERO)),
+        };
+        let options = Options::default().with_batch_rows(1);
+        let mut progress = |report: &Report| println!("done {}", report.done);
+        rebuild(&parts, &list, &options, &mut progress)
+            .await
+            .unwrap();
+    });
+}
+
+const CHILD: &str = "WALRUSDS_TEST_REBUILDS";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_leaves_a_rebuild_that_goes_on() {
+    let node = Node::new().await;
+    let blocks = blocks(0..300);
+    node.put("", &blocks).await;
+    let (lost, total) = node.places().await;
+    let backup = node.backup().await;
+    node.lose_index();
+    let url = node.net.url();
+    let config = format!(r#"{{"publisherURL":"{url}","aggregatorURL":"{url}","indexPath":"i"}}"#);
+    std::fs::write(node.dir.path().join("config.json"), config).unwrap();
+    std::fs::write(node.dir.path().join("list"), &backup).unwrap();
+    let mut killed = 0;
+    for steps in [1, 3, 4] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--ignored",
+                "--exact",
+                "--nocapture",
+                "rebuilds_until_it_is_killed",
+            ])
+            .env(CHILD, node.dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let said = output.lines().map_while(std::result::Result::ok);
+        let steps = said
+            .filter(|line| line.contains("done "))
+            .take(steps)
+            .count();
+        assert!(steps > 0, "it has begun");
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+    }
+    assert!(killed > 0, "none of the processes was killed");
+    let report = node
+        .rebuild(List::read(backup.as_bytes()).unwrap())
+        .await
+        .unwrap();
+    assert!(report.is_complete(), "{report:?}");
     assert_eq!(node.places().await, (lost, total));
     node.reads_back(&blocks).await;
 }

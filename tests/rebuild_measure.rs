@@ -1,5 +1,5 @@
 //! Numbers on rebuilding an index of a million blocks, and the proof that it equals the lost one:
-//! `make bench-rebuild`, or `cargo test --release --test rebuild_measure -- --ignored --nocapture`.
+//! `cargo test --release --test rebuild_measure -- --ignored --nocapture`.
 //!
 //! The blobs are files of 255 blocks of 256 KiB (64 MiB), which a store makes up as they are read:
 //! their headers and indexes, that is, since no byte of a block is read.

@@ -75,7 +75,8 @@ impl Matrix {
         let (rows, columns) = (n - 2 * faulty, n - faulty);
         let cells = rows * columns;
         let symbol = len / cells;
-        let fits = len % cells == 0 && symbol % 2 == 0 && (1..=MOST_SYMBOL).contains(&symbol);
+        let even = len.is_multiple_of(cells) && symbol.is_multiple_of(2);
+        let fits = even && (1..=MOST_SYMBOL).contains(&symbol);
         fits.then_some(Matrix {
             rows,
             columns,
