@@ -203,7 +203,7 @@ fn report(settings: &Settings, sim: &Sim<'_>, chain: bool, took: Duration, stric
         } else {
             "warn"
         };
-        println!("  log, {n} times, {level}: {message}");
+        println!("  log, {n}×, {level}: {message}");
     }
     for complaint in &tally.complaints {
         fails(complaint.clone());
