@@ -9,7 +9,8 @@
 #
 # Environment: SIM_SEED (repeats what was drawn), SIM_SHORT=1 (a short run for the tests),
 # SIM_CHAIN=with, without or both, SIM_INDEX=sqlite or postgres, SIM_JOURNAL=1 (writes go through a
-# journal), SIM_BOUGHT (epochs bought at a time, default 5), SIM_LEAD_DAYS (7), SIM_EPOCHS,
+# journal), SIM_WITHOUT=kills,liar,liars,clock (troubles to leave out: kills; the aggregator that is
+# asked first lies; all lie for two days; the clock is a year ahead), SIM_BOUGHT (epochs bought at a time, default 5), SIM_LEAD_DAYS (7), SIM_EPOCHS,
 # SIM_BLOCKS, SIM_SHARDS and SIM_PACK (the scale, see tests/lifetime-sim/src/main.rs).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -177,3 +177,77 @@ impl Paid {
         sums
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::State;
+
+    /// Mainnet, with packs of 64 MiB.
+    fn rates() -> Rates {
+        Rates {
+            prices: Prices::default(),
+            n_shards: 1000,
+            target: 64 << 20,
+            bought: 5,
+            epochs: 20,
+            steps_per_epoch: 2,
+        }
+    }
+
+    fn block(len: usize, comes: u32, goes: Option<u32>) -> Block {
+        Block {
+            seed: 0,
+            len,
+            comes,
+            goes,
+            key: String::new(),
+            state: State::Waiting,
+        }
+    }
+
+    /// FROST for a full pack that is kept for so many epochs and written so often.
+    fn full(epochs: u64, writes: u64) -> u64 {
+        350 * (100_000 * epochs + 20_000 * writes)
+    }
+
+    #[test]
+    fn full_packs_cost_what_is_needed() {
+        let rates = rates();
+        // In step 7, in the middle of epoch 3, its last byte goes.
+        let short = [block(64 << 20, 2, Some(7))];
+        assert_eq!(rates.bound(&short, true), full(3, 1));
+        assert_eq!(rates.bound(&short, false), full(3, 1));
+        assert_eq!(rates.all_extended(&short), full(5, 1));
+        assert_eq!(rates.all_stored_again(&short), full(5, 1));
+        // It lives for all 20 epochs: stored in 0, and again in 4, 8, 12 and 16.
+        let long = [block(64 << 20, 0, None)];
+        assert_eq!(rates.bound(&long, true), full(20, 1));
+        assert_eq!(rates.bound(&long, false), full(24, 5));
+        assert_eq!(rates.all_extended(&long), full(20, 1));
+        assert_eq!(rates.all_stored_again(&long), full(24, 5));
+    }
+
+    #[test]
+    fn a_pack_costs_as_long_as_one_of_its_blocks_lives() {
+        let rates = rates();
+        let half = 32 << 20;
+        let blocks = [block(half, 0, Some(1)), block(half, 0, None)];
+        assert_eq!(rates.packs(&blocks), [(64 << 20, 0, 19)]);
+        assert_eq!(rates.bound(&blocks, true), (full(1, 1) + full(20, 1)) / 2);
+        // Another session, another pack.
+        let blocks = [block(half, 0, None), block(half, 1, None)];
+        assert_eq!(rates.packs(&blocks).len(), 2);
+        let too_long = [block(half, 0, None), block(half + 1, 0, None)];
+        assert_eq!(rates.packs(&too_long).len(), 2);
+    }
+
+    #[test]
+    fn nothing_counts_that_is_bought_for_the_time_after_the_end() {
+        let rates = rates();
+        let late = [block(64 << 20, 38, None)];
+        assert_eq!(rates.all_extended(&late), full(1, 1));
+        assert_eq!(rates.all_stored_again(&late), full(1, 1));
+        assert_eq!(rates.bound(&late, false), full(1, 1));
+    }
+}

@@ -23,7 +23,7 @@ pub enum State {
 }
 
 pub struct Block {
-    seed: u64,
+    pub seed: u64,
     pub len: usize,
     /// The step in which it comes.
     pub comes: u32,

@@ -30,6 +30,9 @@ const AHEAD: Duration = Duration::from_secs(365 * 86_400);
 const BATCH: usize = 128;
 /// How many live blocks are read back in each epoch.
 const SAMPLE: usize = 150;
+/// How many complaints are told, and how many log lines about a lost blob.
+const COMPLAINTS: usize = 6;
+const LINES: usize = 12;
 /// How often a call is repeated that failed.
 const ATTEMPTS: u32 = 20;
 
@@ -64,6 +67,8 @@ pub struct Tally {
     /// Deleted blocks that were still there at the end.
     pub undead: u64,
     pub complaints: Vec<String>,
+    /// The log at warn and error: step and line.
+    raw_log: Vec<(u32, String)>,
     /// Lines of the log at warn and error, without numbers and IDs.
     pub log: BTreeMap<(Level2, String), u64>,
     /// Counters of all lives.
@@ -79,12 +84,12 @@ pub enum Level2 {
 
 impl Tally {
     fn complain(&mut self, text: String) {
-        if self.complaints.len() < 20 {
+        if self.complaints.len() < COMPLAINTS {
             self.complaints.push(text);
         }
     }
 
-    fn take_log(&mut self, ds: &WalrusDatastore) {
+    fn take_log(&mut self, ds: &WalrusDatastore, step: u32) {
         while let Some(line) = ds.next_log_line() {
             let level = match line.level {
                 Level::Error => Level2::Error,
@@ -92,6 +97,7 @@ impl Tally {
                 _ => continue,
             };
             *self.log.entry((level, plain(&line.message))).or_default() += 1;
+            self.raw_log.push((step, line.message));
         }
     }
 }
@@ -270,7 +276,7 @@ impl<'a> Sim<'a> {
             end = self.steps(&ds, &mut flow) => end,
             () = death => End::Killed,
         };
-        self.tally.take_log(&ds);
+        self.tally.take_log(&ds, self.step);
         for (name, value) in ds.metrics() {
             *self.tally.metrics.entry(name).or_default() += value;
         }
@@ -297,7 +303,7 @@ impl<'a> Sim<'a> {
             let ends = self.began + self.settings.step() * (self.step + 1);
             flow.leap_to(ends).await;
             self.paid.note(&self.net);
-            self.tally.take_log(ds);
+            self.tally.take_log(ds, self.step);
             let done = self.step + 1;
             if done % self.settings.steps_per_epoch == 0 && self.lies != Lies::All {
                 self.sample(ds, flow).await;
@@ -465,8 +471,40 @@ impl<'a> Sim<'a> {
             Ok(Some(bytes)) if bytes == block.bytes() => Ok(()),
             Ok(Some(_)) => Err(format!("{} has wrong bytes", block.key)),
             Ok(None) => Err(format!("{} is unknown", block.key)),
-            Err(e) => Err(format!("{} cannot be read: {e}", block.key)),
+            Err(e) => {
+                let why: String = e.to_string();
+                let tail = why.char_indices().rev().nth(150).map_or(0, |(at, _)| at);
+                Err(format!("{} cannot be read: …{}", block.key, &why[tail..]))
+            }
         }
+    }
+
+    /// What is known of the blob of a lost block.
+    async fn investigate(&mut self, number: usize) {
+        let index = self.backend.open().await.expect("opening the index");
+        let rows = index.get(&self.blocks[number].key).await;
+        let _ = index.close().await;
+        let Ok(Some(row)) = rows else {
+            return self.tally.complain("  it has no row".to_owned());
+        };
+        let per_epoch = self.settings.steps_per_epoch;
+        let mut told = vec![format!(
+            "  its blob {} ended with epoch {} (of the simulation: {}) by its row; the blob's log:",
+            row.blob_id,
+            row.end_epoch,
+            row.end_epoch - i64::from(FIRST_EPOCH),
+        )];
+        let lines = self.tally.raw_log.iter();
+        let about = lines.filter(|(_, line)| line.contains(&row.blob_id));
+        for (step, line) in about.take(LINES) {
+            let line: String = line.chars().take(260).collect();
+            told.push(format!(
+                "    epoch {}, day {}: {line}",
+                step / per_epoch,
+                step % per_epoch * 14 / per_epoch
+            ));
+        }
+        self.tally.complaints.extend(told);
     }
 
     /// Reads every live block back, and asks for every deleted one.
@@ -476,7 +514,10 @@ impl<'a> Sim<'a> {
                 State::Live => {
                     if let Err(why) = self.compare(ds, number).await {
                         self.tally.lost += 1;
-                        self.tally.complain(format!("at the end: {why}"));
+                        if self.tally.lost == 1 {
+                            self.tally.complaints.push(format!("at the end: {why}"));
+                            self.investigate(number).await;
+                        }
                     }
                 }
                 State::Deleted => {

@@ -53,7 +53,12 @@ pub struct Settings {
     pub kill: f64,
     /// Whether writes go through a journal.
     pub journal: bool,
+    /// The troubles that are left out.
+    without: Vec<String>,
 }
+
+/// The troubles of a node, as SIM_WITHOUT names them.
+const TROUBLES: [&str; 4] = ["kills", "liar", "liars", "clock"];
 
 impl Settings {
     /// The length of a step.
@@ -69,19 +74,23 @@ impl Settings {
 
     /// Whether the aggregator that is asked first lies in this step.
     pub fn first_lies(&self, step: u32) -> bool {
-        self.within(step, 0.25..0.4)
+        !self.is_without("liar") && self.within(step, 0.25..0.4)
     }
 
     /// Whether all aggregators lie in this step: for two days, in the middle of an epoch.
     pub fn all_lie(&self, step: u32) -> bool {
         let day = step % self.steps_per_epoch;
         let lies = self.steps_per_epoch / 2..self.steps_per_epoch / 2 + self.steps_per_epoch / 7;
-        self.within(step, 0.7..0.85) && lies.contains(&day)
+        !self.is_without("liars") && self.within(step, 0.7..0.85) && lies.contains(&day)
     }
 
     /// Whether the node's clock is a year ahead in this step.
     pub fn is_wrong_clock(&self, step: u32) -> bool {
-        self.within(step, 0.5..0.56)
+        !self.is_without("clock") && self.within(step, 0.5..0.56)
+    }
+
+    fn is_without(&self, trouble: &str) -> bool {
+        self.without.iter().any(|without| without == trouble)
     }
 }
 
@@ -104,6 +113,15 @@ fn main() -> ExitCode {
     let strict = std::env::args().any(|arg| arg == "--strict");
     let n_shards = variable("SIM_SHARDS").unwrap_or(if short { 100 } else { 200 });
     let lead_days: u64 = variable("SIM_LEAD_DAYS").unwrap_or(7);
+    let without: String = variable("SIM_WITHOUT").unwrap_or_default();
+    let without = without.split(',').filter(|name| !name.is_empty());
+    let without: Vec<String> = without.map(str::to_owned).collect();
+    for name in &without {
+        assert!(
+            TROUBLES.contains(&name.as_str()),
+            "SIM_WITHOUT names {name:?}, expected some of {TROUBLES:?}, with commas between them"
+        );
+    }
     let settings = Settings {
         seed: variable("SIM_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>())),
         epochs: variable("SIM_EPOCHS").unwrap_or(if short { 12 } else { 52 }),
@@ -113,8 +131,13 @@ fn main() -> ExitCode {
         target: variable("SIM_PACK").unwrap_or_else(|| scaled_pack(n_shards)),
         bought: variable("SIM_BOUGHT").unwrap_or(5),
         lead: Duration::from_secs(lead_days * 86_400),
-        kill: if short { 0.03 } else { 0.02 },
+        kill: match () {
+            () if without.iter().any(|name| name == "kills") => 0.0,
+            () if short => 0.03,
+            () => 0.02,
+        },
         journal: variable::<u8>("SIM_JOURNAL").is_some_and(|n| n > 0),
+        without,
     };
     assert!(settings.bought > 1, "SIM_BOUGHT must be 2 at least");
     let chains = match variable::<String>("SIM_CHAIN").as_deref() {
@@ -132,7 +155,9 @@ fn main() -> ExitCode {
     println!("SIM_SEED={}", settings.seed);
     let mut failed = false;
     for chain in chains {
-        let dir = tempfile::tempdir().expect("a directory");
+        // In memory where that is possible: a busy disk looks like a node that has nothing to do.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let dir = dir.expect("a directory");
         let backend = match &server {
             None => Backend::Sqlite(dir.path().join("index.sqlite")),
             Some(server) => Backend::Postgres(Arc::clone(server), server.database()),
@@ -203,7 +228,7 @@ fn report(settings: &Settings, sim: &Sim<'_>, chain: bool, took: Duration, stric
         } else {
             "warn"
         };
-        println!("  log, {n} times, {level}: {message}");
+        println!("  log, {n}×, {level}: {message}");
     }
     for complaint in &tally.complaints {
         fails(complaint.clone());

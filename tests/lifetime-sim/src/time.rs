@@ -20,8 +20,12 @@ use walrusds::clock::Clock;
 
 const TICK: Duration = Duration::from_millis(1);
 const PER_TICK: Duration = Duration::from_millis(20);
-/// Nothing is under way when nothing has been seen for so many ticks.
-const QUIET_TICKS: u32 = 15;
+/// Nothing is under way when nothing was seen for so many ticks of real time, and then for so many
+/// more, during each of which some simulated time passes: together longer than a node pauses
+/// between two attempts of one request.
+const QUIET_TICKS: u32 = 8;
+const PAUSE_TICKS: u32 = 15;
+const PER_PAUSE_TICK: Duration = Duration::from_secs(2);
 
 /// A clock that shows the simulated time, or a time ahead of it.
 pub struct SimClock {
@@ -130,8 +134,11 @@ impl Flow {
     /// Waits until nothing is under way.
     pub async fn settle(&mut self) {
         let (mut quiet, mut seen) = (0, 0);
-        while quiet < QUIET_TICKS {
+        while quiet < QUIET_TICKS + PAUSE_TICKS {
             self.tick().await;
+            if quiet >= QUIET_TICKS {
+                self.clock.pass(PER_PAUSE_TICK).await;
+            }
             let stats = self.net.stats();
             let requests = stats.by_op.values().sum();
             let still = stats.in_flight == 0 && requests == seen && !has_children();
