@@ -52,7 +52,7 @@ else
   part c-interface-checked env SKIP='static dynamic' scripts/c-abi-test.sh
   part interleavings scripts/interleavings.sh
   part chaos env CHAOS_SMOKE=1 scripts/chaos.sh
-  part lifetime-sim env SIM_SHORT=1 scripts/lifetime-sim.sh
+  part lifetime-sim env SIM_SHORT=1 SIM_SEED=1 scripts/lifetime-sim.sh
   part outages-long "${cargo_test[@]}" --test outages -- --ignored --skip frozen_node
   part go-shim-race scripts/go-test.sh -race
   part foreign scripts/foreign-test.sh

@@ -305,7 +305,7 @@ impl<'a> Sim<'a> {
             self.paid.note(&self.net);
             self.tally.take_log(ds, self.step);
             let done = self.step + 1;
-            if done % self.settings.steps_per_epoch == 0 && self.lies != Lies::All {
+            if done.is_multiple_of(self.settings.steps_per_epoch) && self.lies != Lies::All {
                 self.sample(ds, flow).await;
             }
             self.step = done;
