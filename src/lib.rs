@@ -55,6 +55,7 @@ pub mod internals {
             Chain, Epoch, Failure, OwnedBlob, Program, Round, TimeLimits,
         };
     }
+    pub use crate::lifetime::rebuild::{rebuild_rows, Rebuilt, RebuiltRow};
     pub mod ffi {
         pub use crate::ffi::*;
     }

@@ -63,7 +63,8 @@ pub struct Parts {
 pub struct Options {
     /// How many blobs are read at a time.
     pub in_flight: usize,
-    /// How many rows a transaction has at least, but for the last one.
+    /// How many rows a transaction has at least, but for the last one. Keys are random, so few rows
+    /// change nearly as many pages of the index as many rows do. 200,000 take up to 200 MB of memory.
     pub batch_rows: usize,
     /// Shards of the network, on which the layout of quilts depends.
     pub n_shards: u32,
@@ -73,7 +74,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             in_flight: 16,
-            batch_rows: 25_000,
+            batch_rows: 200_000,
             n_shards: 1000,
         }
     }
