@@ -151,7 +151,10 @@ async fn a_full_blob_is_extended_on_the_chain() {
     node.close().await.unwrap();
     let index = scene.index().await;
     let row = index.get(&blocks[0].0).await.unwrap().unwrap();
-    let entry = index.blobs(&[row.blob_id.clone()]).await.unwrap();
+    let entry = index
+        .blobs(std::slice::from_ref(&row.blob_id))
+        .await
+        .unwrap();
     let entry = entry[0].as_ref().unwrap();
     assert_eq!((row.end_epoch, entry.end_epoch), (14, 14));
     let paid = scene.net.stats().cost_frost;

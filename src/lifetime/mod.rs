@@ -73,6 +73,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// The first round comes this long after the start, or sooner, if one is overdue.
 const FIRST_ROUND: Duration = Duration::from_secs(1);
+/// How often it is tried to carry over the blocks of a blob that cannot be stored again.
+const CARRIED: u32 = 3;
 /// No network sells storage for more epochs at a time.
 const MOST_EPOCHS: u32 = 53;
 /// How many blobs are renewed at a time to learn the epoch.
@@ -450,8 +452,10 @@ async fn settle(
                 Level::Error,
                 format!("blob {} could not be renewed: {e}", item.blob_id),
             );
-            // Blocks that hash to their keys need no other proof.
-            if e.kind() == ErrorKind::Corrupt && !past.was_wrong() {
+            // Blocks that hash to their keys need no other proof. This is paid for, so it is not
+            // tried each time, and not after wrong bytes were paid for.
+            let may = !past.was_wrong() && past.failures < CARRIED;
+            if may && e.kind() == ErrorKind::Corrupt {
                 let blob = std::slice::from_ref(&item.blob_id);
                 let carried = caught(repack(parts, blob, &parts.pace));
                 if carried.await.is_ok_and(|empty| !empty.is_empty()) {
