@@ -3,8 +3,8 @@
 //! A program runs without a shell (its caller may run one) in a process group of its own. When the
 //! run is given up, because its time is over or because the task that waits for it is dropped, the
 //! whole group is killed: the program may have started others. What it prints is read to the end,
-//! so that a chatty program does not die of a closed pipe, but only so much is kept. Once the program
-//! has ended, what it has left behind (an agent, a logger) does not hold up its answer.
+//! so that a chatty program does not die of a closed pipe, but only so much is kept. Once the
+//! program has ended, what it has left behind (an agent, a logger) does not hold up its answer.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -113,8 +113,8 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Keeps at most the last `most` bytes. It cuts between words where it can, as a part of a secret could
-/// not be found in them any more.
+/// Keeps at most the last `most` bytes. It cuts between words where it can, as a part of a secret
+/// could not be found in them any more.
 fn cut_front(text: &mut Vec<u8>, most: usize) {
     let surplus = text.len().saturating_sub(most);
     if surplus == 0 {

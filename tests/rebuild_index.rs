@@ -312,8 +312,8 @@ async fn a_run_that_was_killed_is_carried_on() {
     node.reads_back(&blocks).await;
 }
 
-/// As [`a_process_that_is_killed_leaves_a_rebuild_that_goes_on`] starts it: rebuilds slowly, and says
-/// how far it is.
+/// As [`a_process_that_is_killed_leaves_a_rebuild_that_goes_on`] starts it: rebuilds slowly, and
+/// says how far it is.
 #[test]
 #[ignore = "a part of another test, which starts and kills it"]
 fn rebuilds_until_it_is_killed() {

@@ -21,9 +21,9 @@ pub enum RebuildFrom {
 }
 
 /// Fills the index of a configuration with the rows of blobs: creates its tables if they are
-/// missing, and adds the rows that are missing ([`rebuild::rebuild`]). Publishers are not contacted. Relative
-/// paths in `config` are taken from `repo`. Nodes may work with the index meanwhile. Must be called
-/// within a tokio runtime.
+/// missing, and adds the rows that are missing ([`rebuild::rebuild`]). Publishers are not
+/// contacted. Relative paths in `config` are taken from `repo`. Nodes may work with the index
+/// meanwhile. Must be called within a tokio runtime.
 ///
 /// # Errors
 /// As [`WalrusDatastore::open`](crate::WalrusDatastore::open), but for the journal, and

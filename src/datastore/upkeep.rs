@@ -10,7 +10,8 @@ impl WalrusDatastore {
     /// The plan of renewal for the blobs that end within the lead, as it would be carried out now,
     /// with bytes, units and FROST for each. It prints as a table (`Display`) and as JSON
     /// ([`Plan::to_json`]). Nothing is changed and nothing is paid. `None` while the present epoch
-    /// is not known: no store and no chain has told it, or the length of an epoch is not configured.
+    /// is not known: no store and no chain has told it, or the length of an epoch is not
+    /// configured.
     ///
     /// # Errors
     /// [`ErrorKind::Index`](crate::ErrorKind::Index).

@@ -1,4 +1,5 @@
-//! Blocks that nodes with the Go plugin have staged: their bytes wait in the database for an upload.
+//! Blocks that nodes with the Go plugin have staged: their bytes wait in the database for an
+//! upload.
 
 use std::time::{Duration, SystemTime};
 
@@ -44,13 +45,13 @@ pub struct Claimed {
     pub row: Option<Record>,
 }
 
-/// The blocks that nodes with the Go plugin have staged. Every method may be called concurrently, by
-/// several nodes.
+/// The blocks that nodes with the Go plugin have staged. Every method may be called concurrently,
+/// by several nodes.
 #[async_trait]
 pub trait Staging: Send + Sync {
     /// Staged blocks that were left behind: they were staged longer ago than `age`, and none of
-    /// them is leased. A lease that ends later than [`LONGEST_LEASE`](super::LONGEST_LEASE) from now
-    /// counts as none: no node takes one for so long, but the Go plugin writes seconds where it
+    /// them is leased. A lease that ends later than [`LONGEST_LEASE`](super::LONGEST_LEASE) from
+    /// now counts as none: no node takes one for so long, but the Go plugin writes seconds where it
     /// means nanoseconds. In the order in which they were staged, after `after`, at most `limit`;
     /// fewer than `limit` means the end.
     async fn left_behind(
@@ -60,14 +61,14 @@ pub trait Staging: Send + Sync {
         limit: usize,
     ) -> Result<Vec<LeftBehind>>;
 
-    /// Claims those of the keys whose blocks are [left behind](Self::left_behind), for `term`, which
-    /// is shorter than [`LONGEST_LEASE`](super::LONGEST_LEASE). Neither a Go node nor another caller
-    /// claims them meanwhile. A block that another transaction has locked is left out.
+    /// Claims those of the keys whose blocks are [left behind](Self::left_behind), for `term`,
+    /// which is shorter than [`LONGEST_LEASE`](super::LONGEST_LEASE). Neither a Go node nor another
+    /// caller claims them meanwhile. A block that another transaction has locked is left out.
     async fn claim(&self, keys: &[String], age: Duration, term: Duration) -> Result<Vec<Claimed>>;
 
-    /// Writes rows, each under its claim, and the entry of the blob at which they point, and removes
-    /// the staged blocks, in one transaction. A row whose claim is no longer that of its block is
-    /// left out. Returns the keys whose rows were written.
+    /// Writes rows, each under its claim, and the entry of the blob at which they point, and
+    /// removes the staged blocks, in one transaction. A row whose claim is no longer that of its
+    /// block is left out. Returns the keys whose rows were written.
     async fn promote(&self, blob: &Blob, rows: &[(KeyRecord, Claim)]) -> Result<Vec<String>>;
 
     /// Removes the staged blocks that still have these claims. Returns how many were removed.

@@ -48,8 +48,8 @@ impl Salvaged {
         self.frame.entries.iter().rev().find_map(end).unwrap_or(0)
     }
 
-    /// Whether `next`, which begins where this frame's table says that it ends, surely follows it: its
-    /// number does, and no byte of a value lies in between. `least`: the least number that this
+    /// Whether `next`, which begins where this frame's table says that it ends, surely follows it:
+    /// its number does, and no byte of a value lies in between. `least`: the least number that this
     /// frame can have.
     pub(super) fn ends_before(&self, next: &Frame, least: u64) -> bool {
         let first = next.seq.checked_sub(self.frame.entries.len() as u64);

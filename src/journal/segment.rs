@@ -368,8 +368,8 @@ impl Segment {
     /// Bytes that are no frame end the scan, unless frames follow them: then a head was damaged,
     /// and the scan goes on behind it. A block may hold bytes that look like a frame; so of the
     /// frames that come behind a gap only puts count whose value is whole and is not denied by a
-    /// multihash in the key, unless the damaged frame tells for certain where it ends. Of a frame whose head or table is damaged, [`salvage`] finds what it
-    /// can.
+    /// multihash in the key, unless the damaged frame tells for certain where it ends. Of a frame
+    /// whose head or table is damaged, [`salvage`] finds what it can.
     ///
     /// A table of contents would list entries that do not count, and a frame that follows one that
     /// is not whole would make it look acknowledged. So nothing is appended to a segment with such
@@ -441,7 +441,8 @@ impl Segment {
                         let proven = salvaged.as_ref().map_or(0, Salvaged::proven_len);
                         // Behind what is proven: a block may hold bytes that look like a frame.
                         let behind = at + proven.saturating_sub(1);
-                        // Where the table says that its frame ends comes first, for the same reason.
+                        // Where the table says that its frame ends comes first, for the same
+                        // reason.
                         let follows = salvaged.as_ref().map(|s| at + s.frame.len);
                         let follower = match follows {
                             Some(follows) => window.follower_at(follows, end, least)?,

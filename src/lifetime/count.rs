@@ -1,5 +1,5 @@
-//! The pass that counts the live blocks of every blob, and enters blobs that the ledger lacks: those
-//! of older versions and of Go nodes.
+//! The pass that counts the live blocks of every blob, and enters blobs that the ledger lacks:
+//! those of older versions and of Go nodes.
 //!
 //! A pass is made in pages. Its place is kept in the index, so that processes that live for minutes
 //! finish it together, and so is the time at which the last one ended. Renewal looks for blobs in

@@ -4,8 +4,8 @@
 //! blocks if that is due ([`mod@count`]), carries out what the plan says of the blobs that end soon
 //! ([`mod@execute`]: extend, repack, let lapse, delete), and stores again what is left.
 //!
-//! There is no "extend" over HTTP: storing a blob again means uploading its bytes at full price. The
-//! blob ID is computed from the bytes, so rows keep pointing where they did.
+//! There is no "extend" over HTTP: storing a blob again means uploading its bytes at full price.
+//! The blob ID is computed from the bytes, so rows keep pointing where they did.
 //!
 //! A blob is due by its `expires_at`, and by its end epoch. The first is an estimate, made by the
 //! clock at the moment of the store, which may have been wrong; the second is the network's answer.

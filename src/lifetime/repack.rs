@@ -1,8 +1,8 @@
 //! Repacking: the live blocks of sparse blobs are carried over into full packs.
 //!
 //! **Invariants.**
-//! - A block is carried over only if it hashes to its key. What cannot be checked stays where it is,
-//!   and its blob is stored again as a whole.
+//! - A block is carried over only if it hashes to its key. What cannot be checked stays where it
+//!   is, and its blob is stored again as a whole.
 //! - The new blob is certified, and a part of it was read back, before the first row points at it.
 //! - A row is moved only if it still points at the old blob: a deletion or a put that came between
 //!   stays as it is. Readers see the old place or the new one; both can be read.

@@ -5,11 +5,11 @@
 //! the last such node is gone, its blocks wait for ever, and the leases of a daemon that was killed
 //! never run out. A node that is still there may be at work on the same blocks.
 //!
-//! **Outline.** [`adopt`] looks for blocks that were left behind for longer than the configured time
-//! ([`Staging::left_behind`]). A lease in the index lets one node work at a time. Pack by pack it
-//! claims the blocks, so that no Go node takes them, checks them against their keys, stores them,
-//! reads the pack back, and promotes them: one transaction writes the rows and removes the staged
-//! blocks.
+//! **Outline.** [`adopt`] looks for blocks that were left behind for longer than the configured
+//! time ([`Staging::left_behind`]). A lease in the index lets one node work at a time. Pack by pack
+//! it claims the blocks, so that no Go node takes them, checks them against their keys, stores
+//! them, reads the pack back, and promotes them: one transaction writes the rows and removes the
+//! staged blocks.
 //!
 //! **Invariants.**
 //! - A staged block is removed only when its own bytes are on Walrus and read back, in the

@@ -213,8 +213,8 @@ pub async fn a_pass_counts_every_blob(env: Env) {
     }
     count(&env, 4).await;
     let state = async |blob_id: &str| known(&env, blob_id).await.state;
-    // PostgreSQL leaves an entry alone for a minute after it was written: its rows may be older than
-    // the count.
+    // PostgreSQL leaves an entry alone for a minute after it was written: its rows may be older
+    // than the count.
     let released = state("blob1").await == BlobState::Released;
     assert!(released || known(&env, "blob1").await.counted.is_some());
     assert_eq!(state("blob2").await, BlobState::Live);

@@ -1,15 +1,15 @@
 //! Rebuilds an index of a list of blobs.
 //!
-//! **Problem.** A list may hold 100,000 blobs, and a run may end anywhere. What is in the index must
-//! stay, and of two blobs that hold the same block the one that ends later must win, also when a run
-//! carries another one on.
+//! **Problem.** A list may hold 100,000 blobs, and a run may end anywhere. What is in the index
+//! must stay, and of two blobs that hold the same block the one that ends later must win, also when
+//! a run carries another one on.
 //!
-//! **Outline.** Several blobs are read at a time, each by a task of its own. Their rows are written in
-//! the order of the list, which begins with the blobs that end last, many blobs in one transaction
-//! ([`Ledger::place_missing`](crate::index::Ledger::place_missing)). A key that has a row keeps it,
-//! whether it was there before or comes from a blob that ends later. After each transaction the
-//! report is noted in the index, with how much of the list is done. A run with the same list goes on
-//! there.
+//! **Outline.** Several blobs are read at a time, each by a task of its own. Their rows are written
+//! in the order of the list, which begins with the blobs that end last, many blobs in one
+//! transaction ([`Ledger::place_missing`](crate::index::Ledger::place_missing)). A key that has a
+//! row keeps it, whether it was there before or comes from a blob that ends later. After each
+//! transaction the report is noted in the index, with how much of the list is done. A run with the
+//! same list goes on there.
 //!
 //! **Invariants.**
 //! - The rows of a blob are written only after those of all blobs before it in the list. This holds
@@ -64,7 +64,8 @@ pub struct Options {
     /// How many blobs are read at a time.
     pub in_flight: usize,
     /// How many rows a transaction has at least, but for the last one. Keys are random, so few rows
-    /// change nearly as many pages of the index as many rows do. 200,000 take up to 200 MB of memory.
+    /// change nearly as many pages of the index as many rows do. 200,000 take up to 200 MB of
+    /// memory.
     pub batch_rows: usize,
     /// Shards of the network, on which the layout of quilts depends.
     pub n_shards: u32,
@@ -95,19 +96,19 @@ struct Found {
 /// What became of a blob that was read, and whether another attempt may succeed.
 type Outcome = std::result::Result<Found, (LeftOut, Option<Error>)>;
 
-/// Fills an index with the rows of the blobs of a list. `progress` is called after each transaction,
-/// and once at the end. A run that was ended or killed is carried on by a run with the same list;
-/// when a list was dealt with to its end, another run begins anew, and adds what is missing. Nothing
-/// in the index is replaced. Blobs of which no rows can be made are named in the report, and are no
-/// error.
+/// Fills an index with the rows of the blobs of a list. `progress` is called after each
+/// transaction, and once at the end. A run that was ended or killed is carried on by a run with the
+/// same list; when a list was dealt with to its end, another run begins anew, and adds what is
+/// missing. Nothing in the index is replaced. Blobs of which no rows can be made are named in the
+/// report, and are no error.
 ///
 /// Blocks that were deleted come back where their blobs still hold them: a blob does not say which
 /// of its blocks are alive. A garbage collection removes them again.
 ///
 /// # Errors
 /// [`ErrorKind::Locked`] while a rebuild of another list runs, or ended less than five minutes ago
-/// without giving way; [`ErrorKind::Config`] if the index can only be read; [`ErrorKind::Index`]; the
-/// last read's error if 64 blobs in a row could not be read.
+/// without giving way; [`ErrorKind::Config`] if the index can only be read; [`ErrorKind::Index`];
+/// the last read's error if 64 blobs in a row could not be read.
 pub async fn rebuild(
     parts: &Parts,
     list: &List,

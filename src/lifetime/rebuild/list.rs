@@ -25,7 +25,8 @@ pub struct List {
 }
 
 impl List {
-    /// A list of these blobs, in any order. Only what is known of a blob need be set, beside its ID.
+    /// A list of these blobs, in any order. Only what is known of a blob need be set, beside its
+    /// ID.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for an ID that is none.
@@ -96,7 +97,7 @@ impl List {
     /// are in the publisher's wallet.
     ///
     /// # Errors
-    /// As [`Chain::list`].
+    /// As the list of the chain.
     pub async fn of_wallet(chain: &dyn Chain) -> Result<List> {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let owned = chain.list().await?.into_iter();

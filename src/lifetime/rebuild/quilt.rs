@@ -1,12 +1,12 @@
 //! The rows of a quilt: its members that are named by CIDs.
 //!
-//! **Problem.** A quilt is a matrix of symbols, stored row by row, and each member has whole columns
-//! of it. So its own index, which lies in the first columns, is scattered over the blob, and names no
-//! lengths of members, which rows need.
+//! **Problem.** A quilt is a matrix of symbols, stored row by row, and each member has whole
+//! columns of it. So its own index, which lies in the first columns, is scattered over the blob,
+//! and names no lengths of members, which rows need.
 //!
 //! **Outline.** An aggregator lists the members with their patch IDs, which tell their columns. The
-//! beginning of a member tells its length, and the beginnings of all members lie in the first row of
-//! the matrix: one read of a part of the blob, 1/334 of it on a network of 1,000 shards. (With
+//! beginning of a member tells its length, and the beginnings of all members lie in the first row
+//! of the matrix: one read of a part of the blob, 1/334 of it on a network of 1,000 shards. (With
 //! symbols of less than six bytes, that takes a second or a third row.)
 //!
 //! Nothing of this is trusted: a length has to fit the columns, and a reader checks each block.
@@ -104,8 +104,8 @@ impl Matrix {
 /// The blocks of a blob, if it is a quilt of a network of so many shards.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`]: it is a quilt, and damaged. [`ErrorKind::Unsupported`]: no member of it is
-/// named by a CID. Those of a read.
+/// [`ErrorKind::Corrupt`]: it is a quilt, and damaged. [`ErrorKind::Unsupported`]: no member of it
+/// is named by a CID. Those of a read.
 pub(super) async fn rebuild_quilt(
     store: &dyn BlobStore,
     blob_id: &str,

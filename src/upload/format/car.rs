@@ -55,8 +55,8 @@ const DAG_PB: u8 = 0x70;
 /// The bytes of a file without blocks.
 const FRAME: u64 = DATA_AT + DATA_HEADER.len() as u64 + INDEX_CODEC.len() as u64 + 4;
 
-/// The bytes of the index for a hash function (with the number of widths), and for a width (with the
-/// length of its digests).
+/// The bytes of the index for a hash function (with the number of widths), and for a width (with
+/// the length of its digests).
 const FUNCTION: u64 = 8 + 4;
 const WIDTH: u64 = 4 + 8;
 
@@ -65,8 +65,8 @@ const WIDTH: u64 = 4 + 8;
 pub(super) struct Groups(Vec<(u64, u64)>);
 
 impl Groups {
-    /// The bytes that a block of `len` bytes takes in the file, the first one with what a file needs
-    /// anyway. `None` for a key that is no multihash: such a block can be in no file.
+    /// The bytes that a block of `len` bytes takes in the file, the first one with what a file
+    /// needs anyway. `None` for a key that is no multihash: such a block can be in no file.
     pub(super) fn room_for(&self, key: &str, len: u64) -> Option<(u64, Group)> {
         let hash = KeyMultihash::of(key)?;
         let cid = CID_HEAD + hash.bytes.len() as u64;

@@ -14,11 +14,11 @@
 //! len · U/T · (s·(e + k - 1) + w·k)
 //! ```
 //!
-//! where `k` is how often it must be stored. With the chain, `k` = 1: the owner extends a blob epoch
-//! by epoch. Over HTTP alone, a store buys `E` epochs (`epochs` of the configuration) from the
-//! present one on, and the blob must be stored again while it still lives, in its last epoch at the
-//! latest. So each store after the first buys one epoch that is paid already, and brings `E - 1`
-//! more: `k` = 1 + ⌈(e - E) / (E - 1)⌉ if `e` > `E`.
+//! where `k` is how often it must be stored. With the chain, `k` = 1: the owner extends a blob
+//! epoch by epoch. Over HTTP alone, a store buys `E` epochs (`epochs` of the configuration) from
+//! the present one on, and the blob must be stored again while it still lives, in its last epoch at
+//! the latest. So each store after the first buys one epoch that is paid already, and brings `E -
+//! 1` more: `k` = 1 + ⌈(e - E) / (E - 1)⌉ if `e` > `E`.
 //!
 //! It leaves out what no node can avoid: it does not know which blocks will be deleted (what was
 //! bought for them ahead is lost), a pack holds more than the blocks' bytes (a CAR's headers and

@@ -1,5 +1,5 @@
-//! Two nodes of one index that are peers: a block that waits in the journal of one reaches the other
-//! by Bitswap. The lines of the configuration are those of docs/operations.md.
+//! Two nodes of one index that are peers: a block that waits in the journal of one reaches the
+//! other by Bitswap. The lines of the configuration are those of docs/operations.md.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
