@@ -208,6 +208,40 @@ async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
     );
 }
 
+/// A table of an older version has no entries in the ledger. A node that renews nothing enters its
+/// blobs all the same, and tells of those that are about to end.
+#[tokio::test]
+async fn a_node_that_renews_nothing_tells_of_older_blobs() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = Parts::default();
+    let file = dir.path().join("i.sqlite");
+    let settings = r#""epochs":2,"epochDurationSeconds":1209600,"#;
+    let open = async || {
+        let options = walrusds::index::sqlite::SqliteOptions::new(&file, "walrus_index");
+        let index = walrusds::index::sqlite::SqliteIndex::open(options).await;
+        let index: Arc<dyn Index> = Arc::new(index.unwrap());
+        let clock: Arc<dyn Clock> = parts.clock.clone();
+        WalrusDatastore::with_parts(&config(settings), index, parts.store.clone(), clock).unwrap()
+    };
+    let ds = open().await;
+    ds.put("/k", noise(1, 100)).await.unwrap();
+    ds.close().await.unwrap();
+    rusqlite::Connection::open(&file)
+        .and_then(|c| c.execute("DELETE FROM walrus_index_blobs", []))
+        .unwrap();
+    parts.clock.advance(EPOCH * 3 / 2);
+    let ds = open().await;
+    let mut log = String::new();
+    let told = || {
+        while let Some(line) = ds.next_log_line() {
+            log.push_str(&line.message);
+        }
+        log.contains("data is about to be lost: 1 blob ends soon")
+    };
+    testkit::eventually("it is told", told).await;
+    ds.close().await.unwrap();
+}
+
 /// What is remembered of a blob goes when it has no rows any more and nothing is pending.
 #[tokio::test(start_paused = true)]
 async fn the_note_of_a_blob_goes_with_its_rows() {

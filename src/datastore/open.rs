@@ -255,13 +255,8 @@ impl WalrusDatastore {
                 stop.clone(),
             )));
         } else if keeps && !config.epoch_duration.is_zero() {
-            workers.push(tokio::spawn(lifetime::watch(
-                Arc::clone(&uploader.index),
-                Arc::clone(&uploader.clock),
-                Arc::clone(&log),
-                config.renew_lead,
-                stop.clone(),
-            )));
+            let watch = lifetime::watch(Arc::clone(&renewal), stop.clone());
+            workers.push(tokio::spawn(watch));
         }
         let roots = own
             .repo

@@ -165,7 +165,7 @@ enum Turn {
 /// Renews blobs until stopped. Runs on every node; a lease in the index lets one node work at a
 /// time.
 pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
-    let owner = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
+    let owner = new_owner();
     let mut state = Rounds::default();
     let mut wait = tokio::select! {
         () = stop.cancelled() => return,
@@ -193,6 +193,11 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
         }
     }
     let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
+}
+
+/// A name under which this process takes leases.
+fn new_owner() -> String {
+    format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
 }
 
 /// How long the first round waits: until an interval has passed since the last round of any

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
 use crate::error::{caught, Result};
-use crate::index::{Index, RenewItem};
-use crate::log::{Level, Log};
+use crate::index::RenewItem;
+use crate::log::Level;
 
-use super::PAGE;
+use super::count::count;
+use super::{with_lease, RenewalParts, LEASE, LEASE_TTL, PAGE};
 
 /// The time between two looks.
 const INTERVAL: Duration = Duration::from_secs(6 * 3600);
@@ -51,13 +52,8 @@ fn days(time: Duration) -> String {
 
 /// Looks every few hours for blobs that end within the lead, on a node that renews nothing, until
 /// stopped.
-pub(crate) async fn watch(
-    index: Arc<dyn Index>,
-    clock: Arc<dyn Clock>,
-    log: Arc<Log>,
-    lead: Duration,
-    stop: CancellationToken,
-) {
+pub(crate) async fn watch(parts: Arc<RenewalParts>, stop: CancellationToken) {
+    let owner = super::new_owner();
     let mut wait = FIRST;
     loop {
         tokio::select! {
@@ -66,14 +62,28 @@ pub(crate) async fn watch(
         }
         wait = INTERVAL;
         // An index that does not answer is reported elsewhere.
-        let looked: Result<Vec<RenewItem>> = tokio::select! {
+        let looked = tokio::select! {
             () = stop.cancelled() => return,
-            due = caught(index.due_for_renewal(clock.now() + lead, None, PAGE)) => due,
+            due = caught(look(&parts, &owner)) => due,
         };
-        if let Some(text) = looked.ok().and_then(|due| ending(&due, clock.now())) {
-            log.push(Level::Error, text);
+        let now = parts.clock.now();
+        if let Some(text) = looked.ok().and_then(|due| ending(&due, now)) {
+            parts.log.push(Level::Error, text);
         }
     }
+}
+
+/// The first blobs that end within the lead. Blobs of older versions and of Go nodes come into the
+/// ledger by the pass that counts, which a node that renews nothing makes, too.
+async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
+    if parts.index.only_reads().is_none() && parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
+        let taken = Instant::now();
+        let counted = with_lease(parts, owner, taken, count(parts)).await;
+        parts.index.release_lease(LEASE, owner).await?;
+        counted?;
+    }
+    let before = parts.clock.now() + parts.lead;
+    parts.index.due_for_renewal(before, None, PAGE).await
 }
 
 /// The log line about blobs that end soon, the first one first.

@@ -113,6 +113,7 @@ impl Program {
 
     /// With other time limits.
     #[must_use]
+    #[cfg_attr(not(any(test, feature = "internals")), allow(dead_code))]
     pub fn with_limits(self, limits: TimeLimits) -> Self {
         Program { limits, ..self }
     }

@@ -38,6 +38,7 @@ impl Round {
     }
 
     /// The chain behind it, for what has no part in the round.
+    #[cfg_attr(not(any(test, feature = "internals")), allow(dead_code))]
     pub fn chain(&self) -> &Arc<dyn Chain> {
         &self.chain
     }
