@@ -299,7 +299,7 @@ async fn background_workers_outlive_a_panic() {
         "rows_of_blob",
         "read",
         "store",
-        "update_blob_after_renewal",
+        "renewed",
         "ending_by",
         "set_note",
     ] {
