@@ -83,7 +83,14 @@ async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
         counted?;
     }
     let before = parts.clock.now() + parts.lead;
-    parts.index.due_for_renewal(before, None, PAGE).await
+    let due = parts.index.due_for_renewal(before, None, PAGE).await?;
+    let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
+    let live = parts.index.live(&ids).await?;
+    let live = due
+        .into_iter()
+        .zip(live)
+        .filter(|(_, live)| live.blocks > 0);
+    Ok(live.map(|(item, _)| item).collect())
 }
 
 /// The log line about blobs that end soon, the first one first.

@@ -235,8 +235,14 @@ impl World for Real {
         let until = Instant::now() + Duration::from_secs(60);
         let lead = self.clock.now() + EPOCH;
         let renewed = loop {
-            let due = index.due_for_renewal(lead, None, 1).await;
-            if due.map_err(|e| e.to_string())?.is_empty() {
+            // A blob without live blocks is left to end.
+            let live = async {
+                let due = index.due_for_renewal(lead, None, 1000).await?;
+                let ids: Vec<String> = due.into_iter().map(|item| item.blob_id).collect();
+                index.live(&ids).await
+            };
+            let live = live.await.map_err(|e| e.to_string())?;
+            if live.iter().all(|live| live.blocks == 0) {
                 break Ok(());
             }
             if Instant::now() > until {
