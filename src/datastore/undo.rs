@@ -130,7 +130,9 @@ impl Shared {
         // The statement may take effect although the caller has given up. So it runs to its end in
         // the background, and the keys stay locked until then.
         let shared = Arc::clone(self);
+        let call = self.calls.token();
         let work = async move {
+            let _call = call;
             let keys = rows.iter().map(|row| row.key.clone()).collect();
             let _until_done = shared.locks.lock(keys).await;
             if let Some(journal) = shared.writes.journal() {

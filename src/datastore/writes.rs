@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
+
 use super::puts::Put;
 use crate::config::Config;
 use crate::detached::Detached;
@@ -22,6 +24,8 @@ pub(super) struct Writes {
     uploader: Arc<Uploader>,
     locks: KeyLocks,
     way: Way,
+    /// Statements that go on although their callers have given up. Closing waits for them.
+    detached: TaskTracker,
 }
 
 enum Way {
@@ -71,6 +75,7 @@ impl Writes {
             uploader,
             locks,
             way,
+            detached: TaskTracker::new(),
         })
     }
 
@@ -171,6 +176,8 @@ impl Writes {
 
     /// Waits for the uploads (with a journal, for at most the drain timeout), and stops.
     pub(super) async fn close(&self) {
+        self.detached.close();
+        self.detached.wait().await;
         match &self.way {
             Way::Direct(packer) => packer.close().await,
             Way::Journalled {
@@ -226,8 +233,9 @@ impl Writes {
             // in the background, and the keys stay locked until then.
             false => {
                 let (uploader, guard) = (Arc::clone(&self.uploader), Arc::clone(guard));
+                let token = self.detached.token();
                 let work = async move {
-                    let _until_done = guard;
+                    let _until_done = (guard, token);
                     uploader.bring_back(&spares).await
                 };
                 Detached::new(work).await?
