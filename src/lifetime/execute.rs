@@ -255,7 +255,6 @@ async fn extend(
     decision: &Decision,
 ) -> std::result::Result<(), Option<Failure>> {
     let object = decision.object_id.as_deref().unwrap_or_default();
-    failpoint!("extend.begun");
     let asked = round.extend(object, decision.epochs, false).await;
     asked.map_err(|e| {
         Metrics::add(&parts.metrics.renewals_failed, 1);
@@ -296,7 +295,6 @@ async fn note_extension(
         let frost = frost.saturating_mul(decision.epochs.into());
         blob.cost = i64::try_from(frost).unwrap_or(i64::MAX);
         parts.index.renewed(&blob).await?;
-        failpoint!("extend.noted");
         Metrics::add(&parts.metrics.renewals, 1);
         Metrics::add(&parts.metrics.blobs_extended, 1);
         Ok(end >= terms.epoch.saturating_add(terms.lead_epochs))

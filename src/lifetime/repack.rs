@@ -190,12 +190,10 @@ async fn deliver(parts: &RenewalParts, blocks: Vec<Carried>, pace: &Pace) -> Res
         let permit = parts.uploader.limit.acquire().await;
         let sent = parts.uploader.store(&blocks).await;
         drop(permit);
-        failpoint!("repack.stored");
         match sent {
             Sent::Stored(pack) => {
                 prove(parts, &pack, &blocks).await?;
                 move_rows(parts, &pack, &blocks).await?;
-                failpoint!("repack.moved");
             }
             Sent::TooLarge(at) => {
                 let rest = blocks.split_off(at);
