@@ -2159,7 +2159,9 @@ async fn tls_as_libpq_means_it() {
             match (PostgresIndex::open(options(&url)).await, refusal) {
                 (Ok(index), None) => {
                     index.put(&row(KEY, "b", 0, 1)).await.unwrap(); // through the pool, too
-                                                                    // The server may still be ending the connections of the index before.
+                                                                    // The server may still be
+                                                                    // ending the connections of the
+                                                                    // index before.
                     let encrypted = "SELECT count(*) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) WHERE a.application_name = 'walrusds' AND s.ssl";
                     let two = || pg.scalar("postgres", encrypted) == "2";
                     eventually("lookups and pool are encrypted", two).await;
