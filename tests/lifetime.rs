@@ -137,6 +137,20 @@ fn open(parts: &Parts, store: Arc<dyn BlobStore>, extra: &str) -> WalrusDatastor
     WalrusDatastore::with_parts(&config(extra), parts.index.clone(), store, clock).unwrap()
 }
 
+/// As [`open`], on an index in a file.
+async fn open_on_file(
+    parts: &Parts,
+    store: Arc<dyn BlobStore>,
+    file: &std::path::Path,
+    extra: &str,
+) -> WalrusDatastore {
+    let options = walrusds::index::sqlite::SqliteOptions::new(file, "walrus_index");
+    let index = walrusds::index::sqlite::SqliteIndex::open(options).await;
+    let index: Arc<dyn Index> = Arc::new(index.unwrap());
+    let clock: Arc<dyn Clock> = parts.clock.clone();
+    WalrusDatastore::with_parts(&config(extra), index, store, clock).unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wrong_blob_is_not_paid_for_again_and_again() {
     let parts = Parts::default();
@@ -168,14 +182,7 @@ async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
     let mut tried = 0;
     for start in 0..3 {
         let file = dir.path().join("i.sqlite");
-        let options = walrusds::index::sqlite::SqliteOptions::new(&file, "walrus_index");
-        let index = walrusds::index::sqlite::SqliteIndex::open(options)
-            .await
-            .unwrap();
-        let clock: Arc<dyn Clock> = parts.clock.clone();
-        let index: Arc<dyn Index> = Arc::new(index);
-        let ds = WalrusDatastore::with_parts(&config(renewing), index, store.clone(), clock);
-        let ds = ds.unwrap();
+        let ds = open_on_file(&parts, store.clone(), &file, renewing).await;
         if start == 0 {
             ds.put("/k", noise(1, 100)).await.unwrap();
             // A blob of an older version: the ledger has no digest of it, so wrong bytes are not
@@ -216,13 +223,7 @@ async fn a_node_that_renews_nothing_tells_of_older_blobs() {
     let parts = Parts::default();
     let file = dir.path().join("i.sqlite");
     let settings = r#""epochs":2,"epochDurationSeconds":1209600,"#;
-    let open = async || {
-        let options = walrusds::index::sqlite::SqliteOptions::new(&file, "walrus_index");
-        let index = walrusds::index::sqlite::SqliteIndex::open(options).await;
-        let index: Arc<dyn Index> = Arc::new(index.unwrap());
-        let clock: Arc<dyn Clock> = parts.clock.clone();
-        WalrusDatastore::with_parts(&config(settings), index, parts.store.clone(), clock).unwrap()
-    };
+    let open = async || open_on_file(&parts, parts.store.clone(), &file, settings).await;
     let ds = open().await;
     ds.put("/k", noise(1, 100)).await.unwrap();
     ds.close().await.unwrap();

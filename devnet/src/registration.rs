@@ -33,7 +33,7 @@ pub struct Registration {
     pub attributes: Vec<(String, String)>,
 }
 
-/// Storage that was paid for and that no blob uses: what is left of a deleted blob.
+/// Storage that was paid for and that no blob uses: a deleted blob leaves it to its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FreeStorage {
     /// The Storage object.

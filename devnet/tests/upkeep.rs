@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use common::*;
 use parking_lot::Mutex;
+use testkit::eventually;
 use testkit::mem::{key_of, noise};
+use testkit::node::metric;
 use walrus_devnet::{BlockingDevnet, FaultAction, FaultRule, Op};
 use walrusds::clock::Clock;
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
@@ -21,7 +23,6 @@ use walrusds::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_walrus-devnet-cli");
 /// An epoch of devnet, and of Mainnet.
 const EPOCH: Duration = Duration::from_secs(14 * 86_400);
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The time of this machine, and what a test adds to it.
 struct Shifted(Mutex<Duration>);
@@ -85,25 +86,6 @@ impl Scene {
     }
 }
 
-fn metric(node: &WalrusDatastore, name: &str) -> u64 {
-    let found = node.metrics().into_iter().find(|(n, _)| *n == name);
-    found.unwrap_or_else(|| panic!("no metric {name}")).1
-}
-
-async fn eventually(node: &WalrusDatastore, what: &str, true_now: impl Fn() -> bool) {
-    let until = std::time::Instant::now() + PATIENCE;
-    while !true_now() {
-        if std::time::Instant::now() > until {
-            let mut log = String::new();
-            while let Some(line) = node.next_log_line() {
-                log.push_str(&format!("{:?} {}\n", line.level, line.message));
-            }
-            panic!("{what} never came true; the log: {log}");
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Puts blocks in one commit, which makes one blob. Returns them with their keys.
 async fn put(node: &WalrusDatastore, seed: u64, blocks: u64) -> Vec<(String, Bytes)> {
     let blocks: Vec<_> = (0..blocks)
@@ -133,17 +115,14 @@ async fn a_full_blob_is_extended_on_the_chain() {
     let blocks = put(&node, 1, 50).await;
     let before = scene.net.stats();
     scene.pass(4);
-    eventually(&node, "the extension", || {
-        metric(&node, "blobs_extended") == 1
-    })
-    .await;
+    eventually("the extension", || metric(&node, "blobs_extended") == 1).await;
     let after = scene.net.stats();
     assert_eq!((after.puts, after.extended), (before.puts, 1));
     // Up to five epochs from now, for the price of their storage alone.
     let units = scene.net.blobs()[0].units;
     assert_eq!(after.cost_frost - before.cost_frost, units * 100_000 * 4);
     scene.pass(4);
-    eventually(&node, "the next extension", || {
+    eventually("the next extension", || {
         metric(&node, "blobs_extended") == 2
     })
     .await;
@@ -172,7 +151,7 @@ async fn a_blob_is_stored_again_where_the_wallet_is_empty() {
     let rule = FaultRule::new(FaultAction::OutOfFunds { gas: false });
     scene.net.set_faults(rule.on([Op::ChainExtend]));
     scene.pass(4);
-    eventually(&node, "the renewal", || metric(&node, "renewals") == 1).await;
+    eventually("the renewal", || metric(&node, "renewals") == 1).await;
     assert_eq!(metric(&node, "blobs_extended"), 0);
     scene.pass(2);
     all_there(&node, &blocks).await;
@@ -197,10 +176,7 @@ async fn sparse_blobs_are_repacked_into_one() {
     // A store tells the epoch.
     live.extend(put(&node, 99, 1).await);
     let before = scene.net.stats();
-    eventually(&node, "the repacking", || {
-        metric(&node, "blobs_repacked") == 3
-    })
-    .await;
+    eventually("the repacking", || metric(&node, "blobs_repacked") == 3).await;
     let after = scene.net.stats();
     assert_eq!(after.puts, before.puts + 1, "one pack for all of them");
     // The old blobs end, and are not paid for.
@@ -271,7 +247,7 @@ async fn blobs_without_blocks_are_left_to_end_or_deleted() {
     // A pass counts them, and after the time of grace the dead one is deleted. A pass comes once a
     // day at least.
     *scene.clock.0.lock() += Duration::from_secs(2 * 86_400);
-    eventually(&node, "the deletion", || {
+    eventually("the deletion", || {
         *scene.clock.0.lock() += Duration::from_secs(60);
         metric(&node, "blobs_deleted") == 1
     })
@@ -293,14 +269,14 @@ async fn wrong_bytes_are_never_paid_for() {
     let wrong = FaultRule::new(FaultAction::Corrupt { offset: 3 });
     scene.net.set_faults(wrong.on(Op::READS));
     scene.pass(4);
-    eventually(&node, "a failure", || metric(&node, "renewals_failed") > 0).await;
+    eventually("a failure", || metric(&node, "renewals_failed") > 0).await;
     let after = scene.net.stats();
     assert_eq!(
         (after.puts, after.cost_frost),
         (before.puts, before.cost_frost)
     );
     scene.net.clear_faults();
-    eventually(&node, "the renewal", || {
+    eventually("the renewal", || {
         // Its rests are measured by tokio's clock: half a minute, then a minute.
         metric(&node, "renewals") + metric(&node, "blobs_repacked") == 1
     })

@@ -17,6 +17,13 @@ use super::{KeyRecord, Record, Renewal, Rows, Usage};
 use crate::clock::Sighting;
 use crate::error::Result;
 
+/// The columns of an entry, in the order in which both indexes read them.
+pub(super) const COLUMNS: &str =
+    "blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, end_epoch, expires_at, \
+     digest, state, state_since, live_blocks, live_bytes, counted_at, read_back_at";
+/// How many of the latest epochs [`Ledger::epochs`] reads.
+pub(super) const EPOCHS: i64 = 64;
+
 /// The state of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -211,9 +218,9 @@ pub trait Ledger: Rows {
     }
 
     /// Writes rows of keys that have none, in one transaction with the entries of their blobs and
-    /// the running total. A key that has a row keeps it. What is known of a blob is added to its
-    /// entry; a cost is not added to an equal one, so the same call may be made again. A blob that
-    /// gained rows is live again. Returns what was added. A key must not appear twice.
+    /// the running total. A key that has a row keeps it. The entry that is given is merged into the
+    /// blob's entry; a cost is not added to an equal one, so the same call may be made again. A
+    /// blob that gained rows is live again. Returns what was added. A key must not appear twice.
     ///
     /// The default, for an index that keeps no ledger, is no transaction and leaves the running
     /// total to the caller.
@@ -305,6 +312,39 @@ pub trait Ledger: Rows {
     async fn saw_epochs(&self, seen: &[Sighting]) -> Result<()> {
         let _ = seen;
         Ok(())
+    }
+}
+
+/// How many entries [`InState`] reads at a time.
+const PAGE: usize = 1024;
+
+/// All entries in a state, page by page, in the order of their blob IDs. Entries may be changed and
+/// removed between pages.
+pub(crate) struct InState<'a> {
+    ledger: &'a dyn Ledger,
+    state: BlobState,
+    /// The last blob ID that was read; `None` at the end.
+    after: Option<String>,
+}
+
+impl<'a> InState<'a> {
+    pub(crate) fn new(ledger: &'a dyn Ledger, state: BlobState) -> Self {
+        InState {
+            ledger,
+            state,
+            after: Some(String::new()),
+        }
+    }
+
+    /// The next page, which may be empty; `None` after the last one.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Blob>>> {
+        let Some(after) = self.after.take() else {
+            return Ok(None);
+        };
+        let page = self.ledger.blobs_in_state(self.state, &after, PAGE).await?;
+        let last = page.last().filter(|_| page.len() >= PAGE);
+        self.after = last.map(|blob| blob.blob_id.clone());
+        Ok(Some(page))
     }
 }
 

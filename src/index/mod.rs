@@ -18,7 +18,7 @@ mod combine;
 mod deleted;
 mod gate;
 mod keys;
-mod ledger;
+pub(crate) mod ledger;
 pub(crate) mod lookup;
 pub mod postgres;
 mod rows;
@@ -194,11 +194,11 @@ impl ListItem {
 pub struct RenewItem {
     /// Walrus blob ID.
     pub blob_id: String,
-    /// The earliest estimate among its rows.
+    /// The estimate of its end (the earliest one of its rows where an index keeps no ledger).
     pub expires_at: SystemTime,
-    /// The earliest end epoch among its rows.
+    /// Its end epoch, as above.
     pub end_epoch: i64,
-    /// Whether any of its rows says deletable.
+    /// Whether it was stored as deletable.
     pub deletable: bool,
 }
 

@@ -8,13 +8,12 @@
 use std::time::Duration;
 
 use super::memory::seconds;
-use super::RenewalParts;
+use super::{RenewalParts, PAGE};
 use crate::error::Result;
+use crate::index::ledger::InState;
 use crate::index::BlobState;
 use crate::log::Level;
 
-/// How many blobs are counted at a time.
-const PAGE: usize = 1024;
 /// The longest time between two passes.
 const LONGEST: Duration = Duration::from_secs(86_400);
 /// How many pages pass between two lines in the log.
@@ -62,19 +61,14 @@ pub(super) async fn count(parts: &RenewalParts) -> Result<()> {
 
 /// Removes the entries of blobs that have no rows and are no longer stored.
 async fn forget(parts: &RenewalParts) -> Result<()> {
-    let mut after = String::new();
-    loop {
-        let state = BlobState::Released;
-        let page = parts.index.blobs_in_state(state, &after, PAGE).await?;
-        let over = page.iter().filter(|blob| {
+    let mut released = InState::new(&*parts.index, BlobState::Released);
+    while let Some(page) = released.next().await? {
+        let over = page.into_iter().filter(|blob| {
             let end = u64::try_from(blob.end_epoch).unwrap_or(0);
             parts.epoch_clock.is_over(end)
         });
-        let over: Vec<String> = over.map(|blob| blob.blob_id.clone()).collect();
+        let over: Vec<String> = over.map(|blob| blob.blob_id).collect();
         parts.index.forget_blobs(&over).await?;
-        match page.last() {
-            Some(last) if page.len() >= PAGE => after = last.blob_id.clone(),
-            _ => return Ok(()),
-        }
     }
+    Ok(())
 }

@@ -2,9 +2,9 @@
 //!
 //! **Outline.** The blobs that end within the lead are gathered from the ledger, their live blocks
 //! are counted, and [`plan`](super::plan) decides. Then the decisions are carried out: dead blobs
-//! are left to end, extensions are asked of the chain, sparse blobs are repacked. What is to be
-//! stored again, and what failed here, is left to the caller, which stores blobs again one by one:
-//! so a chain or a repack that fails never holds a blob up.
+//! are left to end, extensions are asked of the chain, sparse blobs are repacked. Blobs that
+//! are to be stored again, and those for which a step failed, are left to the caller, which stores
+//! blobs again: so a chain or a repack that fails never holds a blob up.
 //!
 //! Blobs are planned by their end epochs. There is no plan while the present epoch is not known.
 
@@ -16,6 +16,7 @@ use super::present::tell_epoch;
 use super::repack::repack;
 use super::{RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, Result};
+use crate::index::ledger::InState;
 use crate::index::{Blob, BlobState, RenewItem};
 use crate::log::Level;
 use crate::metrics::Metrics;
@@ -119,7 +120,7 @@ pub(super) async fn execute(
         }
     }
     for (_, members) in packs {
-        match caught(repack(parts, &members, &parts.pace)).await {
+        match caught(repack(parts, &members)).await {
             Ok(empty) => {
                 Metrics::add(&parts.metrics.blobs_repacked, empty.len() as u64);
                 done.extend(empty);
@@ -240,6 +241,7 @@ async fn gather(parts: &RenewalParts, due: &[RenewItem]) -> Result<Gathered> {
                 end_epoch: item.end_epoch,
                 live_blocks: live.blocks,
                 live_bytes: live.bytes,
+                // Dead blobs are deleted by `delete_dead`, after their time of grace.
                 held: true,
             };
             gathered.insert(item.blob_id.clone(), (entry, planned));
@@ -314,27 +316,18 @@ async fn note_extension(
 async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
     let now = parts.clock.now();
     let mut dead: Vec<(String, String)> = Vec::new();
-    let mut after = String::new();
-    loop {
-        let state = BlobState::Released;
-        let page = parts.index.blobs_in_state(state, &after, PAGE).await?;
-        for blob in &page {
+    let mut released = InState::new(&*parts.index, BlobState::Released);
+    while let Some(page) = released.next().await? {
+        for blob in page {
             let since = blob
                 .state_since
                 .and_then(|since| now.duration_since(since).ok());
             let waited = since.is_some_and(|since| since >= GRACE.max(parts.interval));
             let end = u64::try_from(blob.end_epoch).unwrap_or(0);
-            if waited
-                && blob.deletable
-                && !blob.object_id.is_empty()
-                && !parts.epoch_clock.is_over(end)
-            {
-                dead.push((blob.blob_id.clone(), blob.object_id.clone()));
+            let can_be = blob.deletable && !blob.object_id.is_empty();
+            if waited && can_be && !parts.epoch_clock.is_over(end) {
+                dead.push((blob.blob_id, blob.object_id));
             }
-        }
-        match page.last() {
-            Some(last) if page.len() >= PAGE => after = last.blob_id.clone(),
-            _ => break,
         }
     }
     if dead.is_empty() {

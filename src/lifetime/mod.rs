@@ -27,13 +27,14 @@ use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Blob, Index, RenewItem, Renewal};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
-use crate::upload::Uploader;
-use crate::walrus::StoreOptions;
+use crate::upload::{digest_text, Uploader};
+use crate::walrus::{Body, StoreOptions};
 
 pub(crate) mod chain;
 mod check;
 mod count;
 mod execute;
+mod lease;
 mod memory;
 mod pace;
 pub mod plan;
@@ -47,17 +48,13 @@ use check::Rows;
 use count::count;
 use execute::execute;
 pub(crate) use execute::look;
+use lease::{new_owner, with_lease, LEASE, LEASE_TTL};
 use memory::{seconds, Memory, Past};
 pub(crate) use pace::Pace;
 use present::tell_epoch;
 use repack::repack;
 pub(crate) use watch::{complaint, watch};
 
-const LEASE: &str = "renewal";
-/// The time of the lease: a node that dies keeps the others from renewing for this long.
-const LEASE_TTL: Duration = Duration::from_secs(300);
-/// Pause after a prolongation that failed, while the lease lasts.
-const LEASE_RETRY: Duration = Duration::from_secs(10);
 /// How many blobs are stored again at a time, and how many bytes they may have together: each of
 /// them is held in memory.
 const TOGETHER: usize = 8;
@@ -178,8 +175,9 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
         }
         wait = parts.interval;
         let round = async {
+            let taken = Instant::now();
             match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await {
-                Ok(true) => round(&parts, &owner, &mut state).await,
+                Ok(true) => round(&parts, &owner, taken, &mut state).await,
                 Ok(false) => Ok(()),
                 Err(e) => Err(e),
             }
@@ -193,11 +191,6 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
         }
     }
     let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
-}
-
-/// A name under which this process takes leases.
-fn new_owner() -> String {
-    format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
 }
 
 /// How long the first round waits: until an interval has passed since the last round of any
@@ -215,17 +208,21 @@ async fn first_wait(parts: &RenewalParts) -> Result<Duration> {
     Ok(left.unwrap_or_default().max(soon))
 }
 
-/// Goes once through every blob that is due.
-async fn round(parts: &RenewalParts, owner: &str, state: &mut Rounds) -> Result<()> {
+/// Goes once through every blob that is due. `taken`: as for [`with_lease`].
+async fn round(
+    parts: &RenewalParts,
+    owner: &str,
+    taken: Instant,
+    state: &mut Rounds,
+) -> Result<()> {
     tell_epoch(parts).await;
     share_epochs(parts, state).await?;
     let mut done = HashSet::new();
-    let begun = Instant::now();
     let by_plan = async {
         count(parts).await?;
         execute(parts, state, &mut done).await
     };
-    match with_lease(parts, owner, begun, by_plan).await {
+    match with_lease(parts, owner, taken, by_plan).await {
         Err(e) if e.kind() == ErrorKind::Locked => return Err(e),
         // What was not done is stored again.
         Err(e) => parts.log.push(Level::Warn, format!("renewal by plan: {e}")),
@@ -367,6 +364,14 @@ async fn probe(
     }
 }
 
+/// A blob that is to be stored again.
+struct Attempt {
+    item: RenewItem,
+    /// Its entry in the ledger; the default if it has none.
+    entry: Blob,
+    past: Past,
+}
+
 /// Renews blobs that are due, several at a time, unless they rest. Returns false if the lease is
 /// lost.
 async fn attend_all(
@@ -375,39 +380,27 @@ async fn attend_all(
     state: &mut Rounds,
     due: Vec<RenewItem>,
 ) -> Result<bool> {
-    let mut due = due.into_iter().peekable();
+    let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
+    let entries = parts.index.blobs(&ids).await?;
+    let mut due = due.into_iter().zip(entries).peekable();
     while due.peek().is_some() {
-        let mut together: Vec<(RenewItem, Past)> = Vec::new();
+        let mut together = Vec::new();
         let mut room = MOST_BYTES;
-        while let Some(item) = due.next_if(|_| together.len() < TOGETHER) {
+        while let Some((item, entry)) = due.next_if(|_| room > 0 && together.len() < TOGETHER) {
             let past = state.memory.of(parts, &item.blob_id).await?;
             if past.rests() {
                 continue;
             }
-            let entry = parts.index.blobs(std::slice::from_ref(&item.blob_id));
-            let size = entry.await?.pop().flatten().map_or(0, |blob| blob.size);
-            let size = u64::try_from(size).ok().filter(|size| *size > 0);
+            let entry = entry.unwrap_or_default();
+            let size = u64::try_from(entry.size).ok().filter(|size| *size > 0);
             room = room.saturating_sub(size.unwrap_or(parts.uploader.target()));
-            together.push((item, past));
-            if room == 0 {
-                break;
-            }
+            together.push(Attempt { item, entry, past });
         }
         if together.is_empty() {
             continue;
         }
-        let asked = Instant::now();
-        if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
+        if try_together(parts, owner, state, together).await?.is_none() {
             return Ok(false);
-        }
-        let odd_rows_named = &state.memory.odd_rows_named;
-        let renewals = together
-            .iter_mut()
-            .map(|(item, past)| caught(renew_blob(parts, item, past, odd_rows_named)));
-        let all = async { Ok(futures_util::future::join_all(renewals).await) };
-        let outcomes = with_lease(parts, owner, asked, all).await?;
-        for ((item, past), outcome) in together.into_iter().zip(outcomes) {
-            settle(parts, state, &item, past, outcome).await?;
         }
     }
     Ok(true)
@@ -420,28 +413,83 @@ async fn attend(
     state: &mut Rounds,
     item: &RenewItem,
 ) -> Result<Turn> {
-    let mut past = state.memory.of(parts, &item.blob_id).await?;
+    let past = state.memory.of(parts, &item.blob_id).await?;
     if past.rests() {
         return Ok(Turn::Rests);
     }
-    let asked = Instant::now();
+    let entry = parts.index.blobs(std::slice::from_ref(&item.blob_id));
+    let attempt = Attempt {
+        item: item.clone(),
+        entry: entry.await?.pop().flatten().unwrap_or_default(),
+        past,
+    };
+    let turns = try_together(parts, owner, state, vec![attempt]).await?;
+    let turn = turns.and_then(|turns| turns.into_iter().next());
+    Ok(turn.unwrap_or(Turn::LeaseLost))
+}
+
+/// Stores blobs again, all at once, and remembers the outcomes. `None` if another node has the
+/// lease.
+async fn try_together(
+    parts: &RenewalParts,
+    owner: &str,
+    state: &mut Rounds,
+    mut together: Vec<Attempt>,
+) -> Result<Option<Vec<Turn>>> {
+    let taken = Instant::now();
     if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-        return Ok(Turn::LeaseLost);
+        return Ok(None);
     }
     let odd_rows_named = &state.memory.odd_rows_named;
-    let renewal = caught(renew_blob(parts, item, &mut past, odd_rows_named));
-    let outcome = with_lease(parts, owner, asked, renewal).await;
-    settle(parts, state, item, past, outcome).await
+    let attempts = together
+        .iter_mut()
+        .map(|attempt| renew_or_carry(parts, attempt, odd_rows_named));
+    let all = async { Ok(futures_util::future::join_all(attempts).await) };
+    let outcomes = match with_lease(parts, owner, taken, all).await {
+        Ok(outcomes) => outcomes,
+        Err(lost) => together.iter().map(|_| Err(lost.clone())).collect(),
+    };
+    let mut turns = Vec::with_capacity(together.len());
+    for (attempt, outcome) in together.into_iter().zip(outcomes) {
+        turns.push(settle(parts, state, attempt, outcome).await?);
+    }
+    Ok(Some(turns))
+}
+
+/// Stores a blob again. Where no aggregator gives its bytes, the blocks that hash to their keys,
+/// and need no other proof, are carried over; the error is returned all the same. That is paid for,
+/// so it is not tried each time, and not after wrong bytes were paid for.
+async fn renew_or_carry(
+    parts: &RenewalParts,
+    attempt: &mut Attempt,
+    odd_rows_named: &Mutex<HashSet<String>>,
+) -> Result<Outcome> {
+    let outcome = caught(renew_blob(parts, attempt, odd_rows_named)).await;
+    let corrupt = outcome
+        .as_ref()
+        .is_err_and(|e| e.kind() == ErrorKind::Corrupt);
+    if corrupt && !attempt.past.was_wrong() && attempt.past.failures < CARRIED {
+        let blob_id = &attempt.item.blob_id;
+        let carried = repack(parts, std::slice::from_ref(blob_id));
+        if caught(carried).await.is_ok_and(|empty| !empty.is_empty()) {
+            Metrics::add(&parts.metrics.blobs_repacked, 1);
+            let text = format!(
+                "blob {blob_id}: its blocks were checked one by one, and are in another blob now"
+            );
+            parts.log.push(Level::Info, text);
+        }
+    }
+    outcome
 }
 
 /// Remembers the outcome of an attempt.
 async fn settle(
     parts: &RenewalParts,
     state: &mut Rounds,
-    item: &RenewItem,
-    mut past: Past,
+    attempt: Attempt,
     outcome: Result<Outcome>,
 ) -> Result<Turn> {
+    let Attempt { item, mut past, .. } = attempt;
     let mut turn = Turn::Tried;
     match outcome {
         Ok(Outcome::Renewed(expires_at)) => {
@@ -457,21 +505,6 @@ async fn settle(
                 Level::Error,
                 format!("blob {} could not be renewed: {e}", item.blob_id),
             );
-            // Blocks that hash to their keys need no other proof. This is paid for, so it is not
-            // tried each time, and not after wrong bytes were paid for.
-            let may = !past.was_wrong() && past.failures < CARRIED;
-            if may && e.kind() == ErrorKind::Corrupt {
-                let blob = std::slice::from_ref(&item.blob_id);
-                let carried = caught(repack(parts, blob, &parts.pace));
-                if carried.await.is_ok_and(|empty| !empty.is_empty()) {
-                    Metrics::add(&parts.metrics.blobs_repacked, 1);
-                    let text = format!(
-                        "blob {}: its blocks were checked one by one, and are in another blob now",
-                        item.blob_id
-                    );
-                    parts.log.push(Level::Info, text);
-                }
-            }
             let most = parts.fraction_of_epoch().min(RETRY_MAX);
             let pause = doubled(RETRY_FIRST, past.failures, most);
             let missing = e.kind() == ErrorKind::BlobNotFound;
@@ -491,50 +524,6 @@ async fn settle(
     Ok(turn)
 }
 
-/// Keeps the lease alive while a blob travels, which may take longer than the lease lasts. `taken`:
-/// a moment that is not after the lease was taken.
-async fn with_lease<T>(
-    parts: &RenewalParts,
-    owner: &str,
-    taken: Instant,
-    work: impl std::future::Future<Output = Result<T>>,
-) -> Result<T> {
-    tokio::select! {
-        biased;
-        done = work => done,
-        error = lease_lost(parts, owner, taken) => Err(error),
-    }
-}
-
-/// Prolongs the lease until that fails, and returns the error. An index that does not answer at
-/// once is asked again as long as the lease lasts: the upload under way may be paid for already.
-async fn lease_lost(parts: &RenewalParts, owner: &str, taken: Instant) -> Error {
-    let mut held_until = taken + LEASE_TTL;
-    let mut pause = LEASE_TTL / 3;
-    loop {
-        tokio::time::sleep(pause).await;
-        let asked = Instant::now();
-        let prolonged = parts.index.try_lease(LEASE, owner, LEASE_TTL);
-        match tokio::time::timeout_at(held_until, prolonged).await {
-            Ok(Ok(true)) => (held_until, pause) = (asked + LEASE_TTL, LEASE_TTL / 3),
-            Ok(Ok(false)) => {
-                return Error::retryable(
-                    ErrorKind::Locked,
-                    "another node has taken the renewal over",
-                )
-            }
-            Ok(Err(_)) if Instant::now() + LEASE_RETRY < held_until => pause = LEASE_RETRY,
-            Ok(Err(e)) => return e,
-            Err(_) => {
-                return Error::retryable(
-                    ErrorKind::Index,
-                    "the index did not prolong the lease in time",
-                )
-            }
-        }
-    }
-}
-
 enum Outcome {
     /// Storage was bought; it ends at this moment at the earliest.
     Renewed(Option<SystemTime>),
@@ -544,10 +533,10 @@ enum Outcome {
 
 async fn renew_blob(
     parts: &RenewalParts,
-    item: &RenewItem,
-    past: &mut Past,
+    attempt: &mut Attempt,
     odd_rows_named: &Mutex<HashSet<String>>,
 ) -> Result<Outcome> {
+    let Attempt { item, entry, past } = attempt;
     let rows = parts.index.rows_of_blob(&item.blob_id).await?;
     if rows.is_empty() {
         return Ok(Outcome::Renewed(None));
@@ -569,12 +558,10 @@ async fn renew_blob(
             ),
         ));
     }
-    let entry = parts.index.blobs(std::slice::from_ref(&item.blob_id));
-    let entry = entry.await?.pop().flatten().unwrap_or_default();
     let rows = Rows::new(&rows, past.refused(), past.was_wrong());
     let (bytes, odd) = match entry.digest.is_empty() {
         true => right_bytes(parts, item, &rows, past.turn()).await?,
-        false => known_bytes(parts, &entry, &rows).await?,
+        false => known_bytes(parts, entry, &rows).await?,
     };
     parts.pace.moved(bytes.len() as u64).await;
     failpoint!("renew.read");
@@ -582,8 +569,8 @@ async fn renew_blob(
         deletable: item.deletable,
         epochs: parts.uploader.options.epochs.max(MIN_RENEWAL_EPOCHS),
     };
-    let store = &parts.uploader.store;
-    let stored = store.store(bytes.clone().into(), options).await?;
+    let body = Body::from(bytes.clone());
+    let stored = parts.uploader.store.store(body.clone(), options).await?;
     failpoint!("renew.stored");
     if stored.blob_id != item.blob_id {
         past.stored_wrong(check::digest(&bytes), parts.epoch);
@@ -616,7 +603,7 @@ async fn renew_blob(
     }
     let mut blob = parts.uploader.certified(&stored, options);
     blob.size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-    blob.digest = blake3::hash(&bytes).to_hex().to_string();
+    blob.digest = digest_text(body.digest());
     blob.read_back_at = Some(parts.clock.now());
     let (end_epoch, expires_at) = (blob.end_epoch, blob.expires_at);
     let renewal = Renewal {

@@ -13,12 +13,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::pace::Pace;
 use super::RenewalParts;
-use crate::error::{caught, Error, ErrorKind, Result};
+use crate::error::{caught, ErrorKind, Result};
 use crate::index::KeyRecord;
 use crate::multihash::{self, Match};
-use crate::upload::{proof, Pack, Parcel, Sent};
+use crate::upload::{Pack, Parcel, Sent};
 use crate::walrus::Body;
 
 /// The most bytes that are read at once.
@@ -66,11 +65,7 @@ fn right(key: &str, value: &[u8]) -> bool {
 
 /// Carries the live blocks of these blobs over into new packs. Returns the blobs that have no rows
 /// left.
-pub(super) async fn repack(
-    parts: &RenewalParts,
-    blob_ids: &[String],
-    pace: &Pace,
-) -> Result<Vec<String>> {
+pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<Vec<String>> {
     let mut fill = parts.uploader.empty_pack();
     let mut blocks: Vec<Carried> = Vec::new();
     for blob_id in blob_ids {
@@ -78,7 +73,7 @@ pub(super) async fn repack(
         for window in windows(&rows) {
             for block in read(parts, blob_id, &window).await? {
                 if !fill.takes(&block.key, block.len()) {
-                    deliver(parts, std::mem::take(&mut blocks), pace).await?;
+                    deliver(parts, std::mem::take(&mut blocks)).await?;
                     fill = parts.uploader.empty_pack();
                     fill.takes(&block.key, block.len());
                 }
@@ -86,7 +81,7 @@ pub(super) async fn repack(
             }
         }
     }
-    deliver(parts, blocks, pace).await?;
+    deliver(parts, blocks).await?;
     let live = parts.index.live(blob_ids).await?;
     let empty = blob_ids.iter().zip(live);
     let empty = empty.filter(|(_, live)| live.blocks == 0);
@@ -182,17 +177,23 @@ async fn read(parts: &RenewalParts, blob_id: &str, window: &[Live<'_>]) -> Resul
 }
 
 /// Stores blocks, and points their rows at the new blob.
-async fn deliver(parts: &RenewalParts, blocks: Vec<Carried>, pace: &Pace) -> Result<()> {
+async fn deliver(parts: &RenewalParts, blocks: Vec<Carried>) -> Result<()> {
     let mut stack = parts.uploader.format.parts(blocks);
     while let Some(mut blocks) = stack.pop() {
         let bytes = blocks.iter().map(Parcel::len).sum();
-        pace.moved(bytes).await;
+        parts.pace.moved(bytes).await;
         let permit = parts.uploader.limit.acquire().await;
         let sent = parts.uploader.store(&blocks).await;
         drop(permit);
         match sent {
             Sent::Stored(pack) => {
-                prove(parts, &pack, &blocks).await?;
+                let read_back = parts.uploader.read_back(&pack, |n| &blocks[n].value);
+                read_back.await.map_err(|e| {
+                    let id = pack.blob_id();
+                    e.context(format!(
+                        "blob {id} is stored and paid for, but cannot be read back"
+                    ))
+                })?;
                 move_rows(parts, &pack, &blocks).await?;
             }
             Sent::TooLarge(at) => {
@@ -204,30 +205,6 @@ async fn deliver(parts: &RenewalParts, blocks: Vec<Carried>, pace: &Pace) -> Res
         }
     }
     Ok(())
-}
-
-/// Reads a part of the new blob back.
-async fn prove(parts: &RenewalParts, pack: &Pack, blocks: &[Carried]) -> Result<()> {
-    let Some((number, place)) = proof(&pack.places) else {
-        return Ok(());
-    };
-    let expected = blocks.get(number).map(|block| &block.value[..]);
-    let check = |bytes: &[u8]| match Some(bytes) == expected {
-        true => Ok(()),
-        false => Err("the bytes are not those that were stored".to_owned()),
-    };
-    let reading = place.read(&*parts.uploader.store, pack.blob_id(), &check);
-    caught(reading).await.map(drop).map_err(|e| {
-        let kind = e.kind();
-        let text = format!(
-            "blob {} is stored and paid for, but cannot be read back: {e}",
-            pack.blob_id()
-        );
-        match e.is_retryable() {
-            true => Error::retryable(kind, text),
-            false => Error::new(kind, text),
-        }
-    })
 }
 
 async fn move_rows(parts: &RenewalParts, pack: &Pack, blocks: &[Carried]) -> Result<()> {

@@ -11,7 +11,8 @@ use crate::index::RenewItem;
 use crate::log::Level;
 
 use super::count::count;
-use super::{with_lease, RenewalParts, LEASE, LEASE_TTL, PAGE};
+use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
+use super::{RenewalParts, PAGE};
 
 /// The time between two looks.
 const INTERVAL: Duration = Duration::from_secs(6 * 3600);
@@ -53,7 +54,7 @@ fn days(time: Duration) -> String {
 /// Looks every few hours for blobs that end within the lead, on a node that renews nothing, until
 /// stopped.
 pub(crate) async fn watch(parts: Arc<RenewalParts>, stop: CancellationToken) {
-    let owner = super::new_owner();
+    let owner = new_owner();
     let mut wait = FIRST;
     loop {
         tokio::select! {
@@ -76,8 +77,8 @@ pub(crate) async fn watch(parts: Arc<RenewalParts>, stop: CancellationToken) {
 /// The first blobs that end within the lead. Blobs of older versions and of Go nodes come into the
 /// ledger by the pass that counts, which a node that renews nothing makes, too.
 async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
+    let taken = Instant::now();
     if parts.index.only_reads().is_none() && parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-        let taken = Instant::now();
         let counted = with_lease(parts, owner, taken, count(parts)).await;
         parts.index.release_lease(LEASE, owner).await?;
         counted?;

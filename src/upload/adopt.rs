@@ -33,11 +33,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::order::Order;
-use super::{proof, usage_of, Pack, Parcel, Place, Sent, Uploader};
+use super::{usage_of, Pack, Parcel, Sent, Uploader};
 use crate::backoff::{doubled, jittered};
-use crate::dag;
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Claim, Claimed, KeyRecord, LeftBehind, Record, Staging, Usage};
+use crate::index::{Claim, Claimed, KeyRecord, LeftBehind, Staging, Usage};
 use crate::log::Level;
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
@@ -353,19 +352,11 @@ impl Adopter {
     /// Reads a part of a stored pack from the aggregators: the staged blocks are the only copy
     /// until then.
     async fn read_back(&self, pack: &Pack, blocks: &[Orphan]) -> Result<()> {
-        let Some((number, place)) = proof(&pack.places) else {
-            return Ok(());
-        };
-        let check = |bytes: &[u8]| match bytes == &*blocks[number].value {
-            true => Ok(()),
-            false => Err("the bytes are not those that were stored".to_owned()),
-        };
         let begun = Instant::now();
         let mut failures = 0;
         loop {
-            let reading = place.read(&*self.uploader.store, pack.blob_id(), &check);
-            match caught(reading).await {
-                Ok(_) => return Ok(()),
+            match self.uploader.read_back(pack, |n| &blocks[n].value).await {
+                Ok(()) => return Ok(()),
                 Err(e) if begun.elapsed() >= LOOK => {
                     let text = format!(
                         "blob {} is stored, but cannot be read for {} s; check aggregatorURL",
@@ -390,13 +381,8 @@ impl Adopter {
         blocks: &[Orphan],
         sum: &mut Adopted,
     ) -> Result<()> {
-        let row: Record = pack.blob.row();
-        let with_place = blocks.iter().zip(&pack.places);
-        let rows = with_place.map(|(block, place): (&Orphan, &Place)| {
-            let row = KeyRecord::new(block.key(), place.in_blob(&row));
-            (row, block.claim.clone())
-        });
-        let rows: Vec<(KeyRecord, Claim)> = rows.collect();
+        let claims = blocks.iter().map(|block| block.claim.clone());
+        let rows: Vec<(KeyRecord, Claim)> = pack.rows(blocks).into_iter().zip(claims).collect();
         let promoted = staging.promote(&pack.blob, &rows).await?;
         let promoted: HashSet<String> = promoted.into_iter().collect();
         // Staged blocks count in the totals already.
@@ -441,8 +427,6 @@ fn arrange(orphans: &mut Vec<Orphan>) {
     }
     order.arrange(orphans, |orphan| &orphan.claim.key);
     for orphan in orphans {
-        let len = orphan.value.len() as u64;
-        orphan.is_dag_pb =
-            order.calls_dag_pb(&orphan.claim.key) && dag::is_dag_pb(&orphan.value, len);
+        orphan.is_dag_pb = order.is_dag_pb(&orphan.claim.key, &orphan.value);
     }
 }

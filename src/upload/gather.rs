@@ -31,7 +31,6 @@ use super::limit::Permit;
 use super::order::Order;
 use super::ticket::{Ticket, Waiting};
 use super::{Pack, Sent, Uploader};
-use crate::dag;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Usage;
 use crate::locks::KeyGuard;
@@ -228,8 +227,7 @@ async fn gather(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<Vec<Pend
             block, is_dag_pb, ..
         } in &mut pack
         {
-            let len = block.value.len() as u64;
-            *is_dag_pb = order.calls_dag_pb(&block.key) && dag::is_dag_pb(&block.value, len);
+            *is_dag_pb = order.is_dag_pb(&block.key, &block.value);
         }
         uploads.spawn(upload(Arc::clone(&shared), pack, permit));
     }

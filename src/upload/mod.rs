@@ -23,6 +23,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::gone::Gone;
@@ -196,10 +198,7 @@ impl Uploader {
                     blob: Blob {
                         format: stored.format.name().to_owned(),
                         size: i64::try_from(layout.len).unwrap_or(i64::MAX),
-                        digest: stored
-                            .digest
-                            .map(|d| d.to_hex().to_string())
-                            .unwrap_or_default(),
+                        digest: digest_text(stored.digest),
                         ..self.certified(&stored.answer, self.options)
                     },
                     places: layout.places,
@@ -215,6 +214,24 @@ impl Uploader {
                 Sent::Failed(e)
             }
         }
+    }
+
+    /// Reads a part of a stored pack back, once. `value` gives the value of a block by its number.
+    pub(crate) async fn read_back<'a>(
+        &self,
+        pack: &Pack,
+        value: impl Fn(usize) -> &'a Bytes,
+    ) -> Result<()> {
+        let Some((number, place)) = proof(&pack.places) else {
+            return Ok(());
+        };
+        let expected = value(number);
+        let check = |bytes: &[u8]| match bytes == &**expected {
+            true => Ok(()),
+            false => Err("the bytes are not those that were stored".to_owned()),
+        };
+        let reading = place.read(&*self.store, pack.blob_id(), &check);
+        caught(reading).await.map(drop)
     }
 
     /// Notes that a blob was certified. Returns what the publisher's answer tells of it.
@@ -261,17 +278,12 @@ impl Uploader {
     ) -> Result<()> {
         let mut rows = Vec::with_capacity(blocks.len());
         let mut delta = Usage::default();
-        let row = pack.blob.row();
-        for ((block, place), replaced) in blocks.iter().zip(&pack.places).zip(replaced) {
+        for (row, replaced) in pack.rows(blocks).into_iter().zip(replaced) {
             let Some(replaced) = replaced else {
                 continue;
             };
-            let record = place.in_blob(&row);
-            delta = delta.plus(usage_of(Some(&record))).minus(replaced);
-            rows.push(KeyRecord {
-                key: block.key().to_owned(),
-                record,
-            });
+            delta = delta.plus(usage_of(Some(&row.record))).minus(replaced);
+            rows.push(row);
         }
         if !rows.is_empty() {
             caught(self.index.place(&pack.blob, &rows)).await?;
@@ -279,6 +291,11 @@ impl Uploader {
         }
         Ok(())
     }
+}
+
+/// A digest as the ledger keeps it; empty if it is not known.
+pub(crate) fn digest_text(digest: Option<blake3::Hash>) -> String {
+    digest.map_or_else(String::new, |digest| digest.to_hex().to_string())
 }
 
 /// The blocks and bytes that a row adds to the totals.

@@ -37,6 +37,11 @@ impl Order {
         self.nodes.calls_dag_pb(key)
     }
 
+    /// Whether a value is a dag-pb node, and a link that was learnt says so of its key.
+    pub(super) fn is_dag_pb(&self, key: &str, value: &[u8]) -> bool {
+        self.calls_dag_pb(key) && dag::is_dag_pb(value, value.len() as u64)
+    }
+
     /// Puts blocks in order: the files in the order in which they come, and within a file each node
     /// before the blocks it links to. Blocks that no known node links to keep their order.
     pub(crate) fn arrange<T>(&self, blocks: &mut Vec<T>, key: impl Fn(&T) -> &str) {

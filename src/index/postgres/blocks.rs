@@ -101,10 +101,7 @@ impl PostgresParts {
             let entries = entries.clone();
             Box::pin(async move {
                 let work = async {
-                    let limit = inner.statement_timeout.as_millis();
-                    let limit = limit.clamp(1, i32::MAX as u128);
-                    conn.batch(&format!("SET LOCAL statement_timeout = {limit}"))
-                        .await?;
+                    inner.limit_statements(&conn).await?;
                     let mut written = 0;
                     for page in pages.iter() {
                         written += count(&conn.query(&query, page, deadline).await?)?;

@@ -1,8 +1,9 @@
 //! The ledger of blobs: its statements and methods.
 //!
 //! No statement joins the ledger with the rows: where the tables are distributed, they are by
-//! different columns. A transaction writes rows first, then entries, each in order, so that two
-//! writers lock in the same order.
+//! different columns. Rows and entries are written in one transaction: by one statement, or, where
+//! the engine does not take that, by one after the other. Each kind is written in order, rows by
+//! their keys and entries by their blob IDs, so that two writers lock in the same order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,22 +14,18 @@ use tokio_postgres::Row;
 
 use super::call;
 use super::conn::{Answer, Conn};
-use super::query::{clamped_sum, Param, Query};
+use super::query::{clamped, clamped_sum, Param, Query};
 use super::rows::storable;
 use super::schema::Shape;
 use super::{error, read, usage, PostgresIndex};
 use crate::clock::Sighting;
 use crate::error::Result;
 use crate::index::keys::check_text;
+use crate::index::ledger::{COLUMNS, EPOCHS};
 use crate::index::{Blob, BlobState, Count, EndingIn, KeyRecord, Ledger, Usage};
 
-/// Columns of an entry, in the order in which [`entry`] reads them.
-const COLUMNS: &str = "blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
-                       end_epoch, expires_at, digest, state, state_since, live_blocks, live_bytes, counted_at, read_back_at";
 /// How many parameters an entry that is written has.
 pub(super) const COLUMNS_WRITTEN: usize = 12;
-/// How many of the latest epochs are read.
-const EPOCHS: i64 = 64;
 
 /// The statements for one table.
 pub(super) struct LedgerSql {
@@ -54,7 +51,7 @@ pub(super) struct LedgerSql {
 /// What a statement that writes entries does where an entry exists.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Anew {
-    /// The blob was stored now: what was paid is added, and the blob is live.
+    /// The blob was stored now: its price is added, and the blob is live.
     Stored,
     /// The blob was found: the greater cost counts, and its state stays.
     Found,
@@ -76,58 +73,43 @@ fn write_entries(shape: &Shape, first: usize, anew: Anew) -> String {
     let blobs = shape.table.companion("_blobs").quoted();
     let known = |column: &str, unknown: &str| {
         format!(
-                "{column} = CASE WHEN EXCLUDED.{column} = {unknown} THEN b.{column} ELSE EXCLUDED.{column} END"
-            )
+            "{column} = CASE WHEN EXCLUDED.{column} = {unknown} THEN b.{column} ELSE EXCLUDED.{column} END"
+        )
     };
     // The object is that of the registration that ends last.
     let object =
         "EXCLUDED.object_id <> '' AND (b.object_id = '' OR EXCLUDED.end_epoch >= b.end_epoch)";
-    let clamped = |sum: &str| {
-        format!("LEAST(GREATEST({sum}, -9223372036854775808), 9223372036854775807)::bigint")
-    };
-    let types = [
-        "text",
-        "text",
-        "text",
-        "bigint",
-        "bigint",
-        "bigint",
-        "boolean",
-        "bigint",
-        "bigint",
-        "timestamptz",
-        "text",
-        "timestamptz",
-    ];
-    let columns = types.iter().enumerate();
+    let types =
+        "text text text bigint bigint bigint boolean bigint bigint timestamptz text timestamptz";
+    let columns = types.split(' ').enumerate();
     let columns: Vec<String> = columns
         .map(|(n, kind)| format!("${}::{kind}[]", first + n))
         .collect();
     let columns = columns.join(", ");
     format!(
-            "INSERT INTO {blobs} AS b (blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
-             end_epoch, expires_at, digest, read_back_at) \
-             SELECT * FROM unnest({columns}) \
-             ON CONFLICT (blob_id) DO UPDATE SET \
-             object_id = CASE WHEN {object} THEN EXCLUDED.object_id ELSE b.object_id END, \
-             deletable = CASE WHEN {object} OR b.object_id = '' THEN EXCLUDED.deletable ELSE b.deletable END, \
-             {format}, {size}, {encoded}, cost = {cost}, {registered}, \
-             end_epoch = GREATEST(b.end_epoch, EXCLUDED.end_epoch), expires_at = GREATEST(b.expires_at, EXCLUDED.expires_at), \
-             {digest}, {state}read_back_at = GREATEST(b.read_back_at, EXCLUDED.read_back_at)",
-            format = known("format", "''"),
-            size = known("size", "0"),
-            encoded = known("encoded_size", "0"),
-            cost = match anew {
-                Anew::Stored => clamped("b.cost::numeric + EXCLUDED.cost"),
-                Anew::Found => "GREATEST(b.cost, EXCLUDED.cost)".to_owned(),
-            },
-            state = match anew {
-                Anew::Stored => "state = 'live', state_since = EXCLUDED.state_since, ",
-                Anew::Found => "",
-            },
-            registered = known("registered_epoch", "0"),
-            digest = known("digest", "''"),
-        )
+        "INSERT INTO {blobs} AS b (blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
+         end_epoch, expires_at, digest, read_back_at) \
+         SELECT * FROM unnest({columns}) \
+         ON CONFLICT (blob_id) DO UPDATE SET \
+         object_id = CASE WHEN {object} THEN EXCLUDED.object_id ELSE b.object_id END, \
+         deletable = CASE WHEN {object} OR b.object_id = '' THEN EXCLUDED.deletable ELSE b.deletable END, \
+         {format}, {size}, {encoded}, cost = {cost}, {registered}, \
+         end_epoch = GREATEST(b.end_epoch, EXCLUDED.end_epoch), expires_at = GREATEST(b.expires_at, EXCLUDED.expires_at), \
+         {digest}, {state}read_back_at = GREATEST(b.read_back_at, EXCLUDED.read_back_at)",
+        format = known("format", "''"),
+        size = known("size", "0"),
+        encoded = known("encoded_size", "0"),
+        cost = match anew {
+            Anew::Stored => clamped("b.cost::numeric + EXCLUDED.cost"),
+            Anew::Found => "GREATEST(b.cost, EXCLUDED.cost)".to_owned(),
+        },
+        state = match anew {
+            Anew::Stored => "state = 'live', state_since = EXCLUDED.state_since, ",
+            Anew::Found => "",
+        },
+        registered = known("registered_epoch", "0"),
+        digest = known("digest", "''"),
+    )
 }
 
 impl LedgerSql {

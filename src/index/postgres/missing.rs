@@ -113,10 +113,7 @@ impl PostgresIndex {
             let (inner, missing) = (self.inner.clone(), Arc::clone(&missing));
             Box::pin(async move {
                 let work = async {
-                    let limit = inner.statement_timeout.as_millis();
-                    let limit = limit.clamp(1, i32::MAX as u128);
-                    conn.batch(&format!("SET LOCAL statement_timeout = {limit}"))
-                        .await?;
+                    inner.limit_statements(&conn).await?;
                     let (mut sum, mut gained) = (Usage::default(), Vec::new());
                     let insert = &inner.missing.insert[form];
                     for page in &missing.pages {

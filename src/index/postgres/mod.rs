@@ -42,7 +42,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::Row;
 
 use self::call::{Call, Repeat};
-use self::conn::{Answer, Opener};
+use self::conn::{Answer, Conn, Opener};
 use self::connect::Connector;
 use self::error::PgError;
 use self::go_staging::Staging;
@@ -271,6 +271,14 @@ impl PostgresParts {
     async fn ask(&self, call: &Call, query: &Query, params: Arc<[Param]>) -> Result<Vec<Row>> {
         let answer = call::query(&self.pool, call, query, &params).await?;
         answer.map_err(|e| error::statement(call.what, e))
+    }
+
+    /// Gives each statement of the transaction that runs on a connection the usual time.
+    async fn limit_statements(&self, conn: &Conn) -> Answer<()> {
+        let limit = self.statement_timeout.as_millis();
+        let limit = limit.clamp(1, i32::MAX as u128);
+        conn.batch(&format!("SET LOCAL statement_timeout = {limit}"))
+            .await
     }
 
     /// Changes rows by a statement on a connection of its own; returns how many.

@@ -88,9 +88,12 @@ impl Param {
     }
 }
 
+/// A number as a bigint that saturates instead of failing.
+pub(super) fn clamped(number: &str) -> String {
+    format!("LEAST(GREATEST({number}, -9223372036854775808), 9223372036854775807)::bigint")
+}
+
 /// `sum(column)` as a bigint that saturates instead of failing on nonsense in the table.
 pub(super) fn clamped_sum(column: &str) -> String {
-    format!(
-        "LEAST(GREATEST(COALESCE(sum({column}), 0), -9223372036854775808), 9223372036854775807)::bigint"
-    )
+    clamped(&format!("COALESCE(sum({column}), 0)"))
 }

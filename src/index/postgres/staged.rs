@@ -209,7 +209,7 @@ impl Staging for PostgresIndex {
             };
             Ok((claim, Bytes::from(value)))
         })?;
-        // Read after the claim: what was promoted before it is seen.
+        // Read after the claim, so that rows that were promoted before it are seen.
         let keys = found.iter().map(|(claim, _)| claim.key.clone());
         let params = [Param::Texts(keys.collect())].into();
         let query = &self.inner.sql.get_many[0];

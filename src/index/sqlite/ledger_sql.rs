@@ -1,5 +1,7 @@
 //! The statements for the ledger of blobs.
 
+use crate::index::ledger::{COLUMNS, EPOCHS};
+
 /// The columns of the ledger ([`Blob`](crate::index::Blob)); times in microseconds since 1970.
 pub(super) const BLOBS: &str = "blob_id TEXT NOT NULL PRIMARY KEY, object_id TEXT NOT NULL DEFAULT '', \
     format TEXT NOT NULL DEFAULT '', size INTEGER NOT NULL DEFAULT 0, encoded_size INTEGER NOT NULL DEFAULT 0, \
@@ -7,12 +9,6 @@ pub(super) const BLOBS: &str = "blob_id TEXT NOT NULL PRIMARY KEY, object_id TEX
     end_epoch INTEGER NOT NULL DEFAULT 0, expires_at INTEGER, digest TEXT NOT NULL DEFAULT '', \
     state TEXT NOT NULL DEFAULT 'live', state_since INTEGER NOT NULL, \
     live_blocks INTEGER, live_bytes INTEGER, counted_at INTEGER, read_back_at INTEGER";
-
-/// Columns of an entry, in the order in which `entry` of `super::ledger` reads them.
-const COLUMNS: &str = "blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
-                       end_epoch, expires_at, digest, state, state_since, live_blocks, live_bytes, counted_at, read_back_at";
-/// How many of the latest epochs are read.
-const EPOCHS: i64 = 64;
 
 /// The statements for one table.
 pub(super) struct LedgerSql {

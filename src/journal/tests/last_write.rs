@@ -68,9 +68,9 @@ impl File {
         })
     }
 
-    /// Opens a journal with this file, writes to it, and opens it again, twice. What is found must
-    /// be the same each time. Returns which blocks of the last write are found, which are told as
-    /// damaged, and the lines of the first open.
+    /// Opens a journal with this file, writes to it, and opens it again, twice. The blocks found
+    /// must be the same each time. Returns which blocks of the last write are found, which are told
+    /// as damaged, and the lines of the first open.
     fn open(&self, bytes: &[u8], what: &str) -> Found {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(&self.name), bytes).unwrap();

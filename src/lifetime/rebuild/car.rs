@@ -3,8 +3,8 @@
 //!
 //! **Problem.** Two reads should do, however many blocks there are: the beginning, which says where
 //! the index begins, and the index. But the index has no lengths, of itself or of blocks, and an
-//! aggregator refuses a range that reaches beyond the end. And nothing in a blob can be trusted:
-//! whoever has stored it has written it.
+//! aggregator refuses a range that reaches beyond the end. And a reader cannot trust the bytes
+//! of a blob: any user of the network may have stored them.
 //!
 //! **Outline.** The length of the blob comes with the answer to the first read, where the
 //! aggregator tells it. Otherwise the index is read up to where it is known to reach at least,

@@ -1,6 +1,6 @@
 //! Rebuilds an index of a list of blobs.
 //!
-//! **Problem.** A list may hold 100,000 blobs, and a run may end anywhere. What is in the index
+//! **Problem.** A list may hold 100,000 blobs, and a run may end anywhere. The rows in the index
 //! must stay, and of two blobs that hold the same block the one that ends later must win, also when
 //! a run carries another one on.
 //!

@@ -10,12 +10,10 @@ use std::time::SystemTime;
 use serde_json::{json, Map, Value};
 
 use crate::error::{one_line, Error, ErrorKind, Result};
+use crate::index::ledger::InState;
 use crate::index::{Blob, BlobState, Ledger};
 use crate::lifetime::chain::{object_id, Chain};
 use crate::walrus::usual_form;
-
-/// Entries of the ledger that are read at a time.
-const PAGE: usize = 1_000;
 
 /// Blobs to rebuild an index of, the ones that end last first. It is held in memory: about 200
 /// bytes for each blob.
@@ -137,17 +135,13 @@ pub async fn export(index: &dyn Ledger, to: &mut (dyn Write + Send)) -> Result<u
         let text = format!("the ledger's backup cannot be written: {e}");
         Error::new(ErrorKind::Disk, text).caused_by(e)
     };
-    let (mut after, mut written) = (String::new(), 0);
-    loop {
-        let page = index.blobs_in_state(BlobState::Live, &after, PAGE).await?;
+    let mut written = 0;
+    let mut live = InState::new(index, BlobState::Live);
+    while let Some(page) = live.next().await? {
         for blob in &page {
             writeln!(to, "{}", line(blob)).map_err(failed)?;
         }
         written += page.len() as u64;
-        match page.last() {
-            Some(last) if page.len() >= PAGE => after.clone_from(&last.blob_id),
-            _ => break,
-        }
     }
     to.flush().map_err(failed)?;
     Ok(written)

@@ -1,0 +1,64 @@
+//! The lease in the index under which one node at a time makes rounds.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::RenewalParts;
+use crate::error::{Error, ErrorKind, Result};
+
+pub(super) const LEASE: &str = "renewal";
+/// The time of the lease: a node that dies keeps the others from renewing for this long.
+pub(super) const LEASE_TTL: Duration = Duration::from_secs(300);
+/// Pause after a prolongation that failed, while the lease lasts.
+const LEASE_RETRY: Duration = Duration::from_secs(10);
+
+/// A name under which this process takes leases.
+pub(super) fn new_owner() -> String {
+    format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
+}
+
+/// Keeps the lease alive while `work` goes on, which may take longer than the lease lasts. `taken`:
+/// a moment that is not after the lease was taken.
+pub(super) async fn with_lease<T>(
+    parts: &RenewalParts,
+    owner: &str,
+    taken: Instant,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        error = lease_lost(parts, owner, taken) => Err(error),
+    }
+}
+
+/// Prolongs the lease until that fails, and returns the error. An index that does not answer at
+/// once is asked again as long as the lease lasts: the upload under way may be paid for already.
+async fn lease_lost(parts: &RenewalParts, owner: &str, taken: Instant) -> Error {
+    let mut held_until = taken + LEASE_TTL;
+    let mut pause = LEASE_TTL / 3;
+    loop {
+        tokio::time::sleep(pause).await;
+        let asked = Instant::now();
+        let prolonged = parts.index.try_lease(LEASE, owner, LEASE_TTL);
+        match tokio::time::timeout_at(held_until, prolonged).await {
+            Ok(Ok(true)) => (held_until, pause) = (asked + LEASE_TTL, LEASE_TTL / 3),
+            Ok(Ok(false)) => {
+                return Error::retryable(
+                    ErrorKind::Locked,
+                    "another node has taken the renewal over",
+                )
+            }
+            Ok(Err(_)) if Instant::now() + LEASE_RETRY < held_until => pause = LEASE_RETRY,
+            Ok(Err(e)) => return e,
+            Err(_) => {
+                return Error::retryable(
+                    ErrorKind::Index,
+                    "the index did not prolong the lease in time",
+                )
+            }
+        }
+    }
+}
