@@ -1,0 +1,48 @@
+//! The registry of verbs. A new verb is a file with `Args` and `run`, and three lines here.
+
+use clap::{Command, Subcommand};
+
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+
+mod completions;
+mod man;
+mod status;
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    Status(status::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// The name of a verb in the JSON; no verb is `status`.
+pub fn name(verb: Option<&Verb>) -> &'static str {
+    match verb {
+        None | Some(Verb::Status(_)) => "status",
+        Some(Verb::Completions(_)) => "completions",
+        Some(Verb::Man(_)) => "man",
+    }
+}
+
+/// Carries a verb out. `command` is the whole command line, for its documentation.
+pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Result<Exit, Failure> {
+    match verb {
+        None => status::brief(context).await,
+        Some(Verb::Status(args)) => status::run(args, context).await,
+        Some(Verb::Completions(args)) => completions::run(args, command),
+        Some(Verb::Man(args)) => man::run(args, command),
+    }
+}
+
+/// Prints text that is no report.
+fn print_raw(text: &[u8]) -> Result<(), Failure> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text).and_then(|()| out.flush());
+    written.map_err(|e| match e.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::NoReader,
+        _ => Failure::Failed(format!("standard output: {e}")),
+    })
+}
