@@ -7,6 +7,9 @@
 //! | `context` | what every verb works with: printing, progress, Ctrl-C |
 //! | `verbs` | one file for each command, and their registry |
 //! | `output`, `progress` | numbers, tables, bars |
+//! | `node` | the figures of a running node |
+//! | `work` | work that changes something: a datastore beside the nodes, its log, its end |
+//! | `when` | moments on the command line |
 //! | `exit` | exit codes and errors |
 
 use std::process::ExitCode;
@@ -18,11 +21,14 @@ use tokio_util::sync::CancellationToken;
 mod context;
 mod environment;
 mod exit;
+mod node;
 mod options;
 mod output;
 mod progress;
 mod source;
 mod verbs;
+mod when;
+mod work;
 
 use context::Context;
 use exit::Failure;

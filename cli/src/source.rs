@@ -74,11 +74,13 @@ impl Source {
         })
     }
 
-    /// The datastore key of a block, by the part of it that the block's multihash gives (`/CIQ…`).
-    pub fn key(&self, of_block: &str) -> String {
+    /// What stands before `/CIQ…` in the keys of blocks: nothing, if the datastore is mounted at
+    /// `/blocks` as usual.
+    pub fn prefix(&self) -> &'static str {
         let mount = self.mountpoint.as_deref().unwrap_or(BLOCKS);
-        let inside = BLOCKS.strip_prefix(mount.trim_end_matches('/'));
-        format!("{}{of_block}", inside.unwrap_or_default())
+        BLOCKS
+            .strip_prefix(mount.trim_end_matches('/'))
+            .unwrap_or_default()
     }
 }
 
@@ -213,13 +215,9 @@ mod tests {
             found: String::new(),
             mountpoint: None,
         };
-        for (mountpoint, key) in [
-            (None, "/CIQX"),
-            (Some("/blocks"), "/CIQX"),
-            (Some("/"), "/blocks/CIQX"),
-        ] {
+        for (mountpoint, prefix) in [(None, ""), (Some("/blocks"), ""), (Some("/"), "/blocks")] {
             source.mountpoint = mountpoint.map(str::to_owned);
-            assert_eq!(source.key("/CIQX"), key);
+            assert_eq!(source.prefix(), prefix);
         }
     }
 }

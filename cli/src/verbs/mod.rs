@@ -5,14 +5,30 @@ use clap::{Command, Subcommand};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 
+mod adopt_staging;
 mod completions;
+mod forget;
+mod inspect;
 mod man;
+mod plan;
+mod rebuild_index;
+mod renew;
+mod repack;
 mod status;
+mod undelete;
 
 /// A command.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Status(status::Args),
+    Inspect(inspect::Args),
+    Plan(plan::Args),
+    Renew(renew::Args),
+    Repack(repack::Args),
+    Undelete(undelete::Args),
+    Forget(forget::Args),
+    RebuildIndex(rebuild_index::Args),
+    AdoptStaging(adopt_staging::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -21,6 +37,14 @@ pub enum Verb {
 pub fn name(verb: Option<&Verb>) -> &'static str {
     match verb {
         None | Some(Verb::Status(_)) => "status",
+        Some(Verb::Inspect(_)) => "inspect",
+        Some(Verb::Plan(_)) => "plan",
+        Some(Verb::Renew(_)) => "renew",
+        Some(Verb::Repack(_)) => "repack",
+        Some(Verb::Undelete(_)) => "undelete",
+        Some(Verb::Forget(_)) => "forget",
+        Some(Verb::RebuildIndex(_)) => "rebuild-index",
+        Some(Verb::AdoptStaging(_)) => "adopt-staging",
         Some(Verb::Completions(_)) => "completions",
         Some(Verb::Man(_)) => "man",
     }
@@ -31,6 +55,14 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
     match verb {
         None => status::brief(context).await,
         Some(Verb::Status(args)) => status::run(args, context).await,
+        Some(Verb::Inspect(args)) => inspect::run(args, context).await,
+        Some(Verb::Plan(args)) => plan::run(args, context).await,
+        Some(Verb::Renew(args)) => renew::run(args, context).await,
+        Some(Verb::Repack(args)) => repack::run(args, context).await,
+        Some(Verb::Undelete(args)) => undelete::run(args, context).await,
+        Some(Verb::Forget(args)) => forget::run(args, context).await,
+        Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
+        Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
         Some(Verb::Completions(args)) => completions::run(args, command),
         Some(Verb::Man(args)) => man::run(args, command),
     }

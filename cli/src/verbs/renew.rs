@@ -1,0 +1,97 @@
+//! `renew`: a round of renewal by hand.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use walrusds::plan::Plan;
+use walrusds::Round;
+
+use super::plan;
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::output::{count, frost};
+use crate::progress::Unit;
+use crate::work;
+
+/// Renews what is due now; without --yes only shows the plan
+///
+/// Takes the lease under which nodes renew, so two never do it at the same time, and pays: with
+/// the publisher's wallet, and for extensions with that of walrusCommand.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Carries the plan out and pays for it
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Whether the plan was carried out.
+    applied: bool,
+    plan: Plan,
+    /// What was done.
+    done: Option<Round>,
+}
+
+pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
+    let (_, inspection) = context.inspect().await?;
+    let plan = plan::read(context, &inspection).await?;
+    let known = inspection.config().walrus_command.is_some();
+    inspection.close().await?;
+    let mut report = Report {
+        applied: false,
+        plan,
+        done: None,
+    };
+    if !args.yes {
+        context.print(&report, || {
+            let text = plan::shown(&report.plan, false, known);
+            format!("{text}Nothing was done. walrusds renew --yes carries it out.\n")
+        })?;
+        return Ok(Exit::Fine);
+    }
+    let store = work::open(context).await?;
+    let mut progress = context.progress("renewing", Unit::Things("blobs"));
+    progress.total(report.plan.totals.all.blobs);
+    let done = || {
+        let round = store.round();
+        Some(round.renewed + round.repacked + round.failed)
+    };
+    let resume = "what was renewed stays so; run walrusds renew --yes again for the rest";
+    let round = store.renew_once(context.stop.clone().cancelled_owned());
+    let round = work::attend(context, &store, progress, resume, done, round).await?;
+    (report.applied, report.done) = (true, Some(round));
+    context.print(&report, || outcome(&round))?;
+    Ok(Exit::findings(round.failed > 0))
+}
+
+/// What a round has done, in a few lines.
+pub fn outcome(round: &Round) -> String {
+    let mut text = String::new();
+    let mut line = |n: u64, what: &str| {
+        if n > 0 {
+            let _ = writeln!(text, "{} {what}", count(n));
+        }
+    };
+    line(round.renewed, "blobs renewed");
+    line(round.extended, "of them extended on the chain");
+    line(round.repacked, "blobs repacked");
+    line(
+        round.deleted,
+        "blobs without live blocks deleted on the chain",
+    );
+    line(
+        round.failed,
+        "blobs failed: the lines above say why, and the same command tries again",
+    );
+    if text.is_empty() {
+        return "Nothing was due.\n".to_owned();
+    }
+    let _ = writeln!(
+        text,
+        "{} paid for {} stores",
+        frost(round.frost),
+        count(round.stores)
+    );
+    text
+}
