@@ -68,7 +68,7 @@ impl Inspection {
     }
 
     /// The live blobs of which at least so many percent are deleted blocks, and the price of
-    /// carrying their live blocks over into new packs. Reads the rows of these blobs.
+    /// carrying their live blocks over into new packs. Counts the rows of all live blobs.
     ///
     /// # Errors
     /// [`ErrorKind::Index`](crate::ErrorKind::Index).

@@ -69,10 +69,7 @@ pub(crate) async fn sparse(parts: &RenewalParts, waste_percent: u32) -> Result<S
             let ended = parts.epoch_clock.is_over(number(blob.end_epoch));
             let known = blob.size > 0;
             found.unknown += u64::from(!known && !ended);
-            // A blob that was full at its last count may be sparse now. A pass counts it before it
-            // matters, and counting all blobs here would read the whole index.
-            let counted = blob.counted.map(|count| number(count.live.bytes));
-            known && !ended && counted.is_none_or(|live| wastes(blob, live, waste_percent))
+            known && !ended
         });
         let page: Vec<Blob> = page.collect();
         let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();

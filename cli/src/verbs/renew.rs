@@ -28,31 +28,44 @@ pub struct Args {
 struct Report {
     /// Whether the plan was carried out.
     applied: bool,
-    plan: Plan,
+    /// The plan before it; `None` if none could be made.
+    plan: Option<Plan>,
     /// What was done.
     done: Option<Round>,
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let (_, inspection) = context.inspect().await?;
-    let plan = plan::read(context, &inspection).await?;
+    let plan = plan::read(context, &inspection).await;
     let known = inspection.config().walrus_command.is_some();
     inspection.close().await?;
-    let mut report = Report {
-        applied: false,
-        plan,
-        done: None,
-    };
     if !args.yes {
+        let plan = plan?;
+        let text = plan::shown(&plan, false, known);
+        let report = Report {
+            applied: false,
+            plan: Some(plan),
+            done: None,
+        };
         context.print(&report, || {
-            let text = plan::shown(&report.plan, false, known);
             format!("{text}Nothing was done. walrusds renew --yes carries it out.\n")
         })?;
         return Ok(Exit::Fine);
     }
+    let plan = match plan {
+        Ok(plan) => Some(plan),
+        // The round learns the epoch by its first store.
+        Err(Failure::Failed(why)) => {
+            context.note(why);
+            None
+        }
+        Err(e) => return Err(e),
+    };
     let store = work::open(context).await?;
     let mut progress = context.progress("renewing", Unit::Things("blobs"));
-    progress.total(report.plan.totals.all.blobs);
+    if let Some(plan) = &plan {
+        progress.total(plan.totals.all.blobs);
+    }
     let done = || {
         let round = store.round();
         Some(round.renewed + round.repacked + round.failed)
@@ -60,7 +73,11 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let resume = "what was renewed stays so; run walrusds renew --yes again for the rest";
     let round = store.renew_once(context.stop.clone().cancelled_owned());
     let round = work::attend(context, &store, progress, resume, done, round).await?;
-    (report.applied, report.done) = (true, Some(round));
+    let report = Report {
+        applied: true,
+        plan,
+        done: Some(round),
+    };
     context.print(&report, || outcome(&round))?;
     Ok(Exit::findings(round.failed > 0))
 }
