@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::{json, Value};
 use testkit::mem::{key_of, noise};
 use testkit::postgres::Postgres;
-use walrus_devnet::{Devnet, Options};
+use walrus_devnet::{Devnet, FaultAction, FaultRule, Options};
 use walrusds::{Config, Op, WalrusDatastore};
 
 mod schema;
@@ -299,7 +299,7 @@ async fn data_about_to_lapse_is_found() {
     );
     let text = repo.run(&["--set", &lead]).await;
     assert!(
-        text.text(3).contains("error: 1 blobs are within half"),
+        text.text(3).contains("error: 1 blob is within half"),
         "{}",
         text.out
     );
@@ -570,7 +570,11 @@ async fn a_dag_is_forgotten_but_for_what_pins_need() {
         .await;
     assert!(refused.error(1).contains("not known completely"));
     let forced = repo.run(&["forget", &name, "--no-pins", "--yes"]).await;
-    assert!(forced.text(0).contains("1 were deleted"), "{}", forced.out);
+    assert!(
+        forced.text(0).contains("deleted        1"),
+        "{}",
+        forced.out
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -786,6 +790,119 @@ async fn a_watch_ends_with_the_signal_and_a_closed_pipe_is_no_error() {
         .unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_round_says_how_to_go_on_and_gives_the_lease_back() {
+    let repo = Repo::sqlite().await;
+    let all = blocks(0..2);
+    repo.with_epoch(&all).await;
+    let lead = format!("renewLeadSeconds={}", 6 * EPOCH);
+    let args = [
+        "renew", "--yes", "--json", "--set", &lead, "--set", "epochs=9",
+    ];
+    repo.net.set_faults(FaultRule::new(FaultAction::Hang));
+    let child = program()
+        .env("IPFS_PATH", repo.dir.path())
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let at_work = || repo.net.stats().faulted > 0;
+    testkit::eventually("the round reads its first blob", at_work).await;
+    let id = child.id().to_string();
+    let killed = Command::new("kill").args(["-s", "INT", &id]).status();
+    assert!(killed.unwrap().success());
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let ran = Ran::of(&ended.await.unwrap().unwrap());
+    assert_eq!(ran.code, 130, "{}\n{}", ran.out, ran.err);
+    assert!(
+        ran.err.contains("run walrusds renew --yes again"),
+        "{}",
+        ran.err
+    );
+    let error: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(error["error"]["kind"], "Interrupted");
+    schema::saw(&error);
+
+    repo.net.clear_faults();
+    let result = repo.run(&args).await.result(0);
+    // A blob that is repacked alone, and wastes nothing, keeps its ID: its end alone changes.
+    let turn = "the lease is free, and the blob has its turn";
+    assert_eq!(result["done"]["stores"], 1, "{turn}: {result}");
+    let plan = repo.json(&["plan", "--set", &lead]).await.result(0);
+    assert_eq!(plan["decisions"], json!([]));
+    let node = repo.open(json!({})).await;
+    all_read(&node, &all).await;
+    node.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_that_fails_for_a_blob_says_so() {
+    let repo = Repo::sqlite().await;
+    repo.with_epoch(&blocks(0..2)).await;
+    for blob in repo.net.blobs() {
+        assert!(repo.net.delete_blob(&blob.blob_id));
+    }
+    let lead = format!("renewLeadSeconds={}", 6 * EPOCH);
+    let args = ["renew", "--yes", "--set", &lead, "--set", "epochs=9"];
+    let ran = repo.run(&args).await;
+    assert!(
+        ran.text(3).contains("failures: the lines above"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.err.contains("could not be renewed"), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_and_the_figures_of_a_running_node_are_shown() {
+    use std::io::{Read as _, Write as _};
+    let journal = json!({
+        "indexPath": "index.sqlite", "journalPath": "journal", "packIdleFlushSeconds": 3600,
+        "packMaxAgeSeconds": 3600, "drainTimeoutSeconds": 0, "cachePath": "cache",
+    });
+    let repo = Repo::new(journal).await;
+    let node = repo.open(json!({})).await;
+    put(&node, &blocks(0..3)).await;
+    // What Kubo serves at its API, in a few lines.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let api = std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        for stream in listener.incoming().take(2) {
+            let (mut stream, mut request) = (stream.unwrap(), [0; 1024]);
+            let len = stream.read(&mut request).unwrap();
+            asked.push(String::from_utf8_lossy(&request[..len]).into_owned());
+            let answer = "HTTP/1.0 200 OK\r\n\r\n# TYPE walrusds_gets_total counter\nwalrusds_gets_total 7\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+        asked
+    });
+    repo.file("api", &format!("/ip4/127.0.0.1/tcp/{port}"));
+    let result = repo.json(&["status"]).await.result(0);
+    assert_eq!(
+        result["node"]["metrics"],
+        json!({"walrusds_gets_total": 7.0})
+    );
+    assert_eq!(
+        result["blocks"], 0,
+        "what is in the journal is not in the index"
+    );
+    assert!(
+        result["journal"]["segments"].as_u64().unwrap() >= 1,
+        "{result}"
+    );
+    assert!(result["cache"]["exists"].is_boolean(), "{result}");
+    let text = repo.run(&["status"]).await;
+    assert!(text.text(0).contains("walrusds_gets_total"), "{}", text.out);
+    let asked = api.join().unwrap();
+    assert!(
+        asked[0].starts_with("GET /debug/metrics/prometheus "),
+        "{asked:?}"
+    );
+    node.close().await.unwrap();
 }
 
 #[test]

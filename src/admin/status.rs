@@ -302,7 +302,7 @@ fn find(status: &Status, max_waste_percent: u32) -> Vec<Finding> {
             add(
                 "ended",
                 Severity::Error,
-                format!("the storage of {lost} blobs has ended: their blocks cannot be read any more, unless they were renewed elsewhere"),
+                format!("the storage of {} has ended: their blocks cannot be read any more, unless they were renewed elsewhere", blobs(lost)),
                 "walrusds check names the blocks; walrusds repair stores again what a journal, a cache or another repo still has",
             );
         }
@@ -318,13 +318,13 @@ fn find(status: &Status, max_waste_percent: u32) -> Vec<Finding> {
             (n, true) => add(
                 "lapsing",
                 Severity::Error,
-                format!("{n} blobs are about to end, and no node has renewed any of late"),
+                format!("{} about to end, and no node has renewed any of late", are(n)),
                 "start a node with renewIntervalSeconds, or run walrusds plan and then walrusds renew --yes",
             ),
             (n, false) => add(
                 "renewal-late",
                 Severity::Error,
-                format!("{n} blobs are within half of the lead (renewLeadSeconds): their renewal fails"),
+                format!("{} within half of the lead (renewLeadSeconds): their renewal fails", are(n)),
                 "look for \"could not be renewed\" in the log of the node that renews; walrusds renew --yes tries now",
             ),
         }
@@ -341,7 +341,10 @@ fn find(status: &Status, max_waste_percent: u32) -> Vec<Finding> {
         add(
             "no-end",
             Severity::Warning,
-            format!("the end of {unknown} blobs is not known, so they are not renewed"),
+            format!(
+                "the end of {} is not known, so they are not renewed",
+                blobs(unknown)
+            ),
             "rebuild-index with a list that names their ends (walrus list-blobs --json) adds them",
         );
     }
@@ -370,6 +373,17 @@ fn find(status: &Status, max_waste_percent: u32) -> Vec<Finding> {
         );
     }
     findings
+}
+
+fn blobs(n: u64) -> String {
+    match n {
+        1 => "1 blob".to_owned(),
+        n => format!("{n} blobs"),
+    }
+}
+
+fn are(n: u64) -> String {
+    format!("{} {}", blobs(n), if n == 1 { "is" } else { "are" })
 }
 
 /// Whether no node has made a round for so long that none can be at work.

@@ -20,7 +20,8 @@ pub struct Round {
     pub repacked: u64,
     /// Blobs without live blocks that were deleted on the chain.
     pub deleted: u64,
-    /// Blobs for which the round failed. The log says why.
+    /// Failures, of which the log tells. A blob that can be neither repacked nor stored again counts
+    /// twice.
     pub failed: u64,
     /// Blobs that were stored.
     pub stores: u64,

@@ -12,7 +12,7 @@ use walrusds::{Error, ErrorKind, Op, WalrusDatastore};
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::output::{bytes, count, span, things};
+use crate::output::{bytes, count, pairs, span, things};
 use crate::progress::Unit;
 use crate::source::Source;
 use crate::work;
@@ -226,18 +226,18 @@ fn pins(text: &str) -> Result<Pins, String> {
 }
 
 fn text(report: &Report) -> String {
-    let mut text = format!(
-        "{}, {}: {} stay since pins need them, {} {}\n",
-        things(report.blocks, "block", "blocks"),
-        bytes(report.bytes),
-        count(report.kept),
-        count(report.deleted),
-        if report.applied {
-            "were deleted"
-        } else {
-            "would be deleted"
-        }
-    );
+    let blocks = things(report.blocks, "block", "blocks");
+    let found = format!("{blocks}, {}", bytes(report.bytes));
+    let deleted = if report.applied {
+        "deleted"
+    } else {
+        "to delete"
+    };
+    let mut text = pairs(&[
+        ("found", found),
+        ("kept for pins", count(report.kept)),
+        (deleted, count(report.deleted)),
+    ]);
     if !report.complete {
         text.push_str(
             "Parts of the DAG are missing or cannot be read; blocks below them were not found.\n",
@@ -245,11 +245,13 @@ fn text(report: &Report) -> String {
     }
     let keep = std::time::Duration::from_secs(report.keep_deleted_seconds);
     text.push_str(&match keep.is_zero() {
-        true => "They cannot be brought back: keepDeletedSeconds is not set.\n".to_owned(),
-        false => format!(
-            "They can be brought back for {} (walrusds undelete).\n",
-            span(keep)
-        ),
+        true => {
+            "Deleted blocks cannot be brought back: keepDeletedSeconds is not set.\n".to_owned()
+        }
+        false => {
+            let keep = span(keep);
+            format!("Deleted blocks can be brought back for {keep} (walrusds undelete).\n")
+        }
     });
     if !report.applied {
         text.push_str("Nothing was done. The same command with --yes deletes them.\n");

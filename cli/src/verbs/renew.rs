@@ -9,7 +9,7 @@ use walrusds::Round;
 use super::plan;
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::output::{count, frost};
+use crate::output::{frost, things};
 use crate::progress::Unit;
 use crate::work;
 
@@ -87,28 +87,28 @@ pub fn outcome(round: &Round) -> String {
     let mut text = String::new();
     let mut line = |n: u64, what: &str| {
         if n > 0 {
-            let _ = writeln!(text, "{} {what}", count(n));
+            let _ = writeln!(text, "{} {what}", things(n, "blob", "blobs"));
         }
     };
-    line(round.renewed, "blobs renewed");
-    line(round.extended, "of them extended on the chain");
-    line(round.repacked, "blobs repacked");
-    line(
-        round.deleted,
-        "blobs without live blocks deleted on the chain",
-    );
-    line(
-        round.failed,
-        "blobs failed: the lines above say why, and the same command tries again",
-    );
-    if text.is_empty() {
+    line(round.renewed, "renewed");
+    line(round.extended, "of these extended on the chain");
+    line(round.repacked, "repacked");
+    line(round.deleted, "without live blocks deleted on the chain");
+    if round.failed > 0 {
+        let failures = things(round.failed, "failure", "failures");
+        let _ = writeln!(
+            text,
+            "{failures}: the lines above say why, and the same command tries again"
+        );
+    }
+    if text.is_empty() && round.stores == 0 {
         return "Nothing was due.\n".to_owned();
     }
     let _ = writeln!(
         text,
-        "{} paid for {} stores",
+        "{} paid for {}",
         frost(round.frost),
-        count(round.stores)
+        things(round.stores, "store", "stores")
     );
     text
 }

@@ -271,8 +271,16 @@ fn text(report: &Report) -> String {
             ("price", Side::Right),
         ]);
         for due in &status.forecast {
-            let cells = [due.epoch.to_string(), count(due.blobs), count(due.units)];
-            table.row(cells.into_iter().chain([frost(due.frost)]));
+            let or_none = |n: u64, shown: String| match n {
+                0 => "-".to_owned(),
+                _ => shown,
+            };
+            table.row([
+                due.epoch.to_string(),
+                or_none(due.blobs, count(due.blobs)),
+                or_none(due.units, count(due.units)),
+                or_none(due.frost, frost(due.frost)),
+            ]);
         }
         text.push_str(&table.text());
         if !status.price.known {
