@@ -37,6 +37,10 @@ kubo-plain: ## an ordinary ipfs, to try the external plugin with  [IPFS_VERSION=
 plugin: build ## the external plugin  [IPFS_VERSION=vX.Y.Z | /path/to/kubo | /path/to/ipfs]
 	@scripts/plugin-build.sh $(kubo_version)
 
+.PHONY: cli
+cli: ## the operator's command: target/release/walrusds (docs/command.md)
+	$(CARGO) build --release --locked -p walrusds-cli
+
 ##@ Installing
 
 .PHONY: install
@@ -46,6 +50,10 @@ install: build ## the plugin into $IPFS_PATH/plugins, tried first  [IPFS=/path/t
 .PHONY: install-dynamic
 install-dynamic: build ## the same with the engine as a library of its own, in $IPFS_PATH/lib
 	@scripts/plugin-install.sh --dynamic $(IPFS_VERSION)
+
+.PHONY: install-cli
+install-cli: cli ## the operator's command, its manual pages and completions  [PREFIX=~/.local]
+	@scripts/cli-install.sh
 
 ##@ Trying
 

@@ -5,9 +5,9 @@
 # the result of each, and PART=NAME[,NAME...] runs one again.
 #
 # Without --full, on two processors and once everything is built, they take less than 12 minutes:
-# lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the C interface, the
-# Go shim, and a real Kubo node with walrusds built in. With --full, the longer ones: every other
-# form of the plugin and Kubo's oldest version, the contract of a go-datastore, schedules of
+# lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the operator's
+# command, the C interface, the Go shim, and a real Kubo node with walrusds built in. With --full,
+# the longer ones: every other form of the plugin and Kubo's oldest version, the contract of a go-datastore, schedules of
 # threads, faults and crashes, years of a node in minutes, memory checkers, foreign clients, the demo, and short runs of fuzzer,
 # mutations and benchmark.
 # shellcheck source=scripts/common.sh
@@ -32,6 +32,8 @@ for file in tests/*.rs; do
 done
 devnet=()
 for file in devnet/tests/*.rs; do devnet+=(--test "$(basename "$file" .rs)"); done
+command=(--bin walrusds)
+for file in cli/tests/*.rs; do command+=(--test "$(basename "$file" .rs)"); done
 
 if [[ -z $full ]]; then
   # The longest first.
@@ -43,6 +45,7 @@ if [[ -z $full ]]; then
   part model "${cargo_test[@]}" --test model --test streams
   part client "${cargo_test[@]}" --test walrus_client
   part devnet "${cargo_test[@]}" "${devnet[@]}"
+  part command "${cargo_test[@]}" "${command[@]}"
   part documents "${cargo_test[@]}" --exclude walrusds-chaos --exclude kubo-tests --doc
   part c-interface env SKIP='sanitizers valgrind panic' scripts/c-abi-test.sh
   part go-shim scripts/go-test.sh

@@ -11,6 +11,7 @@ mod failpoint;
 #[macro_use]
 mod setters;
 
+pub mod admin;
 mod backoff;
 mod buffer;
 pub mod clock;
@@ -63,7 +64,7 @@ pub mod internals {
 
 pub use config::Config;
 pub use datastore::{
-    rebuild_index, Adopted, DeletedQuery, Op, RebuildFrom, Undeleted, WalrusDatastore,
+    rebuild_index, Adopted, DeletedQuery, Op, RebuildFrom, Round, Undeleted, WalrusDatastore,
 };
 pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
@@ -73,7 +74,7 @@ pub use index::{
     KeyRecord, Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal,
     Rows, Staging, Totals, Traces, Usage,
 };
-pub use lifetime::{plan, rebuild};
+pub use lifetime::{plan, rebuild, Sparse, SparseBlob};
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{

@@ -2,10 +2,16 @@
 
 use std::path::Path;
 
-use super::open::{resolved, Parts};
+use std::time::SystemTime;
+
+use super::open::{renewal_of, resolved, Parts};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{caught, Result};
 use crate::index::Index;
+use crate::lifetime::{self, RenewalParts, Sparse};
+use crate::log::Line;
+use crate::plan::Plan;
+use crate::walrus::cost::Prices;
 use crate::walrus::BlobStore;
 
 /// A datastore for inspection by an operator, beside the nodes that work with it: its index and
@@ -14,6 +20,7 @@ use crate::walrus::BlobStore;
 pub struct Inspection {
     config: Config,
     parts: Parts,
+    renewal: RenewalParts,
 }
 
 impl Inspection {
@@ -28,7 +35,12 @@ impl Inspection {
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
         let config = resolved(config, repo)?;
         let parts = Parts::open(&config, true).await?;
-        Ok(Inspection { config, parts })
+        let renewal = renewal_of(&config, &parts);
+        Ok(Inspection {
+            config,
+            parts,
+            renewal,
+        })
     }
 
     /// The configuration, with its paths resolved.
@@ -44,6 +56,59 @@ impl Inspection {
     /// Walrus.
     pub fn store(&self) -> &dyn BlobStore {
         &*self.parts.store
+    }
+
+    /// The plan of renewal, as [`WalrusDatastore::plan`](crate::WalrusDatastore::plan) gives it.
+    /// Nothing is changed and nothing is paid.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`](crate::ErrorKind::Index).
+    pub async fn plan(&self) -> Result<Option<Plan>> {
+        caught(lifetime::look(&self.renewal)).await
+    }
+
+    /// The live blobs of which at least so many percent are deleted blocks, and the price of
+    /// carrying their live blocks over into new packs. Counts the rows of all live blobs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`](crate::ErrorKind::Index).
+    pub async fn sparse(&self, waste_percent: u32) -> Result<Sparse> {
+        caught(lifetime::sparse(&self.renewal, waste_percent)).await
+    }
+
+    /// The present epoch, the least and the most that it can be, by what nodes have noted in the
+    /// index and by the chain, if it is at hand. `None` if neither tells it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`](crate::ErrorKind::Index).
+    pub async fn epoch(&self) -> Result<Option<(u64, u64)>> {
+        caught(lifetime::present_epoch(&self.renewal)).await
+    }
+
+    /// The earliest moment at which storage up to this (exclusive) end epoch may end. `None` before
+    /// [`epoch`](Self::epoch) has found one.
+    pub fn ends_at(&self, end_epoch: u64) -> Option<SystemTime> {
+        let now = self.parts.clock.now();
+        self.renewal.epoch_clock.ends_at(now, end_epoch)
+    }
+
+    /// The network's prices, by the chain; those of Walrus' documentation where it is not at hand,
+    /// and `false`.
+    pub async fn prices(&self) -> (Prices, bool) {
+        lifetime::prices(&self.renewal).await
+    }
+
+    /// When a node ended the last round of renewal.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`](crate::ErrorKind::Index).
+    pub async fn last_round(&self) -> Result<Option<SystemTime>> {
+        lifetime::last_round(&self.renewal).await
+    }
+
+    /// Takes the oldest log line out: what the chain's program said, for the most part.
+    pub fn next_log_line(&self) -> Option<Line> {
+        self.parts.log.pop()
     }
 
     /// Closes the index.

@@ -12,6 +12,7 @@
 //! | `staged` | blocks that a Go node staged are adopted |
 //! | `totals` | totals and counters |
 //! | `undo` | deleted blocks are brought back |
+//! | `upkeep` | the lifetimes of blobs: plans, and a round at an operator's request |
 
 use std::sync::Arc;
 
@@ -55,6 +56,7 @@ pub use crate::upload::Adopted;
 pub use inspect::Inspection;
 pub use rebuild::{rebuild_index, RebuildFrom};
 pub use undo::{DeletedQuery, Undeleted};
+pub use upkeep::Round;
 use writes::Writes;
 
 /// One operation of a batch.

@@ -44,6 +44,8 @@ struct Own<'a> {
     /// The table, if the index gives its identity.
     owner: Option<Owner>,
     repo: Option<&'a Path>,
+    /// It is open for a piece of an operator's work: no task but that of the totals runs by itself.
+    attended: bool,
 }
 
 /// The parts that look at the data. None of them does anything by itself.
@@ -51,7 +53,7 @@ pub(super) struct Parts {
     pub(super) index: Arc<dyn Index>,
     pub(super) store: Arc<dyn BlobStore>,
     pub(super) clock: Arc<dyn Clock>,
-    log: Arc<Log>,
+    pub(super) log: Arc<Log>,
 }
 
 impl Parts {
@@ -114,6 +116,7 @@ impl WalrusDatastore {
                 owner: owner(&config, repo, &*index).await?,
                 // An empty path means that there is no repo.
                 repo: Some(repo).filter(|repo| !repo.as_os_str().is_empty()),
+                attended: false,
             };
             let journal = config.journal.as_ref().map(|journal| &*journal.path);
             abandoned(repo, journal, own.owner.as_ref(), &parts.log)?;
@@ -127,6 +130,40 @@ impl WalrusDatastore {
                     log.push(Level::Error, complaint);
                 }
             }
+            Ok(opened)
+        };
+        let opened = opened.await;
+        if opened.is_err() {
+            let _ = index.close().await;
+        }
+        opened
+    }
+
+    /// Opens a datastore for a piece of an operator's work beside the nodes: a round of renewal, an
+    /// undo, a deletion. No journal and no cache is opened, and no task runs by itself. Tables are
+    /// neither created nor changed. Relative paths in `config` are taken from `repo`. Must be called
+    /// within a tokio runtime, which the datastore uses until closed.
+    ///
+    /// # Errors
+    /// As [`Inspection::open`](super::Inspection::open).
+    pub async fn open_beside(mut config: Config, repo: &Path) -> Result<Self> {
+        /// An operator's work needs few connections, and nodes may have all others.
+        const MOST_CONNS: u32 = 4;
+        config = resolved(config, repo)?;
+        config.max_open_conns = config.max_open_conns.min(MOST_CONNS);
+        (config.journal, config.disk_cache) = (None, None);
+        // A table that is missing or old is an error here.
+        Parts::open(&config, true).await?.index.close().await?;
+        let parts = Parts::open(&config, false).await?;
+        let (index, now) = (Arc::clone(&parts.index), parts.clock.now());
+        let own = Own {
+            attended: true,
+            ..Own::default()
+        };
+        let opened = async {
+            let seen = index.epochs().await?;
+            let opened = Self::assemble(&config, parts, own)?;
+            opened.shared.epoch_clock.merge(now, &seen);
             Ok(opened)
         };
         let opened = opened.await;
@@ -159,8 +196,8 @@ impl WalrusDatastore {
 
     /// Adds the parts that write and the tasks that run by themselves.
     fn assemble(config: &Config, parts: Parts, own: Own<'_>) -> Result<Self> {
-        let Parts { store, log, .. } = parts;
-        let lookups = Arc::new(Lookups::new(parts.index, config.row_ttl));
+        let (store, log) = (Arc::clone(&parts.store), Arc::clone(&parts.log));
+        let lookups = Arc::new(Lookups::new(Arc::clone(&parts.index), config.row_ttl));
         // All writes pass through it, so that it learns of changed rows.
         let index: Arc<dyn Index> = Arc::<Lookups>::clone(&lookups);
         let metrics = Arc::new(Metrics::default());
@@ -180,22 +217,9 @@ impl WalrusDatastore {
         };
         let locks = KeyLocks::default();
         let uploader = Arc::new(Uploader {
-            store: Arc::clone(&store),
-            index: Arc::clone(&index),
-            clock: parts.clock,
-            epoch_clock: Arc::new(EpochClock::new(config.epoch_duration)),
-            metrics: Arc::clone(&metrics),
-            log: Arc::clone(&log),
-            gone: Arc::new(gone::none()),
-            options: StoreOptions {
-                epochs: config.epochs,
-                deletable: config.deletable,
-            },
-            format: config.pack_format,
-            target_bytes: config.pack_target_size_bytes,
-            limit: UploadLimit::new(config.workers),
             fresh_for,
             spare_for,
+            ..uploader(config, Arc::clone(&index), &parts, &metrics)
         });
         let writes = Writes::start(
             config,
@@ -208,39 +232,29 @@ impl WalrusDatastore {
             .clone()
             .map(|settings| DiskCache::open(settings, Arc::clone(&log)));
         let stop = CancellationToken::new();
-        let mut workers = vec![
-            tokio::spawn(flush_usage(
+        let renewal = Arc::new(renewal(config, &uploader));
+        let usage = flush_usage(index.clone(), Arc::clone(&metrics), stop.clone());
+        let mut workers = vec![tokio::spawn(usage)];
+        if !own.attended {
+            workers.push(tokio::spawn(purge(
                 index.clone(),
-                Arc::clone(&metrics),
-                stop.clone(),
-            )),
-            tokio::spawn(purge(index.clone(), Arc::clone(&log), stop.clone())),
-            tokio::spawn(log_notices(index, Arc::clone(&log), stop.clone())),
-        ];
-        let renewal = Arc::new(RenewalParts {
-            index: Arc::clone(&uploader.index),
-            clock: Arc::clone(&uploader.clock),
-            epoch_clock: Arc::clone(&uploader.epoch_clock),
-            metrics: Arc::clone(&metrics),
-            log: Arc::clone(&log),
-            uploader: Arc::clone(&uploader),
-            interval: config.renew_interval,
-            lead: config.renew_lead,
-            epoch: config.epoch_duration,
-            chain: config.walrus_command.clone().map(lifetime::chain_of),
-            n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),
-            max_waste_percent: config.max_waste_percent,
-            bytes_per_second: config.maintenance_bytes_per_second,
-            pace: lifetime::Pace::new(config.maintenance_bytes_per_second),
-        });
-        if !config.adopt_staging.is_zero() {
-            workers.push(tokio::spawn(adopt::adopt(
-                Arc::clone(&uploader),
-                config.adopt_staging,
+                Arc::clone(&log),
                 stop.clone(),
             )));
+            workers.push(tokio::spawn(log_notices(
+                index,
+                Arc::clone(&log),
+                stop.clone(),
+            )));
+            if !config.adopt_staging.is_zero() {
+                workers.push(tokio::spawn(adopt::adopt(
+                    Arc::clone(&uploader),
+                    config.adopt_staging,
+                    stop.clone(),
+                )));
+            }
         }
-        if renewing {
+        if renewing && !own.attended {
             if config.epochs < MIN_RENEWAL_EPOCHS {
                 log.push(
                     Level::Warn,
@@ -254,7 +268,7 @@ impl WalrusDatastore {
                 Arc::clone(&renewal),
                 stop.clone(),
             )));
-        } else if keeps && !config.epoch_duration.is_zero() {
+        } else if keeps && !config.epoch_duration.is_zero() && !own.attended {
             let watch = lifetime::watch(Arc::clone(&renewal), stop.clone());
             workers.push(tokio::spawn(watch));
         }
@@ -290,6 +304,59 @@ impl WalrusDatastore {
             }),
         })
     }
+}
+
+/// What uploads share. Rows count as stored for as long as they have storage.
+fn uploader(
+    config: &Config,
+    index: Arc<dyn Index>,
+    parts: &Parts,
+    metrics: &Arc<Metrics>,
+) -> Uploader {
+    Uploader {
+        store: Arc::clone(&parts.store),
+        index,
+        clock: Arc::clone(&parts.clock),
+        epoch_clock: Arc::new(EpochClock::new(config.epoch_duration)),
+        metrics: Arc::clone(metrics),
+        log: Arc::clone(&parts.log),
+        gone: Arc::new(gone::none()),
+        options: StoreOptions {
+            epochs: config.epochs,
+            deletable: config.deletable,
+        },
+        format: config.pack_format,
+        target_bytes: config.pack_target_size_bytes,
+        limit: UploadLimit::new(config.workers),
+        fresh_for: Duration::ZERO,
+        spare_for: Duration::ZERO,
+    }
+}
+
+/// The parts of renewal, whether or not this node renews.
+fn renewal(config: &Config, uploader: &Arc<Uploader>) -> RenewalParts {
+    RenewalParts {
+        index: Arc::clone(&uploader.index),
+        clock: Arc::clone(&uploader.clock),
+        epoch_clock: Arc::clone(&uploader.epoch_clock),
+        metrics: Arc::clone(&uploader.metrics),
+        log: Arc::clone(&uploader.log),
+        uploader: Arc::clone(uploader),
+        interval: config.renew_interval,
+        lead: config.renew_lead,
+        epoch: config.epoch_duration,
+        chain: config.walrus_command.clone().map(lifetime::chain_of),
+        n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),
+        max_waste_percent: config.max_waste_percent,
+        bytes_per_second: config.maintenance_bytes_per_second,
+        pace: lifetime::Pace::new(config.maintenance_bytes_per_second),
+    }
+}
+
+/// The parts of renewal for parts that are only looked at.
+pub(super) fn renewal_of(config: &Config, parts: &Parts) -> RenewalParts {
+    let (index, metrics) = (Arc::clone(&parts.index), Arc::default());
+    renewal(config, &Arc::new(uploader(config, index, parts, &metrics)))
 }
 
 /// The table to which a journal of this repo must belong. The index is asked for it if there is a

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::chain::{Failure, Round};
 use super::plan::{self, Action, Decision, Terms};
-use super::present::tell_epoch;
+use super::present::{tell_epoch, SAMPLE_PRICES};
 use super::repack::repack;
 use super::{RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, Result};
@@ -20,14 +20,7 @@ use crate::index::ledger::InState;
 use crate::index::{Blob, BlobState, RenewItem};
 use crate::log::Level;
 use crate::metrics::Metrics;
-use crate::walrus::cost::Prices;
 
-/// The prices of Walrus' documentation (FROST per unit), where the chain is not at hand. Only their
-/// ratio matters for a decision.
-const SAMPLE_PRICES: Prices = Prices {
-    storage: 100_000,
-    write: 20_000,
-};
 /// Where the present epoch is not known better than by so many epochs (the machine slept, or its
 /// clock was set), there is no plan: the first blob that is stored again tells the epoch.
 const UNSURE: u64 = 1;
@@ -52,7 +45,10 @@ pub(super) async fn execute(
         return Ok(());
     };
     let due = due(parts, &terms).await?;
-    let (turns, waiting) = by_turn(parts, due);
+    let (turns, waiting) = match state.at_once {
+        true => (due, Vec::new()),
+        false => by_turn(parts, due),
+    };
     done.extend(waiting);
     let mut ready = Vec::with_capacity(turns.len());
     for item in turns {

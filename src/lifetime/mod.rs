@@ -36,11 +36,13 @@ mod count;
 mod execute;
 mod lease;
 mod memory;
+mod once;
 mod pace;
 pub mod plan;
 mod present;
 pub mod rebuild;
 mod repack;
+mod sparse;
 mod watch;
 
 use chain::Chain;
@@ -50,9 +52,13 @@ use execute::execute;
 pub(crate) use execute::look;
 use lease::{new_owner, with_lease, LEASE, LEASE_TTL};
 use memory::{seconds, Memory, Past};
+pub(crate) use once::{last_round, renew_once, repack_once};
 pub(crate) use pace::Pace;
 use present::tell_epoch;
+pub(crate) use present::{present_epoch, prices};
 use repack::repack;
+pub(crate) use sparse::sparse;
+pub use sparse::{Sparse, SparseBlob};
 pub(crate) use watch::{complaint, watch};
 
 /// How many blobs are stored again at a time, and how many bytes they may have together: each of
@@ -145,6 +151,8 @@ struct Rounds {
     contradicted: bool,
     /// The blob after which the next look for an epoch begins.
     probed: Option<String>,
+    /// Whether all that is due is renewed now, and not spread over the lead.
+    at_once: bool,
 }
 
 /// The outcome for a blob that was due.

@@ -3,7 +3,39 @@
 use std::time::Duration;
 
 use super::RenewalParts;
+use crate::error::Result;
 use crate::log::Level;
+use crate::walrus::cost::Prices;
+
+/// The prices of Walrus' documentation (FROST per unit), where the chain is not at hand. Only their
+/// ratio matters for a decision.
+pub(super) const SAMPLE_PRICES: Prices = Prices {
+    storage: 100_000,
+    write: 20_000,
+};
+
+/// The present epoch, the least and the most that it can be; `None` if nothing tells it.
+pub(crate) async fn present_epoch(parts: &RenewalParts) -> Result<Option<(u64, u64)>> {
+    let seen = parts.index.epochs().await?;
+    parts.epoch_clock.merge(parts.clock.now(), &seen);
+    tell_epoch(parts).await;
+    Ok(parts.epoch_clock.now_epoch(parts.clock.now()))
+}
+
+/// The network's prices, and whether the chain told them.
+pub(crate) async fn prices(parts: &RenewalParts) -> (Prices, bool) {
+    let Some(chain) = &parts.chain else {
+        return (SAMPLE_PRICES, false);
+    };
+    match chain.prices().await {
+        Ok(prices) => (prices, true),
+        Err(e) => {
+            let text = format!("the chain does not tell its prices: {e}");
+            parts.log.push(Level::Warn, text);
+            (SAMPLE_PRICES, false)
+        }
+    }
+}
 
 /// Tells the epoch clock which epoch it is, if the chain is at hand. What contradicts the
 /// configuration, or what publishers have answered, is an error in the log and is not told: the

@@ -1,0 +1,80 @@
+//! The registry of verbs. A new verb is a file with `Args` and `run`, and three lines here.
+
+use clap::{Command, Subcommand};
+
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+
+mod adopt_staging;
+mod completions;
+mod forget;
+mod inspect;
+mod man;
+mod plan;
+mod rebuild_index;
+mod renew;
+mod repack;
+mod status;
+mod undelete;
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    Status(status::Args),
+    Inspect(inspect::Args),
+    Plan(plan::Args),
+    Renew(renew::Args),
+    Repack(repack::Args),
+    Undelete(undelete::Args),
+    Forget(forget::Args),
+    RebuildIndex(rebuild_index::Args),
+    AdoptStaging(adopt_staging::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// The name of a verb in the JSON; no verb is `status`.
+pub fn name(verb: Option<&Verb>) -> &'static str {
+    match verb {
+        None | Some(Verb::Status(_)) => "status",
+        Some(Verb::Inspect(_)) => "inspect",
+        Some(Verb::Plan(_)) => "plan",
+        Some(Verb::Renew(_)) => "renew",
+        Some(Verb::Repack(_)) => "repack",
+        Some(Verb::Undelete(_)) => "undelete",
+        Some(Verb::Forget(_)) => "forget",
+        Some(Verb::RebuildIndex(_)) => "rebuild-index",
+        Some(Verb::AdoptStaging(_)) => "adopt-staging",
+        Some(Verb::Completions(_)) => "completions",
+        Some(Verb::Man(_)) => "man",
+    }
+}
+
+/// Carries a verb out. `command` is the whole command line, for its documentation.
+pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Result<Exit, Failure> {
+    match verb {
+        None => status::brief(context).await,
+        Some(Verb::Status(args)) => status::run(args, context).await,
+        Some(Verb::Inspect(args)) => inspect::run(args, context).await,
+        Some(Verb::Plan(args)) => plan::run(args, context).await,
+        Some(Verb::Renew(args)) => renew::run(args, context).await,
+        Some(Verb::Repack(args)) => repack::run(args, context).await,
+        Some(Verb::Undelete(args)) => undelete::run(args, context).await,
+        Some(Verb::Forget(args)) => forget::run(args, context).await,
+        Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
+        Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
+        Some(Verb::Completions(args)) => completions::run(args, command),
+        Some(Verb::Man(args)) => man::run(args, command),
+    }
+}
+
+/// Prints text that is no report.
+fn print_raw(text: &[u8]) -> Result<(), Failure> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text).and_then(|()| out.flush());
+    written.map_err(|e| match e.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::NoReader,
+        _ => Failure::Failed(format!("standard output: {e}")),
+    })
+}

@@ -1,0 +1,918 @@
+//! The program as an operator runs it: on a local Walrus, with both indexes, beside a running
+//! datastore.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use bytes::Bytes;
+use serde_json::{json, Value};
+use testkit::mem::{key_of, noise};
+use testkit::postgres::Postgres;
+use walrus_devnet::{Devnet, FaultAction, FaultRule, Options};
+use walrusds::{Config, Op, WalrusDatastore};
+
+mod schema;
+
+/// An hour is longer than a test: what is due is due by its settings, and not by the clock.
+const EPOCH: u64 = 3600;
+
+struct Repo {
+    net: Devnet,
+    dir: tempfile::TempDir,
+    spec: Value,
+}
+
+/// An outcome of the program.
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn of(output: &Output) -> Ran {
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// The result of a run with `--json` that ended with this code.
+    #[track_caller]
+    fn result(&self, code: i32) -> Value {
+        assert_eq!(self.code, code, "{}\n{}", self.out, self.err);
+        let json: Value = serde_json::from_str(&self.out).expect(&self.out);
+        assert_eq!(json["schema"], 1);
+        schema::saw(&json);
+        json["result"].clone()
+    }
+
+    /// The error of a run that ended with this code. docs/command.md has it in its table.
+    #[track_caller]
+    fn error(&self, code: i32) -> &str {
+        assert_eq!(self.code, code, "{}\n{}", self.out, self.err);
+        assert!(
+            documented(&self.err),
+            "docs/command.md does not have this error: {}",
+            self.err
+        );
+        &self.err
+    }
+
+    /// The text of a run that ended with this code.
+    #[track_caller]
+    fn text(&self, code: i32) -> &str {
+        assert_eq!(self.code, code, "{}\n{}", self.out, self.err);
+        &self.out
+    }
+}
+
+impl Repo {
+    /// A repo with the config of a Kubo node.
+    async fn new(index: Value) -> Repo {
+        let options = Options {
+            cheap_ids: true,
+            ..Options::default()
+        };
+        let net = Devnet::start(options).await.expect("local Walrus");
+        let url = net.url();
+        let mut spec = json!({
+            "type": "walrusds", "publisherURL": url, "aggregatorURL": url, "epochs": 5,
+            "epochDurationSeconds": EPOCH, "keepDeletedSeconds": 86_400,
+        });
+        for (key, value) in index.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        let repo = Repo {
+            net,
+            dir: tempfile::tempdir().unwrap(),
+            spec,
+        };
+        repo.write_config();
+        repo
+    }
+
+    async fn sqlite() -> Repo {
+        Repo::new(json!({"indexPath": "index.sqlite"})).await
+    }
+
+    async fn postgres() -> Repo {
+        let pg = Postgres::shared();
+        Repo::new(json!({"postgresURL": pg.url(&pg.database())})).await
+    }
+
+    fn write_config(&self) {
+        let child =
+            json!({"type": "measure", "prefix": "w", "mountpoint": "/blocks", "child": self.spec});
+        let level = json!({"type": "levelds", "path": "datastore", "mountpoint": "/"});
+        let spec = json!({"type": "mount", "mounts": [child, level]});
+        let config = json!({"Identity": {}, "Datastore": {"Spec": spec}});
+        std::fs::write(self.dir.path().join("config"), config.to_string()).unwrap();
+    }
+
+    async fn open(&self, extra: Value) -> WalrusDatastore {
+        let mut spec = self.spec.clone();
+        for (key, value) in extra.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        let config = Config::from_json(&spec.to_string()).unwrap();
+        WalrusDatastore::open(config, self.dir.path())
+            .await
+            .unwrap()
+    }
+
+    /// A node stores blocks, and makes a round of renewal, which notes the epoch.
+    async fn with_epoch(&self, blocks: &[(String, Bytes)]) {
+        let node = self.open(json!({"renewIntervalSeconds": 1})).await;
+        put(&node, blocks).await;
+        let config = Config::from_json(&self.spec.to_string()).unwrap();
+        let look = walrusds::datastore::Inspection::open(config, self.dir.path());
+        let look = look.await.unwrap();
+        let until = std::time::Instant::now() + testkit::PATIENCE;
+        while look.last_round().await.unwrap().is_none() {
+            assert!(std::time::Instant::now() < until, "no round was made");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        look.close().await.unwrap();
+        node.close().await.unwrap();
+    }
+
+    async fn run(&self, args: &[&str]) -> Ran {
+        let mut command = program();
+        command.env("IPFS_PATH", self.dir.path()).args(args);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        Ran::of(&output.await.unwrap().unwrap())
+    }
+
+    async fn json(&self, args: &[&str]) -> Ran {
+        let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        self.run(&args).await
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+/// Whether the table of errors in docs/command.md has this one. An ellipsis in it stands for any text.
+fn documented(error: &str) -> bool {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/command.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (_, table) = text.split_once("\n## Errors\n").unwrap();
+    let rows = table.lines().take_while(|line| !line.starts_with("## "));
+    let mut errors = rows.filter_map(|row| row.strip_prefix("| `")?.split("` |").next());
+    errors.any(|row| {
+        let mut rest = error;
+        row.split('…')
+            .all(|part| match rest.split_once(part.trim()) {
+                Some((_, after)) => {
+                    rest = after;
+                    true
+                }
+                None => false,
+            })
+    })
+}
+
+/// The program, with nothing of the environment of the tests.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walrusds"));
+    command
+        .env_clear()
+        .env("COLUMNS", "80")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Ran {
+    Ran::of(&program().args(args).output().unwrap())
+}
+
+fn block(seed: u64) -> (String, Bytes) {
+    let value = noise(seed, 1000);
+    (key_of(&value), value)
+}
+
+fn blocks(seeds: std::ops::Range<u64>) -> Vec<(String, Bytes)> {
+    seeds.map(block).collect()
+}
+
+async fn put(node: &WalrusDatastore, blocks: &[(String, Bytes)]) {
+    let puts = blocks.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
+    node.commit(puts.collect()).await.unwrap();
+}
+
+async fn all_read(node: &WalrusDatastore, blocks: &[(String, Bytes)]) {
+    for (key, value) in blocks {
+        assert_eq!(node.get(key).await.unwrap().as_ref(), Some(value), "{key}");
+    }
+}
+
+/// A CID of a block (raw, or a dag-pb node).
+fn cid(codec: u64, block: &[u8]) -> cid::Cid {
+    let key = key_of(block);
+    let hash = data_encoding::BASE32_NOPAD
+        .decode(key[1..].as_bytes())
+        .unwrap();
+    cid::Cid::new_v1(codec, cid::multihash::Multihash::from_bytes(&hash).unwrap())
+}
+
+/// A dag-pb node with links to raw blocks.
+fn node_of(children: &[(String, Bytes)]) -> (String, Bytes) {
+    let mut node = Vec::new();
+    for (_, value) in children {
+        let hash = cid(0x55, value).to_bytes();
+        node.extend([0x12, hash.len() as u8 + 2, 0x0a, hash.len() as u8]);
+        node.extend(hash);
+    }
+    node.extend([0x0a, 2, 8, 1]);
+    (key_of(&node), node.into())
+}
+
+/// Every file below a directory, but for SQLite's shared memory.
+fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(tree(&path));
+        } else if !path.to_string_lossy().ends_with("-shm") {
+            files.insert(path.clone(), std::fs::read(path).unwrap());
+        }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_is_shown_beside_a_running_node_and_nothing_changes() {
+    for repo in [Repo::sqlite().await, Repo::postgres().await] {
+        repo.with_epoch(&blocks(0..20)).await;
+        let node = repo.open(json!({"journalPath": "journal"})).await;
+        let before = tree(repo.dir.path());
+        let result = repo.json(&["status"]).await.result(0);
+        assert_eq!(
+            (&result["blocks"], &result["bytes"]),
+            (&json!(20), &json!(20_000))
+        );
+        assert_eq!(result["ledger"]["blobs"], 1);
+        assert_eq!(result["forecast"].as_array().unwrap().len(), 10);
+        assert_eq!(result["findings"], json!([]));
+        assert_eq!(result["no_node"], "not running");
+        let text = repo.run(&[]).await;
+        let text = text.text(0);
+        assert!(text.contains("20, 19.5 KiB, in 1 blob"), "{text}");
+        assert!(text.contains("Nothing needs your attention"), "{text}");
+        assert_eq!(
+            text.lines().take_while(|line| !line.is_empty()).count(),
+            10,
+            "{text}"
+        );
+        let full = repo.run(&["status"]).await;
+        assert!(full.text(0).contains("What ends when"), "{}", full.out);
+        assert!(
+            full.out.lines().all(|line| line.chars().count() <= 160),
+            "{}",
+            full.out
+        );
+        assert_eq!(tree(repo.dir.path()), before);
+        // The node goes on as before.
+        put(&node, &blocks(50..51)).await;
+        node.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_about_to_lapse_is_found() {
+    let repo = Repo::sqlite().await;
+    repo.with_epoch(&blocks(0..3)).await;
+    // Five epochs were bought: half of a lead of twenty holds them.
+    let lead = format!("renewLeadSeconds={}", 20 * EPOCH);
+    let result = repo.json(&["status", "--set", &lead]).await.result(3);
+    let finding = &result["findings"][0];
+    assert_eq!(
+        (&finding["id"], &finding["severity"]),
+        (&json!("renewal-late"), &json!("error"))
+    );
+    let text = repo.run(&["--set", &lead]).await;
+    assert!(
+        text.text(3).contains("error: 1 blob is within half"),
+        "{}",
+        text.out
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_is_shown_and_renewed_on_demand() {
+    for repo in [Repo::sqlite().await, Repo::postgres().await] {
+        let all = blocks(0..10);
+        // Without an epoch there is no plan, and the error says what to do.
+        let node = repo.open(json!({})).await;
+        put(&node, &all).await;
+        node.close().await.unwrap();
+        let ran = repo.json(&["plan"]).await;
+        ran.error(1);
+        let error: Value = serde_json::from_str(&ran.out).unwrap();
+        assert!(
+            error["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("present epoch"),
+            "{error}"
+        );
+        schema::saw(&error);
+
+        repo.with_epoch(&blocks(10..11)).await;
+        let result = repo.json(&["plan"]).await.result(0);
+        assert_eq!(result["decisions"], json!([]));
+        // A lead of six epochs makes all due, and nine are bought.
+        let lead = format!("renewLeadSeconds={}", 6 * EPOCH);
+        let due = ["--set", &lead, "--set", "epochs=9"];
+        let with = |verb: &'static str| -> Vec<&str> { [verb].into_iter().chain(due).collect() };
+        let result = repo.json(&with("plan")).await.result(0);
+        assert_eq!(result["decisions"].as_array().unwrap().len(), 2);
+        // Two small blobs cost less as one.
+        assert_eq!(result["decisions"][0]["action"], "repack");
+        let stored = repo.net.stats().puts;
+        let dry = repo.run(&with("renew")).await;
+        assert!(dry.text(0).contains("Nothing was done"), "{}", dry.out);
+        assert_eq!(repo.net.stats().puts, stored);
+
+        let yes: Vec<&str> = with("renew").into_iter().chain(["--yes"]).collect();
+        let result = repo.json(&yes).await.result(0);
+        assert_eq!(
+            (&result["applied"], &result["done"]["repacked"]),
+            (&json!(true), &json!(2))
+        );
+        assert_eq!(result["done"]["failed"], 0);
+        let result = repo.json(&with("plan")).await.result(0);
+        assert_eq!(
+            result["totals"]["all"]["frost"], 0,
+            "what was renewed is no longer due"
+        );
+        let node = repo.open(json!({})).await;
+        all_read(&node, &all).await;
+        node.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_waits_for_the_node_that_makes_one() {
+    let repo = Repo::sqlite().await;
+    repo.with_epoch(&blocks(0..2)).await;
+    let node = repo.open(json!({})).await;
+    let index =
+        walrusds::index::sqlite::SqliteIndex::open(walrusds::index::sqlite::SqliteOptions::new(
+            repo.dir.path().join("index.sqlite"),
+            "walrus_index",
+        ));
+    let index = index.await.unwrap();
+    let hour = std::time::Duration::from_secs(3600);
+    use walrusds::{Index as _, Leases as _};
+    assert!(index.try_lease("renewal", "another", hour).await.unwrap());
+    let ran = repo.json(&["renew", "--yes"]).await;
+    assert!(ran.error(4).contains("another node renews"));
+    index.release_lease("renewal", "another").await.unwrap();
+    let result = repo.json(&["renew", "--yes"]).await.result(0);
+    assert_eq!(result["done"]["renewed"], 0);
+    // The lease was given back.
+    assert!(index.try_lease("renewal", "another", hour).await.unwrap());
+    index.close().await.unwrap();
+    node.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sparse_blobs_are_repacked_on_demand() {
+    for repo in [Repo::sqlite().await, Repo::postgres().await] {
+        let all = blocks(0..20);
+        repo.with_epoch(&all).await;
+        let node = repo.open(json!({})).await;
+        let gone = all[5..].iter().map(|(key, _)| Op::Delete(key.clone()));
+        node.commit(gone.collect()).await.unwrap();
+        let result = repo.json(&["repack"]).await.result(0);
+        let sparse = &result["sparse"];
+        assert_eq!(
+            (&sparse["live_blocks"], &sparse["units_now"]),
+            (&json!(5), &json!(63))
+        );
+        assert!(sparse["frost"].as_u64().unwrap() > 0);
+        let text = repo.run(&["repack"]).await;
+        assert!(text.text(0).contains("Nothing was done"), "{}", text.out);
+        let none = repo.run(&["repack", "--waste", "99"]).await;
+        assert_eq!(none.text(0), "No blob wastes 99 % or more.\n");
+
+        let result = repo.json(&["repack", "--yes"]).await.result(0);
+        assert_eq!(result["done"]["repacked"], 1);
+        all_read(&node, &all[..5]).await;
+        node.close().await.unwrap();
+        assert_eq!(repo.net.blobs().len(), 2);
+        let none = repo.run(&["repack"]).await;
+        assert!(none.text(0).starts_with("No blob wastes"), "{}", none.out);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_blocks_come_back() {
+    for repo in [Repo::sqlite().await, Repo::postgres().await] {
+        let all = blocks(0..6);
+        let node = repo.open(json!({"blobCacheBytes": -1})).await;
+        put(&node, &all).await;
+        let gone = all.iter().map(|(key, _)| Op::Delete(key.clone()));
+        node.commit(gone.collect()).await.unwrap();
+        assert_eq!(repo.run(&["undelete"]).await.code, 2);
+        let result = repo.json(&["undelete", "--since", "1h"]).await.result(0);
+        assert_eq!(result["found"], json!({"blocks": 6, "bytes": 6000}));
+        let result = repo.json(&["undelete", &all[0].0]).await.result(0);
+        assert_eq!(result["found"]["blocks"], 1);
+        let none = repo.run(&["undelete", "--until", "2001-01-01"]).await;
+        assert_eq!(none.text(0), "No deleted block meets this.\n");
+        assert!(!node.has(&all[0].0).await.unwrap());
+        let seen = repo.json(&["inspect", &all[0].0]).await.result(3);
+        assert_eq!(
+            (&seen["block"]["place"], &seen["block"]["deleted"]["bytes"]),
+            (&Value::Null, &json!(1000))
+        );
+
+        let result = repo.json(&["undelete", &all[0].0, "--yes"]).await.result(0);
+        assert_eq!(result["back"]["blocks"], 1);
+        let rest = repo.run(&["undelete", "--all", "--yes"]).await;
+        assert!(rest.text(0).starts_with("back: 5 blocks"), "{}", rest.out);
+        node.close().await.unwrap();
+        let node = repo.open(json!({})).await;
+        all_read(&node, &all).await;
+        assert_eq!(node.disk_usage().await.unwrap().blocks, 6);
+        node.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_blobs_and_dags_are_inspected() {
+    for repo in [Repo::sqlite().await, Repo::postgres().await] {
+        let leaves = blocks(0..4);
+        let root = node_of(&leaves);
+        let name = cid(0x70, &root.1).to_string();
+        repo.with_epoch(&leaves).await;
+        let node = repo.open(json!({})).await;
+        put(&node, std::slice::from_ref(&root)).await;
+
+        let key = &leaves[0].0;
+        let result = repo.json(&["inspect", key]).await.result(0);
+        let blob_id = result["block"]["place"]["blob_id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert_eq!(result["block"]["blob"]["live_blocks"], 4);
+        let bare = repo
+            .json(&["inspect", &cid(0x55, &leaves[0].1).to_string()])
+            .await
+            .result(0);
+        assert_eq!(bare["block"]["key"], json!(key));
+        let result = repo.json(&["inspect", &blob_id]).await.result(0);
+        assert_eq!(
+            (&result["blob"]["units"], &result["blob"]["format"]),
+            (&json!(63), &json!("car"))
+        );
+        let text = repo.run(&["inspect", &blob_id]).await;
+        assert!(
+            text.text(0).contains("4 live blocks, 3.9 KiB"),
+            "{}",
+            text.out
+        );
+        let unknown = "M".repeat(42) + "A";
+        repo.json(&["inspect", &unknown]).await.result(3);
+        repo.json(&["inspect", &block(99).0]).await.result(3);
+
+        let result = repo.json(&["inspect", "-r", &name]).await.result(0);
+        let dag = &result["dag"];
+        assert_eq!(
+            (&dag["complete"], &dag["blocks"]),
+            (&json!(true), &json!(5))
+        );
+        assert_eq!(dag["blobs"].as_array().unwrap().len(), 2);
+        assert_eq!(dag["units"], 126);
+        assert!(dag["first_end"]["epoch"].as_i64().unwrap() > 0);
+        let text = repo.run(&["inspect", "-r", &name]).await;
+        assert!(text.text(0).contains("all of it is there"), "{}", text.out);
+
+        node.delete(&leaves[3].0).await.unwrap();
+        let result = repo.json(&["inspect", "-r", &name]).await.result(3);
+        assert_eq!(result["dag"]["missing_keys"], json!([leaves[3].0]));
+        // The blob of the root is gone: what lies below it is not known.
+        let lost = repo.json(&["inspect", &root.0]).await.result(0);
+        let lost = lost["block"]["place"]["blob_id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        node.close().await.unwrap();
+        assert!(repo.net.delete_blob(&lost.parse().unwrap()));
+        let result = repo.json(&["inspect", "-r", &name]).await.result(3);
+        assert_eq!(
+            (&result["dag"]["unread"], &result["dag"]["blocks"]),
+            (&json!(1), &json!(1))
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dag_is_forgotten_but_for_what_pins_need() {
+    let repo = Repo::sqlite().await;
+    let leaves = blocks(0..6);
+    let (mine, other) = (node_of(&leaves[..4]), node_of(&leaves[3..]));
+    let node = repo.open(json!({})).await;
+    put(&node, &leaves).await;
+    put(&node, &[mine.clone(), other.clone()]).await;
+    let name = cid(0x70, &mine.1).to_string();
+    assert_eq!(
+        repo.run(&["forget", &name]).await.code,
+        2,
+        "pins must be named"
+    );
+    let pins = format!(
+        "{} recursive\n{} direct\n",
+        cid(0x70, &other.1),
+        cid(0x55, &leaves[0].1)
+    );
+    let pins = repo.file("pins", &pins);
+    let args = ["forget", &name, "--keep-pinned", &pins];
+    let result = repo.json(&args).await.result(0);
+    assert_eq!(
+        (&result["blocks"], &result["kept"], &result["deleted"]),
+        (&json!(5), &json!(2), &json!(3))
+    );
+    all_read(&node, &leaves).await;
+
+    let yes: Vec<&str> = args.into_iter().chain(["--yes"]).collect();
+    assert_eq!(repo.json(&yes).await.result(0)["applied"], true);
+    node.close().await.unwrap();
+    let node = repo.open(json!({})).await;
+    assert_eq!(node.disk_usage().await.unwrap().blocks, 5);
+    all_read(
+        &node,
+        &[
+            leaves[0].clone(),
+            leaves[3].clone(),
+            leaves[5].clone(),
+            other.clone(),
+        ],
+    )
+    .await;
+    assert!(!node.has(&leaves[1].0).await.unwrap() && !node.has(&mine.0).await.unwrap());
+
+    // A pin of which a part is missing may need anything.
+    node.delete(&leaves[5].0).await.unwrap();
+    node.close().await.unwrap();
+    let name = cid(0x55, &leaves[4].1).to_string();
+    let refused = repo
+        .run(&["forget", &name, "--keep-pinned", &pins, "--yes"])
+        .await;
+    assert!(refused.error(1).contains("not known completely"));
+    let forced = repo.run(&["forget", &name, "--no-pins", "--yes"]).await;
+    assert!(
+        forced.text(0).contains("deleted        1"),
+        "{}",
+        forced.out
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_index_is_filled_again() {
+    let repo = Repo::sqlite().await;
+    let all = blocks(0..8);
+    let node = repo.open(json!({})).await;
+    put(&node, &all).await;
+    node.close().await.unwrap();
+    let list: Vec<String> = repo
+        .net
+        .blobs()
+        .iter()
+        .map(|blob| blob.blob_id.to_string())
+        .collect();
+    let list = repo.file("list", &list.join("\n"));
+    for file in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+        let _ = std::fs::remove_file(repo.dir.path().join(file));
+    }
+    assert_eq!(repo.run(&["rebuild-index"]).await.code, 2);
+    let looked = repo.json(&["rebuild-index", &list]).await.result(0);
+    assert_eq!(
+        (&looked["blobs"], &looked["state"]),
+        (&json!(1), &Value::Null)
+    );
+    assert!(
+        !repo.dir.path().join("index.sqlite").exists(),
+        "nothing was made"
+    );
+    let result = repo
+        .json(&["rebuild-index", &list, "--yes"])
+        .await
+        .result(0);
+    assert_eq!(
+        (&result["state"], &result["done"]["added"]["blocks"]),
+        (&json!("complete"), &json!(8))
+    );
+    let again = repo.run(&["rebuild-index", &list, "--yes"]).await;
+    assert!(
+        again.text(0).contains("8 blocks found, 0 rows added"),
+        "{}",
+        again.out
+    );
+    let node = repo.open(json!({})).await;
+    all_read(&node, &all).await;
+    node.close().await.unwrap();
+    let bad = repo.file("bad", "not an id\n");
+    let refused = repo.run(&["rebuild-index", &bad]).await;
+    assert!(refused.error(1).contains("number 1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staged_blocks_of_a_go_node_are_adopted() {
+    let repo = Repo::postgres().await;
+    repo.open(json!({})).await.close().await.unwrap();
+    let url = repo.spec["postgresURL"].as_str().unwrap();
+    let db = url
+        .rsplit('/')
+        .next()
+        .unwrap()
+        .split('?')
+        .next()
+        .unwrap()
+        .to_owned();
+    let pg = Postgres::shared();
+    pg.execute(
+        &db,
+        "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, size BIGINT NOT NULL,
+         created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ)",
+    );
+    let none = repo.run(&["adopt-staging"]).await;
+    assert_eq!(none.text(0), "No Go node has left blocks behind.\n");
+    let (key, value) = block(7);
+    let hex = data_encoding::HEXLOWER.encode(&value);
+    pg.execute(
+        &db,
+        &format!(
+            "INSERT INTO walrus_index_staging (key, value, size, created_at)
+             VALUES ('{key}', '\\x{hex}', 1000, now() - interval '3 hours')"
+        ),
+    );
+    let status = repo.json(&["status"]).await.result(3);
+    let ids: Vec<&Value> = status["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| &f["id"])
+        .collect();
+    assert!(ids.contains(&&json!("staged")), "{ids:?}");
+    let young = repo
+        .json(&["adopt-staging", "--older-than", "1day"])
+        .await
+        .result(0);
+    assert_eq!(young["left"]["blocks"], 0);
+    let left = repo.json(&["adopt-staging"]).await.result(0);
+    assert_eq!(left["left"], json!({"blocks": 1, "bytes": 1000}));
+    let result = repo.json(&["adopt-staging", "--yes"]).await.result(0);
+    assert_eq!(result["stored"]["blocks"], 1);
+    let node = repo.open(json!({})).await;
+    all_read(&node, &[(key, value)]).await;
+    node.close().await.unwrap();
+
+    let lite = Repo::sqlite().await;
+    lite.open(json!({})).await.close().await.unwrap();
+    let refused = lite.run(&["adopt-staging"]).await;
+    assert!(refused.error(1).contains("only an index in Postgres"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_comes_from_a_file_or_the_environment() {
+    let repo = Repo::sqlite().await;
+    repo.open(json!({})).await.close().await.unwrap();
+    let settings = repo.file("settings.json", &repo.spec.to_string());
+    let from_file = run(&["status", "--config", &settings, "--json"]);
+    assert_eq!(from_file.result(0)["config"], json!(settings));
+    let index = repo.dir.path().join("index.sqlite");
+    let url = repo.net.url();
+    let mut command = program();
+    command
+        .env("WALRUSDS_PUBLISHER_URL", &url)
+        .env("WALRUSDS_AGGREGATOR_URL", &url)
+        .env("WALRUSDS_INDEX_PATH", &index)
+        .args(["status", "--json", "--set", "epochDurationSeconds=3600"]);
+    let ran = Ran::of(&command.output().unwrap());
+    assert_eq!(ran.result(0)["config"], "the environment (WALRUSDS_*)");
+
+    let none = run(&["status", "--json"]);
+    assert!(none.error(1).contains("no configuration was found"));
+    let error: Value = serde_json::from_str(&none.out).unwrap();
+    assert_eq!(
+        (&error["command"], &error["error"]["kind"]),
+        (&json!("status"), &json!("Failed"))
+    );
+    let wrong = repo.run(&["status", "--set", "epoch=5"]).await;
+    assert!(wrong.error(1).contains("did you mean \"epochs\""));
+    let twice = json!({"Datastore": {"Spec": {"mounts": [repo.spec, repo.spec]}}});
+    repo.file("config", &twice.to_string());
+    repo.run(&["status"]).await.error(1);
+    let other = repo.file("config", r#"{"Datastore": {"Spec": {"type": "flatfs"}}}"#);
+    let refused = repo.run(&["status"]).await;
+    let error = refused.error(1);
+    assert!(
+        error.contains(&other) && error.contains("does not use walrusds"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_missing_is_an_error_and_is_not_made() {
+    let repo = Repo::sqlite().await;
+    for args in [
+        &["status"][..],
+        &["renew", "--yes"],
+        &["undelete", "--all", "--yes"],
+    ] {
+        let ran = repo.run(args).await;
+        assert!(ran.error(1).contains("index.sqlite"), "{}", ran.err);
+    }
+    assert!(!repo.dir.path().join("index.sqlite").exists());
+}
+
+#[test]
+fn a_wrong_command_line_is_told_from_an_error() {
+    for args in [
+        &["statsu"][..],
+        &["inspect"],
+        &["inspect", "hello"],
+        &["inspect", "-r", "/CIQX"],
+        &["undelete", "--since", "yesterday"],
+        &["repack", "--waste", "200"],
+        &["status", "--set", "epochs"],
+    ] {
+        let args: Vec<&str> = args.iter().copied().chain(["--set", "table=t"]).collect();
+        let ran = run(&args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
+        assert!(
+            ran.err.len() > 20 && ran.out.is_empty(),
+            "{args:?}: {}",
+            ran.err
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_ends_with_the_signal_and_a_closed_pipe_is_no_error() {
+    use std::io::BufRead as _;
+    let repo = Repo::sqlite().await;
+    repo.open(json!({})).await.close().await.unwrap();
+    for signal in ["INT", "TERM"] {
+        let mut child = program()
+            .env("IPFS_PATH", repo.dir.path())
+            .args(["status", "--watch", "1", "--json"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        // Two looks: it goes on.
+        for _ in 0..2 {
+            let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+            assert_eq!(line["command"], "status");
+        }
+        let id = child.id().to_string();
+        let killed = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(killed.unwrap().success());
+        drop(lines);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+    let mut child = program()
+        .env("IPFS_PATH", repo.dir.path())
+        .args(["status", "--watch", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_round_says_how_to_go_on_and_gives_the_lease_back() {
+    let repo = Repo::sqlite().await;
+    let all = blocks(0..2);
+    repo.with_epoch(&all).await;
+    let lead = format!("renewLeadSeconds={}", 6 * EPOCH);
+    let args = [
+        "renew", "--yes", "--json", "--set", &lead, "--set", "epochs=9",
+    ];
+    repo.net.set_faults(FaultRule::new(FaultAction::Hang));
+    let child = program()
+        .env("IPFS_PATH", repo.dir.path())
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let at_work = || repo.net.stats().faulted > 0;
+    testkit::eventually("the round reads its first blob", at_work).await;
+    let id = child.id().to_string();
+    let killed = Command::new("kill").args(["-s", "INT", &id]).status();
+    assert!(killed.unwrap().success());
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let ran = Ran::of(&ended.await.unwrap().unwrap());
+    assert_eq!(ran.code, 130, "{}\n{}", ran.out, ran.err);
+    assert!(
+        ran.err.contains("run walrusds renew --yes again"),
+        "{}",
+        ran.err
+    );
+    let error: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(error["error"]["kind"], "Interrupted");
+    schema::saw(&error);
+
+    repo.net.clear_faults();
+    let result = repo.run(&args).await.result(0);
+    // A blob that is repacked alone, and wastes nothing, keeps its ID: its end alone changes.
+    let turn = "the lease is free, and the blob has its turn";
+    assert_eq!(result["done"]["stores"], 1, "{turn}: {result}");
+    let plan = repo.json(&["plan", "--set", &lead]).await.result(0);
+    assert_eq!(plan["decisions"], json!([]));
+    let node = repo.open(json!({})).await;
+    all_read(&node, &all).await;
+    node.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_that_fails_for_a_blob_says_so() {
+    let repo = Repo::sqlite().await;
+    repo.with_epoch(&blocks(0..2)).await;
+    for blob in repo.net.blobs() {
+        assert!(repo.net.delete_blob(&blob.blob_id));
+    }
+    let lead = format!("renewLeadSeconds={}", 6 * EPOCH);
+    let args = ["renew", "--yes", "--set", &lead, "--set", "epochs=9"];
+    let ran = repo.run(&args).await;
+    assert!(
+        ran.text(3).contains("failures: the lines above"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.err.contains("could not be renewed"), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_and_the_figures_of_a_running_node_are_shown() {
+    use std::io::{Read as _, Write as _};
+    let journal = json!({
+        "indexPath": "index.sqlite", "journalPath": "journal", "packIdleFlushSeconds": 3600,
+        "packMaxAgeSeconds": 3600, "drainTimeoutSeconds": 0, "cachePath": "cache",
+    });
+    let repo = Repo::new(journal).await;
+    let node = repo.open(json!({})).await;
+    put(&node, &blocks(0..3)).await;
+    // What Kubo serves at its API, in a few lines.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let api = std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        for stream in listener.incoming().take(2) {
+            let (mut stream, mut request) = (stream.unwrap(), [0; 1024]);
+            let len = stream.read(&mut request).unwrap();
+            asked.push(String::from_utf8_lossy(&request[..len]).into_owned());
+            let answer = "HTTP/1.0 200 OK\r\n\r\n# TYPE walrusds_gets_total counter\nwalrusds_gets_total 7\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+        asked
+    });
+    repo.file("api", &format!("/ip4/127.0.0.1/tcp/{port}"));
+    let result = repo.json(&["status"]).await.result(0);
+    assert_eq!(
+        result["node"]["metrics"],
+        json!({"walrusds_gets_total": 7.0})
+    );
+    assert_eq!(
+        result["blocks"], 0,
+        "what is in the journal is not in the index"
+    );
+    assert!(
+        result["journal"]["segments"].as_u64().unwrap() >= 1,
+        "{result}"
+    );
+    assert!(result["cache"]["exists"].is_boolean(), "{result}");
+    let text = repo.run(&["status"]).await;
+    assert!(text.text(0).contains("walrusds_gets_total"), "{}", text.out);
+    let asked = api.join().unwrap();
+    assert!(
+        asked[0].starts_with("GET /debug/metrics/prometheus "),
+        "{asked:?}"
+    );
+    node.close().await.unwrap();
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = run(&["completions", shell]);
+        assert!(ran.text(0).contains("rebuild-index"), "{shell}");
+    }
+    assert!(run(&["man"]).text(0).contains(".TH walrusds"), "the page");
+    let dir = tempfile::tempdir().unwrap();
+    run(&["man", "--dir", dir.path().to_str().unwrap()]).text(0);
+    assert!(dir.path().join("walrusds-undelete.1").exists());
+}

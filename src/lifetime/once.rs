@@ -1,0 +1,107 @@
+//! A round at an operator's request, under the lease of the rounds that nodes make.
+
+use std::future::Future;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
+use super::repack::repack;
+use super::{round, RenewalParts, Rounds, ROUND_NOTE};
+use crate::error::{caught, Error, ErrorKind, Result};
+use crate::log::Level;
+use crate::metrics::Metrics;
+
+/// When a node ended the last round.
+pub(crate) async fn last_round(parts: &RenewalParts) -> Result<Option<SystemTime>> {
+    let note = parts.index.note(ROUND_NOTE).await?;
+    let seconds = note.and_then(|note| note.parse().ok());
+    let after_1970 = seconds.map(Duration::from_secs);
+    Ok(after_1970.and_then(|after| SystemTime::UNIX_EPOCH.checked_add(after)))
+}
+
+/// Renews all that is due now. Ends early when `stop` is ready.
+pub(crate) async fn renew_once(parts: &RenewalParts, stop: impl Future<Output = ()>) -> Result<()> {
+    let lease = Lease::take(parts).await?;
+    let mut state = Rounds {
+        at_once: true,
+        ..Rounds::default()
+    };
+    let work = round(parts, &lease.owner, lease.taken, &mut state);
+    let done = until(stop, work).await;
+    lease.give_back(parts).await;
+    done
+}
+
+/// Carries the live blocks of blobs over into new packs, group by group. A group that fails is
+/// logged, and the next one is tried. Ends early when `stop` is ready.
+pub(crate) async fn repack_once(
+    parts: &RenewalParts,
+    groups: &[Vec<String>],
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    let lease = Lease::take(parts).await?;
+    let work = async {
+        for group in groups {
+            match caught(repack(parts, group)).await {
+                Ok(empty) => Metrics::add(&parts.metrics.blobs_repacked, empty.len() as u64),
+                Err(e) => {
+                    Metrics::add(&parts.metrics.renewals_failed, group.len() as u64);
+                    let text = format!("{} blobs could not be repacked: {e}", group.len());
+                    parts.log.push(Level::Error, text);
+                }
+            }
+        }
+        Ok(())
+    };
+    let done = until(stop, with_lease(parts, &lease.owner, lease.taken, work)).await;
+    lease.give_back(parts).await;
+    done
+}
+
+/// The lease of the rounds.
+struct Lease {
+    owner: String,
+    /// A moment that is not after the lease was taken.
+    taken: Instant,
+}
+
+impl Lease {
+    async fn take(parts: &RenewalParts) -> Result<Lease> {
+        if let Some(why) = parts.index.only_reads() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("nothing can be renewed or repacked here: {why}"),
+            ));
+        }
+        let (owner, taken) = (new_owner(), Instant::now());
+        match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await? {
+            true => Ok(Lease { owner, taken }),
+            false => Err(Error::retryable(
+                ErrorKind::Locked,
+                format!(
+                    "another node renews or repacks just now, or was killed while it did so less than {} s ago: try again \
+                     later",
+                    LEASE_TTL.as_secs()
+                ),
+            )),
+        }
+    }
+
+    async fn give_back(self, parts: &RenewalParts) {
+        // It runs out by itself.
+        let _ = caught(parts.index.release_lease(LEASE, &self.owner)).await;
+    }
+}
+
+/// Does the work, unless `stop` is ready first.
+async fn until<T>(
+    stop: impl Future<Output = ()>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        () = stop => Err(Error::new(ErrorKind::Canceled, "the round was stopped before its end")),
+        done = caught(work) => done,
+    }
+}
