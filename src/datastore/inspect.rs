@@ -1,8 +1,10 @@
 //! A datastore for inspection only.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::open::{resolved, Parts};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Result;
 use crate::index::Index;
@@ -31,6 +33,13 @@ impl Inspection {
         Ok(Inspection { config, parts })
     }
 
+    /// As [`open`](Self::open), for a repair: the index is brought up to date, and may be written.
+    pub(crate) async fn open_to_write(config: Config, repo: &Path) -> Result<Self> {
+        let config = resolved(config, repo)?;
+        let parts = Parts::open(&config, false).await?;
+        Ok(Inspection { config, parts })
+    }
+
     /// The configuration, with its paths resolved.
     pub fn config(&self) -> &Config {
         &self.config
@@ -44,6 +53,16 @@ impl Inspection {
     /// Walrus.
     pub fn store(&self) -> &dyn BlobStore {
         &*self.parts.store
+    }
+
+    /// The parts, to be taken along into tasks.
+    pub(crate) fn parts(&self) -> (Arc<dyn Index>, Arc<dyn BlobStore>, Arc<dyn Clock>) {
+        let parts = &self.parts;
+        (
+            Arc::clone(&parts.index),
+            Arc::clone(&parts.store),
+            Arc::clone(&parts.clock),
+        )
     }
 
     /// Closes the index.

@@ -5,14 +5,20 @@ use clap::{Command, Subcommand};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 
+mod check;
 mod completions;
+mod doctor;
 mod man;
+mod repair;
 mod status;
 
 /// A command.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Status(status::Args),
+    Doctor(doctor::Args),
+    Check(check::Args),
+    Repair(repair::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -21,6 +27,9 @@ pub enum Verb {
 pub fn name(verb: Option<&Verb>) -> &'static str {
     match verb {
         None | Some(Verb::Status(_)) => "status",
+        Some(Verb::Doctor(_)) => "doctor",
+        Some(Verb::Check(_)) => "check",
+        Some(Verb::Repair(_)) => "repair",
         Some(Verb::Completions(_)) => "completions",
         Some(Verb::Man(_)) => "man",
     }
@@ -31,6 +40,9 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
     match verb {
         None => status::brief(context).await,
         Some(Verb::Status(args)) => status::run(args, context).await,
+        Some(Verb::Doctor(args)) => doctor::run(args, context).await,
+        Some(Verb::Check(args)) => check::run(args, context).await,
+        Some(Verb::Repair(args)) => repair::run(args, context).await,
         Some(Verb::Completions(args)) => completions::run(args, command),
         Some(Verb::Man(args)) => man::run(args, command),
     }
