@@ -8,6 +8,7 @@ use crate::exit::{Exit, Failure};
 mod check;
 mod completions;
 mod doctor;
+mod init;
 mod man;
 mod repair;
 mod status;
@@ -16,6 +17,7 @@ mod status;
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Status(status::Args),
+    Init(init::Args),
     Doctor(doctor::Args),
     Check(check::Args),
     Repair(repair::Args),
@@ -27,6 +29,7 @@ pub enum Verb {
 pub fn name(verb: Option<&Verb>) -> &'static str {
     match verb {
         None | Some(Verb::Status(_)) => "status",
+        Some(Verb::Init(_)) => "init",
         Some(Verb::Doctor(_)) => "doctor",
         Some(Verb::Check(_)) => "check",
         Some(Verb::Repair(_)) => "repair",
@@ -40,6 +43,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
     match verb {
         None => status::brief(context).await,
         Some(Verb::Status(args)) => status::run(args, context).await,
+        Some(Verb::Init(args)) => init::run(args, context).await,
         Some(Verb::Doctor(args)) => doctor::run(args, context).await,
         Some(Verb::Check(args)) => check::run(args, context).await,
         Some(Verb::Repair(args)) => repair::run(args, context).await,

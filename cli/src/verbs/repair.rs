@@ -18,17 +18,17 @@ const PRINTED: usize = 1000;
 /// Stores lost blocks again from copies, and drops rows without any
 ///
 /// Makes a check and looks for copies of what is lost: in the journal, in the cache, and in the
-/// places that --from and --aggregator name. Without --apply nothing is changed: it tells what it
+/// places that --from and --aggregator name. Without --yes nothing is changed: it tells what it
 /// would do, and what that would cost. A copy counts only if it hashes to its key. Rows are dropped
 /// only with --drop, and only if the blob is certainly gone and no copy was found. Safe beside
-/// running nodes. Exits with 3 if blocks stay lost, or if changes are waiting for --apply.
+/// running nodes. Exits with 3 if blocks stay lost, or if changes are waiting for --yes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     what: What,
     /// Makes the changes, and pays for what is stored again
-    #[arg(long)]
-    apply: bool,
+    #[arg(long, short = 'y')]
+    yes: bool,
     /// Drops rows of blocks that are certainly lost
     #[arg(long)]
     drop: bool,
@@ -105,7 +105,7 @@ fn text(repaired: &Repaired, args: &Args) -> String {
         ));
     }
     if !applied && changes(repaired, args.drop) {
-        text.push_str("Nothing was changed: add --apply to do it.\n");
+        text.push_str("Nothing was changed: add --yes to do it.\n");
     }
     text
 }
@@ -122,7 +122,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     from.extend(args.aggregator.iter().cloned().map(CopyFrom::Aggregator));
     let options = Options::default()
         .with_check(args.what.options()?)
-        .with_apply(args.apply)
+        .with_apply(args.yes)
         .with_drop(args.drop)
         .with_totals(args.totals)
         .with_from(from);
@@ -187,7 +187,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         return Err(failure);
     }
     let lost = repaired.of(Fate::Left).blocks > 0
-        || repaired.of(Fate::Dropped).blocks > 0 && !(args.apply && args.drop);
-    let waiting = !args.apply && changes(&repaired, args.drop);
+        || repaired.of(Fate::Dropped).blocks > 0 && !(args.yes && args.drop);
+    let waiting = !args.yes && changes(&repaired, args.drop);
     Ok(Exit::findings(lost || waiting))
 }

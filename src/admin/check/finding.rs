@@ -133,7 +133,7 @@ impl FindingKind {
     pub fn cure(self) -> &'static str {
         match self {
             FindingKind::Missing | FindingKind::Lapsed => {
-                "walrusds repair looks for copies and stores them again; rows without any copy are dropped with --apply --drop"
+                "walrusds repair looks for copies and stores them again; rows without any copy are dropped with --yes --drop"
             }
             FindingKind::WrongBytes | FindingKind::BeyondEnd | FindingKind::Overlap => {
                 "walrusds repair looks for a right copy and stores it again; give it --from or another aggregator in aggregatorURL"
@@ -156,7 +156,7 @@ impl FindingKind {
             FindingKind::EndsSoon => {
                 "let a node renew: set network and renewIntervalSeconds in Datastore.Spec, and leave the daemon running"
             }
-            FindingKind::Totals => "walrusds repair --totals --apply sets the totals right",
+            FindingKind::Totals => "walrusds repair --totals --yes sets the totals right",
             FindingKind::Staged => {
                 "start the Go node again, or set adoptStagingSeconds so that this node stores them"
             }

@@ -64,13 +64,13 @@ fn directory(
                 true => Diagnosis::good(
                     part,
                     "space",
-                    format!("{shown}: {free} bytes are free, and {size_key} is {most}"),
+                    format!("{shown}: {} are free, and {size_key} is {}", gib(free), gib(most)),
                 ),
                 false => Diagnosis::new(
                     part,
                     "space",
                     Health::Warning,
-                    format!("{shown}: {free} bytes are free beside the {used} in it, and {size_key} is {most}"),
+                    format!("{shown}: {} are free beside the {} in it, and {size_key} is {}", gib(free), gib(used), gib(most)),
                     "the disk is full before the limit is reached: writes to a full journal wait, and a cache drops blocks",
                 )
                 .cure(format!("\"{size_key}\": {}", (free.saturating_add(used) / 10 * 8).max(1))),
@@ -115,6 +115,11 @@ fn directory(
         ),
     }
     found
+}
+
+/// Bytes for people.
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// The bytes of the files in a directory.

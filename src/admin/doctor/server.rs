@@ -109,7 +109,10 @@ pub(super) async fn reach(
             what,
             "blocks cannot be stored or read without it",
         )
-        .cure(format!("\"{key}\": \"https://HOST\" in Datastore.Spec"))]
+        .cure(format!(
+            "curl -sS {}/status must answer OK; else correct {key} in Datastore.Spec",
+            crate::walrus::shown_url(url)
+        ))]
     };
     let base = http::base_url(key, url).map_err(|e| bad(e.to_string()))?;
     let client = http::client(PATIENCE).map_err(|e| bad(e.to_string()))?;
