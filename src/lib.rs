@@ -70,7 +70,7 @@ pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
 pub use index::{
-    Blob, BlobState, Claim, Claimed, Count, Deleted, DeletedRow, EndingIn, Index, KeyRange,
+    Blob, BlobState, Claim, Claimed, Count, Deleted, DeletedRow, EndingIn, Fact, Index, KeyRange,
     KeyRecord, Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal,
     Rows, Staging, Totals, Traces, Usage,
 };

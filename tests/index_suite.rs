@@ -118,6 +118,8 @@ suite!(
     bulk_put_and_paging,
     put_many_is_all_or_nothing,
     rows_move_from_their_blob_alone,
+    rows_are_deleted_from_their_blob_alone,
+    blobs_of_rows_are_listed_in_pages,
     moves_of_many_rows_are_one,
     moves_meet_puts_and_deletes,
     extremes_survive,

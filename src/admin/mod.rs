@@ -1,21 +1,28 @@
-//! Reports for an operator, over an [`Inspection`](crate::datastore::Inspection): nothing is changed
-//! and nothing is paid for. The program `walrusds` prints them; every report is `Serialize`, and
-//! docs/command.md describes its JSON.
+//! What an operator asks of a repo, for the program `walrusds` and for embedders: beside running
+//! nodes, over an [`Inspection`](crate::datastore::Inspection), and without changing anything unless
+//! the question says so. Every report is `Serialize`, and docs/command.md describes its JSON.
 //!
-//! | module | holds |
+//! | module | answers |
 //! |---|---|
-//! | `status` | the state of a datastore; `forecast` what its renewals will cost, `local` its files |
-//! | `inspect` | a block, a blob |
-//! | `walk` | a DAG: where its blocks lie, whether all are there; `links` reads the links of a block |
-//! | `target` | what an operator may name: a key, a CID, a blob |
-//! | `finding` | what an operator should act on, with its cure |
+//! | `status` | what is the state of the datastore? `forecast`: what will its renewals cost; `local`: its files |
+//! | `inspect` | where is a block, what is in a blob? |
+//! | `walk` | where do the blocks of a DAG lie, and are all of them there? `links` reads a block's links |
+//! | `target` | which key, CID or blob does an operator mean? |
+//! | `finding` | what should an operator act on, and what is the cure? |
 //! | `time` | moments in JSON |
+//! | [`check`](mod@check) | does Walrus hold what the index says? |
+//! | [`doctor`](mod@doctor) | is everything as a node needs it? |
+//! | [`repair`](mod@repair) | which lost blocks have copies, and what becomes of the others? |
 
+pub mod check;
+pub mod doctor;
 mod finding;
 mod forecast;
+mod http;
 mod inspect;
 mod links;
 mod local;
+pub mod repair;
 mod status;
 mod target;
 mod time;

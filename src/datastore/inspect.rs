@@ -1,10 +1,11 @@
 //! A datastore for inspection only.
 
 use std::path::Path;
-
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::open::{renewal_of, resolved, Parts};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{caught, Result};
 use crate::index::Index;
@@ -33,8 +34,17 @@ impl Inspection {
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) also for a table that is missing, or that a
     /// node would bring up to date first.
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
+        Self::open_for(config, repo, true).await
+    }
+
+    /// As [`open`](Self::open), for a repair: the index is brought up to date, and may be written.
+    pub(crate) async fn open_to_write(config: Config, repo: &Path) -> Result<Self> {
+        Self::open_for(config, repo, false).await
+    }
+
+    async fn open_for(config: Config, repo: &Path, inspects: bool) -> Result<Self> {
         let config = resolved(config, repo)?;
-        let parts = Parts::open(&config, true).await?;
+        let parts = Parts::open(&config, inspects).await?;
         let renewal = renewal_of(&config, &parts);
         Ok(Inspection {
             config,
@@ -109,6 +119,16 @@ impl Inspection {
     /// Takes the oldest log line out: what the chain's program said, for the most part.
     pub fn next_log_line(&self) -> Option<Line> {
         self.parts.log.pop()
+    }
+
+    /// The parts, to be taken along into tasks.
+    pub(crate) fn parts(&self) -> (Arc<dyn Index>, Arc<dyn BlobStore>, Arc<dyn Clock>) {
+        let parts = &self.parts;
+        (
+            Arc::clone(&parts.index),
+            Arc::clone(&parts.store),
+            Arc::clone(&parts.clock),
+        )
     }
 
     /// Closes the index.

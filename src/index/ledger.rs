@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 
-use super::{KeyRecord, Record, Renewal, Rows, Usage};
+use super::{KeyRange, KeyRecord, Record, Renewal, Rows, Usage};
 use crate::clock::Sighting;
 use crate::error::Result;
 
@@ -249,6 +249,42 @@ pub trait Ledger: Rows {
     /// The entries of blobs, in the order of `blob_ids`; `None` for a blob without entry.
     async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
         Ok(vec![None; blob_ids.len()])
+    }
+
+    /// The blobs at which rows point, as the rows tell of them, in the order of the index, after
+    /// `after`, at most `limit`; fewer than `limit` means the end. The end is the latest of the
+    /// blob's rows, and `counted` holds its rows now. Rows without a blob are left out. A table of
+    /// any age has these, with or without a ledger.
+    ///
+    /// The default reads every row for each page.
+    async fn blobs_of_rows(&self, after: &str, limit: usize) -> Result<Vec<Blob>> {
+        let mut found: std::collections::BTreeMap<String, Blob> = std::collections::BTreeMap::new();
+        let now = SystemTime::now();
+        let mut range = KeyRange::ALL;
+        loop {
+            let page = self.list(&range, 0, PAGE).await?;
+            let keys: Vec<String> = page.into_iter().map(|item| item.key).collect();
+            let records = self.get_many(&keys).await?;
+            for record in records.iter().flatten() {
+                if record.staged || record.blob_id.as_str() <= after {
+                    continue;
+                }
+                let of_row = Blob::of_row(record);
+                let blob = found
+                    .entry(record.blob_id.clone())
+                    .or_insert_with(|| of_row.clone());
+                let live = blob.counted.map_or(Usage::default(), |count| count.live);
+                blob.counted = Some(Count::new(live.plus(Usage::new(1, record.size)), now));
+                blob.end_epoch = blob.end_epoch.max(of_row.end_epoch);
+                blob.expires_at = blob.expires_at.max(of_row.expires_at);
+                blob.deletable |= of_row.deletable;
+            }
+            match keys.last().filter(|_| keys.len() >= PAGE) {
+                Some(last) => range = KeyRange::ALL.after(last),
+                None => break,
+            }
+        }
+        Ok(found.into_values().take(limit).collect())
     }
 
     /// Entries in a state, in the order of their blob IDs, after `after`, at most `limit`.

@@ -32,9 +32,9 @@ use super::keys::check_key;
 pub use super::rows::Moment;
 use super::rows::RowCache;
 use super::{
-    Blob, BlobState, Claim, Claimed, Deleted, DeletedRow, EndingIn, Index, KeyRange, KeyRecord,
-    Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal, Rows, Staging,
-    Totals, Traces, Usage,
+    Blob, BlobState, Claim, Claimed, Deleted, DeletedRow, EndingIn, Fact, Index, KeyRange,
+    KeyRecord, Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal,
+    Rows, Staging, Totals, Traces, Usage,
 };
 use crate::clock::Sighting;
 use crate::error::{Error, ErrorKind, Result};
@@ -271,6 +271,11 @@ impl Rows for Lookups {
         self.index.delete_many(keys).await
     }
 
+    async fn delete_from(&self, from: &str, keys: &[String]) -> Result<Usage> {
+        let _writing = self.cache.writing(keys.iter().map(String::as_str));
+        self.index.delete_from(from, keys).await
+    }
+
     async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
         self.index.list(range, offset, limit).await
     }
@@ -335,6 +340,10 @@ impl Ledger for Lookups {
 
     async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
         self.index.blobs(blob_ids).await
+    }
+
+    async fn blobs_of_rows(&self, after: &str, limit: usize) -> Result<Vec<Blob>> {
+        self.index.blobs_of_rows(after, limit).await
     }
 
     async fn blobs_in_state(
@@ -504,6 +513,10 @@ impl Index for Lookups {
 
     fn staging(&self) -> Option<&dyn Staging> {
         self.index.staging().is_some().then_some(self)
+    }
+
+    async fn facts(&self) -> Result<Vec<Fact>> {
+        self.index.facts().await
     }
 
     async fn close(&self) -> Result<()> {

@@ -317,6 +317,20 @@ pub trait Rows: Send + Sync + 'static {
     /// Removes keys in one round trip. Returns what was removed.
     async fn delete_many(&self, keys: &[String]) -> Result<Usage>;
 
+    /// Removes the rows of these keys that still point at the blob `from`: a row that was put anew
+    /// or moved meanwhile stays, and so does what a Go node has staged. All in one transaction.
+    /// Returns what was removed. An index that does not implement this method removes nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] from an index that does not implement it.
+    async fn delete_from(&self, from: &str, keys: &[String]) -> Result<Usage> {
+        let _ = (from, keys);
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this index cannot remove the rows of one blob alone",
+        ))
+    }
+
     /// The rows of `range` in its order, without the first `offset` ones, at most `limit`. Fewer
     /// than `limit` means the end. No state is held between pages, so rows may be written and
     /// deleted meanwhile. The engine reads the rows that it skips, too: `offset` bounds the work.
@@ -418,6 +432,51 @@ pub trait Notes: Send + Sync + 'static {
     }
 }
 
+/// Something that an operator should know of the database behind an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fact {
+    /// Its name, which stays.
+    pub name: &'static str,
+    /// Whether it will make trouble.
+    pub matters: bool,
+    /// What was found.
+    pub what: String,
+    /// Why it matters.
+    pub why: &'static str,
+    /// The line that mends it, where one does.
+    pub cure: Option<String>,
+}
+
+impl Fact {
+    /// A fact that is as it should be.
+    pub fn fine(name: &'static str, what: impl Into<String>) -> Fact {
+        Fact {
+            name,
+            matters: false,
+            what: what.into(),
+            why: "",
+            cure: None,
+        }
+    }
+
+    /// A fact that will make trouble.
+    pub fn trouble(
+        name: &'static str,
+        what: impl Into<String>,
+        why: &'static str,
+        cure: impl Into<String>,
+    ) -> Fact {
+        Fact {
+            name,
+            matters: true,
+            what: what.into(),
+            why,
+            cure: Some(cure.into()),
+        }
+    }
+}
+
 /// An index: its parts, and the methods that concern it as a whole. A caller that needs one part
 /// alone names the trait of that part.
 #[async_trait]
@@ -436,6 +495,12 @@ pub trait Index: Rows + Deleted + Ledger + Leases + Totals + Notes {
     /// The blocks that Go nodes have staged, where the index can hold such blocks.
     fn staging(&self) -> Option<&dyn Staging> {
         None
+    }
+
+    /// What an operator should know of the database: rights, settings, what stands between. Changes
+    /// nothing.
+    async fn facts(&self) -> Result<Vec<Fact>> {
+        Ok(Vec::new())
     }
 
     /// Finishes running statements and closes every connection. Later calls fail with

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `ask` | whether a write asks the index first which of its blocks are stored |
 //! | `block` | a block in a file |
+//! | `copies` | the blocks of a journal that another process may have open, for reading alone |
 //! | `damage` | blocks that were accepted and are damaged on this disk |
 //! | `disk` | the calls that change files, for tests to let them fail |
 //! | `frame` | how writes lie in a file |
@@ -53,6 +54,7 @@ use crate::upload::Fill;
 
 mod ask;
 mod block;
+mod copies;
 mod damage;
 mod deliver;
 mod disk;
@@ -74,6 +76,7 @@ mod writer;
 
 pub(crate) use ask::AskFirst;
 pub(crate) use block::Block;
+pub(crate) use copies::Copies;
 pub(crate) use deliver::FlushParts;
 use disk::{is_full, Disk, RealDisk};
 pub(crate) use flush::Flusher;

@@ -305,7 +305,7 @@ fn staged_in(dir: &Path) -> Result<Staged> {
 
 /// A disk on which nothing is changed.
 #[derive(Debug)]
-struct Untouched;
+pub(super) struct Untouched;
 
 impl Disk for Untouched {
     fn open(&self, path: &Path) -> io::Result<File> {

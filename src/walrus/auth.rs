@@ -49,7 +49,7 @@ impl fmt::Debug for Auth {
 impl Auth {
     /// A token for one attempt; `None` if no token is configured. `Err` is a reason without
     /// secrets.
-    pub(super) async fn token(&self) -> Result<Option<String>, String> {
+    pub(crate) async fn token(&self) -> Result<Option<String>, String> {
         match self {
             Auth::None => Ok(None),
             Auth::Command(command) => run(command).await.map(Some),

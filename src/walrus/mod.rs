@@ -49,6 +49,17 @@ pub(crate) use body::WHOLE;
 pub use body::{Body, Source};
 pub use client::{Client, ClientConfig};
 pub use shared::Stats;
+pub(crate) use transport::describe;
+
+/// A URL as errors show it: without user info and keys.
+pub(crate) fn shown_url(url: &str) -> String {
+    endpoints::redact_url(url)
+}
+
+/// Whether a text is a blob ID in its usual form.
+pub(crate) fn is_blob_id(text: &str) -> bool {
+    blob_id::decode(text).is_some()
+}
 
 /// Judges bytes that came from an aggregator: `Err(reason)` makes the reader drop them, count the
 /// failure against that aggregator and ask another.

@@ -331,7 +331,7 @@ fn broke_while_sending(error: &reqwest::Error, progress: &Progress) -> bool {
 /// An error of the HTTP library with its causes, without the URL: as a text, and as the cause of
 /// our own error. A cause that names some other URL is left out, as that may hold a password (a
 /// proxy's, for instance).
-pub(super) fn describe(error: reqwest::Error) -> (String, Option<Cause>) {
+pub(crate) fn describe(error: reqwest::Error) -> (String, Option<Cause>) {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);

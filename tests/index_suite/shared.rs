@@ -732,6 +732,67 @@ pub async fn rows_move_from_their_blob_alone(env: Env) {
     }
 }
 
+pub async fn rows_are_deleted_from_their_blob_alone(env: Env) {
+    let rows = [
+        row("/a", "lost", 0, 3),
+        row("/b", "lost", 3, 4),
+        row("/c", "lost", 7, 5),
+    ];
+    env.a.put_many(&rows).await.unwrap();
+    env.b.put(&row("/b", "new", 0, 4)).await.unwrap();
+    let keys = ["/c", "/b", "/a", "/none"].map(String::from);
+    let removed = env.a.delete_from("lost", &keys[1..]).await.unwrap();
+    assert_eq!(removed, Usage::new(1, 3));
+    assert_eq!(env.b.get("/a").await.unwrap(), None);
+    let kept = env.b.get("/b").await.unwrap().unwrap();
+    assert_eq!(kept.blob_id, "new", "a newer row stays");
+    assert!(env.b.get("/c").await.unwrap().is_some(), "not asked for");
+    let none = Usage::default();
+    assert_eq!(env.a.delete_from("lost", &[]).await.unwrap(), none);
+    assert_eq!(env.a.delete_from("none", &keys).await.unwrap(), none);
+    let refused = [
+        env.a.delete_from("l\0", &keys).await,
+        env.a.delete_from("lost", &["/a\0".to_owned()]).await,
+    ];
+    for error in refused {
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+}
+
+pub async fn blobs_of_rows_are_listed_in_pages(env: Env) {
+    let mut rows = vec![
+        row("/a", "b2", 0, 3),
+        row("/b", "b1", 0, 4),
+        row("/c", "b2", 3, 5),
+        row("/d", "b3", 0, 6),
+    ];
+    rows[0].record.end_epoch = 7;
+    rows[2].record.end_epoch = 9;
+    rows[2].record.expires_at = Some(time(1000));
+    rows[2].record.deletable = true;
+    env.a.put_many(&rows).await.unwrap();
+    let all = env.b.blobs_of_rows("", 10).await.unwrap();
+    let told: Vec<_> = all
+        .iter()
+        .map(|blob| (blob.blob_id.as_str(), blob.counted.unwrap().live))
+        .collect();
+    let expected = [
+        ("b1", Usage::new(1, 4)),
+        ("b2", Usage::new(2, 8)),
+        ("b3", Usage::new(1, 6)),
+    ];
+    assert_eq!(told, expected);
+    let two = &all[1];
+    assert_eq!((two.end_epoch, two.deletable), (9, true));
+    assert_eq!(two.expires_at, Some(time(1000)));
+    let first = env.b.blobs_of_rows("", 2).await.unwrap();
+    assert_eq!(first.len(), 2);
+    let rest = env.b.blobs_of_rows(&first[1].blob_id, 2).await.unwrap();
+    assert_eq!(rest.len(), 1);
+    assert_eq!(rest[0].blob_id, "b3");
+    assert!(env.b.blobs_of_rows("b3", 2).await.unwrap().is_empty());
+}
+
 pub async fn moves_of_many_rows_are_one(env: Env) {
     const ROWS: usize = 12_000;
     let all = |blob: &str| -> Vec<KeyRecord> {

@@ -6,14 +6,18 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 
 mod adopt_staging;
+mod check;
 mod completions;
+mod doctor;
 mod forget;
+mod init;
 mod inspect;
 mod man;
 mod plan;
 mod rebuild_index;
 mod renew;
 mod repack;
+mod repair;
 mod status;
 mod undelete;
 
@@ -29,6 +33,10 @@ pub enum Verb {
     Forget(forget::Args),
     RebuildIndex(rebuild_index::Args),
     AdoptStaging(adopt_staging::Args),
+    Init(init::Args),
+    Doctor(doctor::Args),
+    Check(check::Args),
+    Repair(repair::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -45,6 +53,10 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::Forget(_)) => "forget",
         Some(Verb::RebuildIndex(_)) => "rebuild-index",
         Some(Verb::AdoptStaging(_)) => "adopt-staging",
+        Some(Verb::Init(_)) => "init",
+        Some(Verb::Doctor(_)) => "doctor",
+        Some(Verb::Check(_)) => "check",
+        Some(Verb::Repair(_)) => "repair",
         Some(Verb::Completions(_)) => "completions",
         Some(Verb::Man(_)) => "man",
     }
@@ -63,6 +75,10 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::Forget(args)) => forget::run(args, context).await,
         Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
         Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
+        Some(Verb::Init(args)) => init::run(args, context).await,
+        Some(Verb::Doctor(args)) => doctor::run(args, context).await,
+        Some(Verb::Check(args)) => check::run(args, context).await,
+        Some(Verb::Repair(args)) => repair::run(args, context).await,
         Some(Verb::Completions(args)) => completions::run(args, command),
         Some(Verb::Man(args)) => man::run(args, command),
     }

@@ -351,6 +351,22 @@ impl Rows for PostgresIndex {
         Ok(removed.minus(placed))
     }
 
+    async fn delete_from(&self, from: &str, keys: &[String]) -> Result<Usage> {
+        keys.iter().try_for_each(|key| check_key(key))?;
+        check_text("blob ID", from)?;
+        let call = self.call("deleting rows of a blob")?;
+        if keys.is_empty() {
+            return Ok(Usage::default());
+        }
+        let mut keys = keys.to_vec();
+        keys.sort_unstable(); // as put_many: one order of locking
+        let params = [Param::Texts(keys), Param::Text(from.to_owned())].into();
+        let query = &self.inner.sql.delete_from;
+        let rows = self.inner.ask(&call, query, params).await?;
+        let removed = read(call.what, &rows, usage)?.into_iter();
+        Ok(removed.fold(Usage::default(), Usage::plus))
+    }
+
     async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
         let call = self.call("listing keys")?;
         range.check()?;

@@ -11,7 +11,7 @@ use super::{read, usage, PostgresIndex};
 use crate::error::Result;
 use crate::index::keys::check_text;
 use crate::index::{
-    new_identity, Index, Leases, Notes, Staging, Totals, Usage, IDENTITY, LONGEST_LEASE,
+    new_identity, Fact, Index, Leases, Notes, Staging, Totals, Usage, IDENTITY, LONGEST_LEASE,
 };
 
 #[async_trait]
@@ -128,6 +128,10 @@ impl Index for PostgresIndex {
 
     fn staging(&self) -> Option<&dyn Staging> {
         self.inner.shape.staging.is_some().then_some(self)
+    }
+
+    async fn facts(&self) -> Result<Vec<Fact>> {
+        self.server_facts().await
     }
 
     async fn close(&self) -> Result<()> {

@@ -88,6 +88,13 @@ impl Connector {
         super::cancel::cancel(token, &self.spec.targets[host], self.tls.clone()).await;
     }
 
+    /// The ports that the URL names.
+    pub fn ports(&self) -> Vec<u16> {
+        let targets = self.spec.targets.iter().filter(|target| !target.unix);
+        let ports = targets.map(|target| target.config.get_ports().first().copied());
+        ports.map(|port| port.unwrap_or(5432)).collect()
+    }
+
     pub fn timeout(&self) -> Duration {
         self.timeout
     }

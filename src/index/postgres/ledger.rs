@@ -368,6 +368,30 @@ impl Ledger for PostgresIndex {
         Ok(blob_ids.iter().map(|id| found.remove(id)).collect())
     }
 
+    async fn blobs_of_rows(&self, after: &str, limit: usize) -> Result<Vec<Blob>> {
+        let mut call = self.call("listing the blobs of rows")?;
+        call.limit = self.inner.search_limit();
+        check_text("blob ID", after)?;
+        let params = [Param::Text(after.to_owned()), Param::count(limit)];
+        let query = &self.inner.sql.blobs_of_rows;
+        let rows = self.inner.ask(&call, query, params.into()).await?;
+        let now = SystemTime::now();
+        read(call.what, &rows, |row| {
+            let live = Usage {
+                blocks: row.try_get(1)?,
+                bytes: row.try_get(2)?,
+            };
+            Ok(Blob {
+                blob_id: row.try_get(0)?,
+                deletable: row.try_get(3)?,
+                end_epoch: row.try_get(4)?,
+                expires_at: row.try_get(5)?,
+                counted: Some(Count { live, at: now }),
+                ..Blob::default()
+            })
+        })
+    }
+
     async fn blobs_in_state(
         &self,
         state: BlobState,

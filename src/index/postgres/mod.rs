@@ -15,6 +15,7 @@ mod deleted;
 mod deleted_sql;
 mod direct;
 mod error;
+mod facts;
 mod go_staging;
 mod in_doubt;
 mod ledger;

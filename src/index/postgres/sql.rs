@@ -49,6 +49,10 @@ pub(super) struct Sql {
     pub due: [Query; 2],
     /// `[after]`
     pub ending: [Query; 2],
+    /// A page of the blobs at which rows point.
+    pub blobs_of_rows: Query,
+    /// Deletes rows that point at one blob.
+    pub delete_from: Query,
     /// Counts the rows of blobs.
     pub live: Query,
     pub note: Query,
@@ -282,6 +286,16 @@ impl Sql {
                 clamped_sum("size")
             )),
             ending: [ending(false), ending(true)].map(Query::once),
+            blobs_of_rows: Query::once(format!(
+                "SELECT blob_id, count(*), {}, bool_or(deletable), max(end_epoch), max(expires_at) FROM {table} \
+                 WHERE blob_id > $1 AND blob_id <> '' GROUP BY blob_id ORDER BY blob_id LIMIT $2",
+                clamped_sum("size")
+            )),
+            delete_from: Query::once(format!(
+                "WITH d AS (DELETE FROM {table} WHERE key = ANY($1) AND blob_id = $2 \
+                 RETURNING key, size{returned}, TRUE AS in_time){keep_rows} SELECT count(*), {} FROM d",
+                clamped_sum("size")
+            )),
             note: Query::once(format!("SELECT value FROM {meta} WHERE name = $1")),
             set_note: Query::once(format!(
                 "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"

@@ -241,6 +241,32 @@ impl Ledger for SqliteIndex {
         .await
     }
 
+    async fn blobs_of_rows(&self, after: &str, limit: usize) -> Result<Vec<Blob>> {
+        let pass = self.gate.enter()?;
+        let after = after.to_owned();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read("listing the blobs of rows", pass, move |connection, sql| {
+            let now = SystemTime::now();
+            let mut page = connection.prepare_cached(&sql.ledger.page)?;
+            let rows = page.query_map(params![after, limit], |row| {
+                let live = Usage {
+                    blocks: row.get(1)?,
+                    bytes: row.get(2)?,
+                };
+                Ok(Blob {
+                    blob_id: row.get(0)?,
+                    deletable: row.get(3)?,
+                    end_epoch: row.get(4)?,
+                    expires_at: row.get::<_, Option<i64>>(5)?.map(from_micros),
+                    counted: Some(Count { live, at: now }),
+                    ..Blob::default()
+                })
+            })?;
+            rows.collect()
+        })
+        .await
+    }
+
     async fn blobs_in_state(
         &self,
         state: BlobState,

@@ -8,6 +8,7 @@ mod access;
 mod companions;
 mod deleted;
 mod deleted_sql;
+mod facts;
 mod ledger;
 mod ledger_sql;
 mod readers;
@@ -30,8 +31,8 @@ use super::gate::{Gate, Pass};
 use super::keys::{check_key, check_text};
 use super::table::parse_table;
 use super::{
-    in_key_order, Blob, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal, Rows,
-    Usage,
+    in_key_order, Blob, Fact, Index, KeyRange, KeyRecord, ListItem, Record, RenewItem, Renewal,
+    Rows, Usage,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -424,6 +425,43 @@ impl Rows for SqliteIndex {
         .await
     }
 
+    async fn delete_from(&self, from: &str, keys: &[String]) -> Result<Usage> {
+        for key in keys {
+            check_key(key)?;
+        }
+        check_text("blob ID", from)?;
+        let pass = self.gate.enter()?;
+        if keys.is_empty() {
+            return Ok(Usage::default());
+        }
+        let (keys, from) = (keys.to_vec(), from.to_owned());
+        let keep = self.inner.keep_deleted;
+        self.write("deleting rows of a blob", pass, move |connection, sql| {
+            let mut removed = Usage::default();
+            let mut count = |size: i64| removed = removed.plus(Usage::new(1, size));
+            // Nothing else writes within the transaction.
+            let mut point_there = Vec::with_capacity(keys.len());
+            for key in keys {
+                let row = get_one(connection, sql, &key)?;
+                if row.is_some_and(|row| row.blob_id == from) {
+                    point_there.push(key);
+                }
+            }
+            if !keep.is_zero() {
+                sql.deleted
+                    .move_rows(connection, &point_there, keep, count)?;
+                return Ok(removed);
+            }
+            let mut delete = connection.prepare_cached(&sql.delete)?;
+            for key in &point_there {
+                let size = delete.query_row([key], |row| row.get(0)).optional()?;
+                size.into_iter().for_each(&mut count);
+            }
+            Ok(removed)
+        })
+        .await
+    }
+
     async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
         let pass = self.gate.enter()?;
         range.check()?;
@@ -545,6 +583,15 @@ impl Index for SqliteIndex {
             Access::Write => None,
             Access::Read(why) => Some(why),
         }
+    }
+
+    async fn facts(&self) -> Result<Vec<Fact>> {
+        let _pass = self.gate.enter()?;
+        let path = self.inner.readers.path().to_owned();
+        let shown = path.display().to_string();
+        let looked = tokio::task::spawn_blocking(move || facts::of(&path)).await;
+        let looked = looked.map_err(std::io::Error::other).and_then(|read| read);
+        looked.map_err(|e| Error::new(ErrorKind::Index, format!("index in SQLite: {shown}: {e}")))
     }
 
     async fn close(&self) -> Result<()> {

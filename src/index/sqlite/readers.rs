@@ -67,6 +67,11 @@ impl Readers {
         }
     }
 
+    /// The file.
+    pub fn path(&self) -> &std::path::Path {
+        &self.shared.path
+    }
+
     /// Runs `work` on this thread, unless another thread is doing so (so that a slow disk stops at
     /// most one thread of the runtime), or the file is locked; then returns `None`. (tokio's
     /// `block_in_place`, which hands the runtime's work over meanwhile, costs more than such a

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `copies` | the blocks of a cache that another process may have open, for reading alone |
 //! | `layout` | how blocks lie in a file |
 //! | `known` | blocks that were found right before |
 //! | `segment` | one file: looking at records, finishing, recovering |
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 use crate::log::{Level, Log};
 use crate::multihash::Multihash;
 
+mod copies;
 mod known;
 mod layout;
 mod segment;
@@ -39,6 +41,7 @@ mod segment;
 mod tests;
 mod worker;
 
+pub(crate) use copies::Copies;
 use known::{Digest, Known};
 use layout::{HEAD, RECORD_HEAD, ROW, TRAILER};
 use segment::{Found, Record, Segment};

@@ -110,12 +110,17 @@ impl Segment {
     pub(super) fn open(dir: &Path, id: u32) -> io::Result<Segment> {
         let path = Self::path(dir, id);
         let file = File::options().read(true).write(true).open(&path)?;
-        Ok(Segment {
+        Ok(Self::of_file(id, path, file))
+    }
+
+    /// A segment in a file that is open.
+    pub(super) fn of_file(id: u32, path: PathBuf, file: File) -> Segment {
+        Segment {
             id,
             path,
             file,
             complained: AtomicBool::new(false),
-        })
+        }
     }
 
     /// The contents of the file, by its table, or record by record where there is no table (a

@@ -1,0 +1,134 @@
+//! `doctor`: whether everything is as a node needs it.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use serde_json::{json, Value};
+use walrusds::admin::doctor::{doctor, price_of_store, Diagnosis, Health, Options, SCHEMA};
+use walrusds::Config;
+
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::output::frost;
+
+/// Tests publishers, aggregators, database, disks, wallet and Kubo's settings
+///
+/// Each answer says what was found, why it matters, and the line that mends it. Nothing is changed
+/// and nothing is paid for, but with --store one tiny blob is stored and read back, after its price
+/// was shown. Exits with 3 if something will make trouble, with 1 if something does not work.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Stores a tiny blob for one epoch and reads it back; shows the price and asks first
+    #[arg(long)]
+    store: bool,
+    /// With --store: does not ask
+    #[arg(long, short = 'y', requires = "store")]
+    yes: bool,
+}
+
+pub(super) fn line(diagnosis: &Diagnosis) -> String {
+    let sign = match diagnosis.health {
+        Health::Good => "ok",
+        Health::Advice => "advice",
+        Health::Warning => "warning",
+        _ => "BAD",
+    };
+    let mut text = format!("{sign:<8} {:<11} {}\n", diagnosis.part, diagnosis.what);
+    if !diagnosis.why.is_empty() {
+        text.push_str(&format!("{:<20} why:  {}\n", "", diagnosis.why));
+    }
+    if let Some(cure) = &diagnosis.cure {
+        text.push_str(&format!("{:<20} cure: {cure}\n", ""));
+    }
+    text
+}
+
+/// Kubo's configuration, if the settings came from there.
+fn kubo(found: &str) -> Option<Value> {
+    let text = std::fs::read_to_string(found).ok()?;
+    let value: Value = serde_json::from_str(&text).ok()?;
+    value.get("Datastore").is_some().then_some(value)
+}
+
+/// Shows the price of the tiny blob, and asks.
+async fn agreed(config: &Config, yes: bool) -> Result<bool, Failure> {
+    let price = price_of_store(config).await;
+    let frost = match price.frost {
+        Some(n) => format!("{} and gas", frost(n)),
+        None => "the network's price is not known here; walrusCommand would tell it".to_owned(),
+    };
+    let said = format!(
+        "A blob of 64 bytes for one epoch is billed as {} units ({frost}). The publisher's wallet pays.",
+        price.units
+    );
+    let mut err = std::io::stderr();
+    let _ = writeln!(err, "{said}");
+    if yes {
+        return Ok(true);
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(
+            "--store asks before it pays, and there is no terminal to ask on: add --yes".to_owned(),
+        ));
+    }
+    let _ = write!(err, "Store it? [y/N] ");
+    let _ = err.flush();
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = answer.await.ok().and_then(Result::ok).unwrap_or_default();
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
+    let source = context.source()?;
+    let config = source.config.clone();
+    let store = match args.store {
+        true => {
+            context
+                .or_stop("nothing was changed", agreed(&config, args.yes))
+                .await?
+        }
+        false => false,
+    };
+    let options = Options::default()
+        .with_store(store)
+        .with_kubo(kubo(&source.found));
+    let mut all: Vec<Diagnosis> = Vec::new();
+    let asked = async {
+        doctor(config, &source.repo, &options, &mut |diagnosis| {
+            if !context.global.json {
+                let _ = write!(std::io::stdout(), "{}", line(&diagnosis));
+            }
+            all.push(diagnosis);
+        })
+        .await
+    };
+    context.or_stop("nothing was changed", asked).await?;
+    let worst = all.iter().map(|diagnosis| diagnosis.health).max();
+    let of = |health| all.iter().filter(|d| d.health == health).count();
+    let (bad, warnings, advice) = (of(Health::Bad), of(Health::Warning), of(Health::Advice));
+    let result = json!({
+        "schema": SCHEMA,
+        "config": source.found,
+        "worst": worst.unwrap_or(Health::Good).name(),
+        "bad": bad,
+        "warnings": warnings,
+        "advice": advice,
+        "diagnoses": all.iter().map(Diagnosis::to_json).collect::<Vec<_>>(),
+    });
+    context.print(&result, || {
+        format!(
+            "\n{} tests: {bad} bad, {warnings} warnings, {advice} pieces of advice.\n",
+            all.len()
+        )
+    })?;
+    match worst {
+        Some(Health::Bad) => Err(Failure::Failed(format!(
+            "{bad} of {} tests show something that does not work",
+            all.len()
+        ))),
+        Some(Health::Warning) => Ok(Exit::Findings),
+        _ => Ok(Exit::Fine),
+    }
+}

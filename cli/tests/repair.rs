@@ -1,0 +1,382 @@
+//! `check`, `repair`, `doctor` and `init` as an operator runs them.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use bytes::Bytes;
+use serde_json::{json, Value};
+use testkit::mem::{key_of, noise};
+use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Op as Http, Options};
+use walrusds::{Config, Op, WalrusDatastore};
+
+/// A program's end.
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    #[track_caller]
+    fn json(&self, code: i32) -> Value {
+        assert_eq!(self.code, code, "{}\n{}", self.out, self.err);
+        serde_json::from_str(&self.out).expect(&self.out)
+    }
+
+    /// The error of a run that ended with this code. docs/check-and-repair.md has it in its table.
+    #[track_caller]
+    fn error(&self, code: i32, part: &str) {
+        assert_eq!(self.code, code, "{}\n{}", self.out, self.err);
+        assert!(self.err.contains(part), "{part:?}: {}", self.err);
+        let docs = include_str!("../../docs/check-and-repair.md");
+        assert!(
+            docs.contains(part),
+            "docs/check-and-repair.md lacks: {part}"
+        );
+    }
+}
+
+fn walrusds(repo: &Path, args: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_walrusds"))
+        .args(args)
+        .env("IPFS_PATH", repo)
+        .env("HOME", repo)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program");
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+struct Repo {
+    net: Devnet,
+    dir: tempfile::TempDir,
+    blocks: Vec<(String, Bytes)>,
+}
+
+async fn walrus() -> Devnet {
+    let options = Options {
+        cheap_ids: true,
+        ..Options::default()
+    };
+    Devnet::start(options).await.expect("local Walrus")
+}
+
+impl Repo {
+    /// A repo with six blocks in two blobs.
+    async fn new() -> Repo {
+        let net = walrus().await;
+        let dir = tempfile::tempdir().unwrap();
+        let url = net.url();
+        let spec = json!({
+            "type": "walrusds", "publisherURL": url, "aggregatorURL": url, "indexPath": "index.sqlite",
+            "epochDurationSeconds": 86_400, "epochs": 5, "packTargetSizeBytes": 40_000, "maxRetries": 0,
+        });
+        let mount =
+            json!({"mountpoint": "/blocks", "type": "measure", "prefix": "w", "child": spec});
+        let kubo =
+            json!({"Identity": {}, "Datastore": {"Spec": {"type": "mount", "mounts": [mount]}}});
+        std::fs::write(dir.path().join("config"), kubo.to_string()).unwrap();
+        let mut plain = spec;
+        plain.as_object_mut().unwrap().remove("type");
+        let config = Config::from_json(&plain.to_string()).unwrap();
+        let node = WalrusDatastore::open(config, dir.path()).await.unwrap();
+        let mut blocks = Vec::new();
+        for pack in 0..2 {
+            let mut batch = Vec::new();
+            for n in 0..3 {
+                let value = noise(pack * 3 + n, 10_000);
+                blocks.push((key_of(&value), value.clone()));
+                batch.push(Op::Put(key_of(&value), value));
+            }
+            node.commit(batch).await.unwrap();
+        }
+        node.close().await.unwrap();
+        Repo { net, dir, blocks }
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        walrusds(self.dir.path(), args)
+    }
+
+    /// One blob is gone.
+    fn lose_a_blob(&self) -> String {
+        let blob = self.net.blobs()[0].blob_id;
+        let rule = FaultRule::new(FaultAction::NotFound)
+            .on(Http::READS)
+            .of(blob);
+        self.net.set_faults(FaultPlan::from(rule));
+        blob.to_string()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_what_it_found_by_text_json_lines_and_code() {
+    let repo = Repo::new().await;
+    let fine = repo.run(&["check", "--read-data"]);
+    assert_eq!(fine.code, 0, "{}", fine.err);
+    assert!(fine.out.contains("Nothing is wrong."), "{}", fine.out);
+    assert!(fine.out.contains("the limit was"), "{}", fine.out);
+    let blob = repo.lose_a_blob();
+    let found = repo.run(&["check"]);
+    assert_eq!(found.code, 3);
+    for part in [
+        "missing",
+        &blob,
+        "3 blocks",
+        "1 error, 0 warnings",
+        "walrusds repair",
+    ] {
+        assert!(found.out.contains(part), "{part}: {}", found.out);
+    }
+    let report = repo.dir.path().join("report");
+    let shown = report.to_str().unwrap();
+    let json = repo.run(&["check", "--json", "--report", shown]).json(3);
+    assert_eq!(json["result"]["summary"]["schema"], "walrusds.check/1");
+    assert_eq!(json["result"]["summary"]["errors"], 1);
+    assert_eq!(json["result"]["findings"][0]["kind"], "missing");
+    let lines = std::fs::read_to_string(&report).unwrap();
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let types: Vec<_> = lines.iter().map(|line| line["type"].as_str()).collect();
+    assert_eq!(types, [Some("begin"), Some("finding"), Some("summary")]);
+    // One blob alone, and one that is fine.
+    assert_eq!(repo.run(&["check", "--blob", &blob]).code, 3);
+    let other = repo.net.blobs()[1].blob_id.to_string();
+    assert_eq!(repo.run(&["check", "--blob", &other]).code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_goes_on_from_its_cursor() {
+    let repo = Repo::new().await;
+    let rule = FaultRule::new(FaultAction::Internal).on(Http::READS);
+    repo.net.set_faults(FaultPlan::from(rule));
+    // Two blobs are fewer than make it give up: both are errors, and their cause is told.
+    let failed = repo.run(&["check", "--read-data"]);
+    assert_eq!(failed.code, 3);
+    assert!(failed.out.contains("unreadable"), "{}", failed.out);
+    repo.net.clear_faults();
+    let blobs = repo.net.blobs();
+    let first = blobs.iter().map(|b| b.blob_id.to_string()).min().unwrap();
+    let cursor = format!("check1:all:0:0:{first}");
+    let json = repo.run(&["check", "--json", "--resume", &cursor]).json(0);
+    assert_eq!(json["result"]["summary"]["blobs"], 1);
+    assert_eq!(json["result"]["summary"]["blocks_verified"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repair_changes_nothing_until_it_is_told_to() {
+    let repo = Repo::new().await;
+    let blob = repo.lose_a_blob();
+    let flatfs = tempfile::tempdir().unwrap();
+    std::fs::write(
+        flatfs.path().join("SHARDING"),
+        "/repo/flatfs/shard/v1/next-to-last/2\n",
+    )
+    .unwrap();
+    for (key, value) in &repo.blocks {
+        let name = key.trim_start_matches('/');
+        let dir = flatfs.path().join(&name[name.len() - 3..name.len() - 1]);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(format!("{name}.data")), value).unwrap();
+    }
+    let from = flatfs.path().to_str().unwrap();
+    let dry = repo.run(&["repair", "--from", from]);
+    assert_eq!(dry.code, 3, "{}", dry.err);
+    for part in [
+        &*blob,
+        "copies in: flatfs",
+        "Nothing was changed",
+        "63 units",
+    ] {
+        assert!(dry.out.contains(part), "{part}: {}", dry.out);
+    }
+    let json = repo
+        .run(&["repair", "--json", "--from", from, "--yes"])
+        .json(0);
+    assert_eq!(json["result"]["repair"]["stored_again"]["blocks"], 3);
+    assert_eq!(json["result"]["repair"]["applied"], true);
+    let after = repo.run(&["check", "--read-data"]);
+    assert_eq!(after.code, 0, "{}", after.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repair_drops_rows_only_with_drop() {
+    let repo = Repo::new().await;
+    repo.lose_a_blob();
+    let kept = repo.run(&["repair", "--yes"]);
+    assert_eq!(kept.code, 3, "{}", kept.err);
+    assert!(
+        kept.out.contains("--drop removes their rows"),
+        "{}",
+        kept.out
+    );
+    let json = repo.run(&["repair", "--yes", "--drop", "--json"]).json(0);
+    assert_eq!(json["result"]["repair"]["dropped"]["blocks"], 3);
+    assert_eq!(repo.run(&["check"]).code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_that_a_user_can_provoke_are_in_the_documents() {
+    let repo = Repo::new().await;
+    repo.run(&["check", "--resume", "x"])
+        .error(2, "is no cursor of a check");
+    repo.run(&["check", "--read-data-subset", "8/7"])
+        .error(2, "is no part of the blobs");
+    repo.run(&["check", "--report", "/no/such/dir/file"])
+        .error(1, "--report");
+    repo.run(&["repair", "--from", "/no/such/dir"]).error(
+        1,
+        "expected the blocks directory of a Kubo repo with flatfs",
+    );
+    repo.run(&["repair", "--aggregator", "x"])
+        .error(1, "expected a base URL");
+    repo.run(&["doctor", "--store"])
+        .error(2, "--store asks before it pays");
+    repo.run(&["init"]).error(1, "uses walrusds already");
+    let empty = tempfile::tempdir().unwrap();
+    walrusds(empty.path(), &["init"]).error(2, "--publisher is missing");
+    walrusds(empty.path(), &["check"]).error(1, "no configuration was found");
+    let nowhere = "http://127.0.0.1:9";
+    let args = ["init", "--publisher", nowhere, "--aggregator", nowhere];
+    walrusds(empty.path(), &args).error(1, "publisherURL does not work");
+    let url = repo.net.url();
+    let run = |more: &[&str]| {
+        let mut args = vec!["init", "--publisher", &url, "--aggregator", &url];
+        args.extend(more);
+        walrusds(empty.path(), &args)
+    };
+    run(&["--ipfs", "/no/such/ipfs"]).error(1, "cannot be run");
+    std::fs::write(empty.path().join("something"), "").unwrap();
+    run(&[]).error(1, "is not empty and has no config");
+    std::fs::remove_file(empty.path().join("something")).unwrap();
+    kubo(empty.path());
+    let block = empty.path().join("blocks/XY");
+    std::fs::create_dir_all(&block).unwrap();
+    std::fs::write(block.join("CIQA.data"), "data").unwrap();
+    run(&[]).error(1, "init never writes over data");
+    std::fs::remove_file(block.join("CIQA.data")).unwrap();
+    std::fs::write(empty.path().join("api"), "/ip4/127.0.0.1/tcp/5001").unwrap();
+    run(&[]).error(1, "a daemon seems to run");
+    // Nothing was written by all of this.
+    assert!(!empty.path().join("config.before-walrusds").exists());
+}
+
+/// A repo as `ipfs init` leaves it.
+fn kubo(repo: &Path) {
+    let spec = json!({"type": "mount", "mounts": [
+        {"mountpoint": "/blocks", "type": "measure", "prefix": "flatfs.datastore", "child":
+            {"type": "flatfs", "path": "blocks", "sync": true, "shardFunc": "/repo/flatfs/shard/v1/next-to-last/2"}},
+        {"mountpoint": "/", "type": "measure", "prefix": "leveldb.datastore", "child":
+            {"type": "levelds", "path": "datastore", "compression": "none"}},
+    ]});
+    let config = json!({
+        "Identity": {"PeerID": "12D3", "PrivKey": "secret"},
+        "Datastore": {"Spec": spec, "StorageMax": "10GB"},
+    });
+    std::fs::write(repo.join("config"), config.to_string()).unwrap();
+    std::fs::write(
+        repo.join("datastore_spec"),
+        r#"{"mounts":[{"mountpoint":"/blocks","path":"blocks","shardFunc":"/repo/flatfs/shard/v1/next-to-last/2","type":"flatfs"},{"mountpoint":"/","path":"datastore","type":"levelds"}],"type":"mount"}"#,
+    )
+    .unwrap();
+    let empty = repo.join("blocks/X3");
+    std::fs::create_dir_all(&empty).unwrap();
+    let name = "CIQFTFEEHEDF6KLBT32BFAGLXEZL4UWFNWM4LFTLMXQBCERZ6CMLX3Y.data";
+    std::fs::write(empty.join(name), [10, 2, 8, 1]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_makes_an_empty_repo_one_on_walrus() {
+    let net = walrus().await;
+    let url = net.url();
+    let repo = tempfile::tempdir().unwrap();
+    // A program that stands for `ipfs init`: it copies what Kubo writes.
+    let made = tempfile::tempdir().unwrap();
+    kubo(made.path());
+    let ipfs = made.path().join("ipfs");
+    let from = made.path().display();
+    let script = format!(
+        "#!/bin/sh\nmkdir -p \"$IPFS_PATH\" && cp -r {from}/config {from}/datastore_spec {from}/blocks \"$IPFS_PATH\"\n"
+    );
+    std::fs::write(&ipfs, script).unwrap();
+    let chmod = Command::new("chmod").arg("755").arg(&ipfs).status();
+    assert!(chmod.unwrap().success());
+    let program = ipfs.to_str().unwrap();
+    let args = [
+        "init",
+        "--json",
+        "--publisher",
+        &url,
+        "--aggregator",
+        &url,
+        "--network",
+        "testnet",
+        "--ipfs",
+        program,
+        "--set",
+        "journalPath=my-journal",
+    ];
+    let json = walrusds(repo.path(), &args).json(0);
+    assert_eq!(json["result"]["datastore"]["publisherURL"], url.as_str());
+    let config = std::fs::read_to_string(repo.path().join("config")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["Identity"]["PrivKey"], "secret");
+    assert_eq!(config["Datastore"]["StorageMax"], "10GB");
+    let mounts = &config["Datastore"]["Spec"]["mounts"];
+    let child = &mounts[0]["child"];
+    assert_eq!(child["type"], "walrusds");
+    // As the init profile would have it.
+    for (key, value) in [
+        ("network", json!("testnet")),
+        ("epochs", json!(14)),
+        ("renewIntervalSeconds", json!(3600)),
+        ("keepDeletedSeconds", json!(604_800)),
+        ("indexPath", json!("walrusds-index.sqlite")),
+        ("journalPath", json!("my-journal")),
+        ("drainPartialPacks", json!(false)),
+    ] {
+        assert_eq!(child[key], value, "{key}");
+    }
+    assert_eq!(mounts[1]["child"]["type"], "levelds");
+    let spec = std::fs::read_to_string(repo.path().join("datastore_spec")).unwrap();
+    assert_eq!(
+        spec,
+        format!(
+            r#"{{"mounts":[{{"aggregatorURL":"{url}","mountpoint":"/blocks","publisherURL":"{url}","table":"walrus_index"}},{{"mountpoint":"/","path":"datastore","type":"levelds"}}],"type":"mount"}}"#
+        )
+    );
+    assert!(repo.path().join("blocks.before-walrusds/X3").exists());
+    assert!(!repo.path().join("blocks").exists());
+    assert!(repo.path().join("config.before-walrusds").exists());
+    // It is what the other commands read.
+    let doctor = walrusds(repo.path(), &["doctor", "--json"]);
+    let json: Value = serde_json::from_str(&doctor.out).expect(&doctor.out);
+    assert_eq!(json["result"]["bad"], 0, "{}", doctor.out);
+    walrusds(repo.path(), &args).error(1, "uses walrusds already");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_tells_by_its_code_how_bad_it_is() {
+    let repo = Repo::new().await;
+    let json = repo.run(&["doctor", "--json"]).json(0);
+    assert_eq!(json["result"]["schema"], "walrusds.doctor/1");
+    assert_eq!(json["result"]["bad"], 0);
+    let rule = FaultRule::new(FaultAction::IgnoreRange).on(Http::READS);
+    repo.net.set_faults(FaultPlan::from(rule));
+    let warned = repo.run(&["doctor"]);
+    assert_eq!(warned.code, 3, "{}", warned.out);
+    assert!(warned.out.contains("ignores Range"), "{}", warned.out);
+    let bad = repo.run(&["doctor", "--set", "aggregatorURL=http://127.0.0.1:9"]);
+    bad.error(1, "something that does not work");
+    repo.net.clear_faults();
+    let stored = repo.run(&["doctor", "--store", "--yes"]);
+    assert_eq!(stored.code, 0, "{}{}", stored.out, stored.err);
+    assert!(stored.err.contains("63 units"), "{}", stored.err);
+    assert!(stored.out.contains("gave it back"), "{}", stored.out);
+}

@@ -1,0 +1,311 @@
+//! Where copies of lost blocks may be.
+//!
+//! Every copy is checked against the multihash in its key, so a source need not be trusted; a block
+//! whose key names no content is taken from nowhere.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use data_encoding::BASE32_NOPAD;
+use futures_util::StreamExt as _;
+
+use super::super::http;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::KeyRecord;
+use crate::multihash::{self, Match, Multihash};
+use crate::walrus::{BlobStore, Client};
+use crate::{journal, read};
+
+/// How long a gateway may take for a block.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A further place that may hold copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CopyFrom {
+    /// The `blocks` directory of a Kubo repo with flatfs, or the repo.
+    Flatfs(PathBuf),
+    /// A trustless gateway, by its base URL.
+    Gateway(String),
+    /// Another aggregator, by its base URL.
+    Aggregator(String),
+}
+
+impl CopyFrom {
+    /// Reads what an operator has typed: a URL of a gateway, or a path.
+    pub fn parse(text: &str) -> CopyFrom {
+        match text.starts_with("http://") || text.starts_with("https://") {
+            true => CopyFrom::Gateway(text.to_owned()),
+            false => CopyFrom::Flatfs(text.into()),
+        }
+    }
+
+    /// The name in reports.
+    fn name(&self) -> &'static str {
+        match self {
+            CopyFrom::Flatfs(_) => "flatfs",
+            CopyFrom::Gateway(_) => "gateway",
+            CopyFrom::Aggregator(_) => "aggregator",
+        }
+    }
+}
+
+/// A copy that was found.
+#[derive(Debug)]
+pub(super) struct Copy {
+    pub(super) value: Bytes,
+    pub(super) source: &'static str,
+}
+
+/// The sources of a repair.
+pub(super) struct Sources {
+    journal: journal::Copies,
+    /// Why the journal could not be looked at.
+    pub(super) no_journal: Option<String>,
+    cache: read::disk::Copies,
+    more: Vec<(&'static str, Place)>,
+}
+
+enum Place {
+    Flatfs(Flatfs),
+    Gateway(reqwest::Client, String),
+    Aggregator(Client),
+}
+
+impl Sources {
+    /// Opens the sources: journal and cache of the configuration, and others.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a source that cannot be used.
+    pub(super) fn open(config: &Config, more: &[CopyFrom]) -> Result<Sources> {
+        let looked = config
+            .journal
+            .as_ref()
+            .map(|journal| journal::Copies::of(&journal.path));
+        let (journal, no_journal) = match looked.transpose() {
+            Ok(copies) => (copies.unwrap_or_default(), None),
+            Err(e) => (journal::Copies::default(), Some(e.to_string())),
+        };
+        let cache = config.disk_cache.as_ref();
+        let cache = cache.map(|cache| read::disk::Copies::of(&cache.path));
+        let more = more.iter().map(|from| {
+            let place = match from {
+                CopyFrom::Flatfs(path) => Place::Flatfs(Flatfs::open(path)?),
+                CopyFrom::Gateway(url) => {
+                    let url = http::base_url("--from", url)?;
+                    Place::Gateway(http::client(PATIENCE)?, url)
+                }
+                CopyFrom::Aggregator(url) => {
+                    let url = http::base_url("--aggregator", url)?;
+                    let only = config.client().with_publishers(Vec::new());
+                    Place::Aggregator(Client::new(only.with_aggregators(vec![url]))?)
+                }
+            };
+            Ok((from.name(), place))
+        });
+        Ok(Sources {
+            journal,
+            no_journal,
+            cache: cache.unwrap_or_default(),
+            more: more.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Whether the journal holds a block under this key, which a node will store.
+    pub(super) fn in_journal(&self, key: &str) -> bool {
+        self.journal.contains(key)
+    }
+
+    /// A copy of a block, checked.
+    pub(super) async fn find(&self, row: &KeyRecord) -> Option<Copy> {
+        let name = Multihash::of_key(&row.key)?;
+        let right = |value: &Bytes| multihash::check(&row.key, value) == Match::Yes;
+        if let Some(value) = self.journal.get(&row.key).filter(right) {
+            return Some(Copy {
+                value,
+                source: "journal",
+            });
+        }
+        if let Some(value) = self.cache.get(&name).filter(right) {
+            return Some(Copy {
+                value,
+                source: "cache",
+            });
+        }
+        for (source, place) in &self.more {
+            let found = match place {
+                Place::Flatfs(flatfs) => flatfs.get(&name).await,
+                Place::Gateway(client, url) => from_gateway(client, url, &name).await,
+                Place::Aggregator(client) => from_blob(client, row).await,
+            };
+            if let Some(value) = found.filter(right) {
+                return Some(Copy { value, source });
+            }
+        }
+        None
+    }
+}
+
+/// Reads a block from its place in its blob.
+async fn from_blob(client: &Client, row: &KeyRecord) -> Option<Bytes> {
+    let range = row.record.range().ok()?;
+    let check = |bytes: &[u8]| match multihash::check(&row.key, bytes) {
+        Match::No => Err("the bytes do not hash to the multihash in the key".to_owned()),
+        _ => Ok(()),
+    };
+    let store: &dyn BlobStore = client;
+    let read = match &row.record.patch_id {
+        Some(patch) => {
+            store
+                .read_patch_of(patch, range.end - range.start, &check)
+                .await
+        }
+        None => {
+            store
+                .read_range(
+                    &row.record.blob_id,
+                    range.start,
+                    range.end - range.start,
+                    &check,
+                )
+                .await
+        }
+    };
+    read.ok()
+}
+
+/// Asks a trustless gateway for a raw block.
+async fn from_gateway(client: &reqwest::Client, url: &str, name: &Multihash) -> Option<Bytes> {
+    let url = format!("{url}/ipfs/{}?format=raw", raw_cid(name));
+    let request = client
+        .get(url)
+        .header("accept", "application/vnd.ipld.raw")
+        .timeout(PATIENCE);
+    let response = request.send().await.ok()?;
+    if response.status().as_u16() != 200 {
+        return None;
+    }
+    let mut value = Vec::new();
+    let mut body = response.bytes_stream();
+    while let Some(piece) = body.next().await {
+        value.extend_from_slice(&piece.ok()?);
+        if value.len() > crate::limits::MAX_VALUE_BYTES {
+            return None;
+        }
+    }
+    Some(value.into())
+}
+
+/// The CIDv1 of a raw block, in base32.
+fn raw_cid(name: &Multihash) -> String {
+    let mut bytes = vec![0x01, 0x55];
+    bytes.extend_from_slice(name.as_bytes());
+    format!("b{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+}
+
+/// The blocks of a Kubo repo with flatfs.
+#[derive(Debug)]
+struct Flatfs {
+    dir: PathBuf,
+    shard: Shard,
+}
+
+/// How flatfs chooses the directory of a block, by the letters of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shard {
+    Prefix(usize),
+    Suffix(usize),
+    NextToLast(usize),
+}
+
+impl Flatfs {
+    fn open(path: &Path) -> Result<Flatfs> {
+        let inside = path.join("blocks");
+        let dir = match inside.join("SHARDING").exists() {
+            true => inside,
+            false => path.to_owned(),
+        };
+        let bad = |text: String| {
+            Error::new(
+                ErrorKind::Config,
+                format!(
+                    "--from {}: {text}; expected the blocks directory of a Kubo repo with flatfs (it has a file SHARDING), or the repo, or the URL of a gateway",
+                    path.display()
+                ),
+            )
+        };
+        let text = std::fs::read_to_string(dir.join("SHARDING"))
+            .map_err(|e| bad(format!("SHARDING: {e}")))?;
+        let shard = Shard::parse(text.trim())
+            .ok_or_else(|| bad(format!("SHARDING holds {:?}", text.trim())))?;
+        Ok(Flatfs { dir, shard })
+    }
+
+    async fn get(&self, name: &Multihash) -> Option<Bytes> {
+        let key = BASE32_NOPAD.encode(name.as_bytes());
+        let path = self.dir.join(self.shard.of(&key));
+        let path = path.join(format!("{key}.data"));
+        let read = tokio::fs::read(path).await;
+        read.ok().map(Bytes::from)
+    }
+}
+
+impl Shard {
+    fn parse(text: &str) -> Option<Shard> {
+        let rest = text.strip_prefix("/repo/flatfs/shard/v1/")?;
+        let (name, letters) = rest.split_once('/')?;
+        let letters = letters.parse().ok().filter(|n| (1..=64).contains(n))?;
+        match name {
+            "prefix" => Some(Shard::Prefix(letters)),
+            "suffix" => Some(Shard::Suffix(letters)),
+            "next-to-last" => Some(Shard::NextToLast(letters)),
+            _ => None,
+        }
+    }
+
+    /// The directory of a key; flatfs fills up short keys with underscores.
+    fn of(self, key: &str) -> String {
+        let (letters, skipped) = match self {
+            Shard::Prefix(n) => {
+                let padded = format!("{key}{}", "_".repeat(n));
+                return padded[..n].to_owned();
+            }
+            Shard::Suffix(n) => (n, 0),
+            Shard::NextToLast(n) => (n, 1),
+        };
+        let padded = format!("{}{key}", "_".repeat(letters + skipped));
+        let end = padded.len() - skipped;
+        padded[end - letters..end].to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flatfs_directories() {
+        let parse = |text: &str| Shard::parse(&format!("/repo/flatfs/shard/v1/{text}"));
+        assert_eq!(parse("next-to-last/2"), Some(Shard::NextToLast(2)));
+        assert_eq!(parse("prefix/3").unwrap().of("CIQABCDE"), "CIQ");
+        assert_eq!(parse("suffix/2").unwrap().of("CIQABCDE"), "DE");
+        assert_eq!(parse("next-to-last/2").unwrap().of("CIQABCDE"), "CD");
+        assert_eq!(Shard::NextToLast(3).of("AB"), "__A");
+        for wrong in ["", "middle/2", "prefix/0", "prefix/x", "prefix"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_cid_of_a_raw_block() {
+        // The empty block.
+        let key = "/CIQOHMGEIKMPYHAUTL57JSEZN64SIJ5OIHSGJG4TJSSJLGI3PBJLQVI";
+        let name = Multihash::of_key(key).unwrap();
+        assert_eq!(
+            raw_cid(&name),
+            "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+        );
+    }
+}
