@@ -42,9 +42,9 @@ impl Inspection {
         Self::open_for(config, repo, false).await
     }
 
-    async fn open_for(config: Config, repo: &Path, inspects: bool) -> Result<Self> {
+    async fn open_for(config: Config, repo: &Path, only_existing: bool) -> Result<Self> {
         let config = resolved(config, repo)?;
-        let parts = Parts::open(&config, inspects).await?;
+        let parts = Parts::open(&config, only_existing).await?;
         let renewal = renewal_of(&config, &parts);
         Ok(Inspection {
             config,

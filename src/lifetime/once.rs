@@ -44,7 +44,11 @@ pub(crate) async fn repack_once(
     let work = async {
         for group in groups {
             match caught(repack(parts, group)).await {
-                Ok(empty) => Metrics::add(&parts.metrics.blobs_repacked, empty.len() as u64),
+                Ok(repacked) => {
+                    let (empty, unread) = (repacked.empty.len(), repacked.unread.len());
+                    Metrics::add(&parts.metrics.blobs_repacked, empty as u64);
+                    Metrics::add(&parts.metrics.renewals_failed, unread as u64);
+                }
                 Err(e) => {
                     Metrics::add(&parts.metrics.renewals_failed, group.len() as u64);
                     let text = format!("{} blobs could not be repacked: {e}", group.len());
