@@ -75,6 +75,10 @@ test-full: ## the longer tests  [PART=...]
 conformance: build ## go-datastore's own suite and our tests of its contract  [CONFORMANCE_SHORT=1]
 	@scripts/conformance.sh
 
+.PHONY: citus
+citus: ## the index on a Citus cluster, where PostgreSQL has the extension  [WALRUSDS_TEST_CITUS=URL] [PART=...]
+	@scripts/citus.sh
+
 .PHONY: kubo-matrix
 kubo-matrix: build ## Kubo nodes of five versions, built in and external  [VERSIONS="vX.Y.Z ..."]
 	@scripts/kubo-matrix.sh $(VERSIONS)

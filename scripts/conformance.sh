@@ -7,7 +7,8 @@
 # Walrus and a PostgreSQL of its own.
 #
 # Environment: CONFORMANCE_SHORT=1 (smaller tables, and our own tests with the newest go-datastore
-# alone), CONFORMANCE_DATASTORE (v0.6 or v0.9: only that one), LIB_DIR.
+# alone), CONFORMANCE_DATASTORE (v0.6 or v0.9: only that one), WALRUSDS_TEST_CITUS=URL (a cluster
+# instead of that PostgreSQL), LIB_DIR.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/postgres.sh
@@ -44,7 +45,7 @@ for _ in $(seq 200); do
   sleep 0.05
 done
 [[ -s $work/port ]] || die "the local Walrus does not start: $(cat "$work/devnet")"
-start_postgres "$work/postgres"
+if [[ -n ${WALRUSDS_TEST_CITUS:-} ]]; then PG_URL=$WALRUSDS_TEST_CITUS; else start_postgres "$work/postgres"; fi
 WALRUSDS_TEST_WALRUS_URL=http://127.0.0.1:$(<"$work/port")
 export WALRUSDS_TEST_WALRUS_URL WALRUSDS_TEST_POSTGRES_URL=$PG_URL
 

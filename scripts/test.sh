@@ -7,9 +7,10 @@
 # Without --full, on two processors and once everything is built, they take less than 12 minutes:
 # lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the operator's
 # command, the C interface, the Go shim, and a real Kubo node with walrusds built in. With --full,
-# the longer ones: every other form of the plugin and Kubo's oldest version, the contract of a go-datastore, schedules of
-# threads, faults and crashes, years of a node in minutes, memory checkers, foreign clients, the demo, and short runs of fuzzer,
-# mutations and benchmark.
+# the longer ones: every other form of the plugin and Kubo's oldest version, the contract of a
+# go-datastore, schedules of threads, faults and crashes, years of a node in minutes, memory
+# checkers, the index on Citus (where PostgreSQL has the extension), foreign clients, the demo, and
+# short runs of fuzzer, mutations and benchmark.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/parts.sh
@@ -58,6 +59,7 @@ else
   part lifetime-sim env SIM_SHORT=1 SIM_SEED=1 scripts/lifetime-sim.sh
   part outages-long "${cargo_test[@]}" --test outages -- --ignored --skip frozen_node
   part go-shim-race scripts/go-test.sh -race
+  part citus scripts/citus.sh --smoke
   part foreign scripts/foreign-test.sh
   part demo scripts/demo.sh
   part fuzz env FUZZ_SECONDS=2 scripts/fuzz.sh

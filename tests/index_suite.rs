@@ -1,7 +1,10 @@
 //! One suite for every index: the functions of `shared` run against Postgres (a new table, tables
 //! of the Go plugin in two collations, a table in partitions) and SQLite. The tests of a single
-//! index are in `index_suite/postgres.rs` and `index_suite/sqlite.rs`.
+//! index are in `index_suite/postgres.rs` and `index_suite/sqlite.rs`. `scripts/citus.sh` runs the
+//! parts of a new table in Postgres on Citus, and the tests of `index_suite/citus.rs`.
 
+#[path = "index_suite/citus.rs"]
+mod citus;
 #[path = "index_suite/companions.rs"]
 mod companions;
 #[path = "index_suite/connecting.rs"]

@@ -296,7 +296,7 @@ async fn measure_large() {
         assert!(i.get(&unknown(n)).await.unwrap().is_none())
     })
     .await;
-    for size in [16, 512] {
+    for size in [16, 100, 512] {
         each(
             &format!("get_many of {size}, half unknown"),
             200,

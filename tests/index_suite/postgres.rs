@@ -63,6 +63,9 @@ async fn env_that_keeps(db: &str, quilts: bool, keep_deleted: Duration) -> Env {
 /// As [`env_new`], [`env_go`] and [`env_partitioned`], with deleted rows kept.
 pub async fn envs_that_keep(keep_deleted: Duration) -> Vec<Env> {
     let pg = Postgres::shared();
+    if testkit::citus::given().is_some() {
+        return vec![env_that_keeps(&pg.database(), false, keep_deleted).await];
+    }
     let dbs = [pg.database(), pg.database_with(ICU), pg.database()];
     pg.execute(&dbs[1], GO_NEWEST);
     pg.execute(&dbs[2], &partitioned(4));
@@ -1479,7 +1482,7 @@ impl Drop for Frozen {
 }
 
 /// An index that gives up after a second, with both kinds of connection open.
-async fn hasty(url: &str) -> PostgresIndex {
+pub async fn hasty(url: &str) -> PostgresIndex {
     hasty_that_keeps(url, Duration::ZERO).await
 }
 
@@ -1493,44 +1496,20 @@ async fn hasty_that_keeps(url: &str, keep_deleted: Duration) -> PostgresIndex {
     index
 }
 
-fn given_up<T: std::fmt::Debug>(result: Result<T, Error>) {
+pub fn given_up<T: std::fmt::Debug>(result: Result<T, Error>) {
     let error = result.unwrap_err();
     assert!(error.is_retryable(), "{error}");
 }
 
-/// The server's process stands still with a statement in its socket, until that has failed and the
-/// key was written again. (It is asked to cancel, but an idle process ignores that.)
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_given_up_is_not_carried_out_later() {
     let pg = Postgres::shared();
-    carries_out_nothing_late(pg, &pg.database(), PUT).await;
+    carries_out_nothing_late(pg, &pg.database()).await;
 }
 
-/// The same on an engine that refuses `clock_timestamp()` in RETURNING, as Citus does.
-#[tokio::test(flavor = "multi_thread")]
-async fn nor_is_it_where_only_the_beginning_can_be_checked() {
-    let pg = Postgres::shared();
-    let db = pg.database();
-    pg.execute(
-        &db,
-        &format!(
-            "CREATE SCHEMA fake;
-             CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql VOLATILE AS $$
-                 BEGIN
-                     IF current_query() LIKE '%RETURNING%' THEN
-                         RAISE feature_not_supported USING MESSAGE = 'not here';
-                     END IF;
-                     RETURN pg_catalog.clock_timestamp();
-                 END $$;
-             ALTER DATABASE {db} SET search_path = fake, pg_catalog, public"
-        ),
-    );
-    // Rows and the ledger are written by two statements of one transaction there.
-    carries_out_nothing_late(pg, &db, "COMMIT").await;
-}
-
-/// `put`: the last statement of a put.
-async fn carries_out_nothing_late(pg: &Postgres, db: &str, put: &str) {
+/// The server's process stands still with a statement in its socket, until that has failed and the
+/// key was written again. (It is asked to cancel, but an idle process ignores that.)
+pub async fn carries_out_nothing_late(pg: &Postgres, db: &str) {
     for (late, then, keep) in [
         ("put", "put", 0),
         ("put", "delete", 0),
@@ -1541,7 +1520,7 @@ async fn carries_out_nothing_late(pg: &Postgres, db: &str, put: &str) {
     ] {
         let index = hasty_that_keeps(&pg.url(db), Duration::from_secs(keep)).await;
         index.put(&row(KEY, "before", 0, 1)).await.unwrap();
-        let query = if late == "delete" { DELETE } else { put };
+        let query = if late == "delete" { DELETE } else { PUT };
         let frozen = Frozen::new(pg, db, query).await;
         match late {
             "put" => given_up(index.put(&row(KEY, "late", 0, 1)).await),
@@ -1568,13 +1547,8 @@ async fn carries_out_nothing_late(pg: &Postgres, db: &str, put: &str) {
         let found = index.get(KEY).await.unwrap().map(|r| r.blob_id);
         let expected = (then == "put").then(|| "after".to_owned());
         assert_eq!(found, expected, "{then} after a late {late}");
-        assert_eq!(
-            count(
-                db,
-                "SELECT count(*) FROM walrus_index WHERE blob_id = 'late'"
-            ),
-            0
-        );
+        let rows = "SELECT count(*) FROM walrus_index WHERE blob_id = 'late'";
+        assert_eq!(pg.scalar(db, rows), "0");
         // What a put has brought to an end is not kept either, and what was deleted in time is.
         let kept = pg.scalar(db, "SELECT count(*) FROM walrus_index_deleted");
         let expected = if keep > 0 && then == "delete" {

@@ -6,15 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::Row;
 
 use super::call::{self, Call};
 use super::conn::Answer;
 use super::query::{Param, Query};
 use super::rows::{self, columns};
-use super::sql::{DELETE_FORMS, UPSERT_FORMS};
-use super::{error, in_form, is_unsupported, ledger, read, usage, PostgresIndex, PostgresParts};
+use super::{error, ledger, read, usage, PostgresIndex, PostgresParts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{check_key, check_text};
 use crate::index::ledger::entries;
@@ -29,14 +27,13 @@ const PAGE: usize = 5_000;
 /// Runs of a deletion whose staged blocks were promoted meanwhile.
 const MOST_PROMOTED: u32 = 5;
 
-/// Rows and entries to write, in one form of a statement.
+/// Rows and entries to write, and the statement for it.
 struct Write<'a> {
     rows: &'a [&'a KeyRecord],
     /// The blob from which the rows are moved.
     from: Option<&'a str>,
     entries: &'a [Blob],
     query: &'a Query,
-    form: usize,
 }
 
 impl PostgresParts {
@@ -65,31 +62,28 @@ impl PostgresParts {
     /// ledger; returns the number of rows. The rows come in key order, so that two writers of the
     /// same keys lock them in the same order.
     ///
-    /// In the first form a statement writes entries, too: those of the last page do. A single page
-    /// is one round trip and its own transaction then; all else is one transaction.
+    /// The statement of the last page writes the entries. A single page is one round trip and its
+    /// own transaction; several pages are one transaction.
     async fn write_pages(self: &Arc<Self>, call: &Call, write: &Write<'_>) -> Result<Answer<u64>> {
         let count = |rows: &[Row]| match rows.first() {
             Some(row) => Ok(row.try_get::<_, i64>(0)?.unsigned_abs()),
             None => Ok(0),
         };
-        let together = self.ledger.is_some() && write.form == 0;
         let last = write.rows.chunks(PAGE).count().saturating_sub(1);
         let pages = write.rows.chunks(PAGE).enumerate().map(|(n, page)| {
             let mut params = columns(page, self.shape.has_patch_id);
             params.extend(write.from.map(|from| Param::Text(from.to_owned())));
-            if together {
+            if self.ledger.is_some() {
                 let entries = if n == last { write.entries } else { &[] };
                 params.extend(ledger::columns(entries));
             }
             params.into()
         });
         let pages: Arc<[Arc<[Param]>]> = pages.collect();
-        let apart = self.ledger.is_some() && !together;
-        if let ([page], false) = (&pages[..], apart) {
+        if let [page] = &pages[..] {
             let answer = call::query(&self.pool, call, write.query, page).await?;
             return Ok(answer.and_then(|rows| count(&rows)));
         }
-        let entries: Option<Arc<[Param]>> = apart.then(|| ledger::columns(write.entries).into());
         // The time of one statement for each page.
         let number = u32::try_from(pages.len()).unwrap_or(u32::MAX);
         let whole = Call {
@@ -98,16 +92,12 @@ impl PostgresParts {
         };
         call::run(&self.pool, &whole, |conn, deadline| {
             let (inner, pages, query) = (self.clone(), pages.clone(), write.query.clone());
-            let entries = entries.clone();
             Box::pin(async move {
                 let work = async {
                     inner.limit_statements(&conn).await?;
                     let mut written = 0;
                     for page in pages.iter() {
                         written += count(&conn.query(&query, page, deadline).await?)?;
-                    }
-                    if let (Some(ledger), Some(entries)) = (&inner.ledger, &entries) {
-                        ledger.write(&conn, entries).await?;
                     }
                     Ok(written)
                 };
@@ -125,14 +115,13 @@ impl PostgresParts {
         call: &Call,
         params: &Arc<[Param]>,
         staged: bool,
-        form: usize,
     ) -> Result<Answer<(Vec<Row>, usize)>> {
         call::run(&self.pool, call, |conn, deadline| {
             let (inner, params) = (self.clone(), params.clone());
             Box::pin(async move {
                 let work = async {
                     let placed = conn.query(&inner.sql.place, &params, deadline).await?;
-                    let delete = &inner.sql.delete[usize::from(staged)][form];
+                    let delete = &inner.sql.delete[usize::from(staged)];
                     let rows = conn.query(delete, &params, deadline).await?;
                     Ok((rows, placed.len()))
                 };
@@ -163,20 +152,14 @@ impl PostgresIndex {
         let entries = &entries(blob, records);
         let doubt = inner.in_doubt.writing(records);
         inner
-            .with_staging(call, |staged| {
-                let forms = &inner.sql.upsert[usize::from(staged)];
-                let write = move |form: usize| async move {
-                    let (from, query) = (None, &forms[form]);
-                    let write = Write {
-                        rows,
-                        from,
-                        entries,
-                        query,
-                        form,
-                    };
-                    inner.write_pages(call, &write).await
+            .with_staging(call, |staged| async move {
+                let write = Write {
+                    rows,
+                    from: None,
+                    entries,
+                    query: &inner.sql.upsert[usize::from(staged)],
                 };
-                in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, write)
+                inner.write_pages(call, &write).await
             })
             .await?;
         doubt.settle();
@@ -202,27 +185,15 @@ impl PostgresIndex {
             return Ok(0);
         }
         let entries = &entries(blob, to);
-        let write = |form: usize| async move {
-            let (from, query) = (Some(from), &inner.sql.move_rows[form]);
-            let write = Write {
-                rows,
-                from,
-                entries,
-                query,
-                form,
-            };
-            inner.write_pages(call, &write).await
+        let write = Write {
+            rows,
+            from: Some(from),
+            entries,
+            query: &inner.sql.move_rows,
         };
-        let moved = in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, write);
-        moved.await?.map_err(|e| error::statement(call.what, e))
+        let moved = inner.write_pages(call, &write).await?;
+        moved.map_err(|e| error::statement(call.what, e))
     }
-}
-
-/// Whether the error may come from an engine that does not take this form of a deletion.
-fn is_refused(e: &super::PgError) -> bool {
-    let said = error::told("", e);
-    let lacks_table = e.code() == Some(&SqlState::UNDEFINED_TABLE);
-    !said.is_retryable() && said.kind() == ErrorKind::Index && !lacks_table
 }
 
 fn renew_item(row: &Row) -> Answer<RenewItem> {
@@ -310,15 +281,15 @@ impl Rows for PostgresIndex {
         keys.sort_unstable(); // as put_many: one order of locking
         let (inner, call, keys) = (&self.inner, &call, &keys);
         let params: &Arc<[Param]> = &[Param::Texts(keys.clone())].into();
-        let delete = |staged, form: usize| async move {
+        let delete = |staged: bool| async move {
             if inner.in_doubt.any(keys) {
-                let done = inner.delete_for_sure(call, params, staged, form).await?;
+                let done = inner.delete_for_sure(call, params, staged).await?;
                 if done.is_ok() {
                     inner.in_doubt.settle(keys.iter());
                 }
                 return Ok(done);
             }
-            let query = &inner.sql.delete[usize::from(staged)][form];
+            let query = &inner.sql.delete[usize::from(staged)];
             let mut removed: Vec<Row> = Vec::new();
             for last in (0..MOST_PROMOTED).rev() {
                 match call::query(&*inner.deletes, call, query, params).await? {
@@ -335,13 +306,7 @@ impl Rows for PostgresIndex {
             }
             Ok(Ok((removed, 0)))
         };
-        let (rows, placed) = inner
-            .with_staging(call, |staged| {
-                in_form(&inner.delete_form, DELETE_FORMS, is_refused, move |form| {
-                    delete(staged, form)
-                })
-            })
-            .await?;
+        let (rows, placed) = inner.with_staging(call, delete).await?;
         let removed = read(call.what, &rows, usage)?.into_iter();
         let removed = removed.fold(Usage::default(), Usage::plus);
         let placed = Usage {

@@ -144,6 +144,11 @@ where
         if verdict == Retry::Late {
             conn.forget_clock();
         }
+        let again_helps = match verdict {
+            Retry::Again => true,
+            Retry::Worker => call.repeat == Repeat::Harmless,
+            _ => false,
+        };
         match verdict {
             Retry::Reconnect if (moved || reconnects == 0) && call.repeat == Repeat::Harmless => {
                 anew = true;
@@ -152,7 +157,7 @@ where
                 continue;
             }
             Retry::Cancelled if S::SHARED && strays < MAX_STRAY_CANCELS && in_time => strays += 1,
-            Retry::Again if again < MAX_AGAIN && in_time => {
+            _ if again_helps && again < MAX_AGAIN && in_time => {
                 again += 1;
                 tokio::time::sleep(pause(again)).await;
             }

@@ -29,22 +29,28 @@ use super::error::{PgError, LATE};
 const REFRESH: Duration = Duration::from_secs(60);
 /// A reading older than this is not used any more.
 const MAX_AGE: Duration = Duration::from_secs(3600);
-/// How much clocks may drift apart: 1/1000, twice what an operating system slews a clock at most.
-const DRIFT: u32 = 1000;
 /// How much clocks may drift apart: 1/1000, twice the rate at which an operating system slews a
 /// clock at most.
+const DRIFT: u32 = 1000;
+/// How much earlier than its caller's a statement's time is over.
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// An expression that is true, or the error [`LATE`] once the time in parameter `n` has come. It
-/// stands in RETURNING, where it is evaluated for each row when the row is locked. A later writer
-/// of the row then waits for this transaction, so a server that stops after the evaluation does no
-/// harm either.
+/// stands last in the outer SELECT of a statement whose parts change rows, over an aggregate of what
+/// they return: then it is evaluated when every row is locked. A later writer of a row waits for
+/// this transaction, so a server that stops after the evaluation does no harm either.
+///
+/// The call of `nextval` is for Citus, which hands a statement about one shard to the shard's worker
+/// as a whole, where another clock would be read, but keeps a statement whose outer SELECT calls
+/// `nextval` to the coordinator. Its argument is always NULL, which no planner can know before, and
+/// with NULL the function, being strict, is never called.
 pub(super) fn when_locked(n: usize) -> String {
-    in_time("clock_timestamp()", n)
+    let never = "CASE WHEN clock_timestamp() IS NULL THEN 0 END::oid::regclass";
+    let clock = format!("nextval({never}) IS NULL AND clock_timestamp()");
+    in_time(&clock, n)
 }
 
-/// The same, evaluated when the statement begins: for engines (Citus) that accept no function like
-/// `clock_timestamp()` there.
+/// The same, evaluated when the statement begins: for statements about one row of a companion.
 pub(super) fn when_begun(n: usize) -> String {
     in_time("statement_timestamp()", n)
 }

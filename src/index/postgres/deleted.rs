@@ -19,8 +19,7 @@ use async_trait::async_trait;
 
 use super::call;
 use super::query::{Param, Query};
-use super::sql::UPSERT_FORMS;
-use super::{error, in_form, is_unsupported, read, rows, usage, PostgresIndex, Row};
+use super::{read, rows, usage, PostgresIndex, Row};
 use crate::error::Result;
 use crate::index::keys::{check_key, check_text};
 use crate::index::{in_key_order, Deleted, DeletedRow, KeyRange, KeyRecord, Purged, Traces, Usage};
@@ -144,12 +143,12 @@ impl Deleted for PostgresIndex {
         let inner = &self.inner;
         // As after a put: a deletion that follows must meet the rows that are brought back late.
         let doubt = inner.in_doubt.writing(rows);
-        let back = in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, |form| {
-            call::query(&inner.pool, call, &inner.sql.deleted.undelete[form], params)
-        });
-        let back = back.await?.map_err(|e| error::statement(call.what, e))?;
+        let query = &inner.sql.deleted.undelete;
+        let back = inner.ask(call, query, params.clone()).await?;
         doubt.settle();
-        read(call.what, &back, |row| row.try_get(0))
+        let keys = |row: &Row| row.try_get::<_, Option<Vec<String>>>(0);
+        let back = read(call.what, &back, keys)?;
+        Ok(back.into_iter().flatten().flatten().collect())
     }
 
     async fn purge_deleted(&self, after: &str, limit: usize) -> Result<Purged> {

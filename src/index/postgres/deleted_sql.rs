@@ -8,9 +8,6 @@ use super::query::{clamped_sum, Query};
 use super::schema::Shape;
 use crate::index::keys::{Compare, KeyRange};
 
-/// Forms of bringing rows back: as many as of an upsert, and for the same reason.
-pub(super) const UNDELETE_FORMS: usize = 2;
-
 /// The columns that a row has in both tables, but for the key, the blob and the patch.
 const COMMON: &str = "blob_offset, size, deletable, end_epoch, expires_at, created_at";
 
@@ -32,7 +29,7 @@ pub(super) fn keep(companion: &str, keep: Duration) -> String {
         .map(|name| format!("{name} = EXCLUDED.{name}"));
     format!(
         "INSERT INTO {companion} (key, {names}) SELECT key, blob_id, patch_id, {COMMON}, now(), \
-         now() + interval '{} seconds' FROM d WHERE in_time AND blob_id <> '' ON CONFLICT (key) DO UPDATE SET {}",
+         now() + interval '{} seconds' FROM d WHERE blob_id <> '' ON CONFLICT (key) DO UPDATE SET {}",
         keep.as_secs_f64(),
         set.collect::<Vec<_>>().join(", "),
     )
@@ -49,8 +46,8 @@ pub(super) struct DeletedSql {
     pub of_keys: Query,
     /// Without and with the blob after which the page begins.
     pub by_blob: [Query; 2],
-    /// `[form]`
-    pub undelete: [Query; UNDELETE_FORMS],
+    /// Selects the keys that were brought back as one array, NULL for none.
+    pub undelete: Query,
     pub page: Query,
     pub purge: Query,
     table: String,
@@ -67,20 +64,14 @@ impl DeletedSql {
             )
         };
         let patch = if shape.has_patch_id { "patch_id, " } else { "" };
-        let undelete = |form: usize| {
-            let (begun, returning) = match form {
-                0 => ("TRUE".to_owned(), deadline::when_locked(3)),
-                _ => (deadline::when_begun(3), "TRUE".to_owned()),
-            };
-            Query::once(format!(
-                "WITH u AS (DELETE FROM {kept} WHERE key = ANY($1) AND blob = ANY($2) AND keep_until > now() \
-                 RETURNING key, blob, {patch}{COMMON}), \
-                 w AS (INSERT INTO {table} (key, blob_id, {patch}{COMMON}, updated_at) \
-                 SELECT key, blob, {patch}{COMMON}, now() FROM u WHERE {begun} ON CONFLICT (key) DO NOTHING \
-                 RETURNING key, {returning} AS in_time) SELECT key FROM w WHERE in_time"
-            ))
-            .bounded()
-        };
+        let undelete = format!(
+            "WITH u AS (DELETE FROM {kept} WHERE key = ANY($1) AND blob = ANY($2) AND keep_until > now() \
+             RETURNING key, blob, {patch}{COMMON}), \
+             w AS (INSERT INTO {table} (key, blob_id, {patch}{COMMON}, updated_at) \
+             SELECT key, blob, {patch}{COMMON}, now() FROM u ON CONFLICT (key) DO NOTHING RETURNING key) \
+             SELECT array_agg(key), {in_time} FROM w",
+            in_time = deadline::when_locked(3),
+        );
         let by_blob = |after| {
             Query::once(format!(
                 "SELECT count(*), {}, blob COLLATE \"C\" AS blob FROM {kept} WHERE keep_until > now() {after}\
@@ -98,7 +89,7 @@ impl DeletedSql {
             }),
             of_keys: Query::once(of_keys("deleted_at")),
             by_blob: ["", "AND blob COLLATE \"C\" > $2 "].map(by_blob),
-            undelete: std::array::from_fn(undelete),
+            undelete: Query::once(undelete).bounded(),
             page: Query::once(format!(
                 "SELECT key, keep_until <= now() FROM {kept} WHERE key > $1 ORDER BY key LIMIT $2"
             )),

@@ -20,6 +20,9 @@ pub(super) enum Retry {
     Reconnect,
     /// The transaction lost against another one: try once more as it is.
     Again,
+    /// A server behind this one (a worker of Citus) has gone, and the transaction failed: it may have
+    /// taken effect there if that was at its commit. Try once more as it is.
+    Worker,
     /// The statement was cancelled (the request may have been meant for its neighbour on the
     /// connection).
     Cancelled,
@@ -41,6 +44,7 @@ pub(super) fn retry(error: &PgError) -> Retry {
     match code {
         c if *c == SqlState::QUERY_CANCELED => Retry::Cancelled,
         _ if is_late(error) => Retry::Late,
+        _ if is_of_worker(error) => Retry::Worker,
         c if *c == SqlState::T_R_SERIALIZATION_FAILURE || *c == SqlState::T_R_DEADLOCK_DETECTED => {
             Retry::Again
         }
@@ -61,6 +65,25 @@ pub(super) fn retry(error: &PgError) -> Retry {
 fn is_late(error: &PgError) -> bool {
     error.as_db_error().is_some_and(|e| {
         *e.code() == SqlState::INVALID_TEXT_REPRESENTATION && e.message().contains(LATE)
+    })
+}
+
+/// Texts of errors that Citus gives as internal ones when it has lost its connection to a worker: its
+/// own, and those of its client library, which have no code.
+const WORKER_LOST: [&str; 5] = [
+    "failure on connection marked as essential",
+    "server closed the connection unexpectedly",
+    "no connection to the server",
+    "could not receive data from server",
+    "could not send data to server",
+];
+
+/// Whether the server lost its connection to a worker.
+fn is_of_worker(error: &PgError) -> bool {
+    error.as_db_error().is_some_and(|e| match e.code().code() {
+        "XX000" => WORKER_LOST.iter().any(|text| e.message().contains(text)),
+        "58030" => e.message().starts_with("failed to COPY to shard"),
+        _ => false,
     })
 }
 

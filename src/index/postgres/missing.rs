@@ -14,8 +14,8 @@ use super::deadline;
 use super::query::{clamped_sum, Param, Query};
 use super::rows::columns;
 use super::schema::Shape;
-use super::sql::{row_columns, UPSERT_FORMS};
-use super::{error, in_form, is_unsupported, ledger, usage, PostgresIndex};
+use super::sql::row_columns;
+use super::{error, ledger, usage, PostgresIndex};
 use crate::error::Result;
 use crate::index::ledger::entries_of;
 use crate::index::{in_key_order, Blob, BlobState, KeyRecord, Usage};
@@ -25,8 +25,8 @@ const PAGE: usize = 5_000;
 
 /// The statements for one table.
 pub(super) struct MissingSql {
-    /// `[form]`; selects for each blob how many rows were added, their bytes, and its ID.
-    insert: [Query; UPSERT_FORMS],
+    /// Selects for each blob how many rows were added, their bytes, and its ID.
+    insert: Query,
     /// Adds to entries what is known.
     found: Query,
 }
@@ -36,21 +36,15 @@ impl MissingSql {
         let table = shape.table.quoted();
         let (names, types) = row_columns(shape);
         let last = if shape.has_patch_id { 9 } else { 8 };
-        let insert = |form: usize| {
-            let (begun, returning) = match form {
-                0 => ("TRUE".to_owned(), deadline::when_locked(last)),
-                _ => (deadline::when_begun(last), "TRUE".to_owned()),
-            };
-            Query::once(format!(
-                "WITH w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) WHERE {begun} \
-                 ON CONFLICT (key) DO NOTHING RETURNING blob_id, size, {returning} AS in_time) \
-                 SELECT count(*), {sum}, blob_id FROM w WHERE in_time GROUP BY blob_id",
-                sum = clamped_sum("size"),
-            ))
-            .bounded()
-        };
+        let insert = format!(
+            "WITH w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
+             ON CONFLICT (key) DO NOTHING RETURNING blob_id, size) \
+             SELECT count(*), {sum}, blob_id, {in_time} FROM w GROUP BY blob_id",
+            sum = clamped_sum("size"),
+            in_time = deadline::when_locked(last),
+        );
         MissingSql {
-            insert: std::array::from_fn(insert),
+            insert: Query::once(insert).bounded(),
             found: Query::once(ledger::found(shape)),
         }
     }
@@ -95,29 +89,21 @@ impl PostgresIndex {
         let limit = call.limit.saturating_mul(number);
         let call = &Call { limit, ..call };
         let doubt = inner.in_doubt.writing(records);
-        let missing = &missing;
-        let write = |form: usize| self.add_in_form(call, Arc::clone(missing), form);
-        let added = in_form(&inner.upsert_form, UPSERT_FORMS, is_unsupported, write).await?;
+        let added = self.add_all(call, &missing).await?;
         let added = added.map_err(|e| error::statement(call.what, e))?;
         doubt.settle();
         Ok(added)
     }
 
-    async fn add_in_form(
-        &self,
-        call: &Call,
-        missing: Arc<Missing>,
-        form: usize,
-    ) -> Result<Answer<Usage>> {
+    async fn add_all(&self, call: &Call, missing: &Arc<Missing>) -> Result<Answer<Usage>> {
         call::run(&self.inner.pool, call, |conn, deadline| {
-            let (inner, missing) = (self.inner.clone(), Arc::clone(&missing));
+            let (inner, missing) = (self.inner.clone(), Arc::clone(missing));
             Box::pin(async move {
                 let work = async {
                     inner.limit_statements(&conn).await?;
                     let (mut sum, mut gained) = (Usage::default(), Vec::new());
-                    let insert = &inner.missing.insert[form];
                     for page in &missing.pages {
-                        let rows = conn.query(insert, page, deadline).await?;
+                        let rows = conn.query(&inner.missing.insert, page, deadline).await?;
                         added(&rows, &mut sum, &mut gained)?;
                     }
                     if let Some(ledger) = &inner.ledger {

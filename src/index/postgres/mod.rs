@@ -1,4 +1,4 @@
-//! The shared index: a table in Postgres (or an engine that speaks its language).
+//! The shared index: a table in Postgres, which Citus may have distributed.
 //!
 //! Short statements (lookups, deletes) go over pipelined connections (`pipeline`); all others go
 //! over connections that a call has to itself (`pool`). Both open connections when they are first
@@ -35,17 +35,14 @@ mod tls;
 mod url;
 mod v1;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::error::SqlState;
 use tokio_postgres::Row;
 
 use self::call::{Call, Repeat};
 use self::conn::{Answer, Conn, Opener};
 use self::connect::Connector;
-use self::error::PgError;
 use self::go_staging::Staging;
 use self::in_doubt::InDoubt;
 use self::ledger::LedgerSql;
@@ -155,9 +152,6 @@ struct PostgresParts {
     keep_deleted: Duration,
     staging: Staging,
     rights: Rights,
-    /// The forms of [`Sql::delete`] and [`Sql::upsert`] that the engine takes.
-    delete_form: AtomicUsize,
-    upsert_form: AtomicUsize,
     in_doubt: InDoubt,
 }
 
@@ -226,8 +220,6 @@ impl PostgresIndex {
             pool,
             shape,
             statement_timeout: options.statement_timeout,
-            delete_form: AtomicUsize::new(0),
-            upsert_form: AtomicUsize::new(0),
             in_doubt: InDoubt::default(),
         };
         Ok(PostgresIndex {
@@ -290,40 +282,6 @@ impl PostgresParts {
         });
         answer.await?.map_err(|e| error::statement(call.what, e))
     }
-}
-
-/// Runs a call that has several forms of its statement in the first form that the engine takes. A
-/// form counts as not taken if `refused` says so of its error; if none is taken, the first error is
-/// returned.
-async fn in_form<T, Fut>(
-    known: &AtomicUsize,
-    forms: usize,
-    refused: impl Fn(&PgError) -> bool,
-    run: impl Fn(usize) -> Fut,
-) -> Result<Answer<T>>
-where
-    Fut: std::future::Future<Output = Result<Answer<T>>>,
-{
-    let mut form = known.load(Ordering::Relaxed);
-    let mut first = None;
-    loop {
-        match run(form).await? {
-            Ok(done) => {
-                known.store(form, Ordering::Relaxed);
-                return Ok(Ok(done));
-            }
-            Err(e) if refused(&e) && form + 1 < forms => {
-                first.get_or_insert(e);
-                form += 1;
-            }
-            Err(e) if refused(&e) => return Ok(Err(first.unwrap_or(e))),
-            Err(e) => return Ok(Err(e)),
-        }
-    }
-}
-
-fn is_unsupported(e: &PgError) -> bool {
-    e.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED)
 }
 
 impl Drop for PostgresIndex {

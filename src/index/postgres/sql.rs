@@ -1,10 +1,10 @@
 //! The statements, written once per opened table. Values are always parameters; names are quoted.
-//! Every statement is also accepted by Citus and YugabyteDB: no `now()` in `DO UPDATE SET` (Citus),
-//! no sequences, no temporary tables, keys by equality or range. Where engines differ there are
-//! several forms, in order of preference; a refused one is not tried again.
+//! Every statement is also accepted by Citus: no function but immutable ones in `RETURNING`, `CASE`
+//! and `DO UPDATE SET`, no sequences, no temporary tables, keys by equality or range.
 //!
 //! The last parameter of a bounded statement is the time until which it may be carried out
-//! ([`super::deadline`]).
+//! ([`super::deadline`]). The parts of such a statement stand in the order in which they lock: Citus
+//! carries them out in that order, and PostgreSQL begins with the part that the outer SELECT reads.
 
 use std::time::Duration;
 
@@ -26,25 +26,22 @@ const STAGED_COLUMNS: &str =
 /// lost in a crash is harmless (the block is collected next time).
 const NO_WAIT: &str = "set_config('synchronous_commit', 'off', true)";
 
-/// Forms of a deletion.
-pub(super) const DELETE_FORMS: usize = 4;
-/// Forms of an upsert.
-pub(super) const UPSERT_FORMS: usize = 2;
-
 /// The statements for one table, with (`[1]`) and without (`[0]`) the Go plugin's staging table.
 pub(super) struct Sql {
     pub get: [Query; 2],
     pub get_many: [Query; 2],
     pub staged_value: Query,
-    /// `[staging][form]`
-    pub delete: [[Query; DELETE_FORMS]; 2],
+    /// `[staging]`
+    pub delete: [Query; 2],
     /// Inserts empty rows for keys that have none. It waits for a transaction that is inserting
     /// such a row.
     pub place: Query,
-    /// `[staging][form]`; selects how many rows were written.
-    pub upsert: [[Query; UPSERT_FORMS]; 2],
-    /// `[form]`; changes rows that point at a blob, and selects how many.
-    pub move_rows: [Query; UPSERT_FORMS],
+    /// `[staging]`; writes rows and, where there is a ledger, entries; selects how many rows were
+    /// written.
+    pub upsert: [Query; 2],
+    /// Changes rows that point at a blob, writes entries as `upsert` does, and selects how many rows
+    /// were changed.
+    pub move_rows: Query,
     /// `[after]`
     pub due: [Query; 2],
     /// `[after]`
@@ -138,29 +135,18 @@ impl Sql {
             get_many.clone(),
             format!("SELECT TRUE AS staged, {STAGED_COLUMNS}, key FROM {staging} WHERE key = ANY($1) UNION ALL {get_many}"),
         ];
-        let (locked, begun) = (deadline::when_locked(2), deadline::when_begun(2));
         let kept = shape.table.companion("_deleted").quoted();
         let (returned, keep_rows, forget) = match keep.is_zero() {
             true => Default::default(),
             false => (
                 deleted_sql::returned(shape),
                 format!(", k AS ({})", deleted_sql::keep(&kept, keep)),
-                format!("f AS (DELETE FROM {kept} WHERE key = ANY($1)), "),
+                format!(", f AS (DELETE FROM {kept} WHERE key = ANY($1))"),
             ),
         };
-        let delete = |staged: bool, form: usize| {
-            let (at_lock, no_wait) = (form < 2, form == 0 || form == 2);
-            let no_wait = if no_wait {
-                format!(", {NO_WAIT}")
-            } else {
-                String::new()
-            };
+        let delete = |staged: bool| {
             let from = |table: &str, more: &str| {
-                if at_lock {
-                    format!("DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size{more}, {locked} AS in_time")
-                } else {
-                    format!("DELETE FROM {table} WHERE key = ANY($1) AND {begun} RETURNING key, size{more}, TRUE AS in_time")
-                }
+                format!("DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size{more}")
             };
             // A staged row that this statement sees and does not delete was promoted meanwhile: it
             // waited for that transaction, whose row of the table it does not see.
@@ -168,20 +154,20 @@ impl Sql {
                 (
                     format!(", s AS ({})", from(&staging, "")),
                     format!("(SELECT count(*) FROM {staging} WHERE key = ANY($1)) > (SELECT count(*) FROM s)"),
-                    "(SELECT size, in_time FROM d UNION ALL \
-                     SELECT size, in_time FROM s WHERE NOT EXISTS (SELECT 1 FROM d WHERE d.key = s.key)) AS r",
+                    "(SELECT size FROM d UNION ALL \
+                     SELECT size FROM s WHERE NOT EXISTS (SELECT 1 FROM d WHERE d.key = s.key)) AS r",
                 )
             } else {
                 (String::new(), "FALSE".to_owned(), "d")
             };
             let sql = format!(
-                "WITH d AS ({delete}){more}{keep_rows} SELECT count(*), {sum}, {promoted} AS promoted{no_wait} FROM {rows} WHERE in_time",
+                "WITH d AS ({delete}){more}{keep_rows} SELECT count(*), {sum}, {promoted} AS promoted, {NO_WAIT}, {in_time} FROM {rows}",
                 delete = from(&table, &returned),
                 sum = clamped_sum("size"),
+                in_time = deadline::when_locked(2),
             );
             Query::hot(sql).bounded()
         };
-        let deletes = |staged| std::array::from_fn(|form| delete(staged, form));
 
         // An overwrite must also reset the columns that a Go node would read: the patch of the old
         // blob, its object.
@@ -203,47 +189,38 @@ impl Sql {
         };
         // The number of the first parameter after the columns of rows.
         let after = if shape.has_patch_id { 9 } else { 8 };
-        // In the first form, the same statement writes the entries of the ledger. Citus does not
-        // take one statement for two tables that are distributed differently.
-        let ledger = |form: usize, first| match shape.has_ledger && form == 0 {
+        let entries = |first| match shape.has_ledger {
             true => (
-                format!("l AS ({}), ", ledger::write(shape, first)),
+                format!(", l AS ({})", ledger::write(shape, first)),
                 first + ledger::COLUMNS_WRITTEN,
             ),
             false => (String::new(), first),
         };
-        let in_time = |form: usize, last| match form {
-            0 => ("TRUE".to_owned(), deadline::when_locked(last)),
-            _ => (deadline::when_begun(last), "TRUE".to_owned()),
-        };
-        let upsert = |staged: bool, form: usize| {
-            let (with_ledger, last) = ledger(form, after);
-            let (begun, returning) = in_time(form, last);
+        let upsert = |staged: bool| {
+            let (with_entries, last) = entries(after);
             let with_staged = if staged {
-                format!("s AS (DELETE FROM {staging} WHERE key = ANY($1)), ")
+                format!(", s AS (DELETE FROM {staging} WHERE key = ANY($1))")
             } else {
                 String::new()
             };
-            format!(
-                "WITH {with_staged}{forget}{with_ledger}w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
-                 WHERE {begun} ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at \
-                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
-                set = set("EXCLUDED"),
-            )
-        };
-        let move_rows = |form: usize| {
-            let (with_ledger, last) = ledger(form, after + 1);
-            let (begun, returning) = in_time(form, last);
             Query::once(format!(
-                "WITH {with_ledger}w AS (UPDATE {table} AS t SET {set}updated_at = now() FROM unnest({types}) AS r({names}) \
-                 WHERE t.key = r.key AND t.blob_id = ${after} AND {begun} \
-                 RETURNING {returning} AS in_time) SELECT count(*) FROM w WHERE in_time",
-                set = set("r"),
+                "WITH w AS (INSERT INTO {table} ({names}) SELECT {names} FROM unnest({types}) AS r({names}) \
+                 ON CONFLICT (key) DO UPDATE SET {set}updated_at = EXCLUDED.updated_at RETURNING key)\
+                 {with_staged}{forget}{with_entries} SELECT count(*), {in_time} FROM w",
+                set = set("EXCLUDED"),
+                in_time = deadline::when_locked(last),
             ))
             .bounded()
         };
-        let upserts =
-            |staged| std::array::from_fn(|form| Query::once(upsert(staged, form)).bounded());
+        let (with_entries, last) = entries(after + 1);
+        let move_rows = Query::once(format!(
+            "WITH w AS (UPDATE {table} AS t SET {set}updated_at = now() FROM unnest({types}) AS r({names}) \
+             WHERE t.key = r.key AND t.blob_id = ${after} RETURNING t.key){with_entries} \
+             SELECT count(*), {in_time} FROM w",
+            set = set("r"),
+            in_time = deadline::when_locked(last),
+        ))
+        .bounded();
 
         let blobs = shape.table.companion("_blobs").quoted();
         let due = |after: bool| match shape.has_ledger {
@@ -273,13 +250,13 @@ impl Sql {
             deleted: DeletedSql::new(shape, &get_many),
             get_many: get_many.map(Query::hot),
             staged_value: Query::hot(format!("SELECT value FROM {staging} WHERE key = $1")),
-            delete: [deletes(false), deletes(true)],
+            delete: [false, true].map(delete),
             place: Query::once(format!(
                 "INSERT INTO {table} (key, blob_id, size) SELECT key, '', 0 FROM unnest($1::text[]) AS r(key) \
                  ON CONFLICT (key) DO NOTHING RETURNING key"
             )),
-            upsert: [upserts(false), upserts(true)],
-            move_rows: std::array::from_fn(move_rows),
+            upsert: [false, true].map(upsert),
+            move_rows,
             due: [false, true].map(due).map(Query::once),
             live: Query::once(format!(
                 "SELECT count(*), {}, blob_id FROM {table} WHERE blob_id = ANY($1) GROUP BY blob_id",

@@ -27,8 +27,7 @@ use super::call::{self, Call};
 use super::conn::Answer;
 use super::query::{Param, Query};
 use super::rows::{self, columns, storable};
-use super::sql::UPSERT_FORMS;
-use super::{in_form, is_unsupported, ledger, read, PostgresIndex};
+use super::{ledger, read, PostgresIndex};
 use crate::error::Result;
 use crate::index::keys::check_key;
 use crate::index::ledger::entries;
@@ -92,12 +91,11 @@ impl PostgresIndex {
 
     /// Writes rows in a transaction, where their claims still hold. Returns the keys of those that
     /// were written.
-    async fn promote_in_form(
+    async fn promote_held(
         &self,
         call: &Call,
         blob: &Blob,
         rows: &[(KeyRecord, Claim)],
-        form: usize,
     ) -> Result<Answer<Vec<String>>> {
         let inner = &self.inner;
         let held = claims(rows.iter().map(|(_, claim)| claim));
@@ -126,16 +124,12 @@ impl PostgresIndex {
                     let entries = entries(Some(&blob), &rows);
                     let ordered = &in_key_order_of(&rows);
                     let mut params = columns(ordered, inner.shape.has_patch_id);
-                    let together = inner.ledger.is_some() && form == 0;
-                    if together {
+                    if inner.ledger.is_some() {
                         params.extend(ledger::columns(&entries));
                     }
                     // It removes the staged rows as well.
-                    let upsert = &inner.sql.upsert[1][form];
+                    let upsert = &inner.sql.upsert[1];
                     conn.query(upsert, &Arc::from(params), deadline).await?;
-                    if let (Some(ledger), false) = (&inner.ledger, together) {
-                        ledger.write(&conn, &ledger::columns(&entries)).await?;
-                    }
                     Ok(locked)
                 };
                 conn.transaction(work).await
@@ -235,12 +229,10 @@ impl Staging for PostgresIndex {
         }
         let doubt = self.inner.in_doubt.writing(&records);
         let write = |staged: bool| async move {
-            if !staged {
-                return Ok(Ok(Vec::new()));
+            match staged {
+                true => self.promote_held(call, blob, rows).await,
+                false => Ok(Ok(Vec::new())),
             }
-            let write = |form| self.promote_in_form(call, blob, rows, form);
-            let forms = &self.inner.upsert_form;
-            in_form(forms, UPSERT_FORMS, is_unsupported, write).await
         };
         let promoted = self.inner.with_staging(call, write).await?;
         doubt.settle();

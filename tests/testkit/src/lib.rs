@@ -1,6 +1,7 @@
 //! The tools that the tests share: a store and an index in memory, a node with a journal on them,
 //! faults, a PostgreSQL, hostile HTTP, the model of a datastore, and one way of waiting.
 
+pub mod citus;
 pub mod epochs;
 pub mod faulty;
 pub mod hostile;

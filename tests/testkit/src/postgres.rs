@@ -1,5 +1,8 @@
 //! A private Postgres for tests: own data directory, own port, own socket; stopped when the test
 //! binary ends, however it ends.
+//!
+//! With `WALRUSDS_TEST_CITUS=URL`, the server that the tests of a binary share is the coordinator of
+//! that cluster ([`crate::citus`]), and what is called a database here is a schema there.
 
 #![allow(dead_code)] // each test binary uses its own part of this
 
@@ -18,6 +21,8 @@ pub struct Postgres {
     bin: PathBuf,
     port: u16,
     server: Option<Child>,
+    /// The URL of a coordinator that this process has not started.
+    coordinator: Option<String>,
 }
 
 impl Postgres {
@@ -25,10 +30,20 @@ impl Postgres {
     pub fn shared() -> &'static Postgres {
         static SHARED: OnceLock<Postgres> = OnceLock::new();
         SHARED.get_or_init(|| {
+            if let Some(url) = crate::citus::given() {
+                return Postgres::at(url);
+            }
             let postgres = Postgres::start();
             postgres.stop_with_process();
             postgres
         })
+    }
+
+    /// The coordinator of a cluster that runs already.
+    pub fn at(url: String) -> Postgres {
+        let mut postgres = Postgres::new();
+        postgres.coordinator = Some(url);
+        postgres
     }
 
     /// Starts another server, for tests that restart or break it.
@@ -83,6 +98,7 @@ impl Postgres {
             dir,
             bin: find_bin(),
             server: None,
+            coordinator: None,
         }
     }
 
@@ -146,6 +162,7 @@ impl Postgres {
                 .arg(self.data())
                 .arg("-p")
                 .arg(self.port.to_string())
+                .env("HOME", self.dir.path()) // it looks for certificates there
                 .stdin(Stdio::null())
                 .stdout(log.try_clone().expect("log file"))
                 .stderr(log)
@@ -259,7 +276,7 @@ impl Postgres {
     }
 
     /// A static is never dropped: a watcher process stops the server when this process is gone.
-    fn stop_with_process(&self) {
+    pub(crate) fn stop_with_process(&self) {
         let Some(child) = &self.server else { return };
         let (server, dir) = (self.pid(child), self.dir.path().display().to_string());
         let script = format!(
@@ -299,7 +316,10 @@ impl Postgres {
 
     /// TCP URL of a database, as superuser.
     pub fn url(&self, database: &str) -> String {
-        self.url_as(USER, database)
+        match &self.coordinator {
+            Some(url) => crate::citus::url_of(url, database),
+            None => self.url_as(USER, database),
+        }
     }
 
     /// TCP URL of a database for another role (`user` or `user:password`).
@@ -329,7 +349,14 @@ impl Postgres {
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        self.execute("postgres", &format!("CREATE DATABASE {name} {options}"));
+        let sql = match self.coordinator {
+            Some(_) => {
+                assert_eq!(options, "", "no such database can be made on Citus");
+                format!("CREATE SCHEMA {name}")
+            }
+            None => format!("CREATE DATABASE {name} {options}"),
+        };
+        self.execute("postgres", &sql);
         name
     }
 

@@ -1,0 +1,257 @@
+//! The index on a Citus cluster whose workers are restarted, killed and stopped, and whose clocks
+//! differ. Each test starts a cluster of its own, where PostgreSQL has the extension:
+//! `scripts/citus.sh` runs them.
+
+use std::time::{Duration, Instant};
+
+use testkit::citus::Citus;
+use testkit::postgres::Postgres;
+use testkit::{eventually, PATIENCE};
+use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
+use walrusds::{Deleted, Index, KeyRange, KeyRecord, Ledger, Result, Rows, Usage};
+
+use crate::on_postgres::{carries_out_nothing_late, given_up, hasty, open};
+use crate::shared::{keys, row};
+
+/// The blocks of SQL in a document that hold a text.
+fn documented(text: &str) -> Vec<String> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let blocks = document.split("```sql\n").skip(1);
+    let blocks = blocks.filter_map(|block| block.split("```").next());
+    blocks
+        .filter(|block| block.contains(text))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn rows(range: std::ops::Range<usize>, blob: &str) -> Vec<KeyRecord> {
+    range
+        .map(|n| row(&format!("/CIQ{n:05}"), blob, n as i64, 1))
+        .collect()
+}
+
+fn keys_of(rows: &[KeyRecord]) -> Vec<String> {
+    rows.iter().map(|row| row.key.clone()).collect()
+}
+
+/// Repeats a call for as long as it fails with an error that says that it may be repeated.
+async fn insist<T>(call: impl AsyncFn() -> Result<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Ok(done) => return done,
+            Err(e) => assert!(e.is_retryable() && begun.elapsed() < PATIENCE, "{e}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The statements of docs/operations.md, as a role that is no superuser.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn the_documented_steps() {
+    let cluster = Citus::start(2);
+    let pg = &cluster.coordinator;
+    let role = "CREATE ROLE walrusds LOGIN; CREATE SCHEMA walrusds AUTHORIZATION walrusds; \
+                ALTER ROLE walrusds IN DATABASE postgres SET search_path = walrusds";
+    pg.execute(
+        "postgres",
+        &format!("DROP EVENT TRIGGER walrusds_test_distribute; {role}"),
+    );
+    let url = pg.url_as("walrusds", "postgres");
+    let run = |sql: &str| {
+        let (url, sql) = (url.clone(), sql.to_owned());
+        testkit::postgres::blocking(move || {
+            let mut client = postgres::Client::connect(&url, postgres::NoTls).unwrap();
+            client
+                .batch_execute(&sql)
+                .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        });
+    };
+    let [table, ..] = &documented("CREATE TABLE walrus_index (\n")[..] else {
+        panic!("the table is not documented");
+    };
+    run(table);
+    let [before, after] = &documented("create_distributed_table")[..] else {
+        panic!("two steps are documented");
+    };
+    run(before);
+    let options = PostgresOptions::new(&url, "walrus_index").with_keep_deleted(PATIENCE * 100);
+    let index = PostgresIndex::open(options.clone()).await.unwrap();
+    index.close().await.unwrap();
+    run(after);
+    let index = PostgresIndex::open(options).await.unwrap();
+    let all = rows(0..12_000, "b");
+    index.put_many(&all).await.unwrap();
+    let some = keys_of(&all[..3000]);
+    assert_eq!(
+        index.delete_many(&some).await.unwrap(),
+        Usage::new(3000, 3000)
+    );
+    assert_eq!(index.undelete(&all[..2000]).await.unwrap().len(), 2000);
+    assert_eq!(keys(&index, "").await.len(), 11_000);
+    let kept = index.list_deleted(&KeyRange::ALL, None, None, 5000).await;
+    assert_eq!(kept.unwrap().len(), 1000);
+    assert_eq!(
+        index.live(&["b".into()]).await.unwrap(),
+        [Usage::new(11_000, 11_000)]
+    );
+    let spread = "SELECT string_agg(DISTINCT table_name::text, ' ' ORDER BY table_name::text) FROM citus_shards";
+    assert_eq!(
+        pg.scalar("postgres", spread),
+        "walrusds.walrus_index walrusds.walrus_index_deleted"
+    );
+    index.close().await.unwrap();
+}
+
+/// The coordinator's connections to a worker break with it. No caller is told.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn a_restarted_worker_fails_no_call() {
+    let mut cluster = Citus::start(2);
+    let index = open(&cluster.url()).await;
+    let all = rows(0..300, "b");
+    index.put_many(&all).await.unwrap();
+    for round in 0..3 {
+        for n in 0..2 {
+            cluster.workers[n].restart();
+            let part = &all[round * 20..(round + 1) * 20];
+            for row in part {
+                index.put(row).await.unwrap();
+                assert_eq!(index.delete(&row.key).await.unwrap(), Usage::new(1, 1));
+            }
+            index.put_many(part).await.unwrap();
+            let moved = rows(round * 20..(round + 1) * 20, "b");
+            assert_eq!(index.move_rows("b", &moved).await.unwrap(), 20);
+            assert_eq!(keys(&index, "").await.len(), 300);
+        }
+    }
+    index.close().await.unwrap();
+}
+
+/// While a worker is down, calls that concern it fail and may be repeated. What was acknowledged is
+/// there afterwards, and what was prepared is brought to an end.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn a_killed_worker_loses_nothing() {
+    let mut cluster = Citus::start(2);
+    let index = open(&cluster.url()).await;
+    let mut acknowledged = Vec::new();
+    for round in 0..4 {
+        let part = rows(round * 1000..round * 1000 + 500, "b");
+        index.put_many(&part).await.unwrap();
+        acknowledged.extend(keys_of(&part));
+        let more = rows(round * 1000 + 500..round * 1000 + 1000, "b");
+        // The worker dies in the middle of a commit, sooner or later.
+        let (stored, ()) = tokio::join!(index.put_many(&more), async {
+            tokio::time::sleep(Duration::from_millis(3 * round as u64)).await;
+            cluster.workers[0].kill();
+        });
+        match stored {
+            Ok(()) => acknowledged.extend(keys_of(&more)),
+            Err(e) => assert!(e.is_retryable(), "{e}"),
+        }
+        let error = index.put_many(&more).await.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        cluster.workers[0].up();
+        insist(async || index.put_many(&more).await).await;
+        acknowledged.extend(keys_of(&more));
+        let found = index.get_many(&acknowledged).await.unwrap();
+        assert!(found.iter().all(Option::is_some));
+    }
+    for worker in &cluster.workers {
+        let prepared = "SELECT count(*) FROM pg_prepared_xacts";
+        eventually("nothing is prepared any more", || {
+            worker.scalar("postgres", prepared) == "0"
+        })
+        .await;
+    }
+    index.close().await.unwrap();
+}
+
+/// Workers stand still with a statement that the caller gives up. It is not carried out after later
+/// writes of the same keys.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn frozen_workers_carry_out_nothing_late() {
+    let cluster = Citus::start(2);
+    let still = |signal| {
+        cluster.workers.iter().for_each(|worker| {
+            worker.signal_all(signal);
+        })
+    };
+    let all = rows(0..40, "before");
+    let late = rows(0..40, "late");
+    let some = keys_of(&all);
+    for case in ["put", "delete", "one put", "one delete", "move"] {
+        let index = hasty(&cluster.url()).await;
+        index.put_many(&all).await.unwrap();
+        still("-STOP");
+        match case {
+            "put" => given_up(index.put_many(&late).await),
+            "delete" => given_up(index.delete_many(&some).await),
+            "one put" => given_up(index.put(&late[0]).await),
+            "one delete" => given_up(index.delete(&some[0]).await),
+            _ => given_up(index.move_rows("before", &late).await),
+        }
+        still("-CONT");
+        let after = rows(0..40, "after");
+        insist(async || index.put_many(&after).await).await;
+        quiet(&cluster).await;
+        let found = index.get_many(&some).await.unwrap();
+        let blobs: Vec<_> = found.iter().flatten().map(|r| &*r.blob_id).collect();
+        assert_eq!(blobs, ["after"; 40], "{case}");
+        insist(async || index.delete_many(&some).await).await;
+        quiet(&cluster).await;
+        assert_eq!(keys(&index, "/CIQ").await, [""; 0], "{case}");
+        index.close().await.unwrap();
+    }
+}
+
+/// Waits until no server has a transaction of the tests under way.
+async fn quiet(cluster: &Citus) {
+    let busy = "SELECT (SELECT count(*) FROM pg_prepared_xacts) + \
+                (SELECT count(*) FROM pg_locks WHERE relation::regclass::text LIKE 'walrus_index%')";
+    let servers = || cluster.workers.iter().chain([&cluster.coordinator]);
+    eventually("no transaction is under way", || {
+        servers().all(|server: &Postgres| server.scalar("postgres", busy) == "0")
+    })
+    .await;
+}
+
+/// The workers' clocks differ from the coordinator's, by which a call's time is over.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn the_workers_clocks_may_show_anything() {
+    let cluster = Citus::start(2);
+    for shift in ["1 hour", "-1 hour"] {
+        for worker in &cluster.workers {
+            let clocks = ["clock_timestamp", "now"];
+            let clocks = clocks.map(|clock| {
+                format!(
+                    "CREATE OR REPLACE FUNCTION fake.{clock}() RETURNS timestamptz LANGUAGE sql VOLATILE AS \
+                     $$ SELECT pg_catalog.{clock}() + interval '{shift}' $$;"
+                )
+            });
+            worker.execute(
+                "postgres",
+                &format!(
+                    "SET citus.enable_ddl_propagation = off; CREATE SCHEMA IF NOT EXISTS fake; {} \
+                     ALTER DATABASE postgres SET search_path = fake, pg_catalog, public",
+                    clocks.concat()
+                ),
+            );
+        }
+        // New sessions have the setting.
+        let index = open(&cluster.url()).await;
+        let all = rows(0..40, "b");
+        index.put_many(&all).await.unwrap();
+        index.put(&all[0]).await.unwrap();
+        assert_eq!(index.delete(&all[0].key).await.unwrap(), Usage::new(1, 1));
+        let rest = keys_of(&all);
+        assert_eq!(index.delete_many(&rest).await.unwrap().blocks, 39);
+        index.close().await.unwrap();
+        carries_out_nothing_late(&cluster.coordinator, "postgres").await;
+    }
+}
