@@ -11,7 +11,7 @@ use super::{read, usage, PostgresIndex};
 use crate::error::Result;
 use crate::index::keys::check_text;
 use crate::index::{
-    new_identity, Index, Leases, Notes, Staging, Totals, Usage, IDENTITY, LONGEST_LEASE,
+    new_identity, Index, Leases, Notes, Replica, Staging, Totals, Usage, IDENTITY, LONGEST_LEASE,
 };
 
 #[async_trait]
@@ -115,7 +115,9 @@ impl Notes for PostgresIndex {
 #[async_trait]
 impl Index for PostgresIndex {
     fn take_notice(&self) -> Option<String> {
-        self.inner.opener.connector.take_notice()
+        let near = self.near.as_ref().map(|near| near.index());
+        let own = self.inner.opener.connector.take_notice();
+        own.or_else(|| near.and_then(PostgresIndex::take_notice))
     }
 
     fn only_reads(&self) -> Option<&'static str> {
@@ -126,11 +128,18 @@ impl Index for PostgresIndex {
         known
     }
 
+    fn replica(&self) -> Option<&dyn Replica> {
+        self.near.is_some().then_some(self)
+    }
+
     fn staging(&self) -> Option<&dyn Staging> {
         self.inner.shape.staging.is_some().then_some(self)
     }
 
     async fn close(&self) -> Result<()> {
+        if let Some(near) = &self.near {
+            near.index().close_all().await;
+        }
         self.close_all().await;
         Ok(())
     }
