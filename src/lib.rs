@@ -72,7 +72,7 @@ pub use failpoint::FAILPOINTS;
 pub use index::{
     Blob, BlobState, Claim, Claimed, Count, Deleted, DeletedRow, EndingIn, Fact, Index, KeyRange,
     KeyRecord, Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal,
-    Rows, Staging, Totals, Traces, Usage,
+    Replica, Rows, Staging, Totals, Traces, Usage, Writing,
 };
 pub use lifetime::{plan, rebuild, Sparse, SparseBlob};
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};

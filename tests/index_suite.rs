@@ -21,6 +21,8 @@ mod on_sqlite;
 mod read_only;
 #[path = "index_suite/shared.rs"]
 mod shared;
+#[path = "index_suite/standby.rs"]
+mod standby;
 #[path = "index_suite/undo.rs"]
 mod undo;
 

@@ -103,6 +103,8 @@ pub const KEYS: &[KeySpec] = &[
     key("walrusCommand", KeyType::Text, "", "the operator's `walrus` program and its options, as a list: `[\"walrus\", \"--config\", \"/path\", \"--wallet\", \"/path\"]`; run without a shell; extends and deletes blobs, and gives prices and the exact epoch"),
     key("nShards", whole(1, 65_535), "1000", "shards of the network, for cost accounting only"),
     key("disableFlush", KeyType::Flag, "false", "this node never renews what is stored (retrieval nodes)"),
+    key("standbyMaxLagSeconds", whole(1, 86_400), "10", "how far a standby may be behind its primary for its answers to count (seconds); used with `disableFlush` and `target_session_attrs=prefer-standby` in `postgresURL`"),
+    key("trustStandbyMisses", KeyType::Flag, "false", "`true`: a block that a standby does not know counts as missing; `false`: the primary is asked first; used as `standbyMaxLagSeconds`"),
     key("disableQuilt", KeyType::Flag, "false", "accepted for the Go plugin's configs; no effect (no quilts are written)"),
     key("packFlushIntervalSeconds", whole(1, MAX_SECONDS), "5", "accepted for the Go plugin's configs; no effect"),
 ];

@@ -117,6 +117,11 @@ pub struct Config {
     pub n_shards: u32,
     /// Whether this node leaves renewal to others.
     pub disable_flush: bool,
+    /// How far a standby may be behind its primary for its answers to count, on a node that reads
+    /// from standbys.
+    pub standby_max_lag: Duration,
+    /// Whether a block that a standby does not know counts as missing, on such a node.
+    pub trust_standby_misses: bool,
     /// The local write journal, if there is one.
     pub journal: Option<JournalConfig>,
     /// The read cache on the local disk, if there is one.
@@ -212,12 +217,27 @@ impl Config {
             walrus_command: fields.walrus_command()?,
             n_shards: fields.number("nShards", 1000)?,
             disable_flush: fields.flag("disableFlush", false)?,
+            standby_max_lag: fields.seconds("standbyMaxLagSeconds", 10)?,
+            trust_standby_misses: fields.flag("trustStandbyMisses", false)?,
             journal: fields.journal()?,
             disk_cache: fields.disk_cache()?,
             row_ttl: ROW_TTL,
         };
         config.check_paths()?;
+        if config.trust_standby_misses && !config.only_retrieves() {
+            return Err(bad(
+                "trustStandbyMisses is true, expected false or absent on this node: only a node with \
+                 disableFlush true, postgresURL and no journalPath reads from standbys",
+            ));
+        }
         Ok(config)
+    }
+
+    /// Whether this node may send lookups and pages to standbys of the index: it leaves renewal to
+    /// others and has no journal.
+    pub(crate) fn only_retrieves(&self) -> bool {
+        let postgres = matches!(self.index, IndexConfig::Postgres(_));
+        postgres && self.disable_flush && self.journal.is_none()
     }
 
     /// Makes every relative path relative to `repo`.

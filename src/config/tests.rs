@@ -31,6 +31,7 @@ fn defaults_are_those_of_the_table() {
         "maxRetries": c.max_retries, "epochDurationSeconds": c.epoch_duration.as_secs(),
         "renewIntervalSeconds": c.renew_interval.as_secs(), "verifyReads": c.verify_reads,
         "nShards": c.n_shards, "adoptStagingSeconds": c.adopt_staging.as_secs(), "disableFlush": c.disable_flush,
+        "standbyMaxLagSeconds": c.standby_max_lag.as_secs(), "trustStandbyMisses": c.trust_standby_misses,
     });
     for (name, value) in json.as_object().unwrap() {
         let shown = value.to_string();
@@ -229,6 +230,32 @@ fn tables() {
     }
     let long = "x".repeat(64);
     refused_extra(&format!(r#""table":"{long}""#), &["table", "63"]);
+}
+
+#[test]
+fn only_a_node_that_retrieves_trusts_a_standby() {
+    let trusting = |rest: &str| {
+        format!(
+            r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","trustStandbyMisses":true,{rest}}}"#
+        )
+    };
+    let postgres = r#""postgresURL":"postgres://u@h/d""#;
+    let good = trusting(&format!(r#"{postgres},"disableFlush":true"#));
+    assert!(Config::from_json(&good).unwrap().only_retrieves());
+    for rest in [
+        postgres.to_owned(),
+        format!(r#"{postgres},"disableFlush":true,"journalPath":"j""#),
+        r#""indexPath":"i.db","disableFlush":true"#.to_owned(),
+    ] {
+        refused(
+            &trusting(&rest),
+            &["trustStandbyMisses is true", "expected false"],
+        );
+    }
+    refused_extra(
+        r#""standbyMaxLagSeconds":0"#,
+        &["standbyMaxLagSeconds", "0"],
+    );
 }
 
 #[test]

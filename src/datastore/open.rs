@@ -20,7 +20,7 @@ use crate::config::{Config, IndexConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gone;
 use crate::index::lookup::Lookups;
-use crate::index::postgres::{PostgresIndex, PostgresOptions};
+use crate::index::postgres::{PostgresIndex, PostgresOptions, StandbyReads};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
 use crate::index::Index;
 use crate::journal::{abandoned, had_journal, Owner};
@@ -67,6 +67,10 @@ impl Parts {
                     max_open_conns: config.max_open_conns,
                     keep_deleted: config.keep_deleted,
                     only_existing,
+                    standby_reads: config.only_retrieves().then(|| {
+                        StandbyReads::new(config.standby_max_lag)
+                            .with_trust_misses(config.trust_standby_misses)
+                    }),
                     ..PostgresOptions::new(url, &config.table)
                 };
                 Arc::new(PostgresIndex::open(options).await?)

@@ -97,7 +97,13 @@ impl Shared {
     /// it is kept on this disk (`read::roots`). All other writes are refused.
     async fn refuse_new(&self, why: &str, puts: Vec<Put>, deletes: &[String]) -> Result<()> {
         let keys: Vec<String> = puts.iter().map(|put| put.key.clone()).collect();
-        let rows = self.index.get_many(&keys).await?;
+        let rows = match self.index.get_many(&keys).await {
+            // Kubo must be able to start while the primary is down and standbys answer.
+            Err(e) if e.is_retryable() && puts.iter().all(|put| put.value == EMPTY_DIRECTORY) => {
+                self.index.find_many(&keys).await?
+            }
+            rows => rows?,
+        };
         let mut refused = puts.iter().zip(&rows).filter(|(put, row)| {
             let row = row.as_ref().filter(|row| !row.staged);
             let kept = |row: &Record| put.is_in(row.size) && put.value == EMPTY_DIRECTORY;

@@ -6,11 +6,14 @@
 //! **Outline.** Every call of the datastore to its index passes through [`Lookups`]. Lookups, and
 //! deletions, that run at the same time are combined (`combine`) unless the index is local. Rows
 //! that were read are remembered for a while (`rows`). Every write announces its keys to the cache
-//! before it begins and until it ends.
+//! before it begins and until it ends. Where the index has copies ([`Replica`](super::Replica)),
+//! the lookups that may be answered from memory go to them, and so do listings; a write announces
+//! itself to them in the same way.
 //!
 //! **Invariants.**
 //! - Only `find`, `find_many`, `find_each` and `cached` answer from memory; all other methods ask
-//!   the index.
+//!   the index. Only `find`, `find_many`, `find_each`, `list` and `rows_from` ask its copies. So no
+//!   write decides by what memory or a copy says.
 //! - Every reader that remembers rows takes its [`Moment`] before it reads them.
 //! - The keys of a combined deletion are announced for as long as the query runs, also when its
 //!   callers have left.
@@ -108,6 +111,9 @@ impl Lookups {
         if missing.is_empty() {
             return Ok(found);
         }
+        if self.index.replica().is_some() {
+            return self.find_each(keys).await?.into_iter().collect();
+        }
         let since = self.moment();
         let mut rows = self.index.get_many(&missing).await?.into_iter();
         for (row, key) in found.iter_mut().zip(keys).filter(|(row, _)| row.is_none()) {
@@ -154,6 +160,21 @@ impl Lookups {
         Ok(row)
     }
 
+    /// Announces that the rows of keys are written, until the result is dropped.
+    fn writing<'a, K>(&'a self, keys: K) -> impl Send + 'a
+    where
+        K: Iterator<Item = &'a str> + Clone + Send + 'a,
+    {
+        let copies = self.index.replica().map(|replica| replica.writing());
+        (self.cache.writing(keys), copies)
+    }
+
+    /// As [`writing`](Self::writing), for all rows that point into a blob.
+    fn writing_blob(&self, blob_id: &str) -> impl Send + '_ {
+        let copies = self.index.replica().map(|replica| replica.writing());
+        (self.cache.writing_blob(blob_id), copies)
+    }
+
     /// The row of a key, if it is remembered. Never waits. `None` does not mean that the key is
     /// unknown to the index.
     pub fn cached(&self, key: &str) -> Option<Record> {
@@ -186,9 +207,15 @@ async fn look_up(
     keys: &[String],
 ) -> Result<Vec<Result<Option<Record>>>> {
     let since = cache.moment();
-    let answers = match keys {
-        [key] => vec![index.get(key).await],
-        _ => match index.get_many(keys).await {
+    let copies = match index.replica() {
+        Some(replica) => Some(replica.get_each(keys).await),
+        None => None,
+    };
+    let answers = match (copies, keys) {
+        (Some(Ok(answers)), _) => answers,
+        (Some(Err(e)), _) if e.is_retryable() => return Err(e),
+        (_, [key]) => vec![index.get(key).await],
+        (_, _) => match index.get_many(keys).await {
             Ok(rows) => rows.into_iter().map(Ok).collect(),
             // One row that cannot be read must not hide the others.
             Err(e) if !e.is_retryable() => {
@@ -216,6 +243,7 @@ async fn delete(
     cache: &RowCache,
     keys: &[String],
 ) -> Result<Vec<Result<Usage>>> {
+    let _announced = index.replica().map(|replica| replica.writing());
     let _writing = cache.writing(keys.iter().map(String::as_str));
     if let [key] = keys {
         return Ok(vec![index.delete(key).await]);
@@ -232,12 +260,12 @@ async fn delete(
 #[async_trait]
 impl Rows for Lookups {
     async fn put_many(&self, records: &[KeyRecord]) -> Result<()> {
-        let _writing = self.cache.writing(records.iter().map(|r| r.key.as_str()));
+        let _writing = self.writing(records.iter().map(|r| r.key.as_str()));
         self.index.put_many(records).await
     }
 
     async fn move_rows(&self, from: &str, to: &[KeyRecord]) -> Result<u64> {
-        let _writing = self.cache.writing(to.iter().map(|r| r.key.as_str()));
+        let _writing = self.writing(to.iter().map(|r| r.key.as_str()));
         self.index.move_rows(from, to).await
     }
 
@@ -260,14 +288,14 @@ impl Rows for Lookups {
     async fn delete(&self, key: &str) -> Result<Usage> {
         check_key(key)?;
         if self.index.is_local() {
-            let _writing = self.cache.writing(std::iter::once(key));
+            let _writing = self.writing(std::iter::once(key));
             return self.index.delete(key).await;
         }
         self.deletes.get(key.to_owned()).await
     }
 
     async fn delete_many(&self, keys: &[String]) -> Result<Usage> {
-        let _writing = self.cache.writing(keys.iter().map(String::as_str));
+        let _writing = self.writing(keys.iter().map(String::as_str));
         self.index.delete_many(keys).await
     }
 
@@ -277,7 +305,10 @@ impl Rows for Lookups {
     }
 
     async fn list(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>> {
-        self.index.list(range, offset, limit).await
+        match self.index.replica() {
+            Some(replica) => replica.page(range, offset, limit).await,
+            None => self.index.list(range, offset, limit).await,
+        }
     }
 
     async fn due_for_renewal(
@@ -305,13 +336,16 @@ impl Rows for Lookups {
     async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
         // Neighbours of a block that is being read: the reader is likely to ask for them next.
         let since = self.moment();
-        let rows = self.index.rows_from(blob_id, from, limit).await?;
+        let rows = match self.index.replica() {
+            Some(replica) => replica.neighbours(blob_id, from, limit).await?,
+            None => self.index.rows_from(blob_id, from, limit).await?,
+        };
         self.remember(since, &rows);
         Ok(rows)
     }
 
     async fn update_blob_after_renewal(&self, blob_id: &str, renewal: &Renewal) -> Result<u64> {
-        let _writing = self.cache.writing_blob(blob_id);
+        let _writing = self.writing_blob(blob_id);
         self.index.update_blob_after_renewal(blob_id, renewal).await
     }
 }
@@ -319,22 +353,22 @@ impl Rows for Lookups {
 #[async_trait]
 impl Ledger for Lookups {
     async fn place(&self, blob: &Blob, rows: &[KeyRecord]) -> Result<()> {
-        let _writing = self.cache.writing(rows.iter().map(|r| r.key.as_str()));
+        let _writing = self.writing(rows.iter().map(|r| r.key.as_str()));
         self.index.place(blob, rows).await
     }
 
     async fn move_to(&self, from: &str, blob: &Blob, rows: &[KeyRecord]) -> Result<u64> {
-        let _writing = self.cache.writing(rows.iter().map(|r| r.key.as_str()));
+        let _writing = self.writing(rows.iter().map(|r| r.key.as_str()));
         self.index.move_to(from, blob, rows).await
     }
 
     async fn place_missing(&self, blobs: &[Blob], rows: &[KeyRecord]) -> Result<Usage> {
-        let _writing = self.cache.writing(rows.iter().map(|r| r.key.as_str()));
+        let _writing = self.writing(rows.iter().map(|r| r.key.as_str()));
         self.index.place_missing(blobs, rows).await
     }
 
     async fn renewed(&self, blob: &Blob) -> Result<u64> {
-        let _writing = self.cache.writing_blob(&blob.blob_id);
+        let _writing = self.writing_blob(&blob.blob_id);
         self.index.renewed(blob).await
     }
 
@@ -417,7 +451,7 @@ impl Deleted for Lookups {
     }
 
     async fn undelete(&self, rows: &[KeyRecord]) -> Result<Vec<String>> {
-        let _writing = self.cache.writing(rows.iter().map(|r| r.key.as_str()));
+        let _writing = self.writing(rows.iter().map(|r| r.key.as_str()));
         self.index.undelete(rows).await
     }
 
@@ -487,12 +521,12 @@ impl Staging for Lookups {
     }
 
     async fn promote(&self, blob: &Blob, rows: &[(KeyRecord, Claim)]) -> Result<Vec<String>> {
-        let _writing = self.cache.writing(rows.iter().map(|(row, _)| &*row.key));
+        let _writing = self.writing(rows.iter().map(|(row, _)| &*row.key));
         self.staged()?.promote(blob, rows).await
     }
 
     async fn discard(&self, claims: &[Claim]) -> Result<u64> {
-        let _writing = self.cache.writing(claims.iter().map(|claim| &*claim.key));
+        let _writing = self.writing(claims.iter().map(|claim| &*claim.key));
         self.staged()?.discard(claims).await
     }
 

@@ -477,6 +477,28 @@ impl Fact {
     }
 }
 
+/// A write of this node that is under way, until it is dropped.
+pub type Writing<'a> = Box<dyn Send + 'a>;
+
+/// Reads that copies of the index may answer, such as standbys of its database, for a node that
+/// only retrieves. A copy may be behind by a bounded time, but has all that this node wrote. No
+/// write may decide by what these methods return.
+#[async_trait]
+pub trait Replica: Send + Sync {
+    /// Looks keys up; an answer for each, in the keys' order. That a key is unknown is said only of
+    /// one that is missing in the index itself, unless the node was told to trust a copy.
+    async fn get_each(&self, keys: &[String]) -> Result<Vec<Result<Option<Record>>>>;
+
+    /// As [`Rows::list`].
+    async fn page(&self, range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>>;
+
+    /// As [`Rows::rows_from`].
+    async fn neighbours(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>>;
+
+    /// Announces a write of this node. Copies answer again when they have it.
+    fn writing(&self) -> Writing<'_>;
+}
+
 /// An index: its parts, and the methods that concern it as a whole. A caller that needs one part
 /// alone names the trait of that part.
 #[async_trait]
@@ -501,6 +523,11 @@ pub trait Index: Rows + Deleted + Ledger + Leases + Totals + Notes {
     /// nothing.
     async fn facts(&self) -> Result<Vec<Fact>> {
         Ok(Vec::new())
+    }
+
+    /// The copies of this index, where reads may go to some.
+    fn replica(&self) -> Option<&dyn Replica> {
+        None
     }
 
     /// Finishes running statements and closes every connection. Later calls fail with

@@ -46,38 +46,6 @@ async fn a_blank_in_a_password_shows_no_part_of_it() {
     assert!(!message.contains("hunter2"), "{message}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_standby_is_preferred_where_the_url_says_so() {
-    let pg = Postgres::start();
-    let db = pg.database();
-    let index = open(&pg.url(&db)).await;
-    index.put(&row("/k", "b", 0, 1)).await.unwrap();
-    index.close().await.unwrap();
-    let replica = pg.start_replica();
-    let (first, second) = (pg.port(), replica.port());
-    let url = |attrs: &str| {
-        format!(
-            "postgres://postgres@127.0.0.1:{first},127.0.0.1:{second}/{db}?sslmode=disable{attrs}"
-        )
-    };
-    let reader = open(&url("&target_session_attrs=prefer-standby")).await;
-    assert!(reader
-        .only_reads()
-        .is_some_and(|why| why.contains("standby")));
-    assert!(reader.get("/k").await.unwrap().is_some());
-    let writer = open(&url("")).await;
-    assert_eq!(writer.only_reads(), None);
-    for index in [reader, writer] {
-        index.close().await.unwrap();
-    }
-    // Without a standby the node connects to the primary.
-    drop(replica);
-    pg.set("synchronous_standby_names", "");
-    let index = open(&url("&target_session_attrs=prefer-standby")).await;
-    assert_eq!(index.only_reads(), None);
-    index.close().await.unwrap();
-}
-
 /// As PostgreSQL's manual makes them: without extensions, version 1.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_of_version_1_encrypt() {

@@ -32,12 +32,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep_until, timeout};
 use tokio_postgres::Row;
 
 use super::conn::{Answer, Conn, Opener, CANCEL_GRACE};
 use super::error::{self, Retry};
+use super::follow::{self, Follow, Position};
 use super::query::{Param, Query};
 use crate::backoff::{doubled, jittered};
 use crate::error::Result;
@@ -64,6 +66,8 @@ pub(super) struct Call {
     pub pass: Arc<Pass>,
     pub repeat: Repeat,
     pub limit: Duration,
+    /// For a call to a standby: decides whether its answer counts.
+    pub follow: Option<Arc<Follow>>,
 }
 
 /// The origin of connections: the pipeline or the pool.
@@ -180,11 +184,43 @@ pub(super) async fn query<S: Source>(
     query: &Query,
     params: &Arc<[Param]>,
 ) -> Result<Answer<Vec<Row>>> {
+    if let Some(follow) = &call.follow {
+        return followed(source, call, follow, query, params).await;
+    }
     run(source, call, |conn, deadline| {
         let (query, params) = (query.clone(), params.clone());
         Box::pin(async move { conn.query(&query, &params, deadline).await })
     })
     .await
+}
+
+/// Runs one statement on a standby. An answer that does not count is an error.
+async fn followed<S: Source>(
+    source: &S,
+    call: &Call,
+    follow: &Arc<Follow>,
+    query: &Query,
+    params: &Arc<[Param]>,
+) -> Result<Answer<Vec<Row>>> {
+    let required = follow.required().ok_or_else(follow::behind)?;
+    let answer = run(source, call, |conn, deadline| {
+        let (follow, query, params) = (follow.clone(), query.clone(), params.clone());
+        Box::pin(async move {
+            // The server reads its position before the rows: `join` sends the two in this order.
+            let position = conn.query(&follow.position, &[], deadline);
+            let rows = conn.query(&query, &params, deadline);
+            let (position, rows) = join(position, rows).await;
+            let rows = rows?;
+            Ok((Position::read(&position?)?, rows))
+        })
+    });
+    Ok(match answer.await? {
+        Ok((position, rows)) => {
+            follow.judge(required, position)?;
+            Ok(rows)
+        }
+        Err(e) => Err(e),
+    })
 }
 
 /// Work on a connection. If it is dropped before its end, it is cancelled on the server.

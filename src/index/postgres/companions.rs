@@ -11,7 +11,8 @@ use super::{read, usage, PostgresIndex};
 use crate::error::Result;
 use crate::index::keys::check_text;
 use crate::index::{
-    new_identity, Fact, Index, Leases, Notes, Staging, Totals, Usage, IDENTITY, LONGEST_LEASE,
+    new_identity, Fact, Index, Leases, Notes, Replica, Staging, Totals, Usage, IDENTITY,
+    LONGEST_LEASE,
 };
 
 #[async_trait]
@@ -115,7 +116,9 @@ impl Notes for PostgresIndex {
 #[async_trait]
 impl Index for PostgresIndex {
     fn take_notice(&self) -> Option<String> {
-        self.inner.opener.connector.take_notice()
+        let near = self.near.as_ref().map(|near| near.index());
+        let own = self.inner.opener.connector.take_notice();
+        own.or_else(|| near.and_then(PostgresIndex::take_notice))
     }
 
     fn only_reads(&self) -> Option<&'static str> {
@@ -124,6 +127,10 @@ impl Index for PostgresIndex {
             self.recheck_rights();
         }
         known
+    }
+
+    fn replica(&self) -> Option<&dyn Replica> {
+        self.near.is_some().then_some(self)
     }
 
     fn staging(&self) -> Option<&dyn Staging> {
@@ -135,6 +142,9 @@ impl Index for PostgresIndex {
     }
 
     async fn close(&self) -> Result<()> {
+        if let Some(near) = &self.near {
+            near.index().close_all().await;
+        }
         self.close_all().await;
         Ok(())
     }

@@ -9,12 +9,12 @@ use std::time::Duration;
 use futures_util::future::select_ok;
 use parking_lot::Mutex;
 use tokio::time::{timeout, Instant};
-use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres::{CancelToken, Client, Socket};
+use tokio_postgres::{CancelToken, Client, SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::url::{self, Spec, SslMode, Target};
-use super::{error, passfile};
+use super::error::{self, PgError};
+use super::passfile;
+use super::url::{self, Session, Spec, SslMode, Target};
 use crate::error::{Error, ErrorKind, Result};
 
 /// For this long a host that did not answer is asked after the others.
@@ -71,16 +71,44 @@ impl Connector {
         let mut spec = url::parse(url)?;
         let notices = passfile::fill(&mut spec).into_iter().collect();
         let tls = super::tls::connector(&spec)?;
-        Ok(Connector {
+        let timeout = spec.connect_timeout.unwrap_or(timeout);
+        Ok(Connector::of(spec, tls, timeout, notices))
+    }
+
+    fn of(
+        spec: Spec,
+        tls: MakeRustlsConnect,
+        timeout: Duration,
+        notices: Vec<String>,
+    ) -> Connector {
+        Connector {
             tls,
-            timeout: spec.connect_timeout.unwrap_or(timeout),
+            timeout,
             silent: Mutex::new(vec![None; spec.targets.len()]),
             home: AtomicUsize::new(0),
             looked: tokio::sync::Mutex::new(None),
             notices: Mutex::new(notices),
             downgraded: Mutex::default(),
             spec,
-        })
+        }
+    }
+
+    /// The kind of session that is looked for.
+    pub fn session(&self) -> Session {
+        self.spec.session
+    }
+
+    /// This connector, looking for another kind of session.
+    pub fn with_session(mut self, session: Session) -> Connector {
+        self.spec.session = session;
+        self
+    }
+
+    /// A connector of the same URL that looks for another kind of session.
+    pub fn looking_for(&self, session: Session) -> Connector {
+        let mut spec = self.spec.clone();
+        spec.session = session;
+        Connector::of(spec, self.tls.clone(), self.timeout, Vec::new())
     }
 
     /// Asks the server to cancel the statement that runs on a connection to `host`.
@@ -118,21 +146,19 @@ impl Connector {
     pub async fn open(&self) -> Result<Opened> {
         let started = Instant::now();
         let hosts = self.order();
-        // `prefer-standby` as in libpq: every host is asked for a standby first.
-        let standbys = hosts.iter().filter(|_| self.spec.prefer_standby);
-        let order = standbys.map(|&host| (host, true));
-        let order: Vec<_> = order
-            .chain(hosts.iter().map(|&host| (host, false)))
-            .collect();
+        // As in libpq: every host is asked for one kind of session before any is asked for the next.
+        let kinds = self.spec.session.kinds().iter();
+        let order = kinds.flat_map(|&kind| hosts.iter().map(move |&host| (host, kind)));
+        let order: Vec<_> = order.collect();
         let mut errors = Vec::new();
-        for (tried, &(host, standby)) in order.iter().enumerate() {
+        for (tried, &(host, kind)) in order.iter().enumerate() {
             let left = self.timeout.saturating_sub(started.elapsed());
             if left.is_zero() {
                 break;
             }
             // A silent host must leave time for the next.
             let share = left / u32::try_from(order.len() - tried).unwrap_or(1);
-            match timeout(share, self.try_host(host, standby)).await {
+            match timeout(share, self.try_host(host, kind)).await {
                 Ok(Ok(opened)) => {
                     self.home.store(host, Ordering::Relaxed);
                     return Ok(opened);
@@ -172,9 +198,11 @@ impl Connector {
 
     async fn look_beyond(&self, host: usize) -> bool {
         let others = (0..self.spec.targets.len()).filter(|other| *other != host);
-        let others = others.map(|other| Box::pin(self.try_host(other, false)));
+        let kinds = self.spec.session.kinds();
+        let kind = kinds.last().copied().unwrap_or(Session::Any);
+        let others = others.map(|other| Box::pin(self.try_host(other, kind)));
         let (own, other) = tokio::join!(
-            timeout(LOOK_LIMIT, self.try_host(host, false)),
+            timeout(LOOK_LIMIT, self.try_host(host, kind)),
             timeout(LOOK_LIMIT, select_ok(others)),
         );
         if matches!(own, Ok(Ok(_))) {
@@ -214,7 +242,7 @@ impl Connector {
         )
     }
 
-    async fn try_host(&self, host: usize, standby: bool) -> std::result::Result<Opened, Refusal> {
+    async fn try_host(&self, host: usize, kind: Session) -> std::result::Result<Opened, Refusal> {
         use tokio_postgres::config::SslMode as Tls;
         let target: &Target = &self.spec.targets[host];
         let modes: &[Tls] = match self.spec.ssl_mode {
@@ -228,12 +256,22 @@ impl Connector {
         for mode in modes {
             let mut config = target.config.clone();
             config.ssl_mode(*mode);
-            if standby {
-                config.target_session_attrs(TargetSessionAttrs::ReadOnly);
-            }
             config.connect_timeout(self.timeout);
-            match config.connect(self.tls.clone()).await {
-                Ok((client, connection)) => {
+            let connected = match config.connect(self.tls.clone()).await {
+                Ok((client, mut connection)) => is_of(kind, &client, &mut connection)
+                    .await
+                    .map(|fits| (client, connection, fits)),
+                Err(e) => Err(e),
+            };
+            match connected {
+                Ok((.., false)) => {
+                    self.silent.lock()[host] = None;
+                    return Err(Refusal::Said(error::other_session(
+                        &target.label,
+                        kind.name(),
+                    )));
+                }
+                Ok((client, connection, true)) => {
                     self.silent.lock()[host] = None;
                     if self.spec.ssl_mode == SslMode::Prefer {
                         self.note_downgrade(host, first_error.as_ref());
@@ -281,6 +319,44 @@ impl Connector {
             ));
         }
     }
+}
+
+/// Whether a session is of a kind, as libpq decides it: by what the server reports at login
+/// (PostgreSQL 14 and later), else by asking it.
+async fn is_of(
+    kind: Session,
+    client: &Client,
+    connection: &mut Connection,
+) -> std::result::Result<bool, PgError> {
+    let standby = connection.parameter("in_hot_standby").map(|v| v == "on");
+    let by_default = connection.parameter("default_transaction_read_only");
+    let by_default = by_default.map(|v| v == "on");
+    let (reported, question, wanted) = match kind {
+        Session::Any | Session::PreferStandby => return Ok(true),
+        Session::Primary | Session::Standby => (
+            standby,
+            "SELECT pg_is_in_recovery()",
+            kind == Session::Standby,
+        ),
+        Session::ReadOnly | Session::ReadWrite | Session::PreferWritable => (
+            standby.zip(by_default).map(|(a, b)| a || b),
+            "SHOW transaction_read_only",
+            kind == Session::ReadOnly,
+        ),
+    };
+    if let Some(reported) = reported {
+        return Ok(reported == wanted);
+    }
+    let rows = tokio::select! {
+        rows = client.simple_query(question) => rows?,
+        // The connection serves its client only while it is polled.
+        ended = connection => return ended.map(|()| false),
+    };
+    let told = rows.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    Ok(matches!(told, Some("t" | "on")) == wanted)
 }
 
 /// One error for all hosts: retryable if any of them is.

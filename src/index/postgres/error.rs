@@ -184,6 +184,17 @@ pub(super) fn connecting(label: &str, user: &str, dbname: &str, error: &PgError)
     retryable(format!("{label}: {text}"))
 }
 
+/// The error for a server whose sessions are of another kind than the URL asks for.
+pub(super) fn other_session(label: &str, wanted: &str) -> Error {
+    let found = match wanted {
+        "standby" | "read-only" => "takes writes",
+        _ => "takes no writes (a standby?)",
+    };
+    retryable(format!(
+        "{label}: the server {found}, and the node looks for one that is {wanted} (target_session_attrs)"
+    ))
+}
+
 /// The error for a statement that failed.
 pub(super) fn statement(what: &str, error: PgError) -> Error {
     told(what, &error).caused_by(error)

@@ -16,10 +16,12 @@ mod deleted_sql;
 mod direct;
 mod error;
 mod facts;
+mod follow;
 mod go_staging;
 mod in_doubt;
 mod ledger;
 mod missing;
+mod near;
 mod open;
 mod order;
 mod params;
@@ -43,11 +45,14 @@ use tokio_postgres::Row;
 use self::call::{Call, Repeat};
 use self::conn::{Answer, Conn, Opener};
 use self::connect::Connector;
+use self::follow::Follow;
 use self::go_staging::Staging;
 use self::in_doubt::InDoubt;
 use self::ledger::LedgerSql;
 use self::missing::MissingSql;
-use self::open::Rights;
+use self::near::Near;
+pub use self::near::StandbyReads;
+use self::open::{Links, Rights};
 use self::pipeline::Pipeline;
 use self::pool::Pool;
 use self::query::{Param, Query};
@@ -72,7 +77,8 @@ pub struct PostgresOptions {
     /// with libpq's meanings (`require` does not verify unless `sslrootcert` is given; without
     /// `sslrootcert`, `verify-*` use `~/.postgresql/root.crt` if it exists, else the system's
     /// roots), `sslcert`/`sslkey`, `connect_timeout`, `application_name` (default `walrusds`),
-    /// `target_session_attrs`. An unknown parameter is an error. Secret.
+    /// `target_session_attrs` (but see [`standby_reads`](Self::standby_reads)). An unknown
+    /// parameter is an error. Secret.
     pub url: String,
     /// Table, optionally with a schema ([`parse_table`]). Quoted as given; if there is only a table
     /// with the lower-case name (made by the Go plugin, which did not quote), that one is used.
@@ -89,6 +95,10 @@ pub struct PostgresOptions {
     pub keep_deleted: Duration,
     /// Whether to use the table as it is: none is created or extended.
     pub only_existing: bool,
+    /// With `target_session_attrs=prefer-standby`, this node sends lookups and pages to standbys
+    /// and everything else to the primary. Without it, such a node uses the primary alone: a write
+    /// must not be decided by what a standby knows.
+    pub standby_reads: Option<StandbyReads>,
 }
 
 setters! { PostgresOptions {
@@ -97,6 +107,7 @@ setters! { PostgresOptions {
     with_connect_timeout(connect_timeout: Duration);
     with_statement_timeout(statement_timeout: Duration);
     with_only_existing(only_existing: bool);
+    with_standby_reads(standby_reads: Option<StandbyReads>);
 } }
 
 impl PostgresOptions {
@@ -111,6 +122,7 @@ impl PostgresOptions {
             statement_timeout: Duration::from_secs(30),
             keep_deleted: Duration::ZERO,
             only_existing: false,
+            standby_reads: None,
         }
     }
 }
@@ -125,6 +137,7 @@ impl std::fmt::Debug for PostgresOptions {
             .field("statement_timeout", &self.statement_timeout)
             .field("keep_deleted", &self.keep_deleted)
             .field("only_existing", &self.only_existing)
+            .field("standby_reads", &self.standby_reads)
             .finish()
     }
 }
@@ -133,6 +146,8 @@ impl std::fmt::Debug for PostgresOptions {
 pub struct PostgresIndex {
     gate: Arc<Gate>,
     inner: Arc<PostgresParts>,
+    /// The same index on standbys, where reads go to these.
+    near: Option<Arc<Near>>,
 }
 
 struct PostgresParts {
@@ -153,6 +168,8 @@ struct PostgresParts {
     staging: Staging,
     rights: Rights,
     in_doubt: InDoubt,
+    /// Of an index on standbys: decides whether their answers count.
+    follow: Option<Arc<Follow>>,
 }
 
 /// Whether `url` can be used at all; nothing is looked up or opened.
@@ -175,57 +192,43 @@ impl PostgresIndex {
     pub async fn open(options: PostgresOptions) -> Result<PostgresIndex> {
         let wanted = parse_table(&options.table)?;
         let connector = Connector::new(&options.url, options.connect_timeout)?;
-        let opener = Opener::new(connector);
-        let lookups = Pipeline::new(&opener);
-        let own_deletes = options.max_open_conns >= 3;
-        let deletes = match own_deletes {
-            true => Pipeline::new(&opener),
-            false => lookups.clone(),
-        };
-        let pipes = if own_deletes { 2 } else { 1 };
-        let size = options.max_open_conns.saturating_sub(pipes).max(1);
-        let pool = Pool::new(&opener, size);
-        let gate = Arc::new(Gate::default());
-        let call = Call {
-            what: "checking the tables",
-            pass: Arc::new(gate.enter()?),
-            repeat: Repeat::Harmless,
-            limit: options.statement_timeout,
-        };
-        let opened = open::prepare(&wanted, &lookups, &pool, &call, options.only_existing).await;
-        drop(call);
+        let (connector, near) = open::roles(connector, &options);
+        let conns = options.max_open_conns;
+        let half = if near.is_some() { conns / 2 } else { 0 };
+        let near = near.map(|(connector, reads)| (Links::new(connector, half), reads));
+        let links = Links::new(connector, conns - half);
+        let mut opened = links
+            .prepare(&wanted, &options, options.only_existing)
+            .await;
+        if let (Err(e), Some((near, _))) = (&opened, &near) {
+            // Standbys are enough to begin with.
+            if e.is_retryable() {
+                if let Ok((shape, _)) = near.prepare(&wanted, &options, true).await {
+                    opened = Ok((shape, Some(open::NO_PRIMARY)));
+                }
+            }
+        }
         let (shape, read_only) = match opened {
             Ok(opened) => opened,
             Err(e) => {
-                lookups.close();
-                pool.close();
-                opener.close().await;
+                links.close().await;
+                if let Some((near, _)) = near {
+                    near.close().await;
+                }
                 return Err(e);
             }
         };
-        let keep_deleted = match shape.has_deleted {
-            true => options.keep_deleted,
-            false => Duration::ZERO,
-        };
-        let inner = PostgresParts {
-            sql: Sql::new(&shape, keep_deleted),
-            ledger: shape.has_ledger.then(|| LedgerSql::new(&shape)),
-            missing: MissingSql::new(&shape),
-            keep_deleted,
-            staging: Staging::new(shape.staging_exists),
-            rights: Rights::new(read_only),
-            opener,
-            lookups,
-            deletes,
-            pool,
-            shape,
-            statement_timeout: options.statement_timeout,
-            in_doubt: InDoubt::default(),
-        };
-        Ok(PostgresIndex {
-            gate,
-            inner: Arc::new(inner),
-        })
+        let near = near.map(|(near, reads)| {
+            let follow = Arc::new(Follow::new(reads.max_lag));
+            let index = near.index(shape.clone(), read_only, &options, Some(follow.clone()));
+            Arc::new(Near::new(index, follow, reads))
+        });
+        let mut index = links.index(shape, read_only, &options, None);
+        if let Some(near) = &near {
+            near.start(&index.inner, &index.gate);
+        }
+        index.near = near;
+        Ok(index)
     }
 
     /// A call that may be repeated and has the usual time.
@@ -235,6 +238,7 @@ impl PostgresIndex {
             pass: Arc::new(self.gate.enter()?),
             repeat: Repeat::Harmless,
             limit: self.inner.statement_timeout,
+            follow: self.inner.follow.clone(),
         })
     }
 

@@ -1,19 +1,31 @@
 //! Opens an index: finds its tables, brings them up to date where needed, and finds out whether
 //! this node may write.
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio_postgres::error::SqlState;
 
-use super::call::{self, pause, Call, Source as _};
+use super::call::{self, pause, Call, Repeat, Source as _};
+use super::conn::Opener;
+use super::connect::Connector;
+use super::follow::Follow;
+use super::go_staging::Staging;
+use super::in_doubt::InDoubt;
+use super::ledger::LedgerSql;
+use super::missing::MissingSql;
+use super::near::StandbyReads;
 use super::pipeline::Pipeline;
 use super::pool::Pool;
 use super::query::Query;
 use super::schema::{self, Find, Found, Shape};
-use super::{error, PostgresIndex};
+use super::sql::Sql;
+use super::url::Session;
+use super::{error, PostgresIndex, PostgresOptions, PostgresParts};
 use crate::error::{Error, ErrorKind, Result};
+use crate::index::gate::Gate;
 use crate::index::table::TableName;
 
 /// Time for setting up the tables. For a large table of the Go plugin this means counting and
@@ -23,6 +35,121 @@ const MIGRATION_LIMIT: Duration = Duration::from_secs(3600);
 const MIGRATIONS: u32 = 11;
 /// How often a node that may not write checks its rights again, while writes are refused.
 const RIGHTS_RECHECK: Duration = Duration::from_secs(1);
+
+/// Why nothing can be written to an index whose primary was not there when it was opened.
+pub(super) const NO_PRIMARY: &str = "the primary server cannot be reached";
+
+/// The connections of an index whose tables are not known yet.
+pub(super) struct Links {
+    gate: Arc<Gate>,
+    opener: Arc<Opener>,
+    lookups: Arc<Pipeline>,
+    deletes: Arc<Pipeline>,
+    pool: Arc<Pool>,
+}
+
+impl Links {
+    /// At most `conns` connections (but two at least), of which none is open yet.
+    pub fn new(connector: Connector, conns: u32) -> Links {
+        let opener = Opener::new(connector);
+        let lookups = Pipeline::new(&opener);
+        let own_deletes = conns >= 3;
+        let deletes = match own_deletes {
+            true => Pipeline::new(&opener),
+            false => lookups.clone(),
+        };
+        let pipes = if own_deletes { 2 } else { 1 };
+        let pool = Pool::new(&opener, conns.saturating_sub(pipes).max(1));
+        Links {
+            gate: Arc::new(Gate::default()),
+            opener,
+            lookups,
+            deletes,
+            pool,
+        }
+    }
+
+    /// As [`prepare`].
+    pub async fn prepare(
+        &self,
+        wanted: &TableName,
+        options: &PostgresOptions,
+        only_existing: bool,
+    ) -> Result<(Shape, Option<&'static str>)> {
+        let call = Call {
+            what: "checking the tables",
+            pass: Arc::new(self.gate.enter()?),
+            repeat: Repeat::Harmless,
+            limit: options.statement_timeout,
+            follow: None,
+        };
+        prepare(wanted, &self.lookups, &self.pool, &call, only_existing).await
+    }
+
+    pub async fn close(&self) {
+        self.lookups.close();
+        self.pool.close();
+        self.opener.close().await;
+    }
+
+    /// The index with these tables. `follow`: it is an index on standbys.
+    pub fn index(
+        self,
+        shape: Shape,
+        read_only: Option<&'static str>,
+        options: &PostgresOptions,
+        follow: Option<Arc<Follow>>,
+    ) -> PostgresIndex {
+        let keep_deleted = match shape.has_deleted {
+            true => options.keep_deleted,
+            false => Duration::ZERO,
+        };
+        let inner = PostgresParts {
+            sql: Sql::new(&shape, keep_deleted),
+            ledger: shape.has_ledger.then(|| LedgerSql::new(&shape)),
+            missing: MissingSql::new(&shape),
+            keep_deleted,
+            staging: Staging::new(shape.staging_exists),
+            rights: Rights::new(read_only),
+            opener: self.opener,
+            lookups: self.lookups,
+            deletes: self.deletes,
+            pool: self.pool,
+            shape,
+            statement_timeout: options.statement_timeout,
+            delete_form: AtomicUsize::new(0),
+            upsert_form: AtomicUsize::new(0),
+            in_doubt: InDoubt::default(),
+            follow,
+        };
+        PostgresIndex {
+            gate: self.gate,
+            inner: Arc::new(inner),
+            near: None,
+        }
+    }
+}
+
+/// The connector for all statements, and the one for reads from standbys, if there are any.
+pub(super) fn roles(
+    connector: Connector,
+    options: &PostgresOptions,
+) -> (Connector, Option<(Connector, StandbyReads)>) {
+    if connector.session() != Session::PreferStandby {
+        return (connector, None);
+    }
+    let reads = options.standby_reads.filter(|_| !options.only_existing);
+    let near = reads.map(|reads| (connector.looking_for(Session::PreferStandby), reads));
+    if near.is_none() && !options.only_existing {
+        connector.notify(
+            "postgresURL has target_session_attrs=prefer-standby, and this node may write: it uses the primary alone, \
+             since a write must not be decided by what a standby knows. Only a node with \"disableFlush\": true and \
+             without journalPath reads from standbys"
+                .into(),
+        );
+    }
+    (connector.with_session(Session::PreferWritable), near)
+}
 
 /// Finds the tables, or makes them (unless `only_existing`). Returns the reason why nothing can be
 /// written to them, if there is one.

@@ -11,9 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio_postgres::config::{
-    ChannelBinding, LoadBalanceHosts, SslNegotiation, TargetSessionAttrs,
-};
+use tokio_postgres::config::{ChannelBinding, LoadBalanceHosts, SslNegotiation};
 use tokio_postgres::Config;
 
 use super::params::{bad, hide, pass_on, split_keywords, split_url, Params};
@@ -28,6 +26,50 @@ pub(super) enum SslMode {
     Require,
     VerifyCa,
     VerifyFull,
+}
+
+/// libpq's `target_session_attrs`: the kind of session that is looked for among the hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Session {
+    Any,
+    /// Transactions may write by default, and the server is no standby.
+    ReadWrite,
+    /// Transactions may not write by default, or the server is a standby.
+    ReadOnly,
+    Primary,
+    Standby,
+    /// A standby; without one, any server.
+    PreferStandby,
+    /// Not of libpq: a server that takes writes; without one, a primary (to which this role may
+    /// only send reads).
+    PreferWritable,
+}
+
+impl Session {
+    /// The kinds to look for, one after another, each at every host.
+    pub(super) fn kinds(self) -> &'static [Session] {
+        match self {
+            Session::Any => &[Session::Any],
+            Session::ReadWrite => &[Session::ReadWrite],
+            Session::ReadOnly => &[Session::ReadOnly],
+            Session::Primary => &[Session::Primary],
+            Session::Standby => &[Session::Standby],
+            Session::PreferStandby => &[Session::Standby, Session::Any],
+            Session::PreferWritable => &[Session::ReadWrite, Session::Primary],
+        }
+    }
+
+    /// As in a URL, for messages.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Session::Any => "any",
+            Session::ReadWrite | Session::PreferWritable => "read-write",
+            Session::ReadOnly => "read-only",
+            Session::Primary => "primary",
+            Session::Standby => "standby",
+            Session::PreferStandby => "prefer-standby",
+        }
+    }
 }
 
 /// libpq's `sslrootcert`.
@@ -63,8 +105,7 @@ pub(super) struct Spec {
     /// libpq's `passfile`, if no password is given.
     pub passfile: Option<PathBuf>,
     pub connect_timeout: Option<Duration>,
-    /// Whether a standby is asked before other servers.
-    pub prefer_standby: bool,
+    pub session: Session,
     /// Whether there are parameters that only the server can check.
     passed_on: bool,
     pub user: String,
@@ -238,21 +279,19 @@ fn build(mut params: Params) -> Result<Spec> {
         Some(_) => return Err(bad("channel_binding must be disable, prefer or require")),
     }
     let attrs = take("target_session_attrs").or_else(|| env("PGTARGETSESSIONATTRS"));
-    let prefer_standby = attrs.as_deref() == Some("prefer-standby");
-    match attrs.as_deref() {
-        None | Some("any" | "prefer-standby") => {}
-        Some("read-write" | "primary") => {
-            base.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        }
-        Some("read-only" | "standby") => {
-            base.target_session_attrs(TargetSessionAttrs::ReadOnly);
-        }
+    let session = match attrs.as_deref() {
+        None | Some("any") => Session::Any,
+        Some("read-write") => Session::ReadWrite,
+        Some("read-only") => Session::ReadOnly,
+        Some("primary") => Session::Primary,
+        Some("standby") => Session::Standby,
+        Some("prefer-standby") => Session::PreferStandby,
         Some(_) => {
             return Err(bad(
                 "target_session_attrs must be any, read-write, read-only, primary, standby or prefer-standby",
             ))
         }
-    }
+    };
     match take("load_balance_hosts").as_deref() {
         None | Some("disable") => {}
         Some("random") => {
@@ -304,7 +343,7 @@ fn build(mut params: Params) -> Result<Spec> {
         ssl_sni,
         passfile,
         connect_timeout,
-        prefer_standby,
+        session,
         passed_on,
         doubtful: None,
         user,

@@ -115,11 +115,18 @@ fn what_lib_pq_takes_is_taken() {
     ] {
         assert_eq!(options(url), expected, "{url}");
     }
-    assert!(
-        parse("postgres://u@h/d?target_session_attrs=prefer-standby")
-            .unwrap()
-            .prefer_standby
-    );
+    for (value, session) in [
+        ("any", Session::Any),
+        ("read-write", Session::ReadWrite),
+        ("read-only", Session::ReadOnly),
+        ("primary", Session::Primary),
+        ("standby", Session::Standby),
+        ("prefer-standby", Session::PreferStandby),
+    ] {
+        let spec = parse(&format!("postgres://u@h/d?target_session_attrs={value}")).unwrap();
+        assert_eq!((spec.session, spec.session.name()), (session, value));
+    }
+    assert_eq!(parse("postgres://u@h/d").unwrap().session, Session::Any);
 }
 
 #[test]

@@ -1,0 +1,279 @@
+//! How far a standby has to be for its answer to count.
+//!
+//! **Problem.** A standby is behind its primary by an unknown time. Its own clock and its own view
+//! of the primary say little about that time when the stream between the two is cut, and one name
+//! in the URL may stand for several standbys that are behind by different times.
+//!
+//! **Outline.** While reads go to standbys, a task notes the position of the primary in its log of
+//! writes again and again ([`Follow::note`]). Everything that the primary had committed by then is
+//! before that position. Each statement that is sent to a standby has a question for the standby's
+//! own position in front of it, on the same connection ([`super::call::query`]). Its answer counts
+//! if that position has reached one that the primary had lately ([`Follow::required`]). So no clock
+//! but this node's is read, and it does not matter which server answered.
+//!
+//! **Invariants.**
+//! - A position is noted with a time before the primary was asked for it.
+//! - Positions are kept in the order of their times, and so of their values: only the primary gives
+//!   them. A failover may lose the latest part of the log; a later position is larger again soon.
+//! - An answer counts only if the standby has all that this node wrote before the read began, and
+//!   none counts while this node writes.
+//! - While the primary does not answer, a standby may be behind by more than the limit: nothing that
+//!   it has can be compared with anything newer. [`Follow::is_silent`] says so.
+//!
+//! **Locks.** One, held for no await.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::query::Query;
+use super::{Answer, Row};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Positions to keep: more than are noted within the shortest limit.
+const MOST_NOTED: usize = 256;
+/// For how long after a read the positions of the primary are noted.
+const NOTED_FOR: Duration = Duration::from_secs(60);
+/// How long standbys are left alone after one has failed or was behind.
+const REST: Duration = Duration::from_secs(2);
+/// How long reads go to the primary, because standbys are behind, before the operator is told.
+const TOLD_AFTER: Duration = Duration::from_secs(60);
+
+/// The longest header of a page of the log: the position after a record that fills its page is
+/// before the header of the next page on a standby, and may be behind it on the primary.
+const PAGE_HEADER: i64 = 40;
+
+/// A position in the log of writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    pub standby: bool,
+    at: i64,
+    page: i64,
+}
+
+impl Position {
+    /// The question for the position up to which a server has all changes.
+    pub fn query() -> Query {
+        // The primary's own changes are visible when they are in its log, and before they are on
+        // its disk.
+        Query::hot(
+            "SELECT pg_catalog.pg_is_in_recovery(), ((CASE WHEN pg_catalog.pg_is_in_recovery() \
+             THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_insert_lsn() END) \
+             OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn)::bigint, \
+             pg_catalog.current_setting('wal_block_size')::bigint"
+                .into(),
+        )
+    }
+
+    /// Reads the answer to [`query`](Self::query).
+    pub fn read(rows: &[Row]) -> Answer<Option<Position>> {
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        let (standby, page) = (row.try_get(0)?, row.try_get(2)?);
+        let at: Option<i64> = row.try_get(1)?;
+        Ok(at.map(|at| Position { standby, at, page }))
+    }
+
+    /// Whether all changes before `other` are before this position.
+    fn has(self, other: i64) -> bool {
+        let between_pages = self.page > 0 && self.at % self.page == 0;
+        self.at >= other || between_pages && other - self.at <= PAGE_HEADER
+    }
+}
+
+/// The smallest position that a standby must have reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Required {
+    /// Any position: the primary does not answer, and this node has written nothing.
+    Nothing,
+    At(i64),
+}
+
+impl Required {
+    /// Whether the answer of a server at this position counts.
+    pub fn is_met(self, by: Position) -> bool {
+        match self {
+            Required::Nothing => true,
+            Required::At(position) => by.has(position),
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Follow {
+    max_lag: Duration,
+    pub position: Query,
+    state: Mutex<State>,
+    reading: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Positions of the primary, and times before they were asked for.
+    noted: VecDeque<(Instant, i64)>,
+    silent: bool,
+    /// Writes of this node that are under way.
+    writing: usize,
+    /// The end of its latest write.
+    wrote: Option<Instant>,
+    last_read: Option<Instant>,
+    rest_until: Option<Instant>,
+    /// Since when no answer of a standby has counted.
+    behind_since: Option<Instant>,
+    told: bool,
+    /// An answer came from a server that is no standby.
+    met_primary: bool,
+}
+
+impl Follow {
+    pub fn new(max_lag: Duration) -> Follow {
+        Follow {
+            max_lag,
+            position: Position::query(),
+            state: Mutex::default(),
+            reading: Notify::new(),
+        }
+    }
+
+    /// The time between two notes of the primary's position.
+    pub fn interval(&self) -> Duration {
+        let most = Duration::from_secs(1);
+        (self.max_lag / 4).clamp(Duration::from_millis(50), most)
+    }
+
+    /// The time that the primary has to tell its position.
+    pub fn limit(&self) -> Duration {
+        let most = Duration::from_secs(2);
+        (self.max_lag / 2).clamp(Duration::from_millis(500), most)
+    }
+
+    /// Waits until there are reads, if there were none lately.
+    pub async fn has_reads(&self) {
+        loop {
+            let waiting = self.reading.notified();
+            let last = self.state.lock().last_read;
+            if last.is_some_and(|last| last.elapsed() < NOTED_FOR) {
+                return;
+            }
+            waiting.await;
+        }
+    }
+
+    /// Notes a position of the primary, which was asked for at `asked`.
+    pub fn note(&self, asked: Instant, position: Position) {
+        let mut state = self.state.lock();
+        state.silent = false;
+        if state.noted.len() >= MOST_NOTED {
+            state.noted.pop_front();
+        }
+        state.noted.push_back((asked, position.at));
+    }
+
+    /// Notes that the primary gave no answer. Returns whether it gave one before.
+    pub fn silent(&self) -> bool {
+        !std::mem::replace(&mut self.state.lock().silent, true)
+    }
+
+    pub fn is_silent(&self) -> bool {
+        self.state.lock().silent
+    }
+
+    /// The position that a standby must have reached for its answer to count; `None` if none can
+    /// count now, or standbys are left alone. A caller that is about to read asks.
+    pub fn required(&self) -> Option<Required> {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let idle = state.last_read.replace(now);
+        if idle.is_none_or(|last| now.duration_since(last) >= NOTED_FOR / 2) {
+            self.reading.notify_waiters();
+        }
+        if state.writing > 0 {
+            return None;
+        }
+        let wrote = state.wrote;
+        let own = |&(asked, _): &(Instant, i64)| wrote.is_none_or(|wrote| asked > wrote);
+        if state.silent {
+            let oldest = state.noted.iter().find(|note| own(note));
+            return match oldest {
+                // Without writes of this node nothing is asked of a standby that is all there is.
+                _ if wrote.is_none() => Some(Required::Nothing),
+                Some(&(_, at)) => Some(Required::At(at)),
+                None => None,
+            };
+        }
+        if state.rest_until.is_some_and(|until| until > now) {
+            return None;
+        }
+        let lately = |&(asked, _): &(Instant, i64)| now.duration_since(asked) <= self.max_lag;
+        let mut fitting = state.noted.iter().filter(|note| lately(note) && own(note));
+        fitting.next().map(|&(_, at)| Required::At(at))
+    }
+
+    /// Notes the position at which a server answered. Returns an error if the answer does not
+    /// count.
+    pub fn judge(&self, required: Required, position: Option<Position>) -> Result<()> {
+        let met = position.filter(|position| required.is_met(*position));
+        let mut state = self.state.lock();
+        match met {
+            Some(position) => {
+                state.behind_since = None;
+                state.told = false;
+                state.met_primary |= !position.standby;
+                Ok(())
+            }
+            None => {
+                state.behind_since.get_or_insert_with(Instant::now);
+                Err(behind())
+            }
+        }
+    }
+
+    /// Leaves standbys alone for a while: one has failed, or was behind.
+    pub fn rest(&self) {
+        self.state.lock().rest_until = Some(Instant::now() + REST);
+    }
+
+    /// Whether an answer came from a server that is no standby, since the last call.
+    pub fn take_met_primary(&self) -> bool {
+        std::mem::take(&mut self.state.lock().met_primary)
+    }
+
+    /// Whether standbys have been behind for so long that the operator is to be told; once.
+    pub fn take_behind(&self) -> bool {
+        let mut state = self.state.lock();
+        let long = |since: Instant| since.elapsed() >= TOLD_AFTER;
+        let tell = state.behind_since.is_some_and(long) && !state.told;
+        state.told |= tell;
+        tell
+    }
+
+    /// Announces a write of this node, until the result is dropped.
+    pub fn writing(&self) -> Writing<'_> {
+        self.state.lock().writing += 1;
+        Writing(self)
+    }
+}
+
+pub(super) fn behind() -> Error {
+    Error::retryable(
+        ErrorKind::Index,
+        "index in Postgres: the standby is behind the primary by more than standbyMaxLagSeconds",
+    )
+}
+
+/// A write of this node that is under way.
+pub(super) struct Writing<'a>(&'a Follow);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.writing -= 1;
+        state.wrote = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests;

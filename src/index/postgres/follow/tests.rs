@@ -1,0 +1,65 @@
+use super::*;
+
+fn at(at: i64) -> Position {
+    Position {
+        standby: true,
+        at,
+        page: 8192,
+    }
+}
+
+fn minutes_ago(n: u64) -> Instant {
+    Instant::now() - Duration::from_secs(60 * n)
+}
+
+#[test]
+fn a_standby_must_have_what_the_primary_had_lately() {
+    let follow = Follow::new(Duration::from_secs(90));
+    assert_eq!(follow.required(), None, "nothing is known of the primary");
+    follow.note(minutes_ago(2), at(100));
+    assert_eq!(follow.required(), None, "too long ago");
+    follow.note(minutes_ago(1), at(200));
+    follow.note(Instant::now(), at(300));
+    let required = follow.required().unwrap();
+    assert_eq!(required, Required::At(200));
+    assert!(follow.judge(required, Some(at(200))).is_ok());
+    assert!(follow.judge(required, Some(at(199))).is_err());
+    assert!(follow.judge(required, None).is_err());
+}
+
+#[test]
+fn a_standby_must_have_what_this_node_wrote() {
+    let follow = Follow::new(Duration::from_secs(90));
+    follow.note(Instant::now(), at(100));
+    let writing = follow.writing();
+    assert_eq!(follow.required(), None, "while it writes");
+    drop(writing);
+    assert_eq!(follow.required(), None, "the write may be after 100");
+    assert!(follow.silent());
+    assert_eq!(follow.required(), None, "also when the primary is gone");
+    follow.note(Instant::now(), at(200));
+    assert_eq!(follow.required(), Some(Required::At(200)));
+    assert!(follow.silent() && !follow.silent());
+    assert_eq!(follow.required(), Some(Required::At(200)));
+}
+
+#[test]
+fn any_standby_answers_while_the_primary_is_silent() {
+    let follow = Follow::new(Duration::from_secs(1));
+    follow.note(minutes_ago(1), at(100));
+    follow.silent();
+    follow.rest();
+    assert_eq!(follow.required(), Some(Required::Nothing));
+    follow.note(Instant::now(), at(200));
+    assert_eq!(follow.required(), None, "it rests");
+}
+
+/// The primary gives the position after the header of a new page, a standby the one before it.
+#[test]
+fn the_header_of_a_page_is_no_change() {
+    assert!(at(16384).has(16384 + 24));
+    assert!(at(16384).has(16384 + 40));
+    assert!(!at(16384).has(16384 + 41));
+    assert!(!at(16385).has(16384 + 24));
+    assert!(!at(16000).has(16384));
+}
