@@ -55,6 +55,7 @@ else
   part lifetime-sim env SIM_SHORT=1 SIM_SEED=1 scripts/lifetime-sim.sh
   part outages-long "${cargo_test[@]}" --test outages -- --ignored --skip frozen_node
   part go-shim-race scripts/go-test.sh -race
+  part alerts scripts/alerts-test.sh
   part foreign scripts/foreign-test.sh
   part demo scripts/demo.sh
   part fuzz env FUZZ_SECONDS=2 scripts/fuzz.sh

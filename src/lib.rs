@@ -31,6 +31,7 @@ mod lifetime;
 mod limits;
 mod locks;
 pub mod log;
+mod measure;
 mod metrics;
 mod multihash;
 pub mod query;
@@ -74,6 +75,7 @@ pub use index::{
     Rows, Staging, Totals, Traces, Usage,
 };
 pub use lifetime::{plan, rebuild};
+pub use measure::{Counts, Sample, Value};
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{

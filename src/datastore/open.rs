@@ -212,6 +212,7 @@ impl WalrusDatastore {
             tokio::spawn(flush_usage(
                 index.clone(),
                 Arc::clone(&metrics),
+                writes.journal().cloned(),
                 stop.clone(),
             )),
             tokio::spawn(purge(index.clone(), Arc::clone(&log), stop.clone())),

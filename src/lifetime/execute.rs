@@ -24,7 +24,7 @@ use crate::walrus::cost::Prices;
 
 /// The prices of Walrus' documentation (FROST per unit), where the chain is not at hand. Only their
 /// ratio matters for a decision.
-const SAMPLE_PRICES: Prices = Prices {
+pub(crate) const SAMPLE_PRICES: Prices = Prices {
     storage: 100_000,
     write: 20_000,
 };
@@ -63,6 +63,8 @@ pub(super) async fn execute(
     let blobs = gather(parts, &ready).await?;
     let plan = plan::plan(&planned(&blobs), &terms);
     let all = &plan.totals.all;
+    let (units, frost) = (all.units, all.frost);
+    parts.metrics.ledger.planned(all.blobs, units, frost);
     if all.blobs > 0 {
         let text = format!(
             "renewal: {} blobs are due: {} lapse, {} are extended, {} repacked, {} stored again, for {} units and {} FROST",
@@ -148,6 +150,9 @@ async fn terms(parts: &RenewalParts) -> Option<Terms> {
         Some(chain) => chain.prices().await.ok(),
         None => None,
     };
+    let told = prices.is_some();
+    let prices = prices.unwrap_or(SAMPLE_PRICES);
+    parts.metrics.ledger.prices(prices, told);
     let interval = parts.interval.as_secs().max(1);
     let budget = parts.bytes_per_second.checked_mul(interval);
     Some(Terms {
@@ -155,7 +160,7 @@ async fn terms(parts: &RenewalParts) -> Option<Terms> {
         lead_epochs: Terms::epochs_of(parts.lead, parts.epoch).saturating_add(most - least),
         epochs: parts.uploader.options.epochs.max(MIN_RENEWAL_EPOCHS),
         max_epochs: MOST_EPOCHS,
-        prices: prices.unwrap_or(SAMPLE_PRICES),
+        prices,
         n_shards: parts.n_shards,
         chain: parts.chain.is_some(),
         max_waste_percent: parts.max_waste_percent,

@@ -47,7 +47,7 @@ use chain::Chain;
 use check::Rows;
 use count::count;
 use execute::execute;
-pub(crate) use execute::look;
+pub(crate) use execute::{look, SAMPLE_PRICES};
 use lease::{new_owner, with_lease, LEASE, LEASE_TTL};
 use memory::{seconds, Memory, Past};
 pub(crate) use pace::Pace;
@@ -253,11 +253,18 @@ async fn round(
     }
     state.memory.tidy(parts, &done).await?;
     share_epochs(parts, state).await?;
-    let now = seconds(parts.clock.now());
-    parts
-        .index
-        .set_note(ROUND_NOTE, Some(&now.to_string()))
-        .await
+    let now = parts.clock.now();
+    parts.metrics.ledger.round(now);
+    read_ledger(parts).await?;
+    let now = seconds(now).to_string();
+    parts.index.set_note(ROUND_NOTE, Some(&now)).await
+}
+
+/// Reads the ledger's sums for the metrics.
+async fn read_ledger(parts: &RenewalParts) -> Result<()> {
+    let horizon = parts.index.horizon().await?;
+    parts.metrics.ledger.read(parts.clock.now(), horizon);
+    Ok(())
 }
 
 /// Learns the epochs that other nodes and earlier processes have seen, and notes for them what this

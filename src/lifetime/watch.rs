@@ -12,7 +12,7 @@ use crate::log::Level;
 
 use super::count::count;
 use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
-use super::{RenewalParts, PAGE};
+use super::{read_ledger, RenewalParts, PAGE};
 
 /// The time between two looks.
 const INTERVAL: Duration = Duration::from_secs(6 * 3600);
@@ -83,6 +83,10 @@ async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
         parts.index.release_lease(LEASE, owner).await?;
         counted?;
     }
+    parts
+        .epoch_clock
+        .merge(parts.clock.now(), &parts.index.epochs().await?);
+    read_ledger(parts).await?;
     let before = parts.clock.now() + parts.lead;
     let due = parts.index.due_for_renewal(before, None, PAGE).await?;
     let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
