@@ -80,13 +80,17 @@ const opBytes = 128
 
 // write applies operations in one call. The engine copies their values before it waits for
 // anything, so that they are the caller's again on return, with or without an error.
-func (d *Datastore) write(ctx context.Context, ops []op) error {
+func (d *Datastore) write(ctx context.Context, ops []op) (err error) {
 	if err := d.usable(ctx); err != nil || len(ops) == 0 {
 		return err
 	}
 	size := 0
 	for i := range ops {
 		size += opBytes + len(ops[i].key) + len(ops[i].value)
+	}
+	ctx, span := startSpan(ctx, operation(ops))
+	if span != nil {
+		defer func() { endSpan(span, err, opsOf(len(ops)), bytesOf(size)) }()
 	}
 	taken, err := d.writes.enter(ctx, d.closing, size)
 	if err != nil {

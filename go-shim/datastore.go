@@ -71,6 +71,8 @@ func Open(spec map[string]any, repoPath string) (*Datastore, error) {
 		queue:   queue,
 	}
 	d.lookups.closing, d.lookups.most = d.closing, leadLookups()
+	eng.logs.table = tableOf(spec)
+	metrics.add(eng, eng.logs.table)
 	eng.logs.start(eng)
 	// A backstop that only logs: closing from a finalizer would hide the mistake, and block the one
 	// goroutine that runs all finalizers.
@@ -139,9 +141,13 @@ func encodeSpec(spec map[string]any) ([]byte, error) {
 }
 
 // Get returns the value of key as the caller's own copy, or ds.ErrNotFound.
-func (d *Datastore) Get(ctx context.Context, key ds.Key) ([]byte, error) {
+func (d *Datastore) Get(ctx context.Context, key ds.Key) (value []byte, err error) {
 	if err := d.usable(ctx); err != nil {
 		return nil, err
+	}
+	ctx, span := startSpan(ctx, "get")
+	if span != nil {
+		defer func() { endSpan(span, traced(err), keyOf(key.String()), bytesOf(len(value))) }()
 	}
 	if err := d.reads.enter(ctx, d.closing); err != nil {
 		return nil, err
@@ -197,7 +203,12 @@ func (d *Datastore) size(ctx context.Context, key string) (size uint64, found bo
 	if size, found, known := d.eng.peekSize(key); known {
 		return size, found, nil
 	}
-	return d.lookups.get(ctx, d, key)
+	ctx, span := startSpan(ctx, "lookup")
+	size, found, err = d.lookups.get(ctx, d, key)
+	if span != nil {
+		endSpan(span, err, keyOf(key))
+	}
+	return size, found, err
 }
 
 // ask answers a batch of lookups with one call into the engine.
@@ -232,7 +243,11 @@ func (d *Datastore) Delete(ctx context.Context, key ds.Key) error {
 }
 
 // Sync returns when every write acknowledged before it survives a crash of this machine.
-func (d *Datastore) Sync(ctx context.Context, prefix ds.Key) error {
+func (d *Datastore) Sync(ctx context.Context, prefix ds.Key) (err error) {
+	ctx, span := startSpan(ctx, "sync")
+	if span != nil {
+		defer func() { endSpan(span, err) }()
+	}
 	c, err := d.begin(ctx, d.syncs)
 	if err != nil {
 		return err
@@ -267,6 +282,12 @@ func (d *Datastore) Metrics() ([]byte, error) {
 	return d.eng.metrics()
 }
 
+// OpenMetrics returns all metrics as OpenMetrics text. An open datastore gives them to Prometheus'
+// default registry as well, and so to Kubo's /debug/metrics/prometheus.
+func (d *Datastore) OpenMetrics() ([]byte, error) {
+	return d.eng.openMetrics()
+}
+
 // Close waits for the calls that are under way, writes the pending data and releases all resources.
 // Calls that come later, or still wait for their turn, get ErrClosed. A further Close does nothing
 // and returns the result of the first.
@@ -274,6 +295,7 @@ func (d *Datastore) Close() error {
 	d.once.Do(func() {
 		runtime.SetFinalizer(d, nil)
 		close(d.closing)
+		metrics.remove(d.eng)
 		// Closing may last until the journal is drained, and logs messages.
 		d.err = d.eng.close()
 		d.eng.logs.stop()

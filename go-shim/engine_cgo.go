@@ -144,6 +144,11 @@ static wds_result wds_metrics(uint64_t h) {
 	r.rc = walrusds_metrics(h, &r.buf, &r.err);
 	return r;
 }
+static wds_result wds_open_metrics(uint64_t h) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_open_metrics(h, &r.buf, &r.err);
+	return r;
+}
 static wds_result wds_log_next(uint64_t h) {
 	wds_result r; memset(&r, 0, sizeof r);
 	r.rc = walrusds_log_next(h, &r.buf, &r.found, &r.err);
@@ -472,6 +477,14 @@ func (e *engine) metrics() ([]byte, error) {
 	return take(r.buf), nil
 }
 
+func (e *engine) openMetrics() ([]byte, error) {
+	r := C.wds_open_metrics(e.h)
+	if err := result(&r); err != nil {
+		return nil, err
+	}
+	return take(r.buf), nil
+}
+
 // commit hands all operations over in one call.
 func (e *engine) commit(o callOptions, ops []op) error {
 	lent, free := cops(ops)
@@ -604,7 +617,7 @@ func (e *engine) drainLogs() {
 		if result(&r) != nil || !r.found {
 			return
 		}
-		emitLog(view(r.buf))
+		e.logs.emit(view(r.buf))
 		C.wds_buf_free(r.buf)
 	}
 }

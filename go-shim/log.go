@@ -10,9 +10,11 @@ import (
 // costs less than a microsecond.
 const logInterval = 250 * time.Millisecond
 
-// logPump carries the engine's messages over to go-log. It knows the engine only, never the
-// Datastore, so that a forgotten Datastore can be noticed by its finalizer.
+// logPump carries the engine's messages over to go-log, with the table as a field: a process may
+// have several datastores. It knows the engine only, never the Datastore, so that a forgotten
+// Datastore can be noticed by its finalizer.
 type logPump struct {
+	table   string
 	quit    chan struct{}
 	stopped sync.WaitGroup
 }
@@ -40,23 +42,29 @@ func (p *logPump) stop() {
 	p.stopped.Wait()
 }
 
-func emitLog(raw []byte) {
+// emit passes a message on at its level. Kubo shows errors unless told otherwise.
+func (p *logPump) emit(raw []byte) {
 	var line struct {
 		Level   string `json:"level"`
 		Message string `json:"message"`
+		About   string `json:"about"`
 	}
 	if err := json.Unmarshal(raw, &line); err != nil {
 		log.Warnf("unreadable log line from the engine: %v", err)
 		return
 	}
+	fields := []any{"table", p.table}
+	if line.About != "" {
+		fields = append(fields, "about", line.About)
+	}
 	switch line.Level {
 	case "error":
-		log.Error(line.Message)
+		log.Errorw(line.Message, fields...)
 	case "warn":
-		log.Warn(line.Message)
+		log.Warnw(line.Message, fields...)
 	case "info":
-		log.Info(line.Message)
+		log.Infow(line.Message, fields...)
 	default:
-		log.Debug(line.Message)
+		log.Debugw(line.Message, fields...)
 	}
 }

@@ -563,11 +563,6 @@ int32_t walrusds_disk_usage(walrusds_handle handle,
                             walrusds_error *err);
 
 /*
- Counters since open: a JSON object, name to number.
- */
-int32_t walrusds_metrics(walrusds_handle handle, walrusds_buf *out, walrusds_error *err);
-
-/*
  Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or
  was closed, can be taken until none is left; then the handle is `WALRUSDS_CLOSED`. A line is a
  JSON object with `time_ms` (Unix, milliseconds), `level` ("error", "warn", "info") and
@@ -603,6 +598,18 @@ void walrusds_buf_free(walrusds_buf *buf);
  Frees an error's message and leaves no error. NULL is allowed.
  */
 void walrusds_error_free(walrusds_error *error);
+
+/*
+ Counters since open: a JSON object, name to number.
+ */
+int32_t walrusds_metrics(walrusds_handle handle, walrusds_buf *out, walrusds_error *err);
+
+/*
+ All metrics as OpenMetrics text (version 1.0.0, UTF-8): counters, gauges and histograms since
+ open, with names that begin with `walrusds_`. docs/metrics.md describes them. Never waits: what
+ the index must be asked for is as the node's own tasks read it last.
+ */
+int32_t walrusds_open_metrics(walrusds_handle handle, walrusds_buf *out, walrusds_error *err);
 
 /*
  Starts a listing in the order of keys. No lock is held while it runs: keys may be put and

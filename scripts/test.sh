@@ -60,6 +60,7 @@ else
   part outages-long "${cargo_test[@]}" --test outages -- --ignored --skip frozen_node
   part go-shim-race scripts/go-test.sh -race
   part citus scripts/citus.sh --smoke
+  part alerts scripts/alerts-test.sh
   part foreign scripts/foreign-test.sh
   part demo scripts/demo.sh
   part fuzz env FUZZ_SECONDS=2 scripts/fuzz.sh

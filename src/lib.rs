@@ -32,6 +32,7 @@ mod lifetime;
 mod limits;
 mod locks;
 pub mod log;
+mod measure;
 mod metrics;
 mod multihash;
 pub mod query;
@@ -75,6 +76,7 @@ pub use index::{
     Replica, Rows, Staging, Totals, Traces, Usage, Writing,
 };
 pub use lifetime::{plan, rebuild, Sparse, SparseBlob};
+pub use measure::{Counts, Sample, Value};
 pub use metrics::{Metric, MetricKind, MetricUnit, METRICS};
 pub use query::{Entry, KeyCondition, Query, QueryOptions};
 pub use walrus::{

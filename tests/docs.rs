@@ -179,13 +179,14 @@ fn links_lead_somewhere() {
 
 #[test]
 fn every_metric_is_described() {
-    let rows = table(&read(&root().join("docs/operations.md")), "metric");
-    let described: Vec<_> = rows.iter().map(|row| row[..3].to_vec()).collect();
+    let described = table(&read(&root().join("docs/metrics.md")), "metric");
     let known: Vec<_> = METRICS
         .iter()
         .map(|metric| {
             let kind = format!("{:?}", metric.kind).to_lowercase();
-            vec![format!("`{}`", metric.name), kind, metric.help.to_owned()]
+            let labels: Vec<_> = metric.labels.iter().map(|l| format!("`{l}`")).collect();
+            let name = format!("`{}`", metric.exported_name());
+            vec![name, kind, metric.help.to_owned(), labels.join(", ")]
         })
         .collect();
     assert_eq!(described, known);
@@ -224,4 +225,62 @@ fn helpers_read_markdown_as_github_does() {
         code("a `make x` b\n```sh\nmake y\n```"),
         ["make x", "make y"]
     );
+}
+
+/// The names of metrics in a text, without the ending of a histogram's line.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let names = text.split(|c| !word(c)).filter(|w| w.starts_with("walrusds_"));
+    let histograms = METRICS.iter().filter(|m| m.kind == walrusds::MetricKind::Histogram);
+    let histograms: BTreeSet<_> = histograms.map(|m| m.exported_name()).collect();
+    let family = |name: &str| {
+        let endings = ["_bucket", "_sum", "_count"].into_iter();
+        let mut families = endings.filter_map(|ending| name.strip_suffix(ending));
+        let family = families.find(|family| histograms.contains(*family));
+        family.unwrap_or(name).to_owned()
+    };
+    names.map(family).collect()
+}
+
+#[test]
+fn dashboard_alerts_and_runbook_name_real_metrics() {
+    let known: BTreeSet<_> = METRICS.iter().map(|m| m.exported_name()).collect();
+    for (file, least) in [
+        ("contrib/grafana/walrusds.json", 40),
+        ("contrib/prometheus/walrusds.rules.yml", 10),
+        ("docs/runbook.md", 5),
+    ] {
+        let named = metrics_in(&read(&root().join(file)));
+        let unknown: Vec<_> = named.difference(&known).collect();
+        assert!(unknown.is_empty(), "{file} names {unknown:?}");
+        assert!(named.len() >= least, "{file} names only {named:?}");
+    }
+    assert_eq!(
+        metrics_in("rate(walrusds_upload_fill_ratio_bucket[5m]) / walrusds_x_count"),
+        BTreeSet::from(["walrusds_upload_fill_ratio", "walrusds_x_count"].map(String::from))
+    );
+}
+
+#[test]
+fn every_alert_has_its_entry_in_the_runbook() {
+    let rules = read(&root().join("contrib/prometheus/walrusds.rules.yml"));
+    let values = |key: &str| -> Vec<String> {
+        let lines = rules.lines().map(str::trim);
+        let values = lines.filter_map(|line| line.strip_prefix(key));
+        values.map(|value| value.trim().to_owned()).collect()
+    };
+    let (alerts, entries) = (values("- alert:"), values("runbook:"));
+    assert!(!alerts.is_empty());
+    let headings = anchors(&read(&root().join("docs/runbook.md")));
+    let expected: Vec<_> = alerts
+        .iter()
+        .map(|alert| format!("docs/runbook.md#{}", alert.to_lowercase()))
+        .collect();
+    assert_eq!(entries, expected);
+    for alert in &alerts {
+        assert!(headings.contains(&alert.to_lowercase()), "{alert}");
+    }
+    let mut known: BTreeSet<_> = alerts.iter().map(|alert| alert.to_lowercase()).collect();
+    known.insert("runbook".to_owned());
+    assert_eq!(headings, known, "an entry without an alert");
 }

@@ -237,7 +237,12 @@ impl WalrusDatastore {
             .map(|settings| DiskCache::open(settings, Arc::clone(&log)));
         let stop = CancellationToken::new();
         let renewal = Arc::new(renewal(config, &uploader));
-        let usage = flush_usage(index.clone(), Arc::clone(&metrics), stop.clone());
+        let usage = flush_usage(
+            index.clone(),
+            Arc::clone(&metrics),
+            writes.journal().cloned(),
+            stop.clone(),
+        );
         let mut workers = vec![tokio::spawn(usage)];
         if !own.attended {
             workers.push(tokio::spawn(purge(

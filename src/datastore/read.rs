@@ -2,6 +2,7 @@
 //! Walrus.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,7 +32,10 @@ impl WalrusDatastore {
     /// a caller that copies it at once.
     pub(crate) async fn get_shared(&self, key: &str) -> Result<Option<Bytes>> {
         let _call = self.enter()?;
-        self.shared.get(key).await
+        let begun = Instant::now();
+        let got = self.shared.get(key).await;
+        self.shared.metrics.operations.get.ended(begun, got.is_ok());
+        got
     }
 
     /// Whether `key` is known. Asks the journal and the index, not Walrus.
@@ -53,10 +57,11 @@ impl WalrusDatastore {
         if let Some(block) = self.shared.staged(key) {
             return Ok(Some(block.len()));
         }
-        match self.shared.lookup(key).await? {
-            None => Ok(None),
-            Some(record) => record.size_of(key).map(Some),
-        }
+        let begun = Instant::now();
+        let found = self.shared.lookup(key).await;
+        let lookup = &self.shared.metrics.operations.lookup;
+        lookup.ended(begun, found.is_ok());
+        found?.map(|record| record.size_of(key)).transpose()
     }
 
     /// As [`get_size`](Self::get_size), from memory alone and without waiting; `None` if memory
@@ -98,7 +103,11 @@ impl WalrusDatastore {
         };
         let (places, keys): (Vec<_>, Vec<_>) =
             keys.into_iter().enumerate().filter_map(rest).unzip();
-        let records = self.shared.index.find_each(&keys).await?;
+        let begun = Instant::now();
+        let records = self.shared.index.find_each(&keys).await;
+        let lookup = &self.shared.metrics.operations.lookup;
+        lookup.ended(begun, records.is_ok());
+        let records = records?;
         for ((at, key), record) in places.into_iter().zip(&keys).zip(records) {
             sizes[at] = record.and_then(|r| r.map(|r| r.size_of(key)).transpose());
         }

@@ -8,7 +8,10 @@ use tokio_util::sync::CancellationToken;
 use super::WalrusDatastore;
 use crate::error::{caught, Result};
 use crate::index::{Totals, Usage};
-use crate::metrics::Metrics;
+use crate::journal::Journal;
+use crate::lifetime::SAMPLE_PRICES;
+use crate::measure::Sample;
+use crate::metrics::{open_metrics, Metrics, Present};
 use crate::read::disk::DiskCache;
 
 /// How often the running totals are written to the index, if they changed.
@@ -46,12 +49,49 @@ impl WalrusDatastore {
         all.extend(shared.reader.counters());
         all
     }
+
+    /// All metrics: the counters of [`metrics`](Self::metrics), histograms, and what has labels.
+    /// [`METRICS`](crate::METRICS) describes them. Never waits: what lies in the index is as the
+    /// node's own tasks read it last.
+    pub fn samples(&self) -> Vec<Sample> {
+        let shared = &self.shared;
+        let counters = self.metrics().into_iter();
+        let numbers = counters.map(|(name, count)| Sample::number(name, count as f64));
+        let mut all: Vec<Sample> = numbers.collect();
+        let metrics = &shared.metrics;
+        all.extend(metrics.operations.samples());
+        all.extend(metrics.uploads.samples());
+        all.extend(shared.store.samples());
+        let found = shared.index.counters().into_iter();
+        all.extend(found.map(|(name, count)| Sample::number(name, count as f64)));
+        if let Some(journal) = shared.writes.journal() {
+            all.extend(journal.samples());
+        }
+        let renewal = &shared.renewal;
+        if !renewal.interval.is_zero() {
+            let lead = renewal.lead.as_secs_f64();
+            all.push(Sample::number("renewal_lead_seconds", lead));
+        }
+        all.extend(metrics.ledger.samples(&Present {
+            now: renewal.clock.now(),
+            clock: &shared.epoch_clock,
+            sample: SAMPLE_PRICES,
+        }));
+        all
+    }
+
+    /// The same as OpenMetrics text, with the prefix `walrusds_`.
+    pub fn open_metrics(&self) -> String {
+        open_metrics(&self.samples())
+    }
 }
 
-/// Writes the running totals every now and then, and once more at the end.
+/// Writes the running totals every now and then, and once more at the end. Looks for the oldest
+/// block of the journal as often.
 pub(super) async fn flush_usage(
     index: Arc<dyn Totals>,
     metrics: Arc<Metrics>,
+    journal: Option<Arc<Journal>>,
     stop: CancellationToken,
 ) {
     loop {
@@ -59,6 +99,9 @@ pub(super) async fn flush_usage(
             () = stop.cancelled() => true,
             () = tokio::time::sleep(USAGE_FLUSH) => false,
         };
+        if let Some(journal) = &journal {
+            journal.look_for_oldest();
+        }
         let delta = metrics.take_usage();
         failpoint!("usage.taken");
         if delta != Usage::default() && caught(index.add_usage(delta)).await.is_err() {

@@ -1,8 +1,10 @@
 //! Puts, deletes and batches.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::puts::{check_key, check_puts, check_value, last_wins, Put};
 use super::{Op, Shared, WalrusDatastore};
@@ -35,6 +37,19 @@ impl WalrusDatastore {
     /// As [`put`](Self::put).
     pub async fn commit(&self, ops: Vec<Op>) -> Result<()> {
         let call = self.enter()?;
+        let operations = &self.shared.metrics.operations;
+        let operation = match &ops[..] {
+            [Op::Put(..)] => &operations.put,
+            [Op::Delete(_)] => &operations.delete,
+            _ => &operations.commit,
+        };
+        let begun = Instant::now();
+        let applied = self.apply(call, ops).await;
+        operation.ended(begun, applied.is_ok());
+        applied
+    }
+
+    async fn apply(&self, call: TaskTrackerToken, ops: Vec<Op>) -> Result<()> {
         let shared = &self.shared;
         for op in &ops {
             if let Op::Put(key, value) = op {

@@ -34,6 +34,7 @@ mod codes;
 mod entry;
 mod handle;
 mod last_words;
+mod metrics;
 mod page;
 #[cfg(feature = "panic-hook")]
 mod panic_hook;
@@ -51,6 +52,8 @@ use runtime::{block_on, wait, CANCELS};
 pub use buf::walrusds_buf;
 pub use codes::*;
 pub use entry::walrusds_error;
+#[cfg_attr(not(feature = "internals"), allow(unused_imports))]
+pub use metrics::*;
 #[cfg_attr(not(feature = "internals"), allow(unused_imports))]
 pub use page::{walrusds_entry, walrusds_page};
 #[cfg_attr(not(feature = "internals"), allow(unused_imports))]
@@ -560,30 +563,6 @@ pub unsafe extern "C" fn walrusds_disk_usage(
             let instance = INSTANCES.get(handle)?;
             let usage = wait(call, instance.store.disk_usage())?;
             bytes.write(u64::try_from(usage.bytes).unwrap_or(0));
-            Ok(())
-        })
-    }
-}
-
-/// Counters since open: a JSON object, name to number.
-#[no_mangle]
-pub unsafe extern "C" fn walrusds_metrics(
-    handle: walrusds_handle,
-    out: *mut walrusds_buf,
-    err: *mut walrusds_error,
-) -> i32 {
-    unsafe {
-        entry(err, || {
-            clear("out", out, walrusds_buf::EMPTY)?;
-            let instance = INSTANCES.get(handle)?;
-            let counters = instance.store.metrics();
-            let json: serde_json::Map<String, serde_json::Value> = counters
-                .into_iter()
-                .map(|(name, n)| (name.to_owned(), n.into()))
-                .collect();
-            out.write(walrusds_buf::new(
-                serde_json::Value::from(json).to_string().into(),
-            ));
             Ok(())
         })
     }

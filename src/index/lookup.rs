@@ -24,6 +24,7 @@
 //! **Locks.** None of its own. It holds neither a lock of `combine` nor of `rows` while it asks the
 //! index, and never both at once.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -56,15 +57,34 @@ pub struct Lookups {
     cache: Arc<RowCache>,
     lookups: Combiner<Option<Record>>,
     deletes: Combiner<Usage>,
+    counts: Arc<Counts>,
+}
+
+/// Counts the lookups that `find`, `find_many` and `find_each` answer.
+#[derive(Debug, Default)]
+struct Counts {
+    queries: AtomicU64,
+    keys: AtomicU64,
+    hits: AtomicU64,
+}
+
+impl Counts {
+    fn asked(&self, keys: usize) {
+        self.queries.fetch_add(1, Relaxed);
+        self.keys.fetch_add(keys as u64, Relaxed);
+    }
 }
 
 impl Lookups {
     /// Remembers rows of `index` for `ttl`; with zero, remembers none.
     pub fn new(index: Arc<dyn Index>, ttl: Duration) -> Self {
         let cache = Arc::new(RowCache::new(ttl, CACHE_BYTES));
+        let counts = Arc::<Counts>::default();
         let lookups = Combiner::new(Box::new({
             let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
+            let counts = Arc::clone(&counts);
             move |keys| {
+                counts.asked(keys.len());
                 let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
                 Box::pin(async move { look_up(index.as_ref(), &cache, &keys).await })
             }
@@ -81,7 +101,22 @@ impl Lookups {
             cache,
             lookups,
             deletes,
+            counts,
         }
+    }
+
+    /// Counters for the metrics snapshot.
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 3] {
+        let Counts {
+            queries,
+            keys,
+            hits,
+        } = &*self.counts;
+        [
+            ("index_queries", queries.load(Relaxed)),
+            ("index_query_keys", keys.load(Relaxed)),
+            ("row_cache_hits", hits.load(Relaxed)),
+        ]
     }
 
     /// Looks a key up, in memory first and then in the index. `None` if unknown.
@@ -95,6 +130,7 @@ impl Lookups {
         // Checked before the key is combined with others, whose lookups it would fail.
         check_key(key)?;
         if self.index.is_local() {
+            self.counts.asked(1);
             return self.read(key).await;
         }
         self.lookups.get(key.to_owned()).await
@@ -115,6 +151,7 @@ impl Lookups {
             return self.find_each(keys).await?.into_iter().collect();
         }
         let since = self.moment();
+        self.counts.asked(missing.len());
         let mut rows = self.index.get_many(&missing).await?.into_iter();
         for (row, key) in found.iter_mut().zip(keys).filter(|(row, _)| row.is_none()) {
             *row = rows.next().flatten();
@@ -135,6 +172,7 @@ impl Lookups {
         let missing = found.iter().zip(keys).filter(|(row, _)| is_missing(row));
         let missing: Vec<String> = missing.map(|(_, key)| key.clone()).collect();
         if !missing.is_empty() {
+            self.counts.asked(missing.len());
             let answers = look_up(self.index.as_ref(), &self.cache, &missing).await?;
             let places = found.iter_mut().filter(|row| is_missing(row));
             places.zip(answers).for_each(|(row, answer)| *row = answer);
@@ -178,7 +216,9 @@ impl Lookups {
     /// The row of a key, if it is remembered. Never waits. `None` does not mean that the key is
     /// unknown to the index.
     pub fn cached(&self, key: &str) -> Option<Record> {
-        self.cache.get(key)
+        let row = self.cache.get(key);
+        self.counts.hits.fetch_add(row.is_some().into(), Relaxed);
+        row
     }
 
     /// The present moment. A caller takes it before it reads rows that are to be

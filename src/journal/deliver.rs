@@ -139,6 +139,8 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
     let parts = &shared.parts;
     let uploader = &parts.uploader;
     let closing = || shared.draining.load(Ordering::Acquire);
+    let begun = std::time::Instant::now();
+    let flushed = |well| uploader.metrics.operations.flush.ended(begun, well);
     let mut first_permit = Some(first_permit);
     let mut patience = Patience::new(&parts.journal);
     let mut stack = uploader.format.parts(pack);
@@ -154,6 +156,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
                     continue;
                 }
                 if closing() {
+                    flushed(false);
                     left_behind(parts, &e);
                     return;
                 }
@@ -193,6 +196,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
                     continue;
                 }
                 if closing() {
+                    flushed(false);
                     left_behind(parts, &e);
                     return;
                 }
@@ -207,6 +211,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
         failpoint!("flush.indexed");
         settle_in(parts, pack.blob_id(), blocks, &pack.places, &mut patience).await;
     }
+    flushed(true);
 }
 
 /// Settles blocks whose rows an earlier process wrote, once their blob was read: that process may

@@ -8,6 +8,7 @@
 //! | `copies` | the blocks of a journal that another process may have open, for reading alone |
 //! | `damage` | blocks that were accepted and are damaged on this disk |
 //! | `disk` | the calls that change files, for tests to let them fail |
+//! | `figures` | gauges for the metrics |
 //! | `frame` | how writes lie in a file |
 //! | `judge` | whether values of a frame are whole, damaged, or were never written |
 //! | `owner` | which index the blocks belong to, and journals that were left behind |
@@ -58,6 +59,7 @@ mod copies;
 mod damage;
 mod deliver;
 mod disk;
+mod figures;
 mod flush;
 mod frame;
 mod judge;
@@ -168,6 +170,7 @@ struct JournalParts {
     said_full: Mutex<Option<Instant>>,
     /// The failures that keep blocks from leaving.
     trouble: Trouble,
+    oldest: figures::Oldest,
     /// Notified when the flusher must look again: enough is staged, a write waits for room, the
     /// disk is full, blocks were put back, or the datastore is being closed.
     changed: Notify,
@@ -305,6 +308,7 @@ impl Journal {
             dir: dir.to_owned(),
             max_bytes,
             trouble: Trouble::new(Arc::clone(&log)),
+            oldest: figures::Oldest::default(),
             log,
             disk,
             state: Mutex::new(state),

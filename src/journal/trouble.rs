@@ -58,6 +58,13 @@ impl Trouble {
         ))
     }
 
+    /// How many steps have failed since all packs last went on, and since when.
+    pub(super) fn failures(&self) -> (u64, Duration) {
+        let state = self.state.lock();
+        let since = state.since.map(|since| since.elapsed());
+        (state.failures, since.unwrap_or_default())
+    }
+
     /// Counts a step of a pack that failed. `first`: the pack's step before it had not failed.
     /// `waiting` makes the text about the waiting blocks.
     fn failed(&self, first: bool, what: &str, e: &Error, waiting: impl FnOnce() -> String) {

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use super::chain::{Failure, Round};
 use super::due::{ends_soon, is_urgent, last_due};
 use super::plan::{self, Action, Decision, Terms};
-use super::present::{tell_epoch, SAMPLE_PRICES};
+use super::present::{prices, tell_epoch};
 use super::repack::repack;
 use super::{RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, Result};
@@ -61,6 +61,8 @@ pub(super) async fn execute(
     let blobs = gather(parts, &ready).await?;
     let plan = plan::plan(&planned(&blobs), &terms);
     let all = &plan.totals.all;
+    let (units, frost) = (all.units, all.frost);
+    parts.metrics.ledger.planned(all.blobs, units, frost);
     if all.blobs > 0 {
         let text = format!(
             "renewal: {} blobs are due: {} lapse, {} are extended, {} repacked, {} stored again, for {} units and {} FROST",
@@ -140,10 +142,8 @@ async fn terms(parts: &RenewalParts) -> Option<Terms> {
     if parts.epoch.is_zero() || most - least > UNSURE {
         return None;
     }
-    let prices = match &parts.chain {
-        Some(chain) => chain.prices().await.ok(),
-        None => None,
-    };
+    let (prices, told) = prices(parts).await;
+    parts.metrics.ledger.prices(prices, told);
     let interval = parts.interval.as_secs().max(1);
     let budget = parts.bytes_per_second.checked_mul(interval);
     Some(Terms {
@@ -151,7 +151,7 @@ async fn terms(parts: &RenewalParts) -> Option<Terms> {
         lead_epochs: last_due(parts)?.saturating_sub(least),
         epochs: parts.uploader.options.epochs.max(MIN_RENEWAL_EPOCHS),
         max_epochs: MOST_EPOCHS,
-        prices: prices.unwrap_or(SAMPLE_PRICES),
+        prices,
         n_shards: parts.n_shards,
         chain: parts.chain.is_some(),
         max_waste_percent: parts.max_waste_percent,

@@ -56,7 +56,7 @@ use memory::{seconds, Memory};
 pub(crate) use once::{last_round, renew_once, repack_once};
 pub(crate) use pace::Pace;
 use present::tell_epoch;
-pub(crate) use present::{present_epoch, prices};
+pub(crate) use present::{present_epoch, prices, SAMPLE_PRICES};
 pub(crate) use sparse::sparse;
 pub use sparse::{Sparse, SparseBlob};
 pub(crate) use watch::{complaint, watch};
@@ -252,11 +252,18 @@ async fn round(
     }
     state.memory.tidy(parts, &done).await?;
     share_epochs(parts, state).await?;
-    let now = seconds(parts.clock.now());
-    parts
-        .index
-        .set_note(ROUND_NOTE, Some(&now.to_string()))
-        .await
+    let now = parts.clock.now();
+    parts.metrics.ledger.round(now);
+    read_ledger(parts).await?;
+    let now = seconds(now).to_string();
+    parts.index.set_note(ROUND_NOTE, Some(&now)).await
+}
+
+/// Reads the ledger's sums for the metrics.
+async fn read_ledger(parts: &RenewalParts) -> Result<()> {
+    let horizon = parts.index.horizon().await?;
+    parts.metrics.ledger.read(parts.clock.now(), horizon);
+    Ok(())
 }
 
 /// Learns the epochs that other nodes and earlier processes have seen, and notes for them what this

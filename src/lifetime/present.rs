@@ -9,7 +9,7 @@ use crate::walrus::cost::Prices;
 
 /// The prices of Walrus' documentation (FROST per unit), where the chain is not at hand. Only their
 /// ratio matters for a decision.
-pub(super) const SAMPLE_PRICES: Prices = Prices {
+pub(crate) const SAMPLE_PRICES: Prices = Prices {
     storage: 100_000,
     write: 20_000,
 };

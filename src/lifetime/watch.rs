@@ -13,7 +13,7 @@ use crate::log::Level;
 use super::count::count;
 use super::due::is_due;
 use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
-use super::{RenewalParts, PAGE};
+use super::{read_ledger, RenewalParts, PAGE};
 
 /// The time between two looks.
 const INTERVAL: Duration = Duration::from_secs(6 * 3600);
@@ -86,6 +86,7 @@ async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
     }
     let now = parts.clock.now();
     parts.epoch_clock.merge(now, &parts.index.epochs().await?);
+    read_ledger(parts).await?;
     let before = now + parts.lead;
     let mut due = parts.index.due_for_renewal(before, None, PAGE).await?;
     due.retain(|item| is_due(parts, item));

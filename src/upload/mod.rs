@@ -21,7 +21,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
@@ -187,6 +187,7 @@ impl Uploader {
     /// Stores blocks as one pack.
     pub(crate) async fn store<P: Parcel>(&self, blocks: &[P]) -> Sent {
         let metrics = &self.metrics;
+        let (begun, ceiling) = (Instant::now(), self.target());
         let sent = self.format.store(blocks, &*self.store, self.options);
         match caught(sent).await {
             Ok(stored) => {
@@ -194,6 +195,8 @@ impl Uploader {
                 Metrics::add(&metrics.packs_stored, 1);
                 Metrics::add(&metrics.pack_bytes, layout.len);
                 Metrics::add(&metrics.blocks_packed, blocks.len() as u64);
+                let format = stored.format.name();
+                metrics.uploads.stored(begun, format, layout.len, ceiling);
                 Sent::Stored(Box::new(Pack {
                     blob: Blob {
                         format: stored.format.name().to_owned(),
@@ -211,6 +214,7 @@ impl Uploader {
             }
             Err(e) => {
                 Metrics::add(&metrics.packs_failed, 1);
+                metrics.uploads.failed(begun);
                 Sent::Failed(e)
             }
         }
@@ -238,6 +242,7 @@ impl Uploader {
     pub(crate) fn certified(&self, stored: &StoreResult, options: StoreOptions) -> Blob {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.gone.remove(&stored.blob_id);
+        self.metrics.uploads.succeeded();
         Blob {
             blob_id: stored.blob_id.clone(),
             object_id: stored.object_id.clone().unwrap_or_default(),

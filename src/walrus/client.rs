@@ -37,12 +37,14 @@ use reqwest::header::{HeaderMap, HeaderValue, ACCEPT_ENCODING};
 use super::auth::Auth;
 use super::endpoints::{redact_url, Endpoints, Hedging};
 use super::joined::Joined;
+use super::observe;
 use super::read::Effort;
 use super::retry::Policy;
 use super::shared::{Counters, Shared, Stats};
 use super::want::{Part, Want};
 use super::{of_length, BlobStore, Body, Check, Fetched, StoreOptions, StoreResult};
 use crate::error::{Error, ErrorKind, Result};
+use crate::measure::Sample;
 use crate::recent::Recent;
 
 /// How many blobs stored by this client are remembered (for the meaning of a 404).
@@ -377,6 +379,17 @@ impl BlobStore for Client {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.shared.stats.named()
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        let Shared {
+            publishers,
+            aggregators,
+            ..
+        } = &*self.shared;
+        let mut all = observe::samples("publisher", publishers);
+        all.extend(observe::samples("aggregator", aggregators));
+        all
     }
 }
 

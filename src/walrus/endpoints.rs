@@ -36,6 +36,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::crowd::Crowd;
+use super::tally::{Attempts, Tally};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The largest body that a stock publisher takes (bytes).
@@ -68,6 +69,8 @@ pub(super) struct Endpoint {
     overtaken: Notify,
     /// The reads that it is asked for.
     pub(super) crowd: Crowd,
+    /// The attempts so far.
+    pub(super) tally: Tally,
 }
 
 /// How long an answer may take to begin before another endpoint is asked too.
@@ -146,6 +149,7 @@ impl Endpoint {
             state: Mutex::default(),
             overtaken: Notify::new(),
             crowd: Crowd::default(),
+            tally: Tally::default(),
         })
     }
 
@@ -219,6 +223,11 @@ impl Endpoint {
                 deviation + ((time - mean).abs() - deviation) / 4.0,
             ),
         });
+    }
+
+    /// How long an answer takes to begin, on average (seconds); `None` before the first.
+    pub(super) fn pace(&self) -> Option<f64> {
+        self.state.lock().pace.map(|(mean, _)| mean)
     }
 
     /// How long to wait for an answer to begin before another endpoint is asked too.
@@ -353,6 +362,7 @@ pub(super) struct Endpoints {
     list: Vec<Endpoint>,
     turn: Option<AtomicUsize>,
     cool_down: Duration,
+    pub(super) attempts: Attempts,
 }
 
 impl Endpoints {
@@ -368,6 +378,7 @@ impl Endpoints {
             list: list.collect::<Result<_>>()?,
             turn: round_robin.then(AtomicUsize::default),
             cool_down,
+            attempts: Attempts::default(),
         })
     }
 
@@ -402,6 +413,11 @@ impl Endpoints {
         }
         order.sort_by(|a, b| a.1.total_cmp(&b.1));
         order.into_iter().map(|(index, _)| index).collect()
+    }
+
+    /// Whether it is asked before those that failed lately.
+    pub(super) fn is_healthy(&self, index: usize) -> bool {
+        self.list[index].penalty(Instant::now(), self.cool_down) < HEALTHY_BELOW
     }
 
     pub(super) fn succeeded(&self, index: usize) {

@@ -49,7 +49,10 @@ impl Shared {
             let course = (index == first).then_some(&course);
             async move {
                 let aggregator = self.aggregators.get(index);
+                let begun = Instant::now();
                 let fetched = self.get(aggregator, want, repeat, course).await;
+                let attempts = &self.aggregators.attempts;
+                attempts.took(begun.elapsed(), fetched.is_ok());
                 let fetched = fetched.and_then(|fetched| {
                     let wanted = want.wanted(&fetched).unwrap_or(&[]);
                     let wrong =
@@ -78,6 +81,7 @@ impl Shared {
                 biased;
                 Some((index, fetched)) = running.next() => match fetched {
                     Ok(fetched) => {
+                        self.aggregators.get(index).tally.answered();
                         self.aggregators.succeeded(index);
                         if second == Some(index) {
                             self.stats.hedge_wins.fetch_add(1, Relaxed);
@@ -86,7 +90,7 @@ impl Shared {
                         return Some(fetched);
                     }
                     Err(failure) => {
-                        self.note(&self.aggregators, index, failure.class);
+                        self.note(&self.aggregators, index, &failure);
                         rotation.failed(index, failure);
                         if running.is_empty() {
                             return None;

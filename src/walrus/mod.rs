@@ -14,6 +14,7 @@
 //! | `want`, `get`, `hedge` | a read, one attempt of it, a second aggregator beside a slow one |
 //! | `joined` | whole bodies that several readers of ranges wait for |
 //! | `crowd` | how many reads an aggregator is asked for at a time |
+//! | `tally`, `observe` | what is counted for each endpoint and by cause, and the metrics of it |
 //! | `retry` | which failures are retried, how often, after which wait |
 //! | `endpoints` | base URLs, health memory, learnt size limits |
 //! | `body` | the body of an upload, in memory or from a file |
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::{ErrorKind, Result};
+use crate::measure::Sample;
 
 pub mod auth;
 mod blob_id;
@@ -36,10 +38,12 @@ mod endpoints;
 mod get;
 mod hedge;
 mod joined;
+mod observe;
 mod read;
 mod retry;
 mod shared;
 mod store;
+mod tally;
 mod transport;
 mod want;
 
@@ -49,6 +53,7 @@ pub(crate) use body::WHOLE;
 pub use body::{Body, Source};
 pub use client::{Client, ClientConfig};
 pub use shared::Stats;
+pub(crate) use tally::lacks_coins;
 pub(crate) use transport::describe;
 
 /// A URL as errors show it: without user info and keys.
@@ -269,6 +274,11 @@ pub trait BlobStore: Send + Sync + 'static {
 
     /// Counters for the metrics snapshot.
     fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    /// Metrics with labels, and histograms, for the metrics snapshot. Must not wait.
+    fn samples(&self) -> Vec<Sample> {
         Vec::new()
     }
 }

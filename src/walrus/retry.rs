@@ -34,6 +34,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::endpoints::{Endpoint, Endpoints};
+use super::tally;
 use crate::backoff::{doubled, jittered};
 use crate::error::{Cause, Error, ErrorKind};
 
@@ -120,6 +121,25 @@ impl Failure {
             reason: reason.into(),
             cause: None,
             retry_after: None,
+        }
+    }
+
+    /// The cause for the metrics. A publisher answers 500 when its wallet is empty, as it does to
+    /// many other failures, so its words decide.
+    pub(super) fn cause(&self) -> tally::Cause {
+        use tally::Cause;
+        match self.class {
+            Class::Transient | Class::Refused if tally::lacks_coins(&self.reason) => Cause::Wallet,
+            Class::Transient => Cause::Transient,
+            Class::Throttled => Cause::Throttled,
+            Class::Token => Cause::Token,
+            Class::BrokenSend => Cause::BrokenSend,
+            Class::Refused => Cause::Refused,
+            Class::NotFound => Cause::NotFound,
+            Class::Wrong => Cause::WrongAnswer,
+            Class::Corrupt => Cause::WrongBytes,
+            Class::TooLarge => Cause::TooLarge,
+            Class::Local => Cause::Local,
         }
     }
 }
@@ -222,6 +242,9 @@ impl<'a> Rotation<'a> {
             .min_by_key(|&i| (held(&self.slots[i]), self.slots[i].asked))?;
         self.retries_left -= 1;
         self.retries += 1;
+        if let Some(failure) = &self.slots[index].last {
+            self.endpoints.attempts.retried(failure.cause());
+        }
         let mut wait = held(&self.slots[index]);
         if self.slots[index].asked > self.waits {
             self.waits += 1;
@@ -322,6 +345,24 @@ mod tests {
                 "{text:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_words_about_an_empty_wallet_are_known() {
+        let cause = |class, reason: &str| Failure::new(class, reason).cause();
+        for said in [
+            "HTTP 500: could not find WAL coins with sufficient balance",
+            "HTTP 500: InsufficientGas in command 0",
+        ] {
+            assert_eq!(cause(Class::Transient, said), tally::Cause::Wallet);
+        }
+        assert_eq!(
+            cause(Class::Transient, "HTTP 500: busy"),
+            tally::Cause::Transient
+        );
+        // A 429 is about load.
+        let load = cause(Class::Throttled, "no sufficient balance of permits");
+        assert_eq!(load, tally::Cause::Throttled);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::auth::Auth;
 use super::blob_id;
 use super::endpoints::{Endpoints, Hedging};
 use super::joined::Joined;
-use super::retry::{Class, Policy, Rotation};
+use super::retry::{Class, Failure, Policy, Rotation};
 use super::transport::is_local;
 use crate::recent::Recent;
 
@@ -108,7 +108,9 @@ impl Shared {
     }
 
     /// Counts a failed attempt, and remembers it if it speaks against the endpoint.
-    pub(super) fn note(&self, endpoints: &Endpoints, index: usize, class: Class) {
+    pub(super) fn note(&self, endpoints: &Endpoints, index: usize, failure: &Failure) {
+        endpoints.get(index).tally.failed(failure.cause());
+        let class = failure.class;
         let counter = match class {
             Class::Throttled => Some(&self.stats.throttled),
             Class::NotFound => Some(&self.stats.not_found),

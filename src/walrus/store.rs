@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
+use tokio::time::Instant;
 use url::Url;
 
 use super::blob_id;
@@ -73,14 +74,19 @@ impl Shared {
         // The publishers whose connections have broken more than once.
         let mut limited = HashSet::new();
         while let Some((index, publisher)) = rotation.next().await {
+            let begun = Instant::now();
             let attempt = if publisher.surely_refuses(len) {
                 let known = "does not take bodies of this size (answered 413 before)";
                 Err(Failure::new(Class::TooLarge, known))
             } else {
-                self.put(publisher, body, options).await
+                let attempt = self.put(publisher, body, options).await;
+                let attempts = &self.publishers.attempts;
+                attempts.took(begun.elapsed(), attempt.is_ok());
+                attempt
             };
             match attempt {
                 Ok(result) => {
+                    publisher.tally.answered();
                     publisher.accepted(len);
                     self.publishers.succeeded(index);
                     self.count(&rotation);
@@ -91,7 +97,7 @@ impl Shared {
                     return Err(Error::retryable(ErrorKind::Disk, text));
                 }
                 Err(failure) => {
-                    self.note(&self.publishers, index, failure.class);
+                    self.note(&self.publishers, index, &failure);
                     // A publisher that refuses one upload will hardly take the next.
                     if failure.class == Class::Refused {
                         self.publishers.failed(index);

@@ -66,6 +66,7 @@ static void null_outputs(void) {
   CALL(BAD, "out is NULL", walrusds_query_next(query, NULL, NULL, &err));
   CALL(BAD, "bytes is NULL", walrusds_disk_usage(handle, NULL, NULL, &err));
   CALL(BAD, "out is NULL", walrusds_metrics(handle, NULL, &err));
+  CALL(BAD, "out is NULL", walrusds_open_metrics(handle, NULL, &err));
   FAILS_ZEROED(BAD, "out is NULL", found, walrusds_log_next(handle, NULL, &found, &err));
   FAILS_ZEROED(BAD, "found is NULL", out, walrusds_log_next(handle, &out, NULL, &err));
   CALL(BAD, "out is NULL", walrusds_cancel_new(NULL, &err));
@@ -111,6 +112,8 @@ static void error_is_optional(void) {
   CHECK_INT(walrusds_sync(handle, NULL, NULL, 0, NULL), WALRUSDS_OK);
   CHECK_INT(walrusds_disk_usage(handle, NULL, &number, NULL), WALRUSDS_OK);
   CHECK_INT(walrusds_metrics(handle, &out, NULL), WALRUSDS_OK);
+  walrusds_buf_free(&out);
+  CHECK_INT(walrusds_open_metrics(handle, &out, NULL), WALRUSDS_OK);
   walrusds_buf_free(&out);
   CHECK_INT(walrusds_log_next(handle, &out, &found, NULL), WALRUSDS_OK);
   walrusds_buf_free(&out);

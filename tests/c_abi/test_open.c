@@ -180,6 +180,7 @@ static void all_fail(walrusds_handle handle, int32_t code) {
   CALL(code, "datastore", walrusds_sync(handle, NULL, S("/"), &err));
   FAILS_ZEROED(code, "datastore", number, walrusds_disk_usage(handle, NULL, &number, &err));
   FAILS_ZEROED(code, "datastore", out, walrusds_metrics(handle, &out, &err));
+  FAILS_ZEROED(code, "datastore", out, walrusds_open_metrics(handle, &out, &err));
   FAILS_ZEROED(code, "datastore", out, walrusds_log_next(handle, &out, &found, &err));
   FAILS_ZEROED(code, "datastore", found, walrusds_log_next(handle, &out, &found, &err));
   CALL(code, "datastore", walrusds_close(handle, &err));
@@ -256,6 +257,13 @@ static void metrics_and_log(void) {
   CHECK(holds(out.data, out.len, "\"bytes_put\":5"));
   CHECK(holds(out.data, out.len, "\"packs_stored\":1"));
   CHECK(holds(out.data, out.len, "\"gets\":1"));
+  walrusds_buf_free(&out);
+  OK(walrusds_open_metrics(handle, &out, &err));
+  CHECK(holds(out.data, out.len, "# TYPE walrusds_blocks_put counter\n"));
+  CHECK(holds(out.data, out.len, "\nwalrusds_blocks_put_total 1\n"));
+  CHECK(holds(out.data, out.len, "walrusds_operation_duration_seconds_count{operation=\"put\"} 1\n"));
+  CHECK(holds(out.data, out.len, "walrusds_endpoint_healthy{role=\"publisher\",host=\"127.0.0.1:"));
+  CHECK(out.len > 6 && !memcmp(out.data + out.len - 6, "# EOF\n", 6));
   walrusds_buf_free(&out);
   FAILS_ZEROED(WALRUSDS_OK, NULL, out, walrusds_log_next(handle, &out, &found, &err));
   CHECK(!found);

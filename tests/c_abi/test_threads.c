@@ -57,6 +57,10 @@ static void *one_datastore(void *arg) {
       OK(walrusds_metrics(w->handle, &json, &err));
       CHECK(is_json(json.data, json.len));
       walrusds_buf_free(&json);
+      walrusds_buf text;
+      OK(walrusds_open_metrics(w->handle, &text, &err));
+      CHECK(holds(text.data, text.len, "# EOF"));
+      walrusds_buf_free(&text);
     }
   }
   return NULL;

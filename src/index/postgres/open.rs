@@ -1,7 +1,6 @@
 //! Opens an index: finds its tables, brings them up to date where needed, and finds out whether
 //! this node may write.
 
-use std::sync::atomic::AtomicUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -117,8 +116,6 @@ impl Links {
             pool: self.pool,
             shape,
             statement_timeout: options.statement_timeout,
-            delete_form: AtomicUsize::new(0),
-            upsert_form: AtomicUsize::new(0),
             in_doubt: InDoubt::default(),
             follow,
         };

@@ -7,6 +7,7 @@
 
 use super::Failure;
 use crate::error::one_line;
+use crate::walrus::lacks_coins;
 
 /// The most characters of the text that are shown.
 const SHOWN: usize = 400;
@@ -32,17 +33,7 @@ const REFUSALS: &[&str] = &[
 pub(super) fn failure(text: &str) -> Failure {
     let text = text.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if has(&[
-        "sufficient balance",
-        "enough balance",
-        "insufficientgas",
-        "insufficientcoinbalance",
-        "insufficient gas",
-        "insufficient balance",
-        "insufficient funds",
-        "gasbalancetoolow",
-        "nocompatible",
-    ]) {
+    if lacks_coins(&text) {
         Failure::EmptyWallet
     } else if has(&[
         "unexpected argument",

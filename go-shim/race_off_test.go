@@ -1,0 +1,5 @@
+//go:build !race
+
+package walrusds
+
+const raceEnabled = false

@@ -1,0 +1,6 @@
+//go:build race
+
+package walrusds
+
+// raceEnabled: timings mean little then.
+const raceEnabled = true
