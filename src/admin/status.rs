@@ -155,10 +155,10 @@ pub async fn status(inspection: &Inspection) -> Result<Status> {
             ..of(ending, config.n_shards)
         })
         .collect();
-    let terms = epoch.map(|(least, most)| Terms {
+    let last_due = inspection.last_due();
+    let terms = epoch.zip(last_due).map(|((least, _), last)| Terms {
         epoch: least,
-        lead_epochs: Terms::epochs_of(config.renew_lead, config.epoch_duration)
-            .saturating_add(most.saturating_sub(least).min(1)),
+        lead_epochs: last.saturating_sub(least),
         epochs: config.epochs,
         max_epochs: MOST_EPOCHS,
         prices,

@@ -102,6 +102,12 @@ impl Inspection {
         self.renewal.epoch_clock.ends_at(now, end_epoch)
     }
 
+    /// The last end epoch that may begin within the lead: blobs that end so are due. `None` before
+    /// [`epoch`](Self::epoch) has found one.
+    pub fn last_due(&self) -> Option<u64> {
+        lifetime::last_due(&self.renewal)
+    }
+
     /// The network's prices, by the chain; those of Walrus' documentation where it is not at hand,
     /// and `false`.
     pub async fn prices(&self) -> (Prices, bool) {

@@ -10,7 +10,7 @@ use crate::index::RenewItem;
 
 /// The last end epoch that may begin within the lead. `None` if no epoch was seen, or the length of
 /// epochs is not known.
-pub(super) fn last_due(parts: &RenewalParts) -> Option<u64> {
+pub(crate) fn last_due(parts: &RenewalParts) -> Option<u64> {
     let now = parts.clock.now();
     parts.epoch_clock.ends_within(now, parts.lead)
 }
