@@ -33,6 +33,7 @@ mod locks;
 pub mod log;
 mod metrics;
 mod multihash;
+mod patch;
 pub mod query;
 mod read;
 mod recent;

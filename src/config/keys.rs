@@ -95,15 +95,15 @@ pub const KEYS: &[KeySpec] = &[
     key("drainPartialPacks", KeyType::Flag, "true", "close also uploads what is neither a full pack nor `packMaxAgeSeconds` old; used with `journalPath`"),
     key("cachePath", KeyType::Text, "", "directory of the read cache on local disk, relative to the repo unless absolute: blocks read from Walrus stay there across restarts; may be deleted at any time"),
     key("cacheBytes", whole(1, i64::MAX), "10737418240", "size of the disk cache at most (bytes); used with `cachePath`"),
-    key("packFormat", KeyType::Text, "car", "how blocks lie in a blob: `car` (a CARv2 file that says which blocks it holds), or `concat` (one after another and nothing else, as the Go plugin writes them); both are read always"),
+    key("packFormat", KeyType::Text, "car", "how blocks lie in a blob: `car` (a CARv2 file that says which blocks it holds), `concat` (one after another and nothing else, as the Go plugin writes them), or `quilt` (any aggregator gives a block by its CID; only where that costs at most 2 % more, else `car`); all are read always"),
     key("adoptStagingSeconds", whole(0, MAX_SECONDS), "0", "store blocks that a node with the Go plugin staged longer ago than this (seconds) and did not upload, as after it was shut down for good; 0 = leave them; used with `postgresURL`"),
     key("verifyReads", KeyType::Flag, "true", "check each block against the multihash in its key"),
     key("authTokenCommand", KeyType::Text, "", "shell command that prints a fresh publisher token (JWT), run for every attempt"),
     key("authTokenFile", KeyType::Text, "", "file with the publisher token, read for every attempt; relative to the repo unless absolute"),
     key("walrusCommand", KeyType::Text, "", "the operator's `walrus` program and its options, as a list: `[\"walrus\", \"--config\", \"/path\", \"--wallet\", \"/path\"]`; run without a shell; extends and deletes blobs, and gives prices and the exact epoch"),
-    key("nShards", whole(1, 65_535), "1000", "shards of the network, for cost accounting only"),
+    key("nShards", whole(1, 65_535), "1000", "shards of the network: the layout of quilts and the accounting of costs depend on it"),
     key("disableFlush", KeyType::Flag, "false", "this node never renews what is stored (retrieval nodes)"),
-    key("disableQuilt", KeyType::Flag, "false", "accepted for the Go plugin's configs; no effect (no quilts are written)"),
+    key("disableQuilt", KeyType::Flag, "false", "accepted for the Go plugin's configs; no effect (`packFormat` says whether quilts are written)"),
     key("packFlushIntervalSeconds", whole(1, MAX_SECONDS), "5", "accepted for the Go plugin's configs; no effect"),
 ];
 

@@ -32,7 +32,7 @@ use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::upload::limit::UploadLimit;
-use crate::upload::{adopt, Uploader};
+use crate::upload::{adopt, Quilts, Uploader};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for notices to an operator.
@@ -192,6 +192,11 @@ impl WalrusDatastore {
                 deletable: config.deletable,
             },
             format: config.pack_format,
+            quilts: Quilts::new(
+                config.n_shards,
+                config.pack_target_size_bytes,
+                Arc::clone(&log),
+            ),
             target_bytes: config.pack_target_size_bytes,
             limit: UploadLimit::new(config.workers),
             fresh_for,
