@@ -35,6 +35,7 @@ pub mod log;
 mod measure;
 mod metrics;
 mod multihash;
+mod patch;
 pub mod query;
 mod read;
 mod recent;

@@ -135,6 +135,7 @@ suite!(
     running_total,
     leases,
     quilt_members,
+    members_of_a_true_quilt,
     concurrent_use,
     closing,
 );

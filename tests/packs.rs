@@ -1,13 +1,24 @@
 //! How blocks lie in the blobs that are stored: CARv2 files by default, with an index and labels,
-//! and blobs of their own for blocks that cannot lie in a file.
+//! and blobs of their own for blocks that cannot lie in a file; quilts where that is asked for and
+//! cheap.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
 use testkit::eventually;
 use testkit::mem::{key_of, noise, Parts};
-use walrusds::{Op, WalrusDatastore};
+use testkit::postgres::Postgres;
+use walrus_devnet::{
+    read_quilt, BlobId, Devnet, FaultAction, FaultRule, Geometry, Op as Request, Options as Walrus,
+};
+use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
+use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
+use walrusds::log::Level;
+use walrusds::rebuild::List;
+use walrusds::{
+    rebuild_index, Blob, Config, ErrorKind, Index, Op, RebuildFrom, Record, WalrusDatastore,
+};
 
 const PRAGMA: &[u8] = b"\x0a\xa1\x67version\x02";
 const RAW: u8 = 0x55;
@@ -280,4 +291,330 @@ async fn concat_is_one_block_after_another() {
     assert_eq!((cars.len(), others.len()), (0, 1));
     assert_eq!(others[0].len(), 20_000);
     assert_reads(&parts, &blocks).await;
+}
+
+/// A local Walrus of 100 shards, where 33 blocks of 20,000 bytes fill the 67 columns of a quilt.
+async fn walrus() -> Devnet {
+    let options = Walrus {
+        shards: 100,
+        first_epoch: 10,
+        publisher_concurrency: 0,
+        ..Walrus::default()
+    };
+    Devnet::start(options).await.unwrap()
+}
+
+/// Columns that the blocks fill, and columns that stay empty.
+const FULL: std::ops::Range<u64> = 0..33;
+const HALF_EMPTY: std::ops::Range<u64> = 100..140;
+
+fn of_one_size(seeds: std::ops::Range<u64>) -> Vec<(String, Bytes)> {
+    named(seeds.map(|seed| noise(seed, 20_000)))
+}
+
+/// A repo whose node stores quilts.
+struct Repo {
+    dir: tempfile::TempDir,
+    spec: serde_json::Value,
+}
+
+impl Repo {
+    fn new(net: &Devnet) -> Repo {
+        Repo {
+            dir: tempfile::tempdir().unwrap(),
+            spec: serde_json::json!({
+                "publisherURL": net.url(), "aggregatorURL": net.url(), "indexPath": "index.sqlite",
+                "nShards": 100, "packFormat": "quilt", "epochDurationSeconds": 3600,
+            }),
+        }
+    }
+
+    fn with(mut self, key: &str, value: impl Into<serde_json::Value>) -> Self {
+        self.spec[key] = value.into();
+        self
+    }
+
+    fn config(&self) -> Config {
+        Config::from_json(&self.spec.to_string()).unwrap()
+    }
+
+    async fn open(&self) -> WalrusDatastore {
+        let opened = WalrusDatastore::open(self.config(), self.dir.path());
+        opened.await.unwrap()
+    }
+
+    async fn index(&self) -> Box<dyn Index> {
+        match self.spec["postgresURL"].as_str() {
+            Some(url) => {
+                let options = PostgresOptions::new(url, "walrus_index");
+                Box::new(PostgresIndex::open(options).await.unwrap())
+            }
+            None => {
+                let path = self.dir.path().join("index.sqlite");
+                let options = SqliteOptions::new(path, "walrus_index");
+                Box::new(SqliteIndex::open(options).await.unwrap())
+            }
+        }
+    }
+
+    /// The rows of blocks, and the entries of their blobs.
+    async fn rows(&self, blocks: &[(String, Bytes)]) -> Vec<(Record, Blob)> {
+        let index = self.index().await;
+        let keys: Vec<String> = blocks.iter().map(|(key, _)| key.clone()).collect();
+        let rows = index.get_many(&keys).await.unwrap();
+        let rows: Vec<Record> = rows.into_iter().map(Option::unwrap).collect();
+        let ids: Vec<String> = rows.iter().map(|row| row.blob_id.clone()).collect();
+        let blobs = index.blobs(&ids).await.unwrap().into_iter();
+        let blobs: Vec<Blob> = blobs.map(Option::unwrap).collect();
+        index.close().await.unwrap();
+        rows.into_iter().zip(blobs).collect()
+    }
+
+    /// The blob of a block.
+    async fn blob_of(&self, block: &(String, Bytes)) -> BlobId {
+        let rows = self.rows(std::slice::from_ref(block)).await;
+        rows[0].0.blob_id.parse().unwrap()
+    }
+
+    /// Reads blocks through a datastore that remembers nothing.
+    async fn reads(&self, blocks: &[(String, Bytes)]) {
+        let ds = self.open().await;
+        for (key, value) in blocks {
+            assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(value), "{key}");
+            let len = ds.get_size(key).await.unwrap();
+            assert_eq!(len, Some(value.len() as u64), "{key}");
+        }
+        ds.close().await.unwrap();
+    }
+}
+
+fn puts(blocks: &[(String, Bytes)]) -> Vec<Op> {
+    let puts = blocks.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
+    puts.collect()
+}
+
+/// The CID of a raw block, as `ipfs` prints it.
+fn cid(key: &str) -> String {
+    let hash = data_encoding::BASE32_NOPAD.decode(&key.as_bytes()[1..]);
+    let cid = [&[1, RAW], &hash.unwrap()[..]].concat();
+    let digits = data_encoding::BASE32_NOPAD.encode(&cid);
+    format!("b{}", digits.to_lowercase())
+}
+
+async fn fetch(url: String) -> Bytes {
+    let http = reqwest::Client::builder().tls_backend_preconfigured(testkit::no_tls());
+    let answer = http.build().unwrap().get(&url).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200, "{url}");
+    answer.bytes().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_aggregator_gives_a_block_of_a_quilt_by_its_cid() {
+    let server = Postgres::shared();
+    let own = server.url(&server.database());
+    let database = server.database();
+    // A table of the Go plugin has a column for patch IDs.
+    server.execute(&database, "CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT NOT NULL, \
+        object_id TEXT NOT NULL DEFAULT '', patch_id TEXT NOT NULL DEFAULT '', blob_offset BIGINT NOT NULL DEFAULT 0, \
+        size BIGINT NOT NULL, encoded_size BIGINT NOT NULL DEFAULT 0, cost BIGINT NOT NULL DEFAULT 0, \
+        deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
+        created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())");
+    let of_go = server.url(&database);
+    for url in [None, Some(own), Some(of_go)] {
+        let net = walrus().await;
+        let mut repo = Repo::new(&net);
+        if let Some(url) = url {
+            repo = repo.with("postgresURL", url);
+            repo.spec.as_object_mut().unwrap().remove("indexPath");
+        }
+        let (cheap, dear) = (of_one_size(FULL), of_one_size(HALF_EMPTY));
+        let ds = repo.open().await;
+        ds.commit(puts(&cheap)).await.unwrap();
+        ds.commit(puts(&dear)).await.unwrap();
+        ds.close().await.unwrap();
+        assert_eq!(net.blobs().len(), 2);
+        assert!(net
+            .content(&repo.blob_of(&dear[0]).await)
+            .unwrap()
+            .starts_with(PRAGMA));
+
+        let id = repo.blob_of(&cheap[0]).await;
+        let quilt = net.content(&id).unwrap();
+        let members = read_quilt(Geometry::new(100).unwrap(), &quilt).expect("a quilt");
+        let names: BTreeSet<String> = members.into_iter().map(|m| m.identifier).collect();
+        assert_eq!(names, cheap.iter().map(|(key, _)| cid(key)).collect());
+        for ((key, value), (row, entry)) in cheap.iter().zip(repo.rows(&cheap).await) {
+            let by_name = format!("{}/v1/blobs/by-quilt-id/{id}/{}", net.url(), cid(key));
+            assert_eq!(fetch(by_name).await, value);
+            let patch = row.patch_id.expect("a patch ID");
+            let by_patch = format!("{}/v1/blobs/by-quilt-patch-id/{patch}", net.url());
+            assert_eq!(fetch(by_patch).await, value);
+            assert_eq!((row.offset, row.size), (0, value.len() as i64));
+            assert_eq!(entry.format, "quilt");
+            assert_eq!(entry.size, quilt.len() as i64);
+            assert!(!entry.digest.is_empty());
+        }
+        for (row, entry) in repo.rows(&dear).await {
+            assert_eq!((row.patch_id, &*entry.format), (None, "car"));
+        }
+        repo.reads(&cheap).await;
+        repo.reads(&dear).await;
+        // A block that was deleted and put again is read where it lies now.
+        let ds = repo.open().await;
+        ds.delete(&cheap[0].0).await.unwrap();
+        ds.put("/other", Bytes::from_static(b"value"))
+            .await
+            .unwrap();
+        ds.put(&cheap[0].0, cheap[0].1.clone()).await.unwrap();
+        ds.close().await.unwrap();
+        repo.reads(&cheap).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_index_of_quilts_is_filled_again() {
+    let net = walrus().await;
+    let repo = Repo::new(&net);
+    let all = [of_one_size(FULL), of_one_size(HALF_EMPTY)].concat();
+    let ds = repo.open().await;
+    ds.commit(puts(&all[..FULL.end as usize])).await.unwrap();
+    ds.commit(puts(&all[FULL.end as usize..])).await.unwrap();
+    ds.close().await.unwrap();
+    let lost = repo.rows(&all).await;
+    let blobs = serde_json::to_string(&net.blobs()).unwrap();
+    let from = RebuildFrom::List(List::read(blobs.as_bytes()).unwrap());
+    let again = Repo::new(&net);
+    let report = rebuild_index(again.config(), again.dir.path(), from, &mut |_| {}).await;
+    let report = report.unwrap();
+    assert!(report.left_out.is_empty(), "{report:?}");
+    for ((lost, of), (found, entry)) in lost.iter().zip(again.rows(&all).await) {
+        let place = |row: &Record| {
+            (
+                row.blob_id.clone(),
+                row.patch_id.clone(),
+                row.offset,
+                row.size,
+            )
+        };
+        assert_eq!(place(&found), place(lost));
+        assert_eq!((entry.format, entry.size), (of.format.clone(), of.size));
+    }
+    again.reads(&all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quilt_is_renewed_as_the_same_blob() {
+    let net = walrus().await;
+    let repo = Repo::new(&net)
+        .with("epochs", 1)
+        .with("blobCacheBytes", -1)
+        .with("epochDurationSeconds", 2)
+        .with("renewIntervalSeconds", 1);
+    let blocks = of_one_size(FULL);
+    let ds = repo.open().await;
+    ds.commit(puts(&blocks)).await.unwrap();
+    for _ in 0..3 {
+        eventually("the blob lives beyond the next epoch", || {
+            net.blobs()[0].end_epoch > net.epoch() + 1
+        })
+        .await;
+        net.advance_epoch(1);
+    }
+    for (key, value) in &blocks {
+        assert_eq!(ds.get(key).await.unwrap().as_ref(), Some(value));
+    }
+    ds.close().await.unwrap();
+    assert_eq!(net.blobs().len(), 1, "the same blob all the time");
+    assert!(repo
+        .rows(&blocks)
+        .await
+        .iter()
+        .all(|(row, _)| row.patch_id.is_some()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_stores_quilts() {
+    let net = walrus().await;
+    let repo = Repo::new(&net)
+        .with("journalPath", "journal")
+        .with("packIdleFlushSeconds", 1);
+    let blocks = of_one_size(FULL);
+    let ds = repo.open().await;
+    ds.commit(puts(&blocks)).await.unwrap();
+    ds.close().await.unwrap();
+    let rows = repo.rows(&blocks).await;
+    assert!(rows
+        .iter()
+        .all(|(row, entry)| row.patch_id.is_some() && entry.format == "quilt"));
+    repo.reads(&blocks).await;
+}
+
+/// More blocks wait than a pack takes: it is cut where its blocks fill their columns, and the
+/// others travel in the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_pack_is_cut_for_a_quilt() {
+    for journal in [false, true] {
+        let net = walrus().await;
+        // 35 blocks would fit.
+        let mut repo = Repo::new(&net).with("packTargetSizeBytes", 706_000);
+        if journal {
+            repo = repo.with("journalPath", "journal");
+        }
+        let blocks = of_one_size(0..99);
+        let ds = repo.open().await;
+        ds.commit(puts(&blocks)).await.unwrap();
+        ds.close().await.unwrap();
+        let rows = repo.rows(&blocks).await;
+        let quilts = rows.iter().filter(|(_, entry)| entry.format == "quilt");
+        assert_eq!(quilts.count(), 99, "journal {journal}");
+        assert_eq!(net.blobs().len(), 3, "journal {journal}");
+        repo.reads(&blocks).await;
+    }
+}
+
+/// The blocks are stored in another format, once and for the next packs too, and an operator is
+/// told.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_quilts_are_made_for_a_network_of_another_size() {
+    let net = walrus().await;
+    let repo = Repo::new(&net).with("nShards", 1000);
+    let blocks = of_one_size(0..40);
+    let ds = repo.open().await;
+    ds.commit(puts(&blocks[..20])).await.unwrap();
+    ds.commit(puts(&blocks[20..])).await.unwrap();
+    let errors: Vec<_> = std::iter::from_fn(|| ds.next_log_line())
+        .filter(|line| line.level == Level::Error)
+        .map(|line| line.message)
+        .collect();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    for word in ["packFormat", "nShards", "1000", "\"car\""] {
+        assert!(errors[0].contains(word), "{word}: {errors:?}");
+    }
+    ds.close().await.unwrap();
+    assert_eq!(net.blobs().len(), 3, "one was of no use");
+    let rows = repo.rows(&blocks).await;
+    assert!(rows.iter().all(|(row, _)| row.patch_id.is_none()));
+    repo.reads(&blocks).await;
+}
+
+/// No row points at a quilt that was not read yet, and another try does not pay for it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quilt_is_read_back_before_its_rows_are_written() {
+    let net = walrus().await;
+    let repo = Repo::new(&net).with("maxRetries", 1);
+    let blocks = of_one_size(FULL);
+    let ds = repo.open().await;
+    net.set_faults(vec![
+        FaultRule::new(FaultAction::Internal).on([Request::QuiltPatch])
+    ]);
+    let failed = ds.commit(puts(&blocks)).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Walrus);
+    assert!(failed.message().contains("quilt"), "{failed}");
+    assert!(failed.is_retryable());
+    assert!(!ds.has(&blocks[0].0).await.unwrap());
+    net.clear_faults();
+    ds.commit(puts(&blocks)).await.unwrap();
+    ds.close().await.unwrap();
+    assert_eq!(net.stats().newly_created, 1);
+    repo.reads(&blocks).await;
 }

@@ -48,6 +48,7 @@ pub use faults::{FaultAction, FaultMatch, FaultPlan, FaultReport, FaultRule, Los
 pub use jsonwebtoken::Algorithm as JwtAlgorithm;
 pub use network::{BlobInfo, Prices, PUBLISHER_ADDRESS};
 pub use object_id::{ObjectId, ObjectIdParseError};
+pub use quilt::{make_quilt, read_quilt, QuiltMember};
 pub use registration::{FreeStorage, Registration};
 pub use stats::Stats;
 

@@ -380,6 +380,50 @@ impl<'a> Quilt<'a> {
     }
 }
 
+/// A member of a quilt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuiltMember {
+    /// The name by which it is read.
+    pub identifier: String,
+    /// Tags, by their names.
+    pub tags: BTreeMap<String, String>,
+    /// Its columns in the matrix of the quilt.
+    pub columns: Range<u16>,
+    /// Its content.
+    pub data: bytes::Bytes,
+}
+
+/// The blob that the publisher makes of these members.
+///
+/// # Errors
+/// The reason for which the publisher refuses them.
+pub fn make_quilt(geometry: Geometry, members: &[QuiltMember]) -> Result<Vec<u8>, String> {
+    let patches = members.iter().map(|member| NewPatch {
+        identifier: member.identifier.clone(),
+        tags: member.tags.clone(),
+        data: member.data.clone(),
+    });
+    encode(geometry, patches.collect()).map(|(bytes, _)| bytes)
+}
+
+/// The members that the aggregator finds in a blob, in the order of their places; `None` if it is
+/// no quilt, or a damaged one.
+pub fn read_quilt(geometry: Geometry, blob: &[u8]) -> Option<Vec<QuiltMember>> {
+    let quilt = Quilt::new(geometry, blob).ok()?;
+    let patches = quilt.patches().ok()?.into_iter();
+    let members = patches.map(|patch| {
+        let found = quilt.patch(&patch.columns).ok()?;
+        let same = found.identifier == patch.identifier && found.tags == patch.tags;
+        same.then_some(QuiltMember {
+            identifier: patch.identifier,
+            tags: patch.tags,
+            columns: patch.columns,
+            data: found.data,
+        })
+    });
+    members.collect()
+}
+
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

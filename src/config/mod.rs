@@ -459,12 +459,9 @@ impl<'a> Fields<'a> {
         match self.text("packFormat")? {
             None | Some("car") => Ok(PackFormat::Car),
             Some("concat") => Ok(PackFormat::Concat),
-            Some("quilt") => Err(Error::new(
-                ErrorKind::Unsupported,
-                "packFormat \"quilt\" is not supported yet: leave it out, or \"car\", or \"concat\"",
-            )),
+            Some("quilt") => Ok(PackFormat::Quilt),
             Some(other) => Err(bad(format!(
-                "packFormat is {:?}, expected \"car\" or \"concat\"",
+                "packFormat is {:?}, expected \"car\", \"concat\" or \"quilt\"",
                 shorten(other)
             ))),
         }

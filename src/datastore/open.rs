@@ -32,7 +32,7 @@ use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::upload::limit::UploadLimit;
-use crate::upload::{adopt, Uploader};
+use crate::upload::{adopt, Quilts, Uploader};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for notices to an operator.
@@ -335,6 +335,11 @@ fn uploader(
             deletable: config.deletable,
         },
         format: config.pack_format,
+        quilts: Quilts::new(
+            config.n_shards,
+            config.pack_target_size_bytes,
+            Arc::clone(&parts.log),
+        ),
         target_bytes: config.pack_target_size_bytes,
         limit: UploadLimit::new(config.workers),
         fresh_for: Duration::ZERO,

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::clock::EpochClock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::patch::Columns;
 
 mod combine;
 mod deleted;
@@ -109,6 +110,33 @@ impl Record {
 }
 
 impl Record {
+    /// The offset that holds the place of the block in a table without a column for patch IDs: that
+    /// of a member of a quilt is negative and stands for its columns, so that a program that does
+    /// not know of this finds an impossible place, and not other bytes. `None` for a patch ID that
+    /// is none of the blob.
+    pub(crate) fn offset_without_patch(&self) -> Option<i64> {
+        match self.patch_id.as_deref() {
+            None | Some("") => Some(self.offset),
+            Some(patch) => Some(Columns::of(patch, &self.blob_id)?.as_offset()),
+        }
+    }
+
+    /// This row, as it was read, with the patch ID for which its offset stands, if it does.
+    pub(crate) fn with_patch_of_offset(self) -> Self {
+        let columns = match self.patch_id {
+            None => Columns::of_offset(self.offset),
+            Some(_) => None,
+        };
+        match columns.and_then(|columns| columns.patch_id(&self.blob_id)) {
+            None => self,
+            patch_id => Record {
+                offset: 0,
+                patch_id,
+                ..self
+            },
+        }
+    }
+
     /// The length of the block under `key` (bytes).
     pub(crate) fn size_of(&self, key: &str) -> Result<u64> {
         let range = self.range().map_err(|e| e.context(key))?;

@@ -228,10 +228,8 @@ fn by_blob(blocks: Vec<(Arc<Block>, Record)>) -> HashMap<String, Placed> {
     let mut blobs = HashMap::<_, Placed>::new();
     for (block, row) in blocks {
         let (blocks, places) = blobs.entry(row.blob_id).or_default();
-        places.push(Place {
-            offset: u64::try_from(row.offset).unwrap_or(0),
-            len: block.len(),
-        });
+        let offset = u64::try_from(row.offset).unwrap_or(0);
+        places.push(Place::range(offset, block.len()));
         blocks.push(block);
     }
     blobs
@@ -321,8 +319,7 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
         if !current {
             obsolete.push(block);
         } else if let (true, Some(row)) = (same, row.stored(back.contains(block.key()))) {
-            // No journal writes rows of quilts: another node wrote that row, and is responsible for
-            // its blob.
+            // A quilt is read back before the first row of its blocks is written.
             let doubtful = block.unproven.load(Ordering::Relaxed) || back.contains(block.key());
             let owed = doubtful && row.patch_id.is_none();
             match owed {

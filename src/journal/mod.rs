@@ -502,6 +502,10 @@ impl Journal {
                     obsolete = true;
                 }
             }
+            for block in pack.drain(fill.keep().min(pack.len())..).rev() {
+                state.queued_bytes += block.len();
+                state.queue.push_front(block);
+            }
         }
         if obsolete {
             self.writer.reclaim();

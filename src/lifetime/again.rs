@@ -247,7 +247,8 @@ async fn renew_blob(
             ),
         ));
     }
-    let rows = Rows::new(&rows, past.refused(), past.was_wrong());
+    let rows = Rows::new(&rows, past.refused(), past.was_wrong())
+        .on_network(parts.uploader.quilts.n_shards());
     let (bytes, odd) = match entry.digest.is_empty() {
         true => right_bytes(parts, item, &rows, past.turn()).await?,
         false => known_bytes(parts, entry, &rows).await?,

@@ -7,6 +7,9 @@
 //! hash to their keys: then either the rows that do not fit are wrong, or the bytes are, which the
 //! blob ID will show.
 //!
+//! Members of a quilt are taken out of its matrix, whose rows and columns follow from the number of
+//! shards. If none of them is found, that number is wrong, or all bytes are.
+//!
 //! Once bytes of a blob were stored as another blob, an answer is taken only if it is certainly
 //! right, or if it comes twice: an aggregator that gives other bytes each time is never paid for
 //! again, and other aggregators have their turn.
@@ -19,6 +22,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::index::KeyRecord;
 use crate::multihash::{self, Match};
+use crate::patch::Columns;
+use crate::upload::quilt::Matrix;
 
 /// The hash of a blob's bytes.
 pub(super) type Digest = [u8; 32];
@@ -74,6 +79,10 @@ impl Fit {
 /// The rows of a blob, as far as they describe its bytes.
 pub(super) struct Rows<'a> {
     ranges: Vec<(&'a str, Range<u64>)>,
+    /// Members of a quilt: key, columns, length.
+    members: Vec<(&'a str, Columns, u64)>,
+    /// The shards of the network.
+    n_shards: u32,
     /// The faults of rows whose places are impossible for any bytes.
     nonsense: Vec<String>,
     /// Where the last block ends, if the blocks leave no gap.
@@ -101,8 +110,15 @@ impl<'a> Rows<'a> {
     pub(super) fn new(rows: &'a [KeyRecord], refused: HashSet<Digest>, cautious: bool) -> Self {
         let mut ranges = Vec::new();
         let mut nonsense = Vec::new();
-        for row in rows.iter().filter(|r| r.record.patch_id.is_none()) {
+        let mut members = Vec::new();
+        for row in rows {
+            let patch_id = row.record.patch_id.as_deref();
             match row.record.range() {
+                Ok(range) if patch_id.is_some() => {
+                    let columns = patch_id.and_then(|id| Columns::of(id, &row.record.blob_id));
+                    let member = columns.map(|c| (row.key.as_str(), c, range.end - range.start));
+                    members.extend(member);
+                }
                 Ok(range) => ranges.push((row.key.as_str(), range)),
                 Err(e) => nonsense.push(format!("block {}: {e}", row.key)),
             }
@@ -117,11 +133,18 @@ impl<'a> Rows<'a> {
         Rows {
             end: end.filter(|end| *end > 0),
             ranges,
+            members,
+            n_shards: 0,
             nonsense,
             refused,
             cautious,
             seen: Mutex::default(),
         }
+    }
+
+    /// The same on a network of so many shards, whose quilts can be checked.
+    pub(super) fn on_network(self, n_shards: u32) -> Self {
+        Rows { n_shards, ..self }
     }
 
     /// The length that the blob has at least, according to the rows (bytes).
@@ -160,7 +183,30 @@ impl<'a> Rows<'a> {
                     .push(format!("block {key} does not hash to its key")),
             }
         }
+        self.fit_members(blob, &mut fit);
         fit
+    }
+
+    fn fit_members(&self, blob: &[u8], fit: &mut Fit) {
+        let matrix = Matrix::of(blob.len() as u64, self.n_shards);
+        let judged = self.members.iter().map(|(key, columns, len)| {
+            let member = matrix.and_then(|matrix| matrix.member(blob, *columns));
+            let member = member.filter(|member| member.len() as u64 == *len);
+            member.map_or(Match::No, |member| multihash::check(key, &member))
+        });
+        let judged: Vec<Match> = judged.collect();
+        // With another number of shards than the network has, no member is found. Then they tell
+        // nothing of the bytes.
+        let found = judged.contains(&Match::Yes);
+        for ((key, ..), judged) in self.members.iter().zip(judged) {
+            match judged {
+                Match::Yes => fit.verified += 1,
+                Match::No if found => fit
+                    .odd
+                    .push(format!("block {key} is no member of the quilt")),
+                Match::No | Match::Unknown => fit.unknown += 1,
+            }
+        }
     }
 
     /// The faults of the rows that do not fit these bytes.
@@ -292,6 +338,52 @@ mod tests {
         assert!(judge(&[row(&b, 5, 6)], b"firstsecond...").0);
         let (taken, best) = judge(&[row(&key_of(b"first"), 0, 5)], b"firstsecond");
         assert!(!taken && best.is_some());
+    }
+
+    #[test]
+    fn members_of_a_quilt_prove_its_bytes() {
+        let blob_id = "hdLCZrle4H-71smk2IuGYKtmF3PdlF2v7jsQpFa4wCw";
+        let geometry = walrus_devnet::Geometry::new(100).unwrap();
+        let values = [vec![1; 5000], vec![2; 3000], Vec::new()];
+        let tags = std::collections::BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        let members = values
+            .iter()
+            .enumerate()
+            .map(|(n, value)| walrus_devnet::QuiltMember {
+                identifier: format!("name {n}"),
+                tags: if n == 1 {
+                    tags.clone()
+                } else {
+                    Default::default()
+                },
+                columns: 0..0,
+                data: value.clone().into(),
+            });
+        let quilt = walrus_devnet::make_quilt(geometry, &members.collect::<Vec<_>>()).unwrap();
+        let found = walrus_devnet::read_quilt(geometry, &quilt).unwrap();
+        let rows: Vec<KeyRecord> = found
+            .iter()
+            .map(|member| {
+                let columns = Columns::new(member.columns.start, member.columns.end);
+                let patch_id = columns.unwrap().patch_id(blob_id);
+                let mut row = row(&key_of(&member.data), 0, member.data.len() as i64);
+                row.record.blob_id = blob_id.to_owned();
+                row.record.patch_id = patch_id;
+                row
+            })
+            .collect();
+        let judge = |n_shards, bytes: &[u8]| {
+            let rows = Rows::new(&rows, HashSet::new(), false).on_network(n_shards);
+            let taken = rows.strictly(bytes).is_ok();
+            (taken, rows.best(0).map(|best| best.fit.odd.len()))
+        };
+        assert_eq!(judge(100, &quilt), (true, None));
+        let mut damaged = quilt.clone();
+        let at = damaged.iter().rposition(|byte| *byte == 1).unwrap();
+        damaged[at] = 7;
+        assert_eq!(judge(100, &damaged), (false, Some(1)));
+        // The number of shards is wrong.
+        assert_eq!(judge(1000, &quilt), (true, None));
     }
 
     #[test]

@@ -60,6 +60,23 @@ struct Live<'a> {
     end: u64,
 }
 
+/// What is read at once.
+enum Source<'a> {
+    /// Blocks that lie near each other in the blob.
+    Range(Vec<Live<'a>>),
+    /// A member of a quilt, by its patch ID.
+    Member(&'a KeyRecord, &'a str),
+}
+
+impl Source<'_> {
+    async fn read(self, parts: &RenewalParts, blob_id: &str) -> Result<Vec<Carried>> {
+        match self {
+            Source::Range(window) => read(parts, blob_id, &window).await,
+            Source::Member(row, patch_id) => read_member(parts, row, patch_id).await,
+        }
+    }
+}
+
 fn right(key: &str, value: &[u8]) -> bool {
     multihash::check(key, value) == Match::Yes
 }
@@ -81,8 +98,9 @@ pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<
     let mut blocks: Vec<Carried> = Vec::new();
     for blob_id in blob_ids {
         let rows = parts.index.rows_of_blob(blob_id).await?;
-        for window in windows(&rows) {
-            let blocks_read = match read(parts, blob_id, &window).await {
+        let windows = windows(&rows).into_iter().map(Source::Range);
+        for from in windows.chain(members(&rows)) {
+            let blocks_read = match from.read(parts, blob_id).await {
                 Ok(blocks_read) => blocks_read,
                 Err(e) => {
                     let text = format!("blob {blob_id} cannot be repacked now: {e}");
@@ -92,10 +110,13 @@ pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<
                 }
             };
             for block in blocks_read {
-                if !fill.takes(&block.key, block.len()) {
-                    deliver(parts, std::mem::take(&mut blocks)).await?;
+                while !fill.takes(&block.key, block.len()) {
+                    let rest = blocks.split_off(fill.keep().min(blocks.len()));
+                    deliver(parts, std::mem::replace(&mut blocks, rest)).await?;
                     fill = parts.uploader.empty_pack();
-                    fill.takes(&block.key, block.len());
+                    for block in &blocks {
+                        fill.takes(&block.key, block.len());
+                    }
                 }
                 blocks.push(block);
             }
@@ -137,6 +158,39 @@ fn windows(rows: &[KeyRecord]) -> Vec<Vec<Live<'_>>> {
         }
     }
     windows
+}
+
+/// The members of a quilt that can be checked.
+fn members(rows: &[KeyRecord]) -> impl Iterator<Item = Source<'_>> {
+    let checkable = |row: &&KeyRecord| multihash::check(&row.key, b"") != Match::Unknown;
+    let members = rows.iter().filter(checkable);
+    members.filter_map(|row| Some(Source::Member(row, row.record.patch_id.as_deref()?)))
+}
+
+/// Reads a member of a quilt. It is left out if no aggregator gives it right.
+async fn read_member(
+    parts: &RenewalParts,
+    row: &KeyRecord,
+    patch_id: &str,
+) -> Result<Vec<Carried>> {
+    let Ok(range) = row.record.range() else {
+        return Ok(Vec::new());
+    };
+    let check = |bytes: &[u8]| match right(&row.key, bytes) {
+        true => Ok(()),
+        false => Err("the block does not hash to its key".to_owned()),
+    };
+    let store = &parts.uploader.store;
+    let len = range.end - range.start;
+    match store.read_patch_of(patch_id, len, &check).await {
+        Ok(value) => Ok(vec![Carried {
+            key: row.key.clone(),
+            value,
+            from: row.record.blob_id.clone(),
+        }]),
+        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
 }
 
 /// Reads the blocks of a window. A block that no aggregator gives right is left out.

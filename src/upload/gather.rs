@@ -180,6 +180,10 @@ impl Gathered {
             self.bytes -= next.len();
             pack.extend(self.blocks.pop_front());
         }
+        for block in pack.drain(fill.keep().min(pack.len())..).rev() {
+            self.bytes += block.len();
+            self.blocks.push_front(block);
+        }
         pack
     }
 }

@@ -42,7 +42,7 @@ mod ticket;
 
 pub use adopt::Adopted;
 pub use format::Format;
-pub(crate) use format::{car, proof, Fill, Parcel, Place};
+pub(crate) use format::{car, proof, quilt, Fill, Parcel, Place, Quilts};
 pub(crate) use gather::{NewBlock, Packer};
 use limit::UploadLimit;
 
@@ -57,6 +57,7 @@ pub(crate) struct Uploader {
     pub(crate) gone: Arc<Gone>,
     pub(crate) options: StoreOptions,
     pub(crate) format: Format,
+    pub(crate) quilts: Quilts,
     /// The configured ceiling of a pack (bytes).
     pub(crate) target_bytes: u64,
     pub(crate) limit: UploadLimit,
@@ -181,14 +182,16 @@ impl Uploader {
 
     /// A pack to be filled with blocks.
     pub(crate) fn empty_pack(&self) -> Fill {
-        Fill::new(self.format, self.target())
+        Fill::new(self.format, self.target()).with_shards(self.quilts.n_shards())
     }
 
     /// Stores blocks as one pack.
     pub(crate) async fn store<P: Parcel>(&self, blocks: &[P]) -> Sent {
         let metrics = &self.metrics;
         let (begun, ceiling) = (Instant::now(), self.target());
-        let sent = self.format.store(blocks, &*self.store, self.options);
+        let sent = self
+            .format
+            .store(blocks, &*self.store, self.options, &self.quilts);
         match caught(sent).await {
             Ok(stored) => {
                 let layout = stored.layout;

@@ -56,7 +56,7 @@ static void configuration_errors(void) {
       {config_for("http://p", "http://a", ", \"table\": \"a b\""), WALRUSDS_CONFIG, "table"},
       {config_for("http://p", "http://a", ", \"type\": \"flatfs\""), WALRUSDS_CONFIG, "type"},
       {config_for("ftp://p", "http://a", ""), WALRUSDS_CONFIG, "publisherURL"},
-      {config_for("http://p", "http://a", ", \"packFormat\": \"quilt\""), WALRUSDS_UNSUPPORTED,
+      {config_for("http://p", "http://a", ", \"packFormat\": \"zip\""), WALRUSDS_CONFIG,
        "packFormat"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -940,6 +940,47 @@ pub async fn quilt_members(env: Env) {
     );
 }
 
+/// Members of quilts whose patch IDs are of their blobs are rows of every table.
+pub async fn members_of_a_true_quilt(env: Env) {
+    let blob = "hdLCZrle4H-71smk2IuGYKtmF3PdlF2v7jsQpFa4wCw";
+    let patches = [
+        "hdLCZrle4H-71smk2IuGYKtmF3PdlF2v7jsQpFa4wCwBAQACAA",
+        "hdLCZrle4H-71smk2IuGYKtmF3PdlF2v7jsQpFa4wCwBAgADAA",
+    ];
+    let members = ["/q1", "/q2"].iter().zip(patches).map(|(key, patch)| {
+        let mut member = row(key, blob, 0, 10);
+        member.record.patch_id = Some(patch.to_owned());
+        member
+    });
+    let members: Vec<_> = members.collect();
+    env.a.put_many(&members).await.unwrap();
+    let keys: Vec<String> = members.iter().map(|member| member.key.clone()).collect();
+    let all = || members.iter().map(|member| Some(member.record.clone()));
+    assert_eq!(
+        env.b.get_many(&keys).await.unwrap(),
+        all().collect::<Vec<_>>()
+    );
+    assert_eq!(env.b.get("/q2").await.unwrap(), all().nth(1).unwrap());
+    let mut rows = env.b.rows_of_blob(blob).await.unwrap();
+    rows.sort_by(|a, b| a.key.cmp(&b.key));
+    assert_eq!(rows, members);
+    let moved = [row("/q1", "new", 7, 10)];
+    assert_eq!(env.a.move_rows(blob, &moved).await.unwrap(), 1);
+    assert_eq!(
+        env.b.get("/q1").await.unwrap().as_ref(),
+        Some(&moved[0].record)
+    );
+    env.a.delete("/q2").await.unwrap();
+    assert_eq!(env.b.get("/q2").await.unwrap(), None);
+    let mut other = members[0].clone();
+    other.record.blob_id = "isJUV15Cqlr3O0HUFwK2cURUQ20sFo9Gt1BVOQ_3TZQ".into();
+    let put = env.a.put(&other).await;
+    match env.quilts {
+        true => put.unwrap(),
+        false => assert_eq!(kind(put), ErrorKind::Unsupported),
+    }
+}
+
 pub async fn concurrent_use(env: Env) {
     let mut tasks = Vec::new();
     for task in 0..32 {

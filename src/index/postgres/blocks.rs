@@ -48,10 +48,10 @@ impl PostgresParts {
             check_key(key)?;
             check_text("blob ID", &record.blob_id)?;
             check_text("patch ID", patch_id)?;
-            if !self.shape.has_patch_id && !patch_id.is_empty() {
+            if !self.shape.has_patch_id && record.offset_without_patch().is_none() {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
-                    format!("index in Postgres: table {} has no column patch_id; blocks in quilts cannot be indexed there", self.shape.table),
+                    format!("index in Postgres: table {} has no column patch_id, and block {key} cannot be indexed without: its patch ID is none of its blob", self.shape.table),
                 ));
             }
         }

@@ -11,7 +11,7 @@ use crate::index::{KeyRecord, Record};
 /// Reads `staged, blob_id, patch_id, blob_offset, size, deletable, end_epoch, expires_at`.
 pub(super) fn record(row: &Row) -> Result<Record, PgError> {
     let patch_id: String = row.try_get(2)?;
-    Ok(Record {
+    let record = Record {
         staged: row.try_get(0)?,
         blob_id: row.try_get(1)?,
         patch_id: (!patch_id.is_empty()).then_some(patch_id),
@@ -20,7 +20,8 @@ pub(super) fn record(row: &Row) -> Result<Record, PgError> {
         deletable: row.try_get(5)?,
         end_epoch: row.try_get(6)?,
         expires_at: row.try_get(7)?,
-    })
+    };
+    Ok(record.with_patch_of_offset())
 }
 
 /// As [`record`], with the key after it.
@@ -52,7 +53,11 @@ pub(super) fn columns(rows: &[&KeyRecord], with_patch: bool) -> Vec<Param> {
     let mut params = vec![
         texts(|row| &row.key),
         texts(|row| &row.record.blob_id),
-        ints(|record| record.offset),
+        match with_patch {
+            true => ints(|record| record.offset),
+            // Those without such an offset were refused.
+            false => ints(|record| record.offset_without_patch().unwrap_or(i64::MIN)),
+        },
         ints(|record| record.size),
         Param::Bools(rows.iter().map(|row| row.record.deletable).collect()),
         ints(|record| record.end_epoch),

@@ -205,7 +205,7 @@ fn bind(statement: &mut Statement<'_>, row: &KeyRecord, now: i64) -> rusqlite::R
     let KeyRecord { key, record } = row;
     statement.raw_bind_parameter(1, key)?;
     statement.raw_bind_parameter(2, &record.blob_id)?;
-    statement.raw_bind_parameter(3, record.offset)?;
+    statement.raw_bind_parameter(3, record.offset_without_patch())?;
     statement.raw_bind_parameter(4, record.size)?;
     statement.raw_bind_parameter(5, record.deletable)?;
     statement.raw_bind_parameter(6, record.end_epoch)?;
@@ -275,7 +275,7 @@ fn from_micros(micros: i64) -> SystemTime {
 
 /// Reads `blob_id, blob_offset, size, deletable, end_epoch, expires_at`.
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    Ok(Record {
+    let record = Record {
         blob_id: row.get(0)?,
         patch_id: None,
         offset: row.get(1)?,
@@ -284,7 +284,8 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
         end_epoch: row.get(4)?,
         expires_at: row.get::<_, Option<i64>>(5)?.map(from_micros),
         staged: false,
-    })
+    };
+    Ok(record.with_patch_of_offset())
 }
 
 /// As [`record`], with the key after it.
@@ -318,10 +319,10 @@ fn checked(records: &[KeyRecord], method: &str) -> Result<Vec<KeyRecord>> {
     for KeyRecord { key, record } in records {
         check_key(key)?;
         check_text("blob ID", &record.blob_id)?;
-        if record.patch_id.as_deref().is_some_and(|p| !p.is_empty()) {
+        if record.offset_without_patch().is_none() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "index in SQLite: blocks in quilts (rows with a patch ID) cannot be indexed",
+                format!("index in SQLite: block {key} cannot be indexed: its patch ID is none of its blob"),
             ));
         }
     }

@@ -3,7 +3,7 @@
 //! [`rebuild`] takes a [`List`] of blobs and fills an index with their rows. A blob of the format
 //! `car` says which blocks it holds: two reads of parts of it tell. One of the format `concat` does
 //! not, and is named in the [`Report`] as left out. A quilt is rebuilt from the names of its
-//! members, where they are CIDs and the table takes members of quilts.
+//! members, where they are CIDs.
 //!
 //! A list comes from a file, from the wallet (`walrus list-blobs`), or from the ledger's backup
 //! ([`export`]), which knows more of each blob: its format, what was paid, and its end.

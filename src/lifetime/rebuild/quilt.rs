@@ -13,26 +13,19 @@
 
 use std::collections::BTreeMap;
 
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use base64::Engine as _;
 use data_encoding::BASE32_NOPAD;
 use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::multihash::{varint, varint_len, KeyMultihash};
+use crate::patch::Columns;
+use crate::upload::quilt::{Matrix, HAS_TAGS, MEMBER_HEAD, VERSION};
 use crate::walrus::{BlobStore, Check};
-
-/// The version of a quilt, of a member and of a patch ID.
-const VERSION: u8 = 1;
 
 /// What the beginning of a member tells: version, length of the rest (u32 LE), and whether it has
 /// tags.
-const HEAD: usize = 1 + 4 + 1;
-const HAS_TAGS: u8 = 1;
-
-/// The largest symbol of a network (bytes).
-const MOST_SYMBOL: u64 = 65_534;
+const HEAD: usize = MEMBER_HEAD as usize;
 
 /// The blocks of a quilt.
 pub(super) struct Quilt {
@@ -59,46 +52,19 @@ struct Listed {
     tags: BTreeMap<String, String>,
 }
 
-/// The matrix of a quilt.
-#[derive(Clone, Copy)]
-struct Matrix {
-    rows: u64,
-    columns: u64,
-    symbol: u64,
+/// How many bytes of the blob hold the beginnings of all columns.
+fn heads(matrix: Matrix) -> u64 {
+    MEMBER_HEAD.div_ceil(matrix.symbol).min(matrix.rows) * matrix.row()
 }
 
-impl Matrix {
-    /// The matrix that fills a blob of `len` bytes.
-    fn of(len: u64, n_shards: u32) -> Option<Matrix> {
-        let n = u64::from(n_shards);
-        let faulty = n.checked_sub(1)? / 3;
-        let (rows, columns) = (n - 2 * faulty, n - faulty);
-        let cells = rows * columns;
-        let symbol = len / cells;
-        let even = len.is_multiple_of(cells) && symbol.is_multiple_of(2);
-        let fits = even && (1..=MOST_SYMBOL).contains(&symbol);
-        fits.then_some(Matrix {
-            rows,
-            columns,
-            symbol,
-        })
+/// The beginning of a column, of the first rows.
+fn head(matrix: Matrix, rows: &[u8], column: u64) -> Option<[u8; HEAD]> {
+    let mut head = [0; HEAD];
+    for (at, byte) in head.iter_mut().enumerate() {
+        let at = matrix.place(column, at as u64);
+        *byte = *rows.get(usize::try_from(at).ok()?)?;
     }
-
-    /// How many bytes of the blob hold the beginnings of all columns.
-    fn heads(self) -> u64 {
-        (HEAD as u64).div_ceil(self.symbol) * self.columns * self.symbol
-    }
-
-    /// The beginning of a column, of the first rows.
-    fn head(self, rows: &[u8], column: u64) -> Option<[u8; HEAD]> {
-        let mut head = [0; HEAD];
-        for (at, byte) in head.iter_mut().enumerate() {
-            let (row, within) = (at as u64 / self.symbol, at as u64 % self.symbol);
-            let at = (row * self.columns + column) * self.symbol + within;
-            *byte = *rows.get(usize::try_from(at).ok()?)?;
-        }
-        Some(head)
-    }
+    Some(head)
 }
 
 /// The blocks of a blob, if it is a quilt of a network of so many shards.
@@ -120,7 +86,7 @@ pub(super) async fn rebuild_quilt(
         return Ok(None);
     };
     let listed = members(store, blob_id).await?;
-    let heads = store.read_range(blob_id, 0, matrix.heads(), any).await?;
+    let heads = store.read_range(blob_id, 0, heads(matrix), any).await?;
     let mut blocks = Vec::with_capacity(listed.len());
     for member in listed {
         let Some(key) = key_of_cid(&member.identifier) else {
@@ -162,17 +128,14 @@ async fn members(store: &dyn BlobStore, blob_id: &str) -> Result<Vec<Listed>> {
 
 /// The length of a member, if it fits its place.
 fn len_of(member: &Listed, blob_id: &str, matrix: Matrix, heads: &[u8]) -> Option<u64> {
-    let id = URL_SAFE_NO_PAD.decode(&member.patch_id).ok()?;
-    let id: [u8; 37] = id.try_into().ok()?;
-    let (quilt, place) = id.split_at(32);
-    let column = |at: usize| u64::from(u16::from_le_bytes([place[at], place[at + 1]]));
-    let (start, end) = (column(1), column(3));
-    if URL_SAFE_NO_PAD.encode(quilt) != blob_id || place[0] != VERSION || end > matrix.columns {
+    let columns = Columns::of(&member.patch_id, blob_id)?;
+    let (start, end) = (u64::from(columns.start()), u64::from(columns.end()));
+    if end > matrix.columns {
         return None;
     }
-    let [version, a, b, c, d, flags] = matrix.head(heads, start)?;
+    let [version, a, b, c, d, flags] = head(matrix, heads, start)?;
     let rest = u64::from(u32::from_le_bytes([a, b, c, d]));
-    let taken = (HEAD as u64 + rest).div_ceil(matrix.rows * matrix.symbol);
+    let taken = matrix.columns_of(MEMBER_HEAD + rest);
     if version != VERSION || start.checked_add(taken)? != end {
         return None;
     }
@@ -228,8 +191,8 @@ mod tests {
             (matrix.rows, matrix.columns, matrix.symbol),
             (334, 667, 302)
         );
-        assert_eq!(matrix.heads(), 667 * 302);
-        assert_eq!(Matrix::of(2 * cells, 1000).unwrap().heads(), 3 * 667 * 2);
+        assert_eq!(heads(matrix), 667 * 302);
+        assert_eq!(heads(Matrix::of(2 * cells, 1000).unwrap()), 3 * 667 * 2);
         for none in [0, cells, 302 * cells + 1, 302 * cells - 1, 65_536 * cells] {
             assert!(Matrix::of(none, 1000).is_none(), "{none}");
         }

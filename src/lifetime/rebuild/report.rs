@@ -25,7 +25,7 @@ pub enum Why {
     Undescribed,
     /// It is a file of walrusds, and damaged or forged.
     Damaged,
-    /// It is a quilt, and the table of the index takes no members of quilts.
+    /// It is a quilt, and the index takes no members of quilts. Those of this crate take them.
     NoColumn,
     /// No aggregator has it: its storage is over, or it was deleted.
     Gone,

@@ -99,6 +99,11 @@ pub(super) fn takes(key: &str) -> bool {
     KeyMultihash::of(key).is_some()
 }
 
+/// What the CID of a block begins with: version and codec.
+pub(super) fn cid_head<P: Parcel>(block: &P) -> [u8; CID_HEAD as usize] {
+    [1, if block.is_dag_pb() { DAG_PB } else { RAW }]
+}
+
 /// A block's entry in the index.
 struct Entry {
     hash: KeyMultihash,
@@ -130,14 +135,13 @@ pub(super) fn lay_out<P: Parcel>(blocks: &[P]) -> Option<(Body, Layout)> {
     for (block, hash) in blocks.iter().zip(hashes) {
         let (len, head_at) = (block.len(), heads.len());
         push_varint(&mut heads, CID_HEAD + hash.bytes.len() as u64 + len);
-        let codec = if block.is_dag_pb() { DAG_PB } else { RAW };
-        heads.extend_from_slice(&[1, codec]);
+        heads.extend_from_slice(&cid_head(block));
         heads.extend_from_slice(&hash.bytes);
         ends.push(heads.len());
         let section = at;
         at += (heads.len() - head_at) as u64;
         let offset = DATA_AT + at;
-        places.push(Place { offset, len });
+        places.push(Place::range(offset, len));
         at += len;
         entries.push(Entry { hash, section });
     }

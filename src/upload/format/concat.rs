@@ -9,7 +9,7 @@ pub(super) fn lay_out<P: Parcel>(blocks: &[P]) -> (Body, Layout) {
         let offset = body.len();
         block.append_to(&mut body);
         let len = block.len();
-        Place { offset, len }
+        Place::range(offset, len)
     };
     let places = blocks.iter().map(place).collect();
     let len = body.len();
@@ -45,8 +45,8 @@ mod tests {
         let (body, layout) = lay_out(&["", "first", "", "second", ""].map(Text));
         assert_eq!(layout.len, 11);
         assert_eq!(body.collect().await.unwrap(), "firstsecond");
-        let place = |offset, len| Place { offset, len };
-        let places = [(0, 0), (0, 5), (5, 0), (5, 6), (11, 0)].map(|(at, len)| place(at, len));
+        let places =
+            [(0, 0), (0, 5), (5, 0), (5, 6), (11, 0)].map(|(at, len)| Place::range(at, len));
         assert_eq!(layout.places, places);
     }
 }

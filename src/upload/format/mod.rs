@@ -14,15 +14,21 @@
 //! |---|---|
 //! | `car` | a CARv2 file with an index; blocks whose keys are no multihashes travel as `concat` |
 //! | `concat` | one block after another, nothing else |
+//! | `quilt` | a quilt of Walrus where it costs hardly more than `concat`, else as `car` |
 
 use bytes::Bytes;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::Record;
+use crate::patch::Columns;
 use crate::walrus::{BlobStore, Body, Check, StoreOptions, StoreResult};
 
 pub(crate) mod car;
 mod concat;
+pub(crate) mod quilt;
+mod quilts;
+
+pub(crate) use quilts::Quilts;
 
 /// A block as a format sees it.
 pub(crate) trait Parcel: Sync {
@@ -45,9 +51,20 @@ pub(crate) struct Place {
     pub(crate) offset: u64,
     /// How many bytes it has.
     pub(crate) len: u64,
+    /// The columns of a member of a quilt: its bytes are no range of the blob.
+    pub(crate) columns: Option<Columns>,
 }
 
 impl Place {
+    /// The place of a block that is a range of its blob.
+    pub(crate) fn range(offset: u64, len: u64) -> Place {
+        Place {
+            offset,
+            len,
+            columns: None,
+        }
+    }
+
     /// Reads the block that lies here.
     pub(crate) async fn read(
         self,
@@ -55,9 +72,15 @@ impl Place {
         blob_id: &str,
         check: Check<'_>,
     ) -> Result<Bytes> {
-        walrus
-            .read_range(blob_id, self.offset, self.len, check)
-            .await
+        let Some(columns) = self.columns else {
+            let reading = walrus.read_range(blob_id, self.offset, self.len, check);
+            return reading.await;
+        };
+        let patch_id = columns.patch_id(blob_id).ok_or_else(|| {
+            let text = format!("{blob_id:?} is no blob ID, so that its member has no patch ID");
+            Error::new(ErrorKind::Walrus, text)
+        })?;
+        walrus.read_patch_of(&patch_id, self.len, check).await
     }
 
     /// The row of a block that lies here in the blob of `row`.
@@ -65,6 +88,7 @@ impl Place {
         Record {
             offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
             size: i64::try_from(self.len).unwrap_or(i64::MAX),
+            patch_id: self.columns.and_then(|c| c.patch_id(&row.blob_id)),
             ..row.clone()
         }
     }
@@ -97,6 +121,9 @@ pub enum Format {
     Car,
     /// One block after another, nothing else.
     Concat,
+    /// A quilt of Walrus, whose blocks any aggregator gives by their CIDs, where it costs at most
+    /// 2 % more than [`Concat`](Self::Concat); else as [`Car`](Self::Car).
+    Quilt,
 }
 
 impl Format {
@@ -116,9 +143,15 @@ impl Format {
         blocks: &[P],
         walrus: &dyn BlobStore,
         options: StoreOptions,
+        quilts: &Quilts,
     ) -> Result<Stored> {
+        if self == Format::Quilt {
+            if let Some(stored) = quilts.store(blocks, walrus, options).await? {
+                return Ok(stored);
+            }
+        }
         let file = match self {
-            Format::Car => car::lay_out(blocks),
+            Format::Car | Format::Quilt => car::lay_out(blocks),
             Format::Concat => None,
         };
         if let Some((body, layout)) = file {
@@ -137,6 +170,7 @@ impl Format {
         match self {
             Format::Car => "car",
             Format::Concat => "concat",
+            Format::Quilt => "quilt",
         }
     }
 }
@@ -170,7 +204,7 @@ pub(crate) fn proof(places: &[Place]) -> Option<(usize, Place)> {
     let with_bytes = places.iter().copied().enumerate();
     with_bytes
         .filter(|(_, place)| place.len > 0)
-        .max_by_key(|(_, place)| place.offset)
+        .max_by_key(|(_, place)| (place.offset, place.columns.map(Columns::start)))
 }
 
 /// Counts the bytes of a pack while it is filled.
@@ -181,6 +215,11 @@ pub(crate) struct Fill {
     bytes: u64,
     blocks: usize,
     groups: car::Groups,
+    /// Shards of the network, on which the layout of a quilt depends.
+    n_shards: u32,
+    /// The blocks, if they may become a quilt.
+    lengths: Vec<quilt::Lengths>,
+    refused: bool,
 }
 
 impl Fill {
@@ -192,20 +231,32 @@ impl Fill {
             bytes: 0,
             blocks: 0,
             groups: car::Groups::default(),
+            n_shards: 0,
+            lengths: Vec::new(),
+            refused: false,
         }
+    }
+
+    /// The same for a network of so many shards.
+    pub(crate) fn with_shards(self, n_shards: u32) -> Self {
+        Fill { n_shards, ..self }
     }
 
     /// Counts a block in, unless the pack would become too long with it. The first one is taken
     /// however long it is.
     pub(crate) fn takes(&mut self, key: &str, len: u64) -> bool {
         let in_file = match self.format {
-            Format::Car => self.groups.room_for(key, len),
+            Format::Car | Format::Quilt => self.groups.room_for(key, len),
             Format::Concat => None,
         };
         let (room, group) = in_file.map_or((len, None), |(room, group)| (room, Some(group)));
         let bytes = self.bytes + room;
         if self.blocks > 0 && bytes > self.target {
+            self.refused = true;
             return false;
+        }
+        if self.format == Format::Quilt {
+            self.lengths.extend(quilt::Lengths::of(key, len));
         }
         self.bytes = bytes;
         self.blocks += 1;
@@ -213,6 +264,15 @@ impl Fill {
             self.groups.add(group);
         }
         true
+    }
+
+    /// How many of the blocks that were taken travel in this pack, once it is filled; the others
+    /// wait for the next one. All of them, unless the pack is full and fewer make a better quilt.
+    pub(crate) fn keep(&self) -> usize {
+        match self.refused && self.lengths.len() == self.blocks {
+            true => quilt::keep(self.n_shards, self.target, &self.lengths),
+            false => self.blocks,
+        }
     }
 }
 
@@ -222,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_last_block_with_bytes_proves_a_pack() {
-        let place = |(offset, len)| Place { offset, len };
+        let place = |(offset, len)| Place::range(offset, len);
         let places = [(0, 0), (11, 0), (0, 5), (5, 6), (5, 0)].map(place);
         assert_eq!(proof(&places), Some((3, place((5, 6)))));
         assert_eq!(proof(&places[..2]), None);
