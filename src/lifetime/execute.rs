@@ -77,7 +77,8 @@ pub(super) async fn execute(
         parts.log.push(Level::Info, text);
     }
     let round = parts.chain.clone().map(Round::new);
-    let mut extended = Vec::new();
+    let mut extended = already_extended(parts, round.as_ref(), &plan, &terms).await;
+    let paid: HashSet<&str> = extended.iter().map(|d| d.blob_id.as_str()).collect();
     let mut packs: Vec<(Option<u64>, Vec<String>)> = Vec::new();
     let mut places: HashMap<Option<u64>, usize> = HashMap::new();
     let mut can_extend = true;
@@ -88,6 +89,7 @@ pub(super) async fn execute(
             Action::Lapse | Action::Delete => drop(done.insert(decision.blob_id.clone())),
             Action::StoreAgain => {}
             _ if decision.deferred => drop(done.insert(decision.blob_id.clone())),
+            Action::Extend if paid.contains(decision.blob_id.as_str()) => {}
             Action::Extend => {
                 let Some(round) = round.as_ref().filter(|_| can_extend) else {
                     continue;
@@ -184,8 +186,7 @@ async fn due(parts: &RenewalParts, terms: &Terms) -> Result<Vec<RenewItem>> {
     let last = i64::try_from(last).unwrap_or(i64::MAX);
     let mut due: Vec<RenewItem> = Vec::new();
     loop {
-        let after = due.last().map(|item| item.blob_id.as_str());
-        let page = parts.index.ending_by(last, after, PAGE).await?;
+        let page = parts.index.ending_by(last, due.last(), PAGE).await?;
         let whole = page.len() >= PAGE;
         due.extend(page);
         if !whole || due.len() >= MOST_PLANNED {
@@ -250,6 +251,46 @@ async fn gather(parts: &RenewalParts, due: &[RenewItem]) -> Result<Gathered> {
     Ok(gathered)
 }
 
+/// The blobs that end later on the chain than the ledger says: a node that extended them could not
+/// note it, and they are not paid for again.
+async fn already_extended<'a>(
+    parts: &RenewalParts,
+    round: Option<&Round>,
+    plan: &'a plan::Plan,
+    terms: &Terms,
+) -> Vec<&'a Decision> {
+    let mut known = Vec::new();
+    let Some(round) = round else {
+        return known;
+    };
+    let decisions = plan.decisions.iter();
+    for decision in decisions.filter(|d| d.action == Action::Extend && !d.deferred) {
+        let object = decision.object_id.as_deref().unwrap_or_default();
+        match caught(round.end_epoch_of(object)).await {
+            Ok(Some(end)) if later(end, decision) && is_late_enough(end, terms) => {
+                known.push(decision);
+            }
+            Ok(_) => {}
+            Err(e) => {
+                let text = format!("the chain does not tell where blobs end, so extensions may be paid for again: {e}");
+                parts.log.push(Level::Warn, text);
+                return known;
+            }
+        }
+    }
+    known
+}
+
+/// Whether this end is later than that of the decision's blob in the ledger.
+fn later(end: u64, decision: &Decision) -> bool {
+    i64::try_from(end).is_ok_and(|end| end > decision.end_epoch)
+}
+
+/// Whether a blob with this end is not due any more.
+fn is_late_enough(end: u64, terms: &Terms) -> bool {
+    end >= terms.epoch.saturating_add(terms.lead_epochs)
+}
+
 /// Asks for an extension. Returns the failure, if that is known.
 async fn extend(
     parts: &RenewalParts,
@@ -257,7 +298,9 @@ async fn extend(
     decision: &Decision,
 ) -> std::result::Result<(), Option<Failure>> {
     let object = decision.object_id.as_deref().unwrap_or_default();
+    failpoint!("extend.begun");
     let asked = round.extend(object, decision.epochs, false).await;
+    failpoint!("extend.done");
     asked.map_err(|e| {
         Metrics::add(&parts.metrics.renewals_failed, 1);
         let text = format!(
@@ -281,9 +324,7 @@ async fn note_extension(
     let object = decision.object_id.clone().unwrap_or_default();
     let noted = async {
         let end = round.end_epoch_of(&object).await?;
-        let Some(end) =
-            end.filter(|end| i64::try_from(*end).is_ok_and(|end| end > decision.end_epoch))
-        else {
+        let Some(end) = end.filter(|end| later(*end, decision)) else {
             return Ok(false);
         };
         let known = blobs
@@ -294,19 +335,21 @@ async fn note_extension(
         blob.end_epoch = i64::try_from(end).unwrap_or(i64::MAX);
         blob.expires_at = parts.epoch_clock.ends_at(parts.clock.now(), end);
         let frost = decision.units.saturating_mul(terms.prices.storage);
-        let frost = frost.saturating_mul(decision.epochs.into());
+        let added = end.saturating_sub(u64::try_from(decision.end_epoch).unwrap_or(0));
+        let frost = frost.saturating_mul(added);
         blob.cost = i64::try_from(frost).unwrap_or(i64::MAX);
         parts.index.renewed(&blob).await?;
+        failpoint!("extend.noted");
         Metrics::add(&parts.metrics.renewals, 1);
         Metrics::add(&parts.metrics.blobs_extended, 1);
-        Ok(end >= terms.epoch.saturating_add(terms.lead_epochs))
+        Ok(is_late_enough(end, terms))
     };
     match caught(noted).await {
         Ok(ends_later) => ends_later,
         Err(e) => {
             let text = format!("the end of blob {} is not known: {e}", decision.blob_id);
             parts.log.push(Level::Error, text);
-            // The extension was paid for. The next round reads its end again.
+            // The extension was paid for. The next round reads its end first.
             true
         }
     }
@@ -344,6 +387,7 @@ async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
         if objects.is_empty() {
             continue;
         }
+        failpoint!("dead.chosen");
         let outcomes = match round.delete(&objects).await {
             Ok(outcomes) => outcomes,
             Err(e) => {
@@ -364,8 +408,10 @@ async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
                 }
             }
         }
+        failpoint!("dead.deleted");
         Metrics::add(&parts.metrics.blobs_deleted, gone.len() as u64);
         parts.index.forget_blobs(&gone).await?;
+        failpoint!("dead.forgotten");
     }
     Ok(())
 }

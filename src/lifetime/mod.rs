@@ -55,8 +55,8 @@ use present::tell_epoch;
 use repack::repack;
 pub(crate) use watch::{complaint, watch};
 
-/// How many blobs are stored again at a time, and how many bytes they may have together: each of
-/// them is held in memory.
+/// How many blobs are stored again at a time at most (fewer with fewer `workers`), and how many
+/// bytes they may have together: each of them is held in memory.
 const TOGETHER: usize = 8;
 const MOST_BYTES: u64 = 128 << 20;
 /// How many blobs are asked for at a time.
@@ -144,7 +144,7 @@ struct Rounds {
     /// Whether the log has told that the configured length of an epoch is wrong.
     contradicted: bool,
     /// The blob after which the next look for an epoch begins.
-    probed: Option<String>,
+    probed: Option<RenewItem>,
 }
 
 /// The outcome for a blob that was due.
@@ -292,9 +292,9 @@ async fn audit(
         return Ok(true);
     };
     let epoch = i64::try_from(epoch).unwrap_or(i64::MAX);
-    let mut after: Option<String> = None;
+    let mut after: Option<RenewItem> = None;
     loop {
-        let ending = parts.index.ending_by(epoch, after.as_deref(), PAGE).await?;
+        let ending = parts.index.ending_by(epoch, after.as_ref(), PAGE).await?;
         for item in &ending {
             // Each store tells the epoch anew; it may be an earlier one than was assumed.
             let end = u64::try_from(item.end_epoch).unwrap_or(0);
@@ -309,7 +309,7 @@ async fn audit(
         if ending.len() < PAGE {
             break;
         }
-        after = ending.into_iter().next_back().map(|item| item.blob_id);
+        after = ending.into_iter().next_back();
     }
     state.audited = Some(Instant::now());
     Ok(true)
@@ -335,7 +335,7 @@ async fn probe(
     loop {
         let known = parts
             .index
-            .ending_by(i64::MAX, after.as_deref(), PAGE)
+            .ending_by(i64::MAX, after.as_ref(), PAGE)
             .await?;
         for item in &known {
             let doubtful = item.expires_at <= SystemTime::UNIX_EPOCH || item.expires_at > latest;
@@ -350,12 +350,12 @@ async fn probe(
             }
             let told = parts.epoch_clock.last_seen(parts.clock.now()).is_some();
             if told || tried >= PROBES || missing >= PROBES_MISSING {
-                state.probed = Some(item.blob_id.clone());
+                state.probed = Some(item.clone());
                 return Ok(true);
             }
         }
         if known.len() >= PAGE {
-            after = known.into_iter().next_back().map(|item| item.blob_id);
+            after = known.into_iter().next_back();
         } else if from_the_first {
             return Ok(true);
         } else {
@@ -383,10 +383,11 @@ async fn attend_all(
     let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
     let entries = parts.index.blobs(&ids).await?;
     let mut due = due.into_iter().zip(entries).peekable();
+    let most = TOGETHER.min(parts.uploader.limit.ceiling());
     while due.peek().is_some() {
         let mut together = Vec::new();
         let mut room = MOST_BYTES;
-        while let Some((item, entry)) = due.next_if(|_| room > 0 && together.len() < TOGETHER) {
+        while let Some((item, entry)) = due.next_if(|_| room > 0 && together.len() < most) {
             let past = state.memory.of(parts, &item.blob_id).await?;
             if past.rests() {
                 continue;
