@@ -14,7 +14,7 @@ macro_rules! failpoint {
 
 /// The names of all fail points, for tests that try each of them.
 #[cfg(failpoints)]
-pub const FAILPOINTS: [&str; 32] = [
+pub const FAILPOINTS: [&str; 47] = [
     "pack.gathered",
     "pack.stored",
     "pack.indexed",
@@ -23,6 +23,21 @@ pub const FAILPOINTS: [&str; 32] = [
     "renew.read",
     "renew.stored",
     "renew.noted",
+    "repack.read",
+    "repack.stored",
+    "repack.read_back",
+    "repack.moved",
+    "repack.released",
+    "extend.begun",
+    "extend.done",
+    "extend.noted",
+    "dead.chosen",
+    "dead.deleted",
+    "dead.forgotten",
+    "adopt.claimed",
+    "adopt.stored",
+    "adopt.read_back",
+    "adopt.promoted",
     "usage.taken",
     "usage.written",
     "close.begun",

@@ -69,7 +69,8 @@ trapped! {
         list(range: &KeyRange, offset: usize, limit: usize) -> Result<Vec<ListItem>>;
         due_for_renewal(before: SystemTime, after: Option<&RenewItem>, limit: usize)
             -> Result<Vec<RenewItem>>;
-        ending_by(epoch: i64, after: Option<&str>, limit: usize) -> Result<Vec<RenewItem>>;
+        ending_by(epoch: i64, after: Option<&RenewItem>, limit: usize)
+            -> Result<Vec<RenewItem>>;
         rows_of_blob(blob_id: &str) -> Result<Vec<KeyRecord>>;
         rows_from(blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>>;
         update_blob_after_renewal(blob_id: &str, renewal: &Renewal) -> Result<u64>;

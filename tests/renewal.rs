@@ -17,7 +17,7 @@ use walrusds::log::Level;
 use walrusds::walrus::Check;
 use walrusds::{
     BlobStore, Body, Client, ClientConfig, Config, Error, ErrorKind, Index, KeyRecord, Leases,
-    Notes, Op, Record, Result, Rows, StoreOptions, StoreResult, WalrusDatastore,
+    Notes, Op, Record, RenewItem, Result, Rows, StoreOptions, StoreResult, WalrusDatastore,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -405,23 +405,25 @@ async fn rows_without_an_estimate_are_found_by_their_end_epochs() {
     let later = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9_000_000_000));
     index
         .put_many(&[
-            row("/1", "a", 7, None),
-            row("/2", "b", 8, later),
+            row("/1", "a", 8, None),
+            row("/2", "b", 7, later),
             row("/3", "c", 9, later),
             row("/4", "d", 0, None),
         ])
         .await
         .unwrap();
-    let found = |epoch, after: Option<&'static str>, limit| {
+    let found = |epoch, after: Option<RenewItem>, limit| {
         let index = &index;
         async move {
-            let found = index.ending_by(epoch, after, limit).await.unwrap();
-            found.into_iter().map(|i| i.blob_id).collect::<Vec<_>>()
+            let found = index.ending_by(epoch, after.as_ref(), limit).await;
+            let found = found.unwrap().into_iter();
+            found.map(|item| item.blob_id).collect::<Vec<_>>()
         }
     };
-    assert_eq!(found(8, None, 10).await, ["a", "b"]);
-    assert_eq!(found(9, None, 2).await, ["a", "b"]);
-    assert_eq!(found(9, Some("b"), 2).await, ["c"]);
+    assert_eq!(found(8, None, 10).await, ["b", "a"]);
+    assert_eq!(found(9, None, 2).await, ["b", "a"]);
+    let last = index.ending_by(9, None, 2).await.unwrap().pop();
+    assert_eq!(found(9, last, 2).await, ["c"]);
     index.close().await.unwrap();
 }
 
@@ -509,7 +511,7 @@ async fn a_lease_from_the_far_future_has_lapsed_on_postgres() {
     index.put_many(&rows).await.unwrap();
     let first = index.ending_by(8, None, 1).await.unwrap();
     assert_eq!(first[0].blob_id, "a");
-    let rest = index.ending_by(8, Some("a"), 9).await.unwrap();
+    let rest = index.ending_by(8, first.first(), 9).await.unwrap();
     assert_eq!(rest.len(), 1);
     assert_eq!((rest[0].blob_id.as_str(), rest[0].end_epoch), ("b", 8));
     index.close().await.unwrap();

@@ -339,7 +339,8 @@ impl Seen {
             let is_new = own.saved.is_none_or(|saved| last > saved + step);
             is_new.then(|| Sighting {
                 epoch: *epoch,
-                first: own.first.at_latest(now),
+                // Both clocks round: by them, the one may come to lie behind the other.
+                first: own.first.at_latest(now).min(last),
                 last,
             })
         });

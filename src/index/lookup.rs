@@ -363,7 +363,7 @@ impl Rows for Lookups {
     async fn ending_by(
         &self,
         epoch: i64,
-        after: Option<&str>,
+        after: Option<&RenewItem>,
         limit: usize,
     ) -> Result<Vec<RenewItem>> {
         self.index.ending_by(epoch, after, limit).await

@@ -373,16 +373,19 @@ pub trait Rows: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<RenewItem>>;
 
-    /// Up to `limit` distinct blobs whose end epoch is known and at most `epoch`, in the order of
-    /// their IDs, after `after` in that order. `expires_at` plays no part; an item without it has
-    /// the Unix epoch instead. An index that does not implement this method leaves out the rows
-    /// without `expires_at`.
+    /// Up to `limit` distinct blobs whose end epoch is known and at most `epoch`, earliest first,
+    /// in the order (end_epoch, blob_id), after `after` in that order. `expires_at` plays no part;
+    /// an item without it has the Unix epoch instead. An index that does not implement this method
+    /// leaves out the rows without `expires_at`.
     async fn ending_by(
         &self,
         epoch: i64,
-        after: Option<&str>,
+        after: Option<&RenewItem>,
         limit: usize,
     ) -> Result<Vec<RenewItem>> {
+        fn place(item: &RenewItem) -> (i64, &str) {
+            (item.end_epoch, &item.blob_id)
+        }
         let mut found: Vec<RenewItem> = Vec::new();
         let mut last: Option<RenewItem> = None;
         loop {
@@ -393,14 +396,14 @@ pub trait Rows: Send + Sync + 'static {
             last = page.last().cloned();
             let ending = |item: &RenewItem| {
                 (1..=epoch).contains(&item.end_epoch)
-                    && after.is_none_or(|after| item.blob_id.as_str() > after)
+                    && after.is_none_or(|after| place(item) > place(after))
             };
             found.extend(page.into_iter().filter(ending));
             if !whole {
                 break;
             }
         }
-        found.sort_by(|a, b| a.blob_id.cmp(&b.blob_id));
+        found.sort_by(|a, b| place(a).cmp(&place(b)));
         found.truncate(limit);
         Ok(found)
     }

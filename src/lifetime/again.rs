@@ -66,10 +66,11 @@ pub(super) async fn attend_all(
     let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
     let entries = parts.index.blobs(&ids).await?;
     let mut due = due.into_iter().zip(entries).peekable();
+    let most = TOGETHER.min(parts.uploader.limit.ceiling());
     while due.peek().is_some() {
         let mut together = Vec::new();
         let mut room = MOST_BYTES;
-        while let Some((item, entry)) = due.next_if(|_| room > 0 && together.len() < TOGETHER) {
+        while let Some((item, entry)) = due.next_if(|_| room > 0 && together.len() < most) {
             let past = state.memory.of(parts, &item.blob_id).await?;
             if past.rests() || !is_due(parts, &item) {
                 continue;

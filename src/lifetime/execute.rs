@@ -77,7 +77,8 @@ pub(super) async fn execute(
         parts.log.push(Level::Info, text);
     }
     let round = parts.chain.clone().map(Round::new);
-    let mut extended = Vec::new();
+    let mut extended = already_extended(parts, round.as_ref(), &plan).await;
+    let paid: HashSet<&str> = extended.iter().map(|d| d.blob_id.as_str()).collect();
     let mut sparse = Vec::new();
     let mut can_extend = true;
     for decision in &plan.decisions {
@@ -87,6 +88,7 @@ pub(super) async fn execute(
             Action::Lapse | Action::Delete => drop(done.insert(decision.blob_id.clone())),
             Action::StoreAgain => {}
             _ if decision.deferred => drop(done.insert(decision.blob_id.clone())),
+            Action::Extend if paid.contains(decision.blob_id.as_str()) => {}
             Action::Extend => {
                 let Some(round) = round.as_ref().filter(|_| can_extend) else {
                     continue;
@@ -103,7 +105,7 @@ pub(super) async fn execute(
     }
     if let Some(round) = &round {
         for decision in extended {
-            if note_extension(parts, round, decision, &blobs).await {
+            if note_extension(parts, round, decision, &blobs, &terms).await {
                 done.insert(decision.blob_id.clone());
             }
         }
@@ -180,8 +182,7 @@ async fn due(parts: &RenewalParts, terms: &Terms) -> Result<Vec<RenewItem>> {
     let last = i64::try_from(last).unwrap_or(i64::MAX);
     let mut due: Vec<RenewItem> = Vec::new();
     loop {
-        let after = due.last().map(|item| item.blob_id.as_str());
-        let page = parts.index.ending_by(last, after, PAGE).await?;
+        let page = parts.index.ending_by(last, due.last(), PAGE).await?;
         let whole = page.len() >= PAGE;
         due.extend(page);
         if !whole || due.len() >= MOST_PLANNED {
@@ -246,6 +247,40 @@ async fn gather(parts: &RenewalParts, due: &[RenewItem]) -> Result<Gathered> {
     Ok(gathered)
 }
 
+/// The blobs that end later on the chain than the ledger says: a node that extended them could not
+/// note it, and they are not paid for again.
+async fn already_extended<'a>(
+    parts: &RenewalParts,
+    round: Option<&Round>,
+    plan: &'a plan::Plan,
+) -> Vec<&'a Decision> {
+    let mut known = Vec::new();
+    let Some(round) = round else {
+        return known;
+    };
+    let decisions = plan.decisions.iter();
+    for decision in decisions.filter(|d| d.action == Action::Extend && !d.deferred) {
+        let object = decision.object_id.as_deref().unwrap_or_default();
+        match caught(round.end_epoch_of(object)).await {
+            Ok(Some(end)) if later(end, decision) && !ends_soon(parts, end) => {
+                known.push(decision);
+            }
+            Ok(_) => {}
+            Err(e) => {
+                let text = format!("the chain does not tell where blobs end, so extensions may be paid for again: {e}");
+                parts.log.push(Level::Warn, text);
+                return known;
+            }
+        }
+    }
+    known
+}
+
+/// Whether this end is later than that of the decision's blob in the ledger.
+fn later(end: u64, decision: &Decision) -> bool {
+    i64::try_from(end).is_ok_and(|end| end > decision.end_epoch)
+}
+
 /// Asks for an extension. Returns the failure, if that is known.
 async fn extend(
     parts: &RenewalParts,
@@ -253,7 +288,9 @@ async fn extend(
     decision: &Decision,
 ) -> std::result::Result<(), Option<Failure>> {
     let object = decision.object_id.as_deref().unwrap_or_default();
+    failpoint!("extend.begun");
     let asked = round.extend(object, decision.epochs, false).await;
+    failpoint!("extend.done");
     asked.map_err(|e| {
         Metrics::add(&parts.metrics.renewals_failed, 1);
         let text = format!(
@@ -272,13 +309,12 @@ async fn note_extension(
     round: &Round,
     decision: &Decision,
     blobs: &Gathered,
+    terms: &Terms,
 ) -> bool {
     let object = decision.object_id.clone().unwrap_or_default();
     let noted = async {
         let end = round.end_epoch_of(&object).await?;
-        let Some(end) =
-            end.filter(|end| i64::try_from(*end).is_ok_and(|end| end > decision.end_epoch))
-        else {
+        let Some(end) = end.filter(|end| later(*end, decision)) else {
             return Ok(false);
         };
         let known = blobs
@@ -288,8 +324,12 @@ async fn note_extension(
         blob.blob_id = decision.blob_id.clone();
         blob.end_epoch = i64::try_from(end).unwrap_or(i64::MAX);
         blob.expires_at = parts.epoch_clock.ends_at(parts.clock.now(), end);
-        blob.cost = i64::try_from(decision.frost).unwrap_or(i64::MAX);
+        let frost = decision.units.saturating_mul(terms.prices.storage);
+        let added = end.saturating_sub(u64::try_from(decision.end_epoch).unwrap_or(0));
+        let frost = frost.saturating_mul(added);
+        blob.cost = i64::try_from(frost).unwrap_or(i64::MAX);
         parts.index.renewed(&blob).await?;
+        failpoint!("extend.noted");
         Metrics::add(&parts.metrics.renewals, 1);
         Metrics::add(&parts.metrics.blobs_extended, 1);
         Ok(!ends_soon(parts, end))
@@ -299,7 +339,7 @@ async fn note_extension(
         Err(e) => {
             let text = format!("the end of blob {} is not known: {e}", decision.blob_id);
             parts.log.push(Level::Error, text);
-            // The extension was paid for. The next round reads its end again.
+            // The extension was paid for. The next round reads its end first.
             true
         }
     }
@@ -337,6 +377,7 @@ async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
         if objects.is_empty() {
             continue;
         }
+        failpoint!("dead.chosen");
         let outcomes = match round.delete(&objects).await {
             Ok(outcomes) => outcomes,
             Err(e) => {
@@ -357,8 +398,10 @@ async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
                 }
             }
         }
+        failpoint!("dead.deleted");
         Metrics::add(&parts.metrics.blobs_deleted, gone.len() as u64);
         parts.index.forget_blobs(&gone).await?;
+        failpoint!("dead.forgotten");
     }
     Ok(())
 }

@@ -143,7 +143,7 @@ struct Rounds {
     /// Whether the log has told that the configured length of an epoch is wrong.
     contradicted: bool,
     /// The blob after which the next look for an epoch begins.
-    probed: Option<String>,
+    probed: Option<RenewItem>,
     /// Whether all that is due is renewed now, and not spread over the lead.
     at_once: bool,
     /// Nothing is due before this moment, whatever the clock says.
@@ -331,11 +331,11 @@ async fn learn(
 async fn first_to_end(parts: &RenewalParts, last: u64) -> Result<Vec<RenewItem>> {
     let last = i64::try_from(last).unwrap_or(i64::MAX);
     let mut first: Vec<RenewItem> = Vec::new();
-    let mut after: Option<String> = None;
+    let mut after: Option<RenewItem> = None;
     loop {
-        let page = parts.index.ending_by(last, after.as_deref(), PAGE).await?;
+        let page = parts.index.ending_by(last, after.as_ref(), PAGE).await?;
         let whole = page.len() >= PAGE;
-        after = page.last().map(|item| item.blob_id.clone());
+        after = page.last().cloned();
         first.extend(page.into_iter().filter(|item| {
             let end = u64::try_from(item.end_epoch).unwrap_or(0);
             !parts.epoch_clock.is_over(end)
@@ -363,9 +363,9 @@ async fn audit(
         return Ok(true);
     };
     let epoch = i64::try_from(epoch).unwrap_or(i64::MAX);
-    let mut after: Option<String> = None;
+    let mut after: Option<RenewItem> = None;
     loop {
-        let ending = parts.index.ending_by(epoch, after.as_deref(), PAGE).await?;
+        let ending = parts.index.ending_by(epoch, after.as_ref(), PAGE).await?;
         for item in &ending {
             // Each store tells the epoch anew; it may be an earlier one than was assumed.
             if !is_due(parts, item) || !done.insert(item.blob_id.clone()) {
@@ -378,7 +378,7 @@ async fn audit(
         if ending.len() < PAGE {
             break;
         }
-        after = ending.into_iter().next_back().map(|item| item.blob_id);
+        after = ending.into_iter().next_back();
     }
     state.audited = Some(Instant::now());
     Ok(true)
@@ -404,7 +404,7 @@ async fn probe(
     loop {
         let known = parts
             .index
-            .ending_by(i64::MAX, after.as_deref(), PAGE)
+            .ending_by(i64::MAX, after.as_ref(), PAGE)
             .await?;
         for item in &known {
             let doubtful = item.expires_at <= SystemTime::UNIX_EPOCH || item.expires_at > latest;
@@ -419,12 +419,12 @@ async fn probe(
             }
             let told = parts.epoch_clock.last_seen(parts.clock.now()).is_some();
             if told || tried >= PROBES || missing >= PROBES_MISSING {
-                state.probed = Some(item.blob_id.clone());
+                state.probed = Some(item.clone());
                 return Ok(true);
             }
         }
         if known.len() >= PAGE {
-            after = known.into_iter().next_back().map(|item| item.blob_id);
+            after = known.into_iter().next_back();
         } else if from_the_first {
             return Ok(true);
         } else {

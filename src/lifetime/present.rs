@@ -1,7 +1,5 @@
 //! The present epoch, from the chain.
 
-use std::time::Duration;
-
 use super::RenewalParts;
 use crate::error::Result;
 use crate::log::Level;
@@ -37,9 +35,9 @@ pub(crate) async fn prices(parts: &RenewalParts) -> (Prices, bool) {
     }
 }
 
-/// Tells the epoch clock which epoch it is, if the chain is at hand. What contradicts the
-/// configuration, or what publishers have answered, is an error in the log and is not told: the
-/// program may speak of another network.
+/// Tells the epoch clock which epoch it is, if the chain is at hand. A length other than the
+/// configured one is an error in the log, and nothing is told: the program may speak of another
+/// network. The clock itself compares the epoch with what publishers have answered.
 pub(super) async fn tell_epoch(parts: &RenewalParts) {
     let Some(chain) = &parts.chain else {
         return;
@@ -65,40 +63,7 @@ pub(super) async fn tell_epoch(parts: &RenewalParts) {
         return parts.log.push(Level::Error, text);
     }
     let now = parts.clock.now();
-    if let Some((seen, at)) = parts.epoch_clock.last_seen(now) {
-        let ago = now.duration_since(at).unwrap_or_default();
-        if !may_follow(seen, ago, epoch.current, epoch.length) {
-            let text = format!(
-                "walrusCommand says that the present epoch is {}, but a publisher answered epoch {seen} {} s ago: is its \
-                 --config for the same network? Its epochs are not used",
-                epoch.current,
-                ago.as_secs()
-            );
-            return parts.log.push(Level::Error, text);
-        }
-    }
     let begun = epoch.started_at.unwrap_or(now);
     let clock = &parts.epoch_clock;
     clock.is_exactly(now, epoch.current, begun, epoch.length);
-}
-
-/// Whether it can be epoch `current` now, where it was `seen` some time ago. One epoch more or less
-/// is no contradiction: publishers may lag when an epoch begins.
-fn may_follow(seen: u64, ago: Duration, current: u64, length: Duration) -> bool {
-    let passed = ago.as_nanos() / length.as_nanos().max(1) + 2;
-    current.saturating_add(1) >= seen && u128::from(current.saturating_sub(seen)) <= passed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn epochs_follow_each_other() {
-        let length = Duration::from_secs(100);
-        let may = |ago, current| may_follow(50, Duration::from_secs(ago), current, length);
-        assert!(may(0, 49) && may(0, 50) && may(0, 52));
-        assert!(!may(0, 48) && !may(0, 53));
-        assert!(may(1000, 62) && !may(1000, 63) && !may(1000, 7));
-    }
 }

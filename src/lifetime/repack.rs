@@ -7,18 +7,26 @@
 //! - A row is moved only if it still points at the old blob: a deletion or a put that came between
 //!   stays as it is. Readers see the old place or the new one; both can be read.
 //! - The old blob is left alone: readers of other nodes may hold its rows for a while. It has no
-//!   rows then, and ends, or is deleted after a time of grace.
+//!   rows then, is noted as released, and ends, or is deleted after a time of grace.
+//!
+//! **Order and labels.** Blocks come in the order of their old blobs, blob by blob. The links of
+//! the nodes among them bring the parts of a file together that lay in several blobs. A block is
+//! labelled as dag-pb if a link of a node that was carried before or with it says so, or if it was
+//! labelled so in its old file: the node that links to it may lie elsewhere.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::RenewalParts;
+use crate::dag;
 use crate::error::{caught, ErrorKind, Result};
-use crate::index::KeyRecord;
+use crate::index::{BlobState, KeyRecord};
 use crate::log::Level;
 use crate::multihash::{self, Match};
-use crate::upload::{Pack, Parcel, Sent};
+use crate::upload::order::Order;
+use crate::upload::{car, Pack, Parcel, Sent};
 use crate::walrus::Body;
 
 /// The most bytes that are read at once.
@@ -31,6 +39,7 @@ struct Carried {
     key: String,
     value: Bytes,
     from: String,
+    is_dag_pb: bool,
 }
 
 impl Parcel for Carried {
@@ -43,9 +52,7 @@ impl Parcel for Carried {
     }
 
     fn is_dag_pb(&self) -> bool {
-        // The codec of a block is known from links that point at it, which are not looked for here.
-        // Importers find a block under any codec.
-        false
+        self.is_dag_pb
     }
 
     fn append_to(&self, body: &mut Body) {
@@ -56,8 +63,40 @@ impl Parcel for Carried {
 /// A block and its place in its blob.
 struct Live<'a> {
     row: &'a KeyRecord,
+    /// Where its CID begins, if the blob is a file.
+    head: u64,
     start: u64,
     end: u64,
+}
+
+impl Live<'_> {
+    /// The places of its CID and of its bytes in `bytes`, which begin at `start` in the blob.
+    fn places(&self, bytes: &[u8], start: u64) -> Option<(Range<usize>, Range<usize>)> {
+        let at = |place: u64| usize::try_from(place.checked_sub(start)?).ok();
+        let (head, from, to) = (at(self.head)?, at(self.start)?, at(self.end)?);
+        (to <= bytes.len()).then_some((head..from, from..to))
+    }
+
+    /// Whether these bytes hold the block.
+    fn is_in(&self, bytes: &[u8], start: u64) -> bool {
+        let value = self.places(bytes, start).map(|(_, value)| value);
+        let value = value.and_then(|value| bytes.get(value));
+        value.is_some_and(|value| multihash::check(&self.row.key, value) == Match::Yes)
+    }
+
+    /// The block, of bytes that were found to hold it.
+    fn taken(&self, bytes: &Bytes, start: u64, blob_id: &str) -> Option<Carried> {
+        let (cid, value) = self.places(bytes, start)?;
+        let key = &self.row.key;
+        let labelled = car::labels_dag_pb(bytes.get(cid)?, key);
+        let value = bytes.slice(value);
+        Some(Carried {
+            key: key.clone(),
+            is_dag_pb: labelled && dag::is_dag_pb(&value, value.len() as u64),
+            value,
+            from: blob_id.to_owned(),
+        })
+    }
 }
 
 /// What is read at once.
@@ -77,10 +116,6 @@ impl Source<'_> {
     }
 }
 
-fn right(key: &str, value: &[u8]) -> bool {
-    multihash::check(key, value) == Match::Yes
-}
-
 /// The blobs that were repacked, by their IDs.
 #[derive(Debug, Default)]
 pub(super) struct Repacked {
@@ -95,6 +130,7 @@ pub(super) struct Repacked {
 pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<Repacked> {
     let mut unread = Vec::new();
     let mut fill = parts.uploader.empty_pack();
+    let mut order = Order::new();
     let mut blocks: Vec<Carried> = Vec::new();
     for blob_id in blob_ids {
         let rows = parts.index.rows_of_blob(blob_id).await?;
@@ -112,7 +148,8 @@ pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<
             for block in blocks_read {
                 while !fill.takes(&block.key, block.len()) {
                     let rest = blocks.split_off(fill.keep().min(blocks.len()));
-                    deliver(parts, std::mem::replace(&mut blocks, rest)).await?;
+                    let full = std::mem::replace(&mut blocks, rest);
+                    deliver(parts, &mut order, full).await?;
                     fill = parts.uploader.empty_pack();
                     for block in &blocks {
                         fill.takes(&block.key, block.len());
@@ -122,11 +159,14 @@ pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<
             }
         }
     }
-    deliver(parts, blocks).await?;
+    deliver(parts, &mut order, blocks).await?;
     let live = parts.index.live(blob_ids).await?;
     let empty = blob_ids.iter().zip(live);
     let empty = empty.filter(|(_, live)| live.blocks == 0);
-    let empty = empty.map(|(blob_id, _)| blob_id.clone()).collect();
+    let empty: Vec<String> = empty.map(|(blob_id, _)| blob_id.clone()).collect();
+    // The time of grace begins now, and not when the next pass counts their blocks.
+    parts.index.set_state(&empty, BlobState::Released).await?;
+    failpoint!("repack.released");
     Ok(Repacked { empty, unread })
 }
 
@@ -139,6 +179,7 @@ fn windows(rows: &[KeyRecord]) -> Vec<Vec<Live<'_>>> {
             let range = row.record.range().ok()?;
             (multihash::check(&row.key, b"") != Match::Unknown).then_some(Live {
                 row,
+                head: range.start.saturating_sub(car::cid_len(&row.key)),
                 start: range.start,
                 end: range.end,
             })
@@ -149,8 +190,8 @@ fn windows(rows: &[KeyRecord]) -> Vec<Vec<Live<'_>>> {
     for block in live {
         let joins = windows.last().and_then(|window| {
             let (first, last) = (window.first()?, window.last()?);
-            let near = block.start <= last.end.saturating_add(HOLE);
-            Some(near && block.end.saturating_sub(first.start) <= WINDOW)
+            let near = block.head <= last.end.saturating_add(HOLE);
+            Some(near && block.end.saturating_sub(first.head) <= WINDOW)
         });
         match windows.last_mut().filter(|_| joins == Some(true)) {
             Some(window) => window.push(block),
@@ -176,15 +217,16 @@ async fn read_member(
     let Ok(range) = row.record.range() else {
         return Ok(Vec::new());
     };
-    let check = |bytes: &[u8]| match right(&row.key, bytes) {
-        true => Ok(()),
-        false => Err("the block does not hash to its key".to_owned()),
+    let check = |bytes: &[u8]| match multihash::check(&row.key, bytes) {
+        Match::Yes => Ok(()),
+        _ => Err("the block does not hash to its key".to_owned()),
     };
     let store = &parts.uploader.store;
     let len = range.end - range.start;
     match store.read_patch_of(patch_id, len, &check).await {
         Ok(value) => Ok(vec![Carried {
             key: row.key.clone(),
+            is_dag_pb: false,
             value,
             from: row.record.blob_id.clone(),
         }]),
@@ -195,55 +237,18 @@ async fn read_member(
 
 /// Reads the blocks of a window. A block that no aggregator gives right is left out.
 async fn read(parts: &RenewalParts, blob_id: &str, window: &[Live<'_>]) -> Result<Vec<Carried>> {
-    let Some(first) = window.first() else {
-        return Ok(Vec::new());
-    };
-    let start = first.start;
-    let end = window.iter().map(|block| block.end).max().unwrap_or(start);
-    let part = |bytes: &[u8], block: &Live<'_>| -> Option<std::ops::Range<usize>> {
-        let from = usize::try_from(block.start - start).ok()?;
-        let to = usize::try_from(block.end - start).ok()?;
-        let value = bytes.get(from..to)?;
-        right(&block.row.key, value).then_some(from..to)
-    };
-    let all_right = |bytes: &[u8]| match window.iter().all(|block| part(bytes, block).is_some()) {
-        true => Ok(()),
-        false => Err("a block does not hash to its key".to_owned()),
-    };
-    let store = &parts.uploader.store;
-    let carried = |block: &Live<'_>, value: Bytes| Carried {
-        key: block.row.key.clone(),
-        value,
-        from: blob_id.to_owned(),
-    };
-    match store
-        .read_range(blob_id, start, end - start, &all_right)
-        .await
-    {
-        Ok(bytes) => {
-            let blocks = window.iter().filter_map(|block| {
-                let range = part(&bytes, block)?;
-                Some(carried(block, bytes.slice(range)))
-            });
-            return Ok(blocks.collect());
-        }
-        Err(e) if e.kind() != ErrorKind::Corrupt || window.len() == 1 => {
-            return match e.kind() {
-                ErrorKind::Corrupt => Ok(Vec::new()),
-                _ => Err(e),
-            }
-        }
-        Err(_) => {}
+    let all = read_at_once(parts, blob_id, window).await;
+    match all {
+        Err(e) if e.kind() == ErrorKind::Corrupt => {}
+        all => return all,
     }
     let mut blocks = Vec::new();
-    for block in window {
-        let check = |bytes: &[u8]| match right(&block.row.key, bytes) {
-            true => Ok(()),
-            false => Err("the block does not hash to its key".to_owned()),
-        };
-        let len = block.end - block.start;
-        match store.read_range(blob_id, block.start, len, &check).await {
-            Ok(value) => blocks.push(carried(block, value)),
+    if window.len() == 1 {
+        return Ok(blocks);
+    }
+    for block in window.chunks(1) {
+        match read_at_once(parts, blob_id, block).await {
+            Ok(block) => blocks.extend(block),
             Err(e) if e.kind() == ErrorKind::Corrupt => {}
             Err(e) => return Err(e),
         }
@@ -251,8 +256,39 @@ async fn read(parts: &RenewalParts, blob_id: &str, window: &[Live<'_>]) -> Resul
     Ok(blocks)
 }
 
+/// Reads the blocks of a window by one request, and with each what lies before it: its CID, if the
+/// blob is a file. The error is [`ErrorKind::Corrupt`] if no aggregator gives all of them right.
+async fn read_at_once(
+    parts: &RenewalParts,
+    blob_id: &str,
+    window: &[Live<'_>],
+) -> Result<Vec<Carried>> {
+    let Some(start) = window.iter().map(|block| block.head).min() else {
+        return Ok(Vec::new());
+    };
+    let end = window.iter().map(|block| block.end).max().unwrap_or(start);
+    let check = |bytes: &[u8]| match window.iter().all(|block| block.is_in(bytes, start)) {
+        true => Ok(()),
+        false => Err("a block does not hash to its key".to_owned()),
+    };
+    let store = &parts.uploader.store;
+    let bytes = store
+        .read_range(blob_id, start, end - start, &check)
+        .await?;
+    let blocks = window.iter();
+    Ok(blocks
+        .filter_map(|block| block.taken(&bytes, start, blob_id))
+        .collect())
+}
+
 /// Stores blocks, and points their rows at the new blob.
-async fn deliver(parts: &RenewalParts, blocks: Vec<Carried>) -> Result<()> {
+async fn deliver(parts: &RenewalParts, order: &mut Order, mut blocks: Vec<Carried>) -> Result<()> {
+    order.arrange_and_mark(
+        &mut blocks,
+        |block| (&block.key, &block.value),
+        |block| block.is_dag_pb = true,
+    );
+    failpoint!("repack.read");
     let mut stack = parts.uploader.format.parts(blocks);
     while let Some(mut blocks) = stack.pop() {
         let bytes = blocks.iter().map(Parcel::len).sum();
@@ -260,6 +296,7 @@ async fn deliver(parts: &RenewalParts, blocks: Vec<Carried>) -> Result<()> {
         let permit = parts.uploader.limit.acquire().await;
         let sent = parts.uploader.store(&blocks).await;
         drop(permit);
+        failpoint!("repack.stored");
         match sent {
             Sent::Stored(pack) => {
                 let read_back = parts.uploader.read_back(&pack, |n| &blocks[n].value);
@@ -269,7 +306,9 @@ async fn deliver(parts: &RenewalParts, blocks: Vec<Carried>) -> Result<()> {
                         "blob {id} is stored and paid for, but cannot be read back"
                     ))
                 })?;
+                failpoint!("repack.read_back");
                 move_rows(parts, &pack, &blocks).await?;
+                failpoint!("repack.moved");
             }
             Sent::TooLarge(at) => {
                 let rest = blocks.split_off(at);

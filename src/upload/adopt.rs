@@ -285,7 +285,12 @@ impl Adopter {
         if !known.is_empty() {
             staging.discard(&known).await?;
         }
-        arrange(&mut orphans);
+        Order::new().arrange_and_mark(
+            &mut orphans,
+            |orphan| (&orphan.claim.key, &orphan.value),
+            |orphan| orphan.is_dag_pb = true,
+        );
+        failpoint!("adopt.claimed");
         let mut stack = self.uploader.format.parts(orphans);
         while let Some(mut part) = stack.pop() {
             let permit = self.uploader.limit.acquire().await;
@@ -295,8 +300,11 @@ impl Adopter {
             drop(permit);
             match sent {
                 Sent::Stored(pack) => {
+                    failpoint!("adopt.stored");
                     self.read_back(&pack, &part).await?;
+                    failpoint!("adopt.read_back");
                     self.promote(staging, &pack, &part, sum).await?;
+                    failpoint!("adopt.promoted");
                 }
                 Sent::TooLarge(at) => {
                     let second = part.split_off(at);
@@ -417,16 +425,4 @@ fn statements(blocks: Vec<LeftBehind>) -> Vec<Vec<String>> {
         }
     }
     statements
-}
-
-/// Puts blocks in the order in which their files are read.
-fn arrange(orphans: &mut Vec<Orphan>) {
-    let mut order = Order::new();
-    for orphan in &*orphans {
-        order.learn(&orphan.claim.key, &orphan.value);
-    }
-    order.arrange(orphans, |orphan| &orphan.claim.key);
-    for orphan in orphans {
-        orphan.is_dag_pb = order.is_dag_pb(&orphan.claim.key, &orphan.value);
-    }
 }

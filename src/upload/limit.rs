@@ -67,6 +67,11 @@ impl UploadLimit {
         }
     }
 
+    /// The most uploads that the limit may grow to.
+    pub(crate) fn ceiling(&self) -> usize {
+        self.0.ceiling as usize
+    }
+
     /// Uploads running now, and the present limit.
     pub(crate) fn snapshot(&self) -> (usize, usize) {
         let state = self.0.state.lock();

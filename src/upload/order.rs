@@ -57,6 +57,27 @@ impl Order {
         ranked.sort_by(|a, b| a.0.cmp(&b.0));
         blocks.extend(ranked.into_iter().map(|(_, block)| block));
     }
+
+    /// Learns the links of blocks, puts these in order as [`arrange`](Self::arrange) does, and
+    /// marks those that are dag-pb nodes by a link. `parts` gives the key and the value of a block.
+    pub(crate) fn arrange_and_mark<T>(
+        &mut self,
+        blocks: &mut Vec<T>,
+        parts: impl Fn(&T) -> (&str, &[u8]),
+        mark: impl Fn(&mut T),
+    ) {
+        for block in &*blocks {
+            let (key, value) = parts(block);
+            self.learn(key, value);
+        }
+        self.arrange(blocks, |block| parts(block).0);
+        for block in blocks {
+            let (key, value) = parts(block);
+            if self.is_dag_pb(key, value) {
+                mark(block);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1123,8 +1123,8 @@ async fn a_page_of_due_blobs_costs_what_it_holds() {
     open(&pg.url(&db)).await.close().await.unwrap();
     pg.execute(
         &db,
-        "INSERT INTO walrus_index_blobs (blob_id, expires_at) \
-         SELECT 'blob' || n, to_timestamp(n / 250) FROM generate_series(0, 19999) AS n",
+        "INSERT INTO walrus_index_blobs (blob_id, expires_at, end_epoch) \
+         SELECT 'blob' || n, to_timestamp(n / 250), n / 250 + 1 FROM generate_series(0, 19999) AS n",
     );
     pg.execute(&db, "VACUUM ANALYZE walrus_index_blobs");
     let (mut found, mut after) = (0, None);
@@ -1137,6 +1137,13 @@ async fn a_page_of_due_blobs_costs_what_it_holds() {
         after = page.unwrap().pop();
         found += 10;
     }
+    after = None;
+    for _ in 0..30 {
+        let page = index.ending_by(9, after.as_ref(), 10).await;
+        after = page.unwrap().pop();
+        found += 10;
+    }
+    assert!(after.is_some_and(|last| last.end_epoch == 2));
     index.close().await.unwrap();
     // A backend tells its figures when it ends.
     let gone = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";

@@ -11,7 +11,7 @@ use crate::error::{caught, Result};
 use crate::gone;
 use crate::index::{Index, KeyRecord};
 use crate::upload::limit::UploadLimit;
-use crate::upload::{Fill, Parcel, Sent, Uploader};
+use crate::upload::{Fill, Parcel, Sent, Quilts, Uploader};
 use crate::walrus::cost::units;
 use crate::walrus::{BlobStore, Body, StoreOptions};
 
@@ -73,6 +73,11 @@ impl Again {
             gone: Arc::new(gone::none()),
             options,
             format: config.pack_format,
+            quilts: Quilts::new(
+                config.n_shards,
+                config.pack_target_size_bytes,
+                Arc::default(),
+            ),
             target_bytes: config.pack_target_size_bytes,
             limit: UploadLimit::new(config.workers),
             fresh_for: std::time::Duration::ZERO,

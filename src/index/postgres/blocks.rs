@@ -416,14 +416,19 @@ impl Rows for PostgresIndex {
     async fn ending_by(
         &self,
         epoch: i64,
-        after: Option<&str>,
+        after: Option<&RenewItem>,
         limit: usize,
     ) -> Result<Vec<RenewItem>> {
         let mut call = self.call("listing blobs by their end epochs")?;
         call.limit = self.inner.search_limit();
         let query = &self.inner.sql.ending[usize::from(after.is_some())];
         let mut params = vec![Param::Int(epoch), Param::count(limit)];
-        params.extend(after.map(|after| Param::Text(after.to_owned())));
+        if let Some(item) = after {
+            params.extend([
+                Param::Int(item.end_epoch),
+                Param::Text(item.blob_id.clone()),
+            ]);
+        }
         let rows = self.inner.ask(&call, query, params.into()).await?;
         read(call.what, &rows, renew_item)
     }

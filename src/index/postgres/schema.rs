@@ -502,11 +502,17 @@ fn plan(
         let place = found.place_of(&table.companion(suffix), may_create);
         plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", place.quoted()));
         if suffix == "_blobs" {
-            let index = table.with_suffix("_blobs_due");
-            plan.push(format!(
-                "CREATE INDEX IF NOT EXISTS \"{index}\" ON {} (expires_at, blob_id)",
-                place.quoted()
-            ));
+            for (suffix, columns) in [
+                ("_blobs_due", "(expires_at, blob_id)"),
+                ("_blobs_end", "(end_epoch, blob_id)"),
+                ("_blobs_released", "(state, blob_id) WHERE state = 'released'"),
+            ] {
+                let index = table.with_suffix(suffix);
+                let place = place.quoted();
+                plan.push(format!(
+                    "CREATE INDEX IF NOT EXISTS \"{index}\" ON {place} {columns}"
+                ));
+            }
         }
     }
     plan.push(count_usage(found));

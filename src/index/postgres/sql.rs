@@ -229,16 +229,25 @@ impl Sql {
         };
         // From the rows: in the order of the column's own collation, which is that of its index.
         let ending = |after: bool| {
-            let after = if after { "AND blob_id > $3 " } else { "" };
             if shape.has_ledger {
+                // One lower bound alone, so that the search in the index begins there.
+                let from = match after {
+                    true => "(end_epoch, blob_id) > ($3, $4)",
+                    false => "end_epoch > 0",
+                };
                 return format!(
                     "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} \
-                     WHERE end_epoch > 0 AND end_epoch <= $1 {after}ORDER BY blob_id LIMIT $2"
+                     WHERE end_epoch <= $1 AND {from} ORDER BY end_epoch, blob_id LIMIT $2"
                 );
             }
+            let having = match after {
+                true => "HAVING (min(end_epoch), blob_id) > ($3, $4) ",
+                false => "",
+            };
             format!(
                 "SELECT blob_id, min(expires_at), min(end_epoch), bool_or(deletable) FROM {table} \
-                 WHERE end_epoch > 0 AND end_epoch <= $1 {after}GROUP BY blob_id ORDER BY blob_id LIMIT $2"
+                 WHERE end_epoch > 0 AND end_epoch <= $1 GROUP BY blob_id {having}\
+                 ORDER BY min(end_epoch), blob_id LIMIT $2"
             )
         };
         let using = shape.order.ops().ascending;

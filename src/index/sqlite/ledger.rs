@@ -277,8 +277,13 @@ impl Ledger for SqliteIndex {
         let after = after.to_owned();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read("listing blobs", pass, move |connection, sql| {
-            let mut list = connection.prepare_cached(&sql.ledger.in_state)?;
-            let rows = list.query_map(params![state.name(), after, limit], entry)?;
+            let [live, released] = &sql.ledger.in_state;
+            let in_state = match state {
+                BlobState::Live => live,
+                BlobState::Released => released,
+            };
+            let mut list = connection.prepare_cached(in_state)?;
+            let rows = list.query_map(params![after, limit], entry)?;
             rows.collect()
         })
         .await

@@ -18,7 +18,8 @@ pub(super) struct LedgerSql {
     pub(super) found: String,
     pub(super) renew: String,
     pub(super) get: String,
-    pub(super) in_state: String,
+    /// Live ones, and released ones: an index of these is found by the name of the state alone.
+    pub(super) in_state: [String; 2],
     pub(super) set_state: String,
     pub(super) forget: String,
     pub(super) live: String,
@@ -72,9 +73,11 @@ impl LedgerSql {
                  expires_at = max(coalesce(expires_at, ?3), coalesce(?3, expires_at)) WHERE blob_id = ?1"
             ),
             get: format!("SELECT {COLUMNS} FROM {blobs} WHERE blob_id = ?1"),
-            in_state: format!(
-                "SELECT {COLUMNS} FROM {blobs} WHERE state = ?1 AND blob_id > ?2 ORDER BY blob_id LIMIT ?3"
-            ),
+            in_state: ["live", "released"].map(|state| {
+                format!(
+                    "SELECT {COLUMNS} FROM {blobs} WHERE state = '{state}' AND blob_id > ?1 ORDER BY blob_id LIMIT ?2"
+                )
+            }),
             set_state: format!(
                 "UPDATE {blobs} SET state = ?2, state_since = ?3 WHERE blob_id = ?1 AND state <> ?2"
             ),

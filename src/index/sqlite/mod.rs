@@ -520,18 +520,21 @@ impl Rows for SqliteIndex {
     async fn ending_by(
         &self,
         epoch: i64,
-        after: Option<&str>,
+        after: Option<&RenewItem>,
         limit: usize,
     ) -> Result<Vec<RenewItem>> {
         let pass = self.gate.enter()?;
-        let after = after.unwrap_or_default().to_owned();
+        // Before every entry whose end is known.
+        let after = after.map_or((1, String::new()), |item| {
+            (item.end_epoch, item.blob_id.clone())
+        });
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(
             "listing blobs by their end epochs",
             pass,
             move |connection, sql| {
                 let mut ending = connection.prepare_cached(&sql.ending)?;
-                let rows = ending.query_map(params![epoch, after, limit], renew_item)?;
+                let rows = ending.query_map(params![epoch, after.0, after.1, limit], renew_item)?;
                 rows.collect()
             },
         )

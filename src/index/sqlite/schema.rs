@@ -48,6 +48,8 @@ pub(super) struct Sql {
     pub ledger: LedgerSql,
     blob_idx: String,
     blobs_due: String,
+    blobs_end: String,
+    blobs_released: String,
     /// The table's name, and the name in quotes.
     name: String,
     table: String,
@@ -90,7 +92,8 @@ impl Sql {
             ),
             ending: format!(
                 "SELECT blob_id, expires_at, end_epoch, deletable FROM {blobs} \
-                 WHERE blob_id > ?2 AND end_epoch > 0 AND end_epoch <= ?1 ORDER BY blob_id LIMIT ?3"
+                 WHERE end_epoch <= ?1 AND (end_epoch, blob_id) > (?2, ?3) \
+                 ORDER BY end_epoch, blob_id LIMIT ?4"
             ),
             note: format!("SELECT value FROM {meta} WHERE name = ?1"),
             set_note: format!(
@@ -128,6 +131,8 @@ impl Sql {
                  DROP INDEX IF EXISTS {due_idx}; DROP INDEX IF EXISTS {expires_idx}; \
                  CREATE TABLE IF NOT EXISTS {blobs} ({BLOBS}) WITHOUT ROWID; \
                  CREATE INDEX IF NOT EXISTS {blobs_due} ON {blobs} (expires_at, blob_id) WHERE expires_at IS NOT NULL; \
+                 CREATE INDEX IF NOT EXISTS {blobs_end} ON {blobs} (end_epoch, blob_id); \
+                 CREATE INDEX IF NOT EXISTS {blobs_released} ON {blobs} (state, blob_id) WHERE state = 'released'; \
                  CREATE TABLE IF NOT EXISTS {epochs} (epoch INTEGER NOT NULL PRIMARY KEY, \
                  first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL) WITHOUT ROWID; \
                  CREATE TABLE IF NOT EXISTS {leases} (name TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, expires_at INTEGER NOT NULL) WITHOUT ROWID; \
@@ -141,6 +146,8 @@ impl Sql {
                 create_deleted = deleted.create,
                 blob_idx = quoted("_blob_id_idx"),
                 blobs_due = quoted("_blobs_due"),
+                blobs_end = quoted("_blobs_end"),
+                blobs_released = quoted("_blobs_released"),
                 // Of tables older than the ledger.
                 due_idx = quoted("_due_idx"),
                 expires_idx = quoted("_expires_at_idx"),
@@ -152,14 +159,21 @@ impl Sql {
             deleted,
             blob_idx: format!("{table}_blob_id_idx"),
             blobs_due: format!("{table}_blobs_due"),
+            blobs_end: format!("{table}_blobs_end"),
+            blobs_released: format!("{table}_blobs_released"),
             name: table.to_string(),
             table: main,
         }
     }
 
     /// The names of the indexes, each with that of its table.
-    fn indexes(&self) -> [(&String, &String); 2] {
-        [(&self.blob_idx, &self.name), (&self.blobs_due, &self.blobs)]
+    fn indexes(&self) -> [(&String, &String); 4] {
+        [
+            (&self.blob_idx, &self.name),
+            (&self.blobs_due, &self.blobs),
+            (&self.blobs_end, &self.blobs),
+            (&self.blobs_released, &self.blobs),
+        ]
     }
 
     /// One page of a listing; parameters are those of [`KeyRange::comparisons`], limit and offset.
@@ -503,11 +517,12 @@ mod tests {
         connection
             .execute_batch(
                 "WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 999) \
-                 INSERT INTO t_blobs (blob_id, expires_at, state_since) SELECT 'blob' || n, n / 250, 0 FROM n",
+                 INSERT INTO t_blobs (blob_id, expires_at, end_epoch, state_since) \
+                 SELECT 'blob' || n, n / 250, n / 250 + 1, 0 FROM n",
             )
             .unwrap();
-        let steps = |after: (i64, &str), limit: i64| {
-            let mut due = connection.prepare(&sql.due).unwrap();
+        let steps = |statement: &str, after: (i64, &str), limit: i64| {
+            let mut due = connection.prepare(statement).unwrap();
             let mut rows = due
                 .query(rusqlite::params![1000, after.0, after.1, limit])
                 .unwrap();
@@ -519,13 +534,15 @@ mod tests {
             assert_eq!(found, limit);
             due.get_status(rusqlite::StatementStatus::VmStep)
         };
-        let all = steps((i64::MIN, ""), 1000);
-        for after in [(i64::MIN, ""), (2, "blob700"), (3, "")] {
-            let few = steps(after, 10);
-            assert!(
-                few < all / 30,
-                "{few} steps for 10 of 1,000 blobs, {all} for all"
-            );
+        for statement in [&sql.due, &sql.ending] {
+            let all = steps(statement, (i64::MIN, ""), 1000);
+            for after in [(i64::MIN, ""), (2, "blob700"), (3, "")] {
+                let few = steps(statement, after, 10);
+                assert!(
+                    few < all / 30,
+                    "{few} steps for 10 of 1,000 blobs, {all} for all: {statement}"
+                );
+            }
         }
     }
 

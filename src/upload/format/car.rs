@@ -104,6 +104,17 @@ pub(super) fn cid_head<P: Parcel>(block: &P) -> [u8; CID_HEAD as usize] {
     [1, if block.is_dag_pb() { DAG_PB } else { RAW }]
 }
 
+/// How long the CID of a block is in a file (bytes); zero for a block that no file can hold.
+pub(crate) fn cid_len(key: &str) -> u64 {
+    KeyMultihash::of(key).map_or(0, |hash| CID_HEAD + hash.bytes.len() as u64)
+}
+
+/// Whether these bytes are the CID of the block of this key, labelled as dag-pb.
+pub(crate) fn labels_dag_pb(cid: &[u8], key: &str) -> bool {
+    let hash = cid.strip_prefix(&[1, DAG_PB]);
+    hash.is_some_and(|hash| KeyMultihash::of(key).is_some_and(|own| own.bytes == hash))
+}
+
 /// A block's entry in the index.
 struct Entry {
     hash: KeyMultihash,
@@ -273,6 +284,13 @@ mod tests {
         ];
         let expected = expected.concat().replace(' ', "");
         assert_eq!(HEXLOWER.encode(&bytes), expected);
+        let labelled = blocks.iter().zip(&layout.places).map(|(block, place)| {
+            let start = place.offset as usize;
+            let cid = &bytes[start - cid_len(&block.0) as usize..start];
+            labels_dag_pb(cid, &block.0)
+        });
+        assert_eq!(labelled.collect::<Vec<_>>(), [false, true, false, false]);
+        assert_eq!((cid_len("/a"), labels_dag_pb(b"", "/a")), (0, false));
     }
 
     #[test]

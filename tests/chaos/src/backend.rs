@@ -80,6 +80,33 @@ impl Backend {
         }
     }
 
+    /// Runs statements, of which each index takes its own.
+    pub fn run(&self, sqlite: &str, postgres: &str) {
+        match self {
+            Backend::Sqlite(path) => {
+                let connection = rusqlite::Connection::open(path).expect("index");
+                let _ = connection.busy_timeout(Duration::from_secs(60));
+                connection.execute_batch(sqlite).expect("a change");
+            }
+            Backend::Postgres(server, database) => server.execute(database, postgres),
+        }
+    }
+
+    /// The first value that a query gives, as text; `None` if it gives no row.
+    pub fn ask(&self, sql: &str) -> Option<String> {
+        match self {
+            Backend::Sqlite(path) => {
+                let connection = rusqlite::Connection::open(path).expect("index");
+                let _ = connection.busy_timeout(Duration::from_secs(60));
+                connection.query_row(sql, [], |row| row.get(0)).ok()
+            }
+            Backend::Postgres(server, database) => blocking(|| {
+                let rows = server.client(database).query(sql, &[]).expect("an answer");
+                rows.first().map(|row| row.get(0))
+            }),
+        }
+    }
+
     /// All rows.
     pub fn rows(&self) -> Vec<Row> {
         let sql = format!("SELECT {COLUMNS} FROM walrus_index");

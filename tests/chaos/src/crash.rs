@@ -22,17 +22,17 @@ use crate::Settings;
 use testkit::mem::key_of;
 
 #[cfg(failpoints)]
-use walrusds::FAILPOINTS;
+pub use walrusds::FAILPOINTS;
 /// Without them this program is only checked by the compiler.
 #[cfg(not(failpoints))]
-const FAILPOINTS: [&str; 0] = [];
+pub const FAILPOINTS: [&str; 0] = [];
 
 const CLIENTS: usize = 12;
 const LENGTH: usize = 200;
 /// The read cache's directory within the repository.
 pub const READ_CACHE: &str = "read-cache";
 /// A process that has not ended by then hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 fn manner() -> Manner {
     Manner {
@@ -66,7 +66,9 @@ pub fn worker() -> Option<ExitCode> {
         let ds = WalrusDatastore::open(config, Path::new(&repo))
             .await
             .expect("opening");
-        let tally = Tally::default();
+        let mut tally = Tally::default();
+        tally.strict = task["strict"] == true;
+        let tally = tally;
         let verifying = clients.iter_mut().map(|client| client.verify(&ds, &tally));
         crate::together(verifying).await;
         // Reported at once: this process may not live to its end.
@@ -86,11 +88,17 @@ pub fn worker() -> Option<ExitCode> {
         let target = number("writes");
         // Renewal goes on beside the writes; a worker that waits for it has time.
         let until = Instant::now() + Duration::from_millis(number("linger_ms"));
+        let told_to_stop = Path::new(&repo).join(STOP);
+        let lingers = || Instant::now() < until && !told_to_stop.exists();
+        let only_reads = task["only_reads"] == true;
         let working = clients.iter_mut().map(|client| {
             let (ds, manner, stop, tally) = (&ds, &manner, &stop, &tally);
             async move {
-                while tally.writes.load(Relaxed) < target || Instant::now() < until {
-                    client.act(ds, manner, tally, stop).await;
+                while tally.writes.load(Relaxed) < target || lingers() {
+                    match only_reads && tally.writes.load(Relaxed) >= target {
+                        true => client.verify(ds, tally).await,
+                        false => client.act(ds, manner, tally, stop).await,
+                    }
                 }
             }
         });
@@ -100,6 +108,9 @@ pub fn worker() -> Option<ExitCode> {
         found(&tally)
     }))
 }
+
+/// A file in the repository by which a worker that lingers is told to stop.
+const STOP: &str = "stop";
 
 /// The results of rounds of crashes.
 #[derive(Default)]
@@ -129,24 +140,53 @@ impl Crashes {
 }
 
 /// An index, a network and a journal that outlive the workers.
-struct Scenario<'a> {
-    settings: &'a Settings,
-    backend: Backend,
+pub struct Scenario<'a> {
+    pub settings: &'a Settings,
+    pub backend: Backend,
     /// Whether writes go through a write journal.
     journalled: bool,
-    net: BlockingDevnet,
+    pub net: BlockingDevnet,
     dir: tempfile::TempDir,
-    result: Crashes,
+    pub result: Crashes,
 }
 
-struct Ended {
-    signal: Option<i32>,
-    out: String,
-    err: String,
+/// The task of one worker.
+pub struct Life<'a> {
+    /// Keys of its configuration, beside those of every worker.
+    pub config: serde_json::Value,
+    /// How many writes it makes at least.
+    pub writes: u64,
+    /// How long it goes on with its calls then, if it is not told to stop.
+    pub linger: Duration,
+    /// The fail point at which it dies, and at which hit.
+    pub point: Option<(&'a str, u64)>,
+    /// No call of its clients may fail.
+    pub strict: bool,
+    /// After its writes it reads every key again and again.
+    pub only_reads: bool,
+}
+
+impl Default for Life<'_> {
+    fn default() -> Self {
+        Life {
+            config: serde_json::json!({}),
+            writes: 0,
+            linger: Duration::ZERO,
+            point: None,
+            strict: false,
+            only_reads: false,
+        }
+    }
+}
+
+pub struct Ended {
+    pub signal: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
 impl<'a> Scenario<'a> {
-    fn new(settings: &'a Settings, backend: Backend, journalled: bool) -> Self {
+    pub fn new(settings: &'a Settings, backend: Backend, journalled: bool) -> Self {
         let net = Devnet::start_blocking(Options {
             cheap_ids: true,
             max_body: 64 << 20,
@@ -172,14 +212,9 @@ impl<'a> Scenario<'a> {
         Corruptor::start(self.dir.path().join(READ_CACHE), seed)
     }
 
-    /// Starts a worker. With renewal, its blobs are due from the beginning on.
-    fn spawn(
-        &self,
-        writes: u64,
-        linger: Duration,
-        renew: bool,
-        point: Option<(&str, u64)>,
-    ) -> Child {
+    /// Starts a worker.
+    pub fn spawn(&self, life: &Life<'_>) -> Child {
+        let _ = std::fs::remove_file(self.dir.path().join(STOP));
         let mut config = self.settings.config(serde_json::json!({
             "publisherURL": self.net.url(), "aggregatorURL": self.net.url(),
             "packTargetSizeBytes": 65536, "requestTimeoutSeconds": 5, "epochs": 20,
@@ -191,16 +226,17 @@ impl<'a> Scenario<'a> {
             config["packTargetSizeBytes"] = 2048.into();
             config["packIdleFlushSeconds"] = 1.into();
         }
-        if renew {
-            config["epochDurationSeconds"] = 1.into();
-            config["renewIntervalSeconds"] = 1.into();
-            config["renewLeadSeconds"] = 19.into();
+        if let Some(all) = config.as_object_mut() {
+            let own = life.config.as_object().into_iter().flatten();
+            all.extend(own.map(|(key, value)| (key.clone(), value.clone())));
+            all.retain(|_, value| !value.is_null());
         }
         self.backend.configure(&mut config);
         let task = serde_json::json!({
             "config": config, "repo": self.dir.path(), "journal": self.journal(),
-            "seed": self.settings.seed + self.result.deaths, "writes": writes,
-            "linger_ms": linger.as_millis() as u64,
+            "seed": self.settings.seed + self.result.deaths, "writes": life.writes,
+            "linger_ms": life.linger.as_millis() as u64,
+            "strict": life.strict, "only_reads": life.only_reads,
         });
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command
@@ -209,24 +245,32 @@ impl<'a> Scenario<'a> {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        if let Some((name, n)) = point {
+        if let Some((name, n)) = life.point {
             command.env("WALRUSDS_FAILPOINT", format!("{name}:{n}"));
         }
         command.spawn().expect("starting a worker")
     }
 
-    fn wait(&mut self, mut child: Child) -> Ended {
+    /// Tells a worker that lingers to stop.
+    pub fn stop(&self) {
+        std::fs::write(self.dir.path().join(STOP), b"").expect("the file");
+    }
+
+    /// Waits for the end of a worker.
+    pub fn wait(&mut self, mut child: Child) -> Ended {
         let until = Instant::now() + PATIENCE;
         let corruptor = self.corruptor();
+        let mut hangs = false;
         let status = loop {
-            match child.try_wait().expect("waiting for a worker") {
-                Some(status) => break status,
-                None if Instant::now() > until => {
-                    let _ = child.kill();
-                    self.result.complaints.push("a worker hangs".to_owned());
-                }
-                None => std::thread::sleep(Duration::from_millis(5)),
+            if let Some(status) = child.try_wait().expect("waiting for a worker") {
+                break status;
             }
+            if Instant::now() > until && !hangs {
+                hangs = true;
+                let _ = child.kill();
+                self.result.complaints.push("a worker hangs".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(5));
         };
         self.result.damages += corruptor.stop();
         let mut ended = Ended {
@@ -246,6 +290,9 @@ impl<'a> Scenario<'a> {
         self.result.checked += checked.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
         if ended.signal.is_some() {
             self.result.deaths += 1;
+            if ended.out.lines().any(|line| line.starts_with("! ")) {
+                self.complain("a worker complained before it died", &ended);
+            }
             return ended;
         }
         if !ended.out.contains("\nclosed\n") {
@@ -257,7 +304,7 @@ impl<'a> Scenario<'a> {
         ended
     }
 
-    fn complain(&mut self, what: &str, ended: &Ended) {
+    pub fn complain(&mut self, what: &str, ended: &Ended) {
         let text = format!(
             "{}: {what}\n{}{}",
             self.backend.name(),
@@ -270,13 +317,19 @@ impl<'a> Scenario<'a> {
     /// Lets a worker run into a fail point.
     fn die_at(&mut self, point: &str, n: u64) {
         let renew = point.starts_with("renew.");
-        let linger = Duration::from_secs(if renew { 20 } else { 0 });
-        let child = self.spawn(400, linger, renew, Some((point, n)));
-        let ended = self.wait(child);
-        let said = ended.err.contains(&format!("fail point {point}"));
-        if ended.signal != Some(6) || !said {
-            self.complain(&format!("{point} was not reached"), &ended);
+        let mut life = Life {
+            writes: 400,
+            point: Some((point, n)),
+            ..Life::default()
+        };
+        if renew {
+            life.linger = Duration::from_secs(20);
+            // Its blobs are due from the beginning on.
+            life.config = serde_json::json!({
+                "epochDurationSeconds": 1, "renewIntervalSeconds": 1, "renewLeadSeconds": 19,
+            });
         }
+        self.die(&life);
         if renew {
             // The epoch is one of those bought; a lease that is not renewed again must last to the
             // end.
@@ -284,14 +337,25 @@ impl<'a> Scenario<'a> {
         }
     }
 
+    /// Lets a worker run into its fail point.
+    pub fn die(&mut self, life: &Life<'_>) {
+        let child = self.spawn(life);
+        let ended = self.wait(child);
+        let (point, _) = life.point.expect("a fail point");
+        let said = ended.err.contains(&format!("fail point {point}"));
+        if ended.signal != Some(6) || !said {
+            self.complain(&format!("{point} was not reached"), &ended);
+        }
+    }
+
     /// Kills a worker after a further number of acknowledged writes.
-    fn kill(&mut self, more: u64) {
+    pub fn kill(&mut self, more: u64, life: &Life<'_>) {
         let lines = |path: &Path| {
             let text = std::fs::read(path).unwrap_or_default();
             text.iter().filter(|b| **b == b'\n').count() as u64
         };
         let before = lines(&self.journal());
-        let mut child = self.spawn(u64::MAX, Duration::ZERO, false, None);
+        let mut child = self.spawn(life);
         let until = Instant::now() + PATIENCE;
         let corruptor = self.corruptor();
         while lines(&self.journal()) < before + more {
@@ -309,8 +373,11 @@ impl<'a> Scenario<'a> {
     }
 
     /// A last worker checks everything; then each row is compared with what the network holds.
-    fn finish(mut self) -> Crashes {
-        let child = self.spawn(50, Duration::ZERO, false, None);
+    pub fn finish(mut self) -> Crashes {
+        let child = self.spawn(&Life {
+            writes: 50,
+            ..Life::default()
+        });
         self.wait(child);
         let journal = self.journal();
         let clients = Client::resume(&journal, CLIENTS, self.settings.seed, LENGTH);
@@ -378,6 +445,7 @@ pub fn at_every_point(
     let mut scenario = Scenario::new(settings, fresh(), journalled);
     let mine = |point: &&&str| match point.split('.').next() {
         Some("journal" | "flush") => journalled,
+        Some("repack" | "extend" | "dead" | "adopt") => false, // they are reached by `lifetime`
         Some("close" | "delete") => true,
         Some(other @ ("sqlite" | "postgres")) => !journalled && other == scenario.backend.name(),
         _ => !journalled,
@@ -425,8 +493,12 @@ pub fn at_any_moment(
 ) -> Crashes {
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut scenario = Scenario::new(settings, backend, journalled);
+    let life = Life {
+        writes: u64::MAX,
+        ..Life::default()
+    };
     for _ in 0..rounds {
-        scenario.kill(rng.random_range(1..400));
+        scenario.kill(rng.random_range(1..400), &life);
     }
     scenario.finish()
 }

@@ -3,6 +3,7 @@
 mod backend;
 mod corruptor;
 mod crash;
+mod lifetime;
 mod memory;
 mod real;
 mod workload;
@@ -67,18 +68,23 @@ fn main() -> ExitCode {
         extra: variable("CHAOS_CONFIG").unwrap_or(Value::Null),
     };
     let ops: u64 = variable("CHAOS_OPS").unwrap_or(if smoke { 60_000 } else { 1_000_000 });
-    let (rounds, kills) = if smoke { (1, 3) } else { (4, 40) };
+    let (rounds, kills, plans) = if smoke { (1, 3, 1) } else { (4, 40, 3) };
+    let plans = variable("CHAOS_PLANS").unwrap_or(plans);
+    let only: String = variable("CHAOS_ONLY").unwrap_or_default();
+    let wants = |part: &str| part.starts_with(&only);
     println!("CHAOS_SEED={}", settings.seed);
 
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let mut report = Report::default();
 
-    let tally = Tally::default();
-    let counts = runtime.block_on(memory::run(&settings, ops * 17 / 20, false, &tally));
-    report.part("in memory", &tally, counts);
-    let tally = Tally::default();
-    let counts = runtime.block_on(memory::run(&settings, ops / 20, true, &tally));
-    report.part("in memory, lies", &tally, counts);
+    if wants("in memory") {
+        let tally = Tally::default();
+        let counts = runtime.block_on(memory::run(&settings, ops * 17 / 20, false, &tally));
+        report.part("in memory", &tally, counts);
+        let tally = Tally::default();
+        let counts = runtime.block_on(memory::run(&settings, ops / 20, true, &tally));
+        report.part("in memory, lies", &tally, counts);
+    }
 
     let server = Arc::new(Postgres::start());
     let dir = tempfile::tempdir().expect("directory");
@@ -89,6 +95,9 @@ fn main() -> ExitCode {
     for journalled in [false, true] {
         let way = if journalled { ", journal" } else { "" };
         for backend in [fresh_file(), Backend::postgres(&server)] {
+            if !wants("local Walrus") {
+                continue;
+            }
             let tally = Tally::default();
             let run = real::run(&settings, &backend, journalled, ops * 3 / 40, &tally);
             let counts = runtime.block_on(run);
@@ -99,18 +108,35 @@ fn main() -> ExitCode {
     }
     for journalled in [false, true] {
         let way = if journalled { ", journal" } else { "" };
-        let crashes = crash::at_every_point(&settings, fresh_file, journalled, rounds);
-        report.crashes(&format!("fail points, sqlite{way}"), crashes);
         let database = || Backend::postgres(&server);
-        let crashes = crash::at_every_point(&settings, database, journalled, rounds);
-        report.crashes(&format!("fail points, postgres{way}"), crashes);
+        if wants("fail points") {
+            let crashes = crash::at_every_point(&settings, fresh_file, journalled, rounds);
+            report.crashes(&format!("fail points, sqlite{way}"), crashes);
+            let crashes = crash::at_every_point(&settings, database, journalled, rounds);
+            report.crashes(&format!("fail points, postgres{way}"), crashes);
+        }
         for backend in [fresh_file(), database()] {
+            if !wants("kill -9") {
+                continue;
+            }
             let name = format!("kill -9, {}{way}", backend.name());
             let crashes = crash::at_any_moment(&settings, backend, journalled, kills);
             report.crashes(&name, crashes);
         }
     }
-    report.finish(ops)
+    for backend in [fresh_file(), Backend::postgres(&server)] {
+        let name = format!("renewal, {}", backend.name());
+        if !wants(&name) {
+            continue;
+        }
+        let crashes = lifetime::renewal(&settings, backend, plans);
+        report.crashes(&name, crashes);
+    }
+    if wants("adoption") {
+        let crashes = lifetime::adoption(&settings, Backend::postgres(&server), plans);
+        report.crashes("adoption, postgres", crashes);
+    }
+    report.finish(if only.is_empty() { ops } else { 0 })
 }
 
 /// Prints the results, part by part.

@@ -41,6 +41,9 @@ pub struct Tally {
     pub unverifiable: AtomicU64,
     errors: Mutex<BTreeMap<String, u64>>,
     complaints: Mutex<Vec<String>>,
+    /// Nothing is wrong around the datastore: every call that fails is a finding. Findings are
+    /// printed at once, as the process may die.
+    pub strict: bool,
 }
 
 impl Tally {
@@ -48,6 +51,9 @@ impl Tally {
         counter.fetch_add(1, Relaxed);
         let mut complaints = self.complaints.lock();
         if complaints.len() < 20 {
+            if self.strict {
+                println!("! {what}");
+            }
             complaints.push(what);
         }
     }
@@ -70,7 +76,7 @@ impl Tally {
             kind,
             ErrorKind::Index | ErrorKind::Walrus | ErrorKind::BlobNotFound | ErrorKind::Corrupt
         );
-        if !fine {
+        if !fine || self.strict {
             self.complain(&self.wrong, format!("unexpected {kind:?}: {error}"));
         }
     }

@@ -386,7 +386,7 @@ impl<I: Index + ?Sized> Rows for FaultyIndex<I> {
     async fn ending_by(
         &self,
         epoch: i64,
-        after: Option<&str>,
+        after: Option<&RenewItem>,
         limit: usize,
     ) -> Result<Vec<RenewItem>> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
