@@ -405,9 +405,8 @@ fn cid(key: &str) -> String {
     format!("b{}", digits.to_lowercase())
 }
 
-async fn fetch(url: String) -> Bytes {
-    let http = reqwest::Client::builder().tls_backend_preconfigured(testkit::no_tls());
-    let answer = http.build().unwrap().get(&url).send().await.unwrap();
+async fn fetch(http: &reqwest::Client, url: String) -> Bytes {
+    let answer = http.get(&url).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 200, "{url}");
     answer.bytes().await.unwrap()
 }
@@ -424,6 +423,8 @@ async fn any_aggregator_gives_a_block_of_a_quilt_by_its_cid() {
         deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
         created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())");
     let of_go = server.url(&database);
+    let http = reqwest::Client::builder().tls_backend_preconfigured(testkit::no_tls());
+    let http = http.build().unwrap();
     for url in [None, Some(own), Some(of_go)] {
         let net = walrus().await;
         let mut repo = Repo::new(&net);
@@ -449,10 +450,10 @@ async fn any_aggregator_gives_a_block_of_a_quilt_by_its_cid() {
         assert_eq!(names, cheap.iter().map(|(key, _)| cid(key)).collect());
         for ((key, value), (row, entry)) in cheap.iter().zip(repo.rows(&cheap).await) {
             let by_name = format!("{}/v1/blobs/by-quilt-id/{id}/{}", net.url(), cid(key));
-            assert_eq!(fetch(by_name).await, value);
+            assert_eq!(fetch(&http, by_name).await, value);
             let patch = row.patch_id.expect("a patch ID");
             let by_patch = format!("{}/v1/blobs/by-quilt-patch-id/{patch}", net.url());
-            assert_eq!(fetch(by_patch).await, value);
+            assert_eq!(fetch(&http, by_patch).await, value);
             assert_eq!((row.offset, row.size), (0, value.len() as i64));
             assert_eq!(entry.format, "quilt");
             assert_eq!(entry.size, quilt.len() as i64);
