@@ -108,6 +108,10 @@ check: ## formatting, lints, and that the committed header is the generated one
 bench: ## walrusds beside Kubo's own datastores, ~25 minutes  [BENCH_ONLY=add,gc] [BENCH_ROUNDS=3] [UPDATE=1]
 	@scripts/bench.sh
 
+.PHONY: lifetime-measure
+lifetime-measure: ## what lifetimes cost: due blobs of 10 million, renewal at a time, undo, the ledger; minutes, and 10 GB of disk
+	@$(CARGO) test --release --locked --test lifetime_measure -- --ignored --nocapture --test-threads=1
+
 .PHONY: chaos
 chaos: ## a million writes under faults and crashes: nothing lost, nothing wrong  [CHAOS_SEED=...]
 	@scripts/chaos.sh

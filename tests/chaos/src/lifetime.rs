@@ -24,12 +24,12 @@ const EPOCH: u64 = 1_209_600;
 const BOUGHT: u32 = 5;
 /// Packs of few blocks, as they are written: together they fit into one pack, so repacking is the
 /// cheapest.
-const SMALL: u64 = 512;
+const SMALL: u64 = 1024;
 const LARGE: u64 = 65_536;
-/// Writes between two deaths, and writes beside a renewal. The blobs must stay fewer than those that
-/// are due for a part of the lead each.
-const WRITES: u64 = 300;
-const WRITES_BESIDE: u64 = 150;
+/// Writes between two deaths, and writes beside a renewal: they make some twenty blobs. Each of them
+/// may be extended by a program of its own, and 256 due blobs are spread over the lead.
+const WRITES: u64 = 120;
+const WRITES_BESIDE: u64 = 40;
 
 /// The end of a round of renewals leaves this note.
 const ROUND: &str = "SELECT value FROM walrus_index_meta WHERE name = 'renewal.round'";
