@@ -15,7 +15,7 @@ use serde_json::{json, Value};
 use testkit::mem::{key_of, noise};
 use testkit::postgres::Postgres;
 use testkit::{eventually, PATIENCE};
-use walrus_devnet::{Devnet, FaultAction, FaultRule, Op, Options};
+use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request, Options};
 use walrusds::{Config, Op, WalrusDatastore};
 
 const NODES: u64 = 3;
@@ -388,7 +388,7 @@ async fn three_nodes_renew_each_blob_once_though_the_renewing_one_is_killed() {
     }
     let before = world.net.stats();
     // The node that renews comes to a halt in the midst of its round.
-    let halt = FaultRule::new(FaultAction::Hang).on([Op::Put]);
+    let halt = FaultRule::new(FaultAction::Hang).on([Request::Put]);
     world.net.set_faults(halt.after(HALT));
     let renewing = world.config(json!({"renewIntervalSeconds": 1}));
     let mut nodes: Vec<Process> = (0..NODES)
