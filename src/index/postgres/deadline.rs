@@ -36,14 +36,14 @@ const DRIFT: u32 = 1000;
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// An expression that is true, or the error [`LATE`] once the time in parameter `n` has come. It
-/// stands last in the outer SELECT of a statement whose parts change rows, over an aggregate of what
-/// they return: then it is evaluated when every row is locked. A later writer of a row waits for
-/// this transaction, so a server that stops after the evaluation does no harm either.
+/// stands last in the outer SELECT of a statement whose parts change rows, over an aggregate of
+/// what they return: then it is evaluated when every row is locked. A later writer of a row waits
+/// for this transaction, so a server that stops after the evaluation does no harm either.
 ///
-/// The call of `nextval` is for Citus, which hands a statement about one shard to the shard's worker
-/// as a whole, where another clock would be read, but keeps a statement whose outer SELECT calls
-/// `nextval` to the coordinator. Its argument is always NULL, which no planner can know before, and
-/// with NULL the function, being strict, is never called.
+/// The call of `nextval` is for Citus, which hands a statement about one shard to the shard's
+/// worker as a whole, where another clock would be read, but keeps a statement whose outer SELECT
+/// calls `nextval` to the coordinator. Its argument is always NULL, which no planner can know
+/// before, and with NULL the function, being strict, is never called.
 pub(super) fn when_locked(n: usize) -> String {
     let never = "CASE WHEN clock_timestamp() IS NULL THEN 0 END::oid::regclass";
     let clock = format!("nextval({never}) IS NULL AND clock_timestamp()");

@@ -20,8 +20,8 @@ pub(super) enum Retry {
     Reconnect,
     /// The transaction lost against another one: try once more as it is.
     Again,
-    /// A server behind this one (a worker of Citus) has gone, and the transaction failed: it may have
-    /// taken effect there if that was at its commit. Try once more as it is.
+    /// A server behind this one (a worker of Citus) has gone, and the transaction failed: it may
+    /// have taken effect there if that was at its commit. Try once more as it is.
     Worker,
     /// The statement was cancelled (the request may have been meant for its neighbour on the
     /// connection).
@@ -68,8 +68,8 @@ fn is_late(error: &PgError) -> bool {
     })
 }
 
-/// Texts of errors that Citus gives as internal ones when it has lost its connection to a worker: its
-/// own, and those of its client library, which have no code.
+/// Texts of errors that Citus gives as internal ones when it has lost its connection to a worker:
+/// its own, and those of its client library, which have no code.
 const WORKER_LOST: [&str; 5] = [
     "failure on connection marked as essential",
     "server closed the connection unexpectedly",

@@ -1,8 +1,8 @@
 //! The ledger of blobs: its statements and methods.
 //!
 //! No statement joins the ledger with the rows, which may be distributed. Rows and entries are
-//! written by one statement, or by several of one transaction. Each kind is written in order, rows by
-//! their keys and entries by their blob IDs, so that two writers lock in the same order.
+//! written by one statement, or by several of one transaction. Each kind is written in order, rows
+//! by their keys and entries by their blob IDs, so that two writers lock in the same order.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,10 +1,12 @@
 //! The statements, written once per opened table. Values are always parameters; names are quoted.
-//! Every statement is also accepted by Citus: no function but immutable ones in `RETURNING`, `CASE`
-//! and `DO UPDATE SET`, no sequences, no temporary tables, keys by equality or range.
+//! Every statement is also accepted by Citus, but for those about the Go plugin's staging table: no
+//! function but immutable ones in `RETURNING`, `CASE` and `DO UPDATE SET`, no sequences, no
+//! temporary tables, keys by equality or range.
 //!
 //! The last parameter of a bounded statement is the time until which it may be carried out
-//! ([`super::deadline`]). The parts of such a statement stand in the order in which they lock: Citus
-//! carries them out in that order, and PostgreSQL begins with the part that the outer SELECT reads.
+//! ([`super::deadline`]). The parts of such a statement stand in the order in which they lock:
+//! Citus carries them out in that order, and PostgreSQL begins with the part that the outer SELECT
+//! reads.
 
 use std::time::Duration;
 
@@ -39,8 +41,8 @@ pub(super) struct Sql {
     /// `[staging]`; writes rows and, where there is a ledger, entries; selects how many rows were
     /// written.
     pub upsert: [Query; 2],
-    /// Changes rows that point at a blob, writes entries as `upsert` does, and selects how many rows
-    /// were changed.
+    /// Changes rows that point at a blob, writes entries as `upsert` does, and selects how many
+    /// rows were changed.
     pub move_rows: Query,
     /// `[after]`
     pub due: [Query; 2],

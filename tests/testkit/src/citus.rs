@@ -1,9 +1,9 @@
 //! A Citus cluster for tests: one coordinator and some workers, all on this machine, where the
 //! installed PostgreSQL has the extension.
 //!
-//! `WALRUSDS_TEST_CITUS=URL` names the coordinator of a cluster that runs already (its role must be a
-//! superuser). In both cases an event trigger distributes each new table of an index by its key, and
-//! the table of its deleted rows beside it; all other tables stay on the coordinator.
+//! `WALRUSDS_TEST_CITUS=URL` names the coordinator of a cluster that runs already (its role must be
+//! a superuser). In both cases an event trigger distributes each new table of an index by its key,
+//! and the table of its deleted rows beside it; all other tables stay on the coordinator.
 
 use crate::postgres::{Postgres, USER};
 

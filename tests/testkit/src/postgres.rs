@@ -1,8 +1,8 @@
 //! A private Postgres for tests: own data directory, own port, own socket; stopped when the test
 //! binary ends, however it ends.
 //!
-//! With `WALRUSDS_TEST_CITUS=URL`, the server that the tests of a binary share is the coordinator of
-//! that cluster ([`crate::citus`]), and what is called a database here is a schema there.
+//! With `WALRUSDS_TEST_CITUS=URL`, the server that the tests of a binary share is the coordinator
+//! of that cluster ([`crate::citus`]), and what is called a database here is a schema there.
 
 #![allow(dead_code)] // each test binary uses its own part of this
 
