@@ -96,6 +96,10 @@ check: ## formatting, lints, and that the committed header is the generated one
 bench: ## walrusds beside Kubo's own datastores, ~25 minutes  [BENCH_ONLY=add,gc] [BENCH_ROUNDS=3] [UPDATE=1]
 	@scripts/bench.sh
 
+.PHONY: index-scale
+index-scale: ## one PostgreSQL with many rows, and the same in partitions, an hour  [ROWS="1000000 5000000 20000000"] [PARTITIONS="0 16"]
+	@scripts/index-scale.sh
+
 .PHONY: chaos
 chaos: ## a million writes under faults and crashes: nothing lost, nothing wrong  [CHAOS_SEED=...]
 	@scripts/chaos.sh
