@@ -15,6 +15,7 @@ use crate::clock::EpochClock;
 use crate::error::{Error, ErrorKind, Result};
 
 mod combine;
+pub mod copy;
 mod deleted;
 mod gate;
 mod keys;
