@@ -112,6 +112,10 @@ bench: ## walrusds beside Kubo's own datastores, ~25 minutes  [BENCH_ONLY=add,gc
 lifetime-measure: ## what lifetimes cost: due blobs of 10 million, renewal at a time, undo, the ledger; minutes, and 10 GB of disk
 	@$(CARGO) test --release --locked --test lifetime_measure -- --ignored --nocapture --test-threads=1
 
+.PHONY: index-scale
+index-scale: ## one PostgreSQL with many rows, and the same in partitions, an hour  [ROWS="1000000 5000000 20000000"] [PARTITIONS="0 16"]
+	@scripts/index-scale.sh
+
 .PHONY: chaos
 chaos: ## a million writes under faults and crashes: nothing lost, nothing wrong  [CHAOS_SEED=...]
 	@scripts/chaos.sh

@@ -65,6 +65,7 @@ else
   part demo scripts/demo.sh
   part fuzz env FUZZ_SECONDS=2 scripts/fuzz.sh
   part bench env BENCH_SMOKE=1 scripts/bench.sh
+  part index-scale env ROWS='10000 20000' PARTITIONS='0 4' SECONDS_EACH=1 KEEP_FREE_GB=1 scripts/index-scale.sh
 fi
 
 printf '== what is needed\n'

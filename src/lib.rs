@@ -66,11 +66,13 @@ pub mod internals {
 
 pub use config::Config;
 pub use datastore::{
-    rebuild_index, Adopted, DeletedQuery, Op, RebuildFrom, Round, Undeleted, WalrusDatastore,
+    copy_index, rebuild_index, Adopted, DeletedQuery, Op, RebuildFrom, Round, Undeleted,
+    WalrusDatastore,
 };
 pub use error::{Error, ErrorKind, Result};
 #[cfg(failpoints)]
 pub use failpoint::FAILPOINTS;
+pub use index::copy::{CopyReport, Copying};
 pub use index::{
     Blob, BlobState, Claim, Claimed, Count, Deleted, DeletedRow, EndingIn, Fact, Index, KeyRange,
     KeyRecord, Leases, Ledger, LeftBehind, ListItem, Notes, Purged, Record, RenewItem, Renewal,

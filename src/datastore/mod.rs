@@ -8,6 +8,7 @@
 //! | `puts` | the values of a batch, and the checks that refuse some |
 //! | `writes` | the two ways of writing: directly, or through the journal |
 //! | `read` | gets, questions for keys, the contents of a listing |
+//! | `copy` | an index is copied to another place |
 //! | `rebuild` | an index that was lost is filled again |
 //! | `staged` | blocks that a Go node staged are adopted |
 //! | `totals` | totals and counters |
@@ -40,6 +41,7 @@ use crate::read::Reader;
 use crate::upload::Uploader;
 use crate::walrus::BlobStore;
 
+mod copy;
 mod inspect;
 mod open;
 mod puts;
@@ -53,6 +55,7 @@ mod write;
 mod writes;
 
 pub use crate::upload::Adopted;
+pub use copy::copy_index;
 pub use inspect::Inspection;
 pub use rebuild::{rebuild_index, RebuildFrom};
 pub use undo::{DeletedQuery, Undeleted};

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::patch::Columns;
 
 mod combine;
+pub mod copy;
 mod deleted;
 mod gate;
 mod keys;

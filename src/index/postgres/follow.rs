@@ -30,14 +30,17 @@ use tokio::sync::Notify;
 
 use super::query::Query;
 use super::{Answer, Row};
+use crate::backoff::doubled;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Positions to keep: more than are noted within the shortest limit.
 const MOST_NOTED: usize = 256;
 /// For how long after a read the positions of the primary are noted.
 const NOTED_FOR: Duration = Duration::from_secs(60);
-/// How long standbys are left alone after one has failed or was behind.
+/// How long standbys are left alone after one was behind, or has failed once. Each further failure
+/// doubles the time, up to [`LONGEST_REST`].
 const REST: Duration = Duration::from_secs(2);
+const LONGEST_REST: Duration = Duration::from_secs(30);
 /// How long reads go to the primary, because standbys are behind, before the operator is told.
 const TOLD_AFTER: Duration = Duration::from_secs(60);
 
@@ -115,12 +118,17 @@ struct State {
     /// Positions of the primary, and times before they were asked for.
     noted: VecDeque<(Instant, i64)>,
     silent: bool,
+    told_silent: bool,
     /// Writes of this node that are under way.
     writing: usize,
     /// The end of its latest write.
     wrote: Option<Instant>,
     last_read: Option<Instant>,
     rest_until: Option<Instant>,
+    /// Failures of standbys one after another.
+    failures: u32,
+    /// The latest answer did not count.
+    was_behind: bool,
     /// Since when no answer of a standby has counted.
     behind_since: Option<Instant>,
     told: bool,
@@ -166,15 +174,22 @@ impl Follow {
     pub fn note(&self, asked: Instant, position: Position) {
         let mut state = self.state.lock();
         state.silent = false;
+        state.told_silent = false;
         if state.noted.len() >= MOST_NOTED {
             state.noted.pop_front();
         }
         state.noted.push_back((asked, position.at));
     }
 
-    /// Notes that the primary gave no answer. Returns whether it gave one before.
-    pub fn silent(&self) -> bool {
-        !std::mem::replace(&mut self.state.lock().silent, true)
+    /// Notes that the primary gave no answer.
+    pub fn silent(&self) {
+        self.state.lock().silent = true;
+    }
+
+    /// Whether the operator is to be told that the primary is silent; once until it answers again.
+    pub fn take_silent(&self) -> bool {
+        let mut state = self.state.lock();
+        state.silent && !std::mem::replace(&mut state.told_silent, true)
     }
 
     pub fn is_silent(&self) -> bool {
@@ -221,19 +236,31 @@ impl Follow {
             Some(position) => {
                 state.behind_since = None;
                 state.told = false;
+                state.failures = 0;
                 state.met_primary |= !position.standby;
                 Ok(())
             }
             None => {
                 state.behind_since.get_or_insert_with(Instant::now);
+                state.was_behind = true;
                 Err(behind())
             }
         }
     }
 
-    /// Leaves standbys alone for a while: one has failed, or was behind.
+    /// Leaves standbys alone for a while: one has failed, or was behind. One that keeps silent would
+    /// otherwise hold up lookups again and again.
     pub fn rest(&self) {
-        self.state.lock().rest_until = Some(Instant::now() + REST);
+        let mut state = self.state.lock();
+        let rest = match std::mem::take(&mut state.was_behind) {
+            true => REST,
+            false => {
+                let failed = state.failures;
+                state.failures = failed.saturating_add(1);
+                doubled(REST, failed, LONGEST_REST)
+            }
+        };
+        state.rest_until = Some(Instant::now() + rest);
     }
 
     /// Whether an answer came from a server that is no standby, since the last call.

@@ -161,11 +161,15 @@ async fn watch(
         let notify = |text| primary.opener.connector.notify(text);
         match position(&primary, &follow, &call).await {
             Ok(position) => follow.note(asked, position),
-            Err(e) if follow.silent() => notify(format!(
-                "{}: lookups go on at standbys, and fail for blocks that these do not have",
-                e.message()
-            )),
-            Err(_) => {}
+            Err(e) => {
+                follow.silent();
+                if follow.take_silent() {
+                    notify(format!(
+                        "{}: lookups go on at standbys, and fail for blocks that these do not have",
+                        e.message()
+                    ));
+                }
+            }
         }
         drop(call);
         if follow.take_behind() {

@@ -1,0 +1,334 @@
+//! Copies an index into another one: from SQLite to PostgreSQL, or to a table in partitions or on
+//! Citus.
+//!
+//! **Problem.** An index moves while a node works with it. The copy may be broken off and carried
+//! on, must not mix two indexes, and must be shown to be complete.
+//!
+//! **Outline.** A pass goes through both indexes in the order of their keys, page by page, and makes
+//! the copy equal: rows that are missing are added with the entries of their blobs, rows that differ
+//! are replaced, rows that the source lacks are removed. A pass notes its place in the copy after
+//! each page. Passes that run beside a node bring most of the rows over. The last one runs when no
+//! node writes to the source any more ([`Copying::Finish`]): it compares every row, and is repeated
+//! until it finds nothing to change. Then the copy gets the identity of the source, by which
+//! journals know it.
+//!
+//! **Invariants.**
+//! - The copy holds rows of one source alone: an index that has rows is taken only if its note names
+//!   the source. A finished copy has no note, so it is not taken again.
+//! - A page is committed before its place is noted. So a pass that was broken off repeats a page at
+//!   most, which changes nothing.
+//! - Nothing is written to the source.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Blob, BlobState, Index, KeyRange, KeyRecord, Usage, IDENTITY};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The note of the copy that says how far it is.
+const NOTE: &str = "copy";
+/// Rows of a page.
+const PAGE: usize = 5_000;
+/// Passes after which a source that goes on changing is given up.
+const MOST_PASSES: u32 = 5;
+
+/// How far a copy is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copying {
+    /// One pass, beside nodes that work with the source.
+    Beside,
+    /// To the end. No node may write to the source meanwhile.
+    Finish,
+}
+
+/// What was copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct CopyReport {
+    /// Passes that were made to their end.
+    pub passes: u32,
+    /// Blocks and bytes that the latest pass has compared.
+    pub compared: Usage,
+    /// Rows that were added.
+    pub added: u64,
+    /// Rows that were replaced.
+    pub replaced: u64,
+    /// Rows that were removed from the copy.
+    pub removed: u64,
+    /// Entries of blobs that were brought up to date.
+    pub blobs: u64,
+    /// Blocks that a Go node has staged in the source. They are not copied.
+    pub staged: u64,
+    /// Whether the copy is finished: its latest pass has found it equal to the source.
+    pub finished: bool,
+}
+
+/// Told after each page; an error stops the copy, which can be carried on.
+pub type CopyProgress<'a> = &'a mut (dyn FnMut(&CopyReport) -> Result<()> + Send);
+
+#[derive(Serialize, Deserialize)]
+struct Note {
+    source: String,
+    /// The last key of the pass that was broken off; empty at the beginning of a pass.
+    after: String,
+}
+
+/// Copies the rows, the entries of blobs and the epochs of `from` to `to`, and the running total.
+/// Deleted rows that are kept for undoing, and notes of renewal, are not copied.
+///
+/// # Errors
+/// [`ErrorKind::Config`] if `to` holds rows that are no copy of `from`, or if `from` goes on
+/// changing although the copy is to be finished; the errors of both indexes.
+pub async fn copy(
+    from: &dyn Index,
+    to: &dyn Index,
+    copying: Copying,
+    progress: CopyProgress<'_>,
+) -> Result<CopyReport> {
+    let mut report = CopyReport::default();
+    let source = from.identity().await?.ok_or_else(|| {
+        bad("the source has no identity, and cannot be given one: open it with a node that may write to it first")
+    })?;
+    let mut after = begin(&source, to).await?;
+    loop {
+        // Only a whole pass compares every row.
+        let whole = after.is_empty();
+        let place = std::mem::take(&mut after);
+        let changed = pass(from, to, &source, place, &mut report, progress).await?;
+        report.passes += 1;
+        if copying == Copying::Beside {
+            return Ok(report);
+        }
+        if whole && changed == 0 {
+            break;
+        }
+        if report.passes >= MOST_PASSES {
+            return Err(bad(format!(
+                "the source still changed during pass {MOST_PASSES}: stop the nodes that write to it, and run this again"
+            )));
+        }
+    }
+    to.set_note(IDENTITY, Some(&source)).await?;
+    to.set_note(NOTE, None).await?;
+    report.finished = true;
+    Ok(report)
+}
+
+/// Checks that `to` may become a copy of the source; returns the key after which to go on.
+async fn begin(source: &str, to: &dyn Index) -> Result<String> {
+    let identity = to.note(IDENTITY).await?;
+    if identity.is_some_and(|identity| identity != source) {
+        return Err(bad(
+            "the index to copy to belongs to a journal of another index, or is a copy of another one: give an empty one",
+        ));
+    }
+    if let Some(note) = to.note(NOTE).await? {
+        let note: Note = serde_json::from_str(&note).map_err(|e| {
+            bad(format!(
+                "the note {NOTE:?} of the index to copy to cannot be read: {e}"
+            ))
+        })?;
+        return match note.source == source {
+            true => Ok(note.after),
+            false => Err(bad(
+                "the index to copy to is the unfinished copy of another index: give an empty one",
+            )),
+        };
+    }
+    if !to.list(&KeyRange::ALL, 0, 1).await?.is_empty() {
+        return Err(bad(
+            "the index to copy to holds rows, and is no unfinished copy of the source: give an empty one",
+        ));
+    }
+    set_place(to, source, "").await?;
+    Ok(String::new())
+}
+
+async fn set_place(to: &dyn Index, source: &str, after: &str) -> Result<()> {
+    let note = Note {
+        source: source.to_owned(),
+        after: after.to_owned(),
+    };
+    let text = serde_json::to_string(&note)
+        .map_err(|e| Error::new(ErrorKind::Internal, format!("a note: {e}")))?;
+    to.set_note(NOTE, Some(&text)).await
+}
+
+/// One pass over the keys after `after`. Returns how much was changed, in the copy and, as far as
+/// the pass noticed, in the source meanwhile.
+async fn pass(
+    from: &dyn Index,
+    to: &dyn Index,
+    source: &str,
+    mut after: String,
+    report: &mut CopyReport,
+    progress: CopyProgress<'_>,
+) -> Result<u64> {
+    let whole = after.is_empty();
+    let (before, mut vanished) = (changes(report), 0);
+    report.compared = Usage::default();
+    report.staged = 0;
+    loop {
+        let range = keys_after(&after, None);
+        let keys = from.list(&range, 0, PAGE).await?;
+        let last = keys.last().filter(|_| keys.len() >= PAGE);
+        let last = last.map(|item| item.key.clone());
+        let keys: Vec<String> = keys.into_iter().map(|item| item.key).collect();
+        vanished += page(from, to, &after, last.as_deref(), &keys, report).await?;
+        after = last.clone().unwrap_or_default();
+        set_place(to, source, &after).await?;
+        progress(report)?;
+        if last.is_none() {
+            break;
+        }
+    }
+    released(from, to, report).await?;
+    to.saw_epochs(&from.epochs().await?).await?;
+    if whole {
+        let total = to.usage().await?;
+        to.add_usage(report.compared.minus(total)).await?;
+    }
+    Ok(changes(report) - before + vanished)
+}
+
+fn changes(report: &CopyReport) -> u64 {
+    report.added + report.replaced + report.removed + report.blobs
+}
+
+/// The keys after one, up to another.
+fn keys_after(after: &str, last: Option<&str>) -> KeyRange {
+    let mut range = KeyRange::ALL;
+    range.keys_alone = true;
+    if !after.is_empty() {
+        range.lower = Bound::Excluded(after.to_owned());
+    }
+    if let Some(last) = last {
+        range.upper = Bound::Included(last.to_owned());
+    }
+    range
+}
+
+/// Makes the copy equal to the source between two keys. `keys`: those of the source. Returns how
+/// many of these it has lost since.
+async fn page(
+    from: &dyn Index,
+    to: &dyn Index,
+    after: &str,
+    last: Option<&str>,
+    keys: &[String],
+    report: &mut CopyReport,
+) -> Result<u64> {
+    let rows = from.get_many(keys).await?;
+    let there = to.get_many(keys).await?;
+    let (mut missing, mut different, mut blobs) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let mut gone = 0;
+    for ((key, row), there) in keys.iter().zip(rows).zip(there) {
+        let Some(row) = row else {
+            gone += 1;
+            continue;
+        };
+        if row.staged {
+            report.staged += 1;
+            continue;
+        }
+        report.compared = report.compared.plus(Usage::new(1, row.size));
+        blobs.insert(row.blob_id.clone());
+        match there {
+            None => missing.push(KeyRecord::new(key, row)),
+            Some(there) if there != row => different.push(KeyRecord::new(key, row)),
+            Some(_) => {}
+        }
+    }
+    let blobs: Vec<String> = blobs.into_iter().collect();
+    let entries: Vec<Blob> = from.blobs(&blobs).await?.into_iter().flatten().collect();
+    if !missing.is_empty() {
+        to.place_missing(&entries, &missing).await?;
+        report.added += missing.len() as u64;
+    }
+    // Before the rows: a renewal of an entry moves the ends of its rows, too.
+    report.blobs += entries_alike(to, &entries).await?;
+    if !different.is_empty() {
+        to.put_many(&different).await?;
+        report.replaced += different.len() as u64;
+    }
+    // Keys of the copy that the source lacks.
+    let known: BTreeSet<&str> = keys.iter().map(String::as_str).collect();
+    let mut at = after.to_owned();
+    loop {
+        let found = to.list(&keys_after(&at, last), 0, PAGE).await?;
+        let extra = found
+            .iter()
+            .filter(|item| !known.contains(item.key.as_str()));
+        let extra: Vec<String> = extra.map(|item| item.key.clone()).collect();
+        if !extra.is_empty() {
+            to.delete_many(&extra).await?;
+            report.removed += extra.len() as u64;
+        }
+        match found.last() {
+            Some(item) if found.len() >= PAGE => at = item.key.clone(),
+            _ => break,
+        }
+    }
+    Ok(gone)
+}
+
+/// Brings the entries of blobs in the copy up to date. Returns how many it changed.
+async fn entries_alike(to: &dyn Index, entries: &[Blob]) -> Result<u64> {
+    let ids: Vec<String> = entries.iter().map(|blob| blob.blob_id.clone()).collect();
+    let mut changed = 0;
+    for (blob, there) in entries.iter().zip(to.blobs(&ids).await?) {
+        let there = match there {
+            Some(there) => there,
+            None => {
+                to.place_missing(std::slice::from_ref(blob), &[]).await?;
+                changed += 1;
+                continue;
+            }
+        };
+        if told(blob) != told(&there) {
+            // A renewal adds its cost to what was paid before.
+            let renewed = Blob {
+                cost: blob.cost.saturating_sub(there.cost),
+                ..blob.clone()
+            };
+            to.renewed(&renewed).await?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
+}
+
+/// What an entry tells, without the counts, which each index makes for itself.
+fn told(blob: &Blob) -> Blob {
+    Blob {
+        state: BlobState::default(),
+        state_since: None,
+        counted: None,
+        read_back_at: None,
+        ..blob.clone()
+    }
+}
+
+/// Copies the entries of blobs that are in no use any more: what was paid for them is known by them
+/// alone, and so are the objects to delete.
+async fn released(from: &dyn Index, to: &dyn Index, report: &mut CopyReport) -> Result<()> {
+    let mut after = String::new();
+    loop {
+        let page = from
+            .blobs_in_state(BlobState::Released, &after, PAGE)
+            .await?;
+        report.blobs += entries_alike(to, &page).await?;
+        let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
+        to.set_state(&ids, BlobState::Released).await?;
+        match page.last() {
+            Some(last) if page.len() >= PAGE => after = last.blob_id.clone(),
+            _ => return Ok(()),
+        }
+    }
+}
+
+fn bad(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Config, message)
+}

@@ -1,0 +1,381 @@
+//! An index moves to another place while a node works with it; and indexes are backed up while a
+//! node works with them, and restored.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use testkit::mem::{key_of, noise};
+use testkit::postgres::{blocking, Postgres};
+use walrusds::clock::Sighting;
+use walrusds::index::copy::copy;
+use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
+use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
+use walrusds::{
+    copy_index, Blob, BlobState, Config, CopyReport, Copying, Deleted, Error, ErrorKind, Index,
+    KeyRange, KeyRecord, Ledger, Notes, Record, Result, Rows, Totals, Usage, WalrusDatastore,
+};
+
+/// More than two pages of a copy.
+const ROWS: i64 = 12_000;
+const IN_A_BLOB: i64 = 250;
+
+fn end(n: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000 + n.unsigned_abs())
+}
+
+fn row(n: i64) -> KeyRecord {
+    let blob = n / IN_A_BLOB;
+    let record = Record::new(format!("blob-{blob:05}"), n % IN_A_BLOB * 1000, 1000)
+        .with_end_epoch(40)
+        .with_expires_at(Some(end(blob)));
+    KeyRecord::new(format!("/KEY{n:08}"), record)
+}
+
+fn entry(blob: i64) -> Blob {
+    let mut entry = Blob::default();
+    entry.blob_id = format!("blob-{blob:05}");
+    entry.object_id = format!("0x{blob:064x}");
+    entry.format = "car".into();
+    entry.size = 1000 * IN_A_BLOB;
+    entry.encoded_size = 70_000_000;
+    entry.cost = 5_000 + blob;
+    entry.registered_epoch = 14;
+    entry.end_epoch = 40;
+    entry.expires_at = Some(end(blob));
+    entry
+}
+
+/// Fills an index as a node does.
+async fn fill(index: &dyn Index) {
+    for blob in 0..ROWS / IN_A_BLOB {
+        let rows: Vec<KeyRecord> = (blob * IN_A_BLOB..(blob + 1) * IN_A_BLOB)
+            .map(row)
+            .collect();
+        index.place(&entry(blob), &rows).await.unwrap();
+    }
+    index
+        .add_usage(Usage::new(ROWS, ROWS * 1000))
+        .await
+        .unwrap();
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let seen = Sighting {
+        epoch: 14,
+        first: now,
+        last: now,
+    };
+    index.saw_epochs(&[seen]).await.unwrap();
+}
+
+async fn sqlite(path: &Path) -> SqliteIndex {
+    let options = SqliteOptions::new(path, "walrus_index");
+    SqliteIndex::open(options).await.unwrap()
+}
+
+async fn postgres(url: &str) -> PostgresIndex {
+    let options = PostgresOptions::new(url, "walrus_index");
+    PostgresIndex::open(options).await.unwrap()
+}
+
+/// All rows and entries of an index.
+async fn contents(index: &dyn Index) -> (Vec<(String, Record)>, Vec<Blob>) {
+    let keys = index.list(&KeyRange::ALL, 0, 100_000).await.unwrap();
+    let keys: Vec<String> = keys.into_iter().map(|item| item.key).collect();
+    let rows = index.get_many(&keys).await.unwrap();
+    let rows = keys.into_iter().zip(rows.into_iter().flatten()).collect();
+    let mut blobs = Vec::new();
+    for state in [BlobState::Live, BlobState::Released] {
+        let found = index.blobs_in_state(state, "", 100_000).await.unwrap();
+        blobs.extend(found.into_iter().map(|mut blob| {
+            // Times and counts of this index itself.
+            blob.state_since = None;
+            blob.counted = None;
+            blob
+        }));
+    }
+    (rows, blobs)
+}
+
+async fn same(from: &dyn Index, to: &dyn Index) {
+    let (from_rows, from_blobs) = contents(from).await;
+    let (to_rows, to_blobs) = contents(to).await;
+    assert_eq!(from_rows.len(), to_rows.len());
+    assert!(from_rows == to_rows, "the rows differ");
+    assert_eq!(from_blobs, to_blobs);
+    let bytes = from_rows.iter().map(|(_, row)| row.size).sum();
+    let blocks = i64::try_from(from_rows.len()).unwrap();
+    assert_eq!(to.usage().await.unwrap(), Usage::new(blocks, bytes));
+    assert_eq!(from.epochs().await.unwrap(), to.epochs().await.unwrap());
+    let identity = from.identity().await.unwrap();
+    assert!(identity.is_some());
+    assert_eq!(identity, to.identity().await.unwrap());
+}
+
+fn go_on(_: &CopyReport) -> Result<()> {
+    Ok(())
+}
+
+/// The copy of an index that changes meanwhile, in PostgreSQL, and then in partitions of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_moves_while_a_node_works_with_it() {
+    let pg = Postgres::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let from = sqlite(&dir.path().join("i.sqlite")).await;
+    fill(&from).await;
+    let first = postgres(&pg.url(&pg.database())).await;
+
+    // It is broken off after a page.
+    let mut stop = |_: &CopyReport| Err(Error::new(ErrorKind::Canceled, "that is enough"));
+    let stopped = copy(&from, &first, Copying::Beside, &mut stop).await;
+    assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Canceled);
+    let some = first.list(&KeyRange::ALL, 0, 100_000).await.unwrap().len();
+    assert!(some > 0 && some < 12_000, "{some}");
+
+    // Another source must not get into it.
+    let other = sqlite(&dir.path().join("other.sqlite")).await;
+    other.put(&row(1)).await.unwrap();
+    let refused = copy(&other, &first, Copying::Beside, &mut go_on)
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("another index"), "{refused}");
+
+    // It is carried on where it was, and does not see a change before that place.
+    from.delete(&row(0).key).await.unwrap();
+    let rest = copy(&from, &first, Copying::Beside, &mut go_on)
+        .await
+        .unwrap();
+    assert_eq!(rest.added + some as u64, 12_000, "{rest:?}");
+    assert!(!rest.finished);
+    assert!(first.get(&row(0).key).await.unwrap().is_some());
+
+    // A node goes on working: it deletes, adds, renews, and moves blocks to another blob.
+    let gone: Vec<String> = (500..600).map(|n| row(n).key).collect();
+    from.delete_many(&gone).await.unwrap();
+    let mut renewed = entry(3);
+    renewed.end_epoch = 60;
+    renewed.expires_at = Some(end(1_000));
+    renewed.cost = 77;
+    from.renewed(&renewed).await.unwrap();
+    let mut packed = entry(900);
+    packed.blob_id = "blob-packed".into();
+    let moved: Vec<KeyRecord> = (1000..1250)
+        .map(|n| {
+            let mut row = row(n);
+            row.record.blob_id = packed.blob_id.clone();
+            row
+        })
+        .collect();
+    from.move_to("blob-00004", &packed, &moved).await.unwrap();
+    let mut after = Some(String::new());
+    while let Some(last) = after {
+        after = from.count(&last, 1000).await.unwrap();
+    }
+    from.place(&entry(5000), &[row(5000 * IN_A_BLOB)])
+        .await
+        .unwrap();
+
+    let report = copy(&from, &first, Copying::Finish, &mut go_on)
+        .await
+        .unwrap();
+    assert!(report.finished && report.passes == 2, "{report:?}");
+    assert_eq!(report.removed, 101, "{report:?}");
+    assert_eq!(report.replaced, 250 + 250, "{report:?}");
+    assert_eq!(report.added, 1, "{report:?}");
+    same(&from, &first).await;
+    let released = first
+        .blobs_in_state(BlobState::Released, "", 9)
+        .await
+        .unwrap();
+    assert_eq!(released.len(), 1);
+    assert_eq!(released[0].blob_id, "blob-00004");
+    let paid = first.blobs(&["blob-00003".into()]).await.unwrap();
+    assert_eq!(paid[0].as_ref().unwrap().cost, 5_003 + 77);
+
+    // A finished copy is no copy any more.
+    let refused = copy(&from, &first, Copying::Beside, &mut go_on)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Config);
+    assert!(refused.to_string().contains("holds rows"), "{refused}");
+
+    // On to partitions.
+    let db = pg.database();
+    pg.execute(
+        &db,
+        "CREATE TABLE walrus_index (
+            key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL,
+            deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ,
+            created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now()
+         ) PARTITION BY HASH (key)",
+    );
+    for n in 0..4 {
+        pg.execute(&db, &format!("CREATE TABLE walrus_index_{n} PARTITION OF walrus_index FOR VALUES WITH (MODULUS 4, REMAINDER {n})"));
+    }
+    let second = postgres(&pg.url(&db)).await;
+    let report = copy(&first, &second, Copying::Finish, &mut go_on)
+        .await
+        .unwrap();
+    assert!(report.finished, "{report:?}");
+    same(&first, &second).await;
+    for index in [&from as &dyn Index, &other, &first, &second] {
+        index.close().await.unwrap();
+    }
+}
+
+/// A source that never rests is no source to finish with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_not_finished_while_the_source_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = sqlite(&dir.path().join("from.sqlite")).await;
+    let to = sqlite(&dir.path().join("to.sqlite")).await;
+    fill(&from).await;
+    let mut n = 0;
+    let mut meanwhile = |_: &CopyReport| {
+        n += 1;
+        let key = row(n).key;
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(from.delete(&key))
+        })
+        .map(drop)
+    };
+    let error = copy(&from, &to, Copying::Finish, &mut meanwhile)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("stop the nodes"), "{error}");
+    assert_eq!(to.note("identity").await.unwrap(), None);
+    let report = copy(&from, &to, Copying::Finish, &mut go_on).await.unwrap();
+    assert!(report.finished);
+    same(&from, &to).await;
+}
+
+/// The node of an index that has moved goes on with its journal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_takes_its_journal_along() {
+    let pg = Postgres::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let config = |index: &str| {
+        let json = format!(
+            r#"{{"publisherURL": "http://127.0.0.1:1", "aggregatorURL": "http://127.0.0.1:1", "drainTimeoutSeconds": 0,
+                "journalPath": "journal", {index}}}"#
+        );
+        Config::from_json(&json).unwrap()
+    };
+    let old = config(r#""indexPath": "i.sqlite""#);
+    let new = config(&format!(r#""postgresURL": "{}""#, pg.url(&pg.database())));
+    let moves = |from: &Config, to: &Config, copying| {
+        let (from, to, repo) = (from.clone(), to.clone(), dir.path().to_owned());
+        async move { copy_index(from, to, &repo, copying, &mut go_on).await }
+    };
+    let missing = moves(&old, &new, Copying::Beside).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::Config);
+    let itself = moves(&old, &old, Copying::Beside).await.unwrap_err();
+    assert!(itself.to_string().contains("one index"), "{itself}");
+
+    let (indexed, journalled) = (noise(1, 1000), noise(2, 1000));
+    let index = sqlite(&dir.path().join("i.sqlite")).await;
+    let known = KeyRecord::new(key_of(&indexed), Record::new("b", 0, 1000));
+    index.put(&known).await.unwrap();
+    index.close().await.unwrap();
+    let node = WalrusDatastore::open(old.clone(), dir.path())
+        .await
+        .unwrap();
+    node.put(&key_of(&journalled), journalled.clone())
+        .await
+        .unwrap();
+    // Beside the node, then without it.
+    let report = moves(&old, &new, Copying::Beside).await.unwrap();
+    assert_eq!(report.added, 1);
+    node.close().await.unwrap();
+    let report = moves(&old, &new, Copying::Finish).await.unwrap();
+    assert!(report.finished, "{report:?}");
+
+    let node = WalrusDatastore::open(new, dir.path()).await.unwrap();
+    assert_eq!(
+        node.get(&key_of(&journalled)).await.unwrap(),
+        Some(journalled)
+    );
+    assert_eq!(node.get_size(&key_of(&indexed)).await.unwrap(), Some(1000));
+    node.close().await.unwrap();
+}
+
+fn succeeds(command: &mut Command) {
+    let done = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{command:?}: {said}");
+}
+
+/// The commands of docs/growing-the-index.md.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_of_postgresql_made_beside_a_node_is_restored() {
+    let pg = Postgres::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let (from_db, to_db) = (pg.database(), pg.database());
+    let from = postgres(&pg.url(&from_db)).await;
+    fill(&from).await;
+    let identity = from.identity().await.unwrap();
+    let dump = dir.path().join("index.dump");
+    let plain = |db: &str| pg.url(db).replace("?sslmode=disable", "");
+    succeeds(
+        Command::new("pg_dump")
+            .args(["-Fc", "-t", "walrus_index*", "-f"])
+            .arg(&dump)
+            .arg(plain(&from_db)),
+    );
+    from.delete(&row(7).key).await.unwrap(); // after the backup
+    succeeds(
+        Command::new("pg_restore")
+            .args(["--no-owner", "-d", &plain(&to_db)])
+            .arg(&dump),
+    );
+    let to = postgres(&pg.url(&to_db)).await;
+    assert_eq!(to.take_notice(), None);
+    assert!(to.get(&row(7).key).await.unwrap().is_some());
+    from.put(&row(7)).await.unwrap();
+    let (rows, blobs) = contents(&from).await;
+    let restored = contents(&to).await;
+    assert!(rows == restored.0 && blobs == restored.1, "the two differ");
+    assert_eq!(to.usage().await.unwrap(), from.usage().await.unwrap());
+    assert_eq!(to.identity().await.unwrap(), identity);
+    to.put(&row(99_999)).await.unwrap();
+    for index in [from, to] {
+        index.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_an_sqlite_file_made_beside_a_node_is_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, backup) = (dir.path().join("i.sqlite"), dir.path().join("copy.sqlite"));
+    let from = sqlite(&file).await;
+    fill(&from).await;
+    let identity = from.identity().await.unwrap();
+    from.delete(&row(7).key).await.unwrap(); // still in the log of writes alone
+    blocking(|| {
+        let command = Command::new("sqlite3")
+            .arg(&file)
+            .arg(format!(".backup {}", backup.display()))
+            .status();
+        if !command.is_ok_and(|status| status.success()) {
+            // Where the program is not installed: SQLite's other way.
+            let open = rusqlite::Connection::open(&file).unwrap();
+            open.execute("VACUUM INTO ?1", [backup.to_str().unwrap()])
+                .unwrap();
+        }
+    });
+    from.delete(&row(8).key).await.unwrap(); // after the backup
+    let to = sqlite(&backup).await;
+    assert!(to.get(&row(7).key).await.unwrap().is_none());
+    assert!(to.get(&row(8).key).await.unwrap().is_some());
+    from.put(&row(8)).await.unwrap();
+    let (rows, blobs) = contents(&from).await;
+    let restored = contents(&to).await;
+    assert!(rows == restored.0 && blobs == restored.1, "the two differ");
+    assert_eq!(to.identity().await.unwrap(), identity);
+    assert!(to.keeps_deleted().is_zero());
+    to.put(&row(99_999)).await.unwrap();
+    for index in [from, to] {
+        index.close().await.unwrap();
+    }
+}
