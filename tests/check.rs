@@ -375,6 +375,10 @@ async fn lapsing(mut repo: Repo) {
         assert_eq!(found[0].blob_id.as_ref(), Some(old.0));
         assert_eq!(found[0].blocks, 3);
     }
+    let by = mending(Data::None).with_apply(true).with_drop(true);
+    let (actions, repaired) = repo.repair("", by).await;
+    assert_eq!(repaired.of(Fate::Dropped).blocks, 3, "{actions:?}");
+    assert_eq!(repo.check(ALL).await.0, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -699,7 +703,11 @@ async fn nothing_is_dropped_while_an_aggregator_is_in_doubt_or_the_journal_has_i
     // The node has it open meanwhile.
     repo.sql(&row);
     let (actions, repaired) = repo.repair(journal, by).await;
-    assert_eq!(repaired.of(Fate::InJournal).blocks, 1, "{actions:?}");
+    assert_eq!(repaired.of(Fate::StoredAgain).blocks, 1, "{actions:?}");
+    assert!(
+        actions.iter().any(|a| a.why.contains("journal")),
+        "{actions:?}"
+    );
     assert_eq!(repaired.of(Fate::Dropped).blocks, 2, "{actions:?}");
     node.close().await.unwrap();
     assert_eq!(

@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long)]
     totals: bool,
     /// A place with copies (repeatable): the blocks directory of a repo with flatfs, the repo, or
-    /// the URL of a trustless gateway
+    /// the URL of a trustless gateway (or of a server of raw blocks, with {cid} in it)
     #[arg(long, value_name = "PATH|URL")]
     from: Vec<String>,
     /// Another aggregator that may still have the blobs (repeatable)
@@ -52,7 +52,6 @@ fn action_text(action: &Action, applied: bool) -> String {
         (Fate::StoredAgain, true) => "stored again",
         (Fate::StoredAgain, false) => "to store",
         (Fate::Dropped, _) => "lost",
-        (Fate::InJournal, _) => "in journal",
         _ => "left",
     };
     let blocks = things(action.blocks, "block", "blocks");
@@ -87,7 +86,6 @@ fn text(repaired: &Repaired, args: &Args) -> String {
         false => "copies, to be stored again",
     };
     line(stored, Fate::StoredAgain, price);
-    line("in the journal", Fate::InJournal, String::new());
     let (dropped, note) = match (applied && args.drop, args.drop) {
         (true, _) => ("lost, rows dropped", ""),
         (false, true) => ("lost, rows to be dropped", ""),

@@ -129,7 +129,7 @@ fn size_of(dir: &Path) -> u64 {
     };
     let sizes = entries.flatten().filter_map(|entry| {
         let meta = entry.metadata().ok()?;
-        meta.is_file().then(|| meta.len())
+        meta.is_file().then_some(meta.len())
     });
     sizes.sum()
 }

@@ -9,10 +9,10 @@
 //!   row points at it. A row is moved only if it still points at the lost place's blob: what a node
 //!   put or deleted meanwhile stays.
 //! - A row is dropped only if it is told to ([`Options::drop`]), if no source has a copy, if the
-//!   journal could be looked at, and if the loss is certain: a node has seen the epoch with which
-//!   the blob's storage ended, or *each* configured aggregator answers by itself that there is no
-//!   such blob. Wrong bytes, a failure, or a clock prove nothing. The row is deleted only if it
-//!   still points at that blob.
+//!   journal could be looked at, and if the loss is certain: *each* configured aggregator answers by
+//!   itself that there is no such blob; or a node has seen the epoch with which the blob's storage
+//!   ended, and no aggregator that answers has it. Wrong bytes, a failure, or a clock prove nothing.
+//!   The row is deleted only if it still points at that blob.
 //!
 //! Memory is bounded by one pack and by what the check takes.
 //!
@@ -76,8 +76,6 @@ setters! { Options {
 pub enum Fate {
     /// A copy was found, and stored again if changes were asked for.
     StoredAgain,
-    /// The journal holds the block: a node stores it.
-    InJournal,
     /// No copy was found and the loss is certain: the row is dropped if that was asked for.
     Dropped,
     /// No copy was found, and the row stays.
@@ -89,7 +87,6 @@ impl Fate {
     pub fn name(self) -> &'static str {
         match self {
             Fate::StoredAgain => "stored_again",
-            Fate::InJournal => "in_journal",
             Fate::Dropped => "dropped",
             Fate::Left => "left",
         }
@@ -175,7 +172,6 @@ impl Repaired {
             "schema": SCHEMA,
             "applied": self.applied,
             "stored_again": usage(self.of(Fate::StoredAgain)),
-            "in_journal": usage(self.of(Fate::InJournal)),
             "dropped": usage(self.of(Fate::Dropped)),
             "left": usage(self.of(Fate::Left)),
             "packs": self.packs,
@@ -290,9 +286,7 @@ impl Handler for Repair<'_> {
         let (mut waiting, mut gone, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for lost in &report.lost {
             let row = &lost.row;
-            if self.sources.in_journal(&row.key) {
-                waiting.push(row);
-            } else if let Some(copy) = self.sources.find(row).await {
+            if let Some(copy) = self.sources.find(row).await {
                 by_source.entry(copy.source).or_default().push(row);
                 let block = Carried {
                     key: row.key.clone(),
@@ -300,6 +294,9 @@ impl Handler for Repair<'_> {
                     from: row.record.blob_id.clone(),
                 };
                 self.again.add(block, self.options.apply).await?;
+            } else if self.sources.in_journal(&row.key) {
+                // Its key names no content, so the copy proves nothing.
+                waiting.push(row);
             } else if matches!(lost.kind, FindingKind::Missing | FindingKind::Lapsed) {
                 gone.push(row);
             } else {
@@ -312,9 +309,10 @@ impl Handler for Repair<'_> {
         }
         self.act(
             report,
-            Fate::InJournal,
+            Fate::Left,
             &waiting,
-            "the journal holds them: a running node stores them".to_owned(),
+            "the journal holds values under these keys, which name no content: put or delete them"
+                .to_owned(),
         );
         self.act(
             report,
@@ -377,26 +375,26 @@ async fn certain(
             "no copy was found, but the journal cannot be read: {why}"
         ));
     }
-    if report.is_over {
-        return Ok(
-            "no copy was found, and the epoch with which the blob ended has begun".to_owned(),
-        );
-    }
+    let mut doubt = None;
     for client in each {
         let store: &dyn BlobStore = client;
         match store.read_range(&report.blob_id, 0, 1, &|_| Ok(())).await {
             Err(e) if e.kind() == ErrorKind::BlobNotFound => {}
-            Err(e) => {
-                return Err(format!(
-                    "no copy was found, but the loss is not certain: {e}"
-                ))
-            }
-            Ok(_) => {
-                return Err("no copy was found, but an aggregator has the blob".to_owned());
-            }
+            Err(e) => doubt = Some(e),
+            Ok(_) => return Err("no copy was found, but an aggregator has the blob".to_owned()),
         }
     }
-    Ok("no copy was found, and every aggregator says that there is no such blob".to_owned())
+    match doubt {
+        None => Ok(
+            "no copy was found, and every aggregator says that there is no such blob".to_owned(),
+        ),
+        Some(_) if report.is_over => {
+            Ok("no copy was found, and the epoch with which the blob ended has begun".to_owned())
+        }
+        Some(e) => Err(format!(
+            "no copy was found, but the loss is not certain: {e}"
+        )),
+    }
 }
 
 /// Deletes rows that still point at a blob, and counts that.

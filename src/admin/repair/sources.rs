@@ -21,13 +21,17 @@ use crate::{journal, read};
 /// How long a gateway may take for a block.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The place of a CID in the URL of a server of raw blocks.
+const CID: &str = "{cid}";
+
 /// A further place that may hold copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CopyFrom {
     /// The `blocks` directory of a Kubo repo with flatfs, or the repo.
     Flatfs(PathBuf),
-    /// A trustless gateway, by its base URL.
+    /// A trustless gateway, by its base URL; or another server of raw blocks, by a URL with `{cid}`
+    /// in the place of the block's CID.
     Gateway(String),
     /// Another aggregator, by its base URL.
     Aggregator(String),
@@ -94,7 +98,10 @@ impl Sources {
             let place = match from {
                 CopyFrom::Flatfs(path) => Place::Flatfs(Flatfs::open(path)?),
                 CopyFrom::Gateway(url) => {
-                    let url = http::base_url("--from", url)?;
+                    let url = match url.contains(CID) {
+                        true => url.clone(),
+                        false => http::base_url("--from", url)?,
+                    };
                     Place::Gateway(http::client(PATIENCE)?, url)
                 }
                 CopyFrom::Aggregator(url) => {
@@ -178,7 +185,11 @@ async fn from_blob(client: &Client, row: &KeyRecord) -> Option<Bytes> {
 
 /// Asks a trustless gateway for a raw block.
 async fn from_gateway(client: &reqwest::Client, url: &str, name: &Multihash) -> Option<Bytes> {
-    let url = format!("{url}/ipfs/{}?format=raw", raw_cid(name));
+    let cid = raw_cid(name);
+    let url = match url.contains(CID) {
+        true => url.replace(CID, &cid),
+        false => format!("{url}/ipfs/{cid}?format=raw"),
+    };
     let request = client
         .get(url)
         .header("accept", "application/vnd.ipld.raw")
