@@ -81,6 +81,8 @@ const PROBES_MISSING: usize = 256;
 /// How many of the rows that do not fit their blob are named in the log.
 const ODD_ROWS_NAMED: usize = 5;
 
+/// The subject of log lines of which each blob may cause one.
+const ABOUT: &str = "renewal";
 /// The note in the index that tells when the last round ended.
 const ROUND_NOTE: &str = "renewal.round";
 
@@ -178,7 +180,7 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
             let taken = Instant::now();
             match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await {
                 Ok(true) => round(&parts, &owner, taken, &mut state).await,
-                Ok(false) => Ok(()),
+                Ok(false) => read_ledger(&parts).await,
                 Err(e) => Err(e),
             }
         };
@@ -220,6 +222,7 @@ async fn round(
     let mut done = HashSet::new();
     let by_plan = async {
         count(parts).await?;
+        read_ledger(parts).await?;
         execute(parts, state, &mut done).await
     };
     match with_lease(parts, owner, taken, by_plan).await {
@@ -260,10 +263,11 @@ async fn round(
     parts.index.set_note(ROUND_NOTE, Some(&now)).await
 }
 
-/// Reads the ledger's sums for the metrics.
+/// Reads the ledger's sums, and the epochs that nodes have seen, for the metrics.
 async fn read_ledger(parts: &RenewalParts) -> Result<()> {
-    let horizon = parts.index.horizon().await?;
-    parts.metrics.ledger.read(parts.clock.now(), horizon);
+    let now = parts.clock.now();
+    parts.epoch_clock.merge(now, &parts.index.epochs().await?);
+    parts.metrics.ledger.read(now, parts.index.horizon().await?);
     Ok(())
 }
 
@@ -508,10 +512,8 @@ async fn settle(
         }
         Err(e) => {
             Metrics::add(&parts.metrics.renewals_failed, 1);
-            parts.log.push(
-                Level::Error,
-                format!("blob {} could not be renewed: {e}", item.blob_id),
-            );
+            let text = format!("blob {} could not be renewed: {e}", item.blob_id);
+            parts.log.alike(ABOUT, Level::Error, text);
             let most = parts.fraction_of_epoch().min(RETRY_MAX);
             let pause = doubled(RETRY_FIRST, past.failures, most);
             let missing = e.kind() == ErrorKind::BlobNotFound;

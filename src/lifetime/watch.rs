@@ -83,10 +83,8 @@ async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
         parts.index.release_lease(LEASE, owner).await?;
         counted?;
     }
-    parts
-        .epoch_clock
-        .merge(parts.clock.now(), &parts.index.epochs().await?);
-    read_ledger(parts).await?;
+    // A failure is no reason not to look: the figures are read again the next time.
+    let _ = caught(read_ledger(parts)).await;
     let before = parts.clock.now() + parts.lead;
     let due = parts.index.due_for_renewal(before, None, PAGE).await?;
     let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
