@@ -571,7 +571,8 @@ pub unsafe extern "C" fn walrusds_disk_usage(
 /// Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or
 /// was closed, can be taken until none is left; then the handle is `WALRUSDS_CLOSED`. A line is a
 /// JSON object with `time_ms` (Unix, milliseconds), `level` ("error", "warn", "info"), `about` (the
-/// subject of lines that come a few at a time; empty for others) and `message`. `found` is false when there is none.
+/// subject of lines that come a few at a time; empty for others) and `message`. `found` is false
+/// when there is none.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_log_next(
     handle: walrusds_handle,
