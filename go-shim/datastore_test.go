@@ -676,6 +676,7 @@ func TestForgottenDatastoreIsNoticed(t *testing.T) {
 			return false
 		}
 	})
+	metrics.remove(eng)
 	eng.logs.stop()
 	must(t, eng.close())
 	queue.close()
