@@ -76,7 +76,8 @@ func Open(spec map[string]any, repoPath string) (*Datastore, error) {
 	eng.logs.start(eng)
 	// A backstop that only logs: closing from a finalizer would hide the mistake, and block the one
 	// goroutine that runs all finalizers.
-	runtime.SetFinalizer(d, func(*Datastore) {
+	runtime.SetFinalizer(d, func(d *Datastore) {
+		metrics.remove(d.eng)
 		log.Error("a datastore was dropped without Close: what it has not written yet may be lost, and its threads stay")
 	})
 	return d, nil

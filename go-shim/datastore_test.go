@@ -676,6 +676,7 @@ func TestForgottenDatastoreIsNoticed(t *testing.T) {
 			return false
 		}
 	})
+	metrics.remove(eng)
 	eng.logs.stop()
 	must(t, eng.close())
 	queue.close()
@@ -733,7 +734,8 @@ func TestLastWordsArrive(t *testing.T) {
 	until(t, "closing says why the block stays", func() bool {
 		select {
 		case line := <-lines:
-			return strings.Contains(line, "before the end") && strings.Contains(line, "402")
+			return strings.Contains(line, "before the end") && strings.Contains(line, "402") &&
+				strings.Contains(line, fmt.Sprintf(`"table": %q`, s["table"]))
 		default:
 			return false
 		}

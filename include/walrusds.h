@@ -565,8 +565,9 @@ int32_t walrusds_disk_usage(walrusds_handle handle,
 /*
  Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or
  was closed, can be taken until none is left; then the handle is `WALRUSDS_CLOSED`. A line is a
- JSON object with `time_ms` (Unix, milliseconds), `level` ("error", "warn", "info") and
- `message`. `found` is false when there is none.
+ JSON object with `time_ms` (Unix, milliseconds), `level` ("error", "warn", "info"), `about` (the
+ subject of lines that come a few at a time; empty for others) and `message`. `found` is false
+ when there is none.
  */
 int32_t walrusds_log_next(walrusds_handle handle,
                           walrusds_buf *out,

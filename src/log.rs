@@ -1,8 +1,14 @@
 //! Log lines wait in a bounded ring until the host takes them: the engine prints nothing and
 //! installs no global logger, since it lives inside another program.
+//!
+//! Lines that many blobs or packs may cause at once are [`alike`](Log::alike): of those about one
+//! subject only the first few in a while are kept, and the next one after that tells how many were
+//! left out.
 
-use std::collections::VecDeque;
-use std::time::SystemTime;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::Mutex;
@@ -38,6 +44,8 @@ pub struct Line {
     pub time: SystemTime,
     /// How much it matters.
     pub level: Level,
+    /// The subject of lines that are limited together, in one word; empty for others.
+    pub about: &'static str,
     /// The text of the line.
     pub message: String,
 }
@@ -46,20 +54,69 @@ pub struct Line {
 /// fills up at all.)
 const CAPACITY: usize = if cfg!(shuttle) { 3 } else { 1024 };
 
+/// How many lines about one subject are kept in [`WHILE`].
+const MOST_ALIKE: u32 = 5;
+/// How long lines about one subject count together.
+const WHILE: Duration = Duration::from_secs(600);
+
 /// The ring of log lines of one datastore.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     lines: Mutex<VecDeque<Line>>,
     dropped: AtomicU64,
+    /// By subject. Never locked together with the lines.
+    alike: parking_lot::Mutex<HashMap<&'static str, Alike>>,
+}
+
+/// The lines about one subject since the first of them.
+#[derive(Debug)]
+struct Alike {
+    since: Instant,
+    kept: u32,
+    left_out: u64,
 }
 
 impl Log {
     /// Adds a line.
     pub fn push(&self, level: Level, message: impl Into<String>) {
+        self.add(level, "", message.into());
+    }
+
+    /// Adds one of possibly many lines about a subject, or leaves it out.
+    pub fn alike(&self, about: &'static str, level: Level, message: impl Into<String>) {
+        let mut message = message.into();
+        {
+            let mut subjects = self.alike.lock();
+            let now = Instant::now();
+            let alike = subjects.entry(about).or_insert(Alike {
+                since: now,
+                kept: 0,
+                left_out: 0,
+            });
+            if now - alike.since >= WHILE {
+                let ago = (now - alike.since).as_secs();
+                if alike.left_out > 0 {
+                    let others = alike.left_out;
+                    message +=
+                        &format!(" ({others} more lines about {about} were left out in {ago} s)");
+                }
+                (alike.since, alike.kept, alike.left_out) = (now, 0, 0);
+            }
+            if alike.kept == MOST_ALIKE {
+                alike.left_out += 1;
+                return;
+            }
+            alike.kept += 1;
+        }
+        self.add(level, about, message);
+    }
+
+    fn add(&self, level: Level, about: &'static str, message: String) {
         let line = Line {
             time: SystemTime::now(),
             level,
-            message: message.into(),
+            about,
+            message,
         };
         let mut lines = self.lines.lock();
         if lines.len() == CAPACITY {
@@ -76,6 +133,7 @@ impl Log {
             return Some(Line {
                 time: SystemTime::now(),
                 level: Level::Warn,
+                about: "",
                 message: format!("{dropped} older log lines were dropped: nobody fetched them"),
             });
         }
@@ -96,6 +154,28 @@ mod tests {
         assert!(log.pop().unwrap().message.starts_with("3 older log lines"));
         assert_eq!(log.pop().unwrap().message, "3");
         assert_eq!(std::iter::from_fn(|| log.pop()).count(), CAPACITY - 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_alike_come_a_few_at_a_time() {
+        let log = Log::default();
+        for i in 0..50 {
+            log.alike("renewal", Level::Error, format!("blob {i}"));
+        }
+        log.alike("wallet", Level::Error, "empty");
+        let kept: Vec<Line> = std::iter::from_fn(|| log.pop()).collect();
+        assert_eq!(kept.len(), MOST_ALIKE as usize + 1);
+        assert_eq!((kept[0].about, &*kept[0].message), ("renewal", "blob 0"));
+        assert_eq!(kept.last().unwrap().about, "wallet");
+        tokio::time::advance(WHILE).await;
+        log.alike("renewal", Level::Error, "blob 50");
+        log.alike("renewal", Level::Error, "blob 51");
+        let next = log.pop().unwrap().message;
+        assert_eq!(
+            next,
+            "blob 50 (45 more lines about renewal were left out in 600 s)"
+        );
+        assert_eq!(log.pop().unwrap().message, "blob 51");
     }
 }
 

@@ -230,8 +230,12 @@ fn helpers_read_markdown_as_github_does() {
 /// The names of metrics in a text, without the ending of a histogram's line.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let names = text.split(|c| !word(c)).filter(|w| w.starts_with("walrusds_"));
-    let histograms = METRICS.iter().filter(|m| m.kind == walrusds::MetricKind::Histogram);
+    let names = text
+        .split(|c| !word(c))
+        .filter(|w| w.starts_with("walrusds_"));
+    let histograms = METRICS
+        .iter()
+        .filter(|m| m.kind == walrusds::MetricKind::Histogram);
     let histograms: BTreeSet<_> = histograms.map(|m| m.exported_name()).collect();
     let family = |name: &str| {
         let endings = ["_bucket", "_sum", "_count"].into_iter();

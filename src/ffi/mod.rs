@@ -570,8 +570,9 @@ pub unsafe extern "C" fn walrusds_disk_usage(
 
 /// Takes the oldest log line out; never waits. The lines of a datastore that is being closed, or
 /// was closed, can be taken until none is left; then the handle is `WALRUSDS_CLOSED`. A line is a
-/// JSON object with `time_ms` (Unix, milliseconds), `level` ("error", "warn", "info") and
-/// `message`. `found` is false when there is none.
+/// JSON object with `time_ms` (Unix, milliseconds), `level` ("error", "warn", "info"), `about` (the
+/// subject of lines that come a few at a time; empty for others) and `message`. `found` is false
+/// when there is none.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_log_next(
     handle: walrusds_handle,
@@ -591,7 +592,8 @@ pub unsafe extern "C" fn walrusds_log_next(
                 let since = line.time.duration_since(SystemTime::UNIX_EPOCH);
                 let time_ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(0);
                 let json = serde_json::json!({
-                    "time_ms": time_ms, "level": line.level.as_str(), "message": line.message,
+                    "time_ms": time_ms, "level": line.level.as_str(), "about": line.about,
+                    "message": line.message,
                 });
                 out.write(walrusds_buf::new(json.to_string().into()));
                 found.write(true);

@@ -12,7 +12,7 @@ use super::due::is_due;
 use super::lease::{with_lease, LEASE, LEASE_TTL};
 use super::memory::Past;
 use super::repack::repack;
-use super::{RenewalParts, Rounds, MIN_RENEWAL_EPOCHS};
+use super::{RenewalParts, Rounds, ABOUT, MIN_RENEWAL_EPOCHS};
 use crate::backoff::doubled;
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Blob, RenewItem, Renewal};
@@ -191,10 +191,8 @@ async fn settle(
         }
         Err(e) => {
             Metrics::add(&parts.metrics.renewals_failed, 1);
-            parts.log.push(
-                Level::Error,
-                format!("blob {} could not be renewed: {e}", item.blob_id),
-            );
+            let text = format!("blob {} could not be renewed: {e}", item.blob_id);
+            parts.log.alike(ABOUT, Level::Error, text);
             let most = parts.fraction_of_epoch().min(RETRY_MAX);
             let pause = doubled(RETRY_FIRST, past.failures, most);
             let missing = e.kind() == ErrorKind::BlobNotFound;

@@ -80,6 +80,8 @@ const CANDIDATES: usize = 64;
 /// How many blobs that no aggregator has any more are met meanwhile, at a time: they teach nothing.
 const PROBES_MISSING: usize = 256;
 
+/// The subject of log lines of which each blob may cause one.
+const ABOUT: &str = "renewal";
 /// The note in the index that tells when the last round ended.
 const ROUND_NOTE: &str = "renewal.round";
 
@@ -169,7 +171,7 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
             let taken = Instant::now();
             match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await {
                 Ok(true) => round(&parts, &owner, taken, &mut state).await,
-                Ok(false) => Ok(()),
+                Ok(false) => read_ledger(&parts).await,
                 Err(e) => Err(e),
             }
         };
@@ -214,6 +216,7 @@ async fn round(
     }
     let by_plan = async {
         count(parts).await?;
+        read_ledger(parts).await?;
         execute(parts, state, &mut done).await
     };
     let planned = with_lease(parts, owner, taken, by_plan).await;
@@ -260,10 +263,11 @@ async fn round(
     parts.index.set_note(ROUND_NOTE, Some(&now)).await
 }
 
-/// Reads the ledger's sums for the metrics.
+/// Reads the ledger's sums, and the epochs that nodes have seen, for the metrics.
 async fn read_ledger(parts: &RenewalParts) -> Result<()> {
-    let horizon = parts.index.horizon().await?;
-    parts.metrics.ledger.read(parts.clock.now(), horizon);
+    let now = parts.clock.now();
+    parts.epoch_clock.merge(now, &parts.index.epochs().await?);
+    parts.metrics.ledger.read(now, parts.index.horizon().await?);
     Ok(())
 }
 

@@ -86,7 +86,8 @@ async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
     }
     let now = parts.clock.now();
     parts.epoch_clock.merge(now, &parts.index.epochs().await?);
-    read_ledger(parts).await?;
+    // A failure is no reason not to look: the figures are read again the next time.
+    let _ = caught(read_ledger(parts)).await;
     let before = now + parts.lead;
     let mut due = parts.index.due_for_renewal(before, None, PAGE).await?;
     due.retain(|item| is_due(parts, item));

@@ -299,6 +299,9 @@ impl<'a> Rotation<'a> {
                 self.endpoints.get(index).shown(),
                 failure.reason
             );
+            if failure.cause() == tally::Cause::Wallet {
+                text += " (its wallet lacks WAL, or SUI for gas: send some to its address)";
+            }
         }
         let error = if self.failures().any(|(_, f)| f.class.may_pass()) {
             Error::retryable(kind, text)
@@ -360,19 +363,33 @@ mod tests {
             cause(Class::Transient, "HTTP 500: busy"),
             tally::Cause::Transient
         );
+        let endpoints = Endpoints::parse("k", &["http://h".to_owned()], true, Duration::ZERO);
+        let endpoints = endpoints.unwrap();
+        let policy = policy();
+        let mut rotation = Rotation::new(&endpoints, &policy);
+        rotation.failed(
+            0,
+            Failure::new(Class::Transient, "HTTP 500: insufficient funds"),
+        );
+        let error = rotation.error(ErrorKind::Walrus, "storing").to_string();
+        assert!(error.contains("send some to its address"), "{error}");
         // A 429 is about load.
         let load = cause(Class::Throttled, "no sufficient balance of permits");
         assert_eq!(load, tally::Cause::Throttled);
     }
 
-    #[test]
-    fn backoff_doubles_up_to_the_cap() {
-        let policy = Policy {
+    fn policy() -> Policy {
+        Policy {
             max_retries: 3,
             backoff_base: Duration::from_millis(200),
             backoff_max: Duration::from_secs(1),
             retry_after_max: Duration::from_secs(30),
-        };
+        }
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_the_cap() {
+        let policy = policy();
         let ceilings: Vec<_> = [1, 2, 3, 4, 40, u32::MAX]
             .map(|round| policy.ceiling(round).as_millis())
             .into();

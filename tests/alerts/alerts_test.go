@@ -536,7 +536,7 @@ func TestRenewalsFail(t *testing.T) {
 	w.must(w.put("/a", 1000))
 	w.fault(internal, "put")
 	w.open(map[string]any{
-		"epochs": 2, "epochDurationSeconds": 86400, "renewIntervalSeconds": 1, "renewLeadSeconds": 8 * 86400,
+		"epochs": 20, "epochDurationSeconds": 86400, "renewIntervalSeconds": 1, "renewLeadSeconds": 8 * 86400,
 	})
 	w.step(time.Minute)
 	w.until("a renewal fails", func() bool { return w.value("walrusds_renewals_failed_total") > 0 })

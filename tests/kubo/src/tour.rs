@@ -36,7 +36,7 @@ pub struct StepResult {
 type Step = (&'static str, fn(&mut Tour));
 
 /// In this order: the first ones make the node that the others use.
-const STEPS: [Step; 19] = [
+const STEPS: [Step; 20] = [
     ("init --profile=test,walrusds", init::with_test_profile),
     ("init --profile=walrusds", init::with_own_profile),
     ("init, Datastore.Spec by hand", init::by_hand),
@@ -53,6 +53,7 @@ const STEPS: [Step; 19] = [
     ("repo gc", repo::garbage),
     ("daemon: parallel adds over HTTP", daemon::parallel_adds),
     ("daemon: gateway, ranges, CAR", daemon::gateway),
+    ("daemon: metrics during adds", daemon::metrics),
     ("daemon: gc under load", daemon::garbage_under_load),
     ("SIGTERM in an add, restart", daemon::terminated),
     ("kill -9 in an add, restart", daemon::killed),

@@ -191,6 +191,71 @@ fn same_on_flatfs(ipfs: &Ipfs, file: &Path, cid: &str, range: &str, answer: &Res
     up.stop();
 }
 
+/// What Prometheus scrapes. An answer that is not complete fails the step.
+fn scraped(up: &Daemon) -> String {
+    let mut command = Command::new("curl");
+    command
+        .args(["-fsS"])
+        .arg(format!("{}/debug/metrics/prometheus", up.api()));
+    let answer = run(command, b"", LIMIT).expect_ok("a scrape").stdout;
+    String::from_utf8(answer).expect("UTF-8")
+}
+
+/// The sum of a metric over its labels.
+fn sum(scraped: &str, metric: &str) -> f64 {
+    let of = scraped.lines().filter_map(|line| {
+        let rest = line.strip_prefix(metric)?;
+        let ours = rest.starts_with('{') || rest.starts_with(' ');
+        let (_, value) = rest.rsplit_once(' ').filter(|_| ours)?;
+        value.parse::<f64>().ok()
+    });
+    of.sum()
+}
+
+/// The node's metrics are scraped all the time while four clients add and read; they tell of it.
+pub fn metrics(tour: &mut Tour) {
+    let node = tour.node();
+    let files = files(node, 400, 4);
+    let up = node.daemon();
+    let before = scraped(&up);
+    thread::scope(|scope| {
+        let adds: Vec<_> = files
+            .iter()
+            .map(|(path, content)| {
+                let up = &up;
+                scope.spawn(move || {
+                    let cid = add_over_http(up, path);
+                    assert_same(
+                        &post(up, &format!("cat?arg={cid}"), None),
+                        content,
+                        "/api/v0/cat",
+                    );
+                })
+            })
+            .collect();
+        while adds.iter().any(|add| !add.is_finished()) {
+            let now = scraped(&up);
+            assert!(now.contains("walrusds_journal_bytes"), "{now}");
+        }
+    });
+    let after = scraped(&up);
+    let more = |metric: &str| sum(&after, metric) - sum(&before, metric);
+    let bytes: usize = files.iter().map(|(_, content)| content.len()).sum();
+    assert!(more("walrusds_bytes_put_total") >= bytes as f64, "{after}");
+    assert!(
+        more("walrusds_gets_total") >= (bytes >> 18) as f64,
+        "{after}"
+    );
+    let times = "walrusds_operation_duration_seconds_count";
+    assert!(more(times) >= more("walrusds_commits_total"), "{after}");
+    let host = tour.world.net.url().replace("http://", "");
+    let endpoint = format!("walrusds_endpoint_healthy{{host=\"{host}\",role=\"publisher\"}}");
+    assert!(after.contains(&endpoint), "{endpoint}: {after}");
+    // Kubo's own measurements of the datastore are beside them.
+    assert!(after.contains("# TYPE walrusds_datastore_"), "{after}");
+    up.stop();
+}
+
 /// Garbage collection while others read and write.
 pub fn garbage_under_load(tour: &mut Tour) {
     let node = tour.node();
