@@ -215,6 +215,60 @@ async fn a_blob_that_was_paid_for_wrongly_rests_across_restarts() {
     );
 }
 
+/// The live blocks of sparse blobs are carried over into packs of which all but the last one are
+/// full, also where the blocks of one blob come to lie in two packs. What cannot be read in parts
+/// waits for that, and is not stored again as a whole, while there is time.
+#[tokio::test(flavor = "multi_thread")]
+async fn sparse_blobs_are_repacked_into_full_packs() {
+    const BLOBS: u64 = 12;
+    let dir = tempfile::tempdir().unwrap();
+    let parts = Parts::default();
+    let store = Odd::of(&parts);
+    let file = dir.path().join("i.sqlite");
+    let settings = r#""epochs":5,"epochDurationSeconds":1209600,"renewIntervalSeconds":1,"packTargetSizeBytes":100000,"#;
+    let ds = open_on_file(&parts, store.clone(), &file, settings).await;
+    let block = |n| noise(n, 30_000);
+    for blob in 0..BLOBS {
+        let puts = (3 * blob..3 * blob + 3).map(|n| Op::Put(key_of(&block(n)), block(n)));
+        ds.commit(puts.collect()).await.unwrap();
+    }
+    for blob in 0..BLOBS {
+        ds.delete(&key_of(&block(3 * blob))).await.unwrap();
+    }
+    // Tells that the first epoch lasts so long at least.
+    parts.clock.advance(EPOCH * 9 / 10);
+    let late = noise(1000, 100);
+    ds.put(&key_of(&late), late.clone()).await.unwrap();
+    let before = parts.store.blobs.lock().len() as u64;
+    assert_eq!(before, BLOBS + 1);
+    let paid = store.paid.load(SeqCst);
+    store.missing.store(true, SeqCst);
+    parts.store.epoch.store(5, SeqCst);
+    parts.clock.advance(EPOCH * 31 / 10);
+    let mut refused = 0;
+    let mut is_refused = || {
+        let lines = log(&ds);
+        refused += lines
+            .iter()
+            .filter(|l| l.contains("cannot be repacked now"))
+            .count();
+        refused >= 3 * BLOBS as usize
+    };
+    testkit::eventually("it is tried several times", &mut is_refused).await;
+    // The first blob is stored again, so that it tells the epoch.
+    assert!(store.paid.load(SeqCst) <= paid + 1);
+    store.missing.store(false, SeqCst);
+    let repacked = || metric(&ds, "blobs_repacked") >= BLOBS;
+    testkit::eventually("they are repacked", repacked).await;
+    let new = parts.store.blobs.lock().len() as u64 - before;
+    assert_eq!(new, 8, "packs of three blocks for 22 or 24 blocks");
+    for n in (0..3 * BLOBS).filter(|n| n % 3 > 0) {
+        assert_eq!(ds.get(&key_of(&block(n))).await.unwrap(), Some(block(n)));
+    }
+    assert_eq!(ds.get(&key_of(&late)).await.unwrap(), Some(late));
+    ds.close().await.unwrap();
+}
+
 /// A table of an older version has no entries in the ledger. A node that renews nothing enters its
 /// blobs all the same, and tells of those that are about to end.
 #[tokio::test]
@@ -410,7 +464,8 @@ async fn one_round_renews_more_than_a_page_of_blobs() {
     ds.commit(puts.collect()).await.unwrap();
     assert_eq!(metric(&ds, "packs_stored"), BLOBS);
     ds.close().await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1100)).await;
+    // The last epoch that is paid for has begun.
+    tokio::time::sleep(Duration::from_secs(2100)).await;
     let ds = open(r#""renewIntervalSeconds":500,"#);
     tokio::time::sleep(Duration::from_secs(400)).await;
     assert_eq!(metric(&ds, "renewals"), BLOBS, "in the first round");

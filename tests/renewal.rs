@@ -355,6 +355,38 @@ async fn blocks_stored_under_a_clock_that_is_ahead_are_renewed() {
     }
 }
 
+/// A clock that goes a year ahead makes no blob due: the first one tells the epoch, whether the
+/// publisher stores it anew or answers that it is held for as long as asked.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_goes_a_year_ahead_lets_little_be_paid() {
+    for later in [Duration::ZERO, EPOCH + EPOCH / 2] {
+        let store = Odd::start(EPOCH);
+        let index = Arc::new(MemIndex::default());
+        let clock = Ahead::start(Duration::ZERO);
+        let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+        let count = 40;
+        for op in blocks(count) {
+            ds.commit(vec![op]).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        ds.close().await.unwrap();
+        tokio::time::sleep(later).await;
+        let before = store.stores();
+        assert_eq!(before as u64, count);
+        clock.by.store((365 * DAY).as_secs(), SeqCst);
+        let ds = open(&index, &store, Arc::<Ahead>::clone(&clock), RENEWING);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let paid = store.stores() - before;
+        assert!(paid <= 4, "{paid} stores, {later:?} later");
+        // All are renewed in time all the same.
+        tokio::time::sleep(20 * EPOCH).await;
+        for n in 0..count {
+            assert!(is_there(&ds, n).await, "{n}, {later:?} later");
+        }
+        ds.close().await.unwrap();
+    }
+}
+
 /// Rows without `expires_at`, from the time when the length of an epoch was not set.
 #[tokio::test]
 async fn rows_without_an_estimate_are_found_by_their_end_epochs() {

@@ -3,14 +3,16 @@
 //! **Outline.** The blobs that end within the lead are gathered from the ledger, their live blocks
 //! are counted, and [`plan`](super::plan) decides. Then the decisions are carried out: dead blobs
 //! are left to end, extensions are asked of the chain, sparse blobs are repacked. Blobs that
-//! are to be stored again, and those for which a step failed, are left to the caller, which stores
-//! blobs again: so a chain or a repack that fails never holds a blob up.
+//! are to be stored again are left to the caller, which stores blobs again at full price. Those for
+//! which a step failed wait for the next round, until the last part of the lead: then they are left
+//! to the caller, too. So a chain or a repack that fails holds no blob up.
 //!
 //! Blobs are planned by their end epochs. There is no plan while the present epoch is not known.
 
 use std::collections::{HashMap, HashSet};
 
 use super::chain::{Failure, Round};
+use super::due::{ends_soon, is_urgent, last_due};
 use super::plan::{self, Action, Decision, Terms};
 use super::present::tell_epoch;
 use super::repack::repack;
@@ -78,8 +80,7 @@ pub(super) async fn execute(
     }
     let round = parts.chain.clone().map(Round::new);
     let mut extended = Vec::new();
-    let mut packs: Vec<(Option<u64>, Vec<String>)> = Vec::new();
-    let mut places: HashMap<Option<u64>, usize> = HashMap::new();
+    let mut sparse = Vec::new();
     let mut can_extend = true;
     for decision in &plan.decisions {
         match decision.action {
@@ -93,43 +94,42 @@ pub(super) async fn execute(
                     continue;
                 };
                 match extend(parts, round, decision).await {
-                    Ok(()) => extended.push(decision),
-                    Err(failure) => {
-                        let every = [Some(Failure::EmptyWallet), Some(Failure::Unusable)];
-                        can_extend = !every.contains(&failure);
-                        if failure == Some(Failure::Unclear) {
-                            extended.push(decision);
-                        }
-                    }
+                    Ok(()) | Err(Some(Failure::Unclear)) => extended.push(decision),
+                    Err(Some(Failure::EmptyWallet | Failure::Unusable)) => can_extend = false,
+                    Err(_) if is_urgent(parts, decision.end_epoch) => {}
+                    Err(_) => drop(done.insert(decision.blob_id.clone())),
                 }
             }
-            Action::Repack => {
-                let place = *places.entry(decision.pack).or_insert(packs.len());
-                if place == packs.len() {
-                    packs.push((decision.pack, Vec::new()));
-                }
-                packs[place].1.push(decision.blob_id.clone());
-            }
+            Action::Repack => sparse.push(decision),
         }
     }
     if let Some(round) = &round {
         for decision in extended {
-            if note_extension(parts, round, decision, &blobs, &terms).await {
+            if note_extension(parts, round, decision, &blobs).await {
                 done.insert(decision.blob_id.clone());
             }
         }
     }
-    for (_, members) in packs {
-        match caught(repack(parts, &members)).await {
-            Ok(empty) => {
-                Metrics::add(&parts.metrics.blobs_repacked, empty.len() as u64);
-                done.extend(empty);
-            }
-            Err(e) => {
-                Metrics::add(&parts.metrics.renewals_failed, 1);
-                let text = format!("blobs could not be repacked, and are stored again: {e}");
-                parts.log.push(Level::Error, text);
-            }
+    // All at once: a blob's blocks may come to lie in two packs, and but for the last one all packs
+    // are to be full.
+    let ids: Vec<String> = sparse.iter().map(|d| d.blob_id.clone()).collect();
+    let unread = match caught(repack(parts, &ids)).await {
+        Ok(repacked) => {
+            Metrics::add(&parts.metrics.blobs_repacked, repacked.empty.len() as u64);
+            done.extend(repacked.empty);
+            repacked.unread
+        }
+        Err(e) => {
+            Metrics::add(&parts.metrics.renewals_failed, 1);
+            let text = format!("blobs could not be repacked: {e}");
+            parts.log.push(Level::Error, text);
+            ids
+        }
+    };
+    let unread: HashSet<String> = unread.into_iter().collect();
+    for decision in sparse {
+        if unread.contains(&decision.blob_id) && !is_urgent(parts, decision.end_epoch) {
+            done.insert(decision.blob_id.clone());
         }
     }
     if let Some(round) = &round {
@@ -152,7 +152,7 @@ async fn terms(parts: &RenewalParts) -> Option<Terms> {
     let budget = parts.bytes_per_second.checked_mul(interval);
     Some(Terms {
         epoch: least,
-        lead_epochs: Terms::epochs_of(parts.lead, parts.epoch).saturating_add(most - least),
+        lead_epochs: last_due(parts)?.saturating_sub(least),
         epochs: parts.uploader.options.epochs.max(MIN_RENEWAL_EPOCHS),
         max_epochs: MOST_EPOCHS,
         prices: prices.unwrap_or(SAMPLE_PRICES),
@@ -276,7 +276,6 @@ async fn note_extension(
     round: &Round,
     decision: &Decision,
     blobs: &Gathered,
-    terms: &Terms,
 ) -> bool {
     let object = decision.object_id.clone().unwrap_or_default();
     let noted = async {
@@ -293,13 +292,11 @@ async fn note_extension(
         blob.blob_id = decision.blob_id.clone();
         blob.end_epoch = i64::try_from(end).unwrap_or(i64::MAX);
         blob.expires_at = parts.epoch_clock.ends_at(parts.clock.now(), end);
-        let frost = decision.units.saturating_mul(terms.prices.storage);
-        let frost = frost.saturating_mul(decision.epochs.into());
-        blob.cost = i64::try_from(frost).unwrap_or(i64::MAX);
+        blob.cost = i64::try_from(decision.frost).unwrap_or(i64::MAX);
         parts.index.renewed(&blob).await?;
         Metrics::add(&parts.metrics.renewals, 1);
         Metrics::add(&parts.metrics.blobs_extended, 1);
-        Ok(end >= terms.epoch.saturating_add(terms.lead_epochs))
+        Ok(!ends_soon(parts, end))
     };
     match caught(noted).await {
         Ok(ends_later) => ends_later,

@@ -2,37 +2,37 @@
 //!
 //! One node at a time makes rounds, under a lease in the index. A round counts the blobs' live
 //! blocks if that is due ([`mod@count`]), carries out what the plan says of the blobs that end soon
-//! ([`mod@execute`]: extend, repack, let lapse, delete), and stores again what is left.
+//! ([`mod@execute`]: extend, repack, let lapse, delete), and stores again what is left
+//! ([`mod@again`]).
 //!
 //! There is no "extend" over HTTP: storing a blob again means uploading its bytes at full price.
 //! The blob ID is computed from the bytes, so rows keep pointing where they did.
 //!
-//! A blob is due by its `expires_at`, and by its end epoch. The first is an estimate, made by the
-//! clock at the moment of the store, which may have been wrong; the second is the network's answer.
-//! The epochs that nodes see are shared in the index. The end of the last round is kept there, too,
-//! so that a node that is started often renews as often as one that runs on.
+//! A blob is due by its end epoch, the network's answer. Its `expires_at` is an estimate, made by
+//! the clock at the moment of the store, which may have been wrong: it counts where the epochs tell
+//! nothing ([`mod@due`]). The epochs that nodes see are shared in the index. The end of the last
+//! round is kept there, too, so that a node that is started often renews as often as one that runs
+//! on.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::doubled;
 use crate::clock::{Clock, EpochClock};
-use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Blob, Index, RenewItem, Renewal};
+use crate::error::{caught, ErrorKind, Result};
+use crate::index::{Index, RenewItem};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
-use crate::upload::{digest_text, Uploader};
-use crate::walrus::{Body, StoreOptions};
+use crate::upload::Uploader;
 
+mod again;
 pub(crate) mod chain;
 mod check;
 mod count;
+mod due;
 mod execute;
 mod lease;
 mod memory;
@@ -43,43 +43,35 @@ pub mod rebuild;
 mod repack;
 mod watch;
 
+use again::{attend, attend_all, rest_when_held, Turn};
 use chain::Chain;
-use check::Rows;
 use count::count;
+use due::{is_due, is_urgent, last_due};
 use execute::execute;
 pub(crate) use execute::look;
 use lease::{new_owner, with_lease, LEASE, LEASE_TTL};
-use memory::{seconds, Memory, Past};
+use memory::{seconds, Memory};
 pub(crate) use pace::Pace;
 use present::tell_epoch;
-use repack::repack;
 pub(crate) use watch::{complaint, watch};
 
-/// How many blobs are stored again at a time, and how many bytes they may have together: each of
-/// them is held in memory.
-const TOGETHER: usize = 8;
-const MOST_BYTES: u64 = 128 << 20;
 /// How many blobs are asked for at a time.
 const PAGE: usize = 1024;
 /// A renewal buys two epochs at least. A blob that ends with the present epoch cannot be bought for
 /// this epoch again (the publisher answers that it is stored already), and when the epoch is over
 /// the blob is gone.
 pub(crate) const MIN_RENEWAL_EPOCHS: u32 = 2;
-/// Pause after a failed renewal of a blob, doubled each time.
-const RETRY_FIRST: Duration = Duration::from_secs(30);
-const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// The first round comes this long after the start, or sooner, if one is overdue.
 const FIRST_ROUND: Duration = Duration::from_secs(1);
-/// How often it is tried to carry over the blocks of a blob that cannot be stored again.
-const CARRIED: u32 = 3;
 /// No network sells storage for more epochs at a time.
 const MOST_EPOCHS: u32 = 53;
 /// How many blobs are renewed at a time to learn the epoch.
 const PROBES: usize = 3;
+/// From so many blobs they are chosen where the one that ends first is wanted: some have no live
+/// blocks.
+const CANDIDATES: usize = 64;
 /// How many blobs that no aggregator has any more are met meanwhile, at a time: they teach nothing.
 const PROBES_MISSING: usize = 256;
-/// How many of the rows that do not fit their blob are named in the log.
-const ODD_ROWS_NAMED: usize = 5;
 
 /// The note in the index that tells when the last round ended.
 const ROUND_NOTE: &str = "renewal.round";
@@ -145,18 +137,8 @@ struct Rounds {
     contradicted: bool,
     /// The blob after which the next look for an epoch begins.
     probed: Option<String>,
-}
-
-/// The outcome for a blob that was due.
-enum Turn {
-    /// Another node has the lease.
-    LeaseLost,
-    /// It rests, so it was not looked at.
-    Rests,
-    /// No aggregator has it.
-    Missing,
-    /// It was renewed, or that failed.
-    Tried,
+    /// Nothing is due before this moment, whatever the clock says.
+    all_held: Option<Instant>,
 }
 
 /// Renews blobs until stopped. Runs on every node; a lease in the index lets one node work at a
@@ -218,16 +200,23 @@ async fn round(
     tell_epoch(parts).await;
     share_epochs(parts, state).await?;
     let mut done = HashSet::new();
+    if !learn(parts, owner, state, &mut done).await? {
+        return Ok(());
+    }
     let by_plan = async {
         count(parts).await?;
         execute(parts, state, &mut done).await
     };
-    match with_lease(parts, owner, taken, by_plan).await {
+    let planned = with_lease(parts, owner, taken, by_plan).await;
+    let failed = match planned {
         Err(e) if e.kind() == ErrorKind::Locked => return Err(e),
-        // What was not done is stored again.
-        Err(e) => parts.log.push(Level::Warn, format!("renewal by plan: {e}")),
-        Ok(()) => {}
-    }
+        Err(e) => {
+            let text = format!("renewal by plan, which is tried again: {e}");
+            parts.log.push(Level::Warn, text);
+            true
+        }
+        Ok(()) => false,
+    };
     let before = parts.clock.now() + parts.lead;
     let mut after: Option<RenewItem> = None;
     loop {
@@ -237,9 +226,10 @@ async fn round(
             .await?;
         let whole = due.len() >= PAGE;
         after = due.last().cloned();
-        let due = due
-            .into_iter()
-            .filter(|item| done.insert(item.blob_id.clone()));
+        let due = due.into_iter().filter(|item| {
+            let waits = failed && !is_urgent(parts, item.end_epoch);
+            is_due(parts, item) && !waits && done.insert(item.blob_id.clone())
+        });
         if !attend_all(parts, owner, state, due.collect()).await? {
             return Ok(());
         }
@@ -248,7 +238,8 @@ async fn round(
         }
     }
     let audit_due = |last: Instant| last.elapsed() >= parts.audit_interval();
-    if state.audited.is_none_or(audit_due) && !audit(parts, owner, state, &mut done).await? {
+    let audit_due = !failed && state.audited.is_none_or(audit_due);
+    if audit_due && !audit(parts, owner, state, &mut done).await? {
         return Ok(());
     }
     state.memory.tidy(parts, &done).await?;
@@ -276,6 +267,71 @@ async fn share_epochs(parts: &RenewalParts, state: &mut Rounds) -> Result<()> {
     Ok(())
 }
 
+/// Lets a store tell the epoch before anything else is paid for, if the present epoch is known from
+/// a clock alone that may be wrong: no answer has named it for longer than an epoch. A clock that is
+/// a year ahead would have every blob paid for at once. Returns false if there is nothing more to
+/// do: the lease is lost, or the blob that ends first is held for as long as a renewal would buy.
+async fn learn(
+    parts: &RenewalParts,
+    owner: &str,
+    state: &mut Rounds,
+    done: &mut HashSet<String>,
+) -> Result<bool> {
+    let is_told = || {
+        let now = parts.clock.now();
+        let seen = parts.epoch_clock.last_seen(now);
+        seen.is_some_and(|(_, at)| now.duration_since(at).unwrap_or_default() <= parts.epoch)
+    };
+    let Some(last) = last_due(parts).filter(|_| !is_told()) else {
+        return Ok(true);
+    };
+    if state.all_held.is_some_and(|until| until > Instant::now()) {
+        return Ok(false);
+    }
+    let first = first_to_end(parts, last).await?;
+    let ids: Vec<String> = first.iter().map(|item| item.blob_id.clone()).collect();
+    let live = parts.index.live(&ids).await?;
+    let live = first
+        .into_iter()
+        .zip(live)
+        .filter(|(_, live)| live.blocks > 0);
+    for (item, _) in live.take(PROBES) {
+        done.insert(item.blob_id.clone());
+        match attend(parts, owner, state, &item).await? {
+            Turn::LeaseLost => return Ok(false),
+            Turn::NotYet => {
+                state.all_held = Some(Instant::now() + rest_when_held(parts));
+                return Ok(false);
+            }
+            _ if is_told() => break,
+            _ => {}
+        }
+    }
+    share_epochs(parts, state).await?;
+    Ok(true)
+}
+
+/// Some of the blobs that end up to this epoch and that may be stored still, the first one first.
+async fn first_to_end(parts: &RenewalParts, last: u64) -> Result<Vec<RenewItem>> {
+    let last = i64::try_from(last).unwrap_or(i64::MAX);
+    let mut first: Vec<RenewItem> = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = parts.index.ending_by(last, after.as_deref(), PAGE).await?;
+        let whole = page.len() >= PAGE;
+        after = page.last().map(|item| item.blob_id.clone());
+        first.extend(page.into_iter().filter(|item| {
+            let end = u64::try_from(item.end_epoch).unwrap_or(0);
+            !parts.epoch_clock.is_over(end)
+        }));
+        first.sort_by_key(|item| item.end_epoch);
+        first.truncate(CANDIDATES);
+        if !whole {
+            return Ok(first);
+        }
+    }
+}
+
 /// Goes through the blobs that end soon by their end epochs, and whose `expires_at` is missing or
 /// differs. Returns false if the lease is lost.
 async fn audit(
@@ -284,11 +340,10 @@ async fn audit(
     state: &mut Rounds,
     done: &mut HashSet<String>,
 ) -> Result<bool> {
-    let ends_within = || parts.epoch_clock.ends_within(parts.clock.now(), parts.lead);
-    if ends_within().is_none() && !probe(parts, owner, state, done).await? {
+    if last_due(parts).is_none() && !probe(parts, owner, state, done).await? {
         return Ok(false);
     }
-    let Some(epoch) = ends_within() else {
+    let Some(epoch) = last_due(parts) else {
         return Ok(true);
     };
     let epoch = i64::try_from(epoch).unwrap_or(i64::MAX);
@@ -297,9 +352,7 @@ async fn audit(
         let ending = parts.index.ending_by(epoch, after.as_deref(), PAGE).await?;
         for item in &ending {
             // Each store tells the epoch anew; it may be an earlier one than was assumed.
-            let end = u64::try_from(item.end_epoch).unwrap_or(0);
-            let is_due = ends_within().is_some_and(|epoch| end <= epoch);
-            if !is_due || !done.insert(item.blob_id.clone()) {
+            if !is_due(parts, item) || !done.insert(item.blob_id.clone()) {
                 continue;
             }
             if let Turn::LeaseLost = attend(parts, owner, state, item).await? {
@@ -346,7 +399,7 @@ async fn probe(
                 Turn::LeaseLost => return Ok(false),
                 Turn::Rests => {}
                 Turn::Missing => missing += 1,
-                Turn::Tried => tried += 1,
+                Turn::NotYet | Turn::Tried => tried += 1,
             }
             let told = parts.epoch_clock.last_seen(parts.clock.now()).is_some();
             if told || tried >= PROBES || missing >= PROBES_MISSING {
@@ -362,305 +415,4 @@ async fn probe(
             (after, from_the_first) = (None, true);
         }
     }
-}
-
-/// A blob that is to be stored again.
-struct Attempt {
-    item: RenewItem,
-    /// Its entry in the ledger; the default if it has none.
-    entry: Blob,
-    past: Past,
-}
-
-/// Renews blobs that are due, several at a time, unless they rest. Returns false if the lease is
-/// lost.
-async fn attend_all(
-    parts: &RenewalParts,
-    owner: &str,
-    state: &mut Rounds,
-    due: Vec<RenewItem>,
-) -> Result<bool> {
-    let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
-    let entries = parts.index.blobs(&ids).await?;
-    let mut due = due.into_iter().zip(entries).peekable();
-    while due.peek().is_some() {
-        let mut together = Vec::new();
-        let mut room = MOST_BYTES;
-        while let Some((item, entry)) = due.next_if(|_| room > 0 && together.len() < TOGETHER) {
-            let past = state.memory.of(parts, &item.blob_id).await?;
-            if past.rests() {
-                continue;
-            }
-            let entry = entry.unwrap_or_default();
-            let size = u64::try_from(entry.size).ok().filter(|size| *size > 0);
-            room = room.saturating_sub(size.unwrap_or(parts.uploader.target()));
-            together.push(Attempt { item, entry, past });
-        }
-        if together.is_empty() {
-            continue;
-        }
-        if try_together(parts, owner, state, together).await?.is_none() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Renews one blob, unless it rests.
-async fn attend(
-    parts: &RenewalParts,
-    owner: &str,
-    state: &mut Rounds,
-    item: &RenewItem,
-) -> Result<Turn> {
-    let past = state.memory.of(parts, &item.blob_id).await?;
-    if past.rests() {
-        return Ok(Turn::Rests);
-    }
-    let entry = parts.index.blobs(std::slice::from_ref(&item.blob_id));
-    let attempt = Attempt {
-        item: item.clone(),
-        entry: entry.await?.pop().flatten().unwrap_or_default(),
-        past,
-    };
-    let turns = try_together(parts, owner, state, vec![attempt]).await?;
-    let turn = turns.and_then(|turns| turns.into_iter().next());
-    Ok(turn.unwrap_or(Turn::LeaseLost))
-}
-
-/// Stores blobs again, all at once, and remembers the outcomes. `None` if another node has the
-/// lease.
-async fn try_together(
-    parts: &RenewalParts,
-    owner: &str,
-    state: &mut Rounds,
-    mut together: Vec<Attempt>,
-) -> Result<Option<Vec<Turn>>> {
-    let taken = Instant::now();
-    if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-        return Ok(None);
-    }
-    let odd_rows_named = &state.memory.odd_rows_named;
-    let attempts = together
-        .iter_mut()
-        .map(|attempt| renew_or_carry(parts, attempt, odd_rows_named));
-    let all = async { Ok(futures_util::future::join_all(attempts).await) };
-    let outcomes = match with_lease(parts, owner, taken, all).await {
-        Ok(outcomes) => outcomes,
-        Err(lost) => together.iter().map(|_| Err(lost.clone())).collect(),
-    };
-    let mut turns = Vec::with_capacity(together.len());
-    for (attempt, outcome) in together.into_iter().zip(outcomes) {
-        turns.push(settle(parts, state, attempt, outcome).await?);
-    }
-    Ok(Some(turns))
-}
-
-/// Stores a blob again. Where no aggregator gives its bytes, the blocks that hash to their keys,
-/// and need no other proof, are carried over; the error is returned all the same. That is paid for,
-/// so it is not tried each time, and not after wrong bytes were paid for.
-async fn renew_or_carry(
-    parts: &RenewalParts,
-    attempt: &mut Attempt,
-    odd_rows_named: &Mutex<HashSet<String>>,
-) -> Result<Outcome> {
-    let outcome = caught(renew_blob(parts, attempt, odd_rows_named)).await;
-    let corrupt = outcome
-        .as_ref()
-        .is_err_and(|e| e.kind() == ErrorKind::Corrupt);
-    if corrupt && !attempt.past.was_wrong() && attempt.past.failures < CARRIED {
-        let blob_id = &attempt.item.blob_id;
-        let carried = repack(parts, std::slice::from_ref(blob_id));
-        if caught(carried).await.is_ok_and(|empty| !empty.is_empty()) {
-            Metrics::add(&parts.metrics.blobs_repacked, 1);
-            let text = format!(
-                "blob {blob_id}: its blocks were checked one by one, and are in another blob now"
-            );
-            parts.log.push(Level::Info, text);
-        }
-    }
-    outcome
-}
-
-/// Remembers the outcome of an attempt.
-async fn settle(
-    parts: &RenewalParts,
-    state: &mut Rounds,
-    attempt: Attempt,
-    outcome: Result<Outcome>,
-) -> Result<Turn> {
-    let Attempt { item, mut past, .. } = attempt;
-    let mut turn = Turn::Tried;
-    match outcome {
-        Ok(Outcome::Renewed(expires_at)) => {
-            past = Past::renewed(parts.rest_after_renewal(expires_at), true);
-        }
-        Ok(Outcome::NotYet) => {
-            let rest = parts.fraction_of_epoch().min(RETRY_MAX);
-            past = Past::renewed(Some(Instant::now() + rest), false);
-        }
-        Err(e) => {
-            Metrics::add(&parts.metrics.renewals_failed, 1);
-            parts.log.push(
-                Level::Error,
-                format!("blob {} could not be renewed: {e}", item.blob_id),
-            );
-            let most = parts.fraction_of_epoch().min(RETRY_MAX);
-            let pause = doubled(RETRY_FIRST, past.failures, most);
-            let missing = e.kind() == ErrorKind::BlobNotFound;
-            if missing {
-                turn = Turn::Missing;
-            }
-            // Rows of blobs that lapsed long ago may be many, and stay until they are deleted.
-            let end = u64::try_from(item.end_epoch).unwrap_or(0);
-            let lapsed = missing && parts.epoch_clock.is_over(end);
-            let pause = if lapsed { parts.epoch / 2 } else { pause };
-            past.rest = Some(Instant::now() + pause);
-            past.paid = false;
-            past.failures += 1;
-        }
-    }
-    state.memory.keep(parts, &item.blob_id, past).await?;
-    Ok(turn)
-}
-
-enum Outcome {
-    /// Storage was bought; it ends at this moment at the earliest.
-    Renewed(Option<SystemTime>),
-    /// The network still holds the blob for as long as a renewal would buy.
-    NotYet,
-}
-
-async fn renew_blob(
-    parts: &RenewalParts,
-    attempt: &mut Attempt,
-    odd_rows_named: &Mutex<HashSet<String>>,
-) -> Result<Outcome> {
-    let Attempt { item, entry, past } = attempt;
-    let rows = parts.index.rows_of_blob(&item.blob_id).await?;
-    if rows.is_empty() {
-        return Ok(Outcome::Renewed(None));
-    }
-    if let Some(renewal) = &past.unnoted {
-        let noted = parts
-            .index
-            .update_blob_after_renewal(&item.blob_id, renewal);
-        noted.await?;
-        return Ok(Outcome::Renewed(renewal.expires_at));
-    }
-    if let Some(rest) = past.too_often() {
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            format!(
-                "its bytes were stored as other blobs several times; it is not paid for again for {} s. Check \
-                 the aggregators",
-                rest.as_secs()
-            ),
-        ));
-    }
-    let rows = Rows::new(&rows, past.refused(), past.was_wrong());
-    let (bytes, odd) = match entry.digest.is_empty() {
-        true => right_bytes(parts, item, &rows, past.turn()).await?,
-        false => known_bytes(parts, entry, &rows).await?,
-    };
-    parts.pace.moved(bytes.len() as u64).await;
-    failpoint!("renew.read");
-    let options = StoreOptions {
-        deletable: item.deletable,
-        epochs: parts.uploader.options.epochs.max(MIN_RENEWAL_EPOCHS),
-    };
-    let body = Body::from(bytes.clone());
-    let stored = parts.uploader.store.store(body.clone(), options).await?;
-    failpoint!("renew.stored");
-    if stored.blob_id != item.blob_id {
-        past.stored_wrong(check::digest(&bytes), parts.epoch);
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            format!(
-                "its bytes were stored, and paid for, as blob {} instead: the aggregator gave other bytes, or the \
-                 publisher encodes otherwise",
-                stored.blob_id
-            ),
-        ));
-    }
-    if !odd.is_empty() && odd_rows_named.lock().insert(item.blob_id.clone()) {
-        let named: Vec<&str> = odd
-            .iter()
-            .take(ODD_ROWS_NAMED)
-            .map(String::as_str)
-            .collect();
-        parts.log.push(
-            Level::Error,
-            format!(
-                "{} index rows of blob {} do not fit its bytes, and their blocks cannot be read; the blob is \
-                 renewed for its other blocks: {}{}",
-                odd.len(),
-                item.blob_id,
-                named.join("; "),
-                if odd.len() > named.len() { "; …" } else { "" },
-            ),
-        );
-    }
-    let mut blob = parts.uploader.certified(&stored, options);
-    blob.size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-    blob.digest = digest_text(body.digest());
-    blob.read_back_at = Some(parts.clock.now());
-    let (end_epoch, expires_at) = (blob.end_epoch, blob.expires_at);
-    let renewal = Renewal {
-        end_epoch,
-        expires_at: expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH),
-    };
-    let outcome = if stored.newly_created || end_epoch > item.end_epoch {
-        Metrics::add(&parts.metrics.renewals, 1);
-        past.unnoted = Some(renewal.clone());
-        Outcome::Renewed(expires_at)
-    } else {
-        Outcome::NotYet
-    };
-    blob.expires_at = renewal.expires_at;
-    parts.index.renewed(&blob).await?;
-    failpoint!("renew.noted");
-    Ok(outcome)
-}
-
-/// The bytes of a blob by the digest that the ledger has, and the rows that do not fit them. Wrong
-/// bytes are never paid for.
-async fn known_bytes(
-    parts: &RenewalParts,
-    entry: &Blob,
-    rows: &Rows<'_>,
-) -> Result<(Bytes, Vec<String>)> {
-    let check = |bytes: &[u8]| match *blake3::hash(bytes).to_hex() == *entry.digest {
-        true => Ok(()),
-        false => Err("its bytes are not those that were stored".to_owned()),
-    };
-    let len = u64::try_from(entry.size).unwrap_or(0);
-    let store = &parts.uploader.store;
-    let bytes = store.read_known(&entry.blob_id, len, &check).await?;
-    let odd = rows.odd(&bytes);
-    Ok((bytes, odd))
-}
-
-/// The bytes of a blob, and the rows that do not fit them. Paying for wrong bytes would let the
-/// right ones lapse, so all aggregators are asked for bytes that fit all rows before other bytes
-/// are taken.
-async fn right_bytes(
-    parts: &RenewalParts,
-    item: &RenewItem,
-    rows: &Rows<'_>,
-    turn: u32,
-) -> Result<(Bytes, Vec<String>)> {
-    let strictly = |bytes: &[u8]| rows.strictly(bytes);
-    // A pack may be longer than those that this node makes: packTargetSizeBytes may have changed.
-    let (store, len) = (&parts.uploader.store, rows.least_len());
-    let error = match store.read_known(&item.blob_id, len, &strictly).await {
-        Ok(bytes) => return Ok((bytes, Vec::new())),
-        Err(e) => e,
-    };
-    let Some(best) = rows.best(turn) else {
-        return Err(error);
-    };
-    let like = |bytes: &[u8]| rows.like(&best, bytes);
-    let bytes = store.read_known(&item.blob_id, len, &like).await?;
-    Ok((bytes, best.fit.odd))
 }

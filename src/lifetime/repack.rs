@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::RenewalParts;
 use crate::error::{caught, ErrorKind, Result};
 use crate::index::KeyRecord;
+use crate::log::Level;
 use crate::multihash::{self, Match};
 use crate::upload::{Pack, Parcel, Sent};
 use crate::walrus::Body;
@@ -63,15 +64,34 @@ fn right(key: &str, value: &[u8]) -> bool {
     multihash::check(key, value) == Match::Yes
 }
 
-/// Carries the live blocks of these blobs over into new packs. Returns the blobs that have no rows
-/// left.
-pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<Vec<String>> {
+/// The blobs that were repacked, by their IDs.
+#[derive(Debug, Default)]
+pub(super) struct Repacked {
+    /// They have no rows left.
+    pub(super) empty: Vec<String>,
+    /// They could not be read, which may go better later.
+    pub(super) unread: Vec<String>,
+}
+
+/// Carries the live blocks of these blobs over into new packs. A blob that cannot be read keeps its
+/// rows and holds up none of the others.
+pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<Repacked> {
+    let mut unread = Vec::new();
     let mut fill = parts.uploader.empty_pack();
     let mut blocks: Vec<Carried> = Vec::new();
     for blob_id in blob_ids {
         let rows = parts.index.rows_of_blob(blob_id).await?;
         for window in windows(&rows) {
-            for block in read(parts, blob_id, &window).await? {
+            let blocks_read = match read(parts, blob_id, &window).await {
+                Ok(blocks_read) => blocks_read,
+                Err(e) => {
+                    let text = format!("blob {blob_id} cannot be repacked now: {e}");
+                    parts.log.push(Level::Warn, text);
+                    unread.push(blob_id.clone());
+                    break;
+                }
+            };
+            for block in blocks_read {
                 if !fill.takes(&block.key, block.len()) {
                     deliver(parts, std::mem::take(&mut blocks)).await?;
                     fill = parts.uploader.empty_pack();
@@ -85,7 +105,8 @@ pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<
     let live = parts.index.live(blob_ids).await?;
     let empty = blob_ids.iter().zip(live);
     let empty = empty.filter(|(_, live)| live.blocks == 0);
-    Ok(empty.map(|(blob_id, _)| blob_id.clone()).collect())
+    let empty = empty.map(|(blob_id, _)| blob_id.clone()).collect();
+    Ok(Repacked { empty, unread })
 }
 
 /// The rows whose blocks can be read as parts of their blob and checked, divided into what is read

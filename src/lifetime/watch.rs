@@ -11,6 +11,7 @@ use crate::index::RenewItem;
 use crate::log::Level;
 
 use super::count::count;
+use super::due::is_due;
 use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
 use super::{RenewalParts, PAGE};
 
@@ -83,8 +84,11 @@ async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
         parts.index.release_lease(LEASE, owner).await?;
         counted?;
     }
-    let before = parts.clock.now() + parts.lead;
-    let due = parts.index.due_for_renewal(before, None, PAGE).await?;
+    let now = parts.clock.now();
+    parts.epoch_clock.merge(now, &parts.index.epochs().await?);
+    let before = now + parts.lead;
+    let mut due = parts.index.due_for_renewal(before, None, PAGE).await?;
+    due.retain(|item| is_due(parts, item));
     let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
     let live = parts.index.live(&ids).await?;
     let live = due

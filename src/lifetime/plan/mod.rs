@@ -97,8 +97,8 @@ pub struct Terms {
     ///
     /// [`EpochClock::now_epoch`]: crate::clock::EpochClock::now_epoch
     pub epoch: u64,
-    /// A blob is due if it ends so many epochs from now or sooner: the lead
-    /// ([`Terms::epochs_of`]), and the epochs by which the present one may be later than `epoch`.
+    /// A blob is due if it ends so many epochs from now or sooner: those that may be over before
+    /// the lead is.
     pub lead_epochs: u64,
     /// How many epochs from now are bought. Two at least, since a blob that ends with the present
     /// epoch cannot be bought for this epoch again.
@@ -122,14 +122,6 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// A time in epochs, rounded up. With an unknown length (zero), none.
-    pub fn epochs_of(time: std::time::Duration, epoch: std::time::Duration) -> u64 {
-        match epoch.is_zero() {
-            true => 0,
-            false => u64::try_from(time.as_nanos().div_ceil(epoch.as_nanos())).unwrap_or(u64::MAX),
-        }
-    }
-
     /// How many epochs from now are bought.
     fn bought(&self) -> u32 {
         let most = self.max_epochs.max(LEAST_EPOCHS);

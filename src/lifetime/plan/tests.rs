@@ -237,15 +237,6 @@ fn nothing_is_due_that_would_not_gain() {
         ..terms()
     };
     assert_eq!(only(&plan(&[blob("a", 101, FULL)], &greedy)).epochs, 52);
-    assert_eq!(
-        Terms::epochs_of(Duration::from_secs(15), Duration::from_secs(14)),
-        2
-    );
-    assert_eq!(
-        Terms::epochs_of(Duration::from_secs(14), Duration::from_secs(14)),
-        1
-    );
-    assert_eq!(Terms::epochs_of(Duration::from_secs(14), Duration::ZERO), 0);
 }
 
 /// Storage that is paid until the end is not bought twice, unless the bytes fill a pack up.

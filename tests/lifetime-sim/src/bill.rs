@@ -23,8 +23,22 @@
 //! It leaves out what no node can avoid: it does not know which blocks will be deleted (what was
 //! bought for them ahead is lost), a pack holds more than the blocks' bytes (a CAR's headers and
 //! index), and the last pack of a session is not full.
+//!
+//! # Without foresight
+//!
+//! A node that does not know the future is above the bound, whatever it does, and the more so the
+//! sooner blocks are deleted. So there is a second measure, [`Rates::without_foresight`].
+//!
+//! With the chain: a pack that holds deleted blocks is extended with them, or its live blocks are
+//! stored in another pack, which is paid from the present epoch on, although that is paid already,
+//! and is written. A node that repacks often pays for that, one that repacks seldom pays for
+//! deleted blocks. The measure: each pack, full and without headers, is extended epoch by epoch and
+//! repacked at the moments that turn out to be the best ones for it.
+//!
+//! Over HTTP alone: whatever lives when its storage is about to end is stored again for `E` epochs,
+//! in full packs without headers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use walrus_devnet::{Devnet, ObjectId, Prices};
 use walrusds::walrus::cost;
@@ -90,36 +104,90 @@ impl Rates {
         blocks.iter().map(needed).sum::<f64>() as u64
     }
 
-    /// The packs in which the blocks would be stored as they come: length, first epoch, last epoch
-    /// in which any of its blocks lives.
-    fn packs(&self, blocks: &[Block]) -> Vec<(u64, u32, u32)> {
-        let mut packs: Vec<(u64, u32, u32)> = Vec::new();
+    /// The packs in which the blocks would be stored as they come.
+    fn packs(&self, blocks: &[Block]) -> Vec<Pack> {
+        let mut packs: Vec<Pack> = Vec::new();
         let mut session = None;
         for block in blocks {
             let (first, last) = self.life(block);
             let len = block.len as u64;
             match packs.last_mut() {
-                Some(pack) if session == Some(block.comes) && pack.0 + len <= self.target => {
-                    pack.0 += len;
-                    pack.2 = pack.2.max(last);
+                Some(pack) if session == Some(block.comes) && pack.len + len <= self.target => {
+                    pack.len += len;
+                    pack.last = pack.last.max(last);
+                    pack.blocks.push((len, last));
                 }
-                _ => packs.push((len, first, last)),
+                _ => packs.push(Pack {
+                    len,
+                    first,
+                    last,
+                    blocks: vec![(len, last)],
+                }),
             }
             session = Some(block.comes);
         }
         packs
     }
 
+    /// What a node pays at best that does not know the future: see the module (FROST).
+    pub fn without_foresight(&self, blocks: &[Block], chain: bool) -> u64 {
+        match chain {
+            true => self.repacked_at_best(blocks),
+            false => self.stored_while_live(blocks),
+        }
+    }
+
+    fn stored_while_live(&self, blocks: &[Block]) -> u64 {
+        let per_byte = self.units(self.target) as f64 / self.target as f64;
+        let stores = |block: &Block| {
+            let (first, last) = self.life(block);
+            let again = (first + self.bought - 1..last).step_by(self.bought as usize - 1);
+            let stores = std::iter::once(first).chain(again);
+            let price: u64 = stores.map(|at| self.store(1, at, at + self.bought)).sum();
+            block.len as f64 * per_byte * price as f64
+        };
+        blocks.iter().map(stores).sum::<f64>() as u64
+    }
+
+    fn repacked_at_best(&self, blocks: &[Block]) -> u64 {
+        let per_byte = self.units(self.target) as f64 / self.target as f64;
+        let storage = self.prices.storage as f64;
+        let write = self.prices.write as f64;
+        let n = self.epochs as usize;
+        let mut sum = 0.0;
+        for pack in self.packs(blocks) {
+            let first = pack.first as usize;
+            // The bytes that live in each epoch.
+            let mut lives = vec![0.0; n + 1];
+            for (len, last) in &pack.blocks {
+                for bytes in &mut lives[first..=*last as usize] {
+                    *bytes += *len as f64;
+                }
+            }
+            // The price from an epoch on of a pack that was repacked just before it.
+            let mut from = vec![0.0; n + 1];
+            for k in (first..n).rev() {
+                let until = |j: usize| {
+                    let kept = lives[k] * storage * (j - k) as f64;
+                    kept + lives[j] * (storage + write) + from[j]
+                };
+                from[k] = (k + 1..=n).map(until).fold(f64::INFINITY, f64::min);
+            }
+            sum += from[first] + lives[first] * write;
+        }
+        (sum * per_byte) as u64
+    }
+
     /// What the Go plugin's way costs: every pack with a live block is stored again, whole, in the
     /// last epoch that is paid for (FROST).
     pub fn all_stored_again(&self, blocks: &[Block]) -> u64 {
         let mut sum = 0;
-        for (len, first, last) in self.packs(blocks) {
-            let mut from = first;
+        for pack in self.packs(blocks) {
+            let mut from = pack.first;
             loop {
-                sum += self.store(self.units(len), from, from + self.bought);
+                sum += self.store(self.units(pack.len), from, from + self.bought);
                 let ends = from + self.bought;
-                if last + 1 < ends || ends >= self.epochs {
+                if pack.last + 1 < ends || ends >= self.epochs {
                     break;
                 }
                 from = ends - 1;
@@ -131,31 +199,95 @@ impl Rates {
     /// What plain extending costs: every pack with a live block in its last epoch is extended,
     /// whole (FROST).
     pub fn all_extended(&self, blocks: &[Block]) -> u64 {
-        let cost = |(len, first, last): (u64, u32, u32)| {
-            let mut ends = first + self.bought;
-            while last + 1 >= ends && ends < self.epochs {
+        let cost = |pack: Pack| {
+            let mut ends = pack.first + self.bought;
+            while pack.last + 1 >= ends && ends < self.epochs {
                 ends += self.bought;
             }
-            self.store(self.units(len), first, ends)
+            self.store(self.units(pack.len), pack.first, ends)
         };
         self.packs(blocks).into_iter().map(cost).sum()
     }
 }
 
-/// Every registration that was seen on the network: start, end, units.
+/// Blocks that are stored together as they come.
+struct Pack {
+    len: u64,
+    first: u32,
+    /// The last epoch in which any of its blocks lives.
+    last: u32,
+    /// Length, and last epoch of its life, of each block.
+    blocks: Vec<(u64, u32)>,
+}
+
+/// The purpose of a payment.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Purpose {
+    /// Blocks that were put.
+    Put,
+    /// A blob that was there already was stored again.
+    Again,
+    /// Blocks of other blobs were carried over.
+    Repack,
+    /// The node was killed: no row points at the blob, or it was put once more.
+    InVain,
+    /// A registration was extended.
+    Extend,
+}
+
+struct Registration {
+    start: u32,
+    /// Its end when it was first seen.
+    first_end: u32,
+    end: u32,
+    units: u64,
+    purpose: Purpose,
+}
+
+/// Every registration that was seen on the network.
 #[derive(Default)]
 pub struct Paid {
-    registrations: HashMap<ObjectId, (u32, u32, u64)>,
+    registrations: HashMap<ObjectId, Registration>,
+    blobs: HashSet<String>,
 }
 
 impl Paid {
-    /// Notes what is registered now. Must be called before anything that has ended is dropped.
-    pub fn note(&mut self, net: &Devnet) {
+    /// Notes what is registered now; returns what is new: objects and blobs. Must be called before
+    /// anything that has ended is dropped, and whenever it changes whether blocks are put or
+    /// renewed.
+    pub fn note(&mut self, net: &Devnet, putting: bool) -> Vec<(ObjectId, String)> {
+        let mut new = Vec::new();
         for blob in net.blobs() {
+            let blob_id = blob.blob_id.to_string();
             for r in blob.registrations {
-                let entry = (r.start_epoch, r.end_epoch, blob.units);
-                self.registrations.insert(r.object_id, entry);
+                if let Some(known) = self.registrations.get_mut(&r.object_id) {
+                    known.end = r.end_epoch;
+                    continue;
+                }
+                let purpose = match (self.blobs.insert(blob_id.clone()), putting) {
+                    (false, true) => Purpose::InVain,
+                    (false, false) => Purpose::Again,
+                    (true, true) => Purpose::Put,
+                    (true, false) => Purpose::Repack,
+                };
+                let registration = Registration {
+                    start: r.start_epoch,
+                    first_end: r.end_epoch,
+                    end: r.end_epoch,
+                    units: blob.units,
+                    purpose,
+                };
+                self.registrations.insert(r.object_id, registration);
+                new.push((r.object_id, blob_id.clone()));
             }
+        }
+        new
+    }
+
+    /// Notes that no row points at the blob of this object.
+    pub fn in_vain(&mut self, object: &ObjectId) {
+        if let Some(registration) = self.registrations.get_mut(object) {
+            registration.purpose = Purpose::InVain;
         }
     }
 
@@ -164,17 +296,19 @@ impl Paid {
         self.registrations.len()
     }
 
-    /// What was paid for the epochs of the simulation, and in total (FROST). `first`: its first
-    /// epoch.
-    pub fn sum(&self, rates: &Rates, first: u32) -> (u64, u64) {
-        let mut sums = (0, 0);
-        for (start, end, units) in self.registrations.values() {
-            let (from, to) = (start - first, end - first);
-            sums.0 += rates.store(*units, from, to);
-            let whole = rates.prices.storage * u64::from(to - from) + rates.prices.write;
-            sums.1 += units * whole;
+    /// What was paid for each purpose for the epochs of the simulation, and in total (FROST).
+    /// `first`: its first epoch.
+    pub fn sum(&self, rates: &Rates, first: u32) -> (BTreeMap<Purpose, u64>, u64) {
+        let (mut by_purpose, mut total) = (BTreeMap::new(), 0);
+        for r in self.registrations.values() {
+            let stored = rates.store(r.units, r.start - first, r.first_end - first);
+            let all = rates.store(r.units, r.start - first, r.end - first);
+            *by_purpose.entry(r.purpose).or_default() += stored;
+            *by_purpose.entry(Purpose::Extend).or_default() += all - stored;
+            let whole = rates.prices.storage * u64::from(r.end - r.start) + rates.prices.write;
+            total += r.units * whole;
         }
-        sums
+        (by_purpose, total)
     }
 }
 
@@ -226,6 +360,8 @@ mod tests {
         assert_eq!(rates.bound(&long, false), full(24, 5));
         assert_eq!(rates.all_extended(&long), full(20, 1));
         assert_eq!(rates.all_stored_again(&long), full(24, 5));
+        assert_eq!(rates.without_foresight(&long, true), full(20, 1));
+        assert_eq!(rates.without_foresight(&long, false), full(24, 5));
     }
 
     #[test]
@@ -233,13 +369,34 @@ mod tests {
         let rates = rates();
         let half = 32 << 20;
         let blocks = [block(half, 0, Some(1)), block(half, 0, None)];
-        assert_eq!(rates.packs(&blocks), [(64 << 20, 0, 19)]);
+        let packs = rates.packs(&blocks);
+        assert_eq!(packs.len(), 1);
+        let (len, life) = (packs[0].len, packs[0].first..=packs[0].last);
+        assert_eq!((len, life), (64 << 20, 0..=19));
         assert_eq!(rates.bound(&blocks, true), (full(1, 1) + full(20, 1)) / 2);
         // Another session, another pack.
         let blocks = [block(half, 0, None), block(half, 1, None)];
         assert_eq!(rates.packs(&blocks).len(), 2);
         let too_long = [block(half, 0, None), block(half + 1, 0, None)];
         assert_eq!(rates.packs(&too_long).len(), 2);
+    }
+
+    #[test]
+    fn the_best_moment_to_repack_is_found() {
+        let rates = rates();
+        let whole = [block(64 << 20, 2, Some(7))];
+        assert_eq!(rates.without_foresight(&whole, true), full(3, 1));
+        assert_eq!(rates.without_foresight(&whole, false), full(5, 1));
+        // One half goes in the first epoch: the other one is repacked in it, and paid for it twice.
+        let half = 32 << 20;
+        let blocks = [block(half, 0, Some(1)), block(half, 0, None)];
+        assert_eq!(
+            rates.without_foresight(&blocks, true),
+            full(1, 1) + full(20, 1) / 2
+        );
+        // Where it ends soon, too, the whole pack is extended by one epoch.
+        let blocks = [block(half, 0, Some(1)), block(half, 0, Some(3))];
+        assert_eq!(rates.without_foresight(&blocks, true), full(2, 1));
     }
 
     #[test]

@@ -137,6 +137,8 @@ pub struct Sim<'a> {
     epoch: Option<u32>,
     waiting: Vec<usize>,
     leaving: Vec<usize>,
+    /// Whether blocks are being put.
+    putting: bool,
     admitted: Option<u32>,
     lies: Lies,
     clock_is_wrong: bool,
@@ -186,6 +188,7 @@ impl<'a> Sim<'a> {
             epoch: None,
             waiting: Vec::new(),
             leaving: Vec::new(),
+            putting: false,
             admitted: None,
             lies: Lies::None,
             clock_is_wrong: false,
@@ -262,6 +265,7 @@ impl<'a> Sim<'a> {
     /// One life of the node.
     async fn live(&mut self) -> End {
         let mut flow = Flow::start(&self.clock, &self.net);
+        self.note_death().await;
         let ds = self.open(&mut flow).await;
         let (dies_at, mut death) = (Arc::clone(&self.dies_at), flow.clone());
         let death = async move {
@@ -286,6 +290,23 @@ impl<'a> Sim<'a> {
         end
     }
 
+    /// Notes what the node has paid before its death, and what of that no row points at.
+    async fn note_death(&mut self) {
+        let new = self.paid.note(&self.net, self.putting);
+        if new.is_empty() {
+            return;
+        }
+        let ids: Vec<String> = new.iter().map(|(_, blob_id)| blob_id.clone()).collect();
+        let index = self.backend.open().await.expect("opening the index");
+        let live = index.live(&ids).await.expect("counting live blocks");
+        let _ = index.close().await;
+        for ((object, _), live) in new.iter().zip(live) {
+            if live.blocks == 0 {
+                self.paid.in_vain(object);
+            }
+        }
+    }
+
     async fn steps(&mut self, ds: &WalrusDatastore, flow: &mut Flow) -> End {
         let steps = self.settings.epochs * self.settings.steps_per_epoch;
         while self.step < steps {
@@ -299,10 +320,14 @@ impl<'a> Sim<'a> {
                 self.dies_at.store(flow.requests() + requests, Relaxed);
             }
             self.admit();
+            self.paid.note(&self.net, self.putting);
+            self.putting = true;
             self.write(ds, flow).await;
+            self.paid.note(&self.net, self.putting);
+            self.putting = false;
             let ends = self.began + self.settings.step() * (self.step + 1);
             flow.leap_to(ends).await;
-            self.paid.note(&self.net);
+            self.paid.note(&self.net, self.putting);
             self.tally.take_log(ds, self.step);
             let done = self.step + 1;
             if done.is_multiple_of(self.settings.steps_per_epoch) && self.lies != Lies::All {
@@ -333,7 +358,7 @@ impl<'a> Sim<'a> {
         if self.epoch == Some(epoch) {
             return;
         }
-        self.paid.note(&self.net);
+        self.paid.note(&self.net, self.putting);
         self.net
             .set_epoch_since(FIRST_EPOCH + epoch, self.began + EPOCH * epoch);
         self.net.collect_expired();

@@ -10,6 +10,7 @@
 //! Leases in the index follow the database's clock, and do not run out in the simulation: see
 //! `Backend::bury`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +24,7 @@ const PER_TICK: Duration = Duration::from_millis(20);
 /// Nothing is under way when nothing was seen for so many ticks of real time, and then for so many
 /// more, during each of which some simulated time passes: together longer than a node pauses
 /// between two attempts of one request.
-const QUIET_TICKS: u32 = 8;
+const QUIET_TICKS: u32 = 16;
 const PAUSE_TICKS: u32 = 15;
 const PER_PAUSE_TICK: Duration = Duration::from_secs(2);
 
@@ -92,6 +93,8 @@ pub struct Flow {
     clock: Arc<SimClock>,
     net: Arc<BlockingDevnet>,
     ticks: watch::Receiver<u64>,
+    /// The thread that gives the beat.
+    beater: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Flow {
@@ -99,7 +102,10 @@ impl Flow {
     pub fn start(clock: &Arc<SimClock>, net: &Arc<BlockingDevnet>) -> Flow {
         let (beat, mut beats) = mpsc::unbounded_channel();
         // tokio moves a time that stands still by itself, unless a blocking task is running.
+        let beater = Arc::new(Mutex::new(None));
+        let itself = Arc::clone(&beater);
         tokio::task::spawn_blocking(move || {
+            *itself.lock() = this_thread();
             while beat.send(()).is_ok() {
                 std::thread::sleep(TICK);
             }
@@ -109,6 +115,7 @@ impl Flow {
             clock: Arc::clone(clock),
             net: Arc::clone(net),
             ticks,
+            beater,
         };
         let clock = Arc::clone(clock);
         tokio::spawn(async move {
@@ -141,7 +148,7 @@ impl Flow {
             }
             let stats = self.net.stats();
             let requests = stats.by_op.values().sum();
-            let still = stats.in_flight == 0 && requests == seen && !has_children();
+            let still = stats.in_flight == 0 && requests == seen && !self.is_busy();
             quiet = if still { quiet + 1 } else { 0 };
             seen = requests;
         }
@@ -156,13 +163,28 @@ impl Flow {
         }
         self.settle().await;
     }
+
+    /// Whether another thread of this process works or waits for a processor, or a program runs
+    /// that it has started.
+    fn is_busy(&self) -> bool {
+        let idle = [self.beater.lock().clone(), this_thread()];
+        let tasks = std::fs::read_dir("/proc/self/task");
+        tasks.into_iter().flatten().flatten().any(|task| {
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file));
+            if read("children").is_ok_and(|children| !children.trim().is_empty()) {
+                return true;
+            }
+            let name = Some(PathBuf::from(task.file_name()));
+            // The state comes after the name, which ends with the last parenthesis.
+            let stat = read("stat").unwrap_or_default();
+            let state = stat.rsplit(") ").next().unwrap_or_default();
+            !idle.contains(&name) && state.starts_with(['R', 'D'])
+        })
+    }
 }
 
-/// Whether a program that this process has started is running.
-fn has_children() -> bool {
-    let tasks = std::fs::read_dir("/proc/self/task");
-    tasks.into_iter().flatten().flatten().any(|task| {
-        let children = std::fs::read_to_string(task.path().join("children"));
-        children.is_ok_and(|children| !children.trim().is_empty())
-    })
+/// The number of the thread that asks, as `/proc` names it.
+fn this_thread() -> Option<PathBuf> {
+    let link = std::fs::read_link("/proc/thread-self").ok()?;
+    link.file_name().map(PathBuf::from)
 }
