@@ -4,8 +4,9 @@
 # Two years of a node on a local Walrus, in minutes: 52 epochs of 14 days, 100,000 blocks that come
 # over time, 60 % of them deleted over time; the node is killed now and then, an aggregator lies, a
 # clock is wrong. Once without the chain and once with it (walrusCommand). Fails if a single live
-# block is lost. Prints what was paid beside what had to be paid and what other ways would have paid;
-# with --strict it fails if that is more than 1.15 times what had to be paid.
+# block is lost. Prints what was paid, and for what, beside what had to be paid and what other ways
+# would have paid; with --strict it fails if that is more than 1.15 times what a node pays at best
+# that does not know which blocks will be deleted (see tests/lifetime-sim/src/bill.rs).
 #
 # Environment: SIM_SEED (repeats what was drawn), SIM_SHORT=1 (a short run for the tests),
 # SIM_CHAIN=with, without or both, SIM_INDEX=sqlite or postgres, SIM_JOURNAL=1 (writes go through a

@@ -69,7 +69,8 @@ impl State {
         let epoch = self.seen.epoch()?;
         let slack = slack(length);
         let all = self.seen.spans(now, length);
-        let disputed = contradiction_of(&all, length, slack);
+        let of_chain = self.of_chain == Some(length);
+        let disputed = contradiction_of(&all, length, slack).filter(|_| !of_chain);
         let (spans, length) = match disputed.and_then(|disputed| disputed.fitting) {
             // The other sightings, taken together with the wrong length, would tell anything.
             Some(fitting) => (all.get(..1)?.to_vec(), nanos(length).min(fitting.least)),
@@ -131,10 +132,10 @@ fn contradiction_of(all: &[Span], length: Duration, slack: i128) -> Option<Dispu
     // Later epochs are absurd, or of a network that was wiped.
     let spans: Vec<Span> = all.iter().filter(|s| s.epoch <= present).copied().collect();
     let pair = contradiction(&spans, length, slack)?;
-    Some(Disputed {
-        pair,
-        fitting: lengths_of_most(&spans, slack),
-    })
+    let fitting = lengths_of_most(&spans, slack);
+    // What is certain fits the configured length: the clock went wrong, of this node or another.
+    let clock = fitting.is_some_and(|lengths| lengths.holds(nanos(length)));
+    (!clock).then_some(Disputed { pair, fitting })
 }
 
 impl EpochClock {

@@ -106,7 +106,7 @@ impl Lengths {
         self.most.is_none_or(|most| self.least <= most)
     }
 
-    fn holds(&self, length: i128) -> bool {
+    pub(super) fn holds(&self, length: i128) -> bool {
         self.least <= length && self.most.is_none_or(|most| length <= most)
     }
 

@@ -54,6 +54,26 @@ fn without_a_duration_nothing_is_known() {
     assert_eq!(clock.expires_at_least(at(1000), 3), None);
 }
 
+/// The machine's clock goes a year ahead: epochs do not become so short for that that every blob
+/// seems to end at once.
+#[test]
+fn a_clock_that_went_a_year_ahead_makes_no_epoch_short() {
+    let clock = EpochClock::new(Duration::from_secs(100));
+    let row = |n: u64| Sighting {
+        epoch: 10 + n,
+        first: at(1000 + 100 * n),
+        last: at(1090 + 100 * n),
+    };
+    let rows: Vec<Sighting> = (0..6).map(row).collect();
+    let now = at(31_536_000 + 1600);
+    clock.merge(now, &rows);
+    // Two answers agree.
+    clock.expires_at(now, 16, 17);
+    clock.expires_at(now, 16, 17);
+    assert_eq!(clock.ends_within(now, Duration::from_secs(50)), Some(17));
+    assert_eq!(clock.contradiction(now), None);
+}
+
 /// One answer with an absurd epoch does not end every blob; two that agree are believed.
 #[test]
 fn one_absurd_epoch_is_not_believed() {
