@@ -11,7 +11,7 @@ use crate::error::{caught, Result};
 use crate::gone;
 use crate::index::{Index, KeyRecord};
 use crate::upload::limit::UploadLimit;
-use crate::upload::{Fill, Parcel, Sent, Quilts, Uploader};
+use crate::upload::{Fill, Parcel, Quilts, Sent, Uploader};
 use crate::walrus::cost::units;
 use crate::walrus::{BlobStore, Body, StoreOptions};
 
