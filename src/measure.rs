@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(counts.counts.last(), Some(&1));
         assert_eq!(counts.counts.len(), counts.bounds.len() + 1);
         assert_eq!(counts.counts.iter().sum::<u64>(), 3);
-        assert!((counts.sum - 1000.010_000_001).abs() < 1e-6);
+        assert!((counts.sum - 1_000.010_000_001).abs() < 1e-6);
     }
 
     #[test]

@@ -91,7 +91,7 @@ async fn node() -> Node {
 }
 
 fn hash(key: &str) -> Vec<u8> {
-    BASE32_NOPAD.decode(key[1..].as_bytes()).unwrap()
+    BASE32_NOPAD.decode(&key.as_bytes()[1..]).unwrap()
 }
 
 /// A dag-pb node with links to raw blocks, or to dag-pb nodes, and a few bytes of data.

@@ -20,7 +20,7 @@ const SKEW: Duration = Duration::from_secs(30);
 pub(super) struct Answer {
     pub(super) status: u16,
     /// The value of a header, by its name in small letters.
-    headers: Vec<(String, String)>,
+    pub(super) headers: Vec<(String, String)>,
     pub(super) body: Vec<u8>,
     pub(super) took: Duration,
 }

@@ -176,7 +176,6 @@ impl<'a> Renewing<'a> {
             linger: 2 * PATIENCE,
             point: Some((point, n)),
             strict: true,
-            ..Life::default()
         });
         self.rest();
     }
