@@ -1,12 +1,15 @@
 //! What an operator asks of a repo, for the program `walrusds` and for embedders: beside running
-//! nodes, over an [`Inspection`](crate::datastore::Inspection), and without changing anything unless
-//! the question says so. Every report is `Serialize`, and docs/command.md describes its JSON.
+//! nodes, over an [`Inspection`](crate::datastore::Inspection), and without changing anything
+//! unless the question says so. Every report is `Serialize`, and docs/command.md describes its JSON.
 //!
 //! | module | answers |
 //! |---|---|
-//! | `status` | what is the state of the datastore? `forecast`: what will its renewals cost; `local`: its files |
+//! | `status` | what is the state of the datastore? |
+//! | `forecast` | what will its renewals cost? |
+//! | `local` | which files have its journal and its cache? |
 //! | `inspect` | where is a block, what is in a blob? |
-//! | `walk` | where do the blocks of a DAG lie, and are all of them there? `links` reads a block's links |
+//! | `walk` | where do the blocks of a DAG lie, and are all of them there? |
+//! | `links` | what does a block link to? |
 //! | `target` | which key, CID or blob does an operator mean? |
 //! | `finding` | what should an operator act on, and what is the cure? |
 //! | `time` | moments in JSON |
