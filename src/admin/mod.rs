@@ -1,6 +1,7 @@
 //! What an operator asks of a repo, for the program `walrusds` and for embedders: beside running
 //! nodes, over an [`Inspection`](crate::datastore::Inspection), and without changing anything
-//! unless the question says so. Every report is `Serialize`, and docs/command.md describes its JSON.
+//! unless the question says so. Every report is `Serialize`, and docs/command.md describes its
+//! JSON.
 //!
 //! | module | answers |
 //! |---|---|

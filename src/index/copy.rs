@@ -4,17 +4,17 @@
 //! **Problem.** An index moves while a node works with it. The copy may be broken off and carried
 //! on, must not mix two indexes, and must be shown to be complete.
 //!
-//! **Outline.** A pass goes through both indexes in the order of their keys, page by page, and makes
-//! the copy equal: rows that are missing are added with the entries of their blobs, rows that differ
-//! are replaced, rows that the source lacks are removed. A pass notes its place in the copy after
-//! each page. Passes that run beside a node bring most of the rows over. The last one runs when no
-//! node writes to the source any more ([`Copying::Finish`]): it compares every row, and is repeated
-//! until it finds nothing to change. Then the copy gets the identity of the source, by which
-//! journals know it.
+//! **Outline.** A pass goes through both indexes in the order of their keys, page by page, and
+//! makes the copy equal: rows that are missing are added with the entries of their blobs, rows that
+//! differ are replaced, rows that the source lacks are removed. A pass notes its place in the copy
+//! after each page. Passes that run beside a node bring most of the rows over. The last one runs
+//! when no node writes to the source any more ([`Copying::Finish`]): it compares every row, and is
+//! repeated until it finds nothing to change. Then the copy gets the identity of the source, by
+//! which journals know it.
 //!
 //! **Invariants.**
-//! - The copy holds rows of one source alone: an index that has rows is taken only if its note names
-//!   the source. A finished copy has no note, so it is not taken again.
+//! - The copy holds rows of one source alone: an index that has rows is taken only if its note
+//!   names the source. A finished copy has no note, so it is not taken again.
 //! - A page is committed before its place is noted. So a pass that was broken off repeats a page at
 //!   most, which changes nothing.
 //! - Nothing is written to the source.

@@ -288,9 +288,10 @@ async fn share_epochs(parts: &RenewalParts, state: &mut Rounds) -> Result<()> {
 }
 
 /// Lets a store tell the epoch before anything else is paid for, if the present epoch is known from
-/// a clock alone that may be wrong: no answer has named it for longer than an epoch. A clock that is
-/// a year ahead would have every blob paid for at once. Returns false if there is nothing more to
-/// do: the lease is lost, or the blob that ends first is held for as long as a renewal would buy.
+/// a clock alone that may be wrong: no answer has named it for longer than an epoch. A clock that
+/// is a year ahead would have every blob paid for at once. Returns false if there is nothing more
+/// to do: the lease is lost, or the blob that ends first is held for as long as a renewal would
+/// buy.
 async fn learn(
     parts: &RenewalParts,
     owner: &str,

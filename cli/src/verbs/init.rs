@@ -18,9 +18,9 @@ mod write;
 /// Sets up a new or an empty repo
 ///
 /// Asks for publisher, aggregator, network and index (or takes them from options and WALRUSDS_*
-/// variables), tests each as `doctor` does, and writes config and datastore_spec. A new repo is made
-/// with `ipfs init` first. A repo that holds blocks is refused: nothing is ever written over data.
-/// Other settings: --set KEY=VALUE.
+/// variables), tests each as `doctor` does, and writes config and datastore_spec. A new repo is
+/// made with `ipfs init` first. A repo that holds blocks is refused: nothing is ever written over
+/// data. Other settings: --set KEY=VALUE.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Base URLs of publishers, separated by commas

@@ -33,7 +33,8 @@ impl Parcel for Carried {
     }
 
     fn is_dag_pb(&self) -> bool {
-        // The codec is known from links, which are not looked for. Importers find a block under any.
+        // The codec is known from links, which are not looked for. Importers find a block under
+        // any.
         false
     }
 

@@ -9,10 +9,10 @@
 //!   row points at it. A row is moved only if it still points at the lost place's blob: what a node
 //!   put or deleted meanwhile stays.
 //! - A row is dropped only if it is told to ([`Options::drop`]), if no source has a copy, if the
-//!   journal could be looked at, and if the loss is certain: *each* configured aggregator answers by
-//!   itself that there is no such blob; or a node has seen the epoch with which the blob's storage
-//!   ended, and no aggregator that answers has it. Wrong bytes, a failure, or a clock prove nothing.
-//!   The row is deleted only if it still points at that blob.
+//!   journal could be looked at, and if the loss is certain: *each* configured aggregator answers
+//!   by itself that there is no such blob; or a node has seen the epoch with which the blob's
+//!   storage ended, and no aggregator that answers has it. Wrong bytes, a failure, or a clock prove
+//!   nothing. The row is deleted only if it still points at that blob.
 //!
 //! Memory is bounded by one pack and by what the check takes.
 //!

@@ -146,7 +146,8 @@ impl Connector {
     pub async fn open(&self) -> Result<Opened> {
         let started = Instant::now();
         let hosts = self.order();
-        // As in libpq: every host is asked for one kind of session before any is asked for the next.
+        // As in libpq: every host is asked for one kind of session before any is asked for the
+        // next.
         let kinds = self.spec.session.kinds().iter();
         let order = kinds.flat_map(|&kind| hosts.iter().map(move |&host| (host, kind)));
         let order: Vec<_> = order.collect();

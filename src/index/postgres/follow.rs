@@ -17,8 +17,8 @@
 //!   them. A failover may lose the latest part of the log; a later position is larger again soon.
 //! - An answer counts only if the standby has all that this node wrote before the read began, and
 //!   none counts while this node writes.
-//! - While the primary does not answer, a standby may be behind by more than the limit: nothing that
-//!   it has can be compared with anything newer. [`Follow::is_silent`] says so.
+//! - While the primary does not answer, a standby may be behind by more than the limit: nothing
+//!   that it has can be compared with anything newer. [`Follow::is_silent`] says so.
 //!
 //! **Locks.** One, held for no await.
 
@@ -248,8 +248,8 @@ impl Follow {
         }
     }
 
-    /// Leaves standbys alone for a while: one has failed, or was behind. One that keeps silent would
-    /// otherwise hold up lookups again and again.
+    /// Leaves standbys alone for a while: one has failed, or was behind. One that keeps silent
+    /// would otherwise hold up lookups again and again.
     pub fn rest(&self) {
         let mut state = self.state.lock();
         let rest = match std::mem::take(&mut state.was_behind) {

@@ -5,10 +5,10 @@
 //! column, it holds first the index of the quilt and then the members, each of which begins a new
 //! column:
 //!
-//! | part | bytes |
-//! |---|---|
-//! | index | version 1, length of the rest (u32 LE), number of members; per member: the column after its last one (u16 LE), name, tags |
-//! | member | version 1, length of the rest (u32 LE), whether it has tags, length of the name as it follows (u16 LE), name, the block |
+//! - The index: version 1, length of the rest (u32 LE), number of members; per member: the column
+//!   after its last one (u16 LE), name, tags.
+//! - A member: version 1, length of the rest (u32 LE), whether it has tags, length of the name as
+//!   it follows (u16 LE), name, the block.
 //!
 //! Numbers and lengths of texts are ULEB128; there are no tags here. A name is the CID of the
 //! block. The members are sorted by their names and the symbol is the least that is enough, so the

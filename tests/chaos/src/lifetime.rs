@@ -26,8 +26,8 @@ const BOUGHT: u32 = 5;
 /// cheapest.
 const SMALL: u64 = 1024;
 const LARGE: u64 = 65_536;
-/// Writes between two deaths, and writes beside a renewal: they make some twenty blobs. Each of them
-/// may be extended by a program of its own, and 256 due blobs are spread over the lead.
+/// Writes between two deaths, and writes beside a renewal: they make some twenty blobs. Each of
+/// them may be extended by a program of its own, and 256 due blobs are spread over the lead.
 const WRITES: u64 = 120;
 const WRITES_BESIDE: u64 = 40;
 
