@@ -1,7 +1,7 @@
 //! Log lines wait in a bounded ring until the host takes them: the engine prints nothing and
 //! installs no global logger, since it lives inside another program.
 //!
-//! Lines that many blobs or packs may cause at once are [`alike`](Log::alike): of those about one
+//! Lines that many blobs or packs may cause at once are `alike`: of those about one
 //! subject only the first few in a while are kept, and the next one after that tells how many were
 //! left out.
 

@@ -186,7 +186,7 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Stores a blob and returns once it is certified.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) if no publisher takes a body of this
+    /// [`ErrorKind::TooLarge`] if no publisher takes a body of this
     /// size (413 from each, or resets while sending): the caller splits it.
     async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult>;
 

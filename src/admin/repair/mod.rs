@@ -1,6 +1,6 @@
 //! Lost blocks are stored again where copies of them are left, and rows without any copy dropped.
 //!
-//! [`repair`] makes a [`check`](super::check), and takes up what that reports as lost. It changes
+//! [`repair`] makes a [`check`], and takes up what that reports as lost. It changes
 //! nothing unless it is told to ([`Options::apply`]).
 //!
 //! **Invariants.**
