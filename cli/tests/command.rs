@@ -850,7 +850,7 @@ async fn a_round_that_fails_for_a_blob_says_so() {
     let args = ["renew", "--yes", "--set", &lead, "--set", "epochs=9"];
     let ran = repo.run(&args).await;
     assert!(
-        ran.text(3).contains("failures: the lines above"),
+        ran.text(3).contains("the lines above say why"),
         "{}",
         ran.out
     );

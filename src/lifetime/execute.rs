@@ -47,7 +47,8 @@ pub(super) async fn execute(
         return Ok(());
     };
     let due = due(parts, &terms).await?;
-    let (turns, waiting) = match state.at_once {
+    let at_once = state.at_once;
+    let (turns, waiting) = match at_once {
         true => (due, Vec::new()),
         false => by_turn(parts, due),
     };
@@ -96,7 +97,7 @@ pub(super) async fn execute(
                 match extend(parts, round, decision).await {
                     Ok(()) | Err(Some(Failure::Unclear)) => extended.push(decision),
                     Err(Some(Failure::EmptyWallet | Failure::Unusable)) => can_extend = false,
-                    Err(_) if is_urgent(parts, decision.end_epoch) => {}
+                    Err(_) if at_once || is_urgent(parts, decision.end_epoch) => {}
                     Err(_) => drop(done.insert(decision.blob_id.clone())),
                 }
             }
@@ -128,7 +129,8 @@ pub(super) async fn execute(
     };
     let unread: HashSet<String> = unread.into_iter().collect();
     for decision in sparse {
-        if unread.contains(&decision.blob_id) && !is_urgent(parts, decision.end_epoch) {
+        let waits = !at_once && !is_urgent(parts, decision.end_epoch);
+        if waits && unread.contains(&decision.blob_id) {
             done.insert(decision.blob_id.clone());
         }
     }

@@ -146,7 +146,8 @@ struct Rounds {
     contradicted: bool,
     /// The blob after which the next look for an epoch begins.
     probed: Option<RenewItem>,
-    /// Whether all that is due is renewed now, and not spread over the lead.
+    /// Whether all that is due is renewed now: nothing is spread over the lead, and nothing that
+    /// failed waits for a cheaper way.
     at_once: bool,
     /// Nothing is due before this moment, whatever the clock says.
     all_held: Option<Instant>,
@@ -239,7 +240,7 @@ async fn round(
         let whole = due.len() >= PAGE;
         after = due.last().cloned();
         let due = due.into_iter().filter(|item| {
-            let waits = failed && !is_urgent(parts, item.end_epoch);
+            let waits = failed && !state.at_once && !is_urgent(parts, item.end_epoch);
             is_due(parts, item) && !waits && done.insert(item.blob_id.clone())
         });
         if !attend_all(parts, owner, state, due.collect()).await? {
