@@ -90,6 +90,10 @@ async fn run(cli: Cli) -> u8 {
 }
 
 /// The first Ctrl-C (or SIGTERM) asks the verb to end; the second ends the program at once.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "this is the process's own program"
+)]
 async fn interrupts(stop: CancellationToken) {
     use tokio::signal::unix::{signal, SignalKind};
     let signals = (

@@ -1,5 +1,5 @@
-//! The figures of a running node: Kubo's own metrics, from the API address that the node has written
-//! into its repo. Nothing is asked of any other machine than the one that address names.
+//! The figures of a running node: Kubo's own metrics, from the API address that the node has
+//! written into its repo. Nothing is asked of any other machine than the one that address names.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -110,10 +110,8 @@ fn of_file(global: &Global, file: &Path, repo: PathBuf) -> Result<Source, Failur
 }
 
 fn apply(global: &Global, spec: &mut Map<String, Value>) -> Result<(), Failure> {
-    let settings = global.set.iter();
-    settings
-        .map(|setting| environment::set(spec, setting))
-        .collect()
+    let mut settings = global.set.iter();
+    settings.try_for_each(|setting| environment::set(spec, setting))
 }
 
 fn config(spec: Map<String, Value>, found: &str) -> Result<Config, Failure> {

@@ -158,7 +158,8 @@ impl Repo {
     }
 }
 
-/// Whether the table of errors in docs/command.md has this one. An ellipsis in it stands for any text.
+/// Whether the table of errors in docs/command.md has this one. An ellipsis in it stands for any
+/// text.
 fn documented(error: &str) -> bool {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/command.md");
     let text = std::fs::read_to_string(file).unwrap();
@@ -216,7 +217,7 @@ async fn all_read(node: &WalrusDatastore, blocks: &[(String, Bytes)]) {
 fn cid(codec: u64, block: &[u8]) -> cid::Cid {
     let key = key_of(block);
     let hash = data_encoding::BASE32_NOPAD
-        .decode(key[1..].as_bytes())
+        .decode(&key.as_bytes()[1..])
         .unwrap();
     cid::Cid::new_v1(codec, cid::multihash::Multihash::from_bytes(&hash).unwrap())
 }

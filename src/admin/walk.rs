@@ -2,8 +2,8 @@
 //!
 //! **Outline.** The walk goes down from the root in steps. A step looks up to [`STEP`] keys up at
 //! once, reads those of them that are nodes ([`READS`] at a time), and adds their links to what is
-//! to be visited. Leaves (raw blocks) are looked up and not read: that their bytes are right is what
-//! `check` finds out.
+//! to be visited. Leaves (raw blocks) are looked up and not read: `check` finds out whether their
+//! bytes are right.
 //!
 //! The walk holds the keys of the DAG in memory: about 150 bytes for each block.
 
@@ -147,7 +147,8 @@ struct Walk<'a> {
     inspection: &'a Inspection,
     prefix: &'a str,
     dag: Dag,
-    /// The keys that were met, and whether as a node: a block may be linked as a leaf and as a node.
+    /// The keys that were met, and whether as a node: a block may be linked as a leaf and as a
+    /// node.
     met: HashMap<String, bool>,
     /// The keys that the index has.
     found: HashSet<String>,

@@ -141,8 +141,8 @@ impl WalrusDatastore {
 
     /// Opens a datastore for a piece of an operator's work beside the nodes: a round of renewal, an
     /// undo, a deletion. No journal and no cache is opened, and no task runs by itself. Tables are
-    /// neither created nor changed. Relative paths in `config` are taken from `repo`. Must be called
-    /// within a tokio runtime, which the datastore uses until closed.
+    /// neither created nor changed. Relative paths in `config` are taken from `repo`. Must be
+    /// called within a tokio runtime, which the datastore uses until closed.
     ///
     /// # Errors
     /// As [`Inspection::open`](super::Inspection::open).

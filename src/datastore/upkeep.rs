@@ -1,4 +1,5 @@
-//! The lifetimes of blobs: what would be done, what ends when, and a round at an operator's request.
+//! The lifetimes of blobs: what would be done, what ends when, and a round at an operator's
+//! request.
 
 use std::future::Future;
 
@@ -20,8 +21,8 @@ pub struct Round {
     pub repacked: u64,
     /// Blobs without live blocks that were deleted on the chain.
     pub deleted: u64,
-    /// Failures, of which the log tells. A blob that can be neither repacked nor stored again counts
-    /// twice.
+    /// Failures, of which the log tells. A blob that can be neither repacked nor stored again
+    /// counts twice.
     pub failed: u64,
     /// Blobs that were stored.
     pub stores: u64,
@@ -57,8 +58,8 @@ impl WalrusDatastore {
     /// Renews now what is due, by the plan and under the lease of the rounds that nodes make: the
     /// blobs of [`plan`](Self::plan) are extended, repacked and stored again, and paid for. All
     /// that is due has its turn at once. The log tells of failures; what was done before one stays
-    /// done. The round ends early when `stop` is ready. A caller that gives up without it leaves the
-    /// lease taken for up to five minutes.
+    /// done. The round ends early when `stop` is ready. A caller that gives up without it leaves
+    /// the lease taken for up to five minutes.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`](crate::ErrorKind::Locked) (retryable) while another node makes a

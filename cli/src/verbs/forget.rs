@@ -24,7 +24,8 @@ const BATCH: usize = 1_000;
 ///
 /// A pin whose DAG shares blocks would lose them, so say which pins there are: --keep-pinned reads
 /// the output of `ipfs pin ls` (add the MFS root: `ipfs files stat / --hash`). Deleted blocks can
-/// be brought back for keepDeletedSeconds (walrusds undelete). Blobs without blocks are left to end.
+/// be brought back for keepDeletedSeconds (walrusds undelete). Blobs without blocks are left to
+/// end.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("pins").required(true))]
 pub struct Args {

@@ -32,7 +32,7 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Report {
-    Block(BlockReport),
+    Block(Box<BlockReport>),
     Blob(Option<BlobReport>),
     Dag(Dag),
 }
@@ -50,7 +50,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let look = async {
         Ok::<_, walrusds::Error>(match &target {
             Target::Blob(id) => Report::Blob(admin::blob(&inspection, id).await?),
-            Target::Key(key) => Report::Block(admin::block(&inspection, key).await?),
+            Target::Key(key) => Report::Block(Box::new(admin::block(&inspection, key).await?)),
             Target::Cid(cid) if args.recursive => {
                 let mut progress = context.progress("walking", Unit::Bytes);
                 let tell = &mut |_, bytes| progress.at(bytes);
@@ -58,7 +58,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
             }
             Target::Cid(cid) => {
                 let key = admin::key_of(cid, prefix);
-                Report::Block(admin::block(&inspection, &key).await?)
+                Report::Block(Box::new(admin::block(&inspection, &key).await?))
             }
             _ => {
                 return Err(walrusds::Error::new(
