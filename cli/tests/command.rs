@@ -858,6 +858,40 @@ async fn a_round_that_fails_for_a_blob_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_wait_in_the_journal_are_found_there() {
+    let repo = Repo::new(json!({
+        "indexPath": "index.sqlite", "journalPath": "journal", "packIdleFlushSeconds": 3600,
+        "packMaxAgeSeconds": 3600, "drainTimeoutSeconds": 0,
+    }));
+    let repo = repo.await;
+    let node = repo.open(json!({})).await;
+    let leaves = blocks(0..4);
+    let root = node_of(&leaves);
+    let name = cid(0x70, &root.1).to_string();
+    put(&node, &leaves[1..]).await;
+    put(&node, std::slice::from_ref(&root)).await;
+    for beside in [true, false] {
+        let result = repo.json(&["inspect", &leaves[1].0]).await.result(0);
+        assert_eq!(
+            (&result["block"]["place"], &result["block"]["journaled"]),
+            (&Value::Null, &json!(true)),
+            "beside a node: {beside}"
+        );
+        let text = repo.run(&["inspect", &leaves[1].0]).await;
+        assert!(text.text(0).contains("in the journal"), "{}", text.out);
+        let dag = repo.json(&["inspect", "-r", &name]).await.result(3);
+        assert_eq!(
+            (&dag["dag"]["journaled"], &dag["dag"]["missing_keys"]),
+            (&json!(4), &json!([leaves[0].0]))
+        );
+        if beside {
+            node.close().await.unwrap();
+        }
+    }
+    repo.json(&["inspect", &leaves[0].0]).await.result(3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_journal_and_the_figures_of_a_running_node_are_shown() {
     use std::io::{Read as _, Write as _};
     let journal = json!({

@@ -55,6 +55,8 @@ pub struct BlockReport {
     pub key: String,
     /// Where it lies; `None` if the index does not have it.
     pub place: Option<Place>,
+    /// Whether it waits in the journal on this machine's disk.
+    pub journaled: bool,
     /// Where it lay, if it was deleted and can be brought back.
     pub deleted: Option<Place>,
     /// When it was deleted.
@@ -116,11 +118,13 @@ pub async fn block(inspection: &Inspection, key: &str) -> Result<BlockReport> {
     let index = inspection.index();
     let row = index.get(key).await?;
     let kept = index.deleted(&[key.to_owned()]).await?.pop().flatten();
+    let journaled = row.is_none() && inspection.journaled().await?.contains(key);
     let of = row.as_ref().or(kept.as_ref().map(|kept| &kept.row.record));
     let blob_id = of.map(|row| row.blob_id.clone()).unwrap_or_default();
     Ok(BlockReport {
         key: key.to_owned(),
         place: row.as_ref().map(Place::of),
+        journaled,
         deleted_at: kept.as_ref().map(|kept| kept.deleted_at),
         deleted: kept.as_ref().map(|kept| Place::of(&kept.row.record)),
         blob: match blob_id.is_empty() {

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use cid::Cid;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
@@ -21,6 +22,7 @@ use super::time;
 use crate::datastore::Inspection;
 use crate::error::Result;
 use crate::index::Record;
+use crate::journal::Copies;
 
 /// Keys of a lookup.
 const STEP: usize = 1_000;
@@ -73,11 +75,11 @@ pub struct Dag {
     pub root: String,
     /// Whether every block is there, and every node could be read.
     pub complete: bool,
-    /// Blocks that the index has.
+    /// Blocks that the index or the journal has.
     pub blocks: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Blocks that the index does not have, as far as links to them were found.
+    /// Blocks that neither has, as far as links to them were found.
     pub missing: u64,
     /// The keys of the first 100 of them.
     pub missing_keys: Vec<String>,
@@ -89,6 +91,8 @@ pub struct Dag {
     pub not_followed: u64,
     /// Blocks that wait in the database (a Go node staged them) and are in no blob.
     pub staged: u64,
+    /// Blocks that wait in the journal on this machine's disk and are in no blob yet.
+    pub journaled: u64,
     /// The blobs, that with the most blocks first.
     pub blobs: Vec<Share>,
     /// The blob that ends first; `None` if no end is known.
@@ -150,11 +154,13 @@ struct Walk<'a> {
     /// The keys that were met, and whether as a node: a block may be linked as a leaf and as a
     /// node.
     met: HashMap<String, bool>,
-    /// The keys that the index has.
+    /// The keys that the index or the journal has.
     found: HashSet<String>,
     /// What is to be visited.
     next: Vec<(String, Cid)>,
     shares: BTreeMap<String, Share>,
+    /// What the journal holds, from when the index was first found to lack a block.
+    journal: Option<Copies>,
 }
 
 impl<'a> Walk<'a> {
@@ -167,6 +173,7 @@ impl<'a> Walk<'a> {
             found: HashSet::new(),
             next: Vec::new(),
             shares: BTreeMap::new(),
+            journal: None,
         }
     }
 
@@ -202,10 +209,13 @@ impl<'a> Walk<'a> {
         let step = self.next.split_off(self.next.len().saturating_sub(STEP));
         let keys: Vec<String> = step.iter().map(|(key, _)| key.clone()).collect();
         let rows = self.inspection.index().get_many(&keys).await?;
+        if rows.contains(&None) && self.journal.is_none() {
+            self.journal = Some(self.inspection.journaled().await?);
+        }
         let mut nodes = Vec::new();
         for ((key, cid), row) in step.into_iter().zip(rows) {
             let Some(row) = row else {
-                self.missing(key);
+                self.look_in_journal(key, &cid);
                 continue;
             };
             if self.found.insert(key.clone()) {
@@ -220,19 +230,41 @@ impl<'a> Walk<'a> {
             .map(|(key, cid, row)| async move { (read(inspection, &key, &row).await, key, cid) })
             .buffer_unordered(READS);
         while let Some((block, key, cid)) = read.next().await {
-            let found = block.map_err(|e| e.to_string());
-            match found.and_then(|block| links(cid.codec(), &block)) {
-                Ok(links) => links.into_iter().for_each(|cid| self.add(cid)),
-                Err(why) => {
-                    self.dag.unread += 1;
-                    if self.dag.unread_keys.len() < NAMED {
-                        let why = why.trim_start_matches(&key).trim_start_matches(": ");
-                        self.dag.unread_keys.push(format!("{key}: {why}"));
-                    }
+            self.follow(&key, &cid, block.map_err(|e| e.to_string()));
+        }
+        Ok(true)
+    }
+
+    /// Adds the links of a node.
+    fn follow(&mut self, key: &str, cid: &Cid, block: std::result::Result<Bytes, String>) {
+        match block.and_then(|block| links(cid.codec(), &block)) {
+            Ok(links) => links.into_iter().for_each(|cid| self.add(cid)),
+            Err(why) => {
+                self.dag.unread += 1;
+                if self.dag.unread_keys.len() < NAMED {
+                    let why = why.trim_start_matches(key).trim_start_matches(": ");
+                    self.dag.unread_keys.push(format!("{key}: {why}"));
                 }
             }
         }
-        Ok(true)
+    }
+
+    /// A block that the index lacks may wait in the journal.
+    fn look_in_journal(&mut self, key: String, cid: &Cid) {
+        let journal = self.journal.as_ref();
+        let Some(len) = journal.and_then(|journal| journal.len_of(&key)) else {
+            return self.missing(key);
+        };
+        let block = journal.and_then(|journal| journal.get(&key));
+        if self.found.insert(key.clone()) {
+            self.dag.blocks += 1;
+            self.dag.journaled += 1;
+            self.dag.bytes = self.dag.bytes.saturating_add(len);
+        }
+        if Kind::of(cid) == Kind::Node {
+            let block = block.ok_or_else(|| "it cannot be read in the journal".to_owned());
+            self.follow(&key, cid, block);
+        }
     }
 
     fn missing(&mut self, key: String) {

@@ -7,8 +7,9 @@ use std::time::SystemTime;
 use super::open::{renewal_of, resolved, Parts};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::error::{caught, Result};
+use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::Index;
+use crate::journal;
 use crate::lifetime::{self, RenewalParts, Sparse};
 use crate::log::Line;
 use crate::plan::Plan;
@@ -125,6 +126,21 @@ impl Inspection {
     /// Takes the oldest log line out: what the chain's program said, for the most part.
     pub fn next_log_line(&self) -> Option<Line> {
         self.parts.log.pop()
+    }
+
+    /// The blocks that wait in the journal on this machine's disk, whether or not a node works with
+    /// it; none if no journal is configured.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    pub(crate) async fn journaled(&self) -> Result<journal::Copies> {
+        let Some(journal) = &self.config.journal else {
+            return Ok(journal::Copies::default());
+        };
+        let dir = journal.path.clone();
+        let read = tokio::task::spawn_blocking(move || journal::Copies::of(&dir));
+        read.await
+            .map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?
     }
 
     /// The parts, to be taken along into tasks.

@@ -38,6 +38,11 @@ impl Copies {
         self.blocks.contains_key(key)
     }
 
+    /// The length of the block under this key (bytes).
+    pub(crate) fn len_of(&self, key: &str) -> Option<u64> {
+        self.blocks.get(key).map(|block| block.len())
+    }
+
     /// The value under this key, if it can be read.
     pub(crate) fn get(&self, key: &str) -> Option<Bytes> {
         self.blocks.get(key)?.read().ok()

@@ -18,7 +18,7 @@ const SHOWN: usize = 20;
 
 /// Shows where a block lies, or what is known of a blob, or of a whole DAG
 ///
-/// Exit code 3: the index does not know it, or blocks of the DAG are missing.
+/// Exit code 3: neither the index nor the journal knows it, or blocks of the DAG are missing.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A datastore key (/CIQ…), a CID (bafy…, Qm…) or a blob ID
@@ -75,7 +75,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     context.print(&report, || text(&report))?;
     inspection.close().await?;
     Ok(Exit::findings(match &report {
-        Report::Block(block) => block.place.is_none(),
+        Report::Block(block) => block.place.is_none() && !block.journaled,
         Report::Blob(blob) => blob.is_none(),
         Report::Dag(dag) => !dag.complete,
     }))
@@ -117,6 +117,10 @@ fn block_text(block: &BlockReport, now: SystemTime) -> String {
             lines.push(("block", place_text(place)));
             lines.push(("ends", end(place.end_epoch, place.expires_at, now)));
         }
+        (None, _) if block.journaled => lines.push((
+            "block",
+            "in the journal on this disk, and in no blob yet".to_owned(),
+        )),
         (None, Some(kept)) => {
             let when = block
                 .deleted_at
@@ -130,7 +134,7 @@ fn block_text(block: &BlockReport, now: SystemTime) -> String {
         }
         (None, None) => lines.push((
             "block",
-            "not in the index; a node with a journal may hold it on its disk".to_owned(),
+            "neither in the index nor in this repo's journal; another node with a journal may hold it".to_owned(),
         )),
     }
     let mut text = pairs(&lines);
@@ -247,6 +251,10 @@ fn dag_text(dag: &Dag, now: SystemTime) -> String {
                 things(dag.staged, "block is", "blocks are")
             ),
         ));
+    }
+    if dag.journaled > 0 {
+        let n = things(dag.journaled, "block waits", "blocks wait");
+        lines.push(("journal", format!("{n} on this disk, in no blob yet")));
     }
     let mut text = pairs(&lines);
     if !dag.blobs.is_empty() {
