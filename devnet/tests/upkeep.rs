@@ -266,7 +266,8 @@ async fn wrong_bytes_are_never_paid_for() {
     let node = scene.node(serde_json::json!({})).await;
     let blocks = put(&node, 1, 50).await;
     let before = scene.net.stats();
-    let wrong = FaultRule::new(FaultAction::Corrupt { offset: 3 });
+    // Behind the CID that is read with a block, so in the block itself.
+    let wrong = FaultRule::new(FaultAction::Corrupt { offset: 100 });
     scene.net.set_faults(wrong.on(Op::READS));
     scene.pass(4);
     eventually("a failure", || metric(&node, "renewals_failed") > 0).await;
