@@ -80,7 +80,9 @@ pub(super) async fn execute(
     let round = parts.chain.clone().map(Round::new);
     let mut extended = already_extended(parts, round.as_ref(), &plan).await;
     let paid: HashSet<&str> = extended.iter().map(|d| d.blob_id.as_str()).collect();
+    let waits = |decision: &Decision| !at_once && !is_urgent(parts, decision.end_epoch);
     let mut sparse = Vec::new();
+    let mut unclear: HashSet<&str> = HashSet::new();
     let mut can_extend = true;
     for decision in &plan.decisions {
         match decision.action {
@@ -95,10 +97,14 @@ pub(super) async fn execute(
                     continue;
                 };
                 match extend(parts, round, decision).await {
-                    Ok(()) | Err(Some(Failure::Unclear)) => extended.push(decision),
+                    Ok(()) => extended.push(decision),
+                    Err(Some(Failure::Unclear)) => {
+                        extended.push(decision);
+                        unclear.insert(&decision.blob_id);
+                    }
                     Err(Some(Failure::EmptyWallet | Failure::Unusable)) => can_extend = false,
-                    Err(_) if at_once || is_urgent(parts, decision.end_epoch) => {}
-                    Err(_) => drop(done.insert(decision.blob_id.clone())),
+                    Err(_) if waits(decision) => drop(done.insert(decision.blob_id.clone())),
+                    Err(_) => {}
                 }
             }
             Action::Repack => sparse.push(decision),
@@ -106,7 +112,10 @@ pub(super) async fn execute(
     }
     if let Some(round) = &round {
         for decision in extended {
-            if note_extension(parts, round, decision, &blobs, &terms).await {
+            let noted = note_extension(parts, round, decision, &blobs, &terms).await;
+            // An extension whose outcome was not told may be made still, and most failures pass.
+            let may_pass = unclear.contains(&*decision.blob_id) && waits(decision);
+            if noted || may_pass {
                 done.insert(decision.blob_id.clone());
             }
         }
@@ -129,8 +138,7 @@ pub(super) async fn execute(
     };
     let unread: HashSet<String> = unread.into_iter().collect();
     for decision in sparse {
-        let waits = !at_once && !is_urgent(parts, decision.end_epoch);
-        if waits && unread.contains(&decision.blob_id) {
+        if waits(decision) && unread.contains(&decision.blob_id) {
             done.insert(decision.blob_id.clone());
         }
     }
@@ -296,7 +304,7 @@ async fn extend(
     asked.map_err(|e| {
         Metrics::add(&parts.metrics.renewals_failed, 1);
         let text = format!(
-            "blob {} could not be extended, and is stored again unless it was: {e}",
+            "blob {} could not be extended, and is stored again in time unless it was: {e}",
             decision.blob_id
         );
         parts.log.alike(ABOUT, Level::Error, text);
