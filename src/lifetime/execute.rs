@@ -43,11 +43,11 @@ pub(super) async fn execute(
     state: &mut Rounds,
     done: &mut HashSet<String>,
 ) -> Result<()> {
-    let Some(terms) = terms(parts).await else {
+    let at_once = state.at_once;
+    let Some(terms) = terms(parts, !at_once).await else {
         return Ok(());
     };
     let due = due(parts, &terms).await?;
-    let at_once = state.at_once;
     let (turns, waiting) = match at_once {
         true => (due, Vec::new()),
         false => by_turn(parts, due),
@@ -90,7 +90,9 @@ pub(super) async fn execute(
             // again. One that can be deleted is deleted below, after its time of grace.
             Action::Lapse | Action::Delete => drop(done.insert(decision.blob_id.clone())),
             Action::StoreAgain => {}
-            _ if decision.deferred => drop(done.insert(decision.blob_id.clone())),
+            _ if decision.deferred && waits(decision) => {
+                done.insert(decision.blob_id.clone());
+            }
             Action::Extend if paid.contains(decision.blob_id.as_str()) => {}
             Action::Extend => {
                 let Some(round) = round.as_ref().filter(|_| can_extend) else {
@@ -148,8 +150,9 @@ pub(super) async fn execute(
     Ok(())
 }
 
-/// The conditions of the day; `None` if no epoch was seen, or its length is not known.
-async fn terms(parts: &RenewalParts) -> Option<Terms> {
+/// The conditions of the day; `None` if no epoch was seen, or its length is not known. `defers`:
+/// another round comes after the interval, and what this one need not move is left to it.
+async fn terms(parts: &RenewalParts, defers: bool) -> Option<Terms> {
     let (least, most) = parts.epoch_clock.now_epoch(parts.clock.now())?;
     if parts.epoch.is_zero() || most - least > UNSURE {
         return None;
@@ -169,7 +172,7 @@ async fn terms(parts: &RenewalParts) -> Option<Terms> {
         max_waste_percent: parts.max_waste_percent,
         pack_target_bytes: parts.uploader.target(),
         block_overhead_bytes: BLOCK_OVERHEAD,
-        budget_bytes: budget.filter(|bytes| *bytes > 0),
+        budget_bytes: budget.filter(|bytes| defers && *bytes > 0),
     })
 }
 
@@ -179,7 +182,7 @@ pub(crate) async fn look(parts: &RenewalParts) -> Result<Option<plan::Plan>> {
     let now = parts.clock.now();
     parts.epoch_clock.merge(now, &parts.index.epochs().await?);
     tell_epoch(parts).await;
-    let Some(terms) = terms(parts).await else {
+    let Some(terms) = terms(parts, !parts.interval.is_zero()).await else {
         return Ok(None);
     };
     let blobs = gather(parts, &due(parts, &terms).await?).await?;
