@@ -195,6 +195,65 @@ async fn sparse_blobs_are_repacked_into_one() {
     index.close().await.unwrap();
 }
 
+/// Most failures of an extension pass, and some are made all the same. So a blob with time left
+/// waits for the next round, and is not stored again at full price.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extension_that_fails_is_tried_again_while_there_is_time() {
+    let scene = Scene::new();
+    let lead = EPOCH.as_secs() * 5 / 2;
+    let node = scene
+        .node(serde_json::json!({"walrusCommand": scene.chain(), "renewLeadSeconds": lead}))
+        .await;
+    let blocks = put(&node, 1, 50).await;
+    let before = scene.net.stats();
+    let asked = || scene.net.stats().by_op.get(&Op::ChainExtend).copied();
+    let rule = FaultRule::new(FaultAction::Internal);
+    scene.net.set_faults(rule.on([Op::ChainExtend]));
+    // The blob ends with the next epoch but one.
+    scene.pass(3);
+    eventually("three attempts, or a store", || {
+        asked().unwrap_or(0) >= 3 || scene.net.stats().puts > before.puts
+    })
+    .await;
+    assert_eq!(scene.net.stats().puts, before.puts, "it is stored again");
+    scene.net.set_faults(Vec::<FaultRule>::new());
+    eventually("the extension", || metric(&node, "blobs_extended") == 1).await;
+    assert_eq!(scene.net.stats().puts, before.puts);
+    all_there(&node, &blocks).await;
+    node.close().await.unwrap();
+}
+
+/// A round at an operator's request leaves nothing to a later one, which may never come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_on_request_defers_nothing() {
+    let scene = Scene::new();
+    let node = scene
+        .node(serde_json::json!({
+            "renewIntervalSeconds": 0, "maintenanceBytesPerSecond": 100_000, "packTargetSizeBytes": 100_000,
+        }))
+        .await;
+    let mut live = Vec::new();
+    for seed in 0..6 {
+        let mut blocks = put(&node, seed, 20).await;
+        let rest = blocks.split_off(11);
+        for (key, _) in rest {
+            node.delete(&key).await.unwrap();
+        }
+        live.extend(blocks);
+    }
+    scene.pass(4);
+    // A store tells the epoch.
+    live.extend(put(&node, 99, 1).await);
+    let plan = node.plan().await.unwrap().unwrap();
+    assert_eq!(plan.totals.repack.blobs, 6, "{plan}");
+    assert_eq!(plan.totals.deferred.blobs, 0, "{plan}");
+    let done = node.renew_once(std::future::pending()).await.unwrap();
+    assert_eq!((done.repacked, done.failed), (6, 0));
+    scene.pass(3);
+    all_there(&node, &live).await;
+    node.close().await.unwrap();
+}
+
 /// What would be done is shown by a node that does nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_is_printed_before_anything_is_paid() {

@@ -43,11 +43,11 @@ pub(super) async fn execute(
     state: &mut Rounds,
     done: &mut HashSet<String>,
 ) -> Result<()> {
-    let Some(terms) = terms(parts).await else {
+    let at_once = state.at_once;
+    let Some(terms) = terms(parts, !at_once).await else {
         return Ok(());
     };
     let due = due(parts, &terms).await?;
-    let at_once = state.at_once;
     let (turns, waiting) = match at_once {
         true => (due, Vec::new()),
         false => by_turn(parts, due),
@@ -80,7 +80,9 @@ pub(super) async fn execute(
     let round = parts.chain.clone().map(Round::new);
     let mut extended = already_extended(parts, round.as_ref(), &plan).await;
     let paid: HashSet<&str> = extended.iter().map(|d| d.blob_id.as_str()).collect();
+    let waits = |decision: &Decision| !at_once && !is_urgent(parts, decision.end_epoch);
     let mut sparse = Vec::new();
+    let mut unclear: HashSet<&str> = HashSet::new();
     let mut can_extend = true;
     for decision in &plan.decisions {
         match decision.action {
@@ -88,17 +90,23 @@ pub(super) async fn execute(
             // again. One that can be deleted is deleted below, after its time of grace.
             Action::Lapse | Action::Delete => drop(done.insert(decision.blob_id.clone())),
             Action::StoreAgain => {}
-            _ if decision.deferred => drop(done.insert(decision.blob_id.clone())),
+            _ if decision.deferred && waits(decision) => {
+                done.insert(decision.blob_id.clone());
+            }
             Action::Extend if paid.contains(decision.blob_id.as_str()) => {}
             Action::Extend => {
                 let Some(round) = round.as_ref().filter(|_| can_extend) else {
                     continue;
                 };
                 match extend(parts, round, decision).await {
-                    Ok(()) | Err(Some(Failure::Unclear)) => extended.push(decision),
+                    Ok(()) => extended.push(decision),
+                    Err(Some(Failure::Unclear)) => {
+                        extended.push(decision);
+                        unclear.insert(&decision.blob_id);
+                    }
                     Err(Some(Failure::EmptyWallet | Failure::Unusable)) => can_extend = false,
-                    Err(_) if at_once || is_urgent(parts, decision.end_epoch) => {}
-                    Err(_) => drop(done.insert(decision.blob_id.clone())),
+                    Err(_) if waits(decision) => drop(done.insert(decision.blob_id.clone())),
+                    Err(_) => {}
                 }
             }
             Action::Repack => sparse.push(decision),
@@ -106,7 +114,10 @@ pub(super) async fn execute(
     }
     if let Some(round) = &round {
         for decision in extended {
-            if note_extension(parts, round, decision, &blobs, &terms).await {
+            let noted = note_extension(parts, round, decision, &blobs, &terms).await;
+            // An extension whose outcome was not told may be made still, and most failures pass.
+            let may_pass = unclear.contains(&*decision.blob_id) && waits(decision);
+            if noted || may_pass {
                 done.insert(decision.blob_id.clone());
             }
         }
@@ -129,8 +140,7 @@ pub(super) async fn execute(
     };
     let unread: HashSet<String> = unread.into_iter().collect();
     for decision in sparse {
-        let waits = !at_once && !is_urgent(parts, decision.end_epoch);
-        if waits && unread.contains(&decision.blob_id) {
+        if waits(decision) && unread.contains(&decision.blob_id) {
             done.insert(decision.blob_id.clone());
         }
     }
@@ -140,8 +150,9 @@ pub(super) async fn execute(
     Ok(())
 }
 
-/// The conditions of the day; `None` if no epoch was seen, or its length is not known.
-async fn terms(parts: &RenewalParts) -> Option<Terms> {
+/// The conditions of the day; `None` if no epoch was seen, or its length is not known. `defers`:
+/// another round comes after the interval, and what this one need not move is left to it.
+async fn terms(parts: &RenewalParts, defers: bool) -> Option<Terms> {
     let (least, most) = parts.epoch_clock.now_epoch(parts.clock.now())?;
     if parts.epoch.is_zero() || most - least > UNSURE {
         return None;
@@ -161,7 +172,7 @@ async fn terms(parts: &RenewalParts) -> Option<Terms> {
         max_waste_percent: parts.max_waste_percent,
         pack_target_bytes: parts.uploader.target(),
         block_overhead_bytes: BLOCK_OVERHEAD,
-        budget_bytes: budget.filter(|bytes| *bytes > 0),
+        budget_bytes: budget.filter(|bytes| defers && *bytes > 0),
     })
 }
 
@@ -171,7 +182,7 @@ pub(crate) async fn look(parts: &RenewalParts) -> Result<Option<plan::Plan>> {
     let now = parts.clock.now();
     parts.epoch_clock.merge(now, &parts.index.epochs().await?);
     tell_epoch(parts).await;
-    let Some(terms) = terms(parts).await else {
+    let Some(terms) = terms(parts, !parts.interval.is_zero()).await else {
         return Ok(None);
     };
     let blobs = gather(parts, &due(parts, &terms).await?).await?;
@@ -296,7 +307,7 @@ async fn extend(
     asked.map_err(|e| {
         Metrics::add(&parts.metrics.renewals_failed, 1);
         let text = format!(
-            "blob {} could not be extended, and is stored again unless it was: {e}",
+            "blob {} could not be extended, and is stored again in time unless it was: {e}",
             decision.blob_id
         );
         parts.log.alike(ABOUT, Level::Error, text);
