@@ -2,8 +2,8 @@
 //! installs no global logger, since it lives inside another program.
 //!
 //! Lines that many blobs or packs may cause at once are `alike`: of those about one
-//! subject only the first few in a while are kept, and the next one after that tells how many were
-//! left out.
+//! subject only the first few in a while are kept. How many were left out is told by the next line
+//! about the subject, or, where none comes, by a line of its own when the while is over.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
@@ -32,6 +32,14 @@ impl Level {
             Level::Error => "error",
             Level::Warn => "warn",
             Level::Info => "info",
+        }
+    }
+
+    fn rank(self) -> u8 {
+        match self {
+            Level::Error => 2,
+            Level::Warn => 1,
+            Level::Info => 0,
         }
     }
 }
@@ -74,6 +82,21 @@ struct Alike {
     since: Instant,
     kept: u32,
     left_out: u64,
+    /// The level of the lines that were left out, the highest one.
+    level: Level,
+}
+
+impl Alike {
+    /// The time since the first line, if lines were left out and are to be told of now.
+    fn untold(&self, now: Instant) -> Option<Duration> {
+        let ago = now - self.since;
+        (self.left_out > 0 && ago >= WHILE).then_some(ago)
+    }
+}
+
+fn left_out(about: &str, others: u64, ago: Duration) -> String {
+    let ago = ago.as_secs();
+    format!("{others} more lines about {about} were left out in {ago} s")
 }
 
 impl Log {
@@ -92,17 +115,18 @@ impl Log {
                 since: now,
                 kept: 0,
                 left_out: 0,
+                level,
             });
+            if let Some(ago) = alike.untold(now) {
+                message += &format!(" ({})", left_out(about, alike.left_out, ago));
+            }
             if now - alike.since >= WHILE {
-                let ago = (now - alike.since).as_secs();
-                if alike.left_out > 0 {
-                    let others = alike.left_out;
-                    message +=
-                        &format!(" ({others} more lines about {about} were left out in {ago} s)");
-                }
                 (alike.since, alike.kept, alike.left_out) = (now, 0, 0);
             }
             if alike.kept == MOST_ALIKE {
+                if alike.left_out == 0 || alike.level.rank() < level.rank() {
+                    alike.level = level;
+                }
                 alike.left_out += 1;
                 return;
             }
@@ -137,7 +161,26 @@ impl Log {
                 message: format!("{dropped} older log lines were dropped: nobody fetched them"),
             });
         }
-        self.lines.lock().pop_front()
+        let line = self.lines.lock().pop_front();
+        line.or_else(|| self.untold())
+    }
+
+    /// The line about lines that were left out, when the while is over and no other line came to
+    /// tell of them.
+    fn untold(&self) -> Option<Line> {
+        let mut subjects = self.alike.lock();
+        let now = Instant::now();
+        let mut untold = subjects.iter_mut();
+        let (&about, alike, ago) =
+            untold.find_map(|(about, alike)| alike.untold(now).map(|ago| (about, alike, ago)))?;
+        let message = left_out(about, alike.left_out, ago);
+        (alike.since, alike.kept, alike.left_out) = (now, 0, 0);
+        Some(Line {
+            time: SystemTime::now(),
+            level: alike.level,
+            about,
+            message,
+        })
     }
 }
 
@@ -176,6 +219,28 @@ mod tests {
             "blob 50 (45 more lines about renewal were left out in 600 s)"
         );
         assert_eq!(log.pop().unwrap().message, "blob 51");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_that_were_left_out_are_told_of_although_no_other_line_comes() {
+        let log = Log::default();
+        for i in 0..7 {
+            let level = if i == 5 { Level::Error } else { Level::Info };
+            log.alike("renewal", level, format!("blob {i}"));
+        }
+        let kept = std::iter::from_fn(|| log.pop()).count();
+        assert_eq!(kept, MOST_ALIKE as usize);
+        tokio::time::advance(WHILE).await;
+        let told = log.pop().expect("a line");
+        assert_eq!(
+            told.message,
+            "2 more lines about renewal were left out in 600 s"
+        );
+        assert_eq!((told.level, told.about), (Level::Error, "renewal"));
+        assert!(log.pop().is_none(), "told once");
+        // The next line finds nothing to tell of.
+        log.alike("renewal", Level::Info, "blob 7");
+        assert_eq!(log.pop().unwrap().message, "blob 7");
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use testkit::eventually;
 use testkit::mem::{key_of, noise, Parts};
-use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, Record, Usage};
+use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, Record, Usage, Value};
 
 fn put(key: &str, value: &[u8]) -> Op {
     Op::Put(key.to_owned(), Bytes::copy_from_slice(value))
@@ -426,6 +426,19 @@ async fn many_sizes_at_once_and_what_memory_knows_of_them() {
         ];
         assert_eq!(sizes, expected);
     }
+    // A key that fails alone is an error of the call for the metrics, as by a single lookup.
+    let errors = || {
+        let of_lookups = ("operation", "lookup".to_owned());
+        let samples = ds.samples().into_iter();
+        let mut errors = samples.filter(|sample| {
+            sample.name == "operation_errors" && sample.labels.contains(&of_lookups)
+        });
+        errors.next().map(|sample| sample.value)
+    };
+    assert_eq!(errors(), Some(Value::Number(2.0)));
+    ds.get_size("/nonsense").await.unwrap_err();
+    ds.get_size("/unknown").await.unwrap();
+    assert_eq!(errors(), Some(Value::Number(3.0)));
     assert_eq!(ds.peek_size("/a").unwrap(), Some(Some(1)));
     assert_eq!(ds.peek_size("/unknown").unwrap(), None);
     assert_eq!(ds.peek_size("/nonsense").unwrap(), None);

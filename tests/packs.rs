@@ -624,6 +624,35 @@ async fn a_quilt_is_read_back_before_its_rows_are_written() {
     repo.reads(&blocks).await;
 }
 
+/// A deletable blob is paid for at each store. So a quilt that cannot be read yet is not sent again
+/// by another try, and the ledger has what the answer to its store told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletable_quilt_that_cannot_be_read_yet_is_paid_for_once() {
+    let net = walrus().await;
+    let repo = Repo::new(&net)
+        .with("maxRetries", 0)
+        .with("deletable", true);
+    let blocks = of_one_size(FULL);
+    let ds = repo.open().await;
+    net.set_faults(vec![
+        FaultRule::new(FaultAction::Internal).on([Request::QuiltPatch])
+    ]);
+    for _ in 0..3 {
+        let failed = ds.commit(puts(&blocks)).await.unwrap_err();
+        assert!(failed.message().contains("quilt"), "{failed}");
+    }
+    net.clear_faults();
+    ds.commit(puts(&blocks)).await.unwrap();
+    ds.close().await.unwrap();
+    assert_eq!((net.stats().puts, net.stats().newly_created), (1, 1));
+    for (row, entry) in repo.rows(&blocks).await {
+        assert!(row.patch_id.is_some() && row.end_epoch > 0);
+        assert!(entry.cost > 0 && entry.encoded_size > 0, "{entry:?}");
+        assert!(!entry.object_id.is_empty() && !entry.digest.is_empty());
+    }
+    repo.reads(&blocks).await;
+}
+
 /// Members of a quilt are read one by one, and travel on in another pack.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_live_blocks_of_a_sparse_quilt_are_carried_over() {

@@ -59,9 +59,10 @@ impl WalrusDatastore {
         }
         let begun = Instant::now();
         let found = self.shared.lookup(key).await;
+        let size = found.and_then(|row| row.map(|row| row.size_of(key)).transpose());
         let lookup = &self.shared.metrics.operations.lookup;
-        lookup.ended(begun, found.is_ok());
-        found?.map(|record| record.size_of(key)).transpose()
+        lookup.ended(begun, size.is_ok());
+        size
     }
 
     /// As [`get_size`](Self::get_size), from memory alone and without waiting; `None` if memory
@@ -103,13 +104,24 @@ impl WalrusDatastore {
         };
         let (places, keys): (Vec<_>, Vec<_>) =
             keys.into_iter().enumerate().filter_map(rest).unzip();
+        if keys.is_empty() {
+            return Ok(sizes);
+        }
         let begun = Instant::now();
         let records = self.shared.index.find_each(&keys).await;
-        let lookup = &self.shared.metrics.operations.lookup;
-        lookup.ended(begun, records.is_ok());
-        let records = records?;
-        for ((at, key), record) in places.into_iter().zip(&keys).zip(records) {
-            sizes[at] = record.and_then(|r| r.map(|r| r.size_of(key)).transpose());
+        let found: Result<Vec<_>> = records.map(|records| {
+            let size = |(key, row): (&String, Result<Option<Record>>)| {
+                row.and_then(|row| row.map(|row| row.size_of(key)).transpose())
+            };
+            keys.iter().zip(records).map(size).collect()
+        });
+        // A key may fail alone: where a standby lacks it and the primary does not answer.
+        let well = found
+            .as_ref()
+            .is_ok_and(|found| found.iter().all(Result::is_ok));
+        self.shared.metrics.operations.lookup.ended(begun, well);
+        for (at, size) in places.into_iter().zip(found?) {
+            sizes[at] = size;
         }
         Ok(sizes)
     }

@@ -12,7 +12,7 @@ use super::due::is_due;
 use super::lease::{with_lease, LEASE, LEASE_TTL};
 use super::memory::Past;
 use super::repack::repack;
-use super::{RenewalParts, Rounds, ABOUT, MIN_RENEWAL_EPOCHS};
+use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS};
 use crate::backoff::doubled;
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Blob, RenewItem, Renewal};
@@ -167,6 +167,15 @@ async fn renew_or_carry(
     outcome
 }
 
+/// The subject of the line about a failed renewal.
+fn about_of(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::BlobNotFound => about::MISSING,
+        ErrorKind::Corrupt => about::CORRUPT,
+        _ => about::RENEWAL,
+    }
+}
+
 /// How long a blob rests that the network holds for as long as a renewal would buy.
 pub(super) fn rest_when_held(parts: &RenewalParts) -> Duration {
     parts.fraction_of_epoch().min(RETRY_MAX)
@@ -192,7 +201,7 @@ async fn settle(
         Err(e) => {
             Metrics::add(&parts.metrics.renewals_failed, 1);
             let text = format!("blob {} could not be renewed: {e}", item.blob_id);
-            parts.log.alike(ABOUT, Level::Error, text);
+            parts.log.alike(about_of(e.kind()), Level::Error, text);
             let most = parts.fraction_of_epoch().min(RETRY_MAX);
             let pause = doubled(RETRY_FIRST, past.failures, most);
             let missing = e.kind() == ErrorKind::BlobNotFound;
@@ -352,4 +361,34 @@ async fn right_bytes(
     let like = |bytes: &[u8]| rows.like(&best, bytes);
     let bytes = store.read_known(&item.blob_id, len, &like).await?;
     Ok((bytes, best.fit.odd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Log;
+
+    /// Blobs that lapsed long ago are met in every round, before others.
+    #[test]
+    fn many_blobs_with_one_trouble_do_not_silence_one_with_another() {
+        let log = Log::default();
+        let troubles = [
+            ErrorKind::BlobNotFound,
+            ErrorKind::Walrus,
+            ErrorKind::Corrupt,
+        ];
+        log.alike(about::EXTENSION, Level::Error, "extension 0");
+        for kind in troubles {
+            for blob in 0..20 {
+                log.alike(about_of(kind), Level::Error, format!("{kind:?} {blob}"));
+            }
+        }
+        let lines: Vec<String> = std::iter::from_fn(|| log.pop())
+            .map(|line| line.message)
+            .collect();
+        for kind in troubles {
+            assert!(lines.contains(&format!("{kind:?} 0")), "{lines:?}");
+        }
+        assert!(lines.len() < 30, "{lines:?}");
+    }
 }

@@ -16,7 +16,7 @@ use super::due::{ends_soon, is_urgent, last_due};
 use super::plan::{self, Action, Decision, Terms};
 use super::present::{prices, tell_epoch};
 use super::repack::repack;
-use super::{RenewalParts, Rounds, ABOUT, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
+use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, Result};
 use crate::index::ledger::InState;
 use crate::index::{Blob, BlobState, RenewItem};
@@ -310,7 +310,7 @@ async fn extend(
             "blob {} could not be extended, and is stored again in time unless it was: {e}",
             decision.blob_id
         );
-        parts.log.alike(ABOUT, Level::Error, text);
+        parts.log.alike(about::EXTENSION, Level::Error, text);
         Failure::of(&e)
     })
 }
@@ -351,7 +351,7 @@ async fn note_extension(
         Ok(ends_later) => ends_later,
         Err(e) => {
             let text = format!("the end of blob {} is not known: {e}", decision.blob_id);
-            parts.log.alike(ABOUT, Level::Error, text);
+            parts.log.alike(about::EXTENSION, Level::Error, text);
             // The extension was paid for. The next round reads its end first.
             true
         }

@@ -80,8 +80,15 @@ const CANDIDATES: usize = 64;
 /// How many blobs that no aggregator has any more are met meanwhile, at a time: they teach nothing.
 const PROBES_MISSING: usize = 256;
 
-/// The subject of log lines of which each blob may cause one.
-const ABOUT: &str = "renewal";
+/// The subjects of log lines of which each blob may cause one. Different troubles are limited
+/// apart: blobs that lapsed long ago must not silence one whose bytes are wrong, nor a chain that
+/// fails all that comes after it.
+mod about {
+    pub(super) const EXTENSION: &str = "extension";
+    pub(super) const MISSING: &str = "missing-blobs";
+    pub(super) const CORRUPT: &str = "corrupt-blobs";
+    pub(super) const RENEWAL: &str = "renewal";
+}
 /// The note in the index that tells when the last round ended.
 const ROUND_NOTE: &str = "renewal.round";
 

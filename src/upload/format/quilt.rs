@@ -341,6 +341,11 @@ impl Plan {
         Ok((body, Layout { places, len }))
     }
 
+    /// The digest of the index: the names of the members, and their columns.
+    pub(super) fn index_digest(&self) -> blake3::Hash {
+        blake3::hash(&self.index())
+    }
+
     fn index(&self) -> Vec<u8> {
         let mut index = vec![VERSION];
         index.extend_from_slice(&low_bytes::<4>(self.index_len - INDEX_HEAD));

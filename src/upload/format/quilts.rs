@@ -9,29 +9,43 @@
 //! were assumed. Otherwise the blocks are stored once more, in another format, and no quilt is made
 //! for an hour.
 //!
+//! A quilt that was stored and could not be read yet is remembered: the caller tries again until
+//! the aggregators answer, and a deletable blob is paid for at each store. The answer to its store
+//! is the only one that names its price.
+//!
 //! A quilt is made in memory, because its bytes lie in another order than those of the blocks. All
 //! quilts that are under way share [`MOST_BYTES`]; the others wait.
 //!
-//! Lock order: `refused` is held for a moment and never across an `await`. A task that waits for
+//! Lock order: `refused` and `unproven` are held for a moment, never together and never across an
+//! `await`. A task that waits for
 //! room holds the upload's slot, and every task that has room gives it back after its upload.
 
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::quilt::{Plan, MOST_BYTES};
-use super::{proof, store_as, Format, Parcel, Place, Stored};
+use super::{proof, store_as, Body, Format, Parcel, Place, Stored};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::{Level, Log};
 use crate::multihash::{self, Match};
 use crate::patch::Columns;
-use crate::walrus::{cost, BlobStore, StoreOptions};
+use crate::walrus::{cost, BlobStore, StoreOptions, StoreResult};
 
 /// How long no quilt is made after one could not be read.
 const PAUSE: Duration = Duration::from_secs(3600);
+
+/// How long a quilt that could not be read yet is remembered. Later its answer tells too little of
+/// the present epoch.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// The most quilts that are remembered (some 300 bytes each).
+const MOST_REMEMBERED: usize = 1024;
 
 /// The unit in which room is given.
 const MIB: u64 = 1 << 20;
@@ -46,6 +60,18 @@ pub(crate) struct Quilts {
     room: Semaphore,
     /// Until when no quilt is made.
     refused: Mutex<Option<Instant>>,
+    /// Quilts that were stored, and of which no member was read yet, the oldest first.
+    unproven: Mutex<VecDeque<Unproven>>,
+}
+
+/// A quilt that was stored, and of which no member was read yet.
+struct Unproven {
+    /// The digest of its index, which names the members.
+    index: blake3::Hash,
+    /// The digest of all its bytes: a key that is no hash may name another value by now.
+    digest: blake3::Hash,
+    answer: StoreResult,
+    stored: Instant,
 }
 
 impl Quilts {
@@ -57,6 +83,7 @@ impl Quilts {
             log,
             room: Semaphore::new(usize::try_from(MOST_BYTES / MIB).unwrap_or(usize::MAX)),
             refused: Mutex::new(None),
+            unproven: Mutex::default(),
         }
     }
 
@@ -92,11 +119,27 @@ impl Quilts {
             let text = format!("reading the blocks of a pack: {e}");
             Error::retryable(ErrorKind::Disk, text).caused_by(e)
         })?;
-        let stored = match store_as(Format::Quilt, body, layout, walrus, options).await {
-            Err(e) if e.kind() == ErrorKind::TooLarge => return Ok(None),
-            stored => stored?,
+        let index = plan.index_digest();
+        let stored = match self.stored_before(index, &body).await {
+            Some((digest, answer)) => Stored {
+                answer,
+                format: Format::Quilt,
+                layout,
+                digest: Some(digest),
+            },
+            None => match store_as(Format::Quilt, body, layout, walrus, options).await {
+                Err(e) if e.kind() == ErrorKind::TooLarge => return Ok(None),
+                stored => {
+                    let stored = stored?;
+                    self.remember(index, &stored);
+                    stored
+                }
+            },
         };
-        match self.proven(blocks, &stored, walrus).await? {
+        // After an error, and where the caller leaves, it stays remembered.
+        let proven = self.proven(blocks, &stored, walrus).await?;
+        self.unproven.lock().retain(|one| one.index != index);
+        match proven {
             Ok(()) => Ok(Some(stored)),
             Err(why) => {
                 *self.refused.lock() = Some(Instant::now() + PAUSE);
@@ -114,6 +157,47 @@ impl Quilts {
                 Ok(None)
             }
         }
+    }
+
+    /// The answer to the store of this quilt, if that was made before and could not be proven yet.
+    async fn stored_before(
+        &self,
+        index: blake3::Hash,
+        body: &Body,
+    ) -> Option<(blake3::Hash, StoreResult)> {
+        let (known, answer) = {
+            let mut unproven = self.unproven.lock();
+            unproven.retain(|one| one.stored.elapsed() < REMEMBERED);
+            let one = unproven.iter().find(|one| one.index == index)?;
+            (one.digest, one.answer.clone())
+        };
+        let mut pieces = pin!(body.stream(MIB as usize));
+        while let Some(piece) = pieces.next().await {
+            piece.ok()?;
+        }
+        (body.digest() == Some(known)).then_some((known, answer))
+    }
+
+    /// Remembers a quilt that is to be proven.
+    fn remember(&self, index: blake3::Hash, stored: &Stored) {
+        let Some(digest) = stored.digest else {
+            return;
+        };
+        let mut unproven = self.unproven.lock();
+        unproven.retain(|one| one.index != index);
+        if unproven.len() == MOST_REMEMBERED {
+            unproven.pop_front();
+        }
+        unproven.push_back(Unproven {
+            index,
+            digest,
+            // When it is used, another epoch may have begun.
+            answer: StoreResult {
+                start_epoch: None,
+                ..stored.answer.clone()
+            },
+            stored: Instant::now(),
+        });
     }
 
     /// Whether a stored quilt can be read as one; else the reason.
