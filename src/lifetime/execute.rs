@@ -47,7 +47,8 @@ pub(super) async fn execute(
     let Some(terms) = terms(parts, !at_once).await else {
         return Ok(());
     };
-    let due = due(parts, &terms).await?;
+    let (due, beyond) = due(parts, &terms).await?;
+    done.extend(beyond);
     let (turns, waiting) = match at_once {
         true => (due, Vec::new()),
         false => by_turn(parts, due),
@@ -185,21 +186,37 @@ pub(crate) async fn look(parts: &RenewalParts) -> Result<Option<plan::Plan>> {
     let Some(terms) = terms(parts, !parts.interval.is_zero()).await else {
         return Ok(None);
     };
-    let blobs = gather(parts, &due(parts, &terms).await?).await?;
+    let blobs = gather(parts, &due(parts, &terms).await?.0).await?;
     Ok(Some(plan::plan(&planned(&blobs), &terms)))
 }
 
-/// The blobs that end within the lead.
-async fn due(parts: &RenewalParts, terms: &Terms) -> Result<Vec<RenewItem>> {
+/// The blobs that end within the lead, as far as they are planned at once, and the IDs of those
+/// that are not and can wait for another round. Those that have ended already do not keep others
+/// from being planned.
+async fn due(parts: &RenewalParts, terms: &Terms) -> Result<(Vec<RenewItem>, Vec<String>)> {
     let last = terms.epoch.saturating_add(terms.lead_epochs);
     let last = i64::try_from(last).unwrap_or(i64::MAX);
-    let mut due: Vec<RenewItem> = Vec::new();
+    let (mut ended, mut due, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
+    let mut after: Option<RenewItem> = None;
     loop {
-        let page = parts.index.ending_by(last, due.last(), PAGE).await?;
+        let page = parts.index.ending_by(last, after.as_ref(), PAGE).await?;
         let whole = page.len() >= PAGE;
-        due.extend(page);
-        if !whole || due.len() >= MOST_PLANNED {
-            return Ok(due);
+        after = page.last().cloned();
+        for item in page {
+            let end = u64::try_from(item.end_epoch).unwrap_or(0);
+            let kind = match parts.epoch_clock.is_over(end) {
+                true => &mut ended,
+                false => &mut due,
+            };
+            if kind.len() < MOST_PLANNED {
+                kind.push(item);
+            } else if !is_urgent(parts, item.end_epoch) {
+                beyond.push(item.blob_id);
+            }
+        }
+        if !whole {
+            ended.extend(due);
+            return Ok((ended, beyond));
         }
     }
 }

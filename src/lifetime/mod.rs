@@ -324,7 +324,8 @@ async fn learn(
         .into_iter()
         .zip(live)
         .filter(|(_, live)| live.blocks > 0);
-    for (item, _) in live.take(PROBES) {
+    let mut tried = 0;
+    for (item, _) in live {
         done.insert(item.blob_id.clone());
         match attend(parts, owner, state, &item).await? {
             Turn::LeaseLost => return Ok(false),
@@ -332,8 +333,12 @@ async fn learn(
                 state.all_held = Some(Instant::now() + rest_when_held(parts));
                 return Ok(false);
             }
-            _ if is_told() => break,
-            _ => {}
+            // They teach nothing.
+            Turn::Rests | Turn::Missing => {}
+            Turn::Tried => tried += 1,
+        }
+        if is_told() || tried >= PROBES {
+            break;
         }
     }
     share_epochs(parts, state).await?;
