@@ -607,6 +607,34 @@ async fn blocks_of_another_repo_and_of_a_gateway_are_stored_again() {
     repo.assert_whole().await;
 }
 
+/// The first blob's blocks wait for their pack when the second one's fill it, and the publisher
+/// refuses: a repair that went on behind the first blob would leave its blocks out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_whose_pack_is_refused_is_begun_anew() {
+    let mut repo = Repo::new().await;
+    repo.put(6, "").await;
+    let rule = FaultRule::new(FaultAction::NotFound).on(Http::READS);
+    let refused = FaultRule::new(FaultAction::Status {
+        status: 400,
+        body: String::new(),
+        content_type: None,
+        retry_after: None,
+    });
+    let mut faults = FaultPlan::from(rule);
+    faults.rules.push(refused.on(Http::WRITES));
+    repo.net.set_faults(faults);
+    let other = tempfile::tempdir().unwrap();
+    flatfs(other.path(), &repo.blocks);
+    let from = vec![CopyFrom::parse(other.path().to_str().unwrap())];
+    let by = mending(Data::Probe).with_apply(true).with_from(from);
+    let stop = CancellationToken::new();
+    let (config, dir) = (repo.config(""), repo.dir.path());
+    let error = repair::repair(config, dir, &by, &mut |_| {}, &stop).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("begin the repair anew"), "{error}");
+    repo.net.clear_faults();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_aggregator_may_have_the_blob() {
     let mut repo = Repo::new().await;

@@ -249,8 +249,16 @@ async fn with(
         clock,
         epoch: config.epoch_duration,
     };
-    let check = check::run(&parts, &options.check, &mut repair, stop).await?;
-    repair.again.finish(options.apply).await?;
+    let checked = check::run(&parts, &options.check, &mut repair, stop).await;
+    // The check has left blocks behind that wait for their pack to be full.
+    let rest = repair.again.finish(options.apply).await;
+    let check = checked.map_err(|e| match repair.again.failed {
+        true => e.context(
+            "some blocks from before that place were not stored, so --resume would leave them out: begin the repair anew",
+        ),
+        false => e,
+    })?;
+    rest?;
     let totals = match (check.counted, check.totals) {
         (Some(counted), Some(totals)) if options.totals && counted != totals => {
             Some(counted.minus(totals))
