@@ -612,6 +612,18 @@ async fn a_pin_of_an_unknown_codec_is_never_taken_for_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repair_of_a_misspelt_index_makes_none() {
+    let repo = Repo::sqlite().await;
+    let node = repo.open(json!({})).await;
+    put(&node, &blocks(0..1)).await;
+    node.close().await.unwrap();
+    let args = ["repair", "--yes", "--set", "indexPath=indeks.sqlite"];
+    let refused = repo.run(&args).await;
+    assert!(refused.error(1).contains("cannot be used"));
+    assert!(!repo.dir.path().join("indeks.sqlite").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_index_is_filled_again() {
     let repo = Repo::sqlite().await;
     let all = blocks(0..8);

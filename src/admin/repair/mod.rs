@@ -188,9 +188,9 @@ impl Repaired {
 }
 
 /// Repairs the index of a configuration; the module's head says what that means. Relative paths are
-/// taken from `repo`. `on` is told what happens. With [`Options::apply`] the index's tables are
-/// brought up to date first, and publishers are paid. Nodes may work with the index meanwhile. Must
-/// be called within a tokio runtime with several threads.
+/// taken from `repo`. `on` is told what happens. With [`Options::apply`] publishers are paid. No
+/// table is created or changed. Nodes may work with the index meanwhile. Must be called within a
+/// tokio runtime with several threads.
 ///
 /// # Errors
 /// As [`Inspection::open`] and [`check::check`]; [`ErrorKind::Config`] for a source that cannot be
