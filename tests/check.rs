@@ -635,6 +635,32 @@ async fn a_repair_whose_pack_is_refused_is_begun_anew() {
     repo.net.clear_faults();
 }
 
+/// Packs would be paid for, and no row could move to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_stored_again_for_an_index_that_takes_no_writes() {
+    let (mut repo, database) = Repo::postgres().await;
+    repo.put(3, "").await;
+    let rule = FaultRule::new(FaultAction::NotFound).on(Http::READS);
+    repo.net.set_faults(FaultPlan::from(rule));
+    let other = tempfile::tempdir().unwrap();
+    flatfs(other.path(), &repo.blocks);
+    let read_only = format!("ALTER DATABASE {database} SET default_transaction_read_only = on");
+    blocking(|| Postgres::shared().execute(&database, &read_only));
+    let stored = repo.net.blobs().len();
+    let from = vec![CopyFrom::parse(other.path().to_str().unwrap())];
+    let by = mending(Data::Probe).with_apply(true).with_from(from);
+    let stop = CancellationToken::new();
+    let (config, dir) = (repo.config(""), repo.dir.path());
+    let error = repair::repair(config, dir, &by, &mut |_| {}, &stop).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(
+        error.message().contains("nothing can be repaired here"),
+        "{error}"
+    );
+    assert_eq!(repo.net.blobs().len(), stored);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_aggregator_may_have_the_blob() {
     let mut repo = Repo::new().await;

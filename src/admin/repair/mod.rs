@@ -221,6 +221,12 @@ async fn with(
 ) -> Result<Repaired> {
     let config = opened.config();
     let (index, store, clock) = opened.parts();
+    if let Some(why) = index.only_reads().filter(|_| options.apply) {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!("nothing can be repaired here, as rows cannot move to what is paid for: {why}"),
+        ));
+    }
     let sources = Sources::open(config, &options.from)?;
     if let Some(why) = &sources.no_journal {
         on(Told::Source(format!(
