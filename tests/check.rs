@@ -607,6 +607,60 @@ async fn blocks_of_another_repo_and_of_a_gateway_are_stored_again() {
     repo.assert_whole().await;
 }
 
+/// The first blob's blocks wait for their pack when the second one's fill it, and the publisher
+/// refuses: a repair that went on behind the first blob would leave its blocks out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_whose_pack_is_refused_is_begun_anew() {
+    let mut repo = Repo::new().await;
+    repo.put(6, "").await;
+    let rule = FaultRule::new(FaultAction::NotFound).on(Http::READS);
+    let refused = FaultRule::new(FaultAction::Status {
+        status: 400,
+        body: String::new(),
+        content_type: None,
+        retry_after: None,
+    });
+    let mut faults = FaultPlan::from(rule);
+    faults.rules.push(refused.on(Http::WRITES));
+    repo.net.set_faults(faults);
+    let other = tempfile::tempdir().unwrap();
+    flatfs(other.path(), &repo.blocks);
+    let from = vec![CopyFrom::parse(other.path().to_str().unwrap())];
+    let by = mending(Data::Probe).with_apply(true).with_from(from);
+    let stop = CancellationToken::new();
+    let (config, dir) = (repo.config(""), repo.dir.path());
+    let error = repair::repair(config, dir, &by, &mut |_| {}, &stop).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("begin the repair anew"), "{error}");
+    repo.net.clear_faults();
+}
+
+/// Packs would be paid for, and no row could move to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_stored_again_for_an_index_that_takes_no_writes() {
+    let (mut repo, database) = Repo::postgres().await;
+    repo.put(3, "").await;
+    let rule = FaultRule::new(FaultAction::NotFound).on(Http::READS);
+    repo.net.set_faults(FaultPlan::from(rule));
+    let other = tempfile::tempdir().unwrap();
+    flatfs(other.path(), &repo.blocks);
+    let read_only = format!("ALTER DATABASE {database} SET default_transaction_read_only = on");
+    blocking(|| Postgres::shared().execute(&database, &read_only));
+    let stored = repo.net.blobs().len();
+    let from = vec![CopyFrom::parse(other.path().to_str().unwrap())];
+    let by = mending(Data::Probe).with_apply(true).with_from(from);
+    let stop = CancellationToken::new();
+    let (config, dir) = (repo.config(""), repo.dir.path());
+    let error = repair::repair(config, dir, &by, &mut |_| {}, &stop).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(
+        error.message().contains("nothing can be repaired here"),
+        "{error}"
+    );
+    assert_eq!(repo.net.blobs().len(), stored);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_aggregator_may_have_the_blob() {
     let mut repo = Repo::new().await;
@@ -669,8 +723,9 @@ async fn rows_are_dropped_only_if_the_loss_is_certain() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_dropped_while_an_aggregator_is_in_doubt_or_the_journal_has_it() {
     let mut repo = Repo::new().await;
-    repo.put(3, "").await;
-    let blob = repo.blobs().await.into_keys().next().unwrap();
+    repo.put(6, "").await;
+    let mut blobs = repo.blobs().await;
+    let (blob, keys) = blobs.pop_first().unwrap();
     repo.net.set_faults(fault(FaultAction::NotFound, &blob));
     let by = mending(Data::Probe).with_apply(true).with_drop(true);
     // A second aggregator does not answer.
@@ -690,10 +745,10 @@ async fn nothing_is_dropped_while_an_aggregator_is_in_doubt_or_the_journal_has_i
     let repaired = repair::repair(config, repo.dir.path(), &by, &mut on, &stop).await;
     let repaired = repaired.unwrap();
     assert_eq!(repaired.of(Fate::Dropped).blocks, 0, "{actions:?}");
-    assert_eq!(repo.blobs().await.into_values().flatten().count(), 3);
+    assert_eq!(repo.blobs().await.into_values().flatten().count(), 6);
     // One of the blocks was put again, and waits in the journal.
     let journal = r#""journalPath":"journal","packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"drainTimeoutSeconds":0,"#;
-    let key = repo.blocks.keys().next().unwrap().clone();
+    let key = keys[0].clone();
     repo.sql(&format!("DELETE FROM walrus_index WHERE key = '{key}'"));
     let row = format!(
         "INSERT INTO walrus_index (key, blob_id, blob_offset, size, created_at, updated_at) VALUES ('{key}', '{blob}', 0, 10000, 0, 0)"
@@ -710,14 +765,25 @@ async fn nothing_is_dropped_while_an_aggregator_is_in_doubt_or_the_journal_has_i
     );
     assert_eq!(repaired.of(Fate::Dropped).blocks, 2, "{actions:?}");
     node.close().await.unwrap();
-    assert_eq!(
-        repo.blobs()
-            .await
-            .into_values()
-            .flatten()
-            .collect::<Vec<_>>(),
-        [key]
-    );
+    let mut left = repo.blobs().await;
+    left.retain(|blob, _| !blobs.contains_key(blob));
+    assert_eq!(left.into_values().flatten().collect::<Vec<_>>(), [key]);
+}
+
+/// An aggregator of another network says of every blob that there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregator_that_knows_no_blob_of_the_index_proves_no_loss() {
+    let mut repo = Repo::new().await;
+    repo.put(6, "").await;
+    let rule = FaultRule::new(FaultAction::NotFound).on(Http::READS);
+    repo.net.set_faults(FaultPlan::from(rule));
+    let by = mending(Data::Probe).with_apply(true).with_drop(true);
+    let (actions, repaired) = repo.repair("", by).await;
+    assert_eq!(repaired.of(Fate::Dropped).blocks, 0, "{actions:?}");
+    assert_eq!(repaired.of(Fate::Left).blocks, 6, "{actions:?}");
+    assert!(actions[0].why.contains("aggregatorURL"), "{actions:?}");
+    repo.net.clear_faults();
+    repo.assert_whole().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

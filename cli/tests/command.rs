@@ -578,6 +578,51 @@ async fn a_dag_is_forgotten_but_for_what_pins_need() {
     );
 }
 
+/// What lies below a block of an unknown codec may need any block, also if the block is known as a
+/// leaf, or lies in its CID.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_of_an_unknown_codec_is_never_taken_for_known() {
+    const DAG_JSON: u64 = 0x0129;
+    let repo = Repo::sqlite().await;
+    let leaves = blocks(0..2);
+    let node = repo.open(json!({})).await;
+    put(&node, &leaves).await;
+    node.close().await.unwrap();
+    let leaf = cid(0x55, &leaves[0].1);
+    let inline = |codec, block| {
+        let hash = cid::multihash::Multihash::wrap(0, block).unwrap();
+        cid::Cid::new_v1(codec, hash)
+    };
+    let name = cid(0x55, &leaves[1].1).to_string();
+    for (unknown, n) in [
+        (format!("{leaf}\n{}", cid(DAG_JSON, &leaves[0].1)), 1),
+        (format!("{leaf}\n{}", inline(DAG_JSON, b"{}")), 2),
+        (format!("{leaf}\n{}", inline(0x70, b"no dag-pb")), 3),
+    ] {
+        let pins = repo.file("pins", &unknown);
+        let refused = repo
+            .run(&["forget", &name, "--keep-pinned", &pins, "--yes"])
+            .await;
+        let text = refused.error(1);
+        assert!(text.contains("not known completely"), "{n}: {text}");
+    }
+    let node = repo.open(json!({})).await;
+    all_read(&node, &leaves).await;
+    node.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_of_a_misspelt_index_makes_none() {
+    let repo = Repo::sqlite().await;
+    let node = repo.open(json!({})).await;
+    put(&node, &blocks(0..1)).await;
+    node.close().await.unwrap();
+    let args = ["repair", "--yes", "--set", "indexPath=indeks.sqlite"];
+    let refused = repo.run(&args).await;
+    assert!(refused.error(1).contains("cannot be used"));
+    assert!(!repo.dir.path().join("indeks.sqlite").exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_index_is_filled_again() {
     let repo = Repo::sqlite().await;

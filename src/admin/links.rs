@@ -6,7 +6,7 @@ use ipld_dagpb::DagPbCodec;
 use serde_ipld_dagcbor::codec::DagCborCodec;
 
 const RAW: u64 = 0x55;
-const DAG_PB: u64 = 0x70;
+pub(super) const DAG_PB: u64 = 0x70;
 const DAG_CBOR: u64 = 0x71;
 
 /// How a block is read.

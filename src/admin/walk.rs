@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
 use super::inspect::{number, per_epoch, read, units};
-use super::links::{links, Kind};
+use super::links::{links, Kind, DAG_PB};
 use super::target::key_of;
 use super::time;
 use crate::datastore::Inspection;
@@ -151,9 +151,9 @@ struct Walk<'a> {
     inspection: &'a Inspection,
     prefix: &'a str,
     dag: Dag,
-    /// The keys that were met, and whether as a node: a block may be linked as a leaf and as a
-    /// node.
-    met: HashMap<String, bool>,
+    /// The keys that were met, and under which codecs ([`way`]): a block may be linked as a leaf
+    /// and as a node.
+    met: HashMap<String, u8>,
     /// The keys that the index or the journal has.
     found: HashSet<String>,
     /// What is to be visited.
@@ -162,6 +162,19 @@ struct Walk<'a> {
     /// What the journal holds, from when the index was first found to lack a block.
     journal: Option<Copies>,
 }
+
+/// The bit of a codec in [`Walk::met`].
+fn way(cid: &Cid) -> u8 {
+    match (Kind::of(cid), cid.codec()) {
+        (Kind::Leaf, _) => 1,
+        (Kind::Node, DAG_PB) => 2,
+        (Kind::Node, _) => 4,
+        (Kind::Unknown, _) => 8,
+    }
+}
+
+/// The bit of a missing block that was counted.
+const MISSING: u8 = 16;
 
 impl<'a> Walk<'a> {
     fn new(inspection: &'a Inspection, prefix: &'a str) -> Self {
@@ -182,20 +195,28 @@ impl<'a> Walk<'a> {
         let kind = Kind::of(&cid);
         if cid.hash().code() == IDENTITY {
             // The block is in the link.
-            if kind == Kind::Node {
-                let below = links(cid.codec(), cid.hash().digest()).unwrap_or_default();
-                below.into_iter().for_each(|cid| self.add(cid));
+            match kind {
+                Kind::Leaf => {}
+                Kind::Node => match links(cid.codec(), cid.hash().digest()) {
+                    Ok(below) => below.into_iter().for_each(|cid| self.add(cid)),
+                    Err(why) => self.unread(format!("{cid}: {why}")),
+                },
+                Kind::Unknown => self.dag.not_followed += 1,
             }
             return;
         }
         let key = key_of(&cid, self.prefix);
-        let node = kind == Kind::Node;
-        let met = self.met.get(&key).copied();
-        if met.is_none() && kind == Kind::Unknown {
+        let met = self.met.entry(key.clone()).or_default();
+        let (first, known) = (*met == 0, *met & way(&cid) != 0);
+        *met |= way(&cid);
+        if known {
+            return;
+        }
+        if kind == Kind::Unknown {
             self.dag.not_followed += 1;
         }
-        if met.is_none() || (node && met == Some(false)) {
-            self.met.insert(key.clone(), node);
+        // Links are looked for under each codec; a leaf is looked up once.
+        if first || kind == Kind::Node {
             self.next.push((key, cid));
         }
     }
@@ -240,11 +261,8 @@ impl<'a> Walk<'a> {
         match block.and_then(|block| links(cid.codec(), &block)) {
             Ok(links) => links.into_iter().for_each(|cid| self.add(cid)),
             Err(why) => {
-                self.dag.unread += 1;
-                if self.dag.unread_keys.len() < NAMED {
-                    let why = why.trim_start_matches(key).trim_start_matches(": ");
-                    self.dag.unread_keys.push(format!("{key}: {why}"));
-                }
+                let why = why.trim_start_matches(key).trim_start_matches(": ");
+                self.unread(format!("{key}: {why}"));
             }
         }
     }
@@ -267,7 +285,19 @@ impl<'a> Walk<'a> {
         }
     }
 
+    fn unread(&mut self, what: String) {
+        self.dag.unread += 1;
+        if self.dag.unread_keys.len() < NAMED {
+            self.dag.unread_keys.push(what);
+        }
+    }
+
     fn missing(&mut self, key: String) {
+        let met = self.met.entry(key.clone()).or_default();
+        if *met & MISSING != 0 {
+            return;
+        }
+        *met |= MISSING;
         self.dag.missing += 1;
         if self.dag.missing_keys.len() < NAMED {
             self.dag.missing_keys.push(key);

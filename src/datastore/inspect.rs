@@ -38,8 +38,10 @@ impl Inspection {
         Self::open_for(config, repo, true).await
     }
 
-    /// As [`open`](Self::open), for a repair: the index is brought up to date, and may be written.
+    /// As [`open`](Self::open), for a repair: the index may be written.
     pub(crate) async fn open_to_write(config: Config, repo: &Path) -> Result<Self> {
+        // A table that is missing or old is an error here, so that a wrong path makes none.
+        Self::open(config.clone(), repo).await?.close().await?;
         Self::open_for(config, repo, false).await
     }
 

@@ -124,10 +124,22 @@ fn spec(config: &Config, repo: &Path) -> Option<Diagnosis> {
             "Kubo refuses to start: \"datastore configuration does not match what is on disk\"",
         )
         .cure(format!(
-            "in {}: set aggregatorURL, publisherURL and table to {expected}",
-            repo.join("datastore_spec").display()
+            "in {}: set aggregatorURL, publisherURL and table as in the config: {}",
+            repo.join("datastore_spec").display(),
+            shown(expected)
         )),
     )
+}
+
+/// A disk spec as a report may show it: URLs may hold keys.
+fn shown(mut spec: Value) -> Value {
+    for key in ["aggregatorURL", "publisherURL"] {
+        if let Some(urls) = spec[key].as_str() {
+            let urls: Vec<String> = urls.split(',').map(crate::walrus::shown_url).collect();
+            spec[key] = urls.join(",").into();
+        }
+    }
+    spec
 }
 
 #[cfg(test)]
@@ -191,5 +203,17 @@ mod tests {
         );
         let found = spec(&config, repo.path()).unwrap();
         assert_eq!(found.health, Health::Bad);
+    }
+
+    #[test]
+    fn a_spec_that_does_not_fit_is_told_without_the_keys_in_urls() {
+        let repo = tempfile::tempdir().unwrap();
+        std::fs::write(repo.path().join("datastore_spec"), "{}").unwrap();
+        let config = Config::from_json(
+            r#"{"publisherURL":"https://p,https://q/0123456789hidden01/x","aggregatorURL":"http://a","indexPath":"i"}"#,
+        );
+        let told = format!("{:?}", spec(&config.unwrap(), repo.path()).unwrap());
+        assert!(!told.contains("hidden"), "{told}");
+        assert!(told.contains("http://a"), "{told}");
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Again {
     pub(super) packs: u64,
     pub(super) units: u64,
     pub(super) cost: u64,
+    /// Whether blocks that were taken could not be stored.
+    pub(super) failed: bool,
 }
 
 impl Again {
@@ -93,6 +95,7 @@ impl Again {
             packs: 0,
             units: 0,
             cost: 0,
+            failed: false,
         }
     }
 
@@ -113,6 +116,12 @@ impl Again {
 
     /// Stores what was taken.
     pub(super) async fn finish(&mut self, apply: bool) -> Result<()> {
+        let done = self.store_taken(apply).await;
+        self.failed |= done.is_err();
+        done
+    }
+
+    async fn store_taken(&mut self, apply: bool) -> Result<()> {
         let blocks = std::mem::take(&mut self.blocks);
         let bytes = std::mem::take(&mut self.bytes);
         self.fill = self.uploader.empty_pack();

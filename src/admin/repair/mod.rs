@@ -10,7 +10,8 @@
 //!   put or deleted meanwhile stays.
 //! - A row is dropped only if it is told to ([`Options::drop`]), if no source has a copy, if the
 //!   journal could be looked at, and if the loss is certain: *each* configured aggregator answers
-//!   by itself that there is no such blob; or a node has seen the epoch with which the blob's
+//!   by itself that there is no such blob, and gives another blob of this index (one of another
+//!   network knows none of them); or a node has seen the epoch with which the blob's
 //!   storage ended, and no aggregator that answers has it. Wrong bytes, a failure, or a clock prove
 //!   nothing. The row is deleted only if it still points at that blob.
 //!
@@ -19,6 +20,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `sources` | the places that may have copies |
+//! | `witness` | whether an aggregator knows the blobs of this index |
 //! | `again` | storing blocks again, and moving their rows |
 
 use std::collections::BTreeMap;
@@ -32,16 +34,18 @@ use tokio_util::sync::CancellationToken;
 use super::check::{self, BlobReport, Event, FindingKind, Handler};
 use crate::config::Config;
 use crate::datastore::Inspection;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Index, KeyRecord, Usage};
-use crate::walrus::{BlobStore, Client};
+use crate::walrus::Client;
 
 mod again;
 mod sources;
+mod witness;
 
 use again::{Again, Carried};
 pub use sources::CopyFrom;
 use sources::Sources;
+use witness::Witness;
 
 /// The name and version of the report's schema. Fields may be added within a version.
 pub const SCHEMA: &str = "walrusds.repair/1";
@@ -184,9 +188,9 @@ impl Repaired {
 }
 
 /// Repairs the index of a configuration; the module's head says what that means. Relative paths are
-/// taken from `repo`. `on` is told what happens. With [`Options::apply`] the index's tables are
-/// brought up to date first, and publishers are paid. Nodes may work with the index meanwhile. Must
-/// be called within a tokio runtime with several threads.
+/// taken from `repo`. `on` is told what happens. With [`Options::apply`] publishers are paid. No
+/// table is created or changed. Nodes may work with the index meanwhile. Must be called within a
+/// tokio runtime with several threads.
 ///
 /// # Errors
 /// As [`Inspection::open`] and [`check::check`]; [`ErrorKind::Config`] for a source that cannot be
@@ -217,6 +221,12 @@ async fn with(
 ) -> Result<Repaired> {
     let config = opened.config();
     let (index, store, clock) = opened.parts();
+    if let Some(why) = index.only_reads().filter(|_| options.apply) {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!("nothing can be repaired here, as rows cannot move to what is paid for: {why}"),
+        ));
+    }
     let sources = Sources::open(config, &options.from)?;
     if let Some(why) = &sources.no_journal {
         on(Told::Source(format!(
@@ -227,7 +237,9 @@ async fn with(
         let only = config.client().with_publishers(Vec::new());
         Client::new(only.with_aggregators(vec![aggregator.clone()]))
     });
-    let each: Vec<Client> = each.collect::<Result<_>>()?;
+    let each: Vec<Witness> = each
+        .map(|client| client.map(Witness::new))
+        .collect::<Result<_>>()?;
     let mut repair = Repair {
         options,
         index: Arc::clone(&index),
@@ -243,8 +255,16 @@ async fn with(
         clock,
         epoch: config.epoch_duration,
     };
-    let check = check::run(&parts, &options.check, &mut repair, stop).await?;
-    repair.again.finish(options.apply).await?;
+    let checked = check::run(&parts, &options.check, &mut repair, stop).await;
+    // The check has left blocks behind that wait for their pack to be full.
+    let rest = repair.again.finish(options.apply).await;
+    let check = checked.map_err(|e| match repair.again.failed {
+        true => e.context(
+            "some blocks from before that place were not stored, so --resume would leave them out: begin the repair anew",
+        ),
+        false => e,
+    })?;
+    rest?;
     let totals = match (check.counted, check.totals) {
         (Some(counted), Some(totals)) if options.totals && counted != totals => {
             Some(counted.minus(totals))
@@ -270,7 +290,7 @@ struct Repair<'a> {
     index: Arc<dyn Index>,
     sources: Sources,
     /// A client for each aggregator.
-    each: Vec<Client>,
+    each: Vec<Witness>,
     again: Again,
     fates: BTreeMap<Fate, Usage>,
     on: &'a mut (dyn FnMut(Told) + Send),
@@ -322,7 +342,7 @@ impl Handler for Repair<'_> {
                 .to_owned(),
         );
         if !gone.is_empty() {
-            match certain(&self.sources, &self.each, report).await {
+            match certain(&self.sources, &*self.index, &mut self.each, report).await? {
                 Ok(why) => {
                     if self.options.apply && self.options.drop {
                         drop_rows(&*self.index, &report.blob_id, &gone).await?;
@@ -367,24 +387,39 @@ impl Repair<'_> {
 /// Why the loss of a blob is certain; or why it is not.
 async fn certain(
     sources: &Sources,
-    each: &[Client],
+    index: &dyn Index,
+    each: &mut [Witness],
     report: &BlobReport,
-) -> std::result::Result<String, String> {
+) -> Result<std::result::Result<String, String>> {
     if let Some(why) = &sources.no_journal {
-        return Err(format!(
+        return Ok(Err(format!(
             "no copy was found, but the journal cannot be read: {why}"
-        ));
+        )));
     }
     let mut doubt = None;
-    for client in each {
-        let store: &dyn BlobStore = client;
-        match store.read_range(&report.blob_id, 0, 1, &|_| Ok(())).await {
+    for witness in each.iter_mut() {
+        match witness.read(&report.blob_id).await {
             Err(e) if e.kind() == ErrorKind::BlobNotFound => {}
             Err(e) => doubt = Some(e),
-            Ok(_) => return Err("no copy was found, but an aggregator has the blob".to_owned()),
+            Ok(()) => {
+                return Ok(Err(
+                    "no copy was found, but an aggregator has the blob".to_owned()
+                ))
+            }
         }
     }
-    match doubt {
+    if doubt.is_none() && !report.is_over {
+        for witness in each {
+            if !witness.knows_the_index(index).await? {
+                doubt = Some(Error::new(
+                    ErrorKind::Walrus,
+                    "an aggregator gives no blob of this index at all, so it may belong to another network \
+                     (aggregatorURL)",
+                ));
+            }
+        }
+    }
+    Ok(match doubt {
         None => Ok(
             "no copy was found, and every aggregator says that there is no such blob".to_owned(),
         ),
@@ -394,7 +429,7 @@ async fn certain(
         Some(e) => Err(format!(
             "no copy was found, but the loss is not certain: {e}"
         )),
-    }
+    })
 }
 
 /// Deletes rows that still point at a blob, and counts that.
