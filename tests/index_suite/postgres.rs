@@ -1456,6 +1456,7 @@ fn backends(pg: &Postgres, db: &str, query: &str) -> Vec<u32> {
 
 const PUT: &str = "%INSERT INTO%unnest%";
 const DELETE: &str = "WITH d AS (DELETE%";
+const DELETE_FROM: &str = "WITH d AS (DELETE%AND blob_id = $2%";
 
 /// Stops a process of the server until dropped.
 struct Frozen(u32);
@@ -1524,14 +1525,27 @@ pub async fn carries_out_nothing_late(pg: &Postgres, db: &str) {
         ("pages", "put", 0),
         ("put", "delete", 86_400),
         ("delete", "put", 86_400),
+        ("delete from", "put", 0),
+        ("delete from", "put", 86_400),
     ] {
         let index = hasty_that_keeps(&pg.url(db), Duration::from_secs(keep)).await;
-        index.put(&row(KEY, "before", 0, 1)).await.unwrap();
-        let query = if late == "delete" { DELETE } else { PUT };
+        // It makes the connection on which it is asked again later.
+        let lost = index.delete_from("none", &[KEY.to_owned()]).await;
+        assert_eq!(lost.unwrap(), Usage::default());
+        if late != "delete from" {
+            index.put(&row(KEY, "before", 0, 1)).await.unwrap();
+        }
+        let query = match late {
+            "delete" => DELETE,
+            "delete from" => DELETE_FROM,
+            _ => PUT,
+        };
         let frozen = Frozen::new(pg, db, query).await;
         match late {
             "put" => given_up(index.put(&row(KEY, "late", 0, 1)).await),
             "delete" => given_up(index.delete(KEY).await),
+            // The same blob is stored anew below.
+            "delete from" => given_up(index.delete_from("after", &[KEY.to_owned()]).await),
             _ => {
                 let mut many: Vec<_> = (0..5_001)
                     .map(|i| row(&format!("/many/{i}"), "late", 0, 1))
