@@ -1204,6 +1204,44 @@ async fn an_older_table_gets_a_ledger() {
     index.close().await.unwrap();
 }
 
+/// A table of version 3 has a ledger without the indexes for ends and for released blobs. The next
+/// start makes them, if its role may: else the node works without them, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_without_its_later_indexes_gets_them() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let role = format!("{db}_reader");
+    open(&pg.url(&db)).await.close().await.unwrap();
+    pg.execute(
+        &db,
+        &format!(
+            "DROP INDEX walrus_index_blobs_end, walrus_index_blobs_released; \
+             UPDATE walrus_index_meta SET value = '3' WHERE name = 'schema_version'; \
+             CREATE ROLE {role} LOGIN; REVOKE CREATE ON SCHEMA public FROM public; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+        ),
+    );
+    let index = open(&pg.url_as(&role, &db)).await;
+    let notice = index.take_notice().unwrap();
+    assert!(
+        notice.contains("walrus_index_blobs_end") && notice.contains("some searches are slow"),
+        "{notice}"
+    );
+    index.put(&row(KEY, "b", 0, 1)).await.unwrap();
+    assert_eq!(index.ending_by(9, None, 10).await.unwrap(), []);
+    index.close().await.unwrap();
+    let indexes = "SELECT string_agg(indexname, ' ' ORDER BY indexname) FROM pg_indexes WHERE tablename = 'walrus_index_blobs'";
+    assert_eq!(
+        pg.scalar(&db, indexes),
+        "walrus_index_blobs_due walrus_index_blobs_pkey"
+    );
+    open(&pg.url(&db)).await.close().await.unwrap();
+    assert_eq!(
+        pg.scalar(&db, indexes),
+        "walrus_index_blobs_due walrus_index_blobs_end walrus_index_blobs_pkey walrus_index_blobs_released"
+    );
+}
+
 /// Rows that are due may be so many that reading them takes longer than any other statement may.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_search_for_blobs_to_renew_may_take_longer() {
@@ -1456,6 +1494,7 @@ fn backends(pg: &Postgres, db: &str, query: &str) -> Vec<u32> {
 
 const PUT: &str = "%INSERT INTO%unnest%";
 const DELETE: &str = "WITH d AS (DELETE%";
+const DELETE_FROM: &str = "WITH d AS (DELETE%AND blob_id = $2%";
 
 /// Stops a process of the server until dropped.
 struct Frozen(u32);
@@ -1524,14 +1563,27 @@ pub async fn carries_out_nothing_late(pg: &Postgres, db: &str) {
         ("pages", "put", 0),
         ("put", "delete", 86_400),
         ("delete", "put", 86_400),
+        ("delete from", "put", 0),
+        ("delete from", "put", 86_400),
     ] {
         let index = hasty_that_keeps(&pg.url(db), Duration::from_secs(keep)).await;
-        index.put(&row(KEY, "before", 0, 1)).await.unwrap();
-        let query = if late == "delete" { DELETE } else { PUT };
+        // It makes the connection on which it is asked again later.
+        let lost = index.delete_from("none", &[KEY.to_owned()]).await;
+        assert_eq!(lost.unwrap(), Usage::default());
+        if late != "delete from" {
+            index.put(&row(KEY, "before", 0, 1)).await.unwrap();
+        }
+        let query = match late {
+            "delete" => DELETE,
+            "delete from" => DELETE_FROM,
+            _ => PUT,
+        };
         let frozen = Frozen::new(pg, db, query).await;
         match late {
             "put" => given_up(index.put(&row(KEY, "late", 0, 1)).await),
             "delete" => given_up(index.delete(KEY).await),
+            // The same blob is stored anew below.
+            "delete from" => given_up(index.delete_from("after", &[KEY.to_owned()]).await),
             _ => {
                 let mut many: Vec<_> = (0..5_001)
                     .map(|i| row(&format!("/many/{i}"), "late", 0, 1))

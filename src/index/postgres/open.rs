@@ -159,6 +159,7 @@ pub(super) async fn prepare(
 ) -> Result<(Shape, Option<&'static str>)> {
     for migrated in [false, true] {
         let (found, version) = inspect(wanted, lookups, call).await?;
+        let mut usable = None;
         if version > 0 && schema::check_current(&found)? {
             let (read_only, lacking) = rights(&found.table, lookups, call).await?;
             if let (None, Some(lacking)) = (read_only, lacking) {
@@ -170,6 +171,9 @@ pub(super) async fn prepare(
             // A node that only reads leaves an older version as it is, and so does an inspection.
             if version >= schema::VERSION || read_only.is_some() || only_existing {
                 return Ok((found.shape(version), read_only));
+            }
+            if version >= schema::ALL_TABLES {
+                usable = Some(found.shape(version));
             }
         }
         if migrated {
@@ -202,8 +206,19 @@ pub(super) async fn prepare(
                 }
             })
         });
-        done.await?
-            .map_err(|e| error::statement(migration.what, e))??;
+        let done = done
+            .await?
+            .map_err(|e| error::statement(migration.what, e))?;
+        match (done, usable) {
+            (Ok(()), _) => {}
+            // A role that may make no index works without, as it did before.
+            (Err(e), Some(shape)) => {
+                let text = format!("{} Until then, some searches are slow", e.message());
+                lookups.opener().connector.notify(text);
+                return Ok((shape, None));
+            }
+            (Err(e), None) => return Err(e),
+        }
     }
     Err(Error::retryable(
         ErrorKind::Index,

@@ -17,7 +17,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS, DELETED_COLUMNS};
 
 /// Version of the schema this library writes.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
+/// The version from which on all tables are there, and indexes alone may be missing.
+pub(super) const ALL_TABLES: i64 = 3;
 /// Oldest library version (in the same numbers) that can work with what this one writes.
 const MIN_VERSION: i64 = 1;
 
@@ -293,8 +295,8 @@ impl Found {
             has_object_id: has("object_id"),
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
-            has_ledger: version >= 3,
-            has_deleted: version >= 3,
+            has_ledger: version >= ALL_TABLES,
+            has_deleted: version >= ALL_TABLES,
         }
     }
 
@@ -491,6 +493,7 @@ fn plan(
             ));
         }
     }
+    let mut of_blobs = Vec::new();
     for (suffix, columns) in [
         ("_meta", "name TEXT PRIMARY KEY, value TEXT NOT NULL"),
         ("_leases", "name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires_at TIMESTAMPTZ NOT NULL"),
@@ -509,13 +512,15 @@ fn plan(
             ] {
                 let index = table.with_suffix(suffix);
                 let place = place.quoted();
-                plan.push(format!(
+                of_blobs.push(format!(
                     "CREATE INDEX IF NOT EXISTS \"{index}\" ON {place} {columns}"
                 ));
             }
         }
     }
     plan.push(count_usage(found));
+    // Last, since nodes that write entries wait from here on: counting takes longer.
+    plan.append(&mut of_blobs);
     let meta = table.companion("_meta").quoted();
     for (name, value) in [("schema_version", VERSION), ("min_version", MIN_VERSION)] {
         plan.push(format!(

@@ -281,9 +281,11 @@ impl Sql {
             )),
             delete_from: Query::once(format!(
                 "WITH d AS (DELETE FROM {table} WHERE key = ANY($1) AND blob_id = $2 \
-                 RETURNING key, size{returned}, TRUE AS in_time){keep_rows} SELECT count(*), {} FROM d",
-                clamped_sum("size")
-            )),
+                 RETURNING key, size{returned}){keep_rows} SELECT count(*), {}, {} FROM d",
+                clamped_sum("size"),
+                deadline::when_locked(3),
+            ))
+            .bounded(),
             note: Query::once(format!("SELECT value FROM {meta} WHERE name = $1")),
             set_note: Query::once(format!(
                 "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"
