@@ -58,7 +58,7 @@ impl Finding {
     }
 }
 
-/// Two lines: what was found, and the cure.
+/// Two lines: the finding, and the cure.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = self.severity.as_str();

@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::time;
 use crate::datastore::Inspection;
 use crate::error::{Error, ErrorKind, Result};
+use crate::index::ledger::number;
 use crate::index::{Blob, Record, Usage};
 use crate::multihash::{self, Match};
-use crate::walrus::cost::{self, Prices, UNIT_BYTES};
+use crate::walrus::cost::{self, Prices};
 
 /// The place of a block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -172,19 +173,10 @@ pub(super) fn per_epoch(units: u64, prices: Prices) -> u64 {
     units.saturating_mul(prices.storage)
 }
 
-/// A number of the index; a negative one is nonsense and counts as unknown.
-pub(super) fn number(n: i64) -> u64 {
-    u64::try_from(n).unwrap_or(0)
-}
-
 /// The units of a blob; 0 if its length is not known.
 pub(super) fn units(blob: &Blob, n_shards: u32) -> u64 {
     let n_shards = u16::try_from(n_shards).unwrap_or(u16::MAX);
-    match (number(blob.encoded_size), number(blob.size)) {
-        (0, 0) => 0,
-        (0, size) => cost::units(size, n_shards).unwrap_or(0),
-        (encoded, _) => encoded.div_ceil(UNIT_BYTES),
-    }
+    cost::units_of_known(number(blob.size), number(blob.encoded_size), n_shards)
 }
 
 impl BlobReport {

@@ -1,4 +1,5 @@
-//! The state of a datastore, from the index alone: what is stored, what it costs, what ends when.
+//! The state of a datastore, from the index alone: its blocks and blobs, their price, and the
+//! epochs with which they end.
 //!
 //! It is read from totals and from the ledger, so it costs the same for any number of blocks. Sums
 //! over live blocks are as old as the last count of a node, which is told with them.
@@ -9,22 +10,23 @@ use serde::Serialize;
 
 use super::finding::{Finding, Severity};
 use super::forecast::{forecast, Due, Ending};
-use super::inspect::{number, per_epoch};
+use super::inspect::per_epoch;
 use super::local::Files;
 use super::time;
 use crate::config::IndexConfig;
 use crate::datastore::Inspection;
 use crate::error::Result;
+use crate::index::ledger::number;
 use crate::index::EndingIn;
 use crate::plan::Terms;
 use crate::rebuild::{rebuild_state, RebuildState};
-use crate::walrus::cost::{self, UNIT_BYTES};
+use crate::walrus::cost;
 
 /// The epochs of a forecast.
 const FORECAST: u32 = 10;
 /// The most epochs that networks sell.
 const MOST_EPOCHS: u32 = 53;
-/// A Go node stages a block for minutes; what is older was left behind.
+/// A Go node stages a block for minutes; a block that waits for longer was left behind.
 const STAGED_FOR: Duration = Duration::from_secs(3600);
 
 /// The state of a datastore.
@@ -228,11 +230,8 @@ fn of(ending: &EndingIn, n_shards: u32) -> Ending {
     let n_shards = u16::try_from(n_shards).unwrap_or(u16::MAX);
     let blobs = number(ending.blobs);
     let each = |sum: i64| number(sum) / blobs.max(1);
-    let units = match (each(ending.encoded_bytes), each(ending.bytes)) {
-        (0, 0) => 0,
-        (0, bytes) => cost::units(bytes, n_shards).unwrap_or(0),
-        (encoded, _) => encoded.div_ceil(UNIT_BYTES),
-    };
+    let (bytes, encoded) = (each(ending.bytes), each(ending.encoded_bytes));
+    let units = cost::units_of_known(bytes, encoded, n_shards);
     Ending {
         end_epoch: number(ending.end_epoch),
         at: None,
@@ -306,7 +305,8 @@ fn find(status: &Status, max_waste_percent: u32) -> Vec<Finding> {
                 "walrusds check names the blocks; walrusds repair stores again what a journal, a cache or another repo still has",
             );
         }
-        // A node renews when a blob is within the lead. What is within half of it is late.
+        // A node renews a blob that ends within the lead. A blob that ends within half of it is
+        // late.
         let half = Duration::from_secs(renewal.lead_seconds / 2);
         let soon = status.at.checked_add(half);
         let late = count(&|e| {

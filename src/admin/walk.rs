@@ -15,12 +15,13 @@ use cid::Cid;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
-use super::inspect::{number, per_epoch, read, units};
+use super::inspect::{per_epoch, read, units};
 use super::links::{links, Kind, DAG_PB};
 use super::target::key_of;
 use super::time;
 use crate::datastore::Inspection;
 use crate::error::Result;
+use crate::index::ledger::number;
 use crate::index::Record;
 use crate::journal::Copies;
 

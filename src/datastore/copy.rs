@@ -29,9 +29,7 @@ pub async fn copy_index(
             "both configurations name one index: an index is copied to another one",
         ));
     }
-    // An index that is missing must not be made here.
-    Parts::open(&from, true).await?.index.close().await?;
-    let from = Parts::open(&from, false).await?.index;
+    let from = Parts::open_existing(&from).await?.index;
     let to = match Parts::open(&to, false).await {
         Ok(to) => to.index,
         Err(e) => {

@@ -13,12 +13,12 @@ use crate::journal;
 use crate::lifetime::{self, RenewalParts, Sparse};
 use crate::log::Line;
 use crate::plan::Plan;
+use crate::upload::Uploader;
 use crate::walrus::cost::Prices;
 use crate::walrus::BlobStore;
 
 /// A datastore for inspection by an operator, beside the nodes that work with it: its index and
-/// Walrus. No table is created or changed, no journal is locked or read, and no task runs by
-/// itself.
+/// Walrus. No table is created or changed, no journal is locked, and no task runs by itself.
 pub struct Inspection {
     config: Config,
     parts: Parts,
@@ -35,25 +35,25 @@ impl Inspection {
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) also for a table that is missing, or that a
     /// node would bring up to date first.
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
-        Self::open_for(config, repo, true).await
+        let config = resolved(config, repo)?;
+        let parts = Parts::open(&config, true).await?;
+        Ok(Self::of(config, parts))
     }
 
     /// As [`open`](Self::open), for a repair: the index may be written.
     pub(crate) async fn open_to_write(config: Config, repo: &Path) -> Result<Self> {
-        // A table that is missing or old is an error here, so that a wrong path makes none.
-        Self::open(config.clone(), repo).await?.close().await?;
-        Self::open_for(config, repo, false).await
+        let config = resolved(config, repo)?;
+        let parts = Parts::open_existing(&config).await?;
+        Ok(Self::of(config, parts))
     }
 
-    async fn open_for(config: Config, repo: &Path, only_existing: bool) -> Result<Self> {
-        let config = resolved(config, repo)?;
-        let parts = Parts::open(&config, only_existing).await?;
+    fn of(config: Config, parts: Parts) -> Self {
         let renewal = renewal_of(&config, &parts);
-        Ok(Inspection {
+        Inspection {
             config,
             parts,
             renewal,
-        })
+        }
     }
 
     /// The configuration, with its paths resolved.
@@ -143,6 +143,11 @@ impl Inspection {
         let read = tokio::task::spawn_blocking(move || journal::Copies::of(&dir));
         read.await
             .map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?
+    }
+
+    /// The way of blocks to Walrus, as a node with this configuration has it.
+    pub(crate) fn uploader(&self) -> Arc<Uploader> {
+        Arc::clone(&self.renewal.uploader)
     }
 
     /// The parts, to be taken along into tasks.

@@ -92,6 +92,13 @@ impl Parts {
             log: Arc::default(),
         })
     }
+
+    /// As [`open`](Self::open), to be written to. A table that is missing or old is an error, so
+    /// that a wrong path makes none.
+    pub(super) async fn open_existing(config: &Config) -> Result<Parts> {
+        Parts::open(config, true).await?.index.close().await?;
+        Parts::open(config, false).await
+    }
 }
 
 /// The configuration with its paths resolved and checked.
@@ -156,9 +163,7 @@ impl WalrusDatastore {
         config = resolved(config, repo)?;
         config.max_open_conns = config.max_open_conns.min(MOST_CONNS);
         (config.journal, config.disk_cache) = (None, None);
-        // A table that is missing or old is an error here.
-        Parts::open(&config, true).await?.index.close().await?;
-        let parts = Parts::open(&config, false).await?;
+        let parts = Parts::open_existing(&config).await?;
         let (index, now) = (Arc::clone(&parts.index), parts.clock.now());
         let own = Own {
             attended: true,

@@ -354,6 +354,11 @@ pub trait Ledger: Rows {
 /// How many entries [`InState`] reads at a time.
 const PAGE: usize = 1024;
 
+/// A number of the index; a negative one is nonsense and counts as unknown.
+pub(crate) fn number(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
 /// All entries in a state, page by page, in the order of their blob IDs. Entries may be changed and
 /// removed between pages.
 pub(crate) struct InState<'a> {

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use super::chain::{Failure, Round};
 use super::due::{ends_soon, is_urgent, last_due};
 use super::plan::{self, Action, Decision, Terms};
-use super::present::{prices, tell_epoch};
+use super::present::{present_epoch, prices};
 use super::repack::repack;
 use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, Result};
@@ -180,9 +180,7 @@ async fn terms(parts: &RenewalParts, defers: bool) -> Option<Terms> {
 /// The plan for the blobs that end within the lead, whatever their turn; `None` while the present
 /// epoch is not known. Nothing is changed and nothing is paid.
 pub(crate) async fn look(parts: &RenewalParts) -> Result<Option<plan::Plan>> {
-    let now = parts.clock.now();
-    parts.epoch_clock.merge(now, &parts.index.epochs().await?);
-    tell_epoch(parts).await;
+    present_epoch(parts).await?;
     let Some(terms) = terms(parts, !parts.interval.is_zero()).await else {
         return Ok(None);
     };

@@ -56,7 +56,7 @@ use lease::{new_owner, with_lease, LEASE, LEASE_TTL};
 use memory::{seconds, Memory};
 pub(crate) use once::{last_round, renew_once, repack_once};
 pub(crate) use pace::Pace;
-use present::tell_epoch;
+use present::{learn_epochs, tell_epoch};
 pub(crate) use present::{present_epoch, prices, SAMPLE_PRICES};
 pub(crate) use sparse::sparse;
 pub use sparse::{Sparse, SparseBlob};
@@ -179,7 +179,11 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
             let taken = Instant::now();
             match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await {
                 Ok(true) => round(&parts, &owner, taken, &mut state).await,
-                Ok(false) => read_ledger(&parts).await,
+                // Another node makes the round; this one has figures all the same.
+                Ok(false) => match learn_epochs(&parts).await {
+                    Ok(()) => read_ledger(&parts).await,
+                    Err(e) => Err(e),
+                },
                 Err(e) => Err(e),
             }
         };
@@ -271,10 +275,9 @@ async fn round(
     parts.index.set_note(ROUND_NOTE, Some(&now)).await
 }
 
-/// Reads the ledger's sums, and the epochs that nodes have seen, for the metrics.
+/// Reads the ledger's sums for the metrics.
 async fn read_ledger(parts: &RenewalParts) -> Result<()> {
     let now = parts.clock.now();
-    parts.epoch_clock.merge(now, &parts.index.epochs().await?);
     parts.metrics.ledger.read(now, parts.index.horizon().await?);
     Ok(())
 }
@@ -282,8 +285,8 @@ async fn read_ledger(parts: &RenewalParts) -> Result<()> {
 /// Learns the epochs that other nodes and earlier processes have seen, and notes for them what this
 /// one has seen.
 async fn share_epochs(parts: &RenewalParts, state: &mut Rounds) -> Result<()> {
+    learn_epochs(parts).await?;
     let clock = &parts.epoch_clock;
-    clock.merge(parts.clock.now(), &parts.index.epochs().await?);
     let new = clock.unsaved(parts.clock.now());
     parts.index.saw_epochs(&new).await?;
     clock.saved(&new);

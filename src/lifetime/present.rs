@@ -12,10 +12,16 @@ pub(crate) const SAMPLE_PRICES: Prices = Prices {
     write: 20_000,
 };
 
-/// The present epoch, the least and the most that it can be; `None` if nothing tells it.
-pub(crate) async fn present_epoch(parts: &RenewalParts) -> Result<Option<(u64, u64)>> {
+/// Learns the epochs that other nodes and earlier processes have seen.
+pub(super) async fn learn_epochs(parts: &RenewalParts) -> Result<()> {
     let seen = parts.index.epochs().await?;
     parts.epoch_clock.merge(parts.clock.now(), &seen);
+    Ok(())
+}
+
+/// The present epoch, the least and the most that it can be; `None` if nothing tells it.
+pub(crate) async fn present_epoch(parts: &RenewalParts) -> Result<Option<(u64, u64)>> {
+    learn_epochs(parts).await?;
     tell_epoch(parts).await;
     Ok(parts.epoch_clock.now_epoch(parts.clock.now()))
 }

@@ -14,51 +14,23 @@
 //! labelled as dag-pb if a link of a node that was carried before or with it says so, or if it was
 //! labelled so in its old file: the node that links to it may lie elsewhere.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::RenewalParts;
 use crate::dag;
-use crate::error::{caught, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::index::{BlobState, KeyRecord};
 use crate::log::Level;
 use crate::multihash::{self, Match};
 use crate::upload::order::Order;
-use crate::upload::{car, Pack, Parcel, Sent};
-use crate::walrus::Body;
+use crate::upload::{car, Carried, Parcel};
 
 /// The most bytes that are read at once.
 const WINDOW: u64 = 8 << 20;
 /// A hole of dead blocks up to this length (bytes) is read with what lies around it.
 const HOLE: u64 = 64 << 10;
-
-/// A live block on its way to another blob.
-struct Carried {
-    key: String,
-    value: Bytes,
-    from: String,
-    is_dag_pb: bool,
-}
-
-impl Parcel for Carried {
-    fn key(&self) -> &str {
-        &self.key
-    }
-
-    fn len(&self) -> u64 {
-        self.value.len() as u64
-    }
-
-    fn is_dag_pb(&self) -> bool {
-        self.is_dag_pb
-    }
-
-    fn append_to(&self, body: &mut Body) {
-        body.push(self.value.clone());
-    }
-}
 
 /// A block and its place in its blob.
 struct Live<'a> {
@@ -289,48 +261,6 @@ async fn deliver(parts: &RenewalParts, order: &mut Order, mut blocks: Vec<Carrie
         |block| block.is_dag_pb = true,
     );
     failpoint!("repack.read");
-    let mut stack = parts.uploader.format.parts(blocks);
-    while let Some(mut blocks) = stack.pop() {
-        let bytes = blocks.iter().map(Parcel::len).sum();
-        parts.pace.moved(bytes).await;
-        let permit = parts.uploader.limit.acquire().await;
-        let sent = parts.uploader.store(&blocks).await;
-        drop(permit);
-        failpoint!("repack.stored");
-        match sent {
-            Sent::Stored(pack) => {
-                let read_back = parts.uploader.read_back(&pack, |n| &blocks[n].value);
-                read_back.await.map_err(|e| {
-                    let id = pack.blob_id();
-                    e.context(format!(
-                        "blob {id} is stored and paid for, but cannot be read back"
-                    ))
-                })?;
-                failpoint!("repack.read_back");
-                move_rows(parts, &pack, &blocks).await?;
-                failpoint!("repack.moved");
-            }
-            Sent::TooLarge(at) => {
-                let rest = blocks.split_off(at);
-                stack.push(rest);
-                stack.push(blocks);
-            }
-            Sent::Failed(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-async fn move_rows(parts: &RenewalParts, pack: &Pack, blocks: &[Carried]) -> Result<()> {
-    let mut by_blob: BTreeMap<&str, Vec<KeyRecord>> = BTreeMap::new();
-    for (block, row) in blocks.iter().zip(pack.rows(blocks)) {
-        by_blob.entry(&block.from).or_default().push(row);
-    }
-    let mut entry = pack.entry().clone();
-    for (from, rows) in by_blob {
-        caught(parts.index.move_to(from, &entry, &rows)).await?;
-        // The price was noted with the first of them.
-        entry.cost = 0;
-    }
-    Ok(())
+    let paced = |bytes| parts.pace.moved(bytes);
+    parts.uploader.carry(blocks, paced, |_| ()).await
 }

@@ -5,9 +5,9 @@ use serde::Serialize;
 use super::present::{present_epoch, prices};
 use super::{RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::error::Result;
-use crate::index::ledger::InState;
+use crate::index::ledger::{number, InState};
 use crate::index::{Blob, BlobState};
-use crate::walrus::cost::{self, UNIT_BYTES};
+use crate::walrus::cost;
 
 /// The packs of a group: a group that fails is left as it is, and the next one is tried.
 const GROUP_PACKS: u64 = 8;
@@ -96,11 +96,6 @@ pub(crate) async fn sparse(parts: &RenewalParts, waste_percent: u32) -> Result<S
     Ok(found)
 }
 
-/// A number of the ledger; a negative one is nonsense and counts as unknown.
-fn number(n: i64) -> u64 {
-    u64::try_from(n).unwrap_or(0)
-}
-
 fn wastes(blob: &Blob, live: u64, percent: u32) -> bool {
     let size = number(blob.size);
     let waste = u128::from(size.saturating_sub(live));
@@ -108,10 +103,7 @@ fn wastes(blob: &Blob, live: u64, percent: u32) -> bool {
 }
 
 fn units(parts: &RenewalParts, blob: &Blob) -> u64 {
-    match number(blob.encoded_size) {
-        0 => cost::units(number(blob.size), parts.n_shards).unwrap_or(0),
-        encoded => encoded.div_ceil(UNIT_BYTES),
-    }
+    cost::units_of_known(number(blob.size), number(blob.encoded_size), parts.n_shards)
 }
 
 async fn sum(parts: &RenewalParts, found: &mut Sparse) {

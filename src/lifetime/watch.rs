@@ -13,6 +13,7 @@ use crate::log::Level;
 use super::count::count;
 use super::due::is_due;
 use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
+use super::present::learn_epochs;
 use super::{read_ledger, RenewalParts, PAGE};
 
 /// The time between two looks.
@@ -84,11 +85,10 @@ async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
         parts.index.release_lease(LEASE, owner).await?;
         counted?;
     }
-    let now = parts.clock.now();
-    parts.epoch_clock.merge(now, &parts.index.epochs().await?);
+    learn_epochs(parts).await?;
     // A failure is no reason not to look: the figures are read again the next time.
     let _ = caught(read_ledger(parts)).await;
-    let before = now + parts.lead;
+    let before = parts.clock.now() + parts.lead;
     let mut due = parts.index.due_for_renewal(before, None, PAGE).await?;
     due.retain(|item| is_due(parts, item));
     let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();

@@ -61,6 +61,21 @@ impl Metric {
         format!("walrusds_{}", self.name)
     }
 
+    const fn of(
+        kind: MetricKind,
+        name: &'static str,
+        unit: MetricUnit,
+        help: &'static str,
+    ) -> Metric {
+        Metric {
+            name,
+            kind,
+            unit,
+            help,
+            labels: &[],
+        }
+    }
+
     const fn by(mut self, labels: &'static [&'static str]) -> Metric {
         self.labels = labels;
         self
@@ -68,36 +83,15 @@ impl Metric {
 }
 
 const fn counter(name: &'static str, unit: MetricUnit, help: &'static str) -> Metric {
-    let kind = MetricKind::Counter;
-    Metric {
-        name,
-        kind,
-        unit,
-        help,
-        labels: &[],
-    }
+    Metric::of(MetricKind::Counter, name, unit, help)
 }
 
 const fn gauge(name: &'static str, unit: MetricUnit, help: &'static str) -> Metric {
-    let kind = MetricKind::Gauge;
-    Metric {
-        name,
-        kind,
-        unit,
-        help,
-        labels: &[],
-    }
+    Metric::of(MetricKind::Gauge, name, unit, help)
 }
 
 const fn histogram(name: &'static str, unit: MetricUnit, help: &'static str) -> Metric {
-    let kind = MetricKind::Histogram;
-    Metric {
-        name,
-        kind,
-        unit,
-        help,
-        labels: &[],
-    }
+    Metric::of(MetricKind::Histogram, name, unit, help)
 }
 
 /// Every metric of a datastore. The metrics of the journal and of the disk cache exist when these

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `adopt` | blocks that nodes with the Go plugin have staged and left behind |
+//! | `carry` | blocks that move from one blob to another |
 //! | `gather` | the direct path: packs of the blocks that writers wait for |
 //! | `ticket` | the outcome that such a writer waits for |
 //! | `limit` | how many uploads run at once |
@@ -34,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::walrus::{BlobStore, StoreOptions, StoreResult};
 
 pub(crate) mod adopt;
+mod carry;
 mod format;
 mod gather;
 pub(crate) mod limit;
@@ -41,6 +43,7 @@ pub(crate) mod order;
 mod ticket;
 
 pub use adopt::Adopted;
+pub(crate) use carry::Carried;
 pub use format::Format;
 pub(crate) use format::{car, proof, quilt, Fill, Parcel, Place, Quilts};
 pub(crate) use gather::{NewBlock, Packer};

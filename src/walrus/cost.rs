@@ -57,6 +57,16 @@ pub fn units(len: u64, n_shards: u16) -> Option<u64> {
     encoded_size(len, n_shards).map(|bytes| bytes.div_ceil(UNIT_BYTES))
 }
 
+/// Billing units of a blob of which the content's length and the encoded size are known, or one of
+/// them (0: unknown); 0 if neither is.
+pub(crate) fn units_of_known(bytes: u64, encoded_bytes: u64, n_shards: u16) -> u64 {
+    match (encoded_bytes, bytes) {
+        (0, 0) => 0,
+        (0, bytes) => units(bytes, n_shards).unwrap_or(0),
+        (encoded, _) => encoded.div_ceil(UNIT_BYTES),
+    }
+}
+
 /// Prices that the network's nodes vote on (FROST; 1 WAL = 1e9 FROST).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prices {

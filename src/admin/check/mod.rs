@@ -97,8 +97,8 @@ impl Handler for Telling<'_> {
 /// called within a tokio runtime with several threads.
 ///
 /// # Errors
-/// The index failed. What was found until then was told; the error names the cursor from which
-/// another check goes on. What is wrong with blobs is no error.
+/// The index failed. `on` was told all findings until then; the error names the cursor from which
+/// another check goes on. Damage to blobs is a finding, and no error.
 pub async fn check(
     inspection: &Inspection,
     options: &Options,

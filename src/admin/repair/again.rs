@@ -1,51 +1,17 @@
 //! Storing lost blocks again: packs of copies, and the rows that move to them.
 
-use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::clock::{Clock, EpochClock};
-use crate::config::Config;
-use crate::error::{caught, Result};
-use crate::gone;
-use crate::index::{Index, KeyRecord};
-use crate::upload::limit::UploadLimit;
-use crate::upload::{Fill, Parcel, Quilts, Sent, Uploader};
+use crate::error::Result;
+use crate::upload::{Carried, Fill, Pack, Parcel, Uploader};
 use crate::walrus::cost::units;
-use crate::walrus::{BlobStore, Body, StoreOptions};
-
-/// A copy of a lost block on its way to a new blob.
-pub(super) struct Carried {
-    pub(super) key: String,
-    pub(super) value: Bytes,
-    /// The blob that has lost it.
-    pub(super) from: String,
-}
-
-impl Parcel for Carried {
-    fn key(&self) -> &str {
-        &self.key
-    }
-
-    fn len(&self) -> u64 {
-        self.value.len() as u64
-    }
-
-    fn is_dag_pb(&self) -> bool {
-        // The codec is known from links, which are not looked for. Importers find a block under
-        // any.
-        false
-    }
-
-    fn append_to(&self, body: &mut Body) {
-        body.push(self.value.clone());
-    }
-}
 
 /// The pack that is being filled, and what was stored.
 pub(super) struct Again {
-    uploader: Uploader,
+    uploader: Arc<Uploader>,
     n_shards: u16,
     fill: Fill,
     blocks: Vec<Carried>,
@@ -58,38 +24,11 @@ pub(super) struct Again {
 }
 
 impl Again {
-    pub(super) fn new(
-        config: &Config,
-        index: &Arc<dyn Index>,
-        store: &Arc<dyn BlobStore>,
-        clock: &Arc<dyn Clock>,
-    ) -> Again {
-        let mut options = StoreOptions::new(config.epochs);
-        options.deletable = config.deletable;
-        let uploader = Uploader {
-            store: Arc::clone(store),
-            index: Arc::clone(index),
-            clock: Arc::clone(clock),
-            epoch_clock: Arc::new(EpochClock::new(config.epoch_duration)),
-            metrics: Arc::default(),
-            log: Arc::default(),
-            gone: Arc::new(gone::none()),
-            options,
-            format: config.pack_format,
-            quilts: Quilts::new(
-                config.n_shards,
-                config.pack_target_size_bytes,
-                Arc::default(),
-            ),
-            target_bytes: config.pack_target_size_bytes,
-            limit: UploadLimit::new(config.workers),
-            fresh_for: std::time::Duration::ZERO,
-            spare_for: std::time::Duration::ZERO,
-        };
+    pub(super) fn new(uploader: Arc<Uploader>) -> Again {
         Again {
             fill: uploader.empty_pack(),
+            n_shards: u16::try_from(uploader.quilts.n_shards()).unwrap_or(u16::MAX),
             uploader,
-            n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),
             blocks: Vec::new(),
             bytes: 0,
             packs: 0,
@@ -133,47 +72,15 @@ impl Again {
             self.units += units(bytes, self.n_shards).unwrap_or(0);
             return Ok(());
         }
-        let mut stack = self.uploader.format.parts(blocks);
-        while let Some(mut blocks) = stack.pop() {
-            let sent = self.uploader.store(&blocks).await;
-            match sent {
-                Sent::Stored(pack) => {
-                    let read_back = self.uploader.read_back(&pack, |n| &blocks[n].value);
-                    read_back.await.map_err(|e| {
-                        let id = pack.blob_id();
-                        e.context(format!(
-                            "blob {id} is stored and paid for, but cannot be read back"
-                        ))
-                    })?;
-                    self.packs += 1;
-                    self.units += units(pack.len, self.n_shards).unwrap_or(0);
-                    self.cost += u64::try_from(pack.entry().cost).unwrap_or(0);
-                    self.move_rows(&pack, &blocks).await?;
-                }
-                Sent::TooLarge(at) => {
-                    let rest = blocks.split_off(at);
-                    stack.push(rest);
-                    stack.push(blocks);
-                }
-                Sent::Failed(e) => return Err(e),
-            }
-        }
+        let stored = |pack: &Pack| {
+            self.packs += 1;
+            self.units += units(pack.len, self.n_shards).unwrap_or(0);
+            self.cost += u64::try_from(pack.entry().cost).unwrap_or(0);
+        };
+        let carrying = self.uploader.carry(blocks, |_| ready(()), stored);
+        carrying.await?;
         let now = self.uploader.clock.now();
         let seen = self.uploader.epoch_clock.unsaved(now);
         self.uploader.index.saw_epochs(&seen).await
-    }
-
-    async fn move_rows(&self, pack: &crate::upload::Pack, blocks: &[Carried]) -> Result<()> {
-        let mut by_blob: BTreeMap<&str, Vec<KeyRecord>> = BTreeMap::new();
-        for (block, row) in blocks.iter().zip(pack.rows(blocks)) {
-            by_blob.entry(&block.from).or_default().push(row);
-        }
-        let mut entry = pack.entry().clone();
-        for (from, rows) in by_blob {
-            caught(self.uploader.index.move_to(from, &entry, &rows)).await?;
-            // The price was noted with the first of them.
-            entry.cost = 0;
-        }
-        Ok(())
     }
 }

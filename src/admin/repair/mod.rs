@@ -36,13 +36,14 @@ use crate::config::Config;
 use crate::datastore::Inspection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Index, KeyRecord, Usage};
+use crate::upload::Carried;
 use crate::walrus::Client;
 
 mod again;
 mod sources;
 mod witness;
 
-use again::{Again, Carried};
+use again::Again;
 pub use sources::CopyFrom;
 use sources::Sources;
 use witness::Witness;
@@ -245,7 +246,7 @@ async fn with(
         index: Arc::clone(&index),
         sources,
         each,
-        again: Again::new(config, &index, &store, &clock),
+        again: Again::new(opened.uploader()),
         fates: BTreeMap::new(),
         on,
     };
@@ -312,6 +313,9 @@ impl Handler for Repair<'_> {
                     key: row.key.clone(),
                     value: copy.value,
                     from: row.record.blob_id.clone(),
+                    // The codec is known from links, which are not looked for. Importers find a
+                    // block under any.
+                    is_dag_pb: false,
                 };
                 self.again.add(block, self.options.apply).await?;
             } else if self.sources.in_journal(&row.key) {
