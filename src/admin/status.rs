@@ -95,7 +95,7 @@ pub struct LedgerSums {
     /// The oldest of the counts.
     #[serde(serialize_with = "time::option::serialize")]
     pub counted_at: Option<SystemTime>,
-    /// Blocks for each blob.
+    /// Live blocks for each blob whose blocks were counted; 0 if none was.
     pub blocks_per_blob: f64,
 }
 
@@ -270,8 +270,9 @@ fn sums(horizon: &[EndingIn], n_shards: u32) -> LedgerSums {
     if counted > 0 {
         sums.waste_percent = Some(sums.waste_bytes as f64 * 100.0 / counted as f64);
     }
-    if sums.blobs > 0 {
-        sums.blocks_per_blob = sums.live_blocks as f64 / sums.blobs as f64;
+    let counted_blobs = sums.blobs.saturating_sub(sums.uncounted);
+    if counted_blobs > 0 {
+        sums.blocks_per_blob = sums.live_blocks as f64 / counted_blobs as f64;
     }
     sums
 }
@@ -333,7 +334,7 @@ fn find(status: &Status, max_waste_percent: u32) -> Vec<Finding> {
             "no-epoch",
             Severity::Note,
             "the present epoch is not known: no node has noted one, and walrusCommand does not tell it".to_owned(),
-            "it is noted by the next store of any node; walrusCommand (docs/operations.md) tells it at once",
+            "a node that renews notes it in its first round after a store; walrusCommand (docs/operations.md) tells it at once",
         );
     }
     let unknown = count(&|e| e.end_epoch == 0);

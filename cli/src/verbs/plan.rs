@@ -50,8 +50,8 @@ pub async fn read(context: &Context, inspection: &Inspection) -> Result<Plan, Fa
             true => "there is no plan, as the length of an epoch is not configured: add \"network\": \"mainnet\" (or \
                      \"testnet\") to the entry of walrusds in Datastore.Spec"
                 .to_owned(),
-            false => "there is no plan, as the present epoch is not known: the next store of any node notes it, and \
-                      walrusCommand (docs/operations.md) tells it at once"
+            false => "there is no plan, as the present epoch is not known: a node that renews notes it in its first \
+                      round after a store, and walrusCommand (docs/operations.md) tells it at once"
                 .to_owned(),
         })
     })

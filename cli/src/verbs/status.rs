@@ -119,6 +119,7 @@ fn lines(report: &Report) -> String {
     let age = |at: Option<SystemTime>| at.map_or("never".to_owned(), |at| relative(at, now));
     let blobs = match ledger.blobs {
         0 => "no blob yet".to_owned(),
+        n if n == ledger.uncounted => things(n, "blob", "blobs"),
         n => format!(
             "{}, {:.0} blocks each",
             things(n, "blob", "blobs"),

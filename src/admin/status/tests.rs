@@ -132,6 +132,7 @@ fn waste_is_that_of_counted_blobs_alone() {
     let sums = sums(&[counted, uncounted], 1000);
     assert_eq!((sums.waste_bytes, sums.waste_percent), (750, Some(75.0)));
     assert_eq!((sums.blobs, sums.uncounted, sums.live_blocks), (3, 1, 4));
+    assert_eq!(sums.blocks_per_blob, 2.0, "of the blobs that were counted");
     // Two blobs of 500 bytes have 63 units each, and one of a TiB is longer than the network takes.
     assert_eq!(sums.units, 126);
 }
