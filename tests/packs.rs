@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use testkit::eventually;
 use testkit::mem::{key_of, noise, Parts};
-use testkit::postgres::Postgres;
+use testkit::postgres::{Postgres, GO_TABLE};
 use walrus_devnet::{
     read_quilt, BlobId, Devnet, FaultAction, FaultRule, Geometry, Op as Request, Options as Walrus,
 };
@@ -330,6 +330,14 @@ impl Repo {
         }
     }
 
+    /// In epochs of two seconds, one of which is bought at a time.
+    fn aging(self) -> Self {
+        self.with("epochs", 1)
+            .with("blobCacheBytes", -1)
+            .with("epochDurationSeconds", 2)
+            .with("renewIntervalSeconds", 1)
+    }
+
     fn with(mut self, key: &str, value: impl Into<serde_json::Value>) -> Self {
         self.spec[key] = value.into();
         self
@@ -416,12 +424,7 @@ async fn any_aggregator_gives_a_block_of_a_quilt_by_its_cid() {
     let server = Postgres::shared();
     let own = server.url(&server.database());
     let database = server.database();
-    // A table of the Go plugin has a column for patch IDs.
-    server.execute(&database, "CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT NOT NULL, \
-        object_id TEXT NOT NULL DEFAULT '', patch_id TEXT NOT NULL DEFAULT '', blob_offset BIGINT NOT NULL DEFAULT 0, \
-        size BIGINT NOT NULL, encoded_size BIGINT NOT NULL DEFAULT 0, cost BIGINT NOT NULL DEFAULT 0, \
-        deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
-        created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())");
+    server.execute(&database, GO_TABLE);
     let of_go = server.url(&database);
     let http = reqwest::Client::builder().tls_backend_preconfigured(testkit::no_tls());
     let http = http.build().unwrap();
@@ -510,11 +513,7 @@ async fn a_lost_index_of_quilts_is_filled_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quilt_is_renewed_as_the_same_blob() {
     let net = walrus().await;
-    let repo = Repo::new(&net)
-        .with("epochs", 1)
-        .with("blobCacheBytes", -1)
-        .with("epochDurationSeconds", 2)
-        .with("renewIntervalSeconds", 1);
+    let repo = Repo::new(&net).aging();
     let blocks = of_one_size(FULL);
     let ds = repo.open().await;
     ds.commit(puts(&blocks)).await.unwrap();
@@ -657,11 +656,7 @@ async fn a_deletable_quilt_that_cannot_be_read_yet_is_paid_for_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_live_blocks_of_a_sparse_quilt_are_carried_over() {
     let net = walrus().await;
-    let repo = Repo::new(&net)
-        .with("epochs", 1)
-        .with("blobCacheBytes", -1)
-        .with("epochDurationSeconds", 2)
-        .with("renewIntervalSeconds", 1);
+    let repo = Repo::new(&net).aging();
     let blocks = of_one_size(FULL);
     let ds = repo.open().await;
     ds.commit(puts(&blocks)).await.unwrap();

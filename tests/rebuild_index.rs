@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use testkit::mem::{key_of, noise, MemStore};
-use testkit::postgres::Postgres;
+use testkit::postgres::{Postgres, GO_TABLE};
 use walrus_devnet::{Devnet, Options as Walrus};
 use walrusds::clock::{EpochClock, SystemClock};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
@@ -474,14 +474,9 @@ async fn the_members_of_a_quilt_are_blocks_again() {
     let listing = node.listing();
     let cars_alone = listing.blobs().len() as u64 - 3;
 
-    // A table of the Go plugin has a column for members of quilts.
     let server = Postgres::shared();
     let database = server.database();
-    server.execute(&database, "CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT NOT NULL, \
-        object_id TEXT NOT NULL DEFAULT '', patch_id TEXT NOT NULL DEFAULT '', blob_offset BIGINT NOT NULL DEFAULT 0, \
-        size BIGINT NOT NULL, encoded_size BIGINT NOT NULL DEFAULT 0, cost BIGINT NOT NULL DEFAULT 0, \
-        deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
-        created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())");
+    server.execute(&database, GO_TABLE);
     let url = server.url(&database);
     let config = || node.config_on(&format!(r#""postgresURL":"{url}""#));
     for added in [blocks.len() + cars.len(), 0] {

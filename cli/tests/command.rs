@@ -14,7 +14,7 @@ use walrusds::{Config, Op, WalrusDatastore};
 
 mod schema;
 
-/// An hour is longer than a test: what is due is due by its settings, and not by the clock.
+/// An hour is longer than a test: a blob is due by the settings of a test, and not by the clock.
 const EPOCH: u64 = 3600;
 
 struct Repo {
@@ -501,7 +501,7 @@ async fn blocks_blobs_and_dags_are_inspected() {
         node.delete(&leaves[3].0).await.unwrap();
         let result = repo.json(&["inspect", "-r", &name]).await.result(3);
         assert_eq!(result["dag"]["missing_keys"], json!([leaves[3].0]));
-        // The blob of the root is gone: what lies below it is not known.
+        // The blob of the root is gone, so the walk cannot know the blocks below it.
         let lost = repo.json(&["inspect", &root.0]).await.result(0);
         let lost = lost["block"]["place"]["blob_id"]
             .as_str()

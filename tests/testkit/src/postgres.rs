@@ -12,6 +12,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+/// Makes the Go plugin's newest table, which has a column for members of quilts.
+pub const GO_TABLE: &str =
+    "CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT NOT NULL, \
+    object_id TEXT NOT NULL DEFAULT '', patch_id TEXT NOT NULL DEFAULT '', blob_offset BIGINT NOT NULL DEFAULT 0, \
+    size BIGINT NOT NULL, encoded_size BIGINT NOT NULL DEFAULT 0, cost BIGINT NOT NULL DEFAULT 0, \
+    deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())";
+
 /// Superuser of every test server (no password over the socket and for `trust` hosts).
 pub const USER: &str = "postgres";
 
