@@ -3,15 +3,18 @@
 #
 # Two years of a node on a local Walrus, in minutes: 52 epochs of 14 days, 100,000 blocks that come
 # over time, 60 % of them deleted over time; the node is killed now and then, an aggregator lies, a
-# clock is wrong. Once without the chain and once with it (walrusCommand). Fails if a single live
-# block is lost. Prints what was paid, and for what, beside what had to be paid and what other ways
-# would have paid; with --strict it fails if that is more than 1.15 times what a node pays at best
-# that does not know which blocks will be deleted (see tests/lifetime-sim/src/bill.rs).
+# clock is wrong. Once without the chain, once with it (walrusCommand), and once with it and a
+# publisher that uses storage again (reuseStorage). Fails if a single live block is lost. Prints what
+# was paid, and for what, beside what had to be paid and what other ways would have paid; with
+# --strict it fails if that is more than 1.15 times what the live bytes need in full packs (see
+# tests/lifetime-sim/src/bill.rs), without the chain and with reuseStorage. With walrusCommand alone
+# that cannot be reached: docs/benchmarks.md.
 #
 # Environment: SIM_SEED (repeats what was drawn), SIM_SHORT=1 (a short run for the tests),
-# SIM_CHAIN=with, without or both, SIM_INDEX=sqlite or postgres, SIM_JOURNAL=1 (writes go through a
+# SIM_CHAIN=some of without,with,reuse, SIM_INDEX=sqlite or postgres, SIM_JOURNAL=1 (writes go through a
 # journal), SIM_WITHOUT=kills,liar,liars,clock (troubles to leave out: kills; the aggregator that is
-# asked first lies; all lie for two days; the clock is a year ahead), SIM_BOUGHT (epochs bought at a time, default 5), SIM_LEAD_DAYS (7), SIM_EPOCHS,
+# asked first lies; all lie for two days; the clock is a year ahead), SIM_BOUGHT (epochs bought at a time,
+# default 5, and 2 with reuse), SIM_LEAD_DAYS (7), SIM_EPOCHS,
 # SIM_BLOCKS, SIM_SHARDS and SIM_PACK (the scale, see tests/lifetime-sim/src/main.rs).
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -113,6 +113,33 @@ mod storing {
         assert_eq!(seen.header("content-length"), Some("0"));
     }
 
+    /// Publishers before 1.46 do not know the parameter.
+    #[tokio::test]
+    async fn storage_is_used_again_where_the_publisher_can() {
+        let unknown =
+            "Failed to deserialize query string: unknown field `reuse_resources`, expected one of \
+                       `encoding_type`, `epochs`, `deletable`";
+        let publisher = Hostile::start(move |seen| match seen.number {
+            1 => Act::Say(answer("400 Bad Request", &[], unknown)),
+            _ => {
+                // Storage that a blob of epoch 1 has left.
+                let said = String::from_utf8(newly_created(ID)).unwrap();
+                let began = said.replace("\"startEpoch\":3,", "\"startEpoch\":1,");
+                Act::Say(began.into_bytes())
+            }
+        })
+        .await;
+        let client = client(writer(&[&publisher]));
+        let options = StoreOptions::new(1).with_deletable(true).with_reuse(true);
+        for _ in 0..2 {
+            let stored = client.store(blob(10), options).await.unwrap();
+            assert_eq!(stored.start_epoch, Some(3));
+        }
+        let targets: Vec<_> = publisher.seen().into_iter().map(|s| s.target).collect();
+        let with = "/v1/blobs?epochs=1&deletable=true&reuse_resources=true";
+        assert_eq!(targets, [with, with, "/v1/blobs?epochs=1&deletable=true"]);
+    }
+
     #[tokio::test]
     async fn connections_are_reused() {
         let publisher = Hostile::always(newly_created(ID)).await;

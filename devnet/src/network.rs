@@ -354,6 +354,7 @@ impl Network {
             deletable: !request.permanent,
             uncertified: false,
             tx_digest: crate::object_id::random_digest(),
+            reused: reused.clone(),
             attributes: request.attributes.clone(),
         };
         self.add(id, data, registration.clone())
@@ -379,8 +380,8 @@ impl Network {
         })
     }
 
-    /// Storage of the publisher's own wallet that a deleted blob left, of this very size and paid
-    /// for long enough.
+    /// Storage of the publisher's own wallet that a deleted blob left, large enough and paid for long
+    /// enough: the smallest, and of these the one that ends first. It is taken whole.
     fn reusable(
         &self,
         size: u64,
@@ -396,9 +397,11 @@ impl Network {
         }
         let state = self.state.lock();
         let fitting = state.free.values().filter(|s| {
-            s.owner.is_none() && s.size == size && s.end_epoch > now && s.end_epoch >= wanted
+            s.owner.is_none() && s.size >= size && s.end_epoch > now && s.end_epoch >= wanted
         });
-        fitting.min_by_key(|s| (s.end_epoch, s.storage_id)).cloned()
+        fitting
+            .min_by_key(|s| (s.size, s.end_epoch, s.storage_id))
+            .cloned()
     }
 
     fn bill(&self, units: u64, cost: u64) {
@@ -445,7 +448,7 @@ impl Network {
             .geometry
             .encoded_length(size)
             .map_err(|_| PutError::TooLarge)?;
-        let units = encoded_length.div_ceil(1 << 20);
+        let units = registration.storage_size(encoded_length).div_ceil(1 << 20);
         let cost = units * self.setup.prices.storage * u64::from(epochs_extended);
         self.bill(units, cost);
         Ok(Some(PutResult::NewlyCreated {
@@ -500,6 +503,7 @@ impl Network {
             deletable,
             uncertified: !certified,
             tx_digest: crate::object_id::random_digest(),
+            reused: None,
             attributes: Vec::new(),
         };
         self.add(id, data, registration.clone())?;

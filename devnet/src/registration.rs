@@ -28,9 +28,26 @@ pub struct Registration {
     pub uncertified: bool,
     /// Digest of the transaction that certified it.
     pub tx_digest: String,
+    /// The storage of a deleted blob that it took over, as that was then. It may be larger than the
+    /// blob needs, and keeps its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reused: Option<FreeStorage>,
     /// Attributes of the object.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<(String, String)>,
+}
+
+impl Registration {
+    /// The size of its storage (bytes), for a blob of so many encoded bytes.
+    pub fn storage_size(&self, encoded: u64) -> u64 {
+        self.reused.as_ref().map_or(encoded, |storage| storage.size)
+    }
+
+    /// The first epoch that its storage was paid for.
+    pub(crate) fn storage_start(&self) -> u32 {
+        let reused = self.reused.as_ref();
+        reused.map_or(self.start_epoch, |storage| storage.start_epoch)
+    }
 }
 
 /// Storage that was paid for and that no blob uses: a deleted blob leaves it to its owner.

@@ -280,6 +280,81 @@ fn the_storage_of_a_deleted_blob_is_used_again() {
     assert!(net.free_storage().is_empty());
 }
 
+fn units_of(net: &BlockingDevnet, blob: &str) -> u64 {
+    let blobs = net.blobs();
+    let found = blobs.iter().find(|b| b.blob_id.to_string() == blob);
+    found.unwrap().units
+}
+
+#[test]
+fn larger_storage_is_taken_over_whole() {
+    let net = start_with(Options {
+        single_wallet: true,
+        ..Options::default()
+    });
+    let url = net.url();
+    let query = "epochs=5&deletable=true";
+    let prices = Prices::default();
+    let mut left = Vec::new();
+    for len in [1 << 20, 4 << 20, 2 << 20] {
+        let (blob, object) = stored(&url, query, &pattern(len));
+        left.push(units_of(&net, &blob));
+        delete(&url, &object);
+    }
+    assert!(left[0] < left[2] && left[2] < left[1], "{left:?}");
+    net.advance_epoch(1);
+    // The smallest that is large enough; it need not end later than was asked for.
+    let reuse = |epochs: u32, len: usize| {
+        let query = format!("/v1/blobs?epochs={epochs}&deletable=true&reuse_resources=true");
+        put(&url, &query, &pattern(len)).json()["newlyCreated"].clone()
+    };
+    let created = reuse(2, 3 << 19);
+    let storage = &created["blobObject"]["storage"];
+    assert_eq!(created["blobObject"]["registeredEpoch"], 2, "{created}");
+    assert_eq!(
+        (&storage["startEpoch"], &storage["endEpoch"]),
+        (&json!(1), &json!(6))
+    );
+    assert_eq!(
+        storage["storageSize"].as_u64().unwrap().div_ceil(1 << 20),
+        left[2]
+    );
+    let id: String = created["blobObject"]["blobId"].as_str().unwrap().to_owned();
+    let own = units_of(&net, &id);
+    assert!(own < left[2], "{own}");
+    assert_eq!(created["cost"], own * prices.write);
+    // What lasts too short or is too small is left alone.
+    let long = reuse(5, 1 << 19);
+    assert!(
+        long["resourceOperation"]["registerFromScratch"].is_object(),
+        "{long}"
+    );
+    let large = reuse(2, 8 << 20);
+    assert!(
+        large["resourceOperation"]["registerFromScratch"].is_object(),
+        "{large}"
+    );
+    assert_eq!(net.free_storage().len(), 2);
+    // The larger storage is what an extension costs, and what a deletion gives back.
+    let object = created["blobObject"]["id"].as_str().unwrap().to_owned();
+    let before = net.stats().cost_frost;
+    run(
+        &url,
+        &["extend", "--blob-obj-id", &object, "--epochs-extended", "3"],
+    );
+    assert_eq!(
+        net.stats().cost_frost - before,
+        left[2] * prices.storage * 3
+    );
+    delete(&url, &object);
+    let free = net.free_storage();
+    let back = free
+        .iter()
+        .find(|s| s.size.div_ceil(1 << 20) == left[2])
+        .unwrap();
+    assert_eq!((back.start_epoch, back.end_epoch), (1, 9));
+}
+
 #[test]
 fn statuses_prices_and_the_epoch() {
     let net = start();

@@ -103,6 +103,7 @@ mod tests {
             },
             n_shards: 1000,
             chain,
+            reuse: None,
             max_waste_percent: 50,
             pack_target_bytes: 1 << 20,
             block_overhead_bytes: 0,

@@ -166,6 +166,7 @@ pub async fn status(inspection: &Inspection) -> Result<Status> {
         prices,
         n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),
         chain: config.walrus_command.is_some(),
+        reuse: config.reuse_storage.then_some(u64::MAX),
         max_waste_percent: config.max_waste_percent,
         pack_target_bytes: config.pack_target_size_bytes,
         block_overhead_bytes: 0,

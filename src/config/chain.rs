@@ -1,5 +1,7 @@
 //! The operator's `walrus` program.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::{bad, describe, Fields, WalrusCommand};
@@ -31,6 +33,27 @@ impl Fields<'_> {
             return Err(wrong("a text with blanks"));
         }
         Ok(Some(WalrusCommand::new(text, Vec::new())))
+    }
+}
+
+impl Fields<'_> {
+    /// Whether storage is used again. Only a blob that the node's own wallet can delete leaves any,
+    /// and what takes it over may end soon, so that the node must extend it.
+    pub(super) fn reuse_storage(&self, renew_interval: Duration) -> Result<bool> {
+        const REUSE: &str = "reuseStorage";
+        if !self.flag(REUSE, false)? {
+            return Ok(false);
+        }
+        let missing = if self.walrus_command()?.is_none() {
+            "walrusCommand is not set, expected the program that deletes blobs of the publisher's wallet"
+        } else if !self.flag("deletable", false)? {
+            "deletable is false, expected true: only a deletable blob gives its storage back"
+        } else if renew_interval.is_zero() {
+            "renewIntervalSeconds is 0, expected a number above 0: storage that is used again may end soon"
+        } else {
+            return Ok(true);
+        };
+        Err(bad(format!("{REUSE} is true, but {missing}")))
     }
 }
 

@@ -101,6 +101,7 @@ pub const KEYS: &[KeySpec] = &[
     key("authTokenCommand", KeyType::Text, "", "shell command that prints a fresh publisher token (JWT), run for every attempt"),
     key("authTokenFile", KeyType::Text, "", "file with the publisher token, read for every attempt; relative to the repo unless absolute"),
     key("walrusCommand", KeyType::Text, "", "the operator's `walrus` program and its options, as a list: `[\"walrus\", \"--config\", \"/path\", \"--wallet\", \"/path\"]`; run without a shell; extends and deletes blobs, and gives prices and the exact epoch"),
+    key("reuseStorage", KeyType::Flag, "false", "`true`: the storage of emptied blobs is used again, and sparse blobs are emptied early; for a publisher of your own with one wallet, that of `walrusCommand`; needs `deletable`, `walrusCommand`, `renewIntervalSeconds`"),
     key("nShards", whole(1, 65_535), "1000", "shards of the network: the layout of quilts and the accounting of costs depend on it"),
     key("disableFlush", KeyType::Flag, "false", "this node never renews what is stored (retrieval nodes)"),
     key("standbyMaxLagSeconds", whole(1, 86_400), "10", "how far a standby may be behind its primary for its answers to count (seconds); used with `disableFlush` and `target_session_attrs=prefer-standby` in `postgresURL`"),

@@ -113,6 +113,8 @@ pub struct Config {
     pub auth: Auth,
     /// The operator's `walrus` program, if the chain is at hand.
     pub walrus_command: Option<WalrusCommand>,
+    /// Whether the storage of deleted blobs is used again.
+    pub reuse_storage: bool,
     /// Shards of the network, for cost accounting.
     pub n_shards: u32,
     /// Whether this node leaves renewal to others.
@@ -215,6 +217,7 @@ impl Config {
             verify_reads: fields.flag("verifyReads", true)?,
             auth: fields.token_source()?,
             walrus_command: fields.walrus_command()?,
+            reuse_storage: fields.reuse_storage(renew_interval)?,
             n_shards: fields.number("nShards", 1000)?,
             disable_flush: fields.flag("disableFlush", false)?,
             standby_max_lag: fields.seconds("standbyMaxLagSeconds", 10)?,

@@ -410,3 +410,29 @@ fn links_to_directories_of_kubo_are_refused() {
     check("../link/../journal").unwrap();
     check("journal").unwrap();
 }
+
+#[test]
+fn storage_is_used_again_only_where_the_node_can_delete_and_extend() {
+    let with = |keys: &str| {
+        let json = format!(
+            r#"{{"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i","network":"testnet","reuseStorage":true{keys}}}"#
+        );
+        Config::from_json(&json)
+    };
+    let command = r#","walrusCommand":["walrus"]"#;
+    let all = format!(r#"{command},"deletable":true,"renewIntervalSeconds":60"#);
+    assert!(with(&all).unwrap().reuse_storage);
+    for (keys, missing) in [
+        (all.replace(command, ""), "walrusCommand is not set"),
+        (all.replace("true", "false"), "deletable is false"),
+        (all.replace(":60", ":0"), "renewIntervalSeconds is 0"),
+    ] {
+        let error = with(&keys).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        let text = error.message();
+        assert!(
+            text.contains("reuseStorage is true") && text.contains(missing),
+            "{text}"
+        );
+    }
+}

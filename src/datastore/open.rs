@@ -32,6 +32,7 @@ use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::upload::limit::UploadLimit;
+use crate::upload::reuse::Reuse;
 use crate::upload::{adopt, Quilts, Uploader};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
@@ -327,17 +328,27 @@ fn uploader(
     parts: &Parts,
     metrics: &Arc<Metrics>,
 ) -> Uploader {
+    let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
+    let reuse = config.reuse_storage.then(|| {
+        // The next round extends what is stored just before, and one more can fail.
+        let spare = (config.renew_lead / 6).max(2 * config.renew_interval);
+        let (clock, epoch_clock) = (Arc::clone(&parts.clock), Arc::clone(&epoch_clock));
+        let n_shards = u16::try_from(config.n_shards).unwrap_or(u16::MAX);
+        Arc::new(Reuse::new(clock, epoch_clock, n_shards, spare))
+    });
     Uploader {
         store: Arc::clone(&parts.store),
         index,
         clock: Arc::clone(&parts.clock),
-        epoch_clock: Arc::new(EpochClock::new(config.epoch_duration)),
+        epoch_clock,
+        reuse,
         metrics: Arc::clone(metrics),
         log: Arc::clone(&parts.log),
         gone: Arc::new(gone::none()),
         options: StoreOptions {
             epochs: config.epochs,
             deletable: config.deletable,
+            reuse: false,
         },
         format: config.pack_format,
         quilts: Quilts::new(

@@ -154,7 +154,7 @@ async fn renew_or_carry(
         .is_err_and(|e| e.kind() == ErrorKind::Corrupt);
     if corrupt && !attempt.past.was_wrong() && attempt.past.failures < CARRIED {
         let blob_id = &attempt.item.blob_id;
-        let carried = repack(parts, std::slice::from_ref(blob_id));
+        let carried = repack(parts, std::slice::from_ref(blob_id), |_| false);
         let carried = caught(carried).await;
         if carried.is_ok_and(|carried| !carried.empty.is_empty()) {
             Metrics::add(&parts.metrics.blobs_repacked, 1);
@@ -266,6 +266,8 @@ async fn renew_blob(
     let options = StoreOptions {
         deletable: item.deletable,
         epochs: parts.uploader.options.epochs.max(MIN_RENEWAL_EPOCHS),
+        // Storage that is left may end too soon.
+        reuse: false,
     };
     let body = Body::from(bytes.clone());
     let stored = parts.uploader.store.store(body.clone(), options).await?;

@@ -30,6 +30,11 @@ fn interval(parts: &RenewalParts) -> Duration {
     (parts.lead / 4).clamp(parts.interval, LONGEST.max(parts.interval))
 }
 
+/// When the last pass ended, as the index has it.
+pub(super) async fn last_counted(parts: &RenewalParts) -> Result<Option<String>> {
+    parts.index.note(DONE_NOTE).await
+}
+
 /// Makes a pass if the last one is old, and forgets blobs that have ended and have no rows.
 pub(super) async fn count(parts: &RenewalParts) -> Result<()> {
     let now = seconds(parts.clock.now());

@@ -5,6 +5,8 @@
 //! clock at the moment of the store: it is years off where that clock was. So it counts only for
 //! blobs whose end epoch is not known, and while no epoch was seen.
 
+use std::time::Duration;
+
 use super::{RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::index::RenewItem;
 
@@ -22,9 +24,14 @@ const LAST: u32 = 4;
 /// Whether a blob with this end epoch can no longer wait for the cheapest way. Yes, if its end is
 /// not known.
 pub(super) fn is_urgent(parts: &RenewalParts, end_epoch: i64) -> bool {
+    due_within(parts, end_epoch, parts.lead / LAST)
+}
+
+/// Whether a blob with this end epoch may end within this time. Yes, if its end is not known.
+pub(super) fn due_within(parts: &RenewalParts, end_epoch: i64, time: Duration) -> bool {
     let end = u64::try_from(end_epoch).ok().filter(|end| *end > 0);
     let now = parts.clock.now();
-    let soon = parts.epoch_clock.ends_within(now, parts.lead / LAST);
+    let soon = parts.epoch_clock.ends_within(now, time);
     end.zip(soon).is_none_or(|(end, soon)| end <= soon)
 }
 

@@ -11,11 +11,14 @@
 
 use std::collections::{HashMap, HashSet};
 
+use tokio::time::Instant;
+
 use super::chain::{Failure, Round};
 use super::due::{ends_soon, is_urgent, last_due};
 use super::plan::{self, Action, Decision, Terms};
 use super::present::{present_epoch, prices};
 use super::repack::repack;
+use super::shed;
 use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, Result};
 use crate::index::ledger::InState;
@@ -44,23 +47,34 @@ pub(super) async fn execute(
     done: &mut HashSet<String>,
 ) -> Result<()> {
     let at_once = state.at_once;
-    let Some(terms) = terms(parts, !at_once).await else {
+    let Some(mut terms) = terms(parts, !at_once).await else {
         return Ok(());
     };
-    let (due, beyond) = due(parts, &terms).await?;
+    let round = parts.chain.clone().map(Round::new);
+    if let Some(round) = &round {
+        // First of all: what is bought in this round may use their storage.
+        delete_dead(parts, round).await?;
+    }
+    let (mut due, beyond) = due(parts, &terms).await?;
     done.extend(beyond);
-    let (turns, waiting) = match at_once {
-        true => (due, Vec::new()),
-        false => by_turn(parts, due),
+    let waiting;
+    if !at_once {
+        (due, waiting) = by_turn(parts, due);
+        done.extend(waiting);
+    }
+    let looked = shed::add_sparse(parts, state, &mut due, at_once).await?;
+    terms.reuse = match at_once {
+        true => terms.reuse,
+        false => shed::room(parts, looked).await?,
     };
-    done.extend(waiting);
-    let mut ready = Vec::with_capacity(turns.len());
-    for item in turns {
+    let mut ready = Vec::with_capacity(due.len());
+    for item in due {
         if !state.memory.of(parts, &item.blob_id).await?.rests() {
             ready.push(item);
         }
     }
     let blobs = gather(parts, &ready).await?;
+    state.planned = Some(blobs.keys().cloned().collect());
     let plan = plan::plan(&planned(&blobs), &terms);
     let all = &plan.totals.all;
     let (units, frost) = (all.units, all.frost);
@@ -78,7 +92,6 @@ pub(super) async fn execute(
         );
         parts.log.push(Level::Info, text);
     }
-    let round = parts.chain.clone().map(Round::new);
     let mut extended = already_extended(parts, round.as_ref(), &plan).await;
     let paid: HashSet<&str> = extended.iter().map(|d| d.blob_id.as_str()).collect();
     let waits = |decision: &Decision| !at_once && !is_urgent(parts, decision.end_epoch);
@@ -95,6 +108,9 @@ pub(super) async fn execute(
                 done.insert(decision.blob_id.clone());
             }
             Action::Extend if paid.contains(decision.blob_id.as_str()) => {}
+            Action::Extend if !at_once && shed::waits(parts, decision) => {
+                done.insert(decision.blob_id.clone());
+            }
             Action::Extend => {
                 let Some(round) = round.as_ref().filter(|_| can_extend) else {
                     continue;
@@ -125,8 +141,19 @@ pub(super) async fn execute(
     }
     // All at once: a blob's blocks may come to lie in two packs, and but for the last one all packs
     // are to be full.
+    if state
+        .repacks_rest
+        .is_some_and(|until| until > Instant::now())
+    {
+        let (resting, urgent): (Vec<_>, Vec<_>) = sparse.into_iter().partition(|d| waits(d));
+        done.extend(resting.iter().map(|d| d.blob_id.clone()));
+        sparse = urgent;
+    }
     let ids: Vec<String> = sparse.iter().map(|d| d.blob_id.clone()).collect();
-    let unread = match caught(repack(parts, &ids)).await {
+    let waiting = sparse.iter().filter(|d| waits(d));
+    let waiting: HashSet<&str> = waiting.map(|d| d.blob_id.as_str()).collect();
+    let may_wait = |blob_id: &str| waiting.contains(blob_id);
+    let unread = match caught(repack(parts, &ids, may_wait)).await {
         Ok(repacked) => {
             Metrics::add(&parts.metrics.blobs_repacked, repacked.empty.len() as u64);
             done.extend(repacked.empty);
@@ -136,6 +163,8 @@ pub(super) async fn execute(
             Metrics::add(&parts.metrics.renewals_failed, 1);
             let text = format!("blobs could not be repacked: {e}");
             parts.log.push(Level::Error, text);
+            // Packs may have been paid for that cannot be read back, and would be again.
+            state.repacks_rest = Some(Instant::now() + parts.fraction_of_epoch());
             ids
         }
     };
@@ -145,10 +174,7 @@ pub(super) async fn execute(
             done.insert(decision.blob_id.clone());
         }
     }
-    if let Some(round) = &round {
-        delete_dead(parts, round).await?;
-    }
-    Ok(())
+    shed::left(parts, &[]).await
 }
 
 /// The conditions of the day; `None` if no epoch was seen, or its length is not known. `defers`:
@@ -170,6 +196,7 @@ async fn terms(parts: &RenewalParts, defers: bool) -> Option<Terms> {
         prices,
         n_shards: parts.n_shards,
         chain: parts.chain.is_some(),
+        reuse: parts.uploader.reuse.as_ref().map(|_| u64::MAX),
         max_waste_percent: parts.max_waste_percent,
         pack_target_bytes: parts.uploader.target(),
         block_overhead_bytes: BLOCK_OVERHEAD,
@@ -184,7 +211,9 @@ pub(crate) async fn look(parts: &RenewalParts) -> Result<Option<plan::Plan>> {
     let Some(terms) = terms(parts, !parts.interval.is_zero()).await else {
         return Ok(None);
     };
-    let blobs = gather(parts, &due(parts, &terms).await?.0).await?;
+    let mut due = due(parts, &terms).await?.0;
+    shed::add_sparse(parts, &mut Rounds::default(), &mut due, true).await?;
+    let blobs = gather(parts, &due).await?;
     Ok(Some(plan::plan(&planned(&blobs), &terms)))
 }
 
@@ -248,6 +277,10 @@ fn planned(blobs: &Gathered) -> Vec<plan::Blob> {
 /// The ledger's entries of blobs, and their live blocks, counted now.
 async fn gather(parts: &RenewalParts, due: &[RenewItem]) -> Result<Gathered> {
     let mut gathered = Gathered::new();
+    let held = match parts.uploader.reuse {
+        Some(_) => Some(held(parts).await?),
+        None => None,
+    };
     for page in due.chunks(PAGE) {
         let ids: Vec<String> = page.iter().map(|item| item.blob_id.clone()).collect();
         let entries = parts.index.blobs(&ids).await?;
@@ -267,7 +300,9 @@ async fn gather(parts: &RenewalParts, due: &[RenewItem]) -> Result<Gathered> {
                 live_blocks: live.blocks,
                 live_bytes: live.bytes,
                 // Dead blobs are deleted by `delete_dead`, after their time of grace.
-                held: true,
+                held: held
+                    .as_ref()
+                    .is_none_or(|held| held.contains(&item.blob_id)),
             };
             gathered.insert(item.blob_id.clone(), (entry, planned));
         }
@@ -376,7 +411,7 @@ async fn note_extension(
 /// Deletes blobs that have had no rows for the time of grace, so that their storage is free again.
 async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
     let now = parts.clock.now();
-    let mut dead: Vec<(String, String)> = Vec::new();
+    let mut dead: Vec<Blob> = Vec::new();
     let mut released = InState::new(&*parts.index, BlobState::Released);
     while let Some(page) = released.next().await? {
         for blob in page {
@@ -387,7 +422,7 @@ async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
             let end = u64::try_from(blob.end_epoch).unwrap_or(0);
             let can_be = blob.deletable && !blob.object_id.is_empty();
             if waited && can_be && !parts.epoch_clock.is_over(end) {
-                dead.push((blob.blob_id, blob.object_id));
+                dead.push(blob);
             }
         }
     }
@@ -395,13 +430,13 @@ async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
         return Ok(());
     }
     let held = held(parts).await?;
-    dead.retain(|(blob_id, _)| !held.contains(blob_id));
+    dead.retain(|blob| !held.contains(&blob.blob_id));
     for page in dead.chunks(PAGE) {
-        let ids: Vec<String> = page.iter().map(|(blob_id, _)| blob_id.clone()).collect();
+        let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
         let live = parts.index.live(&ids).await?;
         let page = page.iter().zip(live).filter(|(_, live)| live.blocks == 0);
-        let page: Vec<&(String, String)> = page.map(|(blob, _)| blob).collect();
-        let objects: Vec<String> = page.iter().map(|(_, object)| object.clone()).collect();
+        let page: Vec<&Blob> = page.map(|(blob, _)| blob).collect();
+        let objects: Vec<String> = page.iter().map(|blob| blob.object_id.clone()).collect();
         if objects.is_empty() {
             continue;
         }
@@ -414,10 +449,14 @@ async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
                 return Ok(());
             }
         };
-        let mut gone = Vec::new();
-        for ((blob_id, _), (_, outcome)) in page.iter().zip(outcomes) {
+        let (mut gone, mut deleted) = (Vec::new(), Vec::new());
+        for (blob, (_, outcome)) in page.iter().zip(outcomes) {
+            let blob_id = &blob.blob_id;
             match outcome {
-                Ok(()) => gone.push(blob_id.clone()),
+                Ok(()) => {
+                    deleted.push(*blob);
+                    gone.push(blob_id.clone());
+                }
                 Err(e) if Failure::of(&e) == Some(Failure::Absent) => gone.push(blob_id.clone()),
                 Err(e) => {
                     let text =
@@ -427,6 +466,7 @@ async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
             }
         }
         failpoint!("dead.deleted");
+        shed::left(parts, &deleted).await?;
         Metrics::add(&parts.metrics.blobs_deleted, gone.len() as u64);
         parts.index.forget_blobs(&gone).await?;
         failpoint!("dead.forgotten");

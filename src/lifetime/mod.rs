@@ -42,6 +42,7 @@ pub mod plan;
 mod present;
 pub mod rebuild;
 mod repack;
+mod shed;
 mod sparse;
 mod watch;
 
@@ -156,6 +157,12 @@ struct Rounds {
     /// Whether all that is due is renewed now: nothing is spread over the lead, and nothing that
     /// failed waits for a cheaper way.
     at_once: bool,
+    /// The count after which sparse blobs were last looked for.
+    shed: Option<String>,
+    /// The blobs that this round's plan was made for; `None` if there is none.
+    planned: Option<HashSet<String>>,
+    /// No blob is repacked that can wait before this moment: the last repack failed.
+    repacks_rest: Option<Instant>,
     /// Nothing is due before this moment, whatever the clock says.
     all_held: Option<Instant>,
 }
@@ -179,11 +186,8 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
             let taken = Instant::now();
             match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await {
                 Ok(true) => round(&parts, &owner, taken, &mut state).await,
-                // Another node makes the round; this one has figures all the same.
-                Ok(false) => match learn_epochs(&parts).await {
-                    Ok(()) => read_ledger(&parts).await,
-                    Err(e) => Err(e),
-                },
+                // Another node makes the round.
+                Ok(false) => look_on(&parts).await,
                 Err(e) => Err(e),
             }
         };
@@ -196,6 +200,14 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
         }
     }
     let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
+}
+
+/// The round of a node whose turn it is not: it has figures all the same, and knows what it may
+/// use.
+async fn look_on(parts: &RenewalParts) -> Result<()> {
+    learn_epochs(parts).await?;
+    shed::recall(parts).await?;
+    read_ledger(parts).await
 }
 
 /// How long the first round waits: until an interval has passed since the last round of any
@@ -226,7 +238,9 @@ async fn round(
     if !learn(parts, owner, state, &mut done).await? {
         return Ok(());
     }
+    state.planned = None;
     let by_plan = async {
+        shed::recall(parts).await?;
         count(parts).await?;
         read_ledger(parts).await?;
         execute(parts, state, &mut done).await
@@ -252,7 +266,10 @@ async fn round(
         after = due.last().cloned();
         let due = due.into_iter().filter(|item| {
             let waits = failed && !state.at_once && !is_urgent(parts, item.end_epoch);
-            is_due(parts, item) && !waits && done.insert(item.blob_id.clone())
+            is_due(parts, item)
+                && !waits
+                && !shed::is_new(parts, state, item)
+                && done.insert(item.blob_id.clone())
         });
         if !attend_all(parts, owner, state, due.collect()).await? {
             return Ok(());
@@ -389,7 +406,8 @@ async fn audit(
         let ending = parts.index.ending_by(epoch, after.as_ref(), PAGE).await?;
         for item in &ending {
             // Each store tells the epoch anew; it may be an earlier one than was assumed.
-            if !is_due(parts, item) || !done.insert(item.blob_id.clone()) {
+            let waits = !is_due(parts, item) || shed::is_new(parts, state, item);
+            if waits || !done.insert(item.blob_id.clone()) {
                 continue;
             }
             if let Turn::LeaseLost = attend(parts, owner, state, item).await? {

@@ -43,7 +43,7 @@ pub(crate) async fn repack_once(
     let lease = Lease::take(parts).await?;
     let work = async {
         for group in groups {
-            match caught(repack(parts, group)).await {
+            match caught(repack(parts, group, |_| false)).await {
                 Ok(repacked) => {
                     let (empty, unread) = (repacked.empty.len(), repacked.unread.len());
                     Metrics::add(&parts.metrics.blobs_repacked, empty as u64);

@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 use super::RenewalParts;
 use crate::dag;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::{BlobState, KeyRecord};
 use crate::log::Level;
 use crate::multihash::{self, Match};
@@ -80,6 +80,13 @@ enum Source<'a> {
 }
 
 impl Source<'_> {
+    fn blocks(&self) -> usize {
+        match self {
+            Source::Range(window) => window.len(),
+            Source::Member(..) => 1,
+        }
+    }
+
     async fn read(self, parts: &RenewalParts, blob_id: &str) -> Result<Vec<Carried>> {
         match self {
             Source::Range(window) => read(parts, blob_id, &window).await,
@@ -98,37 +105,39 @@ pub(super) struct Repacked {
 }
 
 /// Carries the live blocks of these blobs over into new packs. A blob that cannot be read keeps its
-/// rows and holds up none of the others.
-pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<Repacked> {
+/// rows and holds up none of the others. So does one of which some blocks are given wrong by every
+/// aggregator, if it `may_wait`: it would be paid for whole for their sake, beside the new pack.
+pub(super) async fn repack(
+    parts: &RenewalParts,
+    blob_ids: &[String],
+    may_wait: impl Fn(&str) -> bool,
+) -> Result<Repacked> {
     let mut unread = Vec::new();
     let mut fill = parts.uploader.empty_pack();
     let mut order = Order::new();
     let mut blocks: Vec<Carried> = Vec::new();
     for blob_id in blob_ids {
         let rows = parts.index.rows_of_blob(blob_id).await?;
-        let windows = windows(&rows).into_iter().map(Source::Range);
-        for from in windows.chain(members(&rows)) {
-            let blocks_read = match from.read(parts, blob_id).await {
-                Ok(blocks_read) => blocks_read,
-                Err(e) => {
-                    let text = format!("blob {blob_id} cannot be repacked now: {e}");
-                    parts.log.push(Level::Warn, text);
-                    unread.push(blob_id.clone());
-                    break;
-                }
-            };
-            for block in blocks_read {
-                while !fill.takes(&block.key, block.len()) {
-                    let rest = blocks.split_off(fill.keep().min(blocks.len()));
-                    let full = std::mem::replace(&mut blocks, rest);
-                    deliver(parts, &mut order, full).await?;
-                    fill = parts.uploader.empty_pack();
-                    for block in &blocks {
-                        fill.takes(&block.key, block.len());
-                    }
-                }
-                blocks.push(block);
+        let of_blob = match read_blob(parts, blob_id, &rows, may_wait(blob_id)).await {
+            Ok(of_blob) => of_blob,
+            Err(e) => {
+                let text = format!("blob {blob_id} cannot be repacked now: {e}");
+                parts.log.push(Level::Warn, text);
+                unread.push(blob_id.clone());
+                continue;
             }
+        };
+        for block in of_blob {
+            while !fill.takes(&block.key, block.len()) {
+                let rest = blocks.split_off(fill.keep().min(blocks.len()));
+                let full = std::mem::replace(&mut blocks, rest);
+                deliver(parts, &mut order, full).await?;
+                fill = parts.uploader.empty_pack();
+                for block in &blocks {
+                    fill.takes(&block.key, block.len());
+                }
+            }
+            blocks.push(block);
         }
     }
     deliver(parts, &mut order, blocks).await?;
@@ -140,6 +149,29 @@ pub(super) async fn repack(parts: &RenewalParts, blob_ids: &[String]) -> Result<
     parts.index.set_state(&empty, BlobState::Released).await?;
     failpoint!("repack.released");
     Ok(Repacked { empty, unread })
+}
+
+/// Reads the blocks of a blob that can be checked. `all`: it is an error if some are given wrong by
+/// every aggregator; else they are left out.
+async fn read_blob(
+    parts: &RenewalParts,
+    blob_id: &str,
+    rows: &[KeyRecord],
+    all: bool,
+) -> Result<Vec<Carried>> {
+    let windows = windows(rows).into_iter().map(Source::Range);
+    let mut blocks = Vec::new();
+    for from in windows.chain(members(rows)) {
+        let asked = from.blocks();
+        let read = from.read(parts, blob_id).await?;
+        let wrong = asked.saturating_sub(read.len());
+        if all && wrong > 0 {
+            let text = format!("{wrong} of its blocks are given wrong by every aggregator");
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        blocks.extend(read);
+    }
+    Ok(blocks)
 }
 
 /// The rows whose blocks can be read as parts of their blob and checked, divided into what is read

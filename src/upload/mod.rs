@@ -9,6 +9,7 @@
 //! | `limit` | how many uploads run at once |
 //! | `order` | the order in which the blocks of a pack are read |
 //! | `format` | the layout of a pack, and which part of it is read back |
+//! | `reuse` | the storage that deleted blobs have left |
 //!
 //! This module holds the steps that all uploads share: [`Uploader::is_stored`] leaves out blocks
 //! that need no upload, [`Uploader::bring_back`] spares the upload of deleted blocks whose blobs
@@ -40,6 +41,7 @@ mod format;
 mod gather;
 pub(crate) mod limit;
 pub(crate) mod order;
+pub(crate) mod reuse;
 mod ticket;
 
 pub use adopt::Adopted;
@@ -48,6 +50,7 @@ pub use format::Format;
 pub(crate) use format::{car, proof, quilt, Fill, Parcel, Place, Quilts};
 pub(crate) use gather::{NewBlock, Packer};
 use limit::UploadLimit;
+use reuse::{Purchase, Reuse};
 
 /// The parts and settings that all uploads of a datastore share.
 pub(crate) struct Uploader {
@@ -59,6 +62,8 @@ pub(crate) struct Uploader {
     pub(crate) log: Arc<Log>,
     pub(crate) gone: Arc<Gone>,
     pub(crate) options: StoreOptions,
+    /// The storage that deleted blobs have left, if it is used again.
+    pub(crate) reuse: Option<Arc<Reuse>>,
     pub(crate) format: Format,
     pub(crate) quilts: Quilts,
     /// The configured ceiling of a pack (bytes).
@@ -113,9 +118,12 @@ impl Pack {
 }
 
 impl Uploader {
-    /// The ceiling of a pack now: the configured one, or less if the publishers refuse that.
+    /// The ceiling of a pack now: the configured one, or less if the publishers refuse that, or if
+    /// storage is left that is only a little smaller.
     pub(crate) fn target(&self) -> u64 {
-        self.target_bytes.min(self.store.size_limit()).max(1)
+        let most = self.target_bytes.min(self.store.size_limit()).max(1);
+        let reuse = self.reuse.as_ref();
+        reuse.map_or(most, |reuse| reuse.full_pack(most))
     }
 
     /// Whether a value of `len` bytes is stored already, so that it needs no upload. `row` is the
@@ -192,9 +200,13 @@ impl Uploader {
     pub(crate) async fn store<P: Parcel>(&self, blocks: &[P]) -> Sent {
         let metrics = &self.metrics;
         let (begun, ceiling) = (Instant::now(), self.target());
+        let purchase = Purchase {
+            options: self.options,
+            reuse: self.reuse.clone(),
+        };
         let sent = self
             .format
-            .store(blocks, &*self.store, self.options, &self.quilts);
+            .store(blocks, &*self.store, &purchase, &self.quilts);
         match caught(sent).await {
             Ok(stored) => {
                 let layout = stored.layout;

@@ -51,6 +51,15 @@ pub fn encoded_size(len: u64, n_shards: u16) -> Option<u64> {
     Some(n * (64 * n + 32) + n * (rows + columns) * symbol)
 }
 
+/// The longest blob (bytes) of which the encoded size is at most `encoded`; 0 if even an empty one
+/// is larger.
+pub(crate) fn longest_within(encoded: u64, n_shards: u16) -> u64 {
+    let n = u64::from(n_shards.max(1));
+    let (rows, columns) = matrix(n_shards);
+    let symbols = encoded.saturating_sub(n * (64 * n + 32)) / (n * (rows + columns));
+    rows * columns * (symbols & !1).min(MAX_SYMBOL)
+}
+
 /// Billing units (1 MiB of encoded size, started ones count) of a blob of `len` bytes; `None` as
 /// for [`encoded_size`].
 pub fn units(len: u64, n_shards: u16) -> Option<u64> {
@@ -98,6 +107,21 @@ impl Prices {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_blob_of_a_size_is_found() {
+        for n_shards in [100, 200, 1000] {
+            for len in [1, 445_556, 445_557, 2 << 20, 64 << 20] {
+                let encoded = encoded_size(len, n_shards).unwrap();
+                let longest = longest_within(encoded, n_shards);
+                assert!(longest >= len);
+                assert_eq!(encoded_size(longest, n_shards), Some(encoded));
+                assert!(encoded_size(longest + 1, n_shards).unwrap() > encoded);
+                assert!(longest_within(encoded - 1, n_shards) < len);
+            }
+            assert_eq!(longest_within(0, n_shards), 0);
+        }
+    }
 
     #[test]
     fn table_of_known_sizes_at_1000_shards() {

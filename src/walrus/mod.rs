@@ -78,10 +78,14 @@ pub struct StoreOptions {
     pub epochs: u32,
     /// false asks for a permanent blob, true for one its owner may delete.
     pub deletable: bool,
+    /// Whether the publisher may use storage that its wallet owns already, left by deleted blobs,
+    /// instead of buying some. That may be larger, and may end later than asked for.
+    pub reuse: bool,
 }
 
 setters! { StoreOptions {
     with_deletable(deletable: bool);
+    with_reuse(reuse: bool);
 } }
 
 impl StoreOptions {
@@ -90,6 +94,7 @@ impl StoreOptions {
         StoreOptions {
             epochs,
             deletable: false,
+            reuse: false,
         }
     }
 }

@@ -10,7 +10,8 @@
 //! `permanent=true` is always spelled out, since publishers from 1.33 on store deletable blobs by
 //! default. One before 1.29 does not know the parameter and answers 400; its default is permanent,
 //! so it is asked again without. That is not remembered: after an update of that publisher the bare
-//! request would mean a deletable blob.
+//! request would mean a deletable blob. Likewise `reuse_resources=true`, which publishers know from
+//! 1.46 on: one that does not is asked without it, and sells new storage.
 //!
 //! A store never asks an aggregator first whether the blob exists: that would plant a 404 in
 //! caches.
@@ -123,22 +124,32 @@ impl Shared {
         Err(rotation.error(ErrorKind::Walrus, what))
     }
 
-    /// One attempt (two requests if the publisher turns out not to know `permanent`).
+    /// One attempt (another request for each parameter that the publisher turns out not to know).
     async fn put(
         &self,
         publisher: &Endpoint,
         body: &Body,
         options: StoreOptions,
     ) -> std::result::Result<StoreResult, Failure> {
-        let asked = if options.deletable {
+        let persistence = if options.deletable {
             "&deletable=true"
         } else {
             "&permanent=true"
         };
-        let refusal = match self
+        let reuse = format!("{persistence}&reuse_resources=true");
+        let asked = if options.reuse { &reuse } else { persistence };
+        let mut answer = self
             .put_once(publisher, body, options.epochs, asked)
-            .await?
-        {
+            .await?;
+        if let Err(refusal) = &answer {
+            let unknown = names_unknown(&refusal.body, "reuse_resources");
+            if options.reuse && refusal.status.as_u16() == 400 && unknown {
+                answer = self
+                    .put_once(publisher, body, options.epochs, persistence)
+                    .await?;
+            }
+        }
+        let refusal = match answer {
             Ok(answer) => return Ok(answer.result),
             Err(refusal) => refusal,
         };
@@ -309,7 +320,9 @@ fn newly_created(new: &Value) -> std::result::Result<Answer, String> {
         result: StoreResult {
             blob_id: blob_id(object)?,
             object_id: object.get("id").and_then(Value::as_str).map(String::from),
-            start_epoch: number(&storage["startEpoch"]),
+            // Storage that was taken over from a deleted blob began earlier.
+            start_epoch: (object.get("registeredEpoch").and_then(number))
+                .or_else(|| number(&storage["startEpoch"])),
             end_epoch: number(&storage["endEpoch"]).ok_or("blobObject without endEpoch")?,
             encoded_size: number(&storage["storageSize"]),
             cost: number(&new["cost"]).unwrap_or(0),

@@ -93,9 +93,9 @@ pub(super) fn blob_object(
         certified_epoch: None,
         storage: Storage {
             id: registration.storage_id,
-            start_epoch: registration.start_epoch,
+            start_epoch: registration.storage_start(),
             end_epoch: registration.end_epoch,
-            storage_size: encoded_length,
+            storage_size: registration.storage_size(encoded_length),
         },
         deletable: registration.deletable,
     }

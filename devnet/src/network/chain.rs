@@ -151,7 +151,8 @@ impl Network {
         let mut state = self.state.lock();
         state.extend(&blob_id, registration.object_id, end_epoch);
         drop(state);
-        let units = self.encoded_length(size).div_ceil(1 << 20);
+        let encoded = self.encoded_length(size);
+        let units = registration.storage_size(encoded).div_ceil(1 << 20);
         let cost = units * self.setup.prices.storage * u64::from(epochs);
         self.billing.units.fetch_add(units, Ordering::Relaxed);
         self.billing.cost.fetch_add(cost, Ordering::Relaxed);
@@ -175,9 +176,9 @@ impl Network {
         let storage = FreeStorage {
             storage_id: registration.storage_id,
             owner: registration.owner,
-            start_epoch: registration.start_epoch,
+            start_epoch: registration.storage_start(),
             end_epoch: registration.end_epoch,
-            size: self.encoded_length(size),
+            size: registration.storage_size(self.encoded_length(size)),
         };
         self.record(&Record::Deregister {
             blob_id,

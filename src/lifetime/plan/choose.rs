@@ -20,6 +20,8 @@ use super::price::Pricing;
 /// A blob that may be repacked.
 pub(super) struct Candidate {
     pub(super) due: bool,
+    /// It is repacked for the sake of its storage.
+    pub(super) reuses: bool,
     /// FROST and bytes moved if it is not repacked.
     pub(super) otherwise: (u128, u128),
     /// Bytes that it brings into packs, at least 1.
@@ -38,12 +40,15 @@ struct Sums {
     otherwise: (u128, u128),
     packed: u128,
     moved: u128,
+    /// The packed bytes of those that are repacked for the sake of their storage.
+    reused: u128,
 }
 
 impl Sums {
     fn with(self, candidate: &Candidate, repacked: bool) -> Sums {
         let (packed, moved) = (candidate.packed, candidate.moved);
         let (frost, bytes) = candidate.otherwise;
+        let reused = if candidate.reuses { packed } else { 0 };
         let mut sums = self;
         match repacked {
             true => {
@@ -51,12 +56,14 @@ impl Sums {
                 sums.otherwise.1 -= bytes;
                 sums.packed += packed;
                 sums.moved += moved;
+                sums.reused += reused;
             }
             false => {
                 sums.otherwise.0 += frost;
                 sums.otherwise.1 += bytes;
                 sums.packed -= packed;
                 sums.moved -= moved;
+                sums.reused -= reused;
             }
         }
         sums
@@ -64,7 +71,7 @@ impl Sums {
 
     /// FROST, then bytes moved: ties go to fewer bytes.
     fn cost(&self, pricing: &Pricing) -> (u128, u128) {
-        let packs = pricing.store(pricing.packs(self.packed), pricing.span);
+        let packs = pricing.store(pricing.packs(self.packed), pricing.compared);
         (
             packs.saturating_add(self.otherwise.0),
             self.moved.saturating_add(self.otherwise.1),
@@ -72,19 +79,19 @@ impl Sums {
     }
 }
 
-/// For each candidate, whether it is repacked.
-pub(super) fn choose(candidates: &[Candidate], pricing: &Pricing) -> Vec<bool> {
+/// For each candidate, whether it is repacked. At most `room` bytes are, for the sake of storage.
+pub(super) fn choose(candidates: &[Candidate], room: u128, pricing: &Pricing) -> Vec<bool> {
     let saved = |i: usize| candidates[i].otherwise.0 as f64 / candidates[i].packed as f64;
     let mut all: Vec<usize> = (0..candidates.len()).collect();
     all.sort_by(|a, b| saved(*b).total_cmp(&saved(*a)));
     let due: Vec<usize> = all.iter().copied().filter(|i| candidates[*i].due).collect();
-    let mut at_once = Choice::of_none(candidates, pricing);
+    let mut at_once = Choice::of_none(candidates, room, pricing);
     at_once.take_beginning(&all);
     at_once.improve(&all);
     if due.len() == all.len() {
         return at_once.repacked;
     }
-    let mut due_first = Choice::of_none(candidates, pricing);
+    let mut due_first = Choice::of_none(candidates, room, pricing);
     due_first.take_beginning(&due);
     due_first.improve(&due);
     due_first.improve(&all);
@@ -96,6 +103,7 @@ pub(super) fn choose(candidates: &[Candidate], pricing: &Pricing) -> Vec<bool> {
 
 struct Choice<'a> {
     candidates: &'a [Candidate],
+    room: u128,
     pricing: &'a Pricing,
     repacked: Vec<bool>,
     sums: Sums,
@@ -103,7 +111,7 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    fn of_none(candidates: &'a [Candidate], pricing: &'a Pricing) -> Self {
+    fn of_none(candidates: &'a [Candidate], room: u128, pricing: &'a Pricing) -> Self {
         let mut sums = Sums::default();
         for candidate in candidates {
             sums.otherwise.0 += candidate.otherwise.0;
@@ -111,6 +119,7 @@ impl<'a> Choice<'a> {
         }
         Choice {
             candidates,
+            room,
             pricing,
             repacked: vec![false; candidates.len()],
             cost: sums.cost(pricing),
@@ -121,15 +130,21 @@ impl<'a> Choice<'a> {
     /// Takes the cheapest beginning of an order, where none was taken yet.
     fn take_beginning(&mut self, order: &[usize]) {
         let (mut sums, mut taken) = (self.sums, 0);
-        for (n, i) in order.iter().enumerate() {
-            sums = sums.with(&self.candidates[*i], true);
+        let mut beginning = Vec::with_capacity(order.len());
+        for i in order {
+            let next = sums.with(&self.candidates[*i], true);
+            if next.reused > self.room {
+                continue;
+            }
+            sums = next;
+            beginning.push(*i);
             let cost = sums.cost(self.pricing);
             if cost < self.cost {
-                (self.sums, self.cost, taken) = (sums, cost, n + 1);
+                (self.sums, self.cost, taken) = (sums, cost, beginning.len());
             }
         }
-        for i in order.iter().take(taken) {
-            self.repacked[*i] = true;
+        for i in beginning.into_iter().take(taken) {
+            self.repacked[i] = true;
         }
     }
 
@@ -140,7 +155,7 @@ impl<'a> Choice<'a> {
             for i in order {
                 let sums = self.sums.with(&self.candidates[*i], !self.repacked[*i]);
                 let cost = sums.cost(self.pricing);
-                if cost < self.cost {
+                if cost < self.cost && sums.reused <= self.room {
                     (self.sums, self.cost) = (sums, cost);
                     self.repacked[*i] = !self.repacked[*i];
                     changed = true;

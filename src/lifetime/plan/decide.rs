@@ -68,6 +68,20 @@ impl<'a> Item<'a> {
         terms.chain && !object.is_empty() && !self.over && self.end.is_some()
     }
 
+    /// Whether its storage can be used again soon after its live blocks have moved.
+    fn gives_back(&self, terms: &Terms) -> bool {
+        terms.reuse.is_some()
+            && self.blob.deletable
+            && !self.blob.held
+            && self.can_be_managed(terms)
+    }
+
+    /// Whether its live blocks need less in full packs than it occupies.
+    fn is_sparse(&self, terms: &Terms, pricing: &Pricing) -> bool {
+        let (packed, full) = (self.packed(terms), pricing.target_units);
+        packed.saturating_mul(full) < self.units.saturating_mul(pricing.target)
+    }
+
     fn packed(&self, terms: &Terms) -> u128 {
         let beside = u128::from(terms.block_overhead_bytes).saturating_mul(self.live_blocks);
         self.live_bytes
@@ -111,17 +125,21 @@ impl<'a> Item<'a> {
     }
 
     fn candidate(&self, terms: &Terms, pricing: &Pricing) -> Candidate {
-        let otherwise = if self.due {
+        let otherwise = if self.gives_back(terms) {
+            (pricing.extend(self.units, pricing.compared), 0)
+        } else if self.due {
             let ways = self.ways(terms, pricing);
             let stored = (ways.store_again, 2 * self.size);
             let extended = ways.extend.map(|(price, _)| (price, 0));
-            extended.map_or(stored, |extended| extended.min(stored))
+            let (price, bytes) = extended.map_or(stored, |extended| extended.min(stored));
+            (pricing.compared(price), bytes)
         } else {
-            (self.price_later(terms, pricing), 0)
+            (pricing.compared(self.price_later(terms, pricing)), 0)
         };
         let packed = self.packed(terms);
         Candidate {
             due: self.due,
+            reuses: self.gives_back(terms),
             // Prices beyond that are nonsense; with them bounded, sums do not overflow.
             otherwise: (otherwise.0.min(u64::MAX.into()), otherwise.1),
             packed,
@@ -231,6 +249,7 @@ fn until(terms: &Terms) -> u64 {
 ///     prices: Prices { storage: 100_000, write: 20_000 },
 ///     n_shards: 1000,
 ///     chain: true,
+///     reuse: None,
 ///     max_waste_percent: 50,
 ///     pack_target_bytes: 64 << 20,
 ///     block_overhead_bytes: 80,
@@ -278,7 +297,11 @@ pub fn plan(blobs: &[Blob], terms: &Terms) -> Plan {
             continue;
         }
         let ends_before = item.end.is_none_or(|end| end < until(terms));
-        if item.due || (ends_before && item.size > 0 && item.waste_percent() >= max_waste) {
+        let wastes = match item.gives_back(terms) {
+            true => item.is_sparse(terms, &pricing),
+            false => ends_before && item.size > 0 && item.waste_percent() >= max_waste,
+        };
+        if item.due || wastes {
             candidates.push((i, item.candidate(terms, &pricing)));
         }
         if item.due {
@@ -290,7 +313,8 @@ pub fn plan(blobs: &[Blob], terms: &Terms) -> Plan {
         }
     }
     let (places, candidates): (Vec<usize>, Vec<Candidate>) = candidates.into_iter().unzip();
-    let repacked = choose(&candidates, &pricing);
+    let room = u128::from(terms.reuse.unwrap_or(0)).saturating_mul(pricing.target);
+    let repacked = choose(&candidates, room, &pricing);
     let chosen = || places.iter().zip(&candidates).zip(&repacked);
     let packed: u128 = chosen()
         .filter(|(_, yes)| **yes)
@@ -309,13 +333,17 @@ pub fn plan(blobs: &[Blob], terms: &Terms) -> Plan {
         let share = |bytes: u128| packs.saturating_mul(bytes) / packed.max(1);
         let after = before + candidate.packed;
         let units = share(after) - share(before);
-        let reason = repack_reason(item, candidate, together);
+        let reason = repack_reason(item, candidate, together, item.gives_back(terms));
+        let epochs = match item.gives_back(terms) {
+            true => pricing.compared,
+            false => pricing.span,
+        };
         decided[*i] = Some(Decision {
-            epochs: terms.bought(),
+            epochs: u32::try_from(epochs).unwrap_or(u32::MAX),
             read_bytes: cap(item.live_bytes),
             write_bytes: cap(candidate.packed),
             units: cap(units),
-            frost: cap(pricing.store(units, pricing.span)),
+            frost: cap(pricing.store(units, epochs)),
             pack: Some(cap(before / pricing.target)),
             ..item.decision(Action::Repack, reason)
         });
@@ -367,7 +395,12 @@ impl Totals {
     }
 }
 
-fn repack_reason(item: &Item<'_>, candidate: &Candidate, together: usize) -> String {
+fn repack_reason(
+    item: &Item<'_>,
+    candidate: &Candidate,
+    together: usize,
+    gives_back: bool,
+) -> String {
     let with = match together {
         0 | 1 => "alone in a pack".to_owned(),
         2 => "with 1 other blob".to_owned(),
@@ -375,6 +408,11 @@ fn repack_reason(item: &Item<'_>, candidate: &Candidate, together: usize) -> Str
     };
     let waste = item.waste_percent();
     let otherwise = cap(candidate.otherwise.0);
+    if gives_back {
+        return format!(
+            "{waste} % waste; its storage is used again, and costs {otherwise} FROST for an epoch; {with}"
+        );
+    }
     match item.due {
         true => format!("{waste} % waste; otherwise {otherwise} FROST; {with}"),
         false => format!(

@@ -45,6 +45,24 @@
 //! holds for a blob that ends soon enough after the lead. Such blobs are taken along if at least
 //! [`Terms::max_waste_percent`] of them is waste. A blob that ends at `H` or later has nothing to
 //! gain and is never taken.
+//!
+//! # Where storage is used again
+//!
+//! With [`Terms::reuse`] a deleted blob's storage is not lost: the next store takes it over. Then
+//! the live blocks of a sparse blob move for the fee of the write, and what the blob wastes can be
+//! had for something else. How long that would have been paid for in vain is not known: sooner or
+//! later more of the blob's blocks go, and it is repacked for these. So one epoch is compared. A
+//! blob of `U` units, due or not, is repacked if its share `u` of full packs is so small that
+//!
+//! ```text
+//! u·(s + w) < U·s
+//! ```
+//!
+//! which is at a sixth of waste, at the prices of the documentation. Packs that are not full count
+//! as what they cost: where few bytes are to be moved, they wait for more. A pack for which no
+//! storage is left is paid for from the present epoch on, as above, and gains only if what it
+//! empties is of use to others. So the caller says how many packs it is good for.
+//! [`Terms::max_waste_percent`] has no part in it.
 
 use serde::Serialize;
 
@@ -111,6 +129,9 @@ pub struct Terms {
     pub n_shards: u16,
     /// Whether blobs can be extended and deleted.
     pub chain: bool,
+    /// Where the storage of deleted blobs is used again by this node's stores: how many packs may
+    /// be filled for the sake of it in this pass. `None`: it is not used again.
+    pub reuse: Option<u64>,
     /// A blob that is not due is repacked only if this part of it, or more, is waste.
     pub max_waste_percent: u32,
     /// The length of a full pack (bytes).

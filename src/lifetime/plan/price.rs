@@ -11,9 +11,11 @@ pub(super) struct Pricing {
     write: u128,
     /// The epochs from now to the end of what is bought.
     pub(super) span: u128,
+    /// The epochs for which repacking is compared with other ways.
+    pub(super) compared: u128,
     /// The length of a full pack.
     pub(super) target: u128,
-    target_units: u128,
+    pub(super) target_units: u128,
 }
 
 impl Pricing {
@@ -26,6 +28,10 @@ impl Pricing {
             storage: terms.prices.storage.into(),
             write: terms.prices.write.into(),
             span: u128::from(terms.bought()),
+            compared: match terms.reuse {
+                Some(_) => 1,
+                None => u128::from(terms.bought()),
+            },
             target: target.into(),
             target_units: units(target.into(), n_shards),
         }
@@ -45,6 +51,15 @@ impl Pricing {
     pub(super) fn store(&self, units: u128, epochs: u128) -> u128 {
         let rate = self.storage.saturating_mul(epochs);
         units.saturating_mul(rate.saturating_add(self.write))
+    }
+
+    /// A price for the whole span, as a part of what is compared.
+    pub(super) fn compared(&self, price: u128) -> u128 {
+        if self.compared == self.span {
+            return price;
+        }
+        let (compared, whole) = (self.store(1, self.compared), self.store(1, self.span));
+        price.saturating_mul(compared) / whole.max(1)
     }
 
     /// The units of the packs that hold so many bytes together: full ones, and one for the rest.

@@ -22,6 +22,7 @@ fn terms() -> Terms {
         },
         n_shards: 1000,
         chain: true,
+        reuse: None,
         max_waste_percent: 50,
         pack_target_bytes: 64 * MIB,
         block_overhead_bytes: 0,
@@ -433,7 +434,10 @@ fn any_terms() -> impl Strategy<Value = Terms> {
         (0u32..70, prop_oneof![4 => Just(53u32), 1 => any::<u32>()]),
         (price(), price()),
         prop_oneof![4 => Just(1000u16), 1 => any::<u16>()],
-        any::<bool>(),
+        (
+            any::<bool>(),
+            prop::option::of(prop_oneof![0u64..4, any::<u64>()]),
+        ),
         (
             0u32..120,
             prop_oneof![4 => MIB..100 * MIB, 1 => any::<u64>()],
@@ -447,7 +451,7 @@ fn any_terms() -> impl Strategy<Value = Terms> {
                 (epochs, max_epochs),
                 (storage, write),
                 n_shards,
-                chain,
+                (chain, reuse),
                 (max_waste_percent, pack_target_bytes),
                 block_overhead_bytes,
                 budget_bytes,
@@ -460,6 +464,7 @@ fn any_terms() -> impl Strategy<Value = Terms> {
                     prices: Prices { storage, write },
                     n_shards,
                     chain,
+                    reuse,
                     max_waste_percent,
                     pack_target_bytes,
                     block_overhead_bytes,
@@ -507,6 +512,7 @@ proptest! {
                 Action::StoreAgain => prop_assert!(due),
                 Action::Repack => prop_assert!(
                     due || end < until && !terms.max_waste_percent.gt(&100)
+                        || terms.reuse.is_some() && blob.deletable && !blob.held
                 ),
                 Action::Lapse => prop_assert!(due && decision.frost == 0),
             }
@@ -525,7 +531,7 @@ proptest! {
     /// The sum is never above that of the simple ways, and the sums are those of the decisions.
     #[test]
     fn no_simple_way_is_cheaper(blobs in blobs(40), terms in any_terms()) {
-        let terms = Terms { max_waste_percent: 101, ..terms };
+        let terms = Terms { max_waste_percent: 101, reuse: None, ..terms };
         let planned = plan(&blobs, &terms);
         let totals = &planned.totals;
         prop_assert!(totals.all.frost <= totals.all_stored_again_frost);
@@ -553,7 +559,7 @@ proptest! {
     fn what_is_taken_along_pays(blobs in blobs(40), terms in any_terms()) {
         let Prices { storage, write } = terms.prices;
         let prices = Prices { storage: storage % (1 << 20), write: write % (1 << 20) };
-        let terms = Terms { epoch: 100, max_epochs: 53, n_shards: 1000, prices, ..terms };
+        let terms = Terms { epoch: 100, max_epochs: 53, reuse: None, n_shards: 1000, prices, ..terms };
         let alone = plan(&blobs, &Terms { max_waste_percent: 101, ..terms.clone() });
         let along = plan(&blobs, &Terms { max_waste_percent: 0, ..terms.clone() });
         let mut later = 0u128;
@@ -606,4 +612,84 @@ proptest! {
         prop_assert!(planned >= best, "{planned} {best}");
         prop_assert!(planned <= best + best / 20, "{planned} {best}");
     }
+}
+
+/// A year at a time, with storage that is used again.
+fn reusing() -> Terms {
+    Terms {
+        reuse: Some(u64::MAX),
+        ..terms()
+    }
+}
+
+fn deletable(id: &str, end_epoch: i64, live_bytes: i64) -> Blob {
+    Blob {
+        deletable: true,
+        ..blob(id, end_epoch, live_bytes)
+    }
+}
+
+#[test]
+fn where_storage_is_used_again_sparse_blobs_are_emptied_early() {
+    // Five blobs that end late, of which 4/5 are live, fill four packs.
+    let five = |live: i64| -> Vec<Blob> {
+        let ids = ["a", "b", "c", "d", "e"];
+        ids.map(|id| deletable(id, 120, live)).to_vec()
+    };
+    let blobs = five(FULL / 5 * 4);
+    let planned = plan(&blobs, &reusing());
+    assert_eq!(planned.totals.repack.blobs, 5, "{planned}");
+    // Four packs for the fee of the write and an epoch, instead of five for an epoch.
+    assert_eq!(planned.totals.repack.units, 4 * 350);
+    assert_eq!(planned.totals.repack.frost, 4 * 350 * 120_000);
+    assert!(planned.decisions.iter().all(|d| d.epochs == 1 && !d.due));
+    assert!(plan(&blobs, &terms()).decisions.is_empty());
+
+    // No more than there is room for: two packs, of which two blobs fill one.
+    let little = Terms {
+        reuse: Some(2),
+        ..reusing()
+    };
+    let blobs = five(FULL / 2);
+    assert_eq!(plan(&blobs, &little).totals.repack.blobs, 4);
+    let none = Terms {
+        reuse: Some(0),
+        ..reusing()
+    };
+    assert!(plan(&blobs, &none).decisions.is_empty());
+
+    // A tenth is not worth a write yet, and more is not worth a pack that is not full.
+    assert!(plan(&five(FULL / 10 * 9), &reusing()).decisions.is_empty());
+    let lone = deletable("a", 120, FULL / 20 * 17);
+    assert!(plan(&[lone], &reusing()).decisions.is_empty());
+}
+
+#[test]
+fn only_storage_that_comes_back_soon_is_used_again() {
+    let sparse = |n: i64| deletable(&format!("b{n}"), 120, FULL / 2);
+    let all: Vec<Blob> = (0..4).map(sparse).collect();
+    assert_eq!(plan(&all, &reusing()).totals.repack.blobs, 4);
+    let spoilt: [fn(&mut Blob); 3] = [
+        |blob| blob.deletable = false,
+        |blob| blob.object_id = None,
+        |blob| blob.held = true,
+    ];
+    for spoil in spoilt {
+        let mut blobs = all.clone();
+        blobs.iter_mut().for_each(spoil);
+        // At most what is repacked where nothing is used again.
+        let planned = plan(&blobs, &reusing());
+        assert!(planned.decisions.is_empty(), "{planned}");
+    }
+    // A blob that is due and full is extended all the same.
+    let planned = plan(&[deletable("full", 101, FULL)], &reusing());
+    assert_eq!(only(&planned).action, Action::Extend);
+    // One that is due and permanent is repacked as ever: it pays from a fifth of waste on.
+    let permanent: Vec<Blob> = (0..4)
+        .map(|n| blob(&format!("p{n}"), 101, FULL / 4 * 3))
+        .collect();
+    let with = plan(&permanent, &reusing());
+    let without = plan(&permanent, &terms());
+    assert_eq!(with.totals.repack.blobs, without.totals.repack.blobs);
+    assert_eq!(with.totals.all, without.totals.all);
 }

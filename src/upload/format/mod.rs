@@ -18,10 +18,11 @@
 
 use bytes::Bytes;
 
+use super::reuse::Purchase;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::Record;
 use crate::patch::Columns;
-use crate::walrus::{BlobStore, Body, Check, StoreOptions, StoreResult};
+use crate::walrus::{BlobStore, Body, Check, StoreResult};
 
 pub(crate) mod car;
 mod concat;
@@ -142,11 +143,11 @@ impl Format {
         self,
         blocks: &[P],
         walrus: &dyn BlobStore,
-        options: StoreOptions,
+        purchase: &Purchase,
         quilts: &Quilts,
     ) -> Result<Stored> {
         if self == Format::Quilt {
-            if let Some(stored) = quilts.store(blocks, walrus, options).await? {
+            if let Some(stored) = quilts.store(blocks, walrus, purchase).await? {
                 return Ok(stored);
             }
         }
@@ -155,14 +156,14 @@ impl Format {
             Format::Concat => None,
         };
         if let Some((body, layout)) = file {
-            match store_as(Format::Car, body, layout, walrus, options).await {
+            match store_as(Format::Car, body, layout, walrus, purchase).await {
                 // A single block may be too large only for what is around it.
                 Err(e) if e.kind() == ErrorKind::TooLarge && may_be_sent(blocks, walrus) => {}
                 stored => return stored,
             }
         }
         let (body, layout) = concat::lay_out(blocks);
-        store_as(Format::Concat, body, layout, walrus, options).await
+        store_as(Format::Concat, body, layout, walrus, purchase).await
     }
 
     /// The name of the format, in the configuration and in the ledger.
@@ -180,10 +181,10 @@ async fn store_as(
     body: Body,
     layout: Layout,
     walrus: &dyn BlobStore,
-    options: StoreOptions,
+    purchase: &Purchase,
 ) -> Result<Stored> {
     let sent = body.clone();
-    let answer = walrus.store(body, options).await?;
+    let answer = purchase.store(walrus, body).await?;
     Ok(Stored {
         answer,
         format,

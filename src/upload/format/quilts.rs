@@ -36,7 +36,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::log::{Level, Log};
 use crate::multihash::{self, Match};
 use crate::patch::Columns;
-use crate::walrus::{cost, BlobStore, StoreOptions, StoreResult};
+use crate::upload::reuse::Purchase;
+use crate::walrus::{cost, BlobStore, StoreResult};
 
 /// How long no quilt is made after one could not be read.
 const PAUSE: Duration = Duration::from_secs(3600);
@@ -99,7 +100,7 @@ impl Quilts {
         &self,
         blocks: &[P],
         walrus: &dyn BlobStore,
-        options: StoreOptions,
+        purchase: &Purchase,
     ) -> Result<Option<Stored>> {
         if self
             .refused
@@ -127,7 +128,7 @@ impl Quilts {
                 layout,
                 digest: Some(digest),
             },
-            None => match store_as(Format::Quilt, body, layout, walrus, options).await {
+            None => match store_as(Format::Quilt, body, layout, walrus, purchase).await {
                 Err(e) if e.kind() == ErrorKind::TooLarge => return Ok(None),
                 stored => {
                     let stored = stored?;

@@ -76,8 +76,13 @@ impl Rates {
 
     /// FROST for units that are kept from one epoch to another and written once.
     fn store(&self, units: u64, from: u32, to: u32) -> u64 {
-        let epochs = to.min(self.epochs).saturating_sub(from);
-        units * (self.prices.storage * u64::from(epochs) + self.prices.write)
+        self.keep(units, from, to) + units * self.prices.write
+    }
+
+    /// FROST for units that are kept from one epoch to another.
+    fn keep(&self, units: u64, from: u32, to: u32) -> u64 {
+        let epochs = to.min(self.epochs).saturating_sub(from.min(self.epochs));
+        units * self.prices.storage * u64::from(epochs)
     }
 
     /// The first and the last epoch of a block's life.
@@ -240,7 +245,12 @@ struct Registration {
     /// Its end when it was first seen.
     first_end: u32,
     end: u32,
+    /// The units that were written.
     units: u64,
+    /// The units of its storage: more where it took over storage that was larger.
+    storage: u64,
+    /// Whether it took over the storage of a deleted blob, so that only the write was paid.
+    reused: bool,
     purpose: Purpose,
 }
 
@@ -275,6 +285,8 @@ impl Paid {
                     first_end: r.end_epoch,
                     end: r.end_epoch,
                     units: blob.units,
+                    storage: r.storage_size(blob.encoded_size).div_ceil(1 << 20),
+                    reused: r.reused.is_some(),
                     purpose,
                 };
                 self.registrations.insert(r.object_id, registration);
@@ -291,6 +303,12 @@ impl Paid {
         }
     }
 
+    /// How many blobs took over the storage of deleted ones.
+    pub fn reused(&self) -> usize {
+        let all = self.registrations.values();
+        all.filter(|registration| registration.reused).count()
+    }
+
     /// How many blobs were registered.
     pub fn stores(&self) -> usize {
         self.registrations.len()
@@ -301,12 +319,13 @@ impl Paid {
     pub fn sum(&self, rates: &Rates, first: u32) -> (BTreeMap<Purpose, u64>, u64) {
         let (mut by_purpose, mut total) = (BTreeMap::new(), 0);
         for r in self.registrations.values() {
-            let stored = rates.store(r.units, r.start - first, r.first_end - first);
-            let all = rates.store(r.units, r.start - first, r.end - first);
-            *by_purpose.entry(r.purpose).or_default() += stored;
-            *by_purpose.entry(Purpose::Extend).or_default() += all - stored;
-            let whole = rates.prices.storage * u64::from(r.end - r.start) + rates.prices.write;
-            total += r.units * whole;
+            let bought = if r.reused { r.first_end } else { r.start };
+            let written = r.units * rates.prices.write;
+            let stored = rates.keep(r.storage, bought - first, r.first_end - first);
+            *by_purpose.entry(r.purpose).or_default() += stored + written;
+            let extended = rates.keep(r.storage, r.first_end - first, r.end - first);
+            *by_purpose.entry(Purpose::Extend).or_default() += extended;
+            total += r.storage * rates.prices.storage * u64::from(r.end - bought) + written;
         }
         (by_purpose, total)
     }

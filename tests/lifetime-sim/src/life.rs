@@ -19,7 +19,7 @@ use crate::backend::Backend;
 use crate::bill::Paid;
 use crate::history::{self, Block, State};
 use crate::time::{runtime, Flow, SimClock};
-use crate::Settings;
+use crate::{Settings, Way};
 
 pub const EPOCH: Duration = Duration::from_secs(14 * 86_400);
 /// The first epoch of the simulation on the network.
@@ -122,7 +122,7 @@ fn plain(message: &str) -> String {
 /// One simulation.
 pub struct Sim<'a> {
     settings: &'a Settings,
-    chain: bool,
+    way: Way,
     backend: Backend,
     pub net: Arc<BlockingDevnet>,
     first_aggregator: String,
@@ -153,7 +153,7 @@ impl<'a> Sim<'a> {
         settings: &'a Settings,
         backend: Backend,
         dir: tempfile::TempDir,
-        chain: bool,
+        way: Way,
     ) -> Sim<'a> {
         let net = Devnet::start_blocking(Options {
             shards: settings.n_shards,
@@ -162,6 +162,7 @@ impl<'a> Sim<'a> {
             publisher_concurrency: 0,
             aggregator_concurrency: 0,
             first_epoch: FIRST_EPOCH,
+            single_wallet: way == Way::Reuse,
             ..Options::default()
         });
         let net = net.expect("a local Walrus");
@@ -174,7 +175,7 @@ impl<'a> Sim<'a> {
         let exe = std::env::current_exe().expect("the program's path");
         Sim {
             settings,
-            chain,
+            way,
             backend,
             net: Arc::new(net),
             first_aggregator,
@@ -225,7 +226,8 @@ impl<'a> Sim<'a> {
             "aggregatorURL": format!("{},{net}", self.first_aggregator),
             "network": {"epochDurationSeconds": EPOCH.as_secs()},
             "epochs": self.settings.bought,
-            "deletable": self.chain,
+            "deletable": self.way.has_chain(),
+            "reuseStorage": self.way == Way::Reuse,
             "nShards": self.settings.n_shards,
             "packTargetSizeBytes": self.settings.target,
             "renewIntervalSeconds": self.settings.step().as_secs(),
@@ -239,7 +241,7 @@ impl<'a> Sim<'a> {
             let path = self.dir.path().join("journal");
             config["journalPath"] = path.display().to_string().into();
         }
-        if self.chain {
+        if self.way.has_chain() {
             let cli = self.cli.display().to_string();
             config["walrusCommand"] = json!([cli, "--url", net]);
         }

@@ -1,0 +1,193 @@
+//! Storage that is used again: deleted blobs leave theirs to the publisher's wallet, paid for up to
+//! its end.
+//!
+//! The publisher looks in its wallet, if it is asked to, for storage that is large enough and ends
+//! no earlier than asked: it takes the smallest, whole. So what is asked for must not last longer
+//! than what is there. This module remembers what was left, and asks for as few epochs as are safe
+//! where something fits: the blob is extended in time, as any other.
+//!
+//! What is remembered may be wrong, since other nodes use the wallet as well. Where nothing is left
+//! after all, the publisher sells storage for these few epochs; nothing is lost by that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, EpochClock};
+use crate::error::Result;
+use crate::index::Index;
+use crate::walrus::{cost, BlobStore, Body, StoreOptions, StoreResult};
+
+/// The note in the index that holds what is left, for the next start.
+const NOTE: &str = "storage.left";
+/// So much is remembered at most, and noted: what ends last.
+const MOST: usize = 512;
+/// A pack is full if it lacks so small a part (a twentieth).
+const NEARLY: u64 = 20;
+
+/// Storage without a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Left {
+    /// Encoded bytes.
+    pub(crate) size: u64,
+    /// The first epoch in which it is no longer paid for.
+    pub(crate) end: u64,
+}
+
+/// The storage that deleted blobs have left.
+pub(crate) struct Reuse {
+    left: Mutex<Vec<Left>>,
+    /// The note in the index, as this process has read or written it last.
+    noted: Mutex<String>,
+    clock: Arc<dyn Clock>,
+    epoch_clock: Arc<EpochClock>,
+    n_shards: u16,
+    /// Storage that ends within this time is not used: a blob in it could not be extended in time.
+    spare: Duration,
+}
+
+/// The terms on which blobs are bought.
+pub(crate) struct Purchase {
+    pub(crate) options: StoreOptions,
+    /// `None`: all storage is bought anew.
+    pub(crate) reuse: Option<Arc<Reuse>>,
+}
+
+impl Reuse {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        epoch_clock: Arc<EpochClock>,
+        n_shards: u16,
+        spare: Duration,
+    ) -> Reuse {
+        Reuse {
+            left: Mutex::default(),
+            noted: Mutex::default(),
+            clock,
+            epoch_clock,
+            n_shards,
+            spare,
+        }
+    }
+
+    /// Remembers storage that a deleted blob has left.
+    pub(crate) fn give(&self, left: Left) {
+        let mut all = self.left.lock();
+        all.push(left);
+        if all.len() > MOST {
+            all.sort_unstable_by_key(|left| left.end);
+            all.remove(0);
+        }
+    }
+
+    /// For how many epochs to ask, and the first end of storage that is long enough for that.
+    fn wanted(&self) -> Option<(u64, u64)> {
+        let now = self.clock.now();
+        let (least, most) = self.epoch_clock.now_epoch(now)?;
+        let too_soon = self.epoch_clock.ends_within(now, self.spare)?;
+        let epochs = too_soon.saturating_sub(least).saturating_add(1);
+        // The publisher counts from its present epoch, which may be the latest that is possible.
+        Some((epochs, most.saturating_add(epochs)))
+    }
+
+    /// The length of a full pack (bytes): `most`, or a little less, so that it fits into what packs
+    /// have left that were not filled to the last byte.
+    pub(crate) fn full_pack(&self, most: u64) -> u64 {
+        let full = cost::encoded_size(most, self.n_shards);
+        let Some((full, (_, wanted))) = full.zip(self.wanted()) else {
+            return most;
+        };
+        let all = self.left.lock();
+        let sizes = all.iter().filter(|left| left.end >= wanted);
+        let sizes = sizes.map(|left| left.size);
+        let nearly = sizes.filter(|size| (full - full / NEARLY..full).contains(size));
+        let least = nearly.min();
+        least.map_or(most, |size| cost::longest_within(size, self.n_shards))
+    }
+
+    /// How many packs of this length could be stored in what is left.
+    pub(crate) fn packs(&self, len: u64) -> u64 {
+        let needed = cost::encoded_size(len, self.n_shards);
+        let Some((needed, (_, wanted))) = needed.zip(self.wanted()) else {
+            return 0;
+        };
+        let all = self.left.lock();
+        let fitting = all.iter();
+        let fitting = fitting.filter(|left| left.size >= needed && left.end >= wanted);
+        fitting.count() as u64
+    }
+
+    /// Takes storage for a blob of `len` bytes, if any fits: what the publisher will take, and for
+    /// how many epochs to ask.
+    fn take(&self, len: u64) -> Option<(Left, u32)> {
+        let (epochs, wanted) = self.wanted()?;
+        let needed = cost::encoded_size(len, self.n_shards)?;
+        let mut all = self.left.lock();
+        all.retain(|left| !self.epoch_clock.is_over(left.end));
+        let fitting = all.iter().enumerate();
+        let fitting = fitting.filter(|(_, left)| left.size >= needed && left.end >= wanted);
+        let (place, _) = fitting.min_by_key(|(_, left)| **left)?;
+        Some((all.swap_remove(place), u32::try_from(epochs).ok()?))
+    }
+
+    /// Takes over what an earlier process or another node has noted since the last look.
+    pub(crate) async fn recall(&self, index: &dyn Index) -> Result<()> {
+        let note = index.note(NOTE).await?.unwrap_or_default();
+        {
+            let mut noted = self.noted.lock();
+            // What this process has used since is not to be found in it again.
+            if *noted == note {
+                return Ok(());
+            }
+            noted.clone_from(&note);
+        }
+        let read = |entry: &str| {
+            let (size, end) = entry.split_once('@')?;
+            Some(Left {
+                size: size.parse().ok()?,
+                end: end.parse().ok()?,
+            })
+        };
+        *self.left.lock() = note.split(' ').filter_map(read).collect();
+        Ok(())
+    }
+
+    /// Notes what is left.
+    pub(crate) async fn note(&self, index: &dyn Index) -> Result<()> {
+        let entry = |left: &Left| format!("{}@{}", left.size, left.end);
+        let text: Vec<String> = self.left.lock().iter().map(entry).collect();
+        let text = text.join(" ");
+        if *self.noted.lock() == text {
+            return Ok(());
+        }
+        let kept = (!text.is_empty()).then_some(&*text);
+        index.set_note(NOTE, kept).await?;
+        *self.noted.lock() = text;
+        Ok(())
+    }
+}
+
+impl Purchase {
+    /// Stores a blob on these terms.
+    pub(crate) async fn store(&self, walrus: &dyn BlobStore, body: Body) -> Result<StoreResult> {
+        let reuse = self.reuse.as_deref();
+        let taken = reuse.and_then(|reuse| Some((reuse, reuse.take(body.len())?)));
+        let Some((reuse, (left, epochs))) = taken else {
+            return walrus.store(body, self.options).await;
+        };
+        let options = StoreOptions {
+            epochs,
+            reuse: true,
+            ..self.options
+        };
+        let stored = walrus.store(body, options).await;
+        if stored.is_err() {
+            reuse.give(left);
+        }
+        stored
+    }
+}
+
+#[cfg(test)]
+mod tests;

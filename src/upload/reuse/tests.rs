@@ -1,0 +1,178 @@
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::error::{Error, ErrorKind};
+use crate::index::sqlite::{SqliteIndex, SqliteOptions};
+use crate::walrus::Check;
+
+const EPOCH: Duration = Duration::from_secs(1_209_600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+struct At(Mutex<SystemTime>);
+
+impl Clock for At {
+    fn now(&self) -> SystemTime {
+        *self.0.lock()
+    }
+}
+
+/// Epoch 10 has just begun.
+fn reuse() -> (Reuse, Arc<At>) {
+    let start = SystemTime::UNIX_EPOCH + EPOCH * 10;
+    let clock = Arc::new(At(Mutex::new(start)));
+    let epochs = Arc::new(EpochClock::new(EPOCH));
+    epochs.is_exactly(start, 10, start, EPOCH);
+    let shown: Arc<dyn Clock> = Arc::<At>::clone(&clock);
+    (Reuse::new(shown, epochs, 1000, DAY * 2), clock)
+}
+
+fn left(len: u64, end: u64) -> Left {
+    let size = cost::encoded_size(len, 1000).unwrap();
+    Left { size, end }
+}
+
+#[test]
+fn the_smallest_that_fits_is_taken_once() {
+    let (reuse, _) = reuse();
+    for left in [
+        left(8 << 20, 13),
+        left(4 << 20, 14),
+        left(4 << 20, 12),
+        left(1 << 20, 20),
+    ] {
+        reuse.give(left);
+    }
+    assert_eq!(reuse.take(2 << 20), Some((left(4 << 20, 12), 1)));
+    assert_eq!(reuse.take(2 << 20), Some((left(4 << 20, 14), 1)));
+    assert_eq!(reuse.take(2 << 20), Some((left(8 << 20, 13), 1)));
+    assert_eq!(reuse.take(2 << 20), None);
+    assert_eq!(reuse.take(1), Some((left(1 << 20, 20), 1)));
+}
+
+#[test]
+fn storage_that_ends_too_soon_to_be_extended_is_left_alone() {
+    let (reuse, clock) = reuse();
+    reuse.give(left(1 << 20, 11));
+    *clock.0.lock() += EPOCH - DAY;
+    assert_eq!(reuse.take(1), None);
+    // Another epoch is asked for, so that the publisher does not take it either.
+    reuse.give(left(1 << 20, 12));
+    assert_eq!(reuse.take(1), Some((left(1 << 20, 12), 2)));
+}
+
+#[test]
+fn nothing_is_taken_while_the_epoch_is_not_known() {
+    let clock: Arc<dyn Clock> = Arc::new(At(Mutex::new(SystemTime::UNIX_EPOCH + EPOCH)));
+    let reuse = Reuse::new(clock, Arc::new(EpochClock::new(EPOCH)), 1000, DAY);
+    reuse.give(left(1 << 20, 11));
+    assert_eq!(reuse.take(1), None);
+}
+
+#[test]
+fn what_ends_first_is_forgotten_first() {
+    let (reuse, _) = reuse();
+    for end in 0..=MOST as u64 {
+        reuse.give(left(1, 20 + end));
+    }
+    let all = reuse.left.lock();
+    assert_eq!(all.len(), MOST);
+    assert!(all.iter().all(|left| left.end > 20));
+}
+
+/// No pack is filled to its last byte, so each leaves a little less than the next may need.
+#[test]
+fn full_packs_fit_into_what_full_packs_have_left() {
+    let (reuse, _) = reuse();
+    let most = 64 << 20;
+    assert_eq!(reuse.full_pack(most), most);
+    for left in [
+        left(most, 12),
+        left(most - (1 << 20), 12),
+        left(most / 2, 12),
+    ] {
+        reuse.give(left);
+    }
+    let full = reuse.full_pack(most);
+    assert!((most - (1 << 20)..most).contains(&full), "{full}");
+    assert_eq!(reuse.take(full), Some((left(most - (1 << 20), 12), 1)));
+    assert_eq!(reuse.full_pack(most), most);
+    // What ends too soon is of no use.
+    reuse.give(left(most - (1 << 20), 10));
+    assert_eq!(reuse.full_pack(most), most);
+}
+
+/// Notes how it is asked to store, and stores nothing.
+#[derive(Default)]
+struct Asked(Mutex<Vec<StoreOptions>>);
+
+#[async_trait::async_trait]
+impl BlobStore for Asked {
+    async fn store(&self, _: Body, options: StoreOptions) -> Result<StoreResult> {
+        self.0.lock().push(options);
+        Err(nothing())
+    }
+
+    async fn read(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
+        Err(nothing())
+    }
+
+    async fn read_range(&self, _: &str, _: u64, _: u64, _: Check<'_>) -> Result<Bytes> {
+        Err(nothing())
+    }
+
+    async fn read_patch(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
+        Err(nothing())
+    }
+}
+
+fn nothing() -> Error {
+    Error::new(ErrorKind::Walrus, "no network")
+}
+
+#[tokio::test]
+async fn a_store_that_fails_leaves_the_storage_to_the_next_one() {
+    let (reuse, _) = reuse();
+    let options = StoreOptions::new(26).with_deletable(true);
+    let purchase = Purchase {
+        options,
+        reuse: Some(Arc::new(reuse)),
+    };
+    let asked = Asked::default();
+    let store = || purchase.store(&asked, Body::from(Bytes::from_static(b"x")));
+    store().await.unwrap_err();
+    purchase.reuse.as_ref().unwrap().give(left(1, 12));
+    store().await.unwrap_err();
+    store().await.unwrap_err();
+    let again = StoreOptions {
+        epochs: 1,
+        ..options.with_reuse(true)
+    };
+    assert_eq!(*asked.0.lock(), [options, again, again]);
+}
+
+#[tokio::test]
+async fn what_was_noted_is_known_to_other_processes_and_taken_over_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SqliteOptions::new(dir.path().join("index"), "walrus_index");
+    let index = SqliteIndex::open(options).await.unwrap();
+    let (first, _) = reuse();
+    let all = [left(1 << 20, 12), left(4 << 20, 14)];
+    all.into_iter().for_each(|left| first.give(left));
+    assert_eq!(first.packs(1 << 20), 2);
+    assert_eq!(first.packs(2 << 20), 1);
+    first.note(&index).await.unwrap();
+
+    let (second, _) = reuse();
+    second.recall(&index).await.unwrap();
+    assert_eq!(second.take(2 << 20), Some((all[1], 1)));
+    assert_eq!(second.take(1), Some((all[0], 1)));
+    // What was used is not there again, though the note still has it.
+    second.recall(&index).await.unwrap();
+    assert_eq!(second.take(1), None);
+    second.note(&index).await.unwrap();
+    first.recall(&index).await.unwrap();
+    assert_eq!(first.packs(1), 0);
+    index.close().await.unwrap();
+}
