@@ -2,8 +2,10 @@
 //! differ. Each test starts a cluster of its own, where PostgreSQL has the extension:
 //! `scripts/citus.sh` runs them.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use testkit::citus::Citus;
 use testkit::postgres::Postgres;
 use testkit::{eventually, PATIENCE};
@@ -105,6 +107,69 @@ async fn the_documented_steps() {
     index.close().await.unwrap();
 }
 
+/// Each key of a lookup is looked for on its own shard alone, also by a role that is no superuser
+/// and where some keys have a row that was deleted.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn a_lookup_asks_each_shard_for_its_own_keys() {
+    // The statistics count what is looked for in an index.
+    let cluster = Citus::start_with(2, &["enable_seqscan=off"]);
+    let pg = &cluster.coordinator;
+    pg.execute(
+        "postgres",
+        "CREATE ROLE walrusds LOGIN; CREATE SCHEMA walrusds AUTHORIZATION walrusds",
+    );
+    let url = pg.url_as("walrusds", "postgres");
+    let searches = || -> i64 {
+        // Citus hides shards from views unless it is asked not to.
+        let searches = "SET citus.override_table_visibility = off; \
+                        SELECT COALESCE(sum(idx_scan), 0) FROM pg_stat_user_indexes \
+                        WHERE indexrelname ~ '^walrus_index(_deleted)?_pkey_'";
+        let of = |worker: &Postgres| worker.scalar("postgres", searches).parse::<i64>().unwrap();
+        cluster.workers.iter().map(of).sum()
+    };
+    // The sessions on the workers count when they end.
+    let ended = async || {
+        let left = "SELECT count(*) FROM pg_stat_activity \
+                    WHERE backend_type = 'client backend' AND usename = 'walrusds'";
+        let servers = || cluster.workers.iter().chain([pg]);
+        eventually("every session has ended", || {
+            servers().all(|server| server.scalar("postgres", left) == "0")
+        })
+        .await;
+    };
+    let all = rows(0..400, "b");
+    let some = keys_of(&all[200..]);
+    for keep in [Duration::ZERO, PATIENCE * 100] {
+        // The event trigger distributes the tables that this role makes, too.
+        let options = PostgresOptions::new(&url, "walrusds.walrus_index").with_keep_deleted(keep);
+        let index = PostgresIndex::open(options.clone()).await.unwrap();
+        index.put_many(&all).await.unwrap();
+        if !keep.is_zero() {
+            index.delete_many(&some).await.unwrap();
+        }
+        index.close().await.unwrap();
+        ended().await;
+        let before = searches();
+        let index = PostgresIndex::open(options).await.unwrap();
+        let keys = keys_of(&rows(100..500, "b"));
+        let found = index.get_many(&keys).await.unwrap();
+        let there: usize = if keep.is_zero() { 300 } else { 100 };
+        assert!(found.iter().take(there).all(Option::is_some));
+        assert!(found.iter().skip(there).all(Option::is_none));
+        let mut looked = 400;
+        if !keep.is_zero() {
+            let traces = index.get_with_deleted(&keys).await.unwrap();
+            let deleted = traces.iter().filter(|trace| trace.deleted.is_some());
+            assert_eq!(deleted.count(), 200);
+            looked += 2 * 400;
+        }
+        index.close().await.unwrap();
+        ended().await;
+        assert_eq!(searches() - before, looked, "keys looked for on shards");
+    }
+}
+
 /// The coordinator's connections to a worker break with it. No caller is told.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "scripts/citus.sh runs it"]
@@ -113,9 +178,22 @@ async fn a_restarted_worker_fails_no_call() {
     let index = open(&cluster.url()).await;
     let all = rows(0..300, "b");
     index.put_many(&all).await.unwrap();
-    for round in 0..3 {
+    let known = keys_of(&all);
+    for round in 0..6 {
         for n in 0..2 {
             cluster.workers[n].restart();
+            // Each of these is the first to use a connection that is broken, in turns.
+            match (round + n) % 3 {
+                0 => {
+                    let found = index.get_many(&known).await.unwrap();
+                    assert!(found.iter().all(Option::is_some));
+                }
+                1 => assert_eq!(keys(&index, "").await.len(), 300),
+                _ => {
+                    let found = join_all(known.iter().map(|key| index.get(key))).await;
+                    assert!(found.into_iter().all(|row| row.unwrap().is_some()));
+                }
+            }
             let part = &all[round * 20..(round + 1) * 20];
             for row in part {
                 index.put(row).await.unwrap();
@@ -127,6 +205,85 @@ async fn a_restarted_worker_fails_no_call() {
             assert_eq!(keys(&index, "").await.len(), 300);
         }
     }
+    index.close().await.unwrap();
+}
+
+/// Calls that are under way while a worker is restarted, lookups on the shared connection and
+/// listings and deletions among them, succeed or fail with an error that says that they may be
+/// repeated; and what was acknowledged is there.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn calls_beside_restarts_may_be_repeated() {
+    let mut cluster = Citus::start(2);
+    let index = &open(&cluster.url()).await;
+    let (kept, changed) = (&rows(0..200, "b"), &rows(200..260, "b"));
+    index.put_many(kept).await.unwrap();
+    let known = &keys_of(kept);
+    let gone = &keys_of(changed);
+    let over = &AtomicBool::new(false);
+    let calls = &[const { AtomicUsize::new(0) }; 4];
+    let refused = &[const { AtomicUsize::new(0) }; 4];
+    let judge = |kind: usize, result: Result<()>| {
+        calls[kind].fetch_add(1, Ordering::Relaxed);
+        if let Err(e) = result {
+            assert!(e.is_retryable(), "call {kind}: {e}");
+            refused[kind].fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let go_on = || !over.load(Ordering::Relaxed);
+    let lookups = async {
+        while go_on() {
+            let one = async {
+                judge(
+                    0,
+                    index.get(&known[7]).await.map(|row| assert!(row.is_some())),
+                );
+            };
+            let many = async {
+                let found = index.get_many(known).await;
+                judge(
+                    1,
+                    found.map(|rows| assert!(rows.iter().all(Option::is_some))),
+                );
+            };
+            tokio::join!(one, many);
+        }
+    };
+    let pages = async {
+        while go_on() {
+            let page = index.list(&KeyRange::ALL, 0, 200).await;
+            judge(2, page.map(|page| assert_eq!(page.len(), 200)));
+        }
+    };
+    let changes = async {
+        while go_on() {
+            judge(3, index.put_many(changed).await);
+            judge(3, index.delete_many(gone).await.map(drop));
+        }
+    };
+    let restarts = async {
+        for _ in 0..12 {
+            let before: Vec<_> = calls.iter().map(|n| n.load(Ordering::Relaxed)).collect();
+            let mut worker = cluster.workers.remove(0);
+            let again = tokio::task::spawn_blocking(move || {
+                worker.restart();
+                worker
+            });
+            cluster.workers.push(again.await.unwrap());
+            eventually("every kind of call has been made since", || {
+                let now = calls.iter().map(|n| n.load(Ordering::Relaxed));
+                now.zip(&before).all(|(now, before)| now > before + 2)
+            })
+            .await;
+        }
+        over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(lookups, pages, changes, restarts);
+    println!("calls {calls:?}, of which failed with such an error {refused:?}");
+    insist(async || index.put_many(changed).await).await;
+    assert_eq!(keys(index, "").await.len(), 260);
+    assert_eq!(index.delete_many(gone).await.unwrap().blocks, 60);
+    assert_eq!(keys(index, "").await, *known);
     index.close().await.unwrap();
 }
 

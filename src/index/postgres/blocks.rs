@@ -235,10 +235,10 @@ impl Rows for PostgresIndex {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let (inner, params) = (&self.inner, [Param::Texts(keys.to_vec())].into());
+        let inner = &self.inner;
         let get_many = |staged| {
             let query = &inner.sql.get_many[usize::from(staged)];
-            call::query(&*inner.lookups, &call, query, &params)
+            inner.look_keys_up(&call, query, keys)
         };
         let rows = inner.with_staging(&call, get_many).await?;
         let mut found: HashMap<String, Record> = HashMap::with_capacity(rows.len());

@@ -17,7 +17,6 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
-use super::call;
 use super::query::{Param, Query};
 use super::{read, rows, usage, PostgresIndex, Row};
 use crate::error::Result;
@@ -43,13 +42,13 @@ impl Deleted for PostgresIndex {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let (inner, params) = (&self.inner, [Param::Texts(keys.to_vec())].into());
+        let inner = &self.inner;
         let look = |staged: bool| {
             let forms = match inner.shape.has_deleted {
                 true => &inner.sql.deleted.get_many,
                 false => &inner.sql.get_many,
             };
-            call::query(&*inner.lookups, &call, &forms[usize::from(staged)], &params)
+            inner.look_keys_up(&call, &forms[usize::from(staged)], keys)
         };
         let rows = inner.with_staging(&call, look).await?;
         let kept = |row: &Row| match inner.shape.has_deleted {

@@ -31,6 +31,7 @@ mod pool;
 mod query;
 mod rows;
 mod schema;
+mod shards;
 mod sql;
 mod staged;
 mod tls;

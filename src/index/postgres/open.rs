@@ -20,6 +20,7 @@ use super::pipeline::Pipeline;
 use super::pool::Pool;
 use super::query::Query;
 use super::schema::{self, Find, Found, Shape};
+use super::shards::{self, Shards};
 use super::sql::Sql;
 use super::url::Session;
 use super::{error, PostgresIndex, PostgresOptions, PostgresParts};
@@ -82,7 +83,15 @@ impl Links {
             limit: options.statement_timeout,
             follow: None,
         };
-        prepare(wanted, &self.lookups, &self.pool, &call, only_existing).await
+        // Both to their ends: the tables may be being made. The question travels beside the first.
+        let prepared = prepare(wanted, &self.lookups, &self.pool, &call, only_existing);
+        let citus = shards::are_there(&self.lookups, &call);
+        let (prepared, citus) = tokio::join!(prepared, citus);
+        let (mut shape, read_only) = prepared?;
+        if citus? {
+            shape.shards = Shards::find(&shape.table, &self.lookups, &call).await?;
+        }
+        Ok((shape, read_only))
     }
 
     pub async fn close(&self) {

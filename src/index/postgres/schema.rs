@@ -13,6 +13,7 @@ use super::conn::{Answer, Conn};
 use super::error::PgError;
 use super::order::ByteOrder;
 use super::query::{clamped_sum, Param, Query};
+use super::shards::Shards;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS, DELETED_COLUMNS};
 
@@ -50,6 +51,8 @@ pub(super) struct Shape {
     /// Whether there are a ledger of blobs and a table for deleted rows: from version 3 on.
     pub has_ledger: bool,
     pub has_deleted: bool,
+    /// Of a table that Citus has distributed; empty until they are read.
+    pub shards: Shards,
 }
 
 /// Finds the tables a name could mean, with their columns: one row per column (or one per table
@@ -297,6 +300,7 @@ impl Found {
             has_cost: has("cost"),
             has_ledger: version >= ALL_TABLES,
             has_deleted: version >= ALL_TABLES,
+            shards: Shards::default(),
         }
     }
 
