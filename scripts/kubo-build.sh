@@ -23,6 +23,10 @@ else
   name=${target} origin=$(kubo_source "$target") commit= identity=$target
 fi
 dir=$BUILD/kubo-${name#kubo-}${plain:+-plain}
+# Parts of a test run may ask for the same build at the same time.
+mkdir -p "$BUILD"
+exec {lock}>"$BUILD/.kubo-build.lock"
+flock "$lock"
 toolchain=$(kubo_toolchain "$origin")
 stamp="v2 $identity $toolchain ${LDFLAGS:-}"
 [[ -n $plain ]] || stamp+=" $(lib_ready libwalrusds.a) $(shim_hash)"

@@ -6,10 +6,11 @@
 #
 # Without --full, on two processors and once everything is built, they take less than 12 minutes:
 # lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the operator's
-# command, the C interface, the Go shim, and a real Kubo node with walrusds built in. With --full,
-# the longer ones: every other form of the plugin and Kubo's oldest version, the contract of a
-# go-datastore, schedules of threads, faults and crashes, years of a node in minutes, memory
-# checkers, the index on Citus (where PostgreSQL has the extension), foreign clients, the demo, and
+# command, the C interface, the Go shim, a real Kubo node with walrusds built in, and the path of a
+# new user (docs/move-a-repo.md) with a small repo. With --full, the longer ones: every other form of
+# the plugin and Kubo's oldest version, the contract of a go-datastore, schedules of threads, faults
+# and crashes, years of a node in minutes, memory checkers, the index on Citus (where PostgreSQL has
+# the extension), foreign clients, the demo, the path of a new user with 10,000 files and 2 GiB, and
 # short runs of fuzzer, mutations and benchmark.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -50,6 +51,7 @@ if [[ -z $full ]]; then
   part documents "${cargo_test[@]}" --exclude walrusds-chaos --exclude kubo-tests --doc
   part c-interface env SKIP='sanitizers valgrind panic' scripts/c-abi-test.sh
   part go-shim scripts/go-test.sh
+  part new-user scripts/new-user.sh --small
 else
   part kubo-others scripts/kubo-test.sh --others
   part conformance env CONFORMANCE_SHORT=1 scripts/conformance.sh
@@ -63,6 +65,7 @@ else
   part alerts scripts/alerts-test.sh
   part foreign scripts/foreign-test.sh
   part demo scripts/demo.sh
+  part new-user-full scripts/new-user.sh
   part fuzz env FUZZ_SECONDS=2 scripts/fuzz.sh
   part bench env BENCH_SMOKE=1 scripts/bench.sh
   part index-scale env ROWS='10000 20000' PARTITIONS='0 4' SECONDS_EACH=1 KEEP_FREE_GB=1 scripts/index-scale.sh

@@ -8,6 +8,7 @@
 //! | `verbs` | one file for each command, and their registry |
 //! | `output`, `progress` | numbers, tables, bars |
 //! | `node` | the figures of a running node |
+//! | `kubo` | the repo of a node on disk: its config, its lock |
 //! | `work` | work that changes something: a datastore beside the nodes, its log, its end |
 //! | `when` | moments on the command line |
 //! | `exit` | exit codes and errors |
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 mod context;
 mod environment;
 mod exit;
+mod kubo;
 mod node;
 mod options;
 mod output;

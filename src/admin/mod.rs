@@ -13,19 +13,25 @@
 //! | `links` | what does a block link to? |
 //! | `target` | which key, CID or blob does an operator mean? |
 //! | `finding` | what should an operator act on, and what is the cure? |
+//! | `prices` | what does storage cost? |
 //! | `time` | moments in JSON |
 //! | [`check`](mod@check) | does Walrus hold what the index says? |
+//! | [`flatfs`] | which blocks has a repo with flatfs? |
+//! | [`import`](mod@import) | how do blocks of another datastore come here? |
 //! | [`doctor`](mod@doctor) | is everything as a node needs it? |
 //! | [`repair`](mod@repair) | which lost blocks have copies, and what becomes of the others? |
 
 pub mod check;
 pub mod doctor;
 mod finding;
+pub mod flatfs;
 mod forecast;
 mod http;
+pub mod import;
 mod inspect;
 mod links;
 mod local;
+mod prices;
 pub mod repair;
 mod status;
 mod target;
@@ -36,6 +42,7 @@ pub use finding::{Finding, Severity};
 pub use forecast::{forecast, Due, Ending};
 pub use inspect::{blob, block, BlobReport, BlockReport, Place};
 pub use local::Files;
+pub use prices::prices;
 pub use status::{status, LedgerSums, Price, RenewalState, Status};
-pub use target::{key_of, Target};
+pub use target::{hashes_to, key_of, Target};
 pub use walk::{keys, walk, Dag, End, Share};

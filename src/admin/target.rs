@@ -4,7 +4,7 @@ use cid::Cid;
 use data_encoding::BASE32_NOPAD;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::multihash::KeyMultihash;
+use crate::multihash::{self, KeyMultihash, Match};
 use crate::walrus::usual_form;
 
 /// A thing that an operator has named.
@@ -72,6 +72,16 @@ pub fn key_of(cid: &Cid, prefix: &str) -> String {
     format!("{prefix}/{}", BASE32_NOPAD.encode(&hash))
 }
 
+/// Whether a value hashes to the multihash in its key. `None`: the key names no content, or by a
+/// function that is not known here.
+pub fn hashes_to(key: &str, value: &[u8]) -> Option<bool> {
+    match multihash::check(key, value) {
+        Match::Yes => Some(true),
+        Match::No => Some(false),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +89,14 @@ mod tests {
     const V0: &str = "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn";
     const V1: &str = "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354";
     const KEY: &str = "/CIQFTFEEHEDF6KLBT32BFAGLXEZL4UWFNWM4LFTLMXQBCERZ6CMLX3Y";
+
+    #[test]
+    fn a_value_is_held_against_its_key() {
+        // The empty directory.
+        assert_eq!(hashes_to(KEY, &[0x0a, 0x02, 0x08, 0x01]), Some(true));
+        assert_eq!(hashes_to(KEY, b"other"), Some(false));
+        assert_eq!(hashes_to("/greeting", b"hello"), None);
+    }
 
     #[test]
     fn each_form_is_known() {

@@ -8,6 +8,7 @@ use crate::exit::{Exit, Failure};
 mod adopt_staging;
 mod check;
 mod completions;
+mod convert_repo;
 mod doctor;
 mod forget;
 mod init;
@@ -34,6 +35,7 @@ pub enum Verb {
     RebuildIndex(rebuild_index::Args),
     AdoptStaging(adopt_staging::Args),
     Init(init::Args),
+    ConvertRepo(convert_repo::Args),
     Doctor(doctor::Args),
     Check(check::Args),
     Repair(repair::Args),
@@ -54,6 +56,7 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::RebuildIndex(_)) => "rebuild-index",
         Some(Verb::AdoptStaging(_)) => "adopt-staging",
         Some(Verb::Init(_)) => "init",
+        Some(Verb::ConvertRepo(_)) => "convert-repo",
         Some(Verb::Doctor(_)) => "doctor",
         Some(Verb::Check(_)) => "check",
         Some(Verb::Repair(_)) => "repair",
@@ -76,6 +79,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
         Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
         Some(Verb::Init(args)) => init::run(args, context).await,
+        Some(Verb::ConvertRepo(args)) => convert_repo::run(args, context).await,
         Some(Verb::Doctor(args)) => doctor::run(args, context).await,
         Some(Verb::Check(args)) => check::run(args, context).await,
         Some(Verb::Repair(args)) => repair::run(args, context).await,

@@ -29,7 +29,10 @@ pub(super) async fn open(config: Config, repo: &Path) -> (Option<Inspection>, Ve
             (Some(opened), vec![Diagnosis::good(PART, "open", what)])
         }
         Err(e) => {
-            let new = missing || e.message().contains("does not exist");
+            let new = missing
+                || ["does not exist", "let a node open it first"]
+                    .iter()
+                    .any(|text| e.message().contains(text));
             let found = match new {
                 true => Diagnosis::new(
                     PART,

@@ -1,0 +1,272 @@
+//! `convert-repo`: the blocks of a Kubo repo move from flatfs to Walrus, or back.
+//!
+//! A run copies what the other side lacks while a daemon may work, takes Kubo's lock of the repo,
+//! copies what came since, compares the keys in both directions, and switches `config` and
+//! `datastore_spec`. Nothing is removed. A run that ended anywhere is carried on by the same command.
+//!
+//! | module | job |
+//! |---|---|
+//! | `forward`, `back` | the two directions |
+//! | `remove` | removing the flatfs when all of it is proved to be on Walrus |
+//! | `copy`, `survey` | copying, counting and comparing blocks |
+//! | `switch`, `state` | the switch, and what the next run must know |
+//! | `report` | the outcome |
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use walrusds::admin::flatfs::Flatfs;
+
+use super::init::settings::Settings;
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::kubo::file::{failed, read};
+use crate::kubo::lock::RepoLock;
+use crate::kubo::spec;
+use crate::source;
+
+mod back;
+mod copy;
+mod forward;
+mod remove;
+mod report;
+mod state;
+mod survey;
+mod switch;
+
+use state::{Phase, Standing, State, To};
+
+/// What an interrupted run tells.
+const RESUME: &str = "nothing is lost; run the same command again to go on";
+/// The versions of a repo whose blocks have multihashes as keys, and that are known here.
+const VERSIONS: std::ops::RangeInclusive<u64> = 12..=18;
+
+/// Moves the blocks of a Kubo repo from flatfs to Walrus, or back
+///
+/// Without --yes it tells what it would copy, the price, and the disk that it needs. With --yes it
+/// copies every block, which may be done while the daemon runs, and then, with the daemon stopped,
+/// what came since; it compares both sides, and switches config and datastore_spec. Pins, MFS, keys
+/// and names stay where they are, and so do the old blocks, until --remove-old. It may be
+/// interrupted at any moment: the same command goes on. The settings of a new datastore are given
+/// as for `walrusds init`, in the first run.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the blocks go
+    #[arg(
+        long,
+        value_enum,
+        value_name = "walrusds|flatfs",
+        default_value = "walrusds"
+    )]
+    to: To,
+    #[command(flatten)]
+    settings: Settings,
+    /// Goes on although a test shows something that does not work
+    #[arg(long)]
+    force: bool,
+    /// Removes the flatfs of a converted repo, after each of its blocks is proved to be on Walrus
+    #[arg(long, conflicts_with_all = ["to", "cancel"])]
+    remove_old: bool,
+    /// With --remove-old: reads every block back, instead of one of each blob
+    #[arg(long, requires = "remove_old")]
+    read_data: bool,
+    /// Forgets a conversion that has not switched yet; what is on Walrus stays there
+    #[arg(long, conflicts_with = "to")]
+    cancel: bool,
+    /// Carries it out
+    #[arg(long)]
+    yes: bool,
+}
+
+pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
+    let dir = source::repo(&context.global).ok_or_else(|| {
+        Failure::Usage("neither --repo nor IPFS_PATH nor HOME says where the repo is".to_owned())
+    })?;
+    let repo = Repo::open(dir)?;
+    match () {
+        () if args.cancel => cancel(&args, context, &repo),
+        () if args.remove_old => remove::run(&args, context, &repo).await,
+        () if args.to == To::Walrusds => forward::run(&args, context, repo).await,
+        () => back::run(&args, context, repo).await,
+    }
+}
+
+/// A repo that can be converted.
+struct Repo {
+    dir: PathBuf,
+    /// The conversion that is under way, or the last one.
+    state: Option<State>,
+}
+
+impl Repo {
+    fn open(dir: PathBuf) -> Result<Repo, Failure> {
+        if !dir.join("config").exists() {
+            return Err(Failure::Failed(format!(
+                "there is no repo in {}: it has no config; name the repo with --repo or IPFS_PATH",
+                dir.display()
+            )));
+        }
+        let file = dir.join("version");
+        let version = std::fs::read_to_string(&file).map_err(|e| failed(&file, e))?;
+        let known = version
+            .trim()
+            .parse()
+            .is_ok_and(|version: u64| VERSIONS.contains(&version));
+        if !known {
+            return Err(Failure::Failed(format!(
+                "{} has the repo version {:?}, and this walrusds knows {} to {}: bring an older repo up to date with \
+                 `ipfs repo migrate`; a newer one needs a newer walrusds",
+                dir.display(),
+                version.trim(),
+                VERSIONS.start(),
+                VERSIONS.end()
+            )));
+        }
+        let state = State::load(&dir)?;
+        let repo = Repo { dir, state };
+        repo.entry()?;
+        Ok(repo)
+    }
+
+    /// The entry of the blocks in `Datastore.Spec`.
+    fn entry(&self) -> Result<Value, Failure> {
+        let file = self.dir.join("config");
+        let config = read(&file)?;
+        let entry = spec::of_config(&config).cloned().ok_or_else(|| {
+            failed(
+                &file,
+                "Datastore.Spec has no mount at /blocks of its own: convert-repo moves that mount alone, so this repo \
+                 cannot be converted; make a new one (walrusds init) and move the data as CAR files",
+            )
+        })?;
+        match spec::kind(&entry) {
+            "flatfs" | "walrusds" => Ok(entry),
+            other => Err(failed(
+                &file,
+                format!(
+                    "the blocks are in a datastore of type {other:?}: convert-repo knows flatfs and walrusds; move the \
+                     data as CAR files, or import them (walrusds import)"
+                ),
+            )),
+        }
+    }
+
+    /// The conversion in this direction that has not ended, with the entry as it is in `config`.
+    ///
+    /// # Errors
+    /// One in the other direction has not ended.
+    fn under_way(&self, to: To) -> Result<Option<&State>, Failure> {
+        match self.state.as_ref().filter(|state| state.phase != Phase::Switched) {
+            Some(state) if state.to != to => Err(Failure::Failed(format!(
+                "a conversion of {} to {other} is under way: go on with it (walrusds convert-repo --to {other} --yes), or \
+                 forget it (--cancel)",
+                self.dir.display(),
+                other = state.to.name()
+            ))),
+            state => Ok(state),
+        }
+    }
+
+    /// Notes a conversion that switched everything and was ended before it could note that.
+    fn settle(&mut self) -> Result<(), Failure> {
+        let Some(state) = self.state.as_mut() else {
+            return Ok(());
+        };
+        if state.phase == Phase::Switching && state.standing(&self.dir)? == Standing::After {
+            state.ended();
+            state.save(&self.dir)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that Kubo would start with the files as they are.
+    fn fits(&self, entry: &Value) -> Result<(), Failure> {
+        let file = self.dir.join("datastore_spec");
+        let disk = read(&file)?;
+        let short = spec::short_form(entry).map_err(|e| failed(&self.dir.join("config"), e))?;
+        match spec::of_spec(&disk) == Some(&short) {
+            true => Ok(()),
+            false => Err(failed(
+                &file,
+                "it does not fit the blocks' entry in config, so Kubo does not start with this repo either: mend that first",
+            )),
+        }
+    }
+
+    /// The directory of a flatfs.
+    fn flatfs_dir(&self, entry: &Value) -> Result<PathBuf, Failure> {
+        let path = spec::datastore(entry)["path"].as_str();
+        let path = path
+            .filter(|path| !path.is_empty())
+            .ok_or_else(|| Failure::Failed("the flatfs at /blocks has no \"path\"".to_owned()))?;
+        Ok(self.dir.join(path))
+    }
+
+    fn flatfs(&self, entry: &Value) -> Result<Flatfs, Failure> {
+        Ok(Flatfs::open(&self.flatfs_dir(entry)?)?)
+    }
+}
+
+/// The bytes that are free for this user on the file system of a directory.
+fn free_bytes(dir: &Path) -> Result<u64, Failure> {
+    let at = rustix::fs::statvfs(dir).map_err(|e| failed(dir, e))?;
+    Ok(at.f_bavail.saturating_mul(at.f_frsize))
+}
+
+/// Fails if a directory's file system has not so many bytes left.
+fn room(dir: &Path, needed: u64) -> Result<(), Failure> {
+    let free = free_bytes(dir)?;
+    match free >= needed {
+        true => Ok(()),
+        false => Err(failed(
+            dir,
+            format!(
+                "the disk has {} left, and {} are needed: make room, and run the same command again",
+                crate::output::bytes(free),
+                crate::output::bytes(needed)
+            ),
+        )),
+    }
+}
+
+fn cancel(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Failure> {
+    let Some(state) = repo
+        .state
+        .as_ref()
+        .filter(|state| state.phase != Phase::Switched)
+    else {
+        return Err(Failure::Failed(format!(
+            "no conversion of {} is under way, so there is nothing to cancel",
+            repo.dir.display()
+        )));
+    };
+    let mut report = report::Report::new(&repo.dir, state.to);
+    if args.yes {
+        let held = RepoLock::take(&repo.dir, "")?;
+        switch::cancel(&repo.dir, state, &held)?;
+        report.phase = "cancelled";
+        report.applied = true;
+        report.next.push(format!(
+            "the repo is on {} as before; what was copied stays where it is, and another conversion finds it",
+            state.to.from().name()
+        ));
+    }
+    report.print(context)?;
+    Ok(Exit::Fine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_room_is_told_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        room(dir.path(), 1).unwrap();
+        let error = room(dir.path(), u64::MAX).unwrap_err().to_string();
+        assert!(
+            error.contains("the disk has ") && error.contains("16.0 EiB are needed"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,552 @@
+//! `convert-repo` as an operator runs it, on a repo as Kubo makes it and a local Walrus, with both
+//! indexes. (With a real Kubo: scripts/new-user.sh.)
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use bytes::Bytes;
+use rustix::fs::{fcntl_lock, FlockOperation};
+use serde_json::{json, Value};
+use testkit::mem::{key_of, noise};
+use testkit::postgres::Postgres;
+use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Http, Options};
+use walrusds::admin::flatfs::{Flatfs, Sharding};
+use walrusds::datastore::Inspection;
+use walrusds::{Config, KeyRange, Op, WalrusDatastore};
+
+mod schema;
+
+const SHARDING: &str = "/repo/flatfs/shard/v1/next-to-last/2";
+
+struct Repo {
+    net: Devnet,
+    dir: tempfile::TempDir,
+    /// The settings of the datastore to come, as variables.
+    settings: BTreeMap<&'static str, String>,
+    blocks: Vec<(String, Bytes)>,
+}
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    #[track_caller]
+    fn result(&self, code: i32) -> Value {
+        assert_eq!(self.code, code, "{}\n{}", self.out, self.err);
+        let json: Value = serde_json::from_str(&self.out).expect(&self.out);
+        schema::saw(&json);
+        json["result"].clone()
+    }
+
+    #[track_caller]
+    fn fine(&self) {
+        assert_eq!(self.code, 0, "{}\n{}", self.out, self.err);
+    }
+
+    /// The error of a run that ended with this code, as docs/command.md has it in its table.
+    #[track_caller]
+    fn error(&self, code: i32, part: &str) {
+        assert_eq!(self.code, code, "{}\n{}", self.out, self.err);
+        assert!(self.err.contains(part), "{part:?}: {}", self.err);
+        let docs = include_str!("../../docs/command.md");
+        let (_, table) = docs.split_once("\n## Errors\n").unwrap();
+        let mut rows = table.lines().filter(|line| line.starts_with("| `"));
+        let row = rows.any(|row| row.split("` |").next().unwrap().contains(part));
+        assert!(row, "docs/command.md lacks: {part}");
+    }
+}
+
+/// What Kubo would do with the repo: it compares `datastore_spec` with the short form of the config.
+#[derive(Debug, PartialEq, Eq)]
+enum Opens {
+    Flatfs,
+    Walrusds,
+    Refuses,
+}
+
+fn blocks(seeds: std::ops::Range<u64>) -> Vec<(String, Bytes)> {
+    let block = |seed| {
+        let value = noise(seed, 1_000 + seed as usize);
+        (key_of(&value), value)
+    };
+    seeds.map(block).collect()
+}
+
+impl Repo {
+    async fn new(index: Value) -> Repo {
+        let options = Options {
+            cheap_ids: true,
+            ..Options::default()
+        };
+        let net = Devnet::start(options).await.expect("local Walrus");
+        let mut settings = BTreeMap::from([
+            ("WALRUSDS_PUBLISHER_URL", net.url()),
+            ("WALRUSDS_AGGREGATOR_URL", net.url()),
+            ("WALRUSDS_NETWORK", "testnet".to_owned()),
+            ("WALRUSDS_EPOCHS", "5".to_owned()),
+            ("WALRUSDS_PACK_TARGET_SIZE_BYTES", "40000".to_owned()),
+            ("WALRUSDS_MAX_RETRIES", "0".to_owned()),
+        ]);
+        if let Some(url) = index.as_str() {
+            settings.insert("WALRUSDS_POSTGRES_URL", url.to_owned());
+        }
+        let repo = Repo {
+            net,
+            dir: tempfile::tempdir().unwrap(),
+            settings,
+            blocks: blocks(0..100),
+        };
+        let flatfs = json!({
+            "mountpoint": "/blocks", "type": "flatfs", "prefix": "flatfs.datastore", "path": "blocks",
+            "sync": true, "shardFunc": SHARDING,
+        });
+        let root = json!({"mountpoint": "/", "type": "levelds", "prefix": "leveldb.datastore",
+            "path": "datastore", "compression": "none"});
+        repo.write_config(&json!({"type": "mount", "mounts": [flatfs, root]}));
+        let spec = format!(
+            r#"{{"mounts":[{{"mountpoint":"/blocks","path":"blocks","shardFunc":"{SHARDING}","type":"flatfs"}},{{"mountpoint":"/","path":"datastore","type":"levelds"}}],"type":"mount"}}"#
+        );
+        repo.write("datastore_spec", &spec);
+        repo.write("version", "18\n");
+        repo.flatfs().put(&repo.blocks).unwrap();
+        repo
+    }
+
+    async fn sqlite() -> Repo {
+        Repo::new(Value::Null).await
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path(name)).unwrap()).unwrap()
+    }
+
+    fn write_config(&self, spec: &Value) {
+        let config = json!({"Identity": {"PeerID": "12D3"}, "Datastore": {"Spec": spec, "StorageMax": "10GB"}});
+        self.write("config", &config.to_string());
+    }
+
+    fn flatfs(&self) -> Flatfs {
+        Flatfs::create(&self.path("blocks"), Sharding::NextToLast(2)).unwrap()
+    }
+
+    fn opens(&self) -> Opens {
+        let config = self.read("config");
+        assert_eq!(config["Identity"]["PeerID"], "12D3");
+        let entry = &config["Datastore"]["Spec"]["mounts"][0];
+        let (short, opens) = match entry.get("child") {
+            Some(child) => {
+                let url = |key: &str| child[key].as_str().unwrap().to_owned();
+                let short = json!({"aggregatorURL": url("aggregatorURL"), "mountpoint": "/blocks",
+                    "publisherURL": url("publisherURL"), "table": "walrus_index"});
+                (short, Opens::Walrusds)
+            }
+            None => {
+                let short = json!({"mountpoint": "/blocks", "path": entry["path"],
+                    "shardFunc": entry["shardFunc"], "type": "flatfs"});
+                (short, Opens::Flatfs)
+            }
+        };
+        let root = json!({"mountpoint": "/", "path": "datastore", "type": "levelds"});
+        // serde_json sorts the members.
+        let expected = json!({"mounts": [short, root], "type": "mount"}).to_string();
+        match std::fs::read_to_string(self.path("datastore_spec")).unwrap() == expected {
+            true => opens,
+            false => Opens::Refuses,
+        }
+    }
+
+    /// With the settings as variables.
+    async fn run(&self, args: &[&str]) -> Ran {
+        let mut command = self.command(args);
+        command.envs(&self.settings);
+        ran(command).await
+    }
+
+    /// Without them.
+    async fn bare(&self, args: &[&str]) -> Ran {
+        ran(self.command(args)).await
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walrusds"));
+        command
+            .env_clear()
+            .env("IPFS_PATH", self.dir.path())
+            .arg("convert-repo")
+            .args(args)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The datastore as the node opens it after the switch.
+    async fn node(&self) -> WalrusDatastore {
+        let child = self.read("config")["Datastore"]["Spec"]["mounts"][0]["child"].clone();
+        let config = Config::from_json(&child.to_string()).unwrap();
+        let opened = WalrusDatastore::open(config, self.dir.path()).await;
+        opened.unwrap()
+    }
+
+    async fn assert_on_walrus(&self, blocks: &[(String, Bytes)]) {
+        let node = self.node().await;
+        for (key, value) in blocks {
+            assert_eq!(node.get(key).await.unwrap().as_ref(), Some(value), "{key}");
+        }
+        node.close().await.unwrap();
+    }
+
+    fn assert_on_disk(&self, blocks: &[(String, Bytes)]) {
+        let flatfs = self.flatfs();
+        for (key, value) in blocks {
+            assert_eq!(flatfs.get(key).unwrap().as_ref(), Some(value), "{key}");
+        }
+    }
+}
+
+async fn ran(mut command: Command) -> Ran {
+    let output = tokio::task::spawn_blocking(move || command.output());
+    let output = output.await.unwrap().unwrap();
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A lock by `fcntl` belongs to a process: this test program is started once more to hold it.
+#[test]
+fn a_daemon() {
+    use std::io::Write as _;
+    let Some(path) = std::env::var_os("WALRUSDS_TEST_LOCK") else {
+        return;
+    };
+    let mut options = std::fs::File::options();
+    let file = options.create(true).truncate(true).write(true).open(path);
+    let file = file.unwrap();
+    fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+    println!("\nheld");
+    std::io::stdout().flush().unwrap();
+    let _ = std::io::stdin().read_line(&mut String::new());
+}
+
+/// A process that holds Kubo's lock until it is killed.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(repo: &Path) -> Daemon {
+        use std::io::{BufRead as _, BufReader};
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_daemon", "--nocapture"])
+            .env("WALRUSDS_TEST_LOCK", repo.join("repo.lock"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap() == "held"));
+        Daemon(child)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repo_moves_over_beside_its_daemon_and_back() {
+    let pg = Postgres::shared();
+    for index in [Value::Null, pg.url(&pg.database()).into()] {
+        let postgres = index.is_string();
+        let mut repo = Repo::new(index).await;
+        let config = repo.read("config");
+
+        // A dry run writes nothing.
+        let planned = repo.run(&["--json"]).await.result(0);
+        assert_eq!(
+            (&planned["phase"], &planned["applied"]),
+            (&json!("planned"), &json!(false))
+        );
+        assert_eq!(planned["copied"]["blocks"], 100);
+        assert!(planned["price"]["units"].as_u64().unwrap() > 0, "{planned}");
+        assert!(!repo.path("walrusds-convert.json").exists());
+        assert_eq!(repo.net.stats().stored_blobs, 0);
+
+        // With a daemon everything is copied, and nothing switched.
+        let daemon = Daemon::start(repo.dir.path());
+        let busy = repo.run(&["--yes"]).await;
+        busy.error(4, "is in use by a daemon or another command");
+        assert_eq!(repo.opens(), Opens::Flatfs);
+        let puts = repo.net.stats().puts;
+        assert!(puts >= 3, "{puts}");
+        let late = blocks(100..103);
+        repo.flatfs().put(&late).unwrap();
+        repo.blocks.extend(late);
+        drop(daemon);
+
+        // The settings are those of the first run.
+        let done = repo.bare(&["--yes", "--json"]).await.result(0);
+        assert_eq!(done["phase"], "switched", "{done}");
+        assert_eq!(done["copied"]["blocks"], 3);
+        assert_eq!(done["source"]["blocks"], 103);
+        assert_eq!(done["only_there"], 0);
+        assert_eq!(repo.net.stats().puts, puts + 1, "nothing is stored twice");
+        assert_eq!(repo.opens(), Opens::Walrusds);
+        assert_eq!(repo.read("config.before-walrusds"), config);
+        let again = repo.bare(&["--yes", "--json"]).await.result(0);
+        assert_eq!(again["phase"], "switched");
+        repo.assert_on_walrus(&repo.blocks).await;
+
+        // What the node deletes is known to the index.
+        let node = repo.node().await;
+        let gone = repo.blocks.remove(0);
+        let fresh = blocks(200..201);
+        let put = Op::Put(fresh[0].0.clone(), fresh[0].1.clone());
+        node.commit(vec![Op::Delete(gone.0.clone()), put])
+            .await
+            .unwrap();
+        node.close().await.unwrap();
+        repo.blocks.extend(fresh);
+
+        let proved = repo.bare(&["--remove-old", "--json"]).await.result(0);
+        assert_eq!(
+            (&proved["applied"], &proved["present"]["blocks"]),
+            (&json!(false), &json!(102))
+        );
+        assert!(repo.path("blocks").exists());
+        repo.write("blocks/mine.txt", "no block");
+        let removed = repo
+            .bare(&["--remove-old", "--read-data", "--yes", "--json"])
+            .await;
+        let removed = removed.result(0);
+        assert_eq!(removed["phase"], "removed");
+        assert!(
+            removed["notes"].to_string().contains("1 file or directory"),
+            "{removed}"
+        );
+        assert!(repo.path("blocks/mine.txt").exists());
+        std::fs::remove_dir_all(repo.path("blocks")).unwrap();
+        repo.bare(&["--remove-old"])
+            .await
+            .error(1, "there is no flatfs left in");
+
+        // Back, with a block that is in the journal alone.
+        let planned = repo.bare(&["--to", "flatfs", "--json"]).await.result(0);
+        assert_eq!(planned["source"]["blocks"], 102, "{planned}");
+        assert_eq!(
+            planned["notes"].to_string().contains("PostgreSQL"),
+            postgres
+        );
+        let daemon = Daemon::start(repo.dir.path());
+        let busy = repo.bare(&["--to", "flatfs", "--yes"]).await;
+        busy.error(4, "is in use by a daemon or another command");
+        assert_eq!(repo.opens(), Opens::Walrusds);
+        drop(daemon);
+        let back = repo
+            .bare(&["--to", "flatfs", "--yes", "--json"])
+            .await
+            .result(0);
+        assert_eq!(back["phase"], "switched", "{back}");
+        assert_eq!(
+            back["source"]["blocks"], 103,
+            "the journal's block is there, too"
+        );
+        assert_eq!(repo.opens(), Opens::Flatfs);
+        assert_eq!(repo.read("config"), config);
+        repo.assert_on_disk(&repo.blocks);
+        assert_eq!(repo.flatfs().get(&gone.0).unwrap(), None);
+        let again = repo
+            .bare(&["--to", "flatfs", "--yes", "--json"])
+            .await
+            .result(0);
+        assert_eq!(again["phase"], "switched");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_run_is_carried_on_and_nothing_is_paid_for_twice() {
+    let repo = Repo::sqlite().await;
+    // The tests of the publisher come first, which store nothing.
+    repo.run(&[]).await.fine();
+    let tests = repo.net.stats().puts;
+    let hangs = FaultRule::new(FaultAction::Hang).on([Http::Put]);
+    repo.net.set_faults(hangs.after(tests + 1));
+    let mut command = repo.command(&["--yes", "--quiet"]);
+    let mut child = command.envs(&repo.settings).spawn().unwrap();
+    let hangs = || repo.net.faults()[0].fired > 0;
+    testkit::eventually("a pack hangs", hangs).await;
+    // Another one is stored, and its rows are written.
+    let state = repo.read("walrusds-convert.json");
+    let config = Config::from_json(&state["new"]["child"].to_string()).unwrap();
+    let look = Inspection::open(config, repo.dir.path()).await.unwrap();
+    let until = std::time::Instant::now() + testkit::PATIENCE;
+    while look
+        .index()
+        .list(&KeyRange::ALL, 0, 1)
+        .await
+        .unwrap()
+        .is_empty()
+    {
+        assert!(std::time::Instant::now() < until, "no pack was stored");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    look.close().await.unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    repo.net.clear_faults();
+    assert_eq!(repo.opens(), Opens::Flatfs);
+    let done = repo.bare(&["--yes", "--json"]).await.result(0);
+    assert!(done["present"]["blocks"].as_u64().unwrap() > 0, "{done}");
+    assert_eq!(repo.opens(), Opens::Walrusds);
+    repo.assert_on_walrus(&repo.blocks).await;
+
+    // And the way back.
+    std::fs::remove_dir_all(repo.path("blocks")).unwrap();
+    let reads = [Http::Get, Http::Range, Http::ByteRange];
+    repo.net
+        .set_faults(FaultRule::new(FaultAction::Hang).on(reads).after(1));
+    let mut child = repo
+        .command(&["--to", "flatfs", "--yes", "--quiet"])
+        .spawn()
+        .unwrap();
+    testkit::eventually("a request that hangs", || repo.net.faults()[0].fired > 0).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    repo.net.clear_faults();
+    assert_eq!(repo.opens(), Opens::Walrusds);
+    let done = repo
+        .bare(&["--to", "flatfs", "--yes", "--json"])
+        .await
+        .result(0);
+    assert_eq!(done["phase"], "switched");
+    repo.assert_on_disk(&repo.blocks);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_converted_is_refused() {
+    let repo = Repo::sqlite().await;
+    let config = std::fs::read_to_string(repo.path("config")).unwrap();
+
+    repo.write("version", "11");
+    repo.run(&["--yes"]).await.error(1, "has the repo version");
+    repo.write("version", "99");
+    repo.run(&["--yes"]).await.error(1, "has the repo version");
+    repo.write("version", "18");
+
+    repo.write_config(&json!({"type": "badgerds", "path": "badgerds"}));
+    repo.run(&["--yes"])
+        .await
+        .error(1, "Datastore.Spec has no mount at /blocks of its own");
+    repo.write_config(
+        &json!({"type": "mount", "mounts": [{"mountpoint": "/blocks", "type": "pebbleds"}]}),
+    );
+    repo.run(&["--yes"])
+        .await
+        .error(1, "the blocks are in a datastore of type");
+    repo.write("config", &config.replace("\"blocks\"", "\"elsewhere\""));
+    repo.run(&["--yes"])
+        .await
+        .error(1, "it does not fit the blocks' entry in config");
+    repo.write("config", &config);
+
+    repo.bare(&["--to", "flatfs"])
+        .await
+        .error(1, "is on flatfs already");
+    repo.bare(&["--remove-old"])
+        .await
+        .error(1, "is not on Walrus yet, so its flatfs stays");
+    repo.bare(&["--cancel", "--yes"])
+        .await
+        .error(1, "so there is nothing to cancel");
+    assert_eq!(repo.bare(&[]).await.code, 2, "a publisher is missing");
+    let empty = tempfile::tempdir().unwrap();
+    let other = ["--repo", empty.path().to_str().unwrap()];
+    repo.run(&other).await.error(1, "it has no config");
+
+    // A publisher that nothing listens at.
+    let unreachable = repo
+        .run(&["--yes", "--publisher", "http://127.0.0.1:1"])
+        .await;
+    assert_eq!(unreachable.code, 1, "{}", unreachable.err);
+    assert!(
+        unreachable.err.contains("publisherURL does not work"),
+        "{}",
+        unreachable.err
+    );
+    assert!(!repo.path("walrusds-convert.json").exists());
+    assert_eq!(repo.opens(), Opens::Flatfs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_block_and_a_lost_one_stop_the_switch() {
+    let repo = Repo::sqlite().await;
+    let path = repo.flatfs().path_of(&repo.blocks[7].0).unwrap();
+    std::fs::write(&path, b"other bytes").unwrap();
+    let damaged = repo.run(&["--yes"]).await;
+    damaged.error(1, "blocks of the flatfs are damaged or cannot be read");
+    assert!(
+        damaged.err.contains(path.to_str().unwrap()),
+        "{}",
+        damaged.err
+    );
+    assert_eq!(repo.opens(), Opens::Flatfs);
+
+    // Other settings would split the blocks between two datastores.
+    let mut other = repo.command(&["--yes"]);
+    other.envs(&repo.settings).env("WALRUSDS_TABLE", "another");
+    ran(other)
+        .await
+        .error(1, "with other settings is under way");
+    let back = repo.bare(&["--to", "flatfs"]).await;
+    back.error(1, "is under way: go on with it");
+
+    std::fs::remove_file(&path).unwrap();
+    repo.bare(&["--yes"]).await.fine();
+    assert_eq!(repo.opens(), Opens::Walrusds);
+
+    // A blob is lost: neither is the flatfs removed, nor does the repo go back without it.
+    let blob = repo.net.blobs()[0].blob_id;
+    repo.net.delete_blob(&blob);
+    repo.bare(&["--remove-old", "--yes"])
+        .await
+        .error(1, "cannot be proved to be on Walrus");
+    assert!(repo.path("blocks/SHARDING").exists());
+    std::fs::rename(repo.path("blocks"), repo.path("kept")).unwrap();
+    let lost = repo.bare(&["--to", "flatfs", "--yes"]).await;
+    lost.error(1, "blocks of the index cannot be read from Walrus");
+    assert_eq!(repo.opens(), Opens::Walrusds);
+    // In this direction, too, a conversion is under way, and can be forgotten.
+    repo.bare(&["--yes"])
+        .await
+        .error(1, "is under way: go on with it");
+    repo.bare(&["--cancel"]).await.fine();
+    let cancelled = repo.bare(&["--cancel", "--yes", "--json"]).await.result(0);
+    assert_eq!(cancelled["phase"], "cancelled");
+    assert!(!repo.path("walrusds-convert.json").exists());
+    let there = "uses walrusds already: there is no flatfs to convert";
+    repo.bare(&["--yes"]).await.error(1, there);
+
+    // A block of the flatfs that was never on Walrus.
+    std::fs::remove_dir_all(repo.path("blocks")).unwrap();
+    std::fs::rename(repo.path("kept"), repo.path("blocks")).unwrap();
+    repo.flatfs().put(&blocks(300..301)).unwrap();
+    let kept = repo.bare(&["--remove-old", "--yes"]).await;
+    kept.error(
+        1,
+        "blocks of the flatfs are not on Walrus, so nothing was removed",
+    );
+    assert!(kept.err.contains(&blocks(300..301)[0].0), "{}", kept.err);
+}
