@@ -88,6 +88,7 @@ pub const KEYS: &[KeySpec] = &[
     key("keepDeletedSeconds", whole(0, MAX_SECONDS), "0", "how long deleted blocks can be brought back (seconds); a put of such a block costs no upload while its blob is stored; 0 = not at all"),
     key("journalPath", KeyType::Text, "", "directory of the local write journal, relative to the repo unless absolute: a write returns when it is on the local disk"),
     key("journalMaxBytes", whole(1, i64::MAX), "4294967296", "size of the journal at which writers wait (bytes); used with `journalPath`"),
+    key("journalSync", KeyType::Text, "put", "when a write to the journal returns: `put` (when it survives a power cut) or `sync` (when the kernel has it, so that it survives any end of the process; it is on disk when go-datastore's `Sync` returns, and within 100 ms anyway); used with `journalPath`"),
     key("journalFullSeconds", whole(1, MAX_SECONDS), "600", "how long a write waits for room in a full journal before it fails and says why (seconds); used with `journalPath`"),
     key("packIdleFlushSeconds", whole(1, MAX_SECONDS), "30", "flush the journal after this time without writes (seconds); used with `journalPath`"),
     key("packMaxAgeSeconds", whole(1, MAX_SECONDS), "300", "flush a journalled block after this time at most (seconds); used with `journalPath`"),

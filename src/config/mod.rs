@@ -18,7 +18,7 @@ mod chain;
 mod keys;
 mod network;
 
-pub use crate::journal::JournalConfig;
+pub use crate::journal::{JournalConfig, JournalSync};
 pub use crate::lifetime::chain::WalrusCommand;
 pub use crate::read::disk::DiskCacheConfig;
 pub use crate::upload::Format as PackFormat;
@@ -573,13 +573,26 @@ impl<'a> Fields<'a> {
         }
     }
 
+    fn journal_sync(&self) -> Result<JournalSync> {
+        match self.text("journalSync")? {
+            None | Some("put") => Ok(JournalSync::Put),
+            Some("sync") => Ok(JournalSync::Sync),
+            Some(other) => Err(bad(format!(
+                "journalSync is {:?}, expected \"put\" or \"sync\"",
+                shorten(other)
+            ))),
+        }
+    }
+
     fn journal(&self) -> Result<Option<JournalConfig>> {
+        let sync = self.journal_sync()?;
         let Some(path) = self.text("journalPath")? else {
             return Ok(None);
         };
         Ok(Some(JournalConfig {
             path: PathBuf::from(path),
             max_bytes: self.number("journalMaxBytes", 4 << 30)?,
+            sync,
             full_timeout: self.seconds("journalFullSeconds", 600)?,
             idle_flush: self.seconds("packIdleFlushSeconds", 30)?,
             max_age: self.seconds("packMaxAgeSeconds", 300)?,

@@ -275,6 +275,17 @@ fn unknown_and_future_keys() {
     ] {
         assert_eq!(parse(extra).unwrap().pack_format, format, "{extra}");
     }
+    let sync = |extra: &str| {
+        let config = parse(&format!(r#""journalPath":"j"{extra}"#)).unwrap();
+        config.journal.unwrap().sync
+    };
+    assert_eq!(sync(""), JournalSync::Put);
+    assert_eq!(sync(r#","journalSync":"put""#), JournalSync::Put);
+    assert_eq!(sync(r#","journalSync":"sync""#), JournalSync::Sync);
+    refused_extra(
+        r#""journalSync":"never""#,
+        &["journalSync", "never", "put", "sync"],
+    );
     refused_extra(
         r#""packFormat":"zip""#,
         &["packFormat", "zip", "car", "concat", "quilt"],

@@ -154,13 +154,18 @@ impl WalrusDatastore {
     }
 
     /// Returns when everything acknowledged so far survives a power cut of this machine. That is
-    /// the case already: puts return only once they are on Walrus and indexed, or synced in the
-    /// journal.
+    /// the case already where puts return only once they are on Walrus and indexed, or synced in
+    /// the journal; with [`JournalSync::Sync`](crate::config::JournalSync::Sync) the journal is
+    /// synced now, whatever the prefix.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed); [`ErrorKind::Disk`](crate::ErrorKind::Disk)
+    /// if the journal cannot be synced.
     pub async fn sync(&self, _prefix: &str) -> Result<()> {
         let _call = self.enter()?;
+        if let Some(journal) = self.shared.writes.journal() {
+            journal.sync().await?;
+        }
         if let Some(roots) = &self.shared.roots {
             roots.synced();
         }

@@ -53,7 +53,7 @@ impl Writes {
             None => Way::Direct(Packer::start(Arc::clone(&uploader))),
             Some(settings) => {
                 let log = Arc::clone(&uploader.log);
-                let journal = Journal::open(&settings.path, settings.max_bytes, owner, log)?;
+                let journal = Journal::open(settings, owner, log)?;
                 let journal = Arc::new(journal);
                 Way::Journalled {
                     flusher: Flusher::start(FlushParts {
