@@ -98,7 +98,7 @@ pub const KEYS: &[KeySpec] = &[
     key("cacheBytes", whole(1, i64::MAX), "10737418240", "size of the disk cache at most (bytes); used with `cachePath`"),
     key("packFormat", KeyType::Text, "car", "how blocks lie in a blob: `car` (a CARv2 file that says which blocks it holds), `concat` (one after another and nothing else, as the Go plugin writes them), or `quilt` (any aggregator gives a block by its CID; only where that costs at most 2 % more, else `car`); all are read always"),
     key("adoptStagingSeconds", whole(0, MAX_SECONDS), "0", "store blocks that a node with the Go plugin staged longer ago than this (seconds) and did not upload, as after it was shut down for good; 0 = leave them; used with `postgresURL`"),
-    key("verifyReads", KeyType::Flag, "true", "check each block against the multihash in its key"),
+    key("verifyReads", KeyType::Text, "true", "`true` checks each block that comes over the network against the multihash in its key; what was checked then is compared with a checksum when it is read from the local disk (journal, disk cache); `always` checks it against its key then, too; `false` checks neither against its key"),
     key("authTokenCommand", KeyType::Text, "", "shell command that prints a fresh publisher token (JWT), run for every attempt"),
     key("authTokenFile", KeyType::Text, "", "file with the publisher token, read for every attempt; relative to the repo unless absolute"),
     key("walrusCommand", KeyType::Text, "", "the operator's `walrus` program and its options, as a list: `[\"walrus\", \"--config\", \"/path\", \"--wallet\", \"/path\"]`; run without a shell; extends and deletes blobs, and gives prices and the exact epoch"),

@@ -29,7 +29,7 @@ fn defaults_are_those_of_the_table() {
         "maxOpenConns": c.max_open_conns, "packTargetSizeBytes": c.pack_target_size_bytes,
         "blobCacheBytes": c.blob_cache_bytes, "requestTimeoutSeconds": c.request_timeout.as_secs(),
         "maxRetries": c.max_retries, "epochDurationSeconds": c.epoch_duration.as_secs(),
-        "renewIntervalSeconds": c.renew_interval.as_secs(), "verifyReads": c.verify_reads,
+        "renewIntervalSeconds": c.renew_interval.as_secs(), "verifyReads": c.verify_reads != VerifyReads::Never,
         "nShards": c.n_shards, "adoptStagingSeconds": c.adopt_staging.as_secs(), "disableFlush": c.disable_flush,
         "standbyMaxLagSeconds": c.standby_max_lag.as_secs(), "trustStandbyMisses": c.trust_standby_misses,
     });
@@ -274,6 +274,24 @@ fn unknown_and_future_keys() {
         (r#""packFormat":"quilt""#, PackFormat::Quilt),
     ] {
         assert_eq!(parse(extra).unwrap().pack_format, format, "{extra}");
+    }
+    for (value, checks) in [
+        ("true", VerifyReads::Network),
+        ("false", VerifyReads::Never),
+        (r#""always""#, VerifyReads::Always),
+        (r#"" False ""#, VerifyReads::Never),
+        (r#""true""#, VerifyReads::Network),
+        (r#""""#, VerifyReads::Network),
+    ] {
+        let config = parse(&format!("\"verifyReads\":{value}")).unwrap();
+        assert_eq!(config.verify_reads, checks, "{value}");
+    }
+    for value in ["1", r#""sometimes""#] {
+        let found = value.trim_matches('"');
+        refused_extra(
+            &format!("\"verifyReads\":{value}"),
+            &["verifyReads", found, "always"],
+        );
     }
     let sync = |extra: &str| {
         let config = parse(&format!(r#""journalPath":"j"{extra}"#)).unwrap();

@@ -37,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::query::{Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
-use crate::read::Reader;
+use crate::read::{Reader, VerifyReads};
 use crate::upload::Uploader;
 use crate::walrus::BlobStore;
 
@@ -115,7 +115,7 @@ struct Shared {
     index: Arc<Lookups>,
     store: Arc<dyn BlobStore>,
     uploader: Arc<Uploader>,
-    verify_reads: bool,
+    verify_reads: VerifyReads,
     metrics: Arc<Metrics>,
     log: Arc<Log>,
     epoch_clock: Arc<EpochClock>,

@@ -236,10 +236,9 @@ impl WalrusDatastore {
             Arc::clone(&uploader),
             locks.clone(),
         )?;
-        let disk_cache = config
-            .disk_cache
-            .clone()
-            .map(|settings| DiskCache::open(settings, Arc::clone(&log)));
+        let disk_cache = config.disk_cache.clone().map(|settings| {
+            DiskCache::open(settings, config.verify_reads.local(), Arc::clone(&log))
+        });
         let stop = CancellationToken::new();
         let renewal = Arc::new(renewal(config, &uploader));
         let usage = flush_usage(
@@ -286,9 +285,10 @@ impl WalrusDatastore {
             let watch = lifetime::watch(Arc::clone(&renewal), stop.clone());
             workers.push(tokio::spawn(watch));
         }
-        let roots = own
-            .repo
-            .map(|repo| Roots::open(repo, &config.table, Arc::clone(&log)));
+        let roots = own.repo.map(|repo| {
+            let verify = config.verify_reads.local();
+            Roots::open(repo, &config.table, verify, Arc::clone(&log))
+        });
         let reader = Reader::new(ReaderParts {
             index: Arc::clone(&lookups),
             store: Arc::clone(&store),

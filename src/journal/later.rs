@@ -1,8 +1,8 @@
 //! Syncs that follow their writes: with `journalSync` `sync` a write returns when the kernel has
 //! it, and a thread of its own syncs it soon.
 //!
-//! The problem: a sync must not hold up the writes that come meanwhile, and no failure of a sync may
-//! go by unseen: a kernel reports it once.
+//! The problem: a sync must not hold up the writes that come meanwhile, and no failure of a sync
+//! may go by unseen: a kernel reports it once.
 //!
 //! Invariants:
 //! - What was acknowledged is synced within [`SOON`] and the time that one sync takes, or two if

@@ -12,7 +12,7 @@
 //! | `frame` | how writes lie in a file |
 //! | `judge` | whether values of a frame are whole, damaged, or were never written |
 //! | `later` | with `journalSync` `sync`: syncs that follow their writes |
-//! | `mend` | what a failed write or sync leaves behind is cut off, and what counts is written again |
+//! | `mend` | what a failure leaves behind is cut off, and what counts of it is written again |
 //! | `owner` | which index the blocks belong to, and journals that were left behind |
 //! | `reclaim` | removing files that are needed no more |
 //! | `replay` | reading the files at open |
@@ -344,8 +344,8 @@ impl Journal {
     }
 
     /// Stages puts as one unit: after a crash all of them are there or none. Returns when they
-    /// survive a power cut, or with [`JournalSync::Sync`] any end of this process. `guard` holds their keys until the outcome is known, even if the caller
-    /// has given up.
+    /// survive a power cut, or with [`JournalSync::Sync`] any end of this process. `guard` holds
+    /// their keys until the outcome is known, even if the caller has given up.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`]: nothing is staged.

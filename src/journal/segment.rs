@@ -89,8 +89,8 @@ pub(super) struct Scan {
     pub(super) torn: bool,
     /// The number of bytes between whole frames that are no frames.
     pub(super) gaps: u64,
-    /// The same of bytes that may never have been synced: some sector of them was never written, and
-    /// each frame behind them tells that frames before it were not synced.
+    /// The same of bytes that may never have been synced: some sector of them was never written,
+    /// and each frame behind them tells that frames before it were not synced.
     pub(super) unsynced: u64,
     /// Whether some of the frames may be bytes of a block: they come behind a gap whose end is not
     /// certain.

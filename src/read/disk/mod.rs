@@ -4,15 +4,15 @@
 //! |---|---|
 //! | `copies` | the blocks of a cache that another process may have open, for reading alone |
 //! | `layout` | how blocks lie in a file |
-//! | `known` | blocks that were found right before |
 //! | `segment` | one file: looking at records, finishing, recovering |
 //! | `worker` | the one thread that loads, appends, evicts, and looks after the directory |
 //!
 //! It replaces an aggregator and nothing else: whether a key exists is the index's business. Only
-//! blocks whose keys name their contents are taken, and each is checked against its name whenever
-//! it is read, or known to be what was checked before, so it does not matter what happens to the
-//! files. Nothing here fails a read or a write: an error becomes a miss, a counter and at most a
-//! line in the log. Nothing is synced either.
+//! blocks whose keys name their contents are taken, and only after a check against the name. What
+//! is read back is compared with a checksum, which finds the damage that a disk makes, and against
+//! the name as well with `verifyReads` `"always"`. So damage to the files does no harm. Nothing here
+//! fails a read or a write: an error becomes a miss, a counter and at most a line in the log.
+//! Nothing is synced either.
 //!
 //! Blocks lie in files of 1/128 of the budget that are only ever appended to, so that reading one
 //! costs one call to the system and no opening of a file. The oldest file goes first; of what was
@@ -34,7 +34,6 @@ use crate::log::{Level, Log};
 use crate::multihash::Multihash;
 
 mod copies;
-mod known;
 mod layout;
 mod segment;
 #[cfg(test)]
@@ -42,9 +41,8 @@ mod tests;
 mod worker;
 
 pub(crate) use copies::Copies;
-use known::{Digest, Known};
 use layout::{HEAD, RECORD_HEAD, ROW, TRAILER};
-use segment::{Found, Record, Segment};
+use segment::{Found, Segment};
 use worker::{Pace, Worker};
 
 /// Most blocks that wait to be written: bytes, and number. Blocks beyond that are not kept.
@@ -124,7 +122,8 @@ struct Insert {
 #[derive(Debug)]
 struct CacheParts {
     map: RwLock<Map>,
-    known: Known,
+    /// Whether blocks are checked against their names whenever they are read.
+    verify: bool,
     /// The tables have been read, or cannot be.
     loaded: watch::Sender<bool>,
     stopping: AtomicBool,
@@ -191,22 +190,25 @@ impl Slot {
 impl DiskCache {
     /// Starts the cache. The directory is created, locked and read behind the caller's back; if it
     /// cannot be used, the log says so and the cache holds nothing.
-    pub(crate) fn open(config: DiskCacheConfig, log: Arc<Log>) -> DiskCache {
-        Self::open_for(&READ_CACHE, config, log)
+    /// `verify`: blocks are checked against their names whenever they are read.
+    pub(crate) fn open(config: DiskCacheConfig, verify: bool, log: Arc<Log>) -> DiskCache {
+        Self::open_for(&READ_CACHE, config, verify, log)
     }
 
     /// As [`open`](Self::open), for another purpose than `cachePath`.
     pub(crate) fn open_for(
         purpose: &'static Purpose,
         config: DiskCacheConfig,
+        verify: bool,
         log: Arc<Log>,
     ) -> DiskCache {
-        Self::open_paced(purpose, config, log, Pace::default())
+        Self::open_paced(purpose, config, verify, log, Pace::default())
     }
 
     fn open_paced(
         purpose: &'static Purpose,
         config: DiskCacheConfig,
+        verify: bool,
         log: Arc<Log>,
         pace: Pace,
     ) -> DiskCache {
@@ -215,7 +217,7 @@ impl DiskCache {
         let segment_bytes = (max / 128).clamp((max / 4).min(8 << 20), MAX_SEGMENT);
         let inner = Arc::new(CacheParts {
             map: RwLock::default(),
-            known: Known::default(),
+            verify,
             loaded: watch::Sender::new(false),
             stopping: AtomicBool::new(false),
             queued: AtomicU64::new(0),
@@ -354,11 +356,9 @@ impl CacheParts {
             (Arc::clone(map.segments.get(&slot.segment)?), slot.offset())
         };
         let wrong = match segment.find(offset, name.as_bytes(), value_len) {
-            Ok(Found::Record(record)) if self.is_right(name, &record) => {
-                return Some(record.into_value())
-            }
+            Ok(Found::Value(value)) if !self.verify || name.names(&value) => return Some(value),
             Ok(Found::Other) => return None,
-            Ok(Found::Record(_) | Found::Damaged) => "damaged".to_owned(),
+            Ok(Found::Value(_) | Found::Damaged) => "damaged".to_owned(),
             Err(e) => e.to_string(),
         };
         self.forget(tag, segment.id, offset);
@@ -370,25 +370,6 @@ impl CacheParts {
             ));
         }
         None
-    }
-
-    /// Whether the value of a record under `name` is what that names.
-    fn is_right(&self, name: &Multihash, record: &Record) -> bool {
-        let value = record.value();
-        if value.len() < known::SHORTEST {
-            return name.names(value);
-        }
-        let tag = layout::tag(name.as_bytes());
-        let known = self.known.get(tag);
-        let digest = known.map(|_| Digest::of(record.bytes()));
-        if digest.is_some() && known == Some(digest) {
-            return true;
-        }
-        let right = name.names(value);
-        if right {
-            self.known.add(tag, digest);
-        }
-        right
     }
 
     /// Forgets a block, unless it lies elsewhere by now.

@@ -22,36 +22,14 @@ pub(super) struct Segment {
     complained: AtomicBool,
 }
 
-/// A record in memory. Nothing has checked its value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Record {
-    bytes: Bytes,
-    /// Where the value begins.
-    value: usize,
-}
-
-impl Record {
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    pub(super) fn value(&self) -> &[u8] {
-        &self.bytes[self.value..]
-    }
-
-    pub(super) fn into_value(self) -> Bytes {
-        self.bytes.slice(self.value..)
-    }
-}
-
 /// The result of a look at a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// The record under this name.
-    Record(Record),
+    /// The value of the record under this name, as it was written.
+    Value(Bytes),
     /// Another block.
     Other,
-    /// No record at all.
+    /// No record at all, or a damaged value.
     Damaged,
 }
 
@@ -205,17 +183,20 @@ impl Segment {
     /// # Errors
     /// The disk's. A file that is too short holds a damaged record.
     pub(super) fn find(&self, offset: u32, name: &[u8], value_len: u32) -> io::Result<Found> {
-        let head = layout::record_head(name, value_len);
-        let mut record = vec![0; head.len() + value_len as usize];
+        let head_len = RECORD_HEAD + name.len();
+        let mut record = vec![0; head_len + value_len as usize];
         match self.file.read_exact_at(&mut record, u64::from(offset)) {
-            Ok(()) if record.starts_with(&head) => {
-                return Ok(Found::Record(Record {
-                    bytes: record.into(),
-                    value: head.len(),
-                }));
+            Ok(()) => {
+                let (head, value) = record.split_at(head_len);
+                if layout::is_record_of(head, name, value_len) {
+                    return Ok(match layout::is_value_of(head, value) {
+                        true => Found::Value(Bytes::from(record).slice(head_len..)),
+                        false => Found::Damaged,
+                    });
+                }
             }
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(e),
-            Ok(()) | Err(_) => {}
+            Err(_) => {}
         }
         let len = self.file.metadata()?.len();
         let other = self.record_head(u64::from(offset), len)?;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 use super::segment::Segment;
-use super::{known, CacheParts, DiskCacheConfig, Insert, Slot};
+use super::{CacheParts, DiskCacheConfig, Insert, Slot};
 use crate::dirlock::{write_readme, DirLock};
 use crate::error::Error;
 use crate::log::Level;
@@ -296,13 +296,10 @@ impl<'a> Directory<'a> {
         if self.inner.map.read().slots.contains_key(&layout::tag(name)) {
             return;
         }
-        let head = layout::record_head(name, insert.value.len() as u32);
+        let head = layout::record_head(name, &insert.value);
         let written = self
             .make_room((head.len() + insert.value.len()) as u64)
             .and_then(|()| self.append(&head, &insert.value));
-        if written.is_ok() && insert.value.len() >= known::SHORTEST {
-            self.inner.known.add(layout::tag(name), None);
-        }
         self.count();
         match written {
             Ok(()) => {
