@@ -121,7 +121,7 @@ struct Shared {
     epoch_clock: Arc<EpochClock>,
     gone: Arc<Gone>,
     locks: KeyLocks,
-    disk_cache: Option<DiskCache>,
+    disk_cache: Option<Arc<DiskCache>>,
     /// The roots that are kept on disk, if the datastore belongs to a repo.
     roots: Option<Roots>,
     reader: Reader,

@@ -230,15 +230,17 @@ impl WalrusDatastore {
             spare_for,
             ..uploader(config, Arc::clone(&index), &parts, &metrics)
         });
+        let disk_cache = config.disk_cache.clone().map(|settings| {
+            let verify = config.verify_reads.local();
+            Arc::new(DiskCache::open(settings, verify, Arc::clone(&log)))
+        });
         let writes = Writes::start(
             config,
             own.owner.as_ref(),
             Arc::clone(&uploader),
             locks.clone(),
+            disk_cache.as_ref(),
         )?;
-        let disk_cache = config.disk_cache.clone().map(|settings| {
-            DiskCache::open(settings, config.verify_reads.local(), Arc::clone(&log))
-        });
         let stop = CancellationToken::new();
         let renewal = Arc::new(renewal(config, &uploader));
         let usage = flush_usage(

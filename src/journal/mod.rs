@@ -53,6 +53,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
+use crate::read::disk::DiskCache;
 use crate::upload::Fill;
 
 mod ask;
@@ -151,6 +152,8 @@ struct JournalParts {
     due: Due,
     log: Arc<Log>,
     disk: Arc<dyn Disk>,
+    /// Takes files over that are needed no more, if there is a read cache.
+    heir: Option<Arc<DiskCache>>,
     state: Mutex<StagedBlocks>,
     /// Notified when space has become free.
     space: Notify,
@@ -269,14 +272,16 @@ impl Journal {
     pub(crate) fn open(
         settings: &JournalConfig,
         owner: Option<&Owner>,
+        heir: Option<Arc<DiskCache>>,
         log: Arc<Log>,
     ) -> Result<Journal> {
         let limits = (settings.max_bytes, settings.sync);
-        Self::open_on(Arc::new(RealDisk), &settings.path, limits, owner, log)
+        let disk = (Arc::new(RealDisk) as Arc<dyn Disk>, heir);
+        Self::open_on(disk, &settings.path, limits, owner, log)
     }
 
     fn open_on(
-        disk: Arc<dyn Disk>,
+        (disk, heir): (Arc<dyn Disk>, Option<Arc<DiskCache>>),
         dir: &Path,
         (max_bytes, sync): (u64, JournalSync),
         owner: Option<&Owner>,
@@ -314,6 +319,7 @@ impl Journal {
             oldest: figures::Oldest::default(),
             log,
             disk,
+            heir,
             state: Mutex::new(state),
             space: Notify::new(),
             turn: tokio::sync::Mutex::default(),

@@ -547,6 +547,21 @@ impl Segment {
         })
     }
 
+    /// The frames of a sealed segment, by its table of contents; `None` if it has none.
+    pub(super) fn sealed_frames(&self) -> Option<Vec<(u64, Frame)>> {
+        let mut head = [0; frame::SEGMENT_HEAD as usize];
+        self.read_at(0, &mut head).ok()?;
+        match frame::decode_head(&head, self.id)? {
+            Head::Sealed(seal) => Some(self.read_contents(seal)?.frames),
+            Head::Open | Head::Old => None,
+        }
+    }
+
+    /// Whether a block in it is damaged.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keep.load(Ordering::Acquire)
+    }
+
     /// Takes the lengths from a scan.
     pub(super) fn adopt(&self, scan: &Scan) {
         self.len.store(scan.len, Ordering::Release);

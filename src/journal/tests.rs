@@ -246,7 +246,7 @@ fn open(disk: &Arc<FaultyDisk>, dir: &Path) -> Result<Arc<Journal>> {
 
 fn open_with(disk: &Arc<FaultyDisk>, dir: &Path, sync: JournalSync) -> Result<Arc<Journal>> {
     let disk = Arc::<FaultyDisk>::clone(disk);
-    Journal::open_on(disk, dir, (MAX, sync), None, Arc::default()).map(Arc::new)
+    Journal::open_on((disk, None), dir, (MAX, sync), None, Arc::default()).map(Arc::new)
 }
 
 fn contents(dir: &Path) -> Result<BTreeMap<String, Bytes>> {
@@ -614,7 +614,7 @@ fn a_full_disk_does_not_keep_a_journal_closed() {
             let disk = Arc::<FaultyDisk>::clone(&scene.disk);
             let owner = owner(identity);
             Journal::open_on(
-                disk,
+                (disk, None),
                 scene.dir.path(),
                 (MAX, JournalSync::Put),
                 Some(&owner),

@@ -80,7 +80,7 @@ impl File {
             let log = Arc::new(Log::default());
             let disk = Arc::new(FaultyDisk::default());
             let opened = Journal::open_on(
-                Arc::<FaultyDisk>::clone(&disk),
+                (Arc::<FaultyDisk>::clone(&disk), None),
                 dir.path(),
                 (MAX, JournalSync::Put),
                 None,

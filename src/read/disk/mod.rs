@@ -2,8 +2,10 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `adopt` | taking over files of the journal |
 //! | `copies` | the blocks of a cache that another process may have open, for reading alone |
 //! | `layout` | how blocks lie in a file |
+//! | `retired` | what is taken over, and how |
 //! | `segment` | one file: looking at records, finishing, recovering |
 //! | `worker` | the one thread that loads, appends, evicts, and looks after the directory |
 //!
@@ -33,17 +35,21 @@ use tokio::time::Instant;
 use crate::log::{Level, Log};
 use crate::multihash::Multihash;
 
+mod adopt;
 mod copies;
 mod layout;
+mod retired;
 mod segment;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 pub(crate) use copies::Copies;
+pub(crate) use layout::JOURNAL_HEAD;
 use layout::{HEAD, RECORD_HEAD, ROW, TRAILER};
+pub(crate) use retired::Retired;
 use segment::{Found, Segment};
-use worker::{Pace, Worker};
+use worker::{Job, Pace, Worker};
 
 /// Most blocks that wait to be written: bytes, and number. Blocks beyond that are not kept.
 const QUEUE_BYTES: u64 = 32 << 20;
@@ -83,8 +89,9 @@ static READ_CACHE: Purpose = Purpose {
 This is the read cache of walrusds: copies of blocks that are on Walrus. It may be deleted at any time,
 also while the node runs.
 
-NUMBER.blocks   blocks, in the order in which they were read. The file with the lowest number goes first
-                when the cache is full.
+NUMBER.blocks   blocks, in the order in which they were read or, in files that come from the write journal,
+                written. The file with the lowest number goes first when the cache is full.
+NUMBER.retiring a file of the journal on its way to be one of those.
 LOCK            held by the running node.
 ",
     // An aggregator takes longer than 100 ms.
@@ -104,7 +111,9 @@ const MAX_NAME: usize = 80;
 #[derive(Debug)]
 pub(crate) struct DiskCache {
     inner: Arc<CacheParts>,
-    queue: Mutex<Option<SyncSender<Insert>>>,
+    queue: Mutex<Option<SyncSender<Job>>>,
+    dir: PathBuf,
+    max_bytes: u64,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     opened: Instant,
 }
@@ -127,6 +136,10 @@ struct CacheParts {
     /// The tables have been read, or cannot be.
     loaded: watch::Sender<bool>,
     stopping: AtomicBool,
+    /// The directory is open.
+    serving: AtomicBool,
+    /// How many files were given a place to be taken over.
+    retired: AtomicU64,
     /// Bytes in the queue, and in the worker's hands.
     queued: AtomicU64,
     /// A file is full at this length (bytes).
@@ -220,14 +233,17 @@ impl DiskCache {
             verify,
             loaded: watch::Sender::new(false),
             stopping: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
+            retired: AtomicU64::new(0),
             queued: AtomicU64::new(0),
             segment_bytes,
             purpose,
             log,
             counters: Counters::default(),
         });
-        let (queue, inserts) = mpsc::sync_channel(QUEUE);
-        let worker = Worker::new(Arc::clone(&inner), config, pace, inserts);
+        let (queue, jobs) = mpsc::sync_channel(QUEUE);
+        let dir = config.path.clone();
+        let worker = Worker::new(Arc::clone(&inner), config, pace, jobs);
         let thread = std::thread::Builder::new()
             .name("walrusds-cache".into())
             .spawn(move || worker.run());
@@ -238,6 +254,8 @@ impl DiskCache {
         DiskCache {
             inner,
             queue: Mutex::new(thread.is_ok().then_some(queue)),
+            dir,
+            max_bytes: max,
             thread: Mutex::new(thread.ok()),
             opened: Instant::now(),
         }
@@ -287,7 +305,7 @@ impl DiskCache {
                     value,
                     checked,
                 };
-                queue.try_send(insert).is_ok()
+                queue.try_send(Job::Insert(insert)).is_ok()
             });
         if !taken {
             inner.queued.fetch_sub(len, Relaxed);
