@@ -16,11 +16,13 @@ use crate::walrus::{Auth, ClientConfig};
 
 mod chain;
 mod keys;
+mod local;
 mod network;
 
-pub use crate::journal::JournalConfig;
+pub use crate::journal::{JournalConfig, JournalSync};
 pub use crate::lifetime::chain::WalrusCommand;
 pub use crate::read::disk::DiskCacheConfig;
+pub use crate::read::VerifyReads;
 pub use crate::upload::Format as PackFormat;
 pub use keys::{KeySpec, KeyType, KEYS, MAX_BLOB_BYTES};
 
@@ -107,8 +109,8 @@ pub struct Config {
     /// Blocks that a Go node staged longer ago than this, and did not upload, are adopted; zero =
     /// never.
     pub adopt_staging: Duration,
-    /// Whether each block is checked against its key's multihash.
-    pub verify_reads: bool,
+    /// Which blocks are checked against their key's multihash.
+    pub verify_reads: VerifyReads,
     /// The source of the publisher's token.
     pub auth: Auth,
     /// The operator's `walrus` program, if the chain is at hand.
@@ -177,7 +179,8 @@ impl Config {
         for key in KEYS {
             // Keys that have no effect yet are checked all the same.
             match key.ty {
-                KeyType::Text if ["network", "walrusCommand"].contains(&key.name) => {}
+                KeyType::Text
+                    if ["network", "walrusCommand", "verifyReads"].contains(&key.name) => {}
                 KeyType::Text => drop(fields.text(key.name)?),
                 KeyType::Flag => drop(fields.flag(key.name, false)?),
                 KeyType::Whole { .. } => drop(fields.whole(key.name)?),
@@ -214,7 +217,7 @@ impl Config {
             maintenance_bytes_per_second: fields.number("maintenanceBytesPerSecond", 0)?,
             keep_deleted: fields.seconds("keepDeletedSeconds", 0)?,
             adopt_staging,
-            verify_reads: fields.flag("verifyReads", true)?,
+            verify_reads: fields.verify_reads()?,
             auth: fields.token_source()?,
             walrus_command: fields.walrus_command()?,
             reuse_storage: fields.reuse_storage(renew_interval)?,
@@ -574,31 +577,6 @@ impl<'a> Fields<'a> {
             ))),
             _ => Ok(age),
         }
-    }
-
-    fn journal(&self) -> Result<Option<JournalConfig>> {
-        let Some(path) = self.text("journalPath")? else {
-            return Ok(None);
-        };
-        Ok(Some(JournalConfig {
-            path: PathBuf::from(path),
-            max_bytes: self.number("journalMaxBytes", 4 << 30)?,
-            full_timeout: self.seconds("journalFullSeconds", 600)?,
-            idle_flush: self.seconds("packIdleFlushSeconds", 30)?,
-            max_age: self.seconds("packMaxAgeSeconds", 300)?,
-            drain_timeout: self.seconds("drainTimeoutSeconds", 30)?,
-            drain_partial: self.flag("drainPartialPacks", true)?,
-        }))
-    }
-
-    fn disk_cache(&self) -> Result<Option<DiskCacheConfig>> {
-        let Some(path) = self.text("cachePath")? else {
-            return Ok(None);
-        };
-        Ok(Some(DiskCacheConfig {
-            path: PathBuf::from(path),
-            max_bytes: self.number("cacheBytes", 10 << 30)?,
-        }))
     }
 
     fn index(&self) -> Result<IndexConfig> {

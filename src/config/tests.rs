@@ -29,7 +29,7 @@ fn defaults_are_those_of_the_table() {
         "maxOpenConns": c.max_open_conns, "packTargetSizeBytes": c.pack_target_size_bytes,
         "blobCacheBytes": c.blob_cache_bytes, "requestTimeoutSeconds": c.request_timeout.as_secs(),
         "maxRetries": c.max_retries, "epochDurationSeconds": c.epoch_duration.as_secs(),
-        "renewIntervalSeconds": c.renew_interval.as_secs(), "verifyReads": c.verify_reads,
+        "renewIntervalSeconds": c.renew_interval.as_secs(), "verifyReads": c.verify_reads != VerifyReads::Never,
         "nShards": c.n_shards, "adoptStagingSeconds": c.adopt_staging.as_secs(), "disableFlush": c.disable_flush,
         "standbyMaxLagSeconds": c.standby_max_lag.as_secs(), "trustStandbyMisses": c.trust_standby_misses,
     });
@@ -275,6 +275,35 @@ fn unknown_and_future_keys() {
     ] {
         assert_eq!(parse(extra).unwrap().pack_format, format, "{extra}");
     }
+    for (value, checks) in [
+        ("true", VerifyReads::Network),
+        ("false", VerifyReads::Never),
+        (r#""always""#, VerifyReads::Always),
+        (r#"" False ""#, VerifyReads::Never),
+        (r#""true""#, VerifyReads::Network),
+        (r#""""#, VerifyReads::Network),
+    ] {
+        let config = parse(&format!("\"verifyReads\":{value}")).unwrap();
+        assert_eq!(config.verify_reads, checks, "{value}");
+    }
+    for value in ["1", r#""sometimes""#] {
+        let found = value.trim_matches('"');
+        refused_extra(
+            &format!("\"verifyReads\":{value}"),
+            &["verifyReads", found, "always"],
+        );
+    }
+    let sync = |extra: &str| {
+        let config = parse(&format!(r#""journalPath":"j"{extra}"#)).unwrap();
+        config.journal.unwrap().sync
+    };
+    assert_eq!(sync(""), JournalSync::Put);
+    assert_eq!(sync(r#","journalSync":"put""#), JournalSync::Put);
+    assert_eq!(sync(r#","journalSync":"sync""#), JournalSync::Sync);
+    refused_extra(
+        r#""journalSync":"never""#,
+        &["journalSync", "never", "put", "sync"],
+    );
     refused_extra(
         r#""packFormat":"zip""#,
         &["packFormat", "zip", "car", "concat", "quilt"],

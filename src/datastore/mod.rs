@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::query::{Query, QueryOptions};
 use crate::read::disk::DiskCache;
 use crate::read::roots::Roots;
-use crate::read::Reader;
+use crate::read::{Reader, VerifyReads};
 use crate::upload::Uploader;
 use crate::walrus::BlobStore;
 
@@ -117,13 +117,13 @@ struct Shared {
     index: Arc<Lookups>,
     store: Arc<dyn BlobStore>,
     uploader: Arc<Uploader>,
-    verify_reads: bool,
+    verify_reads: VerifyReads,
     metrics: Arc<Metrics>,
     log: Arc<Log>,
     epoch_clock: Arc<EpochClock>,
     gone: Arc<Gone>,
     locks: KeyLocks,
-    disk_cache: Option<DiskCache>,
+    disk_cache: Option<Arc<DiskCache>>,
     /// The roots that are kept on disk, if the datastore belongs to a repo.
     roots: Option<Roots>,
     reader: Reader,
@@ -156,13 +156,18 @@ impl WalrusDatastore {
     }
 
     /// Returns when everything acknowledged so far survives a power cut of this machine. That is
-    /// the case already: puts return only once they are on Walrus and indexed, or synced in the
-    /// journal.
+    /// the case already where puts return only once they are on Walrus and indexed, or synced in
+    /// the journal; with [`JournalSync::Sync`](crate::config::JournalSync::Sync) the journal is
+    /// synced now, whatever the prefix.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed); [`ErrorKind::Disk`](crate::ErrorKind::Disk)
+    /// if the journal cannot be synced.
     pub async fn sync(&self, _prefix: &str) -> Result<()> {
         let _call = self.enter()?;
+        if let Some(journal) = self.shared.writes.journal() {
+            journal.sync().await?;
+        }
         if let Some(roots) = &self.shared.roots {
             roots.synced();
         }

@@ -231,16 +231,17 @@ impl WalrusDatastore {
             spare_for,
             ..uploader(config, Arc::clone(&index), &parts, &metrics)
         });
+        let disk_cache = config.disk_cache.clone().map(|settings| {
+            let verify = config.verify_reads.local();
+            Arc::new(DiskCache::open(settings, verify, Arc::clone(&log)))
+        });
         let writes = Writes::start(
             config,
             own.owner.as_ref(),
             Arc::clone(&uploader),
             locks.clone(),
+            disk_cache.as_ref(),
         )?;
-        let disk_cache = config
-            .disk_cache
-            .clone()
-            .map(|settings| DiskCache::open(settings, Arc::clone(&log)));
         let stop = CancellationToken::new();
         let renewal = Arc::new(renewal(config, &uploader));
         let usage = flush_usage(
@@ -287,9 +288,10 @@ impl WalrusDatastore {
             let watch = lifetime::watch(Arc::clone(&renewal), stop.clone());
             workers.push(tokio::spawn(watch));
         }
-        let roots = own
-            .repo
-            .map(|repo| Roots::open(repo, &config.table, Arc::clone(&log)));
+        let roots = own.repo.map(|repo| {
+            let verify = config.verify_reads.local();
+            Roots::open(repo, &config.table, verify, Arc::clone(&log))
+        });
         let reader = Reader::new(ReaderParts {
             index: Arc::clone(&lookups),
             store: Arc::clone(&store),

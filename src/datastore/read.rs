@@ -157,14 +157,14 @@ impl Shared {
             Err(e) => return Err(e),
         };
         if let Some(value) = staged {
-            if self.verify_reads && multihash::check(key, &value) == Match::No {
+            if self.verify_reads.local() && multihash::check(key, &value) == Match::No {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
                     format!("block {key} in the journal does not hash to its key"),
                 ));
             }
             if let Some(roots) = &self.roots {
-                roots.keep_at_start(key, &value, self.verify_reads);
+                roots.keep_at_start(key, &value, self.verify_reads.local());
             }
             self.count_get(&value);
             return Ok(Some(value));
@@ -269,7 +269,7 @@ impl Shared {
             let value = self.index.staged_value(key).await?;
             let wrong = |value: &Bytes| {
                 let size = i64::try_from(value.len()).unwrap_or(i64::MAX);
-                let check = BlockCheck::new(key, size, self.verify_reads);
+                let check = BlockCheck::new(key, size, self.verify_reads.network());
                 check.judge(value).err()
             };
             if let Some(reason) = value.as_ref().and_then(wrong) {
@@ -282,7 +282,7 @@ impl Shared {
         }
         let range = record.range().map_err(|e| e.context(key))?;
         let len = range.end - range.start;
-        let check = BlockCheck::new(key, record.size, self.verify_reads);
+        let check = BlockCheck::new(key, record.size, self.verify_reads.network());
         let cache = match &self.disk_cache {
             Some(cache) if len > 0 => Multihash::of_key(key).map(|name| (cache, name)),
             _ => None,
@@ -316,10 +316,10 @@ impl Shared {
             get.fetch(self.is_over(record)).await
         };
         if let (Some(roots), Ok(value)) = (&self.roots, &value) {
-            roots.keep_read(key, value, self.verify_reads);
+            roots.keep_read(key, value, self.verify_reads.network());
         }
         if let (Some((cache, name)), Ok(value)) = (cache, &value) {
-            cache.insert(name, value, self.verify_reads);
+            cache.insert(name, value, self.verify_reads.network());
         }
         value.map(Some).map_err(|e| {
             e.context(format_args!(

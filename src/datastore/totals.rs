@@ -12,7 +12,6 @@ use crate::journal::Journal;
 use crate::lifetime::SAMPLE_PRICES;
 use crate::measure::Sample;
 use crate::metrics::{open_metrics, Metrics, Present};
-use crate::read::disk::DiskCache;
 
 /// How often the running totals are written to the index, if they changed.
 const USAGE_FLUSH: Duration = Duration::from_secs(5);
@@ -45,7 +44,7 @@ impl WalrusDatastore {
         let mut all = shared.metrics.snapshot();
         all.extend(shared.writes.counters());
         all.extend(shared.store.counters());
-        all.extend(shared.disk_cache.iter().flat_map(DiskCache::counters));
+        all.extend(shared.disk_cache.iter().flat_map(|cache| cache.counters()));
         all.extend(shared.reader.counters());
         all
     }

@@ -14,6 +14,7 @@ use crate::index::{KeyRecord, Record, Traces};
 use crate::journal::{needed, AskFirst, Block, FlushParts, Flusher, Journal, Owner, Room};
 use crate::locks::{KeyGuard, KeyLocks};
 use crate::metrics::Metrics;
+use crate::read::disk::DiskCache;
 use crate::upload::{usage_of, NewBlock, Packer, Uploader};
 
 /// How long a journalled write waits for the index's answer which blocks are stored.
@@ -42,18 +43,19 @@ enum Way {
 }
 
 impl Writes {
-    /// Opens the journal, if one is configured, and starts the packer or the flusher.
+    /// Opens the journal, if one is configured (`cache` takes over its files), and starts the packer or the flusher.
     pub(super) fn start(
         config: &Config,
         owner: Option<&Owner>,
         uploader: Arc<Uploader>,
         locks: KeyLocks,
+        cache: Option<&Arc<DiskCache>>,
     ) -> Result<Writes> {
         let way = match &config.journal {
             None => Way::Direct(Packer::start(Arc::clone(&uploader))),
             Some(settings) => {
                 let log = Arc::clone(&uploader.log);
-                let journal = Journal::open(&settings.path, settings.max_bytes, owner, log)?;
+                let journal = Journal::open(settings, owner, cache.cloned(), log)?;
                 let journal = Arc::new(journal);
                 Way::Journalled {
                     flusher: Flusher::start(FlushParts {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -41,6 +41,8 @@ pub(crate) struct Block {
     pub(super) unproven: AtomicBool,
     /// Whether a link says that it is a dag-pb node, and it is one.
     pub(super) is_dag_pb: AtomicBool,
+    /// Its value, if its place in the file is given up and it has no other one yet.
+    held: OnceLock<Bytes>,
 }
 
 impl Block {
@@ -67,6 +69,7 @@ impl Block {
             damaged: AtomicBool::new(false),
             unproven: AtomicBool::new(false),
             is_dag_pb: AtomicBool::new(false),
+            held: OnceLock::new(),
         }
     }
 
@@ -90,12 +93,32 @@ impl Block {
         u64::from(self.len)
     }
 
+    /// The same block in another place. A blob that its row names may never have been read back.
+    pub(super) fn again(&self, seq: u64, segment: Arc<Segment>, offset: u64) -> Block {
+        let (key, value) = (Arc::clone(&self.key), (self.len, self.crc));
+        Block {
+            lost: AtomicU32::new(self.lost.load(Ordering::Relaxed)),
+            doubted: AtomicBool::new(self.is_doubted()),
+            unproven: AtomicBool::new(true),
+            ..Block::new(key, seq, segment, offset, value, self.staged)
+        }
+    }
+
     /// The value. Reads from the local disk (mostly its cache) on the calling thread.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value
     /// that was written.
     pub(super) fn read(&self) -> Result<Bytes> {
+        if let Some(held) = self.held.get() {
+            return Ok(held.clone());
+        }
+        // Its place may have been given up during the look.
+        self.read_file()
+            .or_else(|e| self.held.get().cloned().ok_or(e))
+    }
+
+    fn read_file(&self) -> Result<Bytes> {
         let mut value = vec![0; self.len as usize];
         let path = self.segment.path();
         self.segment
@@ -107,6 +130,34 @@ impl Block {
             return Err(Error::new(ErrorKind::Corrupt, words));
         }
         Ok(value.into())
+    }
+
+    /// Takes the value into memory, before its place in the file is given up.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(super) fn hold(&self) -> Result<()> {
+        let value = self.read()?;
+        self.held.get_or_init(|| value);
+        Ok(())
+    }
+
+    /// A part of the value, unchecked.
+    fn part(&self, from: u64, into: &mut [u8]) -> io::Result<()> {
+        let held = |held: &Bytes, into: &mut [u8]| {
+            let from = usize::try_from(from).unwrap_or(usize::MAX);
+            let part = held.get(from..).and_then(|rest| rest.get(..into.len()));
+            into.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        };
+        if let Some(value) = self.held.get() {
+            return held(value, into);
+        }
+        let read = self.segment.read_at(self.offset + from, into);
+        match self.held.get() {
+            Some(value) => held(value, into),
+            None => read,
+        }
     }
 
     pub(super) fn damage(&self) -> Damage {
@@ -123,7 +174,7 @@ impl Block {
 pub(super) fn nodes(blocks: &[Arc<Block>]) -> Vec<(Arc<str>, Bytes)> {
     let may_be_node = |block: &&Arc<Block>| {
         let mut first = [0];
-        let read = block.len() > 0 && block.segment.read_at(block.offset, &mut first).is_ok();
+        let read = block.len() > 0 && block.part(0, &mut first).is_ok();
         read && Order::may_be_node(first[0])
     };
     let nodes = blocks.iter().filter(may_be_node);
@@ -138,7 +189,7 @@ pub(super) fn note_dag_pb(blocks: &[Arc<Block>]) {
     for block in blocks {
         let mut head = [0; 16];
         let head = &mut head[..block.len.min(16) as usize];
-        let read = block.segment.read_at(block.offset, head).is_ok();
+        let read = block.part(0, head).is_ok();
         // Of a node without links the beginning is enough, and that is most of them.
         let is = match head.first() {
             _ if !read => false,
@@ -175,7 +226,7 @@ impl Source for Block {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.segment.read_at(self.offset + offset, into)?;
+        self.part(offset, into)?;
         // Long blocks are read in parts; they are checked before they are sent
         // (`deliver::prepare`).
         if into.len() as u64 == self.len() && crc32fast::hash(into) != self.crc {

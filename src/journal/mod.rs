@@ -11,15 +11,18 @@
 //! | `figures` | gauges for the metrics |
 //! | `frame` | how writes lie in a file |
 //! | `judge` | whether values of a frame are whole, damaged, or were never written |
+//! | `later` | with `journalSync` `sync`: syncs that follow their writes |
+//! | `mend` | what a failure leaves behind is cut off, and what counts of it is written again |
 //! | `owner` | which index the blocks belong to, and journals that were left behind |
 //! | `reclaim` | removing files that are needed no more |
 //! | `replay` | reading the files at open |
 //! | `room` | admission: how many bytes a write may add, in the order of arrival |
 //! | `salvage` | what is left of a frame whose head is damaged |
 //! | `segment` | one file: appending, syncing, scanning |
+//! | `settings` | the settings |
 //! | `state` | which blocks are staged, damaged, and waiting to travel |
 //! | `trouble` | the log lines about blocks that do not leave |
-//! | `writer` | appending and its failures; writes that queue during a sync share the next one |
+//! | `writer` | appending; writes that queue during a sync share the next one |
 //! | `flush` | which packs leave for Walrus, and when |
 //! | `window` | reading a file from front to back |
 //! | `deliver` | the way of a pack to Walrus, until its blocks may be forgotten |
@@ -38,7 +41,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -51,6 +53,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
+use crate::read::disk::DiskCache;
 use crate::upload::Fill;
 
 mod ask;
@@ -63,12 +66,15 @@ mod figures;
 mod flush;
 mod frame;
 mod judge;
+mod later;
+mod mend;
 mod owner;
 mod reclaim;
 mod replay;
 mod room;
 mod salvage;
 mod segment;
+mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -83,9 +89,11 @@ pub(crate) use deliver::FlushParts;
 use disk::{is_full, Disk, RealDisk};
 pub(crate) use flush::Flusher;
 use frame::Write;
+use later::{Due, Syncer};
 pub(crate) use owner::{abandoned, had_journal, Owner};
 use replay::{replay, report_aside, Replayed};
 pub(crate) use room::{needed, Room};
+pub use settings::{JournalConfig, JournalSync};
 use state::StagedBlocks;
 use trouble::Trouble;
 use writer::Writer;
@@ -113,26 +121,6 @@ const SEGMENT_SHARE: u64 = 16;
 const SEGMENT_LEAST: u64 = 16 << 10;
 const SEGMENT_MOST: u64 = 64 << 20;
 
-/// The settings of the local write journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct JournalConfig {
-    /// Its directory.
-    pub path: PathBuf,
-    /// Size at which writers wait (bytes).
-    pub max_bytes: u64,
-    /// How long a write waits for room.
-    pub full_timeout: Duration,
-    /// Flush after this time without writes.
-    pub idle_flush: Duration,
-    /// Flush a block after this time at most.
-    pub max_age: Duration,
-    /// How long close waits for the journal to empty.
-    pub drain_timeout: Duration,
-    /// Whether close also uploads blocks that make no full pack and are younger than `max_age`.
-    pub drain_partial: bool,
-}
-
 /// The amount of staged data, for metrics.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Staged {
@@ -149,6 +137,8 @@ pub(crate) struct Staged {
 pub(crate) struct Journal {
     inner: Arc<JournalParts>,
     writer: Writer,
+    /// Where writes return before they are synced.
+    syncer: Option<Syncer>,
     /// The lock of the directory, held for as long as the journal is open.
     lock: Mutex<Option<DirLock>>,
 }
@@ -157,8 +147,13 @@ pub(crate) struct Journal {
 struct JournalParts {
     dir: PathBuf,
     max_bytes: u64,
+    sync: JournalSync,
+    /// The syncs that are owed.
+    due: Due,
     log: Arc<Log>,
     disk: Arc<dyn Disk>,
+    /// Takes files over that are needed no more, if there is a read cache.
+    heir: Option<Arc<DiskCache>>,
     state: Mutex<StagedBlocks>,
     /// Notified when space has become free.
     space: Notify,
@@ -223,8 +218,17 @@ impl JournalParts {
         instead.collect()
     }
 
-    /// How many bytes of zeroes may be written ahead in a segment of `len` bytes.
+    /// Whether a write returns before it is synced.
+    fn syncs_later(&self) -> bool {
+        self.sync == JournalSync::Sync
+    }
+
+    /// How many bytes of zeroes may be written ahead in a segment of `len` bytes. They make a sync
+    /// cheaper and a write dearer: they do not pay where many writes share a sync.
     fn room_ahead(&self, len: u64) -> u64 {
+        if self.syncs_later() {
+            return 0;
+        }
         let left = self.max_bytes.saturating_sub(self.state.lock().used());
         left.min(self.segment_bytes().saturating_sub(len))
     }
@@ -257,7 +261,7 @@ impl JournalParts {
 }
 
 impl Journal {
-    /// Opens (or creates) the journal in `dir` and reads its files. A write that a crash left
+    /// Opens (or creates) the journal and reads its files. A write that a crash left
     /// unfinished at the end is cut off. With an `owner`, the journal is opened only if its blocks
     /// belong to that owner.
     ///
@@ -266,18 +270,20 @@ impl Journal {
     /// blocks of another owner; [`ErrorKind::Disk`]; [`ErrorKind::Corrupt`] if a file is damaged
     /// other than at its unfinished end.
     pub(crate) fn open(
-        dir: &Path,
-        max_bytes: u64,
+        settings: &JournalConfig,
         owner: Option<&Owner>,
+        heir: Option<Arc<DiskCache>>,
         log: Arc<Log>,
     ) -> Result<Journal> {
-        Self::open_on(Arc::new(RealDisk), dir, max_bytes, owner, log)
+        let limits = (settings.max_bytes, settings.sync);
+        let disk = (Arc::new(RealDisk) as Arc<dyn Disk>, heir);
+        Self::open_on(disk, &settings.path, limits, owner, log)
     }
 
     fn open_on(
-        disk: Arc<dyn Disk>,
+        (disk, heir): (Arc<dyn Disk>, Option<Arc<DiskCache>>),
         dir: &Path,
-        max_bytes: u64,
+        (max_bytes, sync): (u64, JournalSync),
         owner: Option<&Owner>,
         log: Arc<Log>,
     ) -> Result<Journal> {
@@ -307,10 +313,13 @@ impl Journal {
         let inner = Arc::new(JournalParts {
             dir: dir.to_owned(),
             max_bytes,
+            sync,
+            due: Due::default(),
             trouble: Trouble::new(Arc::clone(&log)),
             oldest: figures::Oldest::default(),
             log,
             disk,
+            heir,
             state: Mutex::new(state),
             space: Notify::new(),
             turn: tokio::sync::Mutex::default(),
@@ -328,16 +337,21 @@ impl Journal {
             inner.state.lock().doubt_proofs(&superseded);
         }
         writer.reclaim();
+        let syncer = match sync {
+            JournalSync::Put => None,
+            JournalSync::Sync => Some(Syncer::start(&inner, &writer.appender)?),
+        };
         Ok(Journal {
             inner,
             writer,
+            syncer,
             lock: Mutex::new(Some(lock)),
         })
     }
 
     /// Stages puts as one unit: after a crash all of them are there or none. Returns when they
-    /// survive a power cut. `guard` holds their keys until the outcome is known, even if the caller
-    /// has given up.
+    /// survive a power cut, or with [`JournalSync::Sync`] any end of this process. `guard` holds
+    /// their keys until the outcome is known, even if the caller has given up.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`]: nothing is staged.
@@ -604,6 +618,9 @@ impl Journal {
     pub(crate) async fn close(self: &Arc<Self>) {
         let journal = Arc::clone(self);
         let closing = tokio::task::spawn_blocking(move || {
+            if let Some(syncer) = &journal.syncer {
+                syncer.stop();
+            }
             journal.writer.stop();
             journal.lock.lock().take();
         });

@@ -1,13 +1,20 @@
-//! Removes files of the journal of which no block is needed any more. The appender's lock is held
-//! meanwhile; the state's lock is taken and released between the calls that change files.
+//! Removes files of the journal of which no block is needed any more, or hands them to the read
+//! cache: what was just written is read soon. The cache takes only blocks whose keys name them, and
+//! whether a block exists is the index's business, so a deleted one does not come back.
+//!
+//! The appender's lock is held meanwhile; the state's lock is taken and released between the calls
+//! that change files.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use super::frame::{self, Entry, Frame};
 use super::segment::Segment;
 use super::writer::Appender;
 use crate::log::Level;
+use crate::multihash::Multihash;
+use crate::read::disk::Retired;
 
 impl Appender {
     /// Removes files without live blocks, oldest first, the newest too if it is the only one.
@@ -27,7 +34,11 @@ impl Appender {
                     _ => return,
                 }
             };
-            match oldest.remove() {
+            let removed = match self.retire(&oldest) {
+                true => Ok(None),
+                false => oldest.remove(),
+            };
+            match removed {
                 Ok(None) => {}
                 Ok(Some(aside)) => self.renamed(&oldest, &aside),
                 Err(e) => {
@@ -69,6 +80,31 @@ impl Appender {
         }
     }
 
+    /// Hands a file to the read cache instead of removing it. `false`: it is still here.
+    fn retire(&self, segment: &Segment) -> bool {
+        let Some(heir) = self.inner.heir.as_ref().filter(|_| !segment.is_kept()) else {
+            return false;
+        };
+        let current = self.current.as_ref();
+        let frames = match current.filter(|open| open.segment.id == segment.id) {
+            Some(open) => frame::decode_contents(&open.contents),
+            None => segment.sealed_frames(),
+        };
+        let blocks = blocks_of(frames.unwrap_or_default());
+        if blocks.is_empty() {
+            return false;
+        }
+        let Some(place) = heir.place_for(segment.file_len()) else {
+            return false;
+        };
+        // Another file system takes no file by its name.
+        if self.inner.disk.rename(segment.path(), &place).is_err() {
+            return false;
+        }
+        heir.adopt(place, segment.len(), blocks);
+        true
+    }
+
     /// Notes that the damaged blocks of a segment lie in a file of another name now.
     fn renamed(&self, segment: &Segment, aside: &Path) {
         let (from, to) = (segment.file_name(), aside.file_name().unwrap_or_default());
@@ -78,4 +114,25 @@ impl Appender {
             damage.file = to.to_string_lossy().into_owned();
         }
     }
+}
+
+/// The blocks of a file whose keys name their contents. Their puts were checked.
+fn blocks_of(frames: Vec<(u64, Frame)>) -> Vec<Retired> {
+    let mut blocks = Vec::new();
+    for (start, frame) in frames {
+        for entry in frame.entries {
+            if let Entry::Put {
+                key,
+                offset,
+                len,
+                crc,
+            } = entry
+            {
+                let at = start + offset;
+                let name = Multihash::of_key(&key);
+                blocks.extend(name.map(|name| Retired { name, at, len, crc }));
+            }
+        }
+    }
+    blocks
 }

@@ -305,6 +305,16 @@ fn some<'a>(keys: impl Iterator<Item = &'a str>) -> String {
 
 /// Logs how many bytes of a segment are no writes. The keys of their blocks are unknown.
 fn report_gaps(segment: &Segment, scan: &segment::Scan, log: &Log) {
+    if scan.unsynced > 0 {
+        log.push(
+            Level::Warn,
+            format!(
+                "journal file {}: {} bytes of writes that were not synced before a power cut are missing",
+                segment.path().display(),
+                scan.unsynced
+            ),
+        );
+    }
     if scan.gaps == 0 {
         return;
     }

@@ -58,6 +58,15 @@ impl Salvaged {
         in_order && (len == head_len || self.proven_len() == len)
     }
 
+    /// Notes whether frames before it were not synced when it was written. It was not synced itself
+    /// if a part of it was never written. If its time is missing, nothing tells of those before it:
+    /// they count as not synced either.
+    pub(super) fn note_joined(&mut self, tells_joined: bool) {
+        let frame = &mut self.frame;
+        let marked = frame.time_ms == 0 || frame.is_marked_joined();
+        frame.joined = tells_joined && self.unwritten && marked;
+    }
+
     /// The frame, with numbers that fit before those of the next one.
     pub(super) fn numbered_before(self, next: &Frame) -> Frame {
         let mut frame = self.frame;

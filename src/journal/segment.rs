@@ -21,7 +21,7 @@
 //!   threads read blocks meanwhile (`read_at`), so the lengths are atomic, and are set after the
 //!   bytes were written.
 //!
-//! No lock is taken here.
+//! The only lock taken here is that of a segment's syncs, which is innermost.
 
 use std::fs::File;
 use std::io;
@@ -29,6 +29,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::disk::{Disk, ASIDE};
 use super::frame::{self, Frame, Head, Seal};
@@ -70,6 +72,8 @@ pub(super) struct Segment {
     keep: AtomicBool,
     /// Bytes of short frames since the last long one: as many more are expected to follow.
     short_run: AtomicU64,
+    /// Held while the file is synced: whether a sync has failed since the file was made or cut.
+    sync_failed: Mutex<bool>,
 }
 
 /// The contents of a segment, as a scan finds them.
@@ -85,6 +89,9 @@ pub(super) struct Scan {
     pub(super) torn: bool,
     /// The number of bytes between whole frames that are no frames.
     pub(super) gaps: u64,
+    /// The same of bytes that may never have been synced: some sector of them was never written,
+    /// and each frame behind them tells that frames before it were not synced.
+    pub(super) unsynced: u64,
     /// Whether some of the frames may be bytes of a block: they come behind a gap whose end is not
     /// certain.
     doubtful: bool,
@@ -138,6 +145,7 @@ impl Segment {
             old: AtomicBool::new(false),
             keep: AtomicBool::new(false),
             short_run: AtomicU64::new(0),
+            sync_failed: Mutex::new(false),
         };
         disk.write(&segment.file, 0, &[&frame::encode_head(id)])
             .and_then(|()| {
@@ -183,6 +191,7 @@ impl Segment {
                 old: AtomicBool::new(false),
                 keep: AtomicBool::new(false),
                 short_run: AtomicU64::new(0),
+                sync_failed: Mutex::new(false),
             });
         }
         all.sort_by_key(|s| s.id);
@@ -295,6 +304,8 @@ impl Segment {
         if !self.old.load(Ordering::Acquire) {
             self.write_seal(None)?;
         }
+        // What a failed sync left behind is gone.
+        *self.sync_failed.lock() = false;
         self.sync()?;
         self.len.store(len, Ordering::Release);
         self.file_len.store(len, Ordering::Release);
@@ -330,9 +341,17 @@ impl Segment {
         self.disk.write(&self.file, frame::SEAL_AT, &[&seal])
     }
 
-    /// Returns when everything appended survives a power cut.
+    /// Returns when everything appended survives a power cut. A failure is reported once by the
+    /// kernel, and the bytes that it is about may count as synced afterwards. So after one all
+    /// calls fail until the file is [cut](Self::cut).
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.disk.sync(&self.file)
+        let mut failed = self.sync_failed.lock();
+        if *failed {
+            return Err(io::Error::other("a sync of this file failed before"));
+        }
+        let synced = self.disk.sync(&self.file);
+        *failed = synced.is_err();
+        synced
     }
 
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
@@ -424,6 +443,8 @@ impl Segment {
         let end = seal.map_or(file_len, |seal| seal.end.min(file_len));
         let values = seal.is_none();
         let mut verdict = Verdict::Whole;
+        // Whether the last frame comes behind bytes that are no frame.
+        let mut behind_gap = false;
         loop {
             // Numbers only go up: an older frame in this place is one that the disk has not
             // overwritten.
@@ -437,7 +458,10 @@ impl Segment {
                         scan.mended.get_or_insert(at);
                         (at, salvaged.frame)
                     }
-                    salvaged => {
+                    mut salvaged => {
+                        if let Some(salvaged) = &mut salvaged {
+                            salvaged.note_joined(tells_joined);
+                        }
                         let proven = salvaged.as_ref().map_or(0, Salvaged::proven_len);
                         // Behind what is proven: a block may hold bytes that look like a frame.
                         let behind = at + proven.saturating_sub(1);
@@ -457,7 +481,11 @@ impl Segment {
                         };
                         match (next, salvaged) {
                             (Some((begins, frame)), salvaged) => {
-                                scan.gaps += begins - at;
+                                let gap = (at, begins);
+                                match judge::has_missing_sector(&mut window, gap, gap)? {
+                                    true => scan.unsynced += begins - at,
+                                    false => scan.gaps += begins - at,
+                                }
                                 let salvaged = salvaged.map(|s| s.numbered_before(&frame));
                                 scan.frames.extend(salvaged.map(|salvaged| (at, salvaged)));
                                 (begins, frame)
@@ -472,7 +500,12 @@ impl Segment {
                     }
                 },
             };
+            behind_gap = begins > at;
             frame.joined = tells_joined && frame.is_marked_joined();
+            if !frame.joined {
+                // What came before it was synced.
+                scan.gaps += std::mem::take(&mut scan.unsynced);
+            }
             next_seq = frame.next_seq();
             least = next_seq;
             at = begins + frame.len;
@@ -486,7 +519,7 @@ impl Segment {
             scan.len = at;
         }
         if let Verdict::Torn { doubtful } = verdict {
-            scan.end_torn(&mut window, doubtful)?;
+            scan.end_torn(&mut window, doubtful, behind_gap)?;
         }
         scan.open &= !scan.is_odd();
         scan.torn = window.other_than_zero_from(scan.len)?;
@@ -514,6 +547,21 @@ impl Segment {
         })
     }
 
+    /// The frames of a sealed segment, by its table of contents; `None` if it has none.
+    pub(super) fn sealed_frames(&self) -> Option<Vec<(u64, Frame)>> {
+        let mut head = [0; frame::SEGMENT_HEAD as usize];
+        self.read_at(0, &mut head).ok()?;
+        match frame::decode_head(&head, self.id)? {
+            Head::Sealed(seal) => Some(self.read_contents(seal)?.frames),
+            Head::Open | Head::Old => None,
+        }
+    }
+
+    /// Whether a block in it is damaged.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keep.load(Ordering::Acquire)
+    }
+
     /// Takes the lengths from a scan.
     pub(super) fn adopt(&self, scan: &Scan) {
         self.len.store(scan.len, Ordering::Release);
@@ -525,17 +573,23 @@ impl Scan {
     /// Whether a later scan would understand the frames in another way if more followed, or if
     /// there were a table of contents.
     pub(super) fn is_odd(&self) -> bool {
-        self.gaps > 0 || self.mended.is_some() || self.rest.is_some()
+        self.gaps + self.unsynced > 0 || self.mended.is_some() || self.rest.is_some()
     }
 
     /// Takes the last frame, whose end is missing. A write whose end is missing was never
-    /// acknowledged, unless it is doubtful; blocks of it that their keys prove do no harm.
-    fn end_torn(&mut self, window: &mut Window<'_>, doubtful: bool) -> io::Result<()> {
+    /// acknowledged, unless it is doubtful; blocks of it that their keys prove do no harm. Behind a
+    /// gap it stays in any case: without it, a later scan would take the gap for the end.
+    fn end_torn(
+        &mut self,
+        window: &mut Window<'_>,
+        doubtful: bool,
+        behind_gap: bool,
+    ) -> io::Result<()> {
         let Some((begins, frame)) = self.frames.last_mut() else {
             return Ok(());
         };
         let (kept, others) = judge::keep_proven(window, *begins, frame)?;
-        if kept > 0 || doubtful {
+        if kept > 0 || doubtful || behind_gap {
             self.rest = Some(Rest {
                 kept,
                 others,

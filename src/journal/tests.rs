@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -14,6 +15,7 @@ use crate::upload::Format;
 
 mod last_write;
 mod numbers;
+mod sync_later;
 
 /// A kind of call that fails, from the n-th call on and a number of times.
 #[derive(Debug, Clone, Copy)]
@@ -44,13 +46,17 @@ const CALLS: [Call; 6] = [
 
 /// A real disk with faults. A write that fails leaves half of its bytes. A sync that fails loses
 /// the bytes that were written since the last one, as with a kernel that drops the pages it could
-/// not write.
+/// not write, or one that keeps them in memory.
 #[derive(Debug, Default)]
 struct FaultyDisk {
     faults: Mutex<Vec<Fault>>,
     /// The places that were written and not synced, with the bytes that were there before: inode,
     /// offset, bytes.
     unsynced: Mutex<Vec<(u64, u64, Vec<u8>)>>,
+    /// Whether the bytes can be read after a sync that failed, until a power cut.
+    keeps_pages: AtomicBool,
+    /// The length of each file at its last sync, by inode.
+    synced_lens: Mutex<BTreeMap<u64, u64>>,
     /// An action that runs at the next write.
     meanwhile: Mutex<Option<Meanwhile>>,
 }
@@ -122,6 +128,12 @@ impl Disk for FaultyDisk {
         let meta = file.metadata()?;
         let failed = self.pass(Call::Sync);
         let mut unsynced = self.unsynced.lock();
+        if failed.is_err() && self.keeps_pages.load(Ordering::Relaxed) {
+            return failed;
+        }
+        if failed.is_ok() {
+            self.synced_lens.lock().insert(meta.ino(), meta.len());
+        }
         let all = std::mem::take(&mut *unsynced);
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|(i, ..)| *i == meta.ino());
@@ -171,9 +183,15 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
+        Scene::with(JournalSync::Put)
+    }
+
+    fn with(sync: JournalSync) -> Scene {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(FaultyDisk::default());
-        let journal = open(&disk, dir.path()).unwrap();
+        disk.keeps_pages
+            .store(sync == JournalSync::Sync, Ordering::Relaxed);
+        let journal = open_with(&disk, dir.path(), sync).unwrap();
         Scene::around(dir, &disk, journal)
     }
 
@@ -223,8 +241,12 @@ impl Scene {
 }
 
 fn open(disk: &Arc<FaultyDisk>, dir: &Path) -> Result<Arc<Journal>> {
+    open_with(disk, dir, JournalSync::Put)
+}
+
+fn open_with(disk: &Arc<FaultyDisk>, dir: &Path, sync: JournalSync) -> Result<Arc<Journal>> {
     let disk = Arc::<FaultyDisk>::clone(disk);
-    Journal::open_on(disk, dir, MAX, None, Arc::default()).map(Arc::new)
+    Journal::open_on((disk, None), dir, (MAX, sync), None, Arc::default()).map(Arc::new)
 }
 
 fn contents(dir: &Path) -> Result<BTreeMap<String, Bytes>> {
@@ -591,7 +613,13 @@ fn a_full_disk_does_not_keep_a_journal_closed() {
         let open = |identity| {
             let disk = Arc::<FaultyDisk>::clone(&scene.disk);
             let owner = owner(identity);
-            Journal::open_on(disk, scene.dir.path(), MAX, Some(&owner), Arc::default())
+            Journal::open_on(
+                (disk, None),
+                scene.dir.path(),
+                (MAX, JournalSync::Put),
+                Some(&owner),
+                Arc::default(),
+            )
         };
         for failing in [Call::Write, Call::Create] {
             scene.disk.fail(failing, 0, 100);
@@ -637,8 +665,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Plays steps against a map from each key to the values that it may have.
-async fn play(steps: &[Step]) -> std::result::Result<(), String> {
-    let mut scene = Arc::new(Scene::new());
+async fn play(steps: &[Step], sync: JournalSync) -> std::result::Result<(), String> {
+    let mut scene = Arc::new(Scene::with(sync));
     let mut model: BTreeMap<String, Vec<Option<Bytes>>> = BTreeMap::new();
     let mut n = 0u64;
     let check = |model: &BTreeMap<String, Vec<Option<Bytes>>>,
@@ -710,7 +738,8 @@ async fn play(steps: &[Step]) -> std::result::Result<(), String> {
                 scene.disk.recover();
                 scene.journal.close().await;
                 let old = Arc::into_inner(scene).expect("the only one");
-                let journal = open(&old.disk, old.dir.path()).map_err(|e| e.to_string())?;
+                let journal = open_with(&old.disk, old.dir.path(), sync);
+                let journal = journal.map_err(|e| e.to_string())?;
                 scene = Arc::new(Scene { journal, ..old });
             }
         }
@@ -731,7 +760,9 @@ proptest! {
     /// Under any faults, acknowledged values are there after a kill, and deleted ones are not.
     #[test]
     fn no_fault_loses_or_revives_anything(steps in prop::collection::vec(step(), 1..30)) {
-        let played = runtime().block_on(play(&steps));
-        prop_assert!(played.is_ok(), "{}", played.unwrap_err());
+        for sync in [JournalSync::Put, JournalSync::Sync] {
+            let played = runtime().block_on(play(&steps, sync));
+            prop_assert!(played.is_ok(), "{sync:?}: {}", played.unwrap_err());
+        }
     }
 }

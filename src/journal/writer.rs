@@ -10,8 +10,9 @@
 //! Invariants:
 //! - Once the journal is open, only the [`Appender`] changes segments and the list of damaged
 //!   blocks, one thread at a time, under its lock.
-//! - Puts are synced before they are published (staged) and acknowledged. Writes are published in
-//!   the order in which they were written.
+//! - Puts are synced before they are published (staged) and acknowledged; with `journalSync` `sync`
+//!   they are synced soon after (`later`). Writes are published in the order in which they were
+//!   written.
 //! - Notes (deletions and numbers of blocks that need no upload any more) are acknowledged once
 //!   they are written, and synced with a later put or after [`NOTES_UNSYNCED`] of them. Until then
 //!   they stay in memory, to be written again if the end of the file has to be cut off.
@@ -19,7 +20,8 @@
 //!   sealed, and no file is made while the remains of one that could not be made are still there.
 //! - After an error nothing is appended until the file was cut back to a certain length: a part of
 //!   one frame is trimmed off; if that fails, or if a sync failed, the segment is [`Broken`] and is
-//!   cut back to the length that was synced.
+//!   cut back to the length that was synced (`mend`). What was acknowledged behind that length is
+//!   written again.
 //!
 //! Outline: [`Writer::append`] and [`Writer::note`] hand an [`Append`] to [`Writer::at_once`] or to
 //! the queue of the journal's thread, [`serve`]. Both call [`Appender::write`] (one frame each),
@@ -89,10 +91,13 @@ struct Append {
 }
 
 impl Append {
-    /// Whether it must be synced before it is published.
-    fn must_last(&self) -> bool {
+    /// Whether it must be synced before it is published. `later`: puts need not.
+    fn must_last(&self, later: bool) -> bool {
         let is_put = |write: &Write| matches!(write, Write::Put { .. });
-        self.puts.is_some() || self.writes.iter().any(is_put)
+        match self.puts {
+            Some(_) => !later,
+            None => self.writes.iter().any(is_put),
+        }
     }
 }
 
@@ -112,12 +117,14 @@ impl Writer {
             synced: (segment.len(), contents.len()),
             segment,
             contents,
+            syncs: 0,
             notes: Vec::new(),
         });
         let appender = Arc::new(Mutex::new(Appender {
             inner: Arc::clone(&inner),
             current,
             broken: None,
+            given_up: 0,
             first: Vec::new(),
             litter: Vec::new(),
             next_seq: at.next_seq,
@@ -196,7 +203,8 @@ impl Writer {
     /// wait for their threads. On a runtime of one thread that would gain nothing, and its clock,
     /// if paused, would run ahead meanwhile.
     fn at_once(&self, append: Append) -> Option<Append> {
-        let quick = Duration::from_micros(self.inner.last_sync_us.load(Ordering::Relaxed)) <= QUICK;
+        let last_sync = self.inner.last_sync_us.load(Ordering::Relaxed);
+        let quick = self.inner.syncs_later() || Duration::from_micros(last_sync) <= QUICK;
         let own_thread = tokio::task::try_id().is_none()
             || Handle::try_current()
                 .is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::CurrentThread);
@@ -287,6 +295,8 @@ pub(super) struct Appender {
     pub(super) inner: Arc<JournalParts>,
     pub(super) current: Option<Open>,
     pub(super) broken: Option<Broken>,
+    /// How often a segment was given up because its end was unknown.
+    pub(super) given_up: u64,
     /// Writes that must come before any other: see `Replayed::superseded`. They could not be
     /// written at open.
     first: Vec<Write>,
@@ -302,11 +312,27 @@ pub(super) struct Appender {
 pub(super) struct Open {
     pub(super) segment: Arc<Segment>,
     /// Its table of contents so far.
-    contents: Vec<u8>,
+    pub(super) contents: Vec<u8>,
     /// The lengths of the frames and of the contents that are on disk for certain (bytes).
-    synced: (u64, usize),
+    pub(super) synced: (u64, usize),
+    /// How often that changed.
+    pub(super) syncs: u64,
     /// The notes that were acknowledged after the last sync.
-    notes: Vec<Write>,
+    pub(super) notes: Vec<Write>,
+}
+
+impl Open {
+    /// Whether frames in it are not synced.
+    pub(super) fn owes_a_sync(&self) -> bool {
+        self.segment.len() > self.synced.0
+    }
+
+    /// Notes that the frames and contents up to these lengths, and the first notes, are synced.
+    pub(super) fn note_sync(&mut self, synced: (u64, usize), notes: usize) {
+        self.synced = synced;
+        self.syncs += 1;
+        self.notes.drain(..notes.min(self.notes.len()));
+    }
 }
 
 /// A segment whose end is unknown, since a write or a sync failed. Nothing is written until that
@@ -315,10 +341,12 @@ pub(super) struct Open {
 pub(super) struct Broken {
     pub(super) segment: Arc<Segment>,
     /// The length that was synced (bytes); these frames stay.
-    len: u64,
-    contents_len: usize,
+    pub(super) len: u64,
+    pub(super) contents_len: usize,
     /// Notes that were acknowledged and are cut off; they are written again.
-    notes: Vec<Write>,
+    pub(super) notes: Vec<Write>,
+    /// Blocks of which the same is true. Their values are in memory meanwhile.
+    pub(super) blocks: Vec<Arc<Block>>,
 }
 
 /// A frame in the file that is not acknowledged yet.
@@ -361,7 +389,7 @@ impl Appender {
         }
     }
 
-    fn append(&mut self, writes: &[Write]) -> Result<(Arc<Segment>, u64, u64)> {
+    pub(super) fn append(&mut self, writes: &[Write]) -> Result<(Arc<Segment>, u64, u64)> {
         self.mend()?;
         let first = std::mem::take(&mut self.first);
         if !first.is_empty() {
@@ -432,6 +460,7 @@ impl Appender {
             synced: (segment.len(), 0),
             segment,
             contents: Vec::new(),
+            syncs: 0,
             notes: Vec::new(),
         })
     }
@@ -440,7 +469,8 @@ impl Appender {
     /// written.
     fn commit(&mut self, written: &mut Vec<Written>) {
         failpoint!("journal.appended");
-        let waiting = written.iter().any(|w| w.append.must_last());
+        let later = self.inner.syncs_later();
+        let waiting = written.iter().any(|w| w.append.must_last(later));
         let synced = match &mut self.current {
             Some(open) if waiting || open.notes.len() >= NOTES_UNSYNCED => sync(&self.inner, open),
             _ => Ok(()),
@@ -467,62 +497,11 @@ impl Appender {
             }
             self.publish(w);
         }
+        if later && self.current.as_ref().is_some_and(Open::owes_a_sync) {
+            self.inner.due.note();
+        }
         self.inner.save_damage();
         self.inner.call_flusher();
-    }
-
-    /// Gives up the current segment: it is to be cut back to the length that was synced.
-    fn break_off(&mut self) {
-        if let Some(open) = self.current.take() {
-            self.inner.broken.store(true, Ordering::Release);
-            self.broken = Some(Broken {
-                segment: open.segment,
-                len: open.synced.0,
-                contents_len: open.synced.1,
-                notes: open.notes,
-            });
-        }
-    }
-
-    /// Cuts off the bytes that a failure left behind, and writes the acknowledged notes among them
-    /// again.
-    fn mend(&mut self) -> Result<()> {
-        let Some(broken) = &mut self.broken else {
-            return Ok(());
-        };
-        let segment = Arc::clone(&broken.segment);
-        segment.cut(broken.len).map_err(|e| {
-            disk_error(
-                &format!("repairing {} after a failure", segment.path().display()),
-                &e,
-            )
-        })?;
-        segment.note_contents(broken.contents_len);
-        let notes = std::mem::take(&mut broken.notes);
-        self.broken = None;
-        if !notes.is_empty() {
-            match self.append(&notes) {
-                Ok(_) => {
-                    if let Some(open) = &mut self.current {
-                        open.notes = notes;
-                    }
-                }
-                Err(e) => {
-                    // The notes are kept for the next attempt.
-                    self.break_off();
-                    let broken = self.broken.get_or_insert_with(|| Broken {
-                        len: segment.len(),
-                        contents_len: broken_contents(&segment),
-                        segment,
-                        notes: Vec::new(),
-                    });
-                    broken.notes = notes;
-                    return Err(e);
-                }
-            }
-        }
-        self.inner.broken.store(false, Ordering::Release);
-        Ok(())
     }
 
     /// Seals the current segment, with its table of contents. If that fails, the segment is to be
@@ -545,7 +524,8 @@ impl Appender {
 
     /// Whether so few zeroes are left that more should be written ahead.
     fn wants_zeroes(&self) -> bool {
-        self.current.as_ref().is_some_and(|open| {
+        let current = self.current.as_ref().filter(|_| !self.inner.syncs_later());
+        current.is_some_and(|open| {
             let (left, wanted) = open.segment.ahead();
             // A segment without any zeroes holds long frames, which need none.
             left > 0 && left < wanted / 4
@@ -572,6 +552,10 @@ impl Appender {
     /// Everything that was acknowledged stays; nothing more is written.
     fn close(&mut self) {
         self.closed = true;
+        if self.inner.syncs_later() {
+            // If that fails, the next open finds what the kernel has.
+            let _ = self.sync_all();
+        }
         let long = self.inner.segment_bytes() / SEAL_AT_CLOSE;
         let is_long = |open: &Open| open.segment.len() >= long;
         if self.current.as_ref().is_some_and(is_long) {
@@ -643,20 +627,22 @@ fn value_bytes(writes: &[Write]) -> u64 {
     values.sum()
 }
 
-fn broken_contents(segment: &Segment) -> usize {
-    usize::try_from(segment.space() - segment.len()).unwrap_or(0)
+/// Syncs the current segment.
+pub(super) fn sync(inner: &JournalParts, open: &mut Open) -> Result<()> {
+    let bytes = open.segment.len() - open.synced.0;
+    sync_file(inner, &open.segment, bytes)?;
+    let synced = (open.segment.len(), open.contents.len());
+    open.note_sync(synced, open.notes.len());
+    Ok(())
 }
 
-fn sync(inner: &JournalParts, open: &mut Open) -> Result<()> {
+/// Syncs a segment to which `bytes` bytes were appended since its last sync.
+pub(super) fn sync_file(inner: &JournalParts, segment: &Segment, bytes: u64) -> Result<()> {
     inner.syncs.fetch_add(1, Ordering::Relaxed);
     let begun = std::time::Instant::now();
-    let synced = open.segment.sync();
+    let synced = segment.sync();
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     inner.last_sync_us.store(took, Ordering::Relaxed);
-    let bytes = open.segment.len() - open.synced.0;
-    let what = || format!("syncing {}", open.segment.path().display());
-    synced.map_err(|e| inner.failed(&what(), &e, bytes))?;
-    open.synced = (open.segment.len(), open.contents.len());
-    open.notes.clear();
-    Ok(())
+    let what = || format!("syncing {}", segment.path().display());
+    synced.map_err(|e| inner.failed(&what(), &e, bytes))
 }

@@ -2,6 +2,32 @@
 
 use crate::multihash::{self, Match};
 
+/// Which blocks are checked against the multihash in their key when they are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VerifyReads {
+    /// None.
+    Never,
+    /// Those that come over the network. Those that were checked when they came, and are read from
+    /// the local disk, are compared with a checksum.
+    #[default]
+    Network,
+    /// All, those on the local disk too.
+    Always,
+}
+
+impl VerifyReads {
+    /// Whether blocks that come over the network are checked.
+    pub(crate) fn network(self) -> bool {
+        self != VerifyReads::Never
+    }
+
+    /// Whether blocks on the local disk are checked.
+    pub(crate) fn local(self) -> bool {
+        self == VerifyReads::Always
+    }
+}
+
 /// The check of one block, to be taken along into tasks.
 #[derive(Debug, Clone)]
 pub(crate) struct BlockCheck {

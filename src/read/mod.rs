@@ -68,6 +68,7 @@ mod tests;
 
 use ahead::Need;
 pub(crate) use check::BlockCheck;
+pub use check::VerifyReads;
 use flight::{Outcome, Passenger};
 use memory::{Block, Look, Memory, Piece};
 use state::ReaderState;

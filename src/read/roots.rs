@@ -82,14 +82,14 @@ struct SeenNodes {
 }
 
 impl Roots {
-    /// The roots of one table, in a repo.
-    pub(crate) fn open(repo: &Path, table: &str, log: Arc<Log>) -> Roots {
+    /// The roots of one table, in a repo. `verify`: as [`DiskCache::open`].
+    pub(crate) fn open(repo: &Path, table: &str, verify: bool, log: Arc<Log>) -> Roots {
         let config = DiskCacheConfig {
             path: repo.join(PLACE).join(table),
             max_bytes: BYTES,
         };
         Roots {
-            cache: DiskCache::open_for(&KEPT, config, log),
+            cache: DiskCache::open_for(&KEPT, config, verify, log),
             state: Mutex::new(SeenNodes {
                 wanted: LruCache::new(WANTED),
                 put: LruCache::new(BEFORE_SYNC),
@@ -201,7 +201,7 @@ mod tests {
                 path: dir.path().to_owned(),
                 max_bytes: BYTES,
             };
-            DiskCache::open_for(&PATIENT, config, Arc::default())
+            DiskCache::open_for(&PATIENT, config, false, Arc::default())
         };
         let block = Bytes::from_static(EMPTY);
         let name = named_directory(KEY, &block).unwrap();

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Diagnosis, Health};
-use crate::config::{Config, IndexConfig};
+use crate::config::{Config, IndexConfig, VerifyReads};
 
 const PART: &str = "kubo";
 
@@ -29,7 +29,9 @@ pub(super) fn look(kubo: &Value, config: &Config, repo: &Path) -> Vec<Diagnosis>
             "ipfs config --json Datastore.BloomFilterSize 0",
         );
     }
-    if kubo.pointer("/Datastore/HashOnRead") == Some(&Value::Bool(true)) && config.verify_reads {
+    if kubo.pointer("/Datastore/HashOnRead") == Some(&Value::Bool(true))
+        && config.verify_reads != VerifyReads::Never
+    {
         tell(
             "hash_on_read",
             Health::Advice,

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 
-fn key_of(value: &[u8]) -> String {
+pub(super) fn key_of(value: &[u8]) -> String {
     let multihash = [&[0x12, 32], &Sha256::digest(value)[..]].concat();
     format!("/{}", data_encoding::BASE32_NOPAD.encode(&multihash))
 }
@@ -80,9 +80,9 @@ impl File {
             let log = Arc::new(Log::default());
             let disk = Arc::new(FaultyDisk::default());
             let opened = Journal::open_on(
-                Arc::<FaultyDisk>::clone(&disk),
+                (Arc::<FaultyDisk>::clone(&disk), None),
                 dir.path(),
-                MAX,
+                (MAX, JournalSync::Put),
                 None,
                 Arc::clone(&log),
             );

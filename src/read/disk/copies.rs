@@ -50,7 +50,7 @@ impl Copies {
             .get(segment)?
             .find(offset, name.as_bytes(), len)
         {
-            Ok(Found::Record(record)) if name.names(record.value()) => Some(record.into_value()),
+            Ok(Found::Value(value)) if name.names(&value) => Some(value),
             _ => None,
         }
     }

@@ -2,36 +2,54 @@
 //!
 //! ```text
 //! segment  = HEAD record* [table]
-//! record   = "wrec" crc:u32 name_len:u16 0:u16 value_len:u32 name value
+//! record   = "wrec" crc:u32 name_len:u16 0:u16 value_len:u32 value_crc:u32 name value
 //! table    = row* "wrdstabl" records_end:u64 rows:u32 crc:u32        (a segment that was finished)
 //! row      = tag:u64 offset:u32 value_len:u32
 //! ```
 //!
+//! A file that was taken over from the journal begins with the journal's own head. Its rows lead to
+//! pointers, which stand behind its blocks; it has no use without its table:
+//!
+//! ```text
+//! pointer  = "wptr" crc:u32 name_len:u16 0:u16 value_len:u32 value_crc:u32 value_at:u32 name
+//! ```
+//!
 //! `name` is the multihash of the value, `tag` its last eight bytes. A record's crc covers what
-//! stands after it up to the value, the table's crc its rows. Values have no checksum but their
-//! names. Nothing here is trusted: a table that is wrong costs misses.
+//! stands after it up to the value, `value_crc` the value, the table's crc its rows (all CRC-32).
+//! Nothing here is trusted: a table that is wrong costs misses.
 
 /// The first bytes of a segment.
-pub(super) const HEAD: &[u8; 16] = b"walrusds cache 1";
+pub(super) const HEAD: &[u8; 16] = b"walrusds cache 2";
 /// Length of a record before its name (bytes).
-pub(super) const RECORD_HEAD: usize = 16;
+pub(super) const RECORD_HEAD: usize = 20;
 /// Length of a row of the table (bytes).
 pub(super) const ROW: usize = 16;
 /// Length of what follows the rows (bytes).
 pub(super) const TRAILER: usize = 24;
 
+/// The first bytes of a segment of the journal, which the cache can take over.
+pub(crate) const JOURNAL_HEAD: &[u8; 8] = b"WDSJRNL2";
+/// Records are found by 31 bits (the 32nd marks what was used): a segment never grows beyond
+/// (bytes).
+pub(super) const MAX_LEN: u64 = 1 << 31;
+/// Length of a pointer before its name (bytes).
+pub(super) const POINTER_HEAD: usize = 24;
+
+const POINTER_MAGIC: &[u8; 4] = b"wptr";
 const RECORD_MAGIC: &[u8; 4] = b"wrec";
 const TABLE_MAGIC: &[u8; 8] = b"wrdstabl";
 
-/// Length of the part of a record before its value: head and name.
-pub(super) fn record_head(name: &[u8], value_len: u32) -> Vec<u8> {
+/// The part of a record before its value: head and name.
+pub(super) fn record_head(name: &[u8], value: &[u8]) -> Vec<u8> {
     let mut head = Vec::with_capacity(RECORD_HEAD + name.len());
     head.extend_from_slice(RECORD_MAGIC);
     head.extend_from_slice(&[0; 4]);
     // Names are multihashes of known functions: 70 bytes at most.
     head.extend_from_slice(&(name.len() as u16).to_le_bytes());
     head.extend_from_slice(&[0; 2]);
-    head.extend_from_slice(&value_len.to_le_bytes());
+    // Values have at most a segment's length, which 32 bits hold.
+    head.extend_from_slice(&(value.len() as u32).to_le_bytes());
+    head.extend_from_slice(&crc32fast::hash(value).to_le_bytes());
     head.extend_from_slice(name);
     let crc = crc32fast::hash(&head[8..]);
     head[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -51,6 +69,53 @@ pub(super) fn is_record_head(head: &[u8]) -> bool {
     head.len() >= RECORD_HEAD
         && head.starts_with(RECORD_MAGIC)
         && head[4..8] == crc32fast::hash(&head[8..]).to_le_bytes()
+}
+
+/// Whether the bytes are an undamaged head and name of a record of this name, with a value of this
+/// length (bytes).
+pub(super) fn is_record_of(head: &[u8], name: &[u8], value_len: u32) -> bool {
+    let lengths = head.first_chunk().and_then(record_lengths);
+    lengths == Some((name.len(), value_len)) && head.ends_with(name) && is_record_head(head)
+}
+
+/// Whether a value is the one that was written behind this undamaged head.
+pub(super) fn is_value_of(head: &[u8], value: &[u8]) -> bool {
+    head.get(16..20) == Some(&crc32fast::hash(value).to_le_bytes())
+}
+
+/// A pointer to a value: where it begins, its length (bytes) and its checksum.
+pub(super) fn pointer(name: &[u8], (at, len, crc): (u32, u32, u32)) -> Vec<u8> {
+    let mut out = Vec::with_capacity(POINTER_HEAD + name.len());
+    out.extend_from_slice(POINTER_MAGIC);
+    out.extend_from_slice(&[0; 4]);
+    // Names are multihashes of known functions: 70 bytes at most.
+    out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&at.to_le_bytes());
+    out.extend_from_slice(name);
+    let crc = crc32fast::hash(&out[8..]);
+    out[4..8].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// Length of the name, if this may be the head of a pointer.
+pub(super) fn pointer_name_len(head: &[u8; POINTER_HEAD]) -> Option<usize> {
+    let name_len = u16::from_le_bytes([head[8], head[9]]);
+    (head.starts_with(POINTER_MAGIC) && head[10..12] == [0, 0]).then_some(usize::from(name_len))
+}
+
+/// Where the value begins to which an undamaged pointer leads, its length (bytes) and its checksum.
+pub(super) fn pointed_at(pointer: &[u8]) -> Option<(u32, u32, u32)> {
+    let (head, name) = pointer.split_first_chunk::<POINTER_HEAD>()?;
+    let number = |at: usize| {
+        let bytes = head.get(at..at + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let whole =
+        pointer_name_len(head)? == name.len() && number(4)? == crc32fast::hash(&pointer[8..]);
+    whole.then_some((number(20)?, number(12)?, number(16)?))
 }
 
 /// The tag by which a name is found.
@@ -137,8 +202,18 @@ mod tests {
     #[test]
     fn a_record_head_says_what_was_written_and_shows_damage() {
         let name = [7; 34];
-        let head = record_head(&name, 300);
+        let value = [9; 300];
+        let head = record_head(&name, &value);
         assert!(is_record_head(&head));
+        assert!(is_record_of(&head, &name, 300));
+        assert!(!is_record_of(&head, &name, 299));
+        assert!(!is_record_of(&head, &[8; 34], 300));
+        assert!(is_value_of(&head, &value));
+        for i in 0..value.len() {
+            let mut damaged = value;
+            damaged[i] ^= 1;
+            assert!(!is_value_of(&head, &damaged), "byte {i} of the value");
+        }
         assert_eq!(&head[RECORD_HEAD..], name);
         let fixed = head[..RECORD_HEAD].try_into().unwrap();
         assert_eq!(record_lengths(fixed), Some((34, 300)));
@@ -146,8 +221,27 @@ mod tests {
             let mut damaged = head.clone();
             damaged[i] ^= 1;
             assert!(!is_record_head(&damaged), "byte {i}");
+            assert!(!is_record_of(&damaged, &name, 300), "byte {i}");
         }
         assert!(!is_record_head(b"wrec"));
+        assert!(!is_record_of(b"wrec", b"", 0));
+    }
+
+    #[test]
+    fn a_pointer_says_what_was_written_and_shows_damage() {
+        let name = [7; 34];
+        let place = (5000, 300, 0x1234_5678);
+        let written = pointer(&name, place);
+        assert_eq!(pointed_at(&written), Some(place));
+        let head = written.first_chunk().unwrap();
+        assert_eq!(pointer_name_len(head), Some(34));
+        assert_eq!(&written[POINTER_HEAD..], name);
+        for i in 0..written.len() {
+            let mut damaged = written.clone();
+            damaged[i] ^= 1;
+            assert_eq!(pointed_at(&damaged), None, "byte {i}");
+            assert_eq!(pointed_at(&written[..i]), None, "{i} bytes");
+        }
     }
 
     #[test]

@@ -2,17 +2,19 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `adopt` | taking over files of the journal |
 //! | `copies` | the blocks of a cache that another process may have open, for reading alone |
 //! | `layout` | how blocks lie in a file |
-//! | `known` | blocks that were found right before |
+//! | `retired` | what is taken over, and how |
 //! | `segment` | one file: looking at records, finishing, recovering |
 //! | `worker` | the one thread that loads, appends, evicts, and looks after the directory |
 //!
 //! It replaces an aggregator and nothing else: whether a key exists is the index's business. Only
-//! blocks whose keys name their contents are taken, and each is checked against its name whenever
-//! it is read, or known to be what was checked before, so it does not matter what happens to the
-//! files. Nothing here fails a read or a write: an error becomes a miss, a counter and at most a
-//! line in the log. Nothing is synced either.
+//! blocks whose keys name their contents are taken, and only after a check against the name. What
+//! is read back is compared with a checksum, which finds the damage that a disk makes, and against
+//! the name as well with `verifyReads` `"always"`. So damage to the files does no harm. Nothing here
+//! fails a read or a write: an error becomes a miss, a counter and at most a line in the log.
+//! Nothing is synced either.
 //!
 //! Blocks lie in files of 1/128 of the budget that are only ever appended to, so that reading one
 //! costs one call to the system and no opening of a file. The oldest file goes first; of what was
@@ -33,19 +35,21 @@ use tokio::time::Instant;
 use crate::log::{Level, Log};
 use crate::multihash::Multihash;
 
+mod adopt;
 mod copies;
-mod known;
 mod layout;
+mod retired;
 mod segment;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 pub(crate) use copies::Copies;
-use known::{Digest, Known};
+pub(crate) use layout::JOURNAL_HEAD;
 use layout::{HEAD, RECORD_HEAD, ROW, TRAILER};
-use segment::{Found, Record, Segment};
-use worker::{Pace, Worker};
+pub(crate) use retired::Retired;
+use segment::{Found, Segment};
+use worker::{Job, Pace, Worker};
 
 /// Most blocks that wait to be written: bytes, and number. Blocks beyond that are not kept.
 const QUEUE_BYTES: u64 = 32 << 20;
@@ -85,8 +89,9 @@ static READ_CACHE: Purpose = Purpose {
 This is the read cache of walrusds: copies of blocks that are on Walrus. It may be deleted at any time,
 also while the node runs.
 
-NUMBER.blocks   blocks, in the order in which they were read. The file with the lowest number goes first
-                when the cache is full.
+NUMBER.blocks   blocks, in the order in which they were read or, in files that come from the write journal,
+                written. The file with the lowest number goes first when the cache is full.
+NUMBER.retiring a file of the journal on its way to be one of those.
 LOCK            held by the running node.
 ",
     // An aggregator takes longer than 100 ms.
@@ -106,7 +111,9 @@ const MAX_NAME: usize = 80;
 #[derive(Debug)]
 pub(crate) struct DiskCache {
     inner: Arc<CacheParts>,
-    queue: Mutex<Option<SyncSender<Insert>>>,
+    queue: Mutex<Option<SyncSender<Job>>>,
+    dir: PathBuf,
+    max_bytes: u64,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     opened: Instant,
 }
@@ -124,10 +131,15 @@ struct Insert {
 #[derive(Debug)]
 struct CacheParts {
     map: RwLock<Map>,
-    known: Known,
+    /// Whether blocks are checked against their names whenever they are read.
+    verify: bool,
     /// The tables have been read, or cannot be.
     loaded: watch::Sender<bool>,
     stopping: AtomicBool,
+    /// The directory is open.
+    serving: AtomicBool,
+    /// How many files were given a place to be taken over.
+    retired: AtomicU64,
     /// Bytes in the queue, and in the worker's hands.
     queued: AtomicU64,
     /// A file is full at this length (bytes).
@@ -191,22 +203,25 @@ impl Slot {
 impl DiskCache {
     /// Starts the cache. The directory is created, locked and read behind the caller's back; if it
     /// cannot be used, the log says so and the cache holds nothing.
-    pub(crate) fn open(config: DiskCacheConfig, log: Arc<Log>) -> DiskCache {
-        Self::open_for(&READ_CACHE, config, log)
+    /// `verify`: blocks are checked against their names whenever they are read.
+    pub(crate) fn open(config: DiskCacheConfig, verify: bool, log: Arc<Log>) -> DiskCache {
+        Self::open_for(&READ_CACHE, config, verify, log)
     }
 
     /// As [`open`](Self::open), for another purpose than `cachePath`.
     pub(crate) fn open_for(
         purpose: &'static Purpose,
         config: DiskCacheConfig,
+        verify: bool,
         log: Arc<Log>,
     ) -> DiskCache {
-        Self::open_paced(purpose, config, log, Pace::default())
+        Self::open_paced(purpose, config, verify, log, Pace::default())
     }
 
     fn open_paced(
         purpose: &'static Purpose,
         config: DiskCacheConfig,
+        verify: bool,
         log: Arc<Log>,
         pace: Pace,
     ) -> DiskCache {
@@ -215,17 +230,20 @@ impl DiskCache {
         let segment_bytes = (max / 128).clamp((max / 4).min(8 << 20), MAX_SEGMENT);
         let inner = Arc::new(CacheParts {
             map: RwLock::default(),
-            known: Known::default(),
+            verify,
             loaded: watch::Sender::new(false),
             stopping: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
+            retired: AtomicU64::new(0),
             queued: AtomicU64::new(0),
             segment_bytes,
             purpose,
             log,
             counters: Counters::default(),
         });
-        let (queue, inserts) = mpsc::sync_channel(QUEUE);
-        let worker = Worker::new(Arc::clone(&inner), config, pace, inserts);
+        let (queue, jobs) = mpsc::sync_channel(QUEUE);
+        let dir = config.path.clone();
+        let worker = Worker::new(Arc::clone(&inner), config, pace, jobs);
         let thread = std::thread::Builder::new()
             .name("walrusds-cache".into())
             .spawn(move || worker.run());
@@ -236,6 +254,8 @@ impl DiskCache {
         DiskCache {
             inner,
             queue: Mutex::new(thread.is_ok().then_some(queue)),
+            dir,
+            max_bytes: max,
             thread: Mutex::new(thread.ok()),
             opened: Instant::now(),
         }
@@ -285,7 +305,7 @@ impl DiskCache {
                     value,
                     checked,
                 };
-                queue.try_send(insert).is_ok()
+                queue.try_send(Job::Insert(insert)).is_ok()
             });
         if !taken {
             inner.queued.fetch_sub(len, Relaxed);
@@ -354,11 +374,9 @@ impl CacheParts {
             (Arc::clone(map.segments.get(&slot.segment)?), slot.offset())
         };
         let wrong = match segment.find(offset, name.as_bytes(), value_len) {
-            Ok(Found::Record(record)) if self.is_right(name, &record) => {
-                return Some(record.into_value())
-            }
+            Ok(Found::Value(value)) if !self.verify || name.names(&value) => return Some(value),
             Ok(Found::Other) => return None,
-            Ok(Found::Record(_) | Found::Damaged) => "damaged".to_owned(),
+            Ok(Found::Value(_) | Found::Damaged) => "damaged".to_owned(),
             Err(e) => e.to_string(),
         };
         self.forget(tag, segment.id, offset);
@@ -370,25 +388,6 @@ impl CacheParts {
             ));
         }
         None
-    }
-
-    /// Whether the value of a record under `name` is what that names.
-    fn is_right(&self, name: &Multihash, record: &Record) -> bool {
-        let value = record.value();
-        if value.len() < known::SHORTEST {
-            return name.names(value);
-        }
-        let tag = layout::tag(name.as_bytes());
-        let known = self.known.get(tag);
-        let digest = known.map(|_| Digest::of(record.bytes()));
-        if digest.is_some() && known == Some(digest) {
-            return true;
-        }
-        let right = name.names(value);
-        if right {
-            self.known.add(tag, digest);
-        }
-        right
     }
 
     /// Forgets a block, unless it lies elsewhere by now.

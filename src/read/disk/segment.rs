@@ -8,10 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
-
-/// Records are found by 31 bits (the 32nd marks what was used): a segment never grows beyond.
-const MAX_LEN: u64 = 1 << 31;
+use super::layout::{
+    self, Row, HEAD, JOURNAL_HEAD, MAX_LEN, POINTER_HEAD, RECORD_HEAD, ROW, TRAILER,
+};
 
 /// A file of the cache. Readers hold it by an `Arc`, so they can read a removed file to its end.
 #[derive(Debug)]
@@ -19,39 +18,19 @@ pub(super) struct Segment {
     pub(super) id: u32,
     path: PathBuf,
     file: File,
+    /// Whether it was taken over from the journal.
+    retired: bool,
     complained: AtomicBool,
-}
-
-/// A record in memory. Nothing has checked its value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Record {
-    bytes: Bytes,
-    /// Where the value begins.
-    value: usize,
-}
-
-impl Record {
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    pub(super) fn value(&self) -> &[u8] {
-        &self.bytes[self.value..]
-    }
-
-    pub(super) fn into_value(self) -> Bytes {
-        self.bytes.slice(self.value..)
-    }
 }
 
 /// The result of a look at a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// The record under this name.
-    Record(Record),
+    /// The value of the record under this name, as it was written.
+    Value(Bytes),
     /// Another block.
     Other,
-    /// No record at all.
+    /// No record at all, or a damaged value.
     Damaged,
 }
 
@@ -98,6 +77,7 @@ impl Segment {
             id,
             path,
             file,
+            retired: false,
             complained: AtomicBool::new(false),
         };
         if let Err(e) = segment.write_at(HEAD, 0) {
@@ -115,10 +95,13 @@ impl Segment {
 
     /// A segment in a file that is open.
     pub(super) fn of_file(id: u32, path: PathBuf, file: File) -> Segment {
+        let mut head = [0; JOURNAL_HEAD.len()];
+        let retired = file.read_exact_at(&mut head, 0).is_ok() && head == *JOURNAL_HEAD;
         Segment {
             id,
             path,
             file,
+            retired,
             complained: AtomicBool::new(false),
         }
     }
@@ -135,11 +118,12 @@ impl Segment {
             return Err(io::ErrorKind::InvalidData.into());
         }
         self.file.read_exact_at(&mut head, 0)?;
-        if head != *HEAD {
+        if head != *HEAD && !self.retired {
             return Err(io::ErrorKind::InvalidData.into());
         }
         match self.table(len)? {
             Some(contents) => Ok(contents),
+            None if self.retired => Err(io::ErrorKind::InvalidData.into()),
             None => self.scan(len),
         }
     }
@@ -205,21 +189,81 @@ impl Segment {
     /// # Errors
     /// The disk's. A file that is too short holds a damaged record.
     pub(super) fn find(&self, offset: u32, name: &[u8], value_len: u32) -> io::Result<Found> {
-        let head = layout::record_head(name, value_len);
-        let mut record = vec![0; head.len() + value_len as usize];
+        if self.retired {
+            return self.find_by_pointer(offset, name, value_len);
+        }
+        let head_len = RECORD_HEAD + name.len();
+        let mut record = vec![0; head_len + value_len as usize];
         match self.file.read_exact_at(&mut record, u64::from(offset)) {
-            Ok(()) if record.starts_with(&head) => {
-                return Ok(Found::Record(Record {
-                    bytes: record.into(),
-                    value: head.len(),
-                }));
+            Ok(()) => {
+                let (head, value) = record.split_at(head_len);
+                if layout::is_record_of(head, name, value_len) {
+                    return Ok(match layout::is_value_of(head, value) {
+                        true => Found::Value(Bytes::from(record).slice(head_len..)),
+                        false => Found::Damaged,
+                    });
+                }
             }
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(e),
-            Ok(()) | Err(_) => {}
+            Err(_) => {}
         }
         let len = self.file.metadata()?.len();
         let other = self.record_head(u64::from(offset), len)?;
         Ok(other.map_or(Found::Damaged, |_| Found::Other))
+    }
+
+    fn find_by_pointer(&self, offset: u32, name: &[u8], value_len: u32) -> io::Result<Found> {
+        let pointer = match self.pointer(offset, name.len()) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => None,
+            pointer => Some(pointer?),
+        };
+        match pointer {
+            Some((found, (.., len, _))) if found != name || len != value_len => Ok(Found::Other),
+            Some((_, place)) => {
+                let value = self.value_at(place)?;
+                Ok(value.map_or(Found::Damaged, |value| Found::Value(value.into())))
+            }
+            None => Ok(Found::Damaged),
+        }
+    }
+
+    /// The name in the pointer at `offset`, and where it leads: place, length and checksum of a
+    /// value. `likely`: the length of the name, if it is the expected one (bytes).
+    ///
+    /// # Errors
+    /// The disk's; `InvalidData` if there is no pointer.
+    fn pointer(&self, offset: u32, likely: usize) -> io::Result<(Vec<u8>, (u32, u32, u32))> {
+        let read = |len: usize| {
+            let mut pointer = vec![0; len];
+            let read = self.file.read_exact_at(&mut pointer, u64::from(offset));
+            match read {
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                    Err(io::ErrorKind::InvalidData.into())
+                }
+                read => read.map(|()| pointer),
+            }
+        };
+        let mut pointer = read(POINTER_HEAD + likely)?;
+        let head = pointer.first_chunk();
+        let name_len = head.and_then(layout::pointer_name_len);
+        let name_len = name_len.ok_or(io::ErrorKind::InvalidData)?;
+        if name_len != likely {
+            pointer = read(POINTER_HEAD + name_len)?;
+        }
+        let place = layout::pointed_at(&pointer).ok_or(io::ErrorKind::InvalidData)?;
+        Ok((pointer.split_off(POINTER_HEAD), place))
+    }
+
+    /// The value at a place, if it is the one that was written there.
+    fn value_at(&self, (at, len, crc): (u32, u32, u32)) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; len as usize];
+        match self.file.read_exact_at(&mut value, u64::from(at)) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            read => {
+                read?;
+                Ok((crc32fast::hash(&value) == crc).then_some(value))
+            }
+        }
     }
 
     /// The record at `offset`: head and name, and value.
@@ -227,6 +271,14 @@ impl Segment {
     /// # Errors
     /// The disk's; `InvalidData` if there is none.
     pub(super) fn record(&self, offset: u32) -> io::Result<(Vec<u8>, Vec<u8>)> {
+        if self.retired {
+            /// Names of SHA2-256 are by far the most frequent ones.
+            const LIKELY: usize = 34;
+            let (name, place) = self.pointer(offset, LIKELY)?;
+            let value = self.value_at(place)?;
+            let value = value.ok_or(io::ErrorKind::InvalidData)?;
+            return Ok((layout::record_head(&name, &value), value));
+        }
         let at = u64::from(offset);
         let len = self.file.metadata()?.len();
         let (head, value_len) = self
@@ -247,6 +299,11 @@ impl Segment {
         let table = layout::table(rows, records_end);
         self.write_at(&table, records_end)?;
         self.file.set_len(records_end + table.len() as u64)
+    }
+
+    /// Whether records can be appended to it.
+    pub(super) fn grows(&self) -> bool {
+        !self.retired
     }
 
     /// Cuts off what stands behind the records, to go on writing there.

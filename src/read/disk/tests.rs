@@ -15,6 +15,7 @@ use super::*;
 struct Fixture {
     dir: tempfile::TempDir,
     max: u64,
+    verify: bool,
     log: Arc<Log>,
 }
 
@@ -23,6 +24,7 @@ impl Fixture {
         Fixture {
             dir: tempfile::tempdir().unwrap(),
             max,
+            verify: false,
             log: Arc::default(),
         }
     }
@@ -41,7 +43,13 @@ impl Fixture {
             look_busy: Duration::ZERO,
             rest: Duration::from_millis(20),
         };
-        DiskCache::open_paced(&READ_CACHE, config, Arc::clone(&self.log), pace)
+        DiskCache::open_paced(
+            &READ_CACHE,
+            config,
+            self.verify,
+            Arc::clone(&self.log),
+            pace,
+        )
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -160,7 +168,7 @@ async fn a_crash_costs_no_block_that_was_written() {
     fs::create_dir_all(crashed.path()).unwrap();
     let [file] = fixture.files().try_into().unwrap();
     let mut bytes = fs::read(&file).unwrap();
-    let half = layout::record_head(block(99).0.as_bytes(), 100);
+    let half = layout::record_head(block(99).0.as_bytes(), &[1; 100]);
     bytes.extend_from_slice(&half);
     bytes.extend_from_slice(&[0; 99]);
     let copy = crashed.path().join(file.file_name().unwrap());
@@ -248,7 +256,7 @@ async fn a_damaged_block_is_dropped_and_comes_back() {
     let [file] = fixture.files().try_into().unwrap();
     let bytes = fs::read(&file).unwrap();
     for (n, in_head) in [(0, false), (1, true)] {
-        let head = layout::record_head(block(n).0.as_bytes(), block(n).1.len() as u32);
+        let head = layout::record_head(block(n).0.as_bytes(), &block(n).1);
         let at = bytes.windows(head.len()).position(|w| w == head).unwrap();
         let mut damaged = bytes.clone();
         damaged[at + if in_head { 4 } else { head.len() }] ^= 1;
@@ -287,32 +295,55 @@ async fn a_truncated_file_loses_its_end_alone() {
     assert!(has(&cache, block(9)).await);
 }
 
-/// A block that was right once is known by another digest, which must not vouch for other bytes.
+/// A record whose checksums fit and whose value is not what its name says was not made by a disk.
+/// It is found where every block is checked against its name.
 #[tokio::test]
-async fn a_block_that_is_known_is_still_checked() {
-    let fixture = Fixture::new(64 << 20);
-    let cache = fixture.open();
-    let large = |n| block_of(n, 100 << 10);
-    for n in 0..3 {
-        insert(&cache, large(n)).await;
+async fn a_forged_record_is_found_where_names_are_checked() {
+    for verify in [false, true] {
+        let fixture = Fixture {
+            verify,
+            ..Fixture::new(1 << 20)
+        };
+        let (name, value) = block(1);
+        let other = vec![7; value.len()];
+        let forged = [
+            &HEAD[..],
+            &layout::record_head(name.as_bytes(), &other)[..],
+            &other[..],
+        ]
+        .concat();
+        fs::create_dir_all(fixture.path()).unwrap();
+        fs::write(Segment::path(&fixture.path(), 1), forged).unwrap();
+        let cache = fixture.open();
+        let found = cache.get(&name, value.len() as u64).await;
+        assert_eq!(found.is_none(), verify);
+        assert_eq!(count(&cache, "disk_cache_errors"), u64::from(verify));
     }
-    let [file] = fixture.files().try_into().unwrap();
-    for _ in 0..3 {
-        assert!(has(&cache, large(1)).await);
+}
+
+#[test]
+fn no_record_with_a_damaged_byte_is_handed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    for len in [1usize, 300, 100 << 10] {
+        let (name, value) = block_of(1, len);
+        let segment = Segment::create(dir.path(), len as u32).unwrap();
+        let head = layout::record_head(name.as_bytes(), &value);
+        let (record, at) = ([&head[..], &value[..]].concat(), HEAD.len());
+        segment.write_at(&record, at as u64).unwrap();
+        let find = || {
+            let found = segment.find(at as u32, name.as_bytes(), len as u32);
+            found.unwrap()
+        };
+        assert_eq!(find(), Found::Value(value));
+        let values = (head.len()..record.len()).step_by(len.div_ceil(50));
+        for byte in (0..head.len()).chain(values) {
+            let place = (at + byte) as u64;
+            let damaged = record[byte] ^ 1 << (byte % 8);
+            segment.write_at(&[damaged], place).unwrap();
+            assert_eq!(find(), Found::Damaged, "byte {byte} of a record of {len}");
+            segment.write_at(&record[byte..=byte], place).unwrap();
+        }
     }
-    let tag = layout::tag(large(1).0.as_bytes());
-    assert_eq!(
-        cache.inner.known.get(tag).flatten().is_some(),
-        known::SHORTEST < 100 << 10
-    );
-    let bytes = fs::read(&file).unwrap();
-    let head = layout::record_head(large(1).0.as_bytes(), 100 << 10);
-    let at = bytes.windows(head.len()).position(|w| w == head).unwrap() + head.len();
-    let other = large(2).1;
-    let changed = [&bytes[..at], &other[..], &bytes[at + other.len()..]].concat();
-    fs::write(&file, &changed).unwrap();
-    assert!(has(&cache, large(2)).await);
-    assert!(!has(&cache, large(1)).await);
 }
 
 #[tokio::test]

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
+use super::retired::{self, Adoption};
 use super::segment::Segment;
-use super::{known, CacheParts, DiskCacheConfig, Insert, Slot};
+use super::{CacheParts, DiskCacheConfig, Insert, Slot};
 use crate::dirlock::{write_readme, DirLock};
 use crate::error::Error;
 use crate::log::Level;
@@ -40,11 +41,18 @@ impl Default for Pace {
     }
 }
 
+/// A task for the worker.
+#[derive(Debug)]
+pub(super) enum Job {
+    Insert(Insert),
+    Adopt(Adoption),
+}
+
 pub(super) struct Worker {
     inner: Arc<CacheParts>,
     config: DiskCacheConfig,
     pace: Pace,
-    inserts: Receiver<Insert>,
+    jobs: Receiver<Job>,
 }
 
 /// How serving a directory ended.
@@ -59,13 +67,13 @@ impl Worker {
         inner: Arc<CacheParts>,
         config: DiskCacheConfig,
         pace: Pace,
-        inserts: Receiver<Insert>,
+        jobs: Receiver<Job>,
     ) -> Worker {
         Worker {
             inner,
             config,
             pace,
-            inserts,
+            jobs,
         }
     }
 
@@ -84,11 +92,14 @@ impl Worker {
         let mut told = None;
         loop {
             let opened = Directory::open(&self.inner, &self.config, self.pace.rest);
+            self.inner.serving.store(opened.is_ok(), Relaxed);
             self.inner.loaded.send_replace(true);
             let end = match opened {
                 Ok(directory) => {
                     told = None;
-                    self.serve(directory)
+                    let end = self.serve(directory);
+                    self.inner.serving.store(false, Relaxed);
+                    end
                 }
                 Err(reason) => {
                     let place = self.inner.purpose.place;
@@ -116,17 +127,19 @@ impl Worker {
     fn serve(&self, mut directory: Directory<'_>) -> End {
         let mut looked = Instant::now();
         loop {
-            match self.inserts.recv_timeout(self.pace.look_idle) {
-                Ok(insert) => {
+            match self.jobs.recv_timeout(self.pace.look_idle) {
+                Ok(job) => {
                     let look = looked.elapsed() >= self.pace.look_busy;
                     if look {
                         looked = Instant::now();
                     }
                     let lost = look && !directory.look();
-                    if !lost {
-                        directory.insert(&insert);
+                    match &job {
+                        Job::Insert(insert) if !lost => directory.insert(insert),
+                        Job::Adopt(adoption) if !lost => directory.adopt_or_remove(adoption),
+                        _ => {}
                     }
-                    self.done_with(&insert);
+                    self.done_with(&job, lost);
                     if lost {
                         return End::Lost;
                     }
@@ -150,10 +163,10 @@ impl Worker {
         let until = Instant::now() + self.pace.rest;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            match self.inserts.recv_timeout(left) {
-                Ok(insert) => {
+            match self.jobs.recv_timeout(left) {
+                Ok(job) => {
                     self.inner.counters.dropped.fetch_add(1, Relaxed);
-                    self.done_with(&insert);
+                    self.done_with(&job, true);
                 }
                 Err(RecvTimeoutError::Timeout) => return End::Lost,
                 Err(RecvTimeoutError::Disconnected) => return End::Stopped,
@@ -161,23 +174,30 @@ impl Worker {
         }
     }
 
-    fn done_with(&self, insert: &Insert) {
-        let len = insert.value.len() as u64;
-        self.inner.queued.fetch_sub(len, Relaxed);
+    /// `lost`: it was not carried out.
+    fn done_with(&self, job: &Job, lost: bool) {
+        match job {
+            Job::Insert(insert) => {
+                let len = insert.value.len() as u64;
+                self.inner.queued.fetch_sub(len, Relaxed);
+            }
+            Job::Adopt(adoption) if lost => adoption.give_up(),
+            Job::Adopt(_) => {}
+        }
     }
 }
 
 /// The directory as this process has it open.
-struct Directory<'a> {
-    inner: &'a CacheParts,
-    dir: &'a Path,
+pub(super) struct Directory<'a> {
+    pub(super) inner: &'a CacheParts,
+    pub(super) dir: &'a Path,
     max: u64,
     lock: DirLock,
     /// Finished segments with their lengths, oldest first.
-    finished: VecDeque<(Arc<Segment>, u64)>,
+    pub(super) finished: VecDeque<(Arc<Segment>, u64)>,
     current: Option<Current>,
     /// Bytes of all segments, the table of the current one included.
-    total: u64,
+    pub(super) total: u64,
     next_id: u32,
     /// After a failure nothing is written for this time,
     rest: Duration,
@@ -213,6 +233,7 @@ impl<'a> Directory<'a> {
         std::fs::create_dir_all(dir).map_err(failed)?;
         let lock = lock(inner, dir)?;
         write_readme(dir, inner.purpose.readme).map_err(failed)?;
+        retired::remove_left(dir).map_err(failed)?;
         let ids = Segment::all_in(dir).map_err(failed)?;
         let mut directory = Directory {
             inner,
@@ -269,7 +290,7 @@ impl<'a> Directory<'a> {
         let len = current.len();
         self.total += len;
         let newest = self.finished.is_empty() && self.current.is_none();
-        let goes_on = newest && len < self.inner.segment_bytes;
+        let goes_on = newest && len < self.inner.segment_bytes && current.segment.grows();
         if goes_on && current.segment.reopen(current.end).is_ok() {
             self.current = Some(current);
             return Ok(());
@@ -296,13 +317,10 @@ impl<'a> Directory<'a> {
         if self.inner.map.read().slots.contains_key(&layout::tag(name)) {
             return;
         }
-        let head = layout::record_head(name, insert.value.len() as u32);
+        let head = layout::record_head(name, &insert.value);
         let written = self
             .make_room((head.len() + insert.value.len()) as u64)
             .and_then(|()| self.append(&head, &insert.value));
-        if written.is_ok() && insert.value.len() >= known::SHORTEST {
-            self.inner.known.add(layout::tag(name), None);
-        }
         self.count();
         match written {
             Ok(()) => {
@@ -323,8 +341,26 @@ impl<'a> Directory<'a> {
         }
     }
 
+    fn adopt_or_remove(&mut self, adoption: &Adoption) {
+        if let Err(e) = self.adopt(adoption) {
+            adoption.give_up();
+            self.inner.counters.dropped.fetch_add(1, Relaxed);
+            self.inner.counters.errors.fetch_add(1, Relaxed);
+            self.inner.complain(format_args!(
+                "taking over {}: {e}; its blocks come from Walrus",
+                adoption.path.display()
+            ));
+        }
+    }
+
+    pub(super) fn take_id(&mut self) -> u32 {
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        id
+    }
+
     /// Evicts until a record of `len` bytes fits, even if it takes a new segment.
-    fn make_room(&mut self, len: u64) -> io::Result<()> {
+    pub(super) fn make_room(&mut self, len: u64) -> io::Result<()> {
         let needed = len + (HEAD.len() + ROW + TRAILER) as u64;
         while self.total + needed > self.max {
             self.evict()?;
@@ -361,8 +397,7 @@ impl<'a> Directory<'a> {
     }
 
     fn begin(&mut self) -> io::Result<Current> {
-        let id = self.next_id;
-        self.next_id = id.wrapping_add(1);
+        let id = self.take_id();
         let current = Current {
             segment: Arc::new(Segment::create(self.dir, id)?),
             rows: Vec::new(),
@@ -450,7 +485,7 @@ impl<'a> Directory<'a> {
         true
     }
 
-    fn count(&self) {
+    pub(super) fn count(&self) {
         self.inner.counters.bytes.store(self.total, Relaxed);
     }
 }

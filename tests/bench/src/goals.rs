@@ -31,7 +31,7 @@ pub fn check(settings: &Settings, results: &Results) -> Vec<Goal> {
         results,
         list: Vec::new(),
     };
-    use Kind::{Flatfs, Journal, JournalPostgres, JournalSlow, OnlyHash};
+    use Kind::{Flatfs, FlatfsSync, Journal, JournalPostgres, JournalSlow, JournalSync, OnlyHash};
 
     for kind in [JournalSlow, Journal, JournalPostgres] {
         goals.ratio("add", kind, Flatfs, 1.0);
@@ -40,6 +40,20 @@ pub fn check(settings: &Settings, results: &Results) -> Vec<Goal> {
     for kind in [JournalSlow, Journal, JournalPostgres] {
         goals.ratio("add-small", kind, Flatfs, 0.6);
         goals.ratio("daemon-add-small", kind, Flatfs, 0.6);
+    }
+    // Like with like: what a write promises when it returns.
+    for (workload, sync, put) in [
+        ("add", 1.0, 0.8),
+        ("add-1m", 1.0, 0.8),
+        ("add-small", 0.5, 0.4),
+    ] {
+        goals.ratio(workload, JournalSync, Flatfs, sync);
+        goals.ratio(workload, Journal, FlatfsSync, put);
+    }
+    goals.ratio("daemon-add-small", JournalSync, Flatfs, 0.9);
+    for kind in [Journal, JournalPostgres] {
+        goals.ratio("cat-after-add", kind, Flatfs, 1.15);
+        goals.ratio("pin-after-add", kind, Flatfs, 1.3);
     }
     goals.rate("cat-cold", JournalSlow, 200.0, "MiB/s");
     for kind in [Journal, JournalPostgres] {

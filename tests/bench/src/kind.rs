@@ -10,6 +10,8 @@ use serde::Serialize;
 pub enum Kind {
     /// Kubo's default, what all others are compared with.
     Flatfs,
+    /// The same with `sync` true: a write returns when it survives a power cut.
+    FlatfsSync,
     /// Kubo's profile `badgerds`.
     Badger,
     /// Kubo's profile `pebbleds`.
@@ -18,7 +20,10 @@ pub enum Kind {
     OnlyHash,
     /// walrusds with the write journal, index in SQLite, network without latency.
     Journal,
-    /// The same with the index in PostgreSQL.
+    /// The same with `journalSync` `sync`: a write returns when the kernel has it, as with Kubo's
+    /// own datastores.
+    JournalSync,
+    /// The same as `Journal` with the index in PostgreSQL.
     JournalPostgres,
     /// The same as `Journal` on a network that takes seconds.
     JournalSlow,
@@ -39,12 +44,14 @@ pub struct Latency {
 
 impl Kind {
     /// All, in the order in which tables show them.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Flatfs,
+        Kind::FlatfsSync,
         Kind::Badger,
         Kind::Pebble,
         Kind::OnlyHash,
         Kind::Journal,
+        Kind::JournalSync,
         Kind::JournalPostgres,
         Kind::JournalSlow,
         Kind::Through,
@@ -55,10 +62,12 @@ impl Kind {
     pub fn id(self) -> &'static str {
         match self {
             Kind::Flatfs => "flatfs",
+            Kind::FlatfsSync => "flatfs-sync",
             Kind::Badger => "badger",
             Kind::Pebble => "pebble",
             Kind::OnlyHash => "only-hash",
             Kind::Journal => "journal",
+            Kind::JournalSync => "journal-sync",
             Kind::JournalPostgres => "journal-postgres",
             Kind::JournalSlow => "journal-slow",
             Kind::Through => "through",
@@ -70,10 +79,12 @@ impl Kind {
     pub fn label(self) -> &'static str {
         match self {
             Kind::Flatfs => "flatfs",
+            Kind::FlatfsSync => "flatfs, `sync: true`",
             Kind::Badger => "badger",
             Kind::Pebble => "pebble",
             Kind::OnlyHash => "`--only-hash`",
             Kind::Journal => "walrusds, journal",
+            Kind::JournalSync => "walrusds, journal, `sync`",
             Kind::JournalPostgres => "walrusds, journal, Postgres",
             Kind::JournalSlow => "walrusds, journal, slow network",
             Kind::Through => "walrusds, write-through",
@@ -84,7 +95,7 @@ impl Kind {
     /// The profiles for `ipfs init`.
     pub fn profiles(self) -> &'static str {
         match self {
-            Kind::Flatfs | Kind::OnlyHash => "test",
+            Kind::Flatfs | Kind::FlatfsSync | Kind::OnlyHash => "test",
             Kind::Badger => "test,badgerds",
             Kind::Pebble => "test,pebbleds",
             _ => "test,walrusds",
@@ -98,7 +109,7 @@ impl Kind {
     pub fn has_journal(self) -> bool {
         matches!(
             self,
-            Kind::Journal | Kind::JournalPostgres | Kind::JournalSlow
+            Kind::Journal | Kind::JournalSync | Kind::JournalPostgres | Kind::JournalSlow
         )
     }
 

@@ -74,6 +74,11 @@ impl<'a> Node<'a> {
         if kind.has_journal() {
             node.keep_journal()?;
         }
+        match kind {
+            Kind::FlatfsSync => node.set("sync", json!(true))?,
+            Kind::JournalSync => node.set("journalSync", json!("sync"))?,
+            _ => {}
+        }
         // An init may store the empty directory.
         node.count_stored(&mut Sample::default(), 0)?;
         Ok(node)
@@ -104,13 +109,13 @@ impl<'a> Node<'a> {
         command
     }
 
-    /// Sets a key of walrusds' part of the configuration.
+    /// Sets a key of the configuration of the datastore for blocks.
     fn set(&self, key: &str, value: Value) -> Result<()> {
         let path = self.repo().join("config");
         let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
         let spec = config["Datastore"]["Spec"]["mounts"][0]["child"]
             .as_object_mut()
-            .context("the repo is none of walrusds")?;
+            .context("the repo has no datastore for blocks alone")?;
         spec.insert(key.to_owned(), value);
         fs::write(path, serde_json::to_vec_pretty(&config)?)?;
         Ok(())

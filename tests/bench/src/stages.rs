@@ -157,6 +157,15 @@ fn large_file(bench: &mut Bench, kind: Kind) -> Result<()> {
     let cid = add(bench, &node, "add", &[], &large, bytes)?;
     let mib = settings.mib as f64;
 
+    if settings.wants("cat-after-add") {
+        let cost = node.measured(&["cat", &cid])?;
+        bench.record("cat-after-add", kind, Sample::of(cost).rate(mib));
+    }
+    if settings.wants("pin-after-add") {
+        node.text(&["pin", "rm", &cid])?;
+        let cost = node.measured(&["pin", "add", "--progress=false", &cid])?;
+        bench.record("pin-after-add", kind, Sample::of(cost));
+    }
     if settings.wants("re-add") {
         let (cost, _) = node.add(&[], &large)?;
         let mut sample = Sample::of(cost);

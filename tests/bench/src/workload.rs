@@ -29,14 +29,15 @@ impl Stage {
     /// Whether the datastore takes part.
     pub fn measures(self, kind: Kind) -> bool {
         use Kind::{
-            Flatfs, Journal, JournalPostgres, JournalSlow, OnlyHash, Pebble, Through, ThroughSlow,
+            Flatfs, FlatfsSync, Journal, JournalPostgres, JournalSlow, JournalSync, OnlyHash,
+            Pebble, Through, ThroughSlow,
         };
         match self {
             Stage::LargeFile => kind != ThroughSlow,
-            Stage::LargeLeaves => kind <= Journal,
+            Stage::LargeLeaves => kind <= JournalSync,
             Stage::SmallFiles => kind <= JournalSlow,
             Stage::Import => !matches!(kind, OnlyHash | JournalPostgres) && !kind.is_slow(),
-            Stage::Daemon => matches!(kind, Flatfs | Pebble) || kind.has_journal(),
+            Stage::Daemon => matches!(kind, Flatfs | FlatfsSync | Pebble) || kind.has_journal(),
             Stage::Part => matches!(kind, Flatfs | Journal | Through) || kind.is_slow(),
         }
     }
@@ -121,6 +122,8 @@ pub const WORKLOADS: &[Workload] = &[
     Workload::new(Stage::LargeLeaves, "add-1m", "Adding in larger leaves", "the same in raw leaves of 1 MiB."),
     Workload::new(Stage::SmallFiles, "add-small", "Adding small files", "`ipfs add -r` of {files} files of 4 KiB, offline, `drainTimeoutSeconds` 0."),
     Workload::new(Stage::Part, "add-part", "Write-through on a slow network", "`ipfs add` of {part} MiB, offline, one run: without a journal every commit of 4 MiB waits for an upload.").once(),
+    Workload::new(Stage::LargeFile, "cat-after-add", "Reading what was just added", "`ipfs cat` of {mib} MiB by a new process when they have just been added and, with walrusds, uploaded; page cache full.").unit("MiB/s"),
+    Workload::new(Stage::LargeFile, "pin-after-add", "Pinning what was just added", "`ipfs pin add` of the {mib} MiB after that, all blocks there."),
     Workload::new(Stage::LargeFile, "re-add", "Adding again what is there", "`ipfs add` of the {mib} MiB once more.").against(Kind::OnlyHash),
     Workload::new(Stage::LargeFile, "cat-cold", "Reading, cold", "`ipfs cat` of {mib} MiB by a new process, page cache and disk cache empty.").unit("MiB/s"),
     Workload::new(Stage::LargeFile, "cat-warm", "Reading, warm", "the same once more, walrusds with `cachePath`.").unit("MiB/s"),

@@ -225,6 +225,9 @@ impl<'a> Scenario<'a> {
             config["journalPath"] = "write-journal".into();
             config["packTargetSizeBytes"] = 2048.into();
             config["packIdleFlushSeconds"] = 1.into();
+            // What was acknowledged outlives the process in both ways.
+            let sync = ["put", "sync"][self.result.deaths as usize % 2];
+            config["journalSync"] = sync.into();
         }
         if let Some(all) = config.as_object_mut() {
             let own = life.config.as_object().into_iter().flatten();

@@ -1,0 +1,187 @@
+//! What was written here is read here: files of the write journal become files of the read cache.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use testkit::mem::{key_of, noise};
+use testkit::node::{files, metric, Node, BUSY};
+use walrusds::{Op, WalrusDatastore};
+
+/// A node with both, and no memory that would answer first. The journal's files are full at 64 KiB.
+fn open(node: &Node, cache_bytes: u64) -> WalrusDatastore {
+    let journal = node.journal();
+    let extra = format!(
+        r#"{BUSY}"journalPath":"{}","journalMaxBytes":1048576,"cacheBytes":{cache_bytes},"#,
+        journal.display()
+    );
+    node.open_cached(&node.cache(), &extra)
+}
+
+/// Blocks of more than one file of the journal.
+fn blocks() -> Vec<(String, Bytes)> {
+    let values = (0..60).map(|i| noise(i, 3000 + i as usize));
+    values.map(|value| (key_of(&value), value)).collect()
+}
+
+async fn put_all(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
+    for some in blocks.chunks(7) {
+        let puts = some.iter().cloned().map(|(k, v)| Op::Put(k, v));
+        store.commit(puts.collect()).await.unwrap();
+    }
+}
+
+/// Waits until all is on Walrus and the journal has given its files away.
+async fn uploaded(node: &Node, store: &WalrusDatastore) {
+    let started = Instant::now();
+    while metric(store, "journal_disk_bytes") > 0 || !files(&node.cache(), "retiring").is_empty() {
+        assert!(started.elapsed() < testkit::PATIENCE, "never uploaded");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(node.segments().is_empty());
+}
+
+/// Writes until the cache, which opens in the background, has taken over a file.
+async fn taken(node: &Node, store: &WalrusDatastore) {
+    for seed in 1_000_000.. {
+        let value = noise(seed, 2000);
+        put_all(store, &[(key_of(&value), value)]).await;
+        uploaded(node, store).await;
+        if !files(&node.cache(), "blocks").is_empty() {
+            return;
+        }
+    }
+}
+
+/// Waits until the cache knows what is in its files.
+async fn loaded(store: &WalrusDatastore) {
+    let started = Instant::now();
+    while metric(store, "disk_cache_bytes") == 0 {
+        assert!(started.elapsed() < testkit::PATIENCE, "never loaded");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn read_all(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
+    for (key, value) in blocks {
+        assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
+    }
+}
+
+fn reads(node: &Node) -> usize {
+    node.parts.store.reads.lock().len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_is_read_without_walrus_after_its_upload() {
+    let node = Node::new();
+    let store = open(&node, 16 << 20);
+    taken(&node, &store).await;
+    let blocks = blocks();
+    put_all(&store, &blocks).await;
+    uploaded(&node, &store).await;
+    assert!(files(&node.cache(), "blocks").len() > 2);
+    let asked = reads(&node);
+    read_all(&store, &blocks).await;
+    assert_eq!(reads(&node), asked);
+    assert_eq!(metric(&store, "disk_cache_hits"), blocks.len() as u64);
+    store.close().await.unwrap();
+
+    // A restart finds them by the tables of the files.
+    let store = open(&node, 16 << 20);
+    loaded(&store).await;
+    read_all(&store, &blocks).await;
+    assert_eq!(reads(&node), asked);
+    assert_eq!(metric(&store, "disk_cache_misses"), 0);
+
+    // The index decides whether a block exists.
+    let (key, value) = &blocks[0];
+    store.delete(key).await.unwrap();
+    assert_eq!(store.get(key).await.unwrap(), None);
+    assert!(!store.has(key).await.unwrap());
+    store.close().await.unwrap();
+    let store = open(&node, 16 << 20);
+    assert_eq!(store.get(key).await.unwrap(), None);
+    store.put(key, value.clone()).await.unwrap();
+    assert_eq!(store.get(key).await.unwrap().as_ref(), Some(value));
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_a_file_that_was_taken_over_costs_misses_alone() {
+    let node = Node::new();
+    let store = open(&node, 16 << 20);
+    taken(&node, &store).await;
+    let blocks = blocks();
+    put_all(&store, &blocks).await;
+    uploaded(&node, &store).await;
+    let places: Vec<(PathBuf, usize)> = blocks
+        .iter()
+        .map(|(_, value)| {
+            let of = |file: PathBuf| {
+                let bytes = fs::read(&file).unwrap();
+                let at = bytes.windows(value.len()).position(|w| w == value)?;
+                Some((file, at))
+            };
+            let all = files(&node.cache(), "blocks").into_iter();
+            all.filter_map(of).next().expect("each block is in a file")
+        })
+        .collect();
+    for (file, at) in places.iter().step_by(3) {
+        let mut bytes = fs::read(file).unwrap();
+        bytes[at + 1000] ^= 4;
+        fs::write(file, bytes).unwrap();
+    }
+    let asked = reads(&node);
+    read_all(&store, &blocks).await;
+    assert!(reads(&node) > asked, "damaged blocks come from Walrus");
+    assert_eq!(metric(&store, "disk_cache_errors"), 20);
+    store.close().await.unwrap();
+
+    // A file whose table is gone is no file of the cache any more.
+    for file in files(&node.cache(), "blocks") {
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    }
+    let store = open(&node, 16 << 20);
+    read_all(&store, &blocks).await;
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_over_stays_within_the_bound() {
+    let node = Node::new();
+    // Room for some of the files, and a budget too small for any.
+    for cache_bytes in [150_000u64, 300_000, 20_000] {
+        let store = open(&node, cache_bytes);
+        let values = (0..120u64).map(|i| noise(cache_bytes + i, 3000));
+        let blocks: Vec<_> = values.map(|value| (key_of(&value), value)).collect();
+        for some in blocks.chunks(30) {
+            put_all(&store, some).await;
+            uploaded(&node, &store).await;
+            let sizes = files(&node.cache(), "blocks").into_iter();
+            let size: u64 = sizes.map(|f| fs::metadata(f).map_or(0, |m| m.len())).sum();
+            assert!(size <= cache_bytes, "{size} of {cache_bytes}");
+        }
+        read_all(&store, &blocks).await;
+        store.close().await.unwrap();
+    }
+}
+
+/// A node that was killed while a file was taken over leaves no litter.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_not_taken_over_to_the_end_is_removed() {
+    let node = Node::new();
+    fs::create_dir_all(node.cache()).unwrap();
+    let left = node.cache().join("0000000003.retiring");
+    fs::write(&left, "half a file").unwrap();
+    let store = open(&node, 16 << 20);
+    taken(&node, &store).await;
+    assert!(!left.exists());
+    let blocks = blocks();
+    put_all(&store, &blocks).await;
+    uploaded(&node, &store).await;
+    read_all(&store, &blocks).await;
+    store.close().await.unwrap();
+}
