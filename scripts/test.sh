@@ -6,7 +6,7 @@
 #
 # Without --full, on two processors and once everything is built, they take less than 12 minutes:
 # lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the operator's
-# command, the C interface, the Go shim, and a real Kubo node with walrusds built in. With --full,
+# command and its reader of Kubo's other datastores, the C interface, the Go shim, and a real Kubo node with walrusds built in. With --full,
 # the longer ones: every other form of the plugin and Kubo's oldest version, the contract of a
 # go-datastore, schedules of threads, faults and crashes, years of a node in minutes, memory
 # checkers, the index on Citus (where PostgreSQL has the extension), foreign clients, the demo, and
@@ -50,6 +50,7 @@ if [[ -z $full ]]; then
   part documents "${cargo_test[@]}" --exclude walrusds-chaos --exclude kubo-tests --doc
   part c-interface env SKIP='sanitizers valgrind panic' scripts/c-abi-test.sh
   part go-shim scripts/go-test.sh
+  part kubo-datastore scripts/kubo-datastore.sh test
 else
   part kubo-others scripts/kubo-test.sh --others
   part conformance env CONFORMANCE_SHORT=1 scripts/conformance.sh
