@@ -41,6 +41,10 @@ plugin: build ## the external plugin  [IPFS_VERSION=vX.Y.Z | /path/to/kubo | /pa
 cli: ## the operator's command: target/release/walrusds (docs/command.md)
 	$(CARGO) build --release --locked -p walrusds-cli
 
+.PHONY: kubo-datastore
+kubo-datastore: ## what reads Kubo's other datastores for walrusds import: target/release/walrusds-kubo-datastore
+	@scripts/kubo-datastore.sh build
+
 ##@ Installing
 
 .PHONY: install

@@ -30,7 +30,7 @@ cargo_fmt() {
 }
 gofmt_clean() {
   local files
-  files=$(gofmt -l go-shim tests/conformance tests/bench/ds)
+  files=$(gofmt -l go-shim cli/kubo-datastore tests/conformance tests/bench/ds)
   [[ -z $files ]] || { printf 'not formatted:\n%s\n' "$files"; return 1; }
 }
 scripts_parse() {
@@ -58,6 +58,7 @@ go_vet() {
   (cd go-shim && "$GO" vet ./...)
   (cd tests/conformance && "$GO" vet . && "$GO" vet -modfile=datastore_v0.9.mod .)
   (cd tests/bench/ds && "$GO" vet .)
+  (cd cli/kubo-datastore && CGO_ENABLED=0 "$GO" vet .)
 }
 go_mod_is_lowest() {
   # The committed go.mod stands for the oldest Kubo we support; it is never raised.

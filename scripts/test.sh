@@ -6,11 +6,12 @@
 #
 # Without --full, on two processors and once everything is built, they take less than 12 minutes:
 # lints, the engine (with a PostgreSQL of its own), outages, the local Walrus, the operator's
-# command, the C interface, the Go shim, a real Kubo node with walrusds built in, and the path of a
-# new user (docs/move-a-repo.md) with a small repo. With --full, the longer ones: every other form of
-# the plugin and Kubo's oldest version, the contract of a go-datastore, schedules of threads, faults
-# and crashes, years of a node in minutes, memory checkers, the index on Citus (where PostgreSQL has
-# the extension), foreign clients, the demo, the path of a new user with 10,000 files and 2 GiB, and
+# command and its reader of Kubo's other datastores, the C interface, the Go shim, a real Kubo node
+# with walrusds built in, and the path of a new user (docs/move-a-repo.md) with a small repo. With
+# --full, the longer ones: every other form of the plugin and Kubo's oldest version, the contract of
+# a go-datastore, schedules of threads, faults and crashes, years of a node in minutes, memory
+# checkers, the index on Citus (where PostgreSQL has the extension), foreign clients, the demo, the
+# path of a new user with 10,000 files and 2 GiB, and
 # short runs of fuzzer, mutations and benchmark.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -52,6 +53,7 @@ if [[ -z $full ]]; then
   part c-interface env SKIP='sanitizers valgrind panic' scripts/c-abi-test.sh
   part go-shim scripts/go-test.sh
   part new-user scripts/new-user.sh --small
+  part kubo-datastore scripts/kubo-datastore.sh test
 else
   part kubo-others scripts/kubo-test.sh --others
   part conformance env CONFORMANCE_SHORT=1 scripts/conformance.sh
