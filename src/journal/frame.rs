@@ -30,7 +30,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 /// First bytes of a segment, with the version of this format, and of the first version.
-const SEGMENT_MAGIC: &[u8; 8] = crate::read::disk::JOURNAL_HEAD;
+pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"WDSJRNL2";
 const SEGMENT_MAGIC_OLD: &[u8; 8] = b"WDSJRNL1";
 /// Bytes before the first frame.
 pub(super) const SEGMENT_HEAD: u64 = 64;

@@ -14,7 +14,11 @@ use super::segment::Segment;
 use super::writer::Appender;
 use crate::log::Level;
 use crate::multihash::Multihash;
-use crate::read::disk::Retired;
+use crate::read::disk::{Retired, JOURNAL_HEAD};
+
+// The cache knows the journal's files by their first bytes.
+const _: () =
+    assert!(u64::from_ne_bytes(*JOURNAL_HEAD) == u64::from_ne_bytes(*frame::SEGMENT_MAGIC));
 
 impl Appender {
     /// Removes files without live blocks, oldest first, the newest too if it is the only one.

@@ -46,7 +46,7 @@ pub async fn run(args: &Args, context: &Context, mut repo: Repo) -> Result<Exit,
     };
     let settings = spec::settings(&entry).unwrap_or_default();
     let mut config = settings::checked(&settings)?;
-    config.verify_reads = true;
+    config.verify_reads = walrusds::config::VerifyReads::Always;
     let target = match &under_way {
         Some(state) => state.new.clone(),
         None => flatfs_of(&repo),

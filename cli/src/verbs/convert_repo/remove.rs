@@ -53,7 +53,7 @@ pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Fa
     let flatfs = Flatfs::open(&dir)?;
     let settings = spec::settings(&entry).unwrap_or_default();
     let mut config = settings::checked(&settings)?;
-    config.verify_reads = true;
+    config.verify_reads = walrusds::config::VerifyReads::Always;
     let look = Inspection::open(config.clone(), &repo.dir);
     let look = context.or_stop(RESUME, look).await?;
     let proof = prove(context, &flatfs, &look, args.read_data).await;
