@@ -489,6 +489,10 @@ impl Appender {
         if written.is_empty() {
             return;
         }
+        // Before the callers have their answers: a `Sync` that follows must find it.
+        if later && self.current.as_ref().is_some_and(Open::owes_a_sync) {
+            self.inner.due.note();
+        }
         for w in written.drain(..) {
             if let (None, Some(open)) = (&w.append.puts, &mut self.current) {
                 if !waiting {
@@ -496,9 +500,6 @@ impl Appender {
                 }
             }
             self.publish(w);
-        }
-        if later && self.current.as_ref().is_some_and(Open::owes_a_sync) {
-            self.inner.due.note();
         }
         self.inner.save_damage();
         self.inner.call_flusher();
