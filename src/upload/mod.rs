@@ -32,7 +32,7 @@ use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::gone::Gone;
 use crate::index::{Blob, Index, KeyRecord, Record, Traces, Usage};
-use crate::log::Log;
+use crate::log::{Level, Log};
 use crate::metrics::Metrics;
 use crate::walrus::{BlobStore, StoreOptions, StoreResult};
 
@@ -213,7 +213,15 @@ impl Uploader {
         let sent = self
             .format
             .store(blocks, &*self.store, &purchase, &self.quilts);
-        match caught(sent).await {
+        let sent = caught(sent).await;
+        if let Some(reuse) = &self.reuse {
+            // Another process must not count on what was used. If it does, it buys for too short.
+            if let Err(e) = caught(reuse.note(&*self.index)).await {
+                let text = format!("what storage is left could not be noted: {e}");
+                self.log.push(Level::Warn, text);
+            }
+        }
+        match sent {
             Ok(stored) => {
                 let layout = stored.layout;
                 Metrics::add(&metrics.packs_stored, 1);

@@ -23,6 +23,9 @@ use crate::walrus::{cost, BlobStore, Body, StoreOptions, StoreResult};
 const NOTE: &str = "storage.left";
 /// So much is remembered at most, and noted: what ends last.
 const MOST: usize = 512;
+/// Storage is too large for a blob that would leave more than this part (a quarter of what it needs)
+/// empty: a larger blob may come, and extending would cost as much as for that.
+const ROOMY: u64 = 4;
 /// A pack is full if it lacks so small a part (a twentieth).
 const NEARLY: u64 = 20;
 
@@ -127,8 +130,17 @@ impl Reuse {
         all.retain(|left| !self.epoch_clock.is_over(left.end));
         let fitting = all.iter().enumerate();
         let fitting = fitting.filter(|(_, left)| left.size >= needed && left.end >= wanted);
-        let (place, _) = fitting.min_by_key(|(_, left)| **left)?;
+        let (place, least) = fitting.min_by_key(|(_, left)| **left)?;
+        if least.size > needed + needed / ROOMY {
+            return None;
+        }
         Some((all.swap_remove(place), u32::try_from(epochs).ok()?))
+    }
+
+    /// Forgets what is not there: storage of this size, or more, that lasts as long.
+    fn forget(&self, size: Option<u64>, end: u64) {
+        let mut all = self.left.lock();
+        all.retain(|left| Some(left.size) < size || left.end < end);
     }
 
     /// Takes over what an earlier process or another node has noted since the last look.
@@ -168,6 +180,14 @@ impl Reuse {
     }
 }
 
+/// Whether the storage was bought, although some was known that the publisher would have taken. If
+/// that were of the very same size and end, the answer would not tell.
+fn is_bought(answer: &StoreResult, left: Left, epochs: u32, needed: Option<u64>) -> bool {
+    let new_end = answer.start_epoch.map(|start| start + u64::from(epochs));
+    let is_new = answer.encoded_size == needed && new_end == Some(answer.end_epoch);
+    is_new && (Some(left.size) != needed || left.end != answer.end_epoch)
+}
+
 impl Purchase {
     /// Stores a blob on these terms.
     pub(crate) async fn store(&self, walrus: &dyn BlobStore, body: Body) -> Result<StoreResult> {
@@ -181,9 +201,12 @@ impl Purchase {
             reuse: true,
             ..self.options
         };
+        let needed = cost::encoded_size(body.len(), reuse.n_shards);
         let stored = walrus.store(body, options).await;
-        if stored.is_err() {
-            reuse.give(left);
+        match &stored {
+            Err(_) => reuse.give(left),
+            Ok(answer) if is_bought(answer, left, epochs, needed) => reuse.forget(needed, left.end),
+            Ok(_) => {}
         }
         stored
     }

@@ -79,7 +79,21 @@ impl<'a> Item<'a> {
     /// Whether its live blocks need less in full packs than it occupies.
     fn is_sparse(&self, terms: &Terms, pricing: &Pricing) -> bool {
         let (packed, full) = (self.packed(terms), pricing.target_units);
-        packed.saturating_mul(full) < self.units.saturating_mul(pricing.target)
+        packed.saturating_mul(full)
+            < self
+                .shed_units(terms, pricing)
+                .saturating_mul(pricing.target)
+    }
+
+    /// The units that are shed if its live blocks move. It may lie in storage that is too large for
+    /// it. Where hardly a block is dead, that counts for nothing: moved alone, its blocks would make
+    /// the very same blob.
+    fn shed_units(&self, terms: &Terms, pricing: &Pricing) -> u128 {
+        let whole = self.packed(terms).saturating_mul(100) >= self.size.saturating_mul(98);
+        match whole {
+            true => self.units.min(pricing.units(self.size)),
+            false => self.units,
+        }
     }
 
     fn packed(&self, terms: &Terms) -> u128 {
@@ -126,7 +140,8 @@ impl<'a> Item<'a> {
 
     fn candidate(&self, terms: &Terms, pricing: &Pricing) -> Candidate {
         let otherwise = if self.gives_back(terms) {
-            (pricing.extend(self.units, pricing.compared), 0)
+            let units = self.shed_units(terms, pricing);
+            (pricing.extend(units, pricing.compared), 0)
         } else if self.due {
             let ways = self.ways(terms, pricing);
             let stored = (ways.store_again, 2 * self.size);

@@ -614,7 +614,6 @@ proptest! {
     }
 }
 
-/// A year at a time, with storage that is used again.
 fn reusing() -> Terms {
     Terms {
         reuse: Some(u64::MAX),
@@ -646,22 +645,27 @@ fn where_storage_is_used_again_sparse_blobs_are_emptied_early() {
     assert!(plan(&blobs, &terms()).decisions.is_empty());
 
     // No more than there is room for: two packs, of which two blobs fill one.
-    let little = Terms {
-        reuse: Some(2),
-        ..reusing()
+    let room = |packs| Terms {
+        reuse: Some(packs),
+        ..terms()
     };
     let blobs = five(FULL / 2);
-    assert_eq!(plan(&blobs, &little).totals.repack.blobs, 4);
-    let none = Terms {
-        reuse: Some(0),
-        ..reusing()
-    };
-    assert!(plan(&blobs, &none).decisions.is_empty());
+    assert_eq!(plan(&blobs, &room(2)).totals.repack.blobs, 4);
+    assert!(plan(&blobs, &room(0)).decisions.is_empty());
 
     // A tenth is not worth a write yet, and more is not worth a pack that is not full.
     assert!(plan(&five(FULL / 10 * 9), &reusing()).decisions.is_empty());
     let lone = deletable("a", 120, FULL / 20 * 17);
     assert!(plan(&[lone], &reusing()).decisions.is_empty());
+}
+
+#[test]
+fn a_whole_blob_in_storage_that_is_too_large_stays() {
+    let whole = Blob {
+        size: FULL / 2,
+        ..deletable("whole", 120, FULL / 2)
+    };
+    assert!(plan(&[whole], &reusing()).decisions.is_empty());
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn left(len: u64, end: u64) -> Left {
 fn the_smallest_that_fits_is_taken_once() {
     let (reuse, _) = reuse();
     for left in [
-        left(8 << 20, 13),
+        left(5 << 20, 13),
         left(4 << 20, 14),
         left(4 << 20, 12),
         left(1 << 20, 20),
@@ -46,9 +46,13 @@ fn the_smallest_that_fits_is_taken_once() {
     }
     assert_eq!(reuse.take(2 << 20), Some((left(4 << 20, 12), 1)));
     assert_eq!(reuse.take(2 << 20), Some((left(4 << 20, 14), 1)));
-    assert_eq!(reuse.take(2 << 20), Some((left(8 << 20, 13), 1)));
+    assert_eq!(reuse.take(2 << 20), Some((left(5 << 20, 13), 1)));
     assert_eq!(reuse.take(2 << 20), None);
     assert_eq!(reuse.take(1), Some((left(1 << 20, 20), 1)));
+    // Much larger storage waits for a larger blob.
+    reuse.give(left(64 << 20, 20));
+    assert_eq!(reuse.take(1 << 20), None);
+    assert_eq!(reuse.take(60 << 20), Some((left(64 << 20, 20), 1)));
 }
 
 #[test]
@@ -175,4 +179,32 @@ async fn what_was_noted_is_known_to_other_processes_and_taken_over_once() {
     first.recall(&index).await.unwrap();
     assert_eq!(first.packs(1), 0);
     index.close().await.unwrap();
+}
+
+#[test]
+fn what_is_not_there_is_forgotten() {
+    let (reuse, _) = reuse();
+    let needed = cost::encoded_size(2 << 20, 1000);
+    let answer = |end: u64, size: Option<u64>| {
+        StoreResult::new("blob", end)
+            .with_start_epoch(Some(10))
+            .with_encoded_size(size)
+    };
+    let used = left(4 << 20, 13);
+    assert!(!is_bought(&answer(13, Some(used.size)), used, 1, needed));
+    assert!(is_bought(&answer(11, needed), used, 1, needed));
+    // The answer for storage that fits exactly is that for new storage.
+    assert!(!is_bought(
+        &answer(11, needed),
+        left(2 << 20, 11),
+        1,
+        needed
+    ));
+
+    let (small, short) = (left(1 << 20, 13), left(4 << 20, 12));
+    [small, short, left(3 << 20, 14), used]
+        .into_iter()
+        .for_each(|left| reuse.give(left));
+    reuse.forget(needed, 13);
+    assert_eq!(*reuse.left.lock(), [small, short]);
 }
