@@ -730,6 +730,86 @@ async fn staged_blocks_of_a_go_node_are_adopted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_gone_with_blocks_in_its_journal_is_found() {
+    let journal = json!({
+        "journalPath": "journal", "packIdleFlushSeconds": 3600, "packMaxAgeSeconds": 3600, "drainTimeoutSeconds": 0,
+    });
+    for mut repo in [Repo::sqlite().await, Repo::postgres().await] {
+        for (key, value) in journal.as_object().unwrap() {
+            repo.spec[key] = value.clone();
+        }
+        repo.write_config();
+        let node = repo.open(json!({})).await;
+        put(&node, &blocks(0..3)).await;
+        node.close().await.unwrap();
+        let result = repo.json(&["status"]).await.result(0);
+        let seen = &result["nodes"][0];
+        assert_eq!(
+            (&seen["closed"], &seen["journal"]["blocks"]),
+            (&json!(true), &json!(3)),
+            "{result}"
+        );
+        let text = repo.run(&["status"]).await;
+        let row = "3 blocks, 2.9 KiB";
+        assert!(text.text(0).contains(row), "{}", text.out);
+        let name = seen["node"].as_str().unwrap().to_owned();
+
+        // Some hours later, as the note would say.
+        let config = Config::from_json(&repo.spec.to_string()).unwrap();
+        let (index, note) = (
+            index_of(&config, repo.dir.path()).await,
+            format!("node:{name}"),
+        );
+        let text = index.note(&note).await.unwrap().unwrap();
+        let mut noted: Value = serde_json::from_str(&text).unwrap();
+        noted["at"] = json!(noted["at"].as_u64().unwrap() - 5 * 3600);
+        index
+            .set_note(&note, Some(&noted.to_string()))
+            .await
+            .unwrap();
+        index.close().await.unwrap();
+        let result = repo.json(&["status"]).await.result(3);
+        assert_eq!(result["findings"][0]["id"], "node-gone", "{result}");
+        let what = result["findings"][0]["what"].as_str().unwrap();
+        assert!(
+            what.contains("5 h ago") && what.contains("3 blocks"),
+            "{what}"
+        );
+
+        let unknown = repo.run(&["forget-node", "no-such", "--yes"]).await;
+        unknown.error(1);
+        let looked = repo.json(&["forget-node", &name[..6]]).await.result(0);
+        assert_eq!(looked["applied"], false);
+        let result = repo.json(&["status"]).await.result(3);
+        assert_eq!(result["nodes"].as_array().unwrap().len(), 1);
+        let text = repo.run(&["forget-node", &name, "--yes"]).await;
+        assert!(text.text(0).contains("It is forgotten"), "{}", text.out);
+        let result = repo.json(&["status"]).await.result(0);
+        assert_eq!(result["nodes"], json!([]));
+
+        // The journal keeps its blocks, and the node its name.
+        let node = repo.open(json!({"drainTimeoutSeconds": 600})).await;
+        all_read(&node, &blocks(0..3)).await;
+        node.close().await.unwrap();
+        let result = repo.json(&["status"]).await.result(0);
+        assert_eq!(result["nodes"][0]["node"], json!(name));
+        assert_eq!(result["nodes"][0]["journal"]["blocks"], 0);
+    }
+}
+
+/// The index of a configuration, as a node has it.
+async fn index_of(config: &Config, repo: &Path) -> std::sync::Arc<dyn walrusds::Index> {
+    use walrusds::config::IndexConfig;
+    use walrusds::index::{postgres, sqlite};
+    if let IndexConfig::Postgres(url) = &config.index {
+        let options = postgres::PostgresOptions::new(url, &config.table);
+        return std::sync::Arc::new(postgres::PostgresIndex::open(options).await.unwrap());
+    }
+    let options = sqlite::SqliteOptions::new(repo.join("index.sqlite"), &config.table);
+    std::sync::Arc::new(sqlite::SqliteIndex::open(options).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_configuration_comes_from_a_file_or_the_environment() {
     let repo = Repo::sqlite().await;
     repo.open(json!({})).await.close().await.unwrap();

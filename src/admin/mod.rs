@@ -8,6 +8,7 @@
 //! | `status` | what is the state of the datastore? |
 //! | `forecast` | what will its renewals cost? |
 //! | `local` | which files have its journal and its cache? |
+//! | `nodes` | which nodes work with the index, and which are gone? |
 //! | `inspect` | where is a block, what is in a blob? |
 //! | `walk` | where do the blocks of a DAG lie, and are all of them there? |
 //! | `links` | what does a block link to? |
@@ -26,6 +27,7 @@ mod http;
 mod inspect;
 mod links;
 mod local;
+mod nodes;
 pub mod repair;
 mod status;
 mod target;
@@ -36,6 +38,7 @@ pub use finding::{Finding, Severity};
 pub use forecast::{forecast, Due, Ending};
 pub use inspect::{blob, block, BlobReport, BlockReport, Place};
 pub use local::Files;
+pub use nodes::{nodes, NodeJournal, NodeSeen};
 pub use status::{status, LedgerSums, Price, RenewalState, Status};
 pub use target::{key_of, Target};
 pub use walk::{keys, walk, Dag, End, Share};
