@@ -15,10 +15,12 @@
 //! | `target` | which key, CID or blob does an operator mean? |
 //! | `finding` | what should an operator act on, and what is the cure? |
 //! | `time` | moments in JSON |
+//! | [`bench`](mod@bench) | how fast are index, publishers, aggregators and disks, and what follows? |
 //! | [`check`](mod@check) | does Walrus hold what the index says? |
 //! | [`doctor`](mod@doctor) | is everything as a node needs it? |
 //! | [`repair`](mod@repair) | which lost blocks have copies, and what becomes of the others? |
 
+pub mod bench;
 pub mod check;
 pub mod doctor;
 mod finding;

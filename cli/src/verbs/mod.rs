@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 
 mod adopt_staging;
+mod bench;
 mod check;
 mod completions;
 mod doctor;
@@ -39,6 +40,7 @@ pub enum Verb {
     Doctor(doctor::Args),
     Check(check::Args),
     Repair(repair::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -60,6 +62,7 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::Doctor(_)) => "doctor",
         Some(Verb::Check(_)) => "check",
         Some(Verb::Repair(_)) => "repair",
+        Some(Verb::Bench(_)) => "bench",
         Some(Verb::Completions(_)) => "completions",
         Some(Verb::Man(_)) => "man",
     }
@@ -83,6 +86,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::Doctor(args)) => doctor::run(args, context).await,
         Some(Verb::Check(args)) => check::run(args, context).await,
         Some(Verb::Repair(args)) => repair::run(args, context).await,
+        Some(Verb::Bench(args)) => bench::run(args, context).await,
         Some(Verb::Completions(args)) => completions::run(args, command),
         Some(Verb::Man(args)) => man::run(args, command),
     }

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::node::{self, Node};
 use crate::output::{
-    bytes, count, frost, pairs, relative, span, things, whole, whole_bytes, Side, Table,
+    bytes, count, frost, pairs, relative, span, things, whole, whole_bytes, wrapped, Side, Table,
 };
 use crate::source::Source;
 
@@ -251,7 +251,9 @@ fn next(report: &Report) -> String {
     let findings = &report.status.findings;
     let mut text = String::from("\n");
     for finding in findings {
-        text.push_str(&format!("{finding}\n"));
+        let severity = finding.severity.as_str();
+        text.push_str(&wrapped(&format!("{severity}: {}", finding.what), 2));
+        text.push_str(&wrapped(&format!("  do: {}", finding.cure), 6));
     }
     if findings
         .iter()
