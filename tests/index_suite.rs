@@ -134,6 +134,7 @@ suite!(
     rows_of_a_blob_from_an_offset_on,
     running_total,
     leases,
+    notes,
     quilt_members,
     members_of_a_true_quilt,
     concurrent_use,

@@ -9,6 +9,7 @@ use walrusds::datastore::Inspection;
 
 use crate::exit::{Failure, Report};
 use crate::options::Global;
+use crate::output::wrapped_err;
 use crate::progress::{Progress, Unit};
 use crate::source::Source;
 
@@ -86,7 +87,8 @@ impl Context {
                 let _ = self.write(&text);
             }
         }
-        let _ = writeln!(std::io::stderr(), "walrusds: {failure}");
+        let text = wrapped_err(&format!("walrusds: {failure}"), 2);
+        let _ = write!(std::io::stderr(), "{text}");
     }
 
     fn envelope<T: Serialize>(

@@ -12,6 +12,8 @@ pub enum Exit {
     Fine,
     /// The report names something that the operator should act on.
     Findings,
+    /// The operator interrupted it, and it has printed what it had until then.
+    Interrupted,
 }
 
 impl Exit {
@@ -27,6 +29,7 @@ impl Exit {
         match self {
             Exit::Fine => 0,
             Exit::Findings => 3,
+            Exit::Interrupted => 130,
         }
     }
 }

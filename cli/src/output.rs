@@ -146,8 +146,54 @@ impl Table {
 pub fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.chars().count()).max();
     let width = width.unwrap_or(0) + 2;
-    let line = |(name, value): &(&str, String)| format!("{name:<width$}{value}\n");
+    let line = |(name, value): &(&str, String)| wrapped(&format!("{name:<width$}{value}"), width);
     pairs.iter().map(line).collect()
+}
+
+/// A text for standard output, in lines that fit its terminal; those after the first one have so
+/// many blanks before them. A pipe or a file gets one line, which a program can read.
+pub fn wrapped(text: &str, indent: usize) -> String {
+    fitted(std::io::stdout(), text, indent)
+}
+
+/// The same for standard error.
+pub fn wrapped_err(text: &str, indent: usize) -> String {
+    fitted(std::io::stderr(), text, indent)
+}
+
+fn fitted(terminal: impl std::os::fd::AsFd, text: &str, indent: usize) -> String {
+    match terminal_size::terminal_size_of(terminal) {
+        Some((width, _)) => wrapped_to(text, indent, width.0.into()),
+        None => format!("{text}\n"),
+    }
+}
+
+fn wrapped_to(text: &str, indent: usize, columns: usize) -> String {
+    // Narrower than that, words stand alone anyhow.
+    let columns = columns.max(indent + 20);
+    let (mut out, mut width) = (String::new(), 0);
+    // The first word keeps the blanks before it, and those after it.
+    let first = text.len() - text.trim_start().len();
+    let (head, rest) = text.split_at(first);
+    out.push_str(head);
+    width += first;
+    // Whether the line has a word already.
+    let mut begun = false;
+    for word in rest.split_inclusive(' ') {
+        let len = word.trim_end().chars().count();
+        if begun && width + len > columns {
+            out.truncate(out.trim_end().len());
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            width = indent;
+        }
+        out.push_str(word);
+        width += word.chars().count();
+        begun = true;
+    }
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    out
 }
 
 #[cfg(test)]
@@ -184,6 +230,22 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + s(1000);
         assert_eq!(relative(now + s(5), now), "in 5 s");
         assert_eq!(relative(now - s(5), now), "5 s ago");
+    }
+
+    #[test]
+    fn long_texts_go_on_below_themselves() {
+        let text = "why:    a text that is longer than the line is";
+        assert_eq!(
+            wrapped_to(text, 8, 30),
+            "why:    a text that is longer\n        than the line is\n"
+        );
+        assert_eq!(wrapped_to("short", 8, 30), "short\n");
+        assert_eq!(wrapped_to("        a b", 8, 30), "        a b\n");
+        let word = "x".repeat(40);
+        assert_eq!(
+            wrapped_to(&format!("a {word} b"), 2, 30),
+            format!("a\n  {word}\n  b\n")
+        );
     }
 
     #[test]

@@ -730,6 +730,86 @@ async fn staged_blocks_of_a_go_node_are_adopted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_gone_with_blocks_in_its_journal_is_found() {
+    let journal = json!({
+        "journalPath": "journal", "packIdleFlushSeconds": 3600, "packMaxAgeSeconds": 3600, "drainTimeoutSeconds": 0,
+    });
+    for mut repo in [Repo::sqlite().await, Repo::postgres().await] {
+        for (key, value) in journal.as_object().unwrap() {
+            repo.spec[key] = value.clone();
+        }
+        repo.write_config();
+        let node = repo.open(json!({})).await;
+        put(&node, &blocks(0..3)).await;
+        node.close().await.unwrap();
+        let result = repo.json(&["status"]).await.result(0);
+        let seen = &result["nodes"][0];
+        assert_eq!(
+            (&seen["closed"], &seen["journal"]["blocks"]),
+            (&json!(true), &json!(3)),
+            "{result}"
+        );
+        let text = repo.run(&["status"]).await;
+        let row = "3 blocks, 2.9 KiB";
+        assert!(text.text(0).contains(row), "{}", text.out);
+        let name = seen["node"].as_str().unwrap().to_owned();
+
+        // Some hours later, as the note would say.
+        let config = Config::from_json(&repo.spec.to_string()).unwrap();
+        let (index, note) = (
+            index_of(&config, repo.dir.path()).await,
+            format!("node:{name}"),
+        );
+        let text = index.note(&note).await.unwrap().unwrap();
+        let mut noted: Value = serde_json::from_str(&text).unwrap();
+        noted["at"] = json!(noted["at"].as_u64().unwrap() - 5 * 3600);
+        index
+            .set_note(&note, Some(&noted.to_string()))
+            .await
+            .unwrap();
+        index.close().await.unwrap();
+        let result = repo.json(&["status"]).await.result(3);
+        assert_eq!(result["findings"][0]["id"], "node-gone", "{result}");
+        let what = result["findings"][0]["what"].as_str().unwrap();
+        assert!(
+            what.contains("5 h ago") && what.contains("3 blocks"),
+            "{what}"
+        );
+
+        let unknown = repo.run(&["forget-node", "no-such", "--yes"]).await;
+        unknown.error(1);
+        let looked = repo.json(&["forget-node", &name[..6]]).await.result(0);
+        assert_eq!(looked["applied"], false);
+        let result = repo.json(&["status"]).await.result(3);
+        assert_eq!(result["nodes"].as_array().unwrap().len(), 1);
+        let text = repo.run(&["forget-node", &name, "--yes"]).await;
+        assert!(text.text(0).contains("It is forgotten"), "{}", text.out);
+        let result = repo.json(&["status"]).await.result(0);
+        assert_eq!(result["nodes"], json!([]));
+
+        // The journal keeps its blocks, and the node its name.
+        let node = repo.open(json!({"drainTimeoutSeconds": 600})).await;
+        all_read(&node, &blocks(0..3)).await;
+        node.close().await.unwrap();
+        let result = repo.json(&["status"]).await.result(0);
+        assert_eq!(result["nodes"][0]["node"], json!(name));
+        assert_eq!(result["nodes"][0]["journal"]["blocks"], 0);
+    }
+}
+
+/// The index of a configuration, as a node has it.
+async fn index_of(config: &Config, repo: &Path) -> std::sync::Arc<dyn walrusds::Index> {
+    use walrusds::config::IndexConfig;
+    use walrusds::index::{postgres, sqlite};
+    if let IndexConfig::Postgres(url) = &config.index {
+        let options = postgres::PostgresOptions::new(url, &config.table);
+        return std::sync::Arc::new(postgres::PostgresIndex::open(options).await.unwrap());
+    }
+    let options = sqlite::SqliteOptions::new(repo.join("index.sqlite"), &config.table);
+    std::sync::Arc::new(sqlite::SqliteIndex::open(options).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_configuration_comes_from_a_file_or_the_environment() {
     let repo = Repo::sqlite().await;
     repo.open(json!({})).await.close().await.unwrap();
@@ -983,6 +1063,150 @@ async fn the_journal_and_the_figures_of_a_running_node_are_shown() {
         "{asked:?}"
     );
     node.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bench_without_stores_measures_the_rest() {
+    let repo = Repo::postgres().await;
+    let node = repo.open(json!({})).await;
+    put(&node, &blocks(0..20)).await;
+    node.close().await.unwrap();
+    let stored = repo.net.stats().puts;
+    let args = ["bench", "--no-store", "--seconds", "20"];
+    let result = repo.json(&args).await.result(0);
+    assert_eq!(repo.net.stats().puts, stored, "nothing is stored");
+    assert_eq!(result["complete"], true, "{result}");
+    assert_eq!(
+        (&result["index"]["kind"], &result["index"]["keys"]),
+        (&json!("postgres"), &json!(20))
+    );
+    assert_eq!(result["stores"], json!([]));
+    let positive = |value: &Value| value.as_f64().is_some_and(|n| n > 0.0);
+    for path in [
+        "/index/trip/median_seconds",
+        "/index/one_per_second",
+        "/index/many_per_second",
+        "/disks/0/bytes_per_second",
+        "/disks/0/sync_seconds",
+        "/reads/0/small/median_seconds",
+        "/reads/0/streams/2/bytes_per_second",
+    ] {
+        assert!(positive(result.pointer(path).unwrap()), "{path}: {result}");
+    }
+    assert_eq!(result["disks"][0]["part"], "repo");
+    // The blocks lie in a CAR, which is longer than they are.
+    assert_eq!(result["reads"][0]["blob_bytes"], 20_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bench_measures_every_part_and_advises() {
+    let mut repo = Repo::sqlite().await;
+    repo.spec["cachePath"] = json!("cache");
+    repo.write_config();
+    let node = repo.open(json!({})).await;
+    put(&node, &blocks(0..20)).await;
+    node.close().await.unwrap();
+    let stored = repo.net.stats().puts;
+    let set = ["--set", "packTargetSizeBytes=1048576"];
+    let args = ["bench", "--yes", "--seconds", "20"];
+    let args: Vec<&str> = args.into_iter().chain(set).collect();
+    let ran = repo.json(&args).await;
+    let result = ran.result(0);
+    // Five small blobs of 63 units, and a pack of 67.
+    assert!(ran.err.contains("at most 382 units"), "{}", ran.err);
+    assert_eq!(repo.net.stats().puts, stored + 6);
+    let store = &result["stores"][0];
+    assert!(store["paid_frost"].as_u64().unwrap() > 0, "{store}");
+    assert_eq!(store["pack_bytes"], 1 << 20);
+    assert_eq!(result["disks"][0]["part"], "cache");
+    let advice = result["advice"].as_array().unwrap();
+    let of = |topic: &str| advice.iter().find(|a| a["topic"] == topic).unwrap();
+    for topic in ["packs", "workers", "reads", "cache", "journal", "index"] {
+        assert!(!of(topic)["why"].as_str().unwrap().is_empty(), "{topic}");
+    }
+    assert_eq!(of("packs")["line"], "\"packTargetSizeBytes\": 67108864");
+    let text = repo.run(&["bench", "--no-store", "--seconds", "20"]).await;
+    for part in [
+        "lookups/s one by one",
+        "16 at a time",
+        "What follows",
+        "keep ",
+    ] {
+        assert!(text.text(0).contains(part), "{part}: {}", text.out);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bench_of_an_empty_index_says_what_it_cannot_measure() {
+    let repo = Repo::sqlite().await;
+    repo.open(json!({})).await.close().await.unwrap();
+    let result = repo.json(&["bench", "--no-store", "--seconds", "20"]).await;
+    let result = result.result(3);
+    assert_eq!(
+        (&result["complete"], &result["index"]["keys"]),
+        (&json!(false), &json!(0))
+    );
+    let error = result["reads"][0]["error"].as_str().unwrap();
+    assert!(error.contains("no blob"), "{error}");
+    // What is stored is read, too.
+    let args = [
+        "bench",
+        "--yes",
+        "--seconds",
+        "20",
+        "--set",
+        "packTargetSizeBytes=100000",
+    ];
+    let result = repo.json(&args).await.result(0);
+    assert_eq!(result["reads"][0]["blob_bytes"], 100_000);
+    assert!(result["reads"][0]["passes"].as_f64().unwrap() > 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bench_finds_a_publisher_that_refuses_full_packs() {
+    let repo = Repo::sqlite().await;
+    repo.open(json!({})).await.close().await.unwrap();
+    repo.net
+        .set_faults(FaultRule::new(FaultAction::BodyLimit { bytes: 1 << 20 }));
+    let set = ["--set", "packTargetSizeBytes=2097152"];
+    let args = ["bench", "--yes", "--seconds", "30"];
+    let args: Vec<&str> = args.into_iter().chain(set).collect();
+    let result = repo.json(&args).await.result(3);
+    let store = &result["stores"][0];
+    assert_eq!(store["refused_bytes"], 2 << 20, "{store}");
+    assert!(store["small_seconds"].is_f64(), "{store}");
+    let packs = &result["advice"][0];
+    assert_eq!(packs["line"], "\"packTargetSizeBytes\": 1048576", "{packs}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_bench_shows_what_it_has() {
+    let repo = Repo::sqlite().await;
+    let node = repo.open(json!({})).await;
+    put(&node, &blocks(0..2)).await;
+    node.close().await.unwrap();
+    let child = program()
+        .env("IPFS_PATH", repo.dir.path())
+        .args(["bench", "--no-store", "--json", "--seconds", "20"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = child.id().to_string();
+    let ended = tokio::task::spawn_blocking(move || {
+        use std::io::BufRead as _;
+        let mut child = child;
+        let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        let told: Vec<String> = lines.by_ref().take(2).map(Result::unwrap).collect();
+        assert_eq!(told, ["measuring the index", "measuring the local disks"]);
+        let killed = Command::new("kill").args(["-s", "INT", &id]).status();
+        assert!(killed.unwrap().success());
+        child.wait_with_output()
+    });
+    let ran = Ran::of(&ended.await.unwrap().unwrap());
+    let result = ran.result(130);
+    assert_eq!(result["complete"], false, "{result}");
+    assert_eq!(result["index"]["keys"], 2, "{result}");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! | `status` | what is the state of the datastore? |
 //! | `forecast` | what will its renewals cost? |
 //! | `local` | which files have its journal and its cache? |
+//! | `nodes` | which nodes work with the index, and which are gone? |
 //! | `inspect` | where is a block, what is in a blob? |
 //! | `walk` | where do the blocks of a DAG lie, and are all of them there? |
 //! | `links` | what does a block link to? |
@@ -15,12 +16,14 @@
 //! | `finding` | what should an operator act on, and what is the cure? |
 //! | `prices` | what does storage cost? |
 //! | `time` | moments in JSON |
+//! | [`bench`](mod@bench) | how fast are index, publishers, aggregators and disks, and what follows? |
 //! | [`check`](mod@check) | does Walrus hold what the index says? |
 //! | [`flatfs`] | which blocks has a repo with flatfs? |
 //! | [`import`](mod@import) | how do blocks of another datastore come here? |
 //! | [`doctor`](mod@doctor) | is everything as a node needs it? |
 //! | [`repair`](mod@repair) | which lost blocks have copies, and what becomes of the others? |
 
+pub mod bench;
 pub mod check;
 pub mod doctor;
 mod finding;
@@ -32,6 +35,7 @@ mod inspect;
 mod links;
 mod local;
 mod prices;
+mod nodes;
 pub mod repair;
 mod status;
 mod target;
@@ -43,6 +47,7 @@ pub use forecast::{forecast, Due, Ending};
 pub use inspect::{blob, block, BlobReport, BlockReport, Place};
 pub use local::Files;
 pub use prices::prices;
+pub use nodes::{nodes, NodeJournal, NodeSeen};
 pub use status::{status, LedgerSums, Price, RenewalState, Status};
 pub use target::{hashes_to, key_of, Target};
 pub use walk::{keys, walk, Dag, End, Share};

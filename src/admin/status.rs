@@ -12,6 +12,7 @@ use super::finding::{Finding, Severity};
 use super::forecast::{forecast, Due, Ending};
 use super::inspect::per_epoch;
 use super::local::Files;
+use super::nodes::{self, NodeSeen};
 use super::time;
 use crate::config::IndexConfig;
 use crate::datastore::Inspection;
@@ -66,6 +67,8 @@ pub struct Status {
     pub cache: Option<Files>,
     /// Whether Go nodes have left staged blocks behind.
     pub staged_left: bool,
+    /// The nodes of this index, the one that was seen last first.
+    pub nodes: Vec<NodeSeen>,
     /// What an operator should act on, the worst first.
     pub findings: Vec<Finding>,
 }
@@ -146,6 +149,7 @@ pub async fn status(inspection: &Inspection) -> Result<Status> {
         Some(staging) => !staging.left_behind(STAGED_FOR, None, 1).await?.is_empty(),
         None => false,
     };
+    let nodes = nodes::nodes(inspection).await?;
     let ledger = sums(&horizon, config.n_shards);
     let endings: Vec<Ending> = horizon
         .iter()
@@ -204,9 +208,11 @@ pub async fn status(inspection: &Inspection) -> Result<Status> {
         journal: config.journal.as_ref().map(|j| Files::of(&j.path)),
         cache: config.disk_cache.as_ref().map(|c| Files::of(&c.path)),
         staged_left,
+        nodes,
         findings: Vec::new(),
     };
     let mut findings = find(&status, config.max_waste_percent);
+    findings.extend(nodes::left_behind(&status.nodes, status.at));
     if let RebuildState::Partial(report) = rebuild {
         findings.push(Finding::new(
             "rebuild-partial",

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `open` | how a datastore is put together |
 //! | `inspect` | a datastore for inspection only |
+//! | `presence` | each node notes beside the index that it is there |
 //! | `write` | puts, deletes, batches |
 //! | `puts` | the values of a batch, and the checks that refuse some |
 //! | `writes` | the two ways of writing: directly, or through the journal |
@@ -46,6 +47,7 @@ mod copy;
 mod import;
 mod inspect;
 mod open;
+pub(crate) mod presence;
 mod puts;
 mod read;
 mod rebuild;

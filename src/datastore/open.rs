@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::presence::Presence;
 use super::totals::flush_usage;
 use super::undo::purge;
 use super::writes::Writes;
@@ -244,10 +245,16 @@ impl WalrusDatastore {
         )?;
         let stop = CancellationToken::new();
         let renewal = Arc::new(renewal(config, &uploader));
+        let presence = own.repo.and_then(|repo| {
+            let dir = config.journal.as_ref().map(|journal| &*journal.path);
+            let (journal, clock) = (writes.journal().cloned(), Arc::clone(&parts.clock));
+            Presence::new(repo, dir, journal, Arc::clone(&index), clock)
+        });
         let usage = flush_usage(
             index.clone(),
             Arc::clone(&metrics),
             writes.journal().cloned(),
+            presence,
             stop.clone(),
         );
         let mut workers = vec![tokio::spawn(usage)];

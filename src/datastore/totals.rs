@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::presence::{Presence, BUSY};
 use super::WalrusDatastore;
 use crate::error::{caught, Result};
 use crate::index::{Totals, Usage};
@@ -86,13 +88,17 @@ impl WalrusDatastore {
 }
 
 /// Writes the running totals every now and then, and once more at the end. Looks for the oldest
-/// block of the journal as often.
+/// block of the journal, and whether the node is to be noted, as often.
 pub(super) async fn flush_usage(
     index: Arc<dyn Totals>,
     metrics: Arc<Metrics>,
     journal: Option<Arc<Journal>>,
+    mut presence: Option<Presence>,
     stop: CancellationToken,
 ) {
+    let opened = Instant::now();
+    // Whether anything was written since the node was noted.
+    let mut wrote = false;
     loop {
         let stopping = tokio::select! {
             () = stop.cancelled() => true,
@@ -102,11 +108,19 @@ pub(super) async fn flush_usage(
             journal.look_for_oldest();
         }
         let delta = metrics.take_usage();
+        wrote |= delta != Usage::default();
         failpoint!("usage.taken");
         if delta != Usage::default() && caught(index.add_usage(delta)).await.is_err() {
             metrics.usage_delta(delta);
         }
         failpoint!("usage.written");
+        if let Some(presence) = &mut presence {
+            match stopping {
+                true => presence.end(wrote).await,
+                false if opened.elapsed() < BUSY => {}
+                false => wrote &= !presence.look(wrote).await,
+            }
+        }
         if stopping {
             return;
         }

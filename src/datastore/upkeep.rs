@@ -3,7 +3,7 @@
 
 use std::future::Future;
 
-use super::WalrusDatastore;
+use super::{presence, WalrusDatastore};
 use crate::error::{caught, Result};
 use crate::index::{EndingIn, Ledger};
 use crate::lifetime::{look, renew_once, repack_once, Sparse};
@@ -87,6 +87,16 @@ impl WalrusDatastore {
         let before = self.round();
         repack_once(&self.shared.renewal, &sparse.groups, stop).await?;
         Ok(self.round().since(before))
+    }
+
+    /// Forgets a node that is gone for good, so that [`status`](crate::admin::status) does not tell
+    /// of it any more. Returns whether it was known. A node that comes back notes itself again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Index`](crate::ErrorKind::Index).
+    pub async fn forget_node(&self, node: &str) -> Result<bool> {
+        let _call = self.enter()?;
+        caught(presence::forget(&*self.shared.index, node)).await
     }
 
     /// What the rounds of this datastore have done so far.

@@ -532,6 +532,10 @@ impl Notes for Lookups {
         self.index.set_note(name, text).await
     }
 
+    async fn notes(&self, prefix: &str, limit: usize) -> Result<Vec<(String, String)>> {
+        self.index.notes(prefix, limit).await
+    }
+
     async fn identity(&self) -> Result<Option<String>> {
         self.index.identity().await
     }

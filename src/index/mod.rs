@@ -457,6 +457,12 @@ pub trait Notes: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The names and texts of the notes whose names begin with `prefix`, in the order of their
+    /// names, at most `limit`.
+    async fn notes(&self, _prefix: &str, _limit: usize) -> Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+
     /// The identity of the table of this index: a text that the table keeps wherever it goes, made
     /// at the first call. `None` if the index keeps none.
     async fn identity(&self) -> Result<Option<String>> {

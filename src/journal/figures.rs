@@ -5,6 +5,8 @@
 //! through by a task ([`Journal::look_for_oldest`]) for at most one part in a hundred of its time,
 //! and a snapshot takes what was found last.
 
+use std::time::Duration;
+
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -52,17 +54,28 @@ impl Journal {
         state.blocks.values().map(|block| block.staged).min()
     }
 
+    /// The age of the oldest block, as far as it was looked for. Never waits for a walk over many
+    /// blocks.
+    pub(crate) fn oldest_age(&self) -> Option<Duration> {
+        let blocks = self.inner.state.lock().blocks.len();
+        self.oldest_of(blocks).map(|at| at.elapsed())
+    }
+
+    fn oldest_of(&self, blocks: usize) -> Option<Instant> {
+        match blocks {
+            0 => None,
+            blocks if blocks <= FEW => self.oldest_staged(),
+            _ => self.inner.oldest.0.lock().staged,
+        }
+    }
+
     /// The gauges of the journal that are no plain numbers of blocks and bytes.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let (blocks, waiting) = {
             let state = self.inner.state.lock();
             (state.blocks.len(), state.waiting_for_space)
         };
-        let oldest = match blocks {
-            0 => None,
-            blocks if blocks <= FEW => self.oldest_staged(),
-            _ => self.inner.oldest.0.lock().staged,
-        };
+        let oldest = self.oldest_of(blocks);
         let (failures, failing) = self.inner.trouble.failures();
         let numbers = [
             ("journal_max_bytes", self.inner.max_bytes as f64),

@@ -109,6 +109,7 @@ NUMBER.damaged  such a file in which a block was found damaged; no part of the j
 DAMAGED         the keys of damaged blocks that were neither put again nor deleted since, and where they lay.
 LOCK            held by the running node.
 OWNER           the table of the index for which the blocks were accepted.
+NODE            the name of the node, as `walrusds status` shows it.
 
 To empty the journal, start the node (any ipfs command does) with drainTimeoutSeconds large enough, or
 let the daemon run: it uploads on its own. The layout of a file is described in the sources, in

@@ -863,6 +863,35 @@ pub async fn running_total(env: Env) {
     assert_eq!(env.b.usage().await.unwrap(), Usage::new(27, 790));
 }
 
+pub async fn notes(env: Env) {
+    let owned = |all: &[(&str, &str)]| -> Vec<(String, String)> {
+        let each = all
+            .iter()
+            .map(|(name, text)| ((*name).into(), (*text).into()));
+        each.collect()
+    };
+    assert_eq!(env.a.notes("node:", 10).await.unwrap(), []);
+    for (name, text) in [
+        ("node:b", "2"),
+        ("node:B", "1"),
+        ("node:_%", "3"),
+        ("nodes", "4"),
+        ("NODE:a", "5"),
+        ("node", "6"),
+    ] {
+        env.a.set_note(name, Some(text)).await.unwrap();
+    }
+    let all = [("node:B", "1"), ("node:_%", "3"), ("node:b", "2")];
+    assert_eq!(env.b.notes("node:", 10).await.unwrap(), owned(&all));
+    assert_eq!(env.b.notes("node:", 2).await.unwrap(), owned(&all[..2]));
+    assert_eq!(env.b.notes("node:_", 9).await.unwrap(), owned(&all[1..2]));
+    env.b.set_note("node:B", None).await.unwrap();
+    env.b.set_note("node:b", Some("7")).await.unwrap();
+    let left = [("node:_%", "3"), ("node:b", "7")];
+    assert_eq!(env.a.notes("node:", 10).await.unwrap(), owned(&left));
+    assert_eq!(env.a.note("nodes").await.unwrap().as_deref(), Some("4"));
+}
+
 pub async fn leases(env: Env) {
     let long = Duration::from_secs(60);
     assert!(env.a.try_lease("renew", "node-a", long).await.unwrap());

@@ -8,7 +8,7 @@ use walrusds::Config;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::output::frost;
+use crate::output::{frost, wrapped, wrapped_err};
 
 /// Tests publishers, aggregators, database, disks, wallet and Kubo's settings
 ///
@@ -32,12 +32,15 @@ pub(super) fn line(diagnosis: &Diagnosis) -> String {
         Health::Warning => "warning",
         _ => "BAD",
     };
-    let mut text = format!("{sign:<8} {:<11} {}\n", diagnosis.part, diagnosis.what);
+    let mut text = wrapped(
+        &format!("{sign:<8} {:<11} {}", diagnosis.part, diagnosis.what),
+        21,
+    );
     if !diagnosis.why.is_empty() {
-        text.push_str(&format!("{:<20} why:  {}\n", "", diagnosis.why));
+        text.push_str(&wrapped(&format!("{:<20} why:  {}", "", diagnosis.why), 27));
     }
     if let Some(cure) = &diagnosis.cure {
-        text.push_str(&format!("{:<20} cure: {cure}\n", ""));
+        text.push_str(&wrapped(&format!("{:<20} cure: {cure}", ""), 27));
     }
     text
 }
@@ -60,17 +63,22 @@ async fn agreed(config: &Config, yes: bool) -> Result<bool, Failure> {
         "A blob of 64 bytes for one epoch is billed as {} units ({frost}). The publisher's wallet pays.",
         price.units
     );
-    let mut err = std::io::stderr();
-    let _ = writeln!(err, "{said}");
-    if yes {
-        return Ok(true);
-    }
-    if !std::io::stdin().is_terminal() {
+    if !yes && !std::io::stdin().is_terminal() {
         return Err(Failure::Usage(
             "--store asks before it pays, and there is no terminal to ask on: add --yes".to_owned(),
         ));
     }
-    let _ = write!(err, "Store it? [y/N] ");
+    confirmed(&said, "Store it?", yes).await
+}
+
+/// Says what is about to be paid for, and asks on the terminal; with `yes` it does not ask.
+pub(super) async fn confirmed(said: &str, question: &str, yes: bool) -> Result<bool, Failure> {
+    let mut err = std::io::stderr();
+    let _ = write!(err, "{}", wrapped_err(said, 0));
+    if yes {
+        return Ok(true);
+    }
+    let _ = write!(err, "{question} [y/N] ");
     let _ = err.flush();
     let answer = tokio::task::spawn_blocking(|| {
         let mut answer = String::new();

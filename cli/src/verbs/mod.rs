@@ -6,11 +6,13 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 
 mod adopt_staging;
+mod bench;
 mod check;
 mod completions;
 mod convert_repo;
 mod doctor;
 mod forget;
+mod forget_node;
 mod init;
 mod inspect;
 mod man;
@@ -32,6 +34,7 @@ pub enum Verb {
     Repack(repack::Args),
     Undelete(undelete::Args),
     Forget(forget::Args),
+    ForgetNode(forget_node::Args),
     RebuildIndex(rebuild_index::Args),
     AdoptStaging(adopt_staging::Args),
     Init(init::Args),
@@ -39,6 +42,7 @@ pub enum Verb {
     Doctor(doctor::Args),
     Check(check::Args),
     Repair(repair::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -53,6 +57,7 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::Repack(_)) => "repack",
         Some(Verb::Undelete(_)) => "undelete",
         Some(Verb::Forget(_)) => "forget",
+        Some(Verb::ForgetNode(_)) => "forget-node",
         Some(Verb::RebuildIndex(_)) => "rebuild-index",
         Some(Verb::AdoptStaging(_)) => "adopt-staging",
         Some(Verb::Init(_)) => "init",
@@ -60,6 +65,7 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::Doctor(_)) => "doctor",
         Some(Verb::Check(_)) => "check",
         Some(Verb::Repair(_)) => "repair",
+        Some(Verb::Bench(_)) => "bench",
         Some(Verb::Completions(_)) => "completions",
         Some(Verb::Man(_)) => "man",
     }
@@ -76,6 +82,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::Repack(args)) => repack::run(args, context).await,
         Some(Verb::Undelete(args)) => undelete::run(args, context).await,
         Some(Verb::Forget(args)) => forget::run(args, context).await,
+        Some(Verb::ForgetNode(args)) => forget_node::run(args, context).await,
         Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
         Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
         Some(Verb::Init(args)) => init::run(args, context).await,
@@ -83,6 +90,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::Doctor(args)) => doctor::run(args, context).await,
         Some(Verb::Check(args)) => check::run(args, context).await,
         Some(Verb::Repair(args)) => repair::run(args, context).await,
+        Some(Verb::Bench(args)) => bench::run(args, context).await,
         Some(Verb::Completions(args)) => completions::run(args, command),
         Some(Verb::Man(args)) => man::run(args, command),
     }

@@ -4,14 +4,14 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use walrusds::admin::{self, Ending, Severity, Status};
+use walrusds::admin::{self, Ending, NodeSeen, Severity, Status};
 use walrusds::datastore::Inspection;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::node::{self, Node};
 use crate::output::{
-    bytes, count, frost, pairs, relative, span, things, whole, whole_bytes, Side, Table,
+    bytes, count, frost, pairs, relative, span, things, whole, whole_bytes, wrapped, Side, Table,
 };
 use crate::source::Source;
 
@@ -186,10 +186,17 @@ fn lines(report: &Report) -> String {
             )
         }
     };
-    let node = match (&report.node, &report.no_node) {
+    let mut node = match (&report.node, &report.no_node) {
         (Some(node), _) => format!("running, API {}", node.api),
         (None, why) => why.clone().unwrap_or_default(),
     };
+    match status.nodes.iter().filter(|node| node.is_here(now)).count() {
+        0 => {}
+        n => node.push_str(&format!(
+            "; {} seen in the last half hour",
+            things(n as u64, "node", "nodes")
+        )),
+    }
     pairs(&[
         (
             "walrusds",
@@ -244,7 +251,9 @@ fn next(report: &Report) -> String {
     let findings = &report.status.findings;
     let mut text = String::from("\n");
     for finding in findings {
-        text.push_str(&format!("{finding}\n"));
+        let severity = finding.severity.as_str();
+        text.push_str(&wrapped(&format!("{severity}: {}", finding.what), 2));
+        text.push_str(&wrapped(&format!("  do: {}", finding.cure), 6));
     }
     if findings
         .iter()
@@ -288,6 +297,10 @@ fn text(report: &Report) -> String {
             text.push_str("(prices of Walrus' documentation: walrusCommand is not configured)\n");
         }
     }
+    if !status.nodes.is_empty() {
+        text.push_str("\nNodes of this index\n");
+        text.push_str(&nodes(&status.nodes, status.at));
+    }
     if let Some(cache) = &status.cache {
         let sum = bytes(cache.disk_bytes);
         text.push_str(&format!(
@@ -305,6 +318,62 @@ fn text(report: &Report) -> String {
     }
     text.push_str(&next(report));
     text
+}
+
+/// Nodes that are shown.
+const NODES: usize = 20;
+
+/// The nodes that were seen last.
+fn nodes(nodes: &[NodeSeen], now: SystemTime) -> String {
+    let mut table = Table::new(&[
+        ("node", Side::Left),
+        ("host", Side::Left),
+        ("version", Side::Left),
+        ("seen", Side::Left),
+        ("in its journal", Side::Right),
+    ]);
+    for node in nodes.iter().take(NODES) {
+        let closed = if node.closed { ", closed" } else { "" };
+        table.row([
+            node.node.chars().take(8).collect(),
+            node.host.clone(),
+            node.version.clone(),
+            format!("{}{closed}", relative(node.seen_at.min(now), now)),
+            journal_of(node),
+        ]);
+    }
+    let mut text = table.text();
+    if nodes.len() > NODES {
+        let more = nodes.len() - NODES;
+        text.push_str(&format!("and {more} more (--json names them)\n"));
+    }
+    text
+}
+
+fn journal_of(node: &NodeSeen) -> String {
+    match &node.journal {
+        None => "no journal".to_owned(),
+        Some(journal) if journal.blocks == 0 => "nothing".to_owned(),
+        Some(journal) => format!(
+            "{}, {}",
+            things(journal.blocks, "block", "blocks"),
+            bytes(journal.bytes)
+        ),
+    }
+}
+
+/// A node in a line.
+pub(super) fn node_line(node: &NodeSeen) -> String {
+    let seen = relative(node.seen_at, SystemTime::now());
+    let host = match node.host.as_str() {
+        "" => String::new(),
+        host => format!(" on {host}"),
+    };
+    let journal = journal_of(node);
+    format!(
+        "node {}{host}, seen {seen}; in its journal: {journal}",
+        node.node
+    )
 }
 
 /// A bar for each end epoch, the first ones; those after them in one bar.

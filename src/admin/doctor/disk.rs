@@ -143,6 +143,13 @@ impl Drop for Removed {
     }
 }
 
+/// The directory, or the nearest one above it that exists, and its speed as [`speed`] gives it.
+pub(in crate::admin) fn disk_speed(path: &Path) -> (PathBuf, std::io::Result<(f64, Duration)>) {
+    let dir = existing(path);
+    let found = speed(&dir);
+    (dir, found)
+}
+
 /// Bytes that are written in a second, and the middle time of a small synced write.
 fn speed(dir: &Path) -> std::io::Result<(f64, Duration)> {
     let name = format!(".walrusds-doctor-{:016x}", rand::random::<u64>());

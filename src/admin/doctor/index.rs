@@ -76,7 +76,10 @@ pub(super) async fn look(opened: &Inspection, config: &Config) -> Vec<Diagnosis>
     }
     trips.sort_unstable();
     let trip = trips.get(trips.len() / 2).copied().unwrap_or_default();
-    let what = format!("a lookup takes {:.1} ms", trip.as_secs_f64() * 1e3);
+    let what = match trip.as_micros() {
+        micros @ 0..1_000 => format!("a lookup takes {micros} µs"),
+        micros => format!("a lookup takes {:.1} ms", micros as f64 / 1e3),
+    };
     found.push(match trip > FAR {
         false => Diagnosis::good(PART, "round_trip", what),
         true => Diagnosis::new(

@@ -34,6 +34,7 @@ mod store;
 mod wallet;
 
 pub use aggregator::aggregator;
+pub(super) use disk::disk_speed;
 pub use publisher::publisher;
 pub use store::{price_of_store, Price};
 

@@ -31,6 +31,7 @@ fn quiet() -> Status {
         journal: None,
         cache: None,
         staged_left: false,
+        nodes: Vec::new(),
         findings: Vec::new(),
     }
 }

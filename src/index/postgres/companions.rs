@@ -96,6 +96,18 @@ impl Notes for PostgresIndex {
         changed.map(drop)
     }
 
+    async fn notes(&self, prefix: &str, limit: usize) -> Result<Vec<(String, String)>> {
+        let call = self.call("reading notes")?;
+        check_text("beginning of the names of notes", prefix)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let params = [Param::Text(prefix.to_owned()), Param::Int(limit)].into();
+        let query = &self.inner.sql.notes;
+        let rows = self.inner.look_up(&call, query, params).await?;
+        read(call.what, &rows, |row| {
+            Ok((row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?))
+        })
+    }
+
     async fn identity(&self) -> Result<Option<String>> {
         let known = self.note(IDENTITY).await?;
         if known.is_some() || self.inner.rights.read_only().is_some() {

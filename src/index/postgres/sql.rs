@@ -55,6 +55,7 @@ pub(super) struct Sql {
     /// Counts the rows of blobs.
     pub live: Query,
     pub note: Query,
+    pub notes: Query,
     pub set_note: Query,
     pub add_note: Query,
     pub drop_note: Query,
@@ -287,6 +288,10 @@ impl Sql {
             ))
             .bounded(),
             note: Query::once(format!("SELECT value FROM {meta} WHERE name = $1")),
+            notes: Query::once(format!(
+                "SELECT name, value FROM {meta} WHERE substr(name, 1, length($1::text)) = $1 \
+                 ORDER BY name COLLATE \"C\" LIMIT $2"
+            )),
             set_note: Query::once(format!(
                 "INSERT INTO {meta} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"
             )),

@@ -112,6 +112,19 @@ impl Notes for SqliteIndex {
         .await
     }
 
+    async fn notes(&self, prefix: &str, limit: usize) -> Result<Vec<(String, String)>> {
+        let pass = self.gate.enter()?;
+        let prefix = prefix.to_owned();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.quick("reading notes", pass, move |connection, sql| {
+            let mut notes = connection.prepare_cached(&sql.notes)?;
+            let each = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+            let rows = notes.query_map(params![prefix, limit], each)?;
+            rows.collect()
+        })
+        .await
+    }
+
     async fn identity(&self) -> Result<Option<String>> {
         let known = self.note(IDENTITY).await?;
         if known.is_some() || self.only_reads().is_some() {

@@ -29,6 +29,7 @@ pub(super) struct Sql {
     pub due: String,
     pub ending: String,
     pub note: String,
+    pub notes: String,
     pub set_note: String,
     pub add_note: String,
     pub drop_note: String,
@@ -96,6 +97,9 @@ impl Sql {
                  ORDER BY end_epoch, blob_id LIMIT ?4"
             ),
             note: format!("SELECT value FROM {meta} WHERE name = ?1"),
+            notes: format!(
+                "SELECT name, value FROM {meta} WHERE substr(name, 1, length(?1)) = ?1 ORDER BY name LIMIT ?2"
+            ),
             set_note: format!(
                 "INSERT INTO {meta} (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
             ),

@@ -579,6 +579,12 @@ impl<I: Index + ?Sized> Notes for FaultyIndex<I> {
         Around::end(Call::Renewal, fault, note)
     }
 
+    async fn notes(&self, prefix: &str, limit: usize) -> Result<Vec<(String, String)>> {
+        let (_running, fault) = self.around.begin(Call::Renewal).await?;
+        let notes = self.inner.notes(prefix, limit).await;
+        Around::end(Call::Renewal, fault, notes)
+    }
+
     async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
         let kept = self.inner.set_note(name, text).await;

@@ -325,6 +325,18 @@ impl Notes for MemIndex {
         Ok(self.notes.lock().get(name).cloned())
     }
 
+    async fn notes(&self, prefix: &str, limit: usize) -> Result<Vec<(String, String)>> {
+        let notes = self.notes.lock();
+        let mut found: Vec<(String, String)> = notes
+            .iter()
+            .filter(|(name, _)| name.starts_with(prefix))
+            .map(|(name, text)| (name.clone(), text.clone()))
+            .collect();
+        found.sort();
+        found.truncate(limit);
+        Ok(found)
+    }
+
     async fn set_note(&self, name: &str, text: Option<&str>) -> Result<()> {
         let mut notes = self.notes.lock();
         match text {
