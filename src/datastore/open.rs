@@ -340,7 +340,7 @@ fn uploader(
     let epoch_clock = Arc::new(EpochClock::new(config.epoch_duration));
     let reuse = config.reuse_storage.then(|| {
         // The next round extends what is stored just before, and one more can fail.
-        let spare = (config.renew_lead / 6).max(2 * config.renew_interval);
+        let spare = (config.renew_lead / 4).max(2 * config.renew_interval);
         let (clock, epoch_clock) = (Arc::clone(&parts.clock), Arc::clone(&epoch_clock));
         let n_shards = u16::try_from(config.n_shards).unwrap_or(u16::MAX);
         Arc::new(Reuse::new(clock, epoch_clock, n_shards, spare))
