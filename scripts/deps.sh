@@ -32,6 +32,7 @@ look() {
   if command -v git >/dev/null; then ok git "$(git --version | awk '{ print $3 }')"; else packages+=(git); fi
   if command -v curl >/dev/null; then ok curl "$(curl --version | awk 'NR == 1 { print $2 }')"; else packages+=(curl); fi
   if [[ $(uname -s) != Linux ]]; then :; elif command -v valgrind >/dev/null; then ok valgrind "$(valgrind --version | sed 's/^valgrind-//')"; else packages+=(valgrind); fi # tests of the C interface
+  if command -v sqlite3 >/dev/null; then ok sqlite3 "$(sqlite3 --version | awk '{ print $1 }')"; else packages+=(sqlite3); fi # the documents' commands
   # The foreign clients (scripts/foreign-test.sh): a Python package, and a crate that is built with
   # OpenSSL.
   if v=$(python3 -c 'import ensurepip, venv, platform; print(platform.python_version())' 2>/dev/null); then

@@ -1,6 +1,7 @@
 //! An index moves to another place while a node works with it; and indexes are backed up while a
 //! node works with them, and restored.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -298,15 +299,97 @@ async fn a_node_takes_its_journal_along() {
     node.close().await.unwrap();
 }
 
-fn succeeds(command: &mut Command) {
-    let done = command
-        .output()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{command:?}: {said}");
+/// The commands of docs/growing-the-index.md in the block that holds a text, with databases of the
+/// test in place of those that are named there.
+fn documented(text: &str, databases: &[(&str, &str)]) -> Vec<String> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growing-the-index.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let blocks = document.split("```sh\n").skip(1);
+    let mut blocks = blocks.filter_map(|block| block.split("```").next());
+    let block = blocks.find(|block| block.contains(text));
+    let mut block = block.expect("documented").to_owned();
+    for (name, url) in databases {
+        let name = format!("postgres://walrusds@db/{name}");
+        assert!(block.contains(&name), "{name} is not named");
+        block = block.replace(&name, url);
+    }
+    block.lines().map(str::to_owned).collect()
 }
 
-/// The commands of docs/growing-the-index.md.
+/// Runs commands in a directory whose `repo` is the repo of a node.
+fn run(dir: &Path, commands: &[String]) {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("bash");
+    command
+        .args(["-euo", "pipefail", "-c", &commands.join("\n")])
+        .env("PATH", format!("{}:{path}", dir.join("bin").display()))
+        .env("IPFS_PATH", dir.join("repo"))
+        .current_dir(dir);
+    let done = blocking(|| command.output()).unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{commands:?}: {said}");
+}
+
+/// Puts a `cargo` into the directory's `bin` that runs the example as it was built with these
+/// tests.
+fn with_the_example(dir: &Path) {
+    let test = std::env::current_exe().unwrap();
+    let built = test.parent().and_then(Path::parent).unwrap();
+    let profile = match built.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(profile) => profile,
+    };
+    // With the features of the whole workspace, so that nothing is compiled a second time.
+    let mut build = Command::new(env!("CARGO"));
+    build
+        .args(["build", "--quiet", "--locked", "--workspace"])
+        .args(["--example", "copy_index", "--profile", profile])
+        .arg("--target-dir")
+        .arg(built.parent().unwrap())
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    assert!(blocking(|| build.status()).unwrap().success(), "{build:?}");
+    let cargo = dir.join("bin/cargo");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1 $2 $3 $4 $5\" = 'run --release --example copy_index --' ] || exit 64\nshift 5\nexec '{}' \"$@\"\n",
+        built.join("examples/copy_index").display()
+    );
+    std::fs::create_dir_all(dir.join("bin")).unwrap();
+    std::fs::write(&cargo, script).unwrap();
+    std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The documented way from SQLite to PostgreSQL, beside the node and then without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_move() {
+    let pg = Postgres::shared();
+    let dir = tempfile::tempdir().unwrap();
+    with_the_example(dir.path());
+    let url = pg.url(&pg.database());
+    let commands = documented("copy_index", &[("walrusds", &url)]);
+    let stop = commands.iter().position(|line| line.starts_with("# stop"));
+    let (beside, without) = commands.split_at(stop.expect("the nodes stop"));
+
+    std::fs::create_dir(dir.path().join("repo")).unwrap();
+    let file = dir.path().join("repo/walrusds-index.sqlite");
+    let from = sqlite(&file).await;
+    fill(&from).await;
+    run(dir.path(), beside);
+    from.delete(&row(7).key).await.unwrap();
+    from.add_usage(Usage::new(-1, -1000)).await.unwrap();
+    from.put(&row(ROWS)).await.unwrap();
+    from.add_usage(Usage::new(1, 1000)).await.unwrap();
+    run(dir.path(), beside); // to catch up
+    from.close().await.unwrap();
+    run(dir.path(), without);
+    let (from, to) = (sqlite(&file).await, postgres(&url).await);
+    same(&from, &to).await;
+    assert_eq!(to.usage().await.unwrap(), Usage::new(ROWS, ROWS * 1000));
+    assert!(to.get(&row(7).key).await.unwrap().is_none());
+    for index in [&from as &dyn Index, &to] {
+        index.close().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dump_of_postgresql_made_beside_a_node_is_restored() {
     let pg = Postgres::shared();
@@ -315,20 +398,16 @@ async fn a_dump_of_postgresql_made_beside_a_node_is_restored() {
     let from = postgres(&pg.url(&from_db)).await;
     fill(&from).await;
     let identity = from.identity().await.unwrap();
-    let dump = dir.path().join("index.dump");
     let plain = |db: &str| pg.url(db).replace("?sslmode=disable", "");
-    succeeds(
-        Command::new("pg_dump")
-            .args(["-Fc", "-t", "walrus_index*", "-f"])
-            .arg(&dump)
-            .arg(plain(&from_db)),
-    );
+    let (old, new) = (plain(&from_db), plain(&to_db));
+    let databases = [("walrusds", &*old), ("restored", &*new)];
+    let commands = documented("pg_dump", &databases);
+    let [dump, restore] = &commands[..] else {
+        panic!("two commands are documented: {commands:?}");
+    };
+    run(dir.path(), std::slice::from_ref(dump));
     from.delete(&row(7).key).await.unwrap(); // after the backup
-    succeeds(
-        Command::new("pg_restore")
-            .args(["--no-owner", "-d", &plain(&to_db)])
-            .arg(&dump),
-    );
+    run(dir.path(), std::slice::from_ref(restore));
     let to = postgres(&pg.url(&to_db)).await;
     assert_eq!(to.take_notice(), None);
     assert!(to.get(&row(7).key).await.unwrap().is_some());
@@ -347,35 +426,34 @@ async fn a_dump_of_postgresql_made_beside_a_node_is_restored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_an_sqlite_file_made_beside_a_node_is_restored() {
     let dir = tempfile::tempdir().unwrap();
-    let (file, backup) = (dir.path().join("i.sqlite"), dir.path().join("copy.sqlite"));
+    std::fs::create_dir(dir.path().join("repo")).unwrap();
+    let file = dir.path().join("repo/walrusds-index.sqlite");
+    let commands = documented("sqlite3", &[]);
+    let (backup, restore) = commands.split_first().expect("documented");
     let from = sqlite(&file).await;
     fill(&from).await;
     let identity = from.identity().await.unwrap();
     from.delete(&row(7).key).await.unwrap(); // still in the log of writes alone
+    run(dir.path(), std::slice::from_ref(backup));
+    let saved = contents(&from).await;
+    // The other way, for machines without that program.
+    let other = dir.path().join("other.sqlite");
     blocking(|| {
-        let command = Command::new("sqlite3")
-            .arg(&file)
-            .arg(format!(".backup {}", backup.display()))
-            .status();
-        if !command.is_ok_and(|status| status.success()) {
-            // Where the program is not installed: SQLite's other way.
-            let open = rusqlite::Connection::open(&file).unwrap();
-            open.execute("VACUUM INTO ?1", [backup.to_str().unwrap()])
-                .unwrap();
-        }
+        let open = rusqlite::Connection::open(&file).unwrap();
+        let path = other.to_str().unwrap();
+        open.execute("VACUUM INTO ?1", [path]).unwrap();
     });
     from.delete(&row(8).key).await.unwrap(); // after the backup
-    let to = sqlite(&backup).await;
-    assert!(to.get(&row(7).key).await.unwrap().is_none());
-    assert!(to.get(&row(8).key).await.unwrap().is_some());
-    from.put(&row(8)).await.unwrap();
-    let (rows, blobs) = contents(&from).await;
-    let restored = contents(&to).await;
-    assert!(rows == restored.0 && blobs == restored.1, "the two differ");
-    assert_eq!(to.identity().await.unwrap(), identity);
-    assert!(to.keeps_deleted().is_zero());
-    to.put(&row(99_999)).await.unwrap();
-    for index in [from, to] {
-        index.close().await.unwrap();
+    from.close().await.unwrap();
+    run(dir.path(), restore);
+    for file in [&file, &other] {
+        let to = sqlite(file).await;
+        assert!(to.get(&row(7).key).await.unwrap().is_none());
+        assert!(to.get(&row(8).key).await.unwrap().is_some());
+        assert!(contents(&to).await == saved, "the two differ");
+        assert_eq!(to.identity().await.unwrap(), identity);
+        assert!(to.keeps_deleted().is_zero());
+        to.put(&row(99_999)).await.unwrap();
+        to.close().await.unwrap();
     }
 }
