@@ -15,14 +15,18 @@
 //! | `finding` | what should an operator act on, and what is the cure? |
 //! | `time` | moments in JSON |
 //! | [`check`](mod@check) | does Walrus hold what the index says? |
+//! | [`flatfs`] | which blocks has a repo with flatfs? |
+//! | [`import`](mod@import) | how do blocks of another datastore come here? |
 //! | [`doctor`](mod@doctor) | is everything as a node needs it? |
 //! | [`repair`](mod@repair) | which lost blocks have copies, and what becomes of the others? |
 
 pub mod check;
 pub mod doctor;
 mod finding;
+pub mod flatfs;
 mod forecast;
 mod http;
+pub mod import;
 mod inspect;
 mod links;
 mod local;

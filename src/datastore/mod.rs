@@ -9,6 +9,7 @@
 //! | `writes` | the two ways of writing: directly, or through the journal |
 //! | `read` | gets, questions for keys, the contents of a listing |
 //! | `copy` | an index is copied to another place |
+//! | `import` | the parts with which blocks are imported
 //! | `rebuild` | an index that was lost is filled again |
 //! | `staged` | blocks that a Go node staged are adopted |
 //! | `totals` | totals and counters |
@@ -42,6 +43,7 @@ use crate::upload::Uploader;
 use crate::walrus::BlobStore;
 
 mod copy;
+mod import;
 mod inspect;
 mod open;
 mod puts;

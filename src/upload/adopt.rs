@@ -29,7 +29,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::order::Order;
@@ -55,10 +54,6 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const MOST_BLOCKS: usize = 5_000;
 /// Bytes that are claimed by one statement, if it claims more than one block.
 const CLAIM_BYTES: u64 = 8 << 20;
-/// How long a pack that was just stored is looked for.
-const LOOK: Duration = Duration::from_secs(300);
-const LOOK_FIRST: Duration = Duration::from_millis(200);
-const LOOK_MAX: Duration = Duration::from_secs(10);
 /// How long claims are given back when the datastore is closed.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Most keys that are remembered because their blocks are not what they name.
@@ -301,7 +296,9 @@ impl Adopter {
             match sent {
                 Sent::Stored(pack) => {
                     failpoint!("adopt.stored");
-                    self.read_back(&pack, &part).await?;
+                    // The staged blocks are the only copy until then.
+                    let read_back = self.uploader.read_back_soon(&pack, |n| &part[n].value);
+                    read_back.await?;
                     failpoint!("adopt.read_back");
                     self.promote(staging, &pack, &part, sum).await?;
                     failpoint!("adopt.promoted");
@@ -355,31 +352,6 @@ impl Adopter {
             value,
             is_dag_pb: false,
         });
-    }
-
-    /// Reads a part of a stored pack from the aggregators: the staged blocks are the only copy
-    /// until then.
-    async fn read_back(&self, pack: &Pack, blocks: &[Orphan]) -> Result<()> {
-        let begun = Instant::now();
-        let mut failures = 0;
-        loop {
-            match self.uploader.read_back(pack, |n| &blocks[n].value).await {
-                Ok(()) => return Ok(()),
-                Err(e) if begun.elapsed() >= LOOK => {
-                    let text = format!(
-                        "blob {} is stored, but cannot be read for {} s; check aggregatorURL",
-                        pack.blob_id(),
-                        LOOK.as_secs()
-                    );
-                    return Err(e.context(text));
-                }
-                Err(_) => {
-                    let pause = doubled(LOOK_FIRST, failures, LOOK_MAX);
-                    failures += 1;
-                    tokio::time::sleep(pause).await;
-                }
-            }
-        }
     }
 
     async fn promote(

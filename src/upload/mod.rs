@@ -26,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
+use crate::backoff::doubled;
 use crate::clock::{Clock, EpochClock};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::gone::Gone;
@@ -48,6 +49,11 @@ pub use format::Format;
 pub(crate) use format::{car, proof, quilt, Fill, Parcel, Place, Quilts};
 pub(crate) use gather::{NewBlock, Packer};
 use limit::UploadLimit;
+
+/// How long a pack that was just stored is looked for.
+const LOOK: Duration = Duration::from_secs(300);
+const LOOK_FIRST: Duration = Duration::from_millis(200);
+const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// The parts and settings that all uploads of a datastore share.
 pub(crate) struct Uploader {
@@ -242,6 +248,35 @@ impl Uploader {
         };
         let reading = place.read(&*self.store, pack.blob_id(), &check);
         caught(reading).await.map(drop)
+    }
+
+    /// As [`read_back`](Self::read_back), again and again for a while: an aggregator may need time to
+    /// find a blob that was just stored.
+    pub(crate) async fn read_back_soon<'a>(
+        &self,
+        pack: &Pack,
+        value: impl Fn(usize) -> &'a Bytes,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let mut failures = 0;
+        loop {
+            match self.read_back(pack, &value).await {
+                Ok(()) => return Ok(()),
+                Err(e) if begun.elapsed() >= LOOK => {
+                    let text = format!(
+                        "blob {} is stored, but cannot be read for {} s; check aggregatorURL",
+                        pack.blob_id(),
+                        LOOK.as_secs()
+                    );
+                    return Err(e.context(text));
+                }
+                Err(_) => {
+                    let pause = doubled(LOOK_FIRST, failures, LOOK_MAX);
+                    failures += 1;
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
     }
 
     /// Notes that a blob was certified. Returns what the publisher's answer tells of it.

@@ -3,16 +3,17 @@
 //! Every copy is checked against the multihash in its key, so a source need not be trusted; a block
 //! whose key names no content is taken from nowhere.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::BASE32_NOPAD;
 use futures_util::StreamExt as _;
 
+use super::super::flatfs::Flatfs;
 use super::super::http;
 use crate::config::Config;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::index::KeyRecord;
 use crate::multihash::{self, Match, Multihash};
 use crate::walrus::{BlobStore, Client};
@@ -96,7 +97,12 @@ impl Sources {
         let cache = cache.map(|cache| read::disk::Copies::of(&cache.path));
         let more = more.iter().map(|from| {
             let place = match from {
-                CopyFrom::Flatfs(path) => Place::Flatfs(Flatfs::open(path)?),
+                CopyFrom::Flatfs(path) => {
+                    let opened = Flatfs::open(path).map_err(|e| {
+                        e.context("--from (a gateway's URL begins with http:// or https://)")
+                    })?;
+                    Place::Flatfs(opened)
+                }
                 CopyFrom::Gateway(url) => {
                     let url = match url.contains(CID) {
                         true => url.clone(),
@@ -143,7 +149,7 @@ impl Sources {
         }
         for (source, place) in &self.more {
             let found = match place {
-                Place::Flatfs(flatfs) => flatfs.get(&name).await,
+                Place::Flatfs(flatfs) => from_flatfs(flatfs, &name).await,
                 Place::Gateway(client, url) => from_gateway(client, url, &name).await,
                 Place::Aggregator(client) => from_blob(client, row).await,
             };
@@ -153,6 +159,13 @@ impl Sources {
         }
         None
     }
+}
+
+/// Reads a block's file.
+async fn from_flatfs(flatfs: &Flatfs, name: &Multihash) -> Option<Bytes> {
+    let path = flatfs.path_of(&format!("/{}", BASE32_NOPAD.encode(name.as_bytes())))?;
+    let read = tokio::fs::read(path).await;
+    read.ok().map(Bytes::from)
 }
 
 /// Reads a block from its place in its blob.
@@ -216,98 +229,9 @@ fn raw_cid(name: &Multihash) -> String {
     format!("b{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
 }
 
-/// The blocks of a Kubo repo with flatfs.
-#[derive(Debug)]
-struct Flatfs {
-    dir: PathBuf,
-    shard: Shard,
-}
-
-/// How flatfs chooses the directory of a block, by the letters of its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shard {
-    Prefix(usize),
-    Suffix(usize),
-    NextToLast(usize),
-}
-
-impl Flatfs {
-    fn open(path: &Path) -> Result<Flatfs> {
-        let inside = path.join("blocks");
-        let dir = match inside.join("SHARDING").exists() {
-            true => inside,
-            false => path.to_owned(),
-        };
-        let bad = |text: String| {
-            Error::new(
-                ErrorKind::Config,
-                format!(
-                    "--from {}: {text}; expected the blocks directory of a Kubo repo with flatfs (it has a file SHARDING), or the repo, or the URL of a gateway",
-                    path.display()
-                ),
-            )
-        };
-        let text = std::fs::read_to_string(dir.join("SHARDING"))
-            .map_err(|e| bad(format!("SHARDING: {e}")))?;
-        let shard = Shard::parse(text.trim())
-            .ok_or_else(|| bad(format!("SHARDING holds {:?}", text.trim())))?;
-        Ok(Flatfs { dir, shard })
-    }
-
-    async fn get(&self, name: &Multihash) -> Option<Bytes> {
-        let key = BASE32_NOPAD.encode(name.as_bytes());
-        let path = self.dir.join(self.shard.of(&key));
-        let path = path.join(format!("{key}.data"));
-        let read = tokio::fs::read(path).await;
-        read.ok().map(Bytes::from)
-    }
-}
-
-impl Shard {
-    fn parse(text: &str) -> Option<Shard> {
-        let rest = text.strip_prefix("/repo/flatfs/shard/v1/")?;
-        let (name, letters) = rest.split_once('/')?;
-        let letters = letters.parse().ok().filter(|n| (1..=64).contains(n))?;
-        match name {
-            "prefix" => Some(Shard::Prefix(letters)),
-            "suffix" => Some(Shard::Suffix(letters)),
-            "next-to-last" => Some(Shard::NextToLast(letters)),
-            _ => None,
-        }
-    }
-
-    /// The directory of a key; flatfs fills up short keys with underscores.
-    fn of(self, key: &str) -> String {
-        let (letters, skipped) = match self {
-            Shard::Prefix(n) => {
-                let padded = format!("{key}{}", "_".repeat(n));
-                return padded[..n].to_owned();
-            }
-            Shard::Suffix(n) => (n, 0),
-            Shard::NextToLast(n) => (n, 1),
-        };
-        let padded = format!("{}{key}", "_".repeat(letters + skipped));
-        let end = padded.len() - skipped;
-        padded[end - letters..end].to_owned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn flatfs_directories() {
-        let parse = |text: &str| Shard::parse(&format!("/repo/flatfs/shard/v1/{text}"));
-        assert_eq!(parse("next-to-last/2"), Some(Shard::NextToLast(2)));
-        assert_eq!(parse("prefix/3").unwrap().of("CIQABCDE"), "CIQ");
-        assert_eq!(parse("suffix/2").unwrap().of("CIQABCDE"), "DE");
-        assert_eq!(parse("next-to-last/2").unwrap().of("CIQABCDE"), "CD");
-        assert_eq!(Shard::NextToLast(3).of("AB"), "__A");
-        for wrong in ["", "middle/2", "prefix/0", "prefix/x", "prefix"] {
-            assert_eq!(parse(wrong), None, "{wrong}");
-        }
-    }
 
     #[test]
     fn the_cid_of_a_raw_block() {

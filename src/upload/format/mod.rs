@@ -266,6 +266,11 @@ impl Fill {
         true
     }
 
+    /// How long the pack becomes (bytes). A quilt may become longer.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// How many of the blocks that were taken travel in this pack, once it is filled; the others
     /// wait for the next one. All of them, unless the pack is full and fewer make a better quilt.
     pub(crate) fn keep(&self) -> usize {

@@ -1,0 +1,246 @@
+//! Blocks of another datastore are imported: from a flatfs, CAR files, another index of walrusds, or
+//! any datastore of Kubo.
+//!
+//! **Outline.** A thread of the import's own asks the [`Source`] for blocks. Batch by batch the
+//! index is asked which of them it has; only the others are read, several at once, and hashed on
+//! all cores. They fill packs in the order in which the source gives them, within a pack in the
+//! order in which files are read. Full packs are stored side by side. Nothing passes through a
+//! journal, so that an import works beside a node with the same configuration.
+//!
+//! **Invariants.**
+//! - A block is stored only if it hashes to the multihash in its key, unless
+//!   [`Options::unchecked`] says otherwise for keys that cannot be checked.
+//! - A block counts as stored when its blob is certified, a part of that was read back, and its row
+//!   is written. An import that was ended in any way is carried on by making it again: what is
+//!   stored is found in the index, and is neither read nor paid for again.
+//! - The end of a source is told by the source. One that breaks off is an error.
+//!
+//! Memory is bounded by [`Options::memory_bytes`], a pack, and a few MiB for each reader.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `offer` | what a source gives |
+//! | `report` | options, progress, outcome |
+//! | `target` | the datastore into which blocks are imported |
+//! | `reading` | which blocks the index lacks, and their bytes |
+//! | `packs` | packs and their uploads |
+//! | `files` | blocks of a flatfs |
+
+use std::pin::pin;
+
+use futures_util::stream::{self, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::datastore::Inspection;
+use crate::error::{Error, ErrorKind, Result};
+use crate::WalrusDatastore;
+
+mod files;
+mod offer;
+mod packs;
+mod reading;
+mod report;
+mod target;
+
+pub use files::FlatfsBlocks;
+pub use offer::{Content, Offer, Source};
+use packs::Packs;
+pub use report::{Named, Options, Progress, Report, Sum, Trouble};
+use target::Target;
+
+/// Blocks that are looked up at once.
+const BATCH: usize = 1000;
+/// Bytes of blocks that are here already and are looked up at once.
+const BATCH_BYTES: u64 = 4 << 20;
+/// Lookups that run at once.
+const LOOKUPS: usize = 4;
+
+/// Imports the blocks of a source. `on` is told how far the work is. Publishers are paid. When
+/// `stop` is cancelled, packs that are on their way are still stored. Must be called within a tokio
+/// runtime with several threads.
+///
+/// # Errors
+/// [`ErrorKind::Canceled`] after `stop`; those of the source, of the index, of an upload. What was
+/// stored stays; the same import carries on.
+pub async fn import(
+    target: &WalrusDatastore,
+    source: Box<dyn Source>,
+    options: &Options,
+    on: &mut (dyn FnMut(&Progress) + Send),
+    stop: &CancellationToken,
+) -> Result<Report> {
+    run(Target::to_write(target)?, source, options, on, stop).await
+}
+
+/// What [`import`] would do. Nothing is changed and nothing is paid. The source is gone through,
+/// but blocks are read only where it cannot tell of them otherwise.
+///
+/// # Errors
+/// As [`import`].
+pub async fn look(
+    target: &Inspection,
+    source: Box<dyn Source>,
+    options: &Options,
+    on: &mut (dyn FnMut(&Progress) + Send),
+    stop: &CancellationToken,
+) -> Result<Report> {
+    run(Target::to_look(target), source, options, on, stop).await
+}
+
+async fn run(
+    target: Target,
+    source: Box<dyn Source>,
+    options: &Options,
+    on: &mut (dyn FnMut(&Progress) + Send),
+    stop: &CancellationToken,
+) -> Result<Report> {
+    let mut progress = Progress {
+        total_bytes: source.total_bytes(),
+        ..Progress::default()
+    };
+    let mut report = Report {
+        applied: target.applies(),
+        ..Report::default()
+    };
+    let mut packs = Packs::new(target.clone(), options.memory_bytes);
+    let mut ended = {
+        let target = &target;
+        let looked = batches(source)?
+            .map(|batch| async move { reading::look_up(target, options, batch?).await })
+            .buffered(LOOKUPS)
+            .flat_map(|pieces| {
+                let pieces = match pieces {
+                    Ok(pieces) => pieces.into_iter().map(Ok).collect(),
+                    Err(e) => vec![Err(e)],
+                };
+                stream::iter(pieces)
+            });
+        let read = looked.map(|piece| async move { piece?.read(target).await });
+        let mut read = pin!(read.buffered(options.readers.max(1)));
+        loop {
+            let ready = tokio::select! {
+                biased;
+                () = stop.cancelled() => break Err(stopped()),
+                done = packs.ended() => match done {
+                    Ok(done) => {
+                        report.plus(done);
+                        tell(&report, &mut progress, on);
+                        continue;
+                    }
+                    Err(e) => break Err(e),
+                },
+                ready = read.next() => ready,
+            };
+            match ready {
+                None => break Ok(()),
+                Some(Err(e)) => break Err(e),
+                Some(Ok((blocks, more))) => {
+                    report.plus(more);
+                    for block in blocks {
+                        packs.add(block, &mut report).await;
+                    }
+                    tell(&report, &mut progress, on);
+                }
+            }
+        }
+    };
+    if ended.is_ok() {
+        packs.send(&mut report).await;
+    }
+    // What is on its way is paid for, so that it is stored in any case.
+    while packs.are_under_way() {
+        match packs.ended().await {
+            Ok(done) => report.plus(done),
+            Err(e) => ended = ended.and(Err(e)),
+        }
+        tell(&report, &mut progress, on);
+        if ended.is_ok() && stop.is_cancelled() {
+            ended = Err(stopped());
+        }
+    }
+    ended.map(|()| report)
+}
+
+fn stopped() -> Error {
+    Error::retryable(
+        ErrorKind::Canceled,
+        "the import was stopped; what was stored stays, and the same import carries on",
+    )
+}
+
+fn tell(report: &Report, progress: &mut Progress, on: &mut (dyn FnMut(&Progress) + Send)) {
+    let mut done = report.stored;
+    for sum in [
+        report.known,
+        report.undeleted,
+        report.damaged,
+        report.unreadable,
+        report.refused,
+        report.gone,
+    ] {
+        done.plus(sum);
+    }
+    (progress.done, progress.stored) = (done, report.stored);
+    on(progress);
+}
+
+/// The blocks of a source, in batches. The last item before the end is an error, or the source has
+/// told its end.
+fn batches(source: Box<dyn Source>) -> Result<impl stream::Stream<Item = Result<Vec<Offer>>>> {
+    let (give, take) = mpsc::channel(LOOKUPS);
+    std::thread::Builder::new()
+        .name("walrusds-import".to_owned())
+        .spawn(move || feed(source, &give))
+        .map_err(|e| {
+            Error::new(
+                ErrorKind::Internal,
+                format!("no thread can be started: {e}"),
+            )
+            .caused_by(e)
+        })?;
+    let next = |mut take: Option<mpsc::Receiver<Option<Result<Vec<Offer>>>>>| async move {
+        let taken = take.as_mut()?.recv().await;
+        match taken {
+            Some(Some(Ok(batch))) => Some((Ok(batch), take)),
+            Some(Some(Err(e))) => Some((Err(e), None)),
+            Some(None) => None,
+            // The thread has panicked.
+            None => {
+                let text = "the source ended without telling so; please report this";
+                Some((Err(Error::new(ErrorKind::Internal, text)), None))
+            }
+        }
+    };
+    Ok(stream::unfold(Some(take), next))
+}
+
+/// Gives the blocks of a source away, in batches; `None` is the end. Returns when nobody takes them
+/// any more, too.
+fn feed(mut source: Box<dyn Source>, give: &mpsc::Sender<Option<Result<Vec<Offer>>>>) {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    loop {
+        let end = match source.next() {
+            Ok(Some(offer)) => {
+                if let Content::Here(value) = &offer.content {
+                    bytes += value.len() as u64;
+                }
+                batch.push(offer);
+                None
+            }
+            Ok(None) => Some(None),
+            Err(e) => Some(Some(Err(e))),
+        };
+        if end.is_some() || batch.len() >= BATCH || bytes >= BATCH_BYTES {
+            bytes = 0;
+            let full = std::mem::take(&mut batch);
+            if !full.is_empty() && give.blocking_send(Some(Ok(full))).is_err() {
+                return;
+            }
+        }
+        if let Some(end) = end {
+            let _ = give.blocking_send(end);
+            return;
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Blocks of other datastores are imported, on a local Walrus and with real indexes.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use testkit::mem::{key_of, noise};
+use testkit::postgres::Postgres;
+use tokio_util::sync::CancellationToken;
+use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request, Options as Walrus};
+use walrusds::admin::flatfs::{Flatfs, Sharding};
+use walrusds::admin::import::{
+    import, look, Content, FlatfsBlocks, Offer, Options, Progress, Report, Source, Trouble,
+};
+use walrusds::datastore::Inspection;
+use walrusds::{Config, Error, ErrorKind, Op, Result, WalrusDatastore};
+
+/// A repo whose datastore is walrusds, and one with flatfs.
+struct Repo {
+    net: Devnet,
+    dir: tempfile::TempDir,
+    flatfs: Flatfs,
+    index: String,
+}
+
+fn blocks(seeds: std::ops::Range<u64>) -> BTreeMap<String, Bytes> {
+    let block = |seed| {
+        let value = noise(seed, 3000);
+        (key_of(&value), value)
+    };
+    seeds.map(block).collect()
+}
+
+impl Repo {
+    async fn on(index: String) -> Repo {
+        let options = Walrus {
+            cheap_ids: true,
+            ..Walrus::default()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let blocks = dir.path().join("blocks");
+        let repo = Repo {
+            net: Devnet::start(options).await.expect("local Walrus"),
+            flatfs: Flatfs::create(&blocks, Sharding::NextToLast(2)).unwrap(),
+            dir,
+            index,
+        };
+        repo.node("").await.close().await.unwrap();
+        repo
+    }
+
+    async fn new() -> Repo {
+        Repo::on(r#""indexPath":"index.sqlite""#.to_owned()).await
+    }
+
+    async fn postgres() -> Repo {
+        let pg = Postgres::shared();
+        Repo::on(format!(r#""postgresURL":"{}""#, pg.url(&pg.database()))).await
+    }
+
+    /// `extra` is JSON members, each followed by a comma. A pack takes ten blocks.
+    fn config(&self, extra: &str) -> Config {
+        let (url, index) = (self.net.url(), &self.index);
+        let json = format!(
+            r#"{{{extra}{index},"publisherURL":"{url}","aggregatorURL":"{url}","packTargetSizeBytes":31500,
+                "maxRetries":0,"epochs":5,"epochDurationSeconds":86400}}"#
+        );
+        Config::from_json(&json).unwrap()
+    }
+
+    async fn node(&self, extra: &str) -> WalrusDatastore {
+        let opened = WalrusDatastore::open(self.config(extra), self.dir.path());
+        opened.await.unwrap()
+    }
+
+    fn write(&self, blocks: &BTreeMap<String, Bytes>) {
+        let blocks: Vec<(String, Bytes)> = blocks.clone().into_iter().collect();
+        self.flatfs.put(&blocks).unwrap();
+    }
+
+    fn files(&self) -> Box<dyn Source> {
+        Box::new(FlatfsBlocks::new(self.flatfs.clone()).unwrap())
+    }
+
+    async fn try_import(&self, source: Box<dyn Source>, options: &Options) -> Result<Report> {
+        let store = WalrusDatastore::open_beside(self.config(""), self.dir.path());
+        let store = store.await.unwrap();
+        let stop = CancellationToken::new();
+        let done = import(&store, source, options, &mut |_| {}, &stop).await;
+        store.close().await.unwrap();
+        done
+    }
+
+    async fn import(&self) -> Report {
+        let options = Options::default();
+        self.try_import(self.files(), &options).await.unwrap()
+    }
+
+    async fn look(&self, source: Box<dyn Source>) -> Report {
+        let inspection = Inspection::open(self.config(""), self.dir.path());
+        let inspection = inspection.await.unwrap();
+        let (options, stop) = (Options::default(), CancellationToken::new());
+        let report = look(&inspection, source, &options, &mut |_| {}, &stop).await;
+        inspection.close().await.unwrap();
+        report.unwrap()
+    }
+
+    async fn assert_holds(&self, blocks: &BTreeMap<String, Bytes>) {
+        let node = self.node("").await;
+        for (key, value) in blocks {
+            assert_eq!(node.get(key).await.unwrap().as_ref(), Some(value), "{key}");
+        }
+        let usage = node.disk_usage().await.unwrap();
+        assert_eq!(usage.blocks, blocks.len() as i64);
+        node.close().await.unwrap();
+    }
+}
+
+/// A source of a few offers, and then an end or an error.
+struct Few(Vec<Offer>, Option<Error>);
+
+impl Source for Few {
+    fn next(&mut self) -> Result<Option<Offer>> {
+        match (self.0.is_empty(), self.1.take()) {
+            (false, error) => {
+                self.1 = error;
+                Ok(Some(self.0.remove(0)))
+            }
+            (true, Some(e)) => Err(e),
+            (true, None) => Ok(None),
+        }
+    }
+}
+
+fn here(blocks: &BTreeMap<String, Bytes>) -> Vec<Offer> {
+    let offer = |(key, value): (&String, &Bytes)| Offer::here(key.clone(), value.clone());
+    blocks.iter().map(offer).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flatfs_is_imported_in_full_packs_and_once() {
+    for repo in [Repo::new().await, Repo::postgres().await] {
+        let all = blocks(0..95);
+        repo.write(&all);
+        // What it would do is what it does.
+        let would = repo.look(repo.files()).await;
+        assert!(!would.applied);
+        assert_eq!((would.stored.blocks, would.packs), (95, 10));
+        assert_eq!(repo.net.stats().puts, 0);
+        let done = repo.import().await;
+        assert!(done.applied);
+        assert_eq!((done.found, done.stored), (would.found, would.stored));
+        assert_eq!(done.stored.bytes, 95 * 3000);
+        assert_eq!((done.packs, done.pack_bytes), (10, would.pack_bytes));
+        assert_eq!((done.units, done.left_out()), (would.units, 0));
+        assert!(done.cost > 0);
+        repo.assert_holds(&all).await;
+        // Full packs, and one with the rest.
+        let mut lengths: Vec<u64> = repo.net.blobs().iter().map(|blob| blob.size).collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths.len(), 10);
+        assert!(lengths[1] > 30_000 && lengths[0] < 16_000, "{lengths:?}");
+        // Again: nothing is read, stored or paid for.
+        let reads = repo.net.stats();
+        let again = repo.import().await;
+        assert_eq!((again.known, again.stored.blocks), (done.found, 0));
+        assert_eq!((again.packs, again.cost), (0, 0));
+        let now = repo.net.stats();
+        assert_eq!((now.puts, now.gets), (reads.puts, reads.gets));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_blocks_are_named_and_not_stored() {
+    let repo = Repo::new().await;
+    let mut all = blocks(0..25);
+    repo.write(&all);
+    let keys: Vec<String> = all.keys().cloned().collect();
+    let file = |key: &str| repo.flatfs.path_of(key).unwrap();
+    // Other bytes, a cut file, no bytes; a file that is none.
+    std::fs::write(file(&keys[3]), noise(77, 3000)).unwrap();
+    std::fs::write(file(&keys[4]), &all[&keys[4]][..2999]).unwrap();
+    std::fs::write(file(&keys[5]), b"").unwrap();
+    std::fs::write(repo.flatfs.dir().join("AB").join("HELLO.data"), b"x")
+        .or_else(|_| {
+            std::fs::create_dir(repo.flatfs.dir().join("AB"))?;
+            std::fs::write(repo.flatfs.dir().join("AB").join("HELLO.data"), b"x")
+        })
+        .unwrap();
+    let done = repo.import().await;
+    assert_eq!((done.damaged.blocks, done.refused.blocks), (3, 1));
+    assert_eq!((done.stored.blocks, done.left_out()), (22, 4));
+    let named = |trouble| {
+        let named = done.named.iter().filter(|named| named.trouble == trouble);
+        let mut keys: Vec<&str> = named.map(|named| &*named.key).collect();
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(named(Trouble::Damaged), keys[3..6]);
+    assert_eq!(named(Trouble::Refused), ["/HELLO"]);
+    for key in &keys[3..6] {
+        all.remove(key);
+    }
+    repo.assert_holds(&all).await;
+    // Keys that cannot be checked are taken on demand.
+    let unchecked = Options::default().with_unchecked(true);
+    let done = repo.try_import(repo.files(), &unchecked).await.unwrap();
+    assert_eq!((done.stored.blocks, done.damaged.blocks), (1, 3));
+    let node = repo.node("").await;
+    assert_eq!(
+        node.get("/HELLO").await.unwrap().as_deref(),
+        Some(&b"x"[..])
+    );
+    node.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_broke_off_is_carried_on() {
+    let repo = Repo::new().await;
+    let all = blocks(0..60);
+    repo.write(&all);
+    // The fourth pack and all later ones fail.
+    repo.net.set_faults(
+        FaultRule::new(FaultAction::Internal)
+            .on([Request::Put])
+            .after(3),
+    );
+    let one = Options::default().with_memory_bytes(1);
+    let failed = repo.try_import(repo.files(), &one).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Walrus, "{failed}");
+    repo.net.clear_faults();
+    let done = repo.import().await;
+    assert_eq!((done.known.blocks, done.stored.blocks), (30, 30));
+    repo.assert_holds(&all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_is_stopped_and_carried_on() {
+    let repo = Repo::new().await;
+    let all = blocks(0..400);
+    repo.write(&all);
+    let store = WalrusDatastore::open_beside(repo.config(""), repo.dir.path());
+    let store = store.await.unwrap();
+    let stop = CancellationToken::new();
+    let mut last = Progress::default();
+    let mut on = |progress: &Progress| {
+        last = *progress;
+        if progress.stored.blocks >= 20 {
+            stop.cancel();
+        }
+    };
+    let one = Options::default().with_memory_bytes(1).with_readers(1);
+    let stopped = import(&store, repo.files(), &one, &mut on, &stop).await;
+    let stopped = stopped.unwrap_err();
+    assert_eq!(stopped.kind(), ErrorKind::Canceled);
+    assert!((20..400).contains(&last.stored.blocks), "{last:?}");
+    assert!(last.total_bytes.is_some_and(|bytes| bytes > 900_000));
+    store.close().await.unwrap();
+    let done = repo.import().await;
+    assert_eq!(done.known.blocks, last.stored.blocks);
+    assert_eq!(done.known.blocks + done.stored.blocks, 400);
+    repo.assert_holds(&all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_journal_works_meanwhile() {
+    for repo in [Repo::new().await, Repo::postgres().await] {
+        let journal = r#""journalPath":"journal","#;
+        let node = repo.node(journal).await;
+        let (theirs, ours) = (blocks(1000..1040), blocks(0..100));
+        repo.write(&ours);
+        let put = async {
+            for (key, value) in theirs.iter().chain(ours.iter().step_by(9)) {
+                node.put(key, value.clone()).await.unwrap();
+            }
+        };
+        let (done, ()) = tokio::join!(repo.import(), put);
+        assert_eq!(done.known.blocks + done.stored.blocks, 100);
+        node.close().await.unwrap();
+        let node = repo.node("").await;
+        for (key, value) in theirs.iter().chain(&ours) {
+            assert_eq!(node.get(key).await.unwrap().as_ref(), Some(value), "{key}");
+        }
+        node.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_comes_twice_is_stored_once() {
+    let repo = Repo::new().await;
+    let all = blocks(0..35);
+    let twice = || here(&all).into_iter().chain(here(&all)).collect();
+    let would = repo.look(Box::new(Few(twice(), None))).await;
+    assert_eq!(would.found.blocks, 70);
+    let few = Box::new(Few(twice(), None));
+    let done = repo.try_import(few, &Options::default()).await.unwrap();
+    assert_eq!((done.stored.blocks, done.known.blocks), (35, 35));
+    repo.assert_holds(&all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_source_cannot_read_is_told() {
+    let repo = Repo::new().await;
+    let all = blocks(0..4);
+    let keys: Vec<&String> = all.keys().collect();
+    let failed = || async { Err(Error::new(ErrorKind::Disk, "a bad sector")) };
+    let offers = vec![
+        Offer::here(keys[0].clone(), all[keys[0]].clone()),
+        Offer::later(keys[1].clone(), 3000, Content::Later(Box::pin(failed()))),
+        Offer::later(
+            keys[2].clone(),
+            3000,
+            Content::Later(Box::pin(async { Ok(None) })),
+        ),
+        Offer::later(
+            keys[3].clone(),
+            3000,
+            Content::File(repo.dir.path().to_owned()),
+        ),
+    ];
+    let few = Box::new(Few(offers, None));
+    let done = repo.try_import(few, &Options::default()).await.unwrap();
+    assert_eq!((done.unreadable.blocks, done.gone.blocks), (2, 1));
+    assert_eq!((done.stored.blocks, done.left_out()), (1, 2));
+    assert!(
+        done.named.iter().any(|named| named.why == "a bad sector"),
+        "{done:?}"
+    );
+    // A source that breaks off is no end, and neither is one that panics.
+    let broken = Error::new(ErrorKind::Disk, "the pipe broke");
+    let few = Box::new(Few(here(&blocks(10..13)), Some(broken)));
+    let error = repo.try_import(few, &Options::default()).await.unwrap_err();
+    assert_eq!(error.message(), "the pipe broke");
+    struct Panics;
+    impl Source for Panics {
+        fn next(&mut self) -> Result<Option<Offer>> {
+            panic!("on purpose")
+        }
+    }
+    let ended = repo.try_import(Box::new(Panics), &Options::default()).await;
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::Internal);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_blocks_come_back_without_an_upload() {
+    let repo = Repo::new().await;
+    let keep = r#""keepDeletedSeconds":86400,"#;
+    let all = blocks(0..12);
+    let node = repo.node(keep).await;
+    let puts = all.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
+    node.commit(puts.collect()).await.unwrap();
+    let gone = all.keys().take(5).map(|key| Op::Delete(key.clone()));
+    node.commit(gone.collect()).await.unwrap();
+    node.close().await.unwrap();
+    repo.write(&all);
+    let puts = repo.net.stats().puts;
+    let store = WalrusDatastore::open_beside(repo.config(keep), repo.dir.path());
+    let store = store.await.unwrap();
+    let (options, stop) = (Options::default(), CancellationToken::new());
+    let done = import(&store, repo.files(), &options, &mut |_| {}, &stop).await;
+    store.close().await.unwrap();
+    let done = done.unwrap();
+    assert_eq!((done.undeleted.blocks, done.known.blocks), (5, 7));
+    assert_eq!(repo.net.stats().puts, puts);
+    repo.assert_holds(&all).await;
+}
