@@ -10,6 +10,7 @@ mod check;
 mod completions;
 mod doctor;
 mod forget;
+mod import;
 mod init;
 mod inspect;
 mod man;
@@ -33,6 +34,7 @@ pub enum Verb {
     Forget(forget::Args),
     RebuildIndex(rebuild_index::Args),
     AdoptStaging(adopt_staging::Args),
+    Import(import::Args),
     Init(init::Args),
     Doctor(doctor::Args),
     Check(check::Args),
@@ -53,6 +55,7 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::Forget(_)) => "forget",
         Some(Verb::RebuildIndex(_)) => "rebuild-index",
         Some(Verb::AdoptStaging(_)) => "adopt-staging",
+        Some(Verb::Import(_)) => "import",
         Some(Verb::Init(_)) => "init",
         Some(Verb::Doctor(_)) => "doctor",
         Some(Verb::Check(_)) => "check",
@@ -75,6 +78,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::Forget(args)) => forget::run(args, context).await,
         Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
         Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
+        Some(Verb::Import(args)) => import::run(args, context).await,
         Some(Verb::Init(args)) => init::run(args, context).await,
         Some(Verb::Doctor(args)) => doctor::run(args, context).await,
         Some(Verb::Check(args)) => check::run(args, context).await,
