@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request, Options as Walrus};
 use walrusds::admin::flatfs::{Flatfs, Sharding};
 use walrusds::admin::import::{
-    import, look, Content, FlatfsBlocks, Offer, Options, Progress, Report, Source, Trouble,
+    import, look, repo_blocks, CarBlocks, CarFile, Content, FlatfsBlocks, FramedBlocks,
+    IndexBlocks, Offer, Options, Progress, Report, Source, Trouble,
 };
 use walrusds::datastore::Inspection;
 use walrusds::{Config, Error, ErrorKind, Op, Result, WalrusDatastore};
@@ -362,4 +363,256 @@ async fn deleted_blocks_come_back_without_an_upload() {
     assert_eq!((done.undeleted.blocks, done.known.blocks), (5, 7));
     assert_eq!(repo.net.stats().puts, puts);
     repo.assert_holds(&all).await;
+}
+
+/// A CAR file (version 1) of blocks.
+fn car(blocks: &BTreeMap<String, Bytes>) -> Vec<u8> {
+    let mut file = b"\x11\xa2\x65roots\x80\x67version\x01".to_vec();
+    for (key, value) in blocks {
+        let hash = data_encoding::BASE32_NOPAD.decode(&key.as_bytes()[1..]);
+        let cid = [&[1, 0x55][..], &hash.unwrap()].concat();
+        let mut len = cid.len() + value.len();
+        while len > 0x7f {
+            file.push(len as u8 | 0x80);
+            len >>= 7;
+        }
+        file.push(len as u8);
+        file.extend([&cid[..], value].concat());
+    }
+    file
+}
+
+fn car_file(name: &str, file: Vec<u8>) -> CarFile {
+    let len = Some(file.len() as u64);
+    CarFile::new(name, len, move || Ok(Box::new(std::io::Cursor::new(file))))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn car_files_are_imported() {
+    let repo = Repo::new().await;
+    let (first, second) = (blocks(0..30), blocks(20..50));
+    let mut damaged = car(&second);
+    *damaged.last_mut().unwrap() ^= 1;
+    let lost = second.keys().last().unwrap().clone();
+    let files = |damaged: Vec<u8>| {
+        let files = vec![car_file("1.car", car(&first)), car_file("2.car", damaged)];
+        Box::new(CarBlocks::new(files))
+    };
+    let would = repo.look(files(damaged.clone())).await;
+    assert_eq!((would.found.blocks, would.damaged.blocks), (60, 1));
+    let options = Options::default();
+    let done = repo.try_import(files(damaged), &options).await.unwrap();
+    // The block that is damaged in the second file may be whole in the first one.
+    let stored = 49 + u64::from(first.contains_key(&lost));
+    assert_eq!((done.stored.blocks, done.damaged.blocks), (stored, 1));
+    assert_eq!(done.named[0].key, lost);
+    let mut all: BTreeMap<String, Bytes> =
+        first.clone().into_iter().chain(second.clone()).collect();
+    if !first.contains_key(&lost) {
+        all.remove(&lost);
+    }
+    repo.assert_holds(&all).await;
+    // The packs of this datastore are CAR files themselves.
+    let blob = repo
+        .net
+        .blobs()
+        .into_iter()
+        .max_by_key(|blob| blob.size)
+        .unwrap();
+    let pack = repo.net.content(&blob.blob_id).unwrap().to_vec();
+    let other = Repo::new().await;
+    let pack = Box::new(CarBlocks::new(vec![car_file("pack", pack)]));
+    let done = other.try_import(pack, &options).await.unwrap();
+    assert_eq!(done.stored.blocks, 10);
+    // A file that is cut is no whole file, and what is cut is told.
+    let cut = car(&first)[..50_000].to_vec();
+    let cut = Box::new(CarBlocks::new(vec![car_file("cut.car", cut)]));
+    let error = other.try_import(cut, &options).await.unwrap_err();
+    let message = error.message();
+    assert!(
+        message.starts_with("cut.car, at byte 50000: the file is cut"),
+        "{message}"
+    );
+}
+
+/// What `walrusds-kubo-datastore` writes for blocks.
+fn frames(blocks: &BTreeMap<String, Bytes>) -> Vec<u8> {
+    let mut out = b"WDSBLK1\n".to_vec();
+    for (key, value) in blocks {
+        out.extend((key.len() as u32).to_le_bytes());
+        out.extend((value.len() as u32).to_le_bytes());
+        out.extend([key.as_bytes(), value].concat());
+    }
+    out
+}
+
+fn end(blocks: u64) -> Vec<u8> {
+    [&u32::MAX.to_le_bytes()[..], &blocks.to_le_bytes()].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_blocks_of_a_go_datastore_are_imported() {
+    let repo = Repo::new().await;
+    let all = blocks(0..25);
+    let options = Options::default();
+    let whole = [frames(&all), end(25)].concat();
+    let stream = |bytes: Vec<u8>| Box::new(FramedBlocks::new(std::io::Cursor::new(bytes)));
+    let done = repo
+        .try_import(stream(whole.clone()), &options)
+        .await
+        .unwrap();
+    assert_eq!(done.stored.blocks, 25);
+    repo.assert_holds(&all).await;
+    for (bytes, part) in [
+        (frames(&all), "it ends after 25 blocks"),
+        ([frames(&all), end(26)].concat(), "its end tells of 26"),
+        (whole[..1000].to_vec(), "it ends after 0 blocks"),
+        (
+            b"Usage: of another program".to_vec(),
+            "and \"WDSBLK1\\n\" is expected",
+        ),
+        (Vec::new(), "it ends after 0 blocks"),
+        (
+            [&b"WDSBLK1\n"[..], &[0, 0, 0, 1, 0, 0, 0, 0]].concat(),
+            "a block of 0 bytes under a key",
+        ),
+    ] {
+        let error = repo.try_import(stream(bytes), &options).await.unwrap_err();
+        assert!(error.message().contains(part), "{error}");
+        assert!(error.message().contains("not whole"), "{error}");
+    }
+    // The same from a program, with each of its ends.
+    let file = repo.dir.path().join("stream");
+    let program = |bytes: &[u8], rest: &str| {
+        std::fs::write(&file, bytes).unwrap();
+        let mut shell = std::process::Command::new("sh");
+        shell
+            .arg("-c")
+            .arg(format!("cat {}; {rest}", file.display()));
+        Box::new(FramedBlocks::of_program(shell).unwrap())
+    };
+    let done = repo
+        .try_import(program(&whole, "exit 0"), &options)
+        .await
+        .unwrap();
+    assert_eq!(done.known.blocks, 25);
+    let unreadable = "echo '/blocks/CIQA: it cannot be read: a hole' >&2; echo 'error: 3 blocks cannot be read; the other 25 were' >&2; exit 3";
+    let done = repo
+        .try_import(program(&frames(&all), unreadable), &options)
+        .await
+        .unwrap();
+    assert_eq!((done.known.blocks, done.unreadable.blocks), (25, 3));
+    let hole = done
+        .named
+        .iter()
+        .find(|named| named.key == "/CIQA")
+        .unwrap();
+    assert_eq!((hole.trouble, &*hole.why), (Trouble::Unreadable, "a hole"));
+    let in_use = program(b"", "echo 'error: the repo is in use' >&2; exit 4");
+    let error = repo.try_import(in_use, &options).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    assert!(error.message().contains("the repo is in use"), "{error}");
+    // It fails behind its end, and its stream is of another version while it still writes.
+    let failed = program(&whole, "echo 'error: a lost table' >&2; exit 1");
+    let error = repo.try_import(failed, &options).await.unwrap_err();
+    assert!(error.message().contains("a lost table"), "{error}");
+    let other = program(b"WDSBLK9\n", "cat /dev/zero");
+    let error = repo.try_import(other, &options).await.unwrap_err();
+    assert!(error.message().contains("WDSBLK9"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_datastore_is_imported() {
+    for (from, to) in [
+        (Repo::new().await, Repo::postgres().await),
+        (Repo::postgres().await, Repo::new().await),
+    ] {
+        let mut all = blocks(0..60);
+        let node = from.node(r#""packFormat":"quilt","#).await;
+        let put = |blocks: &BTreeMap<String, Bytes>| {
+            let puts = blocks.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
+            node.commit(puts.collect())
+        };
+        put(&blocks(0..20)).await.unwrap();
+        node.close().await.unwrap();
+        let node = from.node("").await;
+        let puts = blocks(20..60).into_iter().map(|(k, v)| Op::Put(k, v));
+        node.commit(puts.collect()).await.unwrap();
+        node.close().await.unwrap();
+        let inspection = Inspection::open(from.config(""), from.dir.path());
+        let inspection = std::sync::Arc::new(inspection.await.unwrap());
+        let source = IndexBlocks::new(inspection.clone(), "").await.unwrap();
+        assert_eq!(source.total_bytes(), Some(180_000));
+        let before = from.net.stats().gets;
+        let options = Options::default();
+        let done = to.try_import(Box::new(source), &options).await.unwrap();
+        assert_eq!((done.stored.blocks, done.left_out()), (60, 0), "{done:?}");
+        to.assert_holds(&all).await;
+        // Ranges hold several blocks.
+        let reads = from.net.stats().gets - before;
+        assert!(reads < 40, "{reads} reads");
+        // Again: nothing is read.
+        let source = IndexBlocks::new(inspection.clone(), "").await.unwrap();
+        let done = to.try_import(Box::new(source), &options).await.unwrap();
+        assert_eq!((done.known.blocks, done.stored.blocks), (60, 0));
+        assert_eq!(from.net.stats().gets - before, reads);
+        inspection.close().await.unwrap();
+        // A blob that is gone: its blocks are named, and the others come.
+        let inspection = Inspection::open(from.config(""), from.dir.path());
+        let inspection = std::sync::Arc::new(inspection.await.unwrap());
+        let key = all.keys().next().unwrap().clone();
+        let row = inspection.index().get(&key).await.unwrap().unwrap();
+        let gone = inspection.index().rows_of_blob(&row.blob_id).await.unwrap();
+        from.net.delete_blob(&row.blob_id.parse().unwrap());
+        let other = Repo::new().await;
+        let source = IndexBlocks::new(inspection.clone(), "").await.unwrap();
+        let done = other.try_import(Box::new(source), &options).await.unwrap();
+        assert_eq!(done.unreadable.blocks, gone.len() as u64, "{done:?}");
+        for row in &gone {
+            all.remove(&row.key);
+        }
+        other.assert_holds(&all).await;
+        inspection.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_datastore_of_a_kubo_repo_is_found() {
+    let repo = Repo::new().await;
+    let all = blocks(0..5);
+    repo.write(&all);
+    let config = |entry: &str| {
+        let text = format!(
+            r#"{{"Datastore":{{"Spec":{{"type":"mount","mounts":[
+                {{"mountpoint":"/blocks","type":"measure","prefix":"x","child":{entry}}},
+                {{"mountpoint":"/","type":"levelds","path":"datastore"}}]}}}}}}"#
+        );
+        std::fs::write(repo.dir.path().join("config"), text).unwrap();
+    };
+    config(r#"{"type":"flatfs","path":"blocks"}"#);
+    let source = repo_blocks(repo.dir.path()).unwrap();
+    let done = repo.try_import(source, &Options::default()).await.unwrap();
+    assert_eq!(done.stored.blocks, 5);
+    for (entry, part) in [
+        (
+            r#"{"type":"flatfs","path":"nowhere"}"#,
+            "it has a file SHARDING",
+        ),
+        (r#"{"type":"flatfs"}"#, "has no path"),
+        (r#"{"type":"walrusds"}"#, "--from-config"),
+        // The program is not beside a test.
+        (
+            r#"{"type":"badgerds","path":"badgerds"}"#,
+            "walrusds-kubo-datastore",
+        ),
+        ("{}", "no datastore for /blocks"),
+    ] {
+        config(entry);
+        let Err(error) = repo_blocks(repo.dir.path()) else {
+            panic!("{entry}");
+        };
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.message().contains(part), "{error}");
+    }
+    assert!(repo_blocks(&repo.dir.path().join("no")).is_err());
 }

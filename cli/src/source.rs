@@ -74,6 +74,16 @@ impl Source {
         })
     }
 
+    /// The configuration in a file, of another datastore than that of this command: `--repo` and
+    /// `--set` do not belong to it.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn of_other(file: &Path) -> Result<Source, Failure> {
+        let repo = file.parent().unwrap_or(Path::new("")).to_owned();
+        of_file(&Global::default(), file, repo)
+    }
+
     /// What stands before `/CIQ…` in the keys of blocks: nothing, if the datastore is mounted at
     /// `/blocks` as usual.
     pub fn prefix(&self) -> &'static str {

@@ -1065,6 +1065,202 @@ async fn the_journal_and_the_figures_of_a_running_node_are_shown() {
     node.close().await.unwrap();
 }
 
+/// Writes blocks as Kubo's flatfs does. Returns the directory.
+fn flatfs(dir: &Path, blocks: &[(String, Bytes)]) -> String {
+    let dir = dir.join("old").join("blocks");
+    std::fs::create_dir_all(&dir).unwrap();
+    let sharding = walrusds::admin::flatfs::Sharding::NextToLast(2);
+    let flatfs = walrusds::admin::flatfs::Flatfs::create(&dir, sharding).unwrap();
+    flatfs.put(blocks).unwrap();
+    dir.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_are_imported_once_and_beside_a_node() {
+    for repo in [Repo::sqlite().await, Repo::postgres().await] {
+        let all = blocks(0..40);
+        let node = repo.open(json!({"journalPath": "journal"})).await;
+        put(&node, &all[..5]).await;
+        let old = flatfs(repo.dir.path(), &all);
+        let stored = repo.net.stats().puts;
+        let would = repo.json(&["import", &old]).await.result(0);
+        assert_eq!(
+            (&would["applied"], &would["packs"]),
+            (&json!(false), &json!(1))
+        );
+        assert_eq!(would["found"], json!({"blocks": 40, "bytes": 40_000}));
+        assert_eq!(would["units"], 63);
+        assert!(would["frost"].as_u64().unwrap() > 0);
+        assert!(
+            repo.net.stats().puts <= stored + 1,
+            "the journal alone stores"
+        );
+        let text = repo.run(&["import", &old]).await;
+        assert!(text.text(0).contains("Nothing was done"), "{}", text.out);
+        assert!(text.out.contains("63 units"), "{}", text.out);
+
+        let done = repo.json(&["import", &old, "--yes"]).await.result(0);
+        assert_eq!(done["applied"], true);
+        let known = done["known"]["blocks"].as_u64().unwrap();
+        assert_eq!(known + done["stored"]["blocks"].as_u64().unwrap(), 40);
+        all_read(&node, &all).await;
+        let again = repo.run(&["import", &old, "--yes"]).await;
+        assert!(
+            again.text(0).contains("Nothing is left to import"),
+            "{}",
+            again.out
+        );
+        node.close().await.unwrap();
+
+        // The index of this repo is a source for another one.
+        let other = Repo::sqlite().await;
+        other.open(json!({})).await.close().await.unwrap();
+        let config = repo.dir.path().join("config");
+        let from = ["import", "--from-config", config.to_str().unwrap(), "--yes"];
+        let done = other.json(&from).await.result(0);
+        assert_eq!(done["stored"], json!({"blocks": 40, "bytes": 40_000}));
+        let node = other.open(json!({})).await;
+        all_read(&node, &all).await;
+        node.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_imported_is_named() {
+    let repo = Repo::sqlite().await;
+    repo.open(json!({})).await.close().await.unwrap();
+    let all = blocks(0..6);
+    let old = flatfs(repo.dir.path(), &all);
+    let file = walrusds::admin::flatfs::Flatfs::open(Path::new(&old)).unwrap();
+    let file = file.path_of(&all[0].0).unwrap();
+    std::fs::write(file, b"other bytes").unwrap();
+    let other = format!("{old}/AB/HELLO.data");
+    std::fs::create_dir_all(format!("{old}/AB")).unwrap();
+    std::fs::write(&other, b"no multihash").unwrap();
+    let done = repo.json(&["import", &old, "--yes"]).await.result(3);
+    assert_eq!(
+        (&done["stored"]["blocks"], &done["damaged"]["blocks"]),
+        (&json!(5), &json!(1))
+    );
+    let text = repo.run(&["import", &old]).await;
+    assert!(
+        text.text(3)
+            .contains("refused: /HELLO: its key is no multihash"),
+        "{}",
+        text.out
+    );
+    let done = repo
+        .json(&["import", &old, "--unchecked", "--yes"])
+        .await
+        .result(3);
+    assert_eq!(
+        (&done["stored"]["blocks"], &done["refused"]["blocks"]),
+        (&json!(1), &json!(0))
+    );
+
+    let no_car = repo.file("no.car", "some text");
+    repo.run(&["import", &no_car]).await.error(1);
+    let empty = repo.dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let empty = empty.to_str().unwrap();
+    repo.run(&["import", empty]).await.error(1);
+    repo.run(&["import", &no_car, empty]).await.error(1);
+    let own = repo.dir.path().to_str().unwrap();
+    repo.run(&["import", "--kubo-repo", own]).await.error(1);
+    repo.run(&["import", "--stream", &no_car]).await.error(1);
+    let cut = "\u{11}\u{0}";
+    let cut = repo.file("cut.car", cut);
+    repo.run(&["import", &cut]).await.error(1);
+    let badger = json!({"Datastore": {"Spec": {"type": "badgerds", "path": "badgerds"}}});
+    std::fs::write(Path::new(empty).join("config"), badger.to_string()).unwrap();
+    let ran = repo.run(&["import", empty]).await;
+    assert!(ran.error(1).contains("make kubo-datastore"), "{}", ran.err);
+    assert_eq!(repo.run(&["import"]).await.code, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_car_comes_through_a_pipe_and_an_import_is_killed_and_carried_on() {
+    let repo = Repo::new(json!({
+        "indexPath": "index.sqlite", "packTargetSizeBytes": 20_000, "workers": 1,
+    }))
+    .await;
+    repo.open(json!({})).await.close().await.unwrap();
+    let all = blocks(0..300);
+    let old = flatfs(repo.dir.path(), &all);
+    let slow = FaultAction::Latency {
+        ms: 50,
+        jitter_ms: 0,
+    };
+    repo.net.set_faults(FaultRule::new(slow));
+    let mut known = 0;
+    for signal in ["INT", "KILL"] {
+        let before = repo.net.stats().newly_created;
+        let mut command = program();
+        command.env("IPFS_PATH", repo.dir.path());
+        command.args(["import", &old, "--yes", "--memory", "1"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        testkit::eventually("packs are stored", || {
+            repo.net.stats().newly_created >= before + 3
+        })
+        .await;
+        let id = child.id().to_string();
+        let killed = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(killed.unwrap().success());
+        let ran = tokio::task::spawn_blocking(move || child.wait_with_output());
+        let ran = Ran::of(&ran.await.unwrap().unwrap());
+        if signal == "INT" {
+            assert_eq!(ran.code, 130, "{}\n{}", ran.out, ran.err);
+            assert!(
+                ran.err.contains("the same command carries on"),
+                "{}",
+                ran.err
+            );
+        }
+        let would = repo.json(&["import", &old]).await.result(0);
+        let now = would["known"]["blocks"].as_u64().unwrap();
+        assert!(now > known && now < 300, "{now}, {known} before");
+        known = now;
+    }
+    repo.net.clear_faults();
+    let done = repo.json(&["import", &old, "--yes"]).await.result(0);
+    assert_eq!(done["known"]["blocks"], known);
+    assert_eq!(done["stored"]["blocks"], 300 - known);
+
+    // A pack is a CAR file, which another repo takes from a pipe.
+    let blob = repo
+        .net
+        .blobs()
+        .into_iter()
+        .max_by_key(|blob| blob.size)
+        .unwrap();
+    let pack = repo.net.content(&blob.blob_id).unwrap();
+    let other = Repo::sqlite().await;
+    other.open(json!({})).await.close().await.unwrap();
+    let mut command = program();
+    command.env("IPFS_PATH", other.dir.path());
+    command.args(["import", "-", "--yes", "--json"]);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let ran = tokio::task::spawn_blocking(move || {
+        use std::io::Write as _;
+        child.stdin.take().unwrap().write_all(&pack).unwrap();
+        child.wait_with_output()
+    });
+    let done = Ran::of(&ran.await.unwrap().unwrap()).result(0);
+    assert_eq!(
+        (&done["from"], &done["damaged"]["blocks"]),
+        (&json!("standard input"), &json!(0))
+    );
+    assert!(done["stored"]["blocks"].as_u64().unwrap() > 10, "{done}");
+    let node = repo.open(json!({})).await;
+    all_read(&node, &all).await;
+    node.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bench_without_stores_measures_the_rest() {
     let repo = Repo::postgres().await;

@@ -13,6 +13,7 @@ mod convert_repo;
 mod doctor;
 mod forget;
 mod forget_node;
+mod import;
 mod init;
 mod inspect;
 mod man;
@@ -37,6 +38,7 @@ pub enum Verb {
     ForgetNode(forget_node::Args),
     RebuildIndex(rebuild_index::Args),
     AdoptStaging(adopt_staging::Args),
+    Import(import::Args),
     Init(init::Args),
     ConvertRepo(convert_repo::Args),
     Doctor(doctor::Args),
@@ -60,6 +62,7 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::ForgetNode(_)) => "forget-node",
         Some(Verb::RebuildIndex(_)) => "rebuild-index",
         Some(Verb::AdoptStaging(_)) => "adopt-staging",
+        Some(Verb::Import(_)) => "import",
         Some(Verb::Init(_)) => "init",
         Some(Verb::ConvertRepo(_)) => "convert-repo",
         Some(Verb::Doctor(_)) => "doctor",
@@ -85,6 +88,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::ForgetNode(args)) => forget_node::run(args, context).await,
         Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
         Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
+        Some(Verb::Import(args)) => import::run(args, context).await,
         Some(Verb::Init(args)) => init::run(args, context).await,
         Some(Verb::ConvertRepo(args)) => convert_repo::run(args, context).await,
         Some(Verb::Doctor(args)) => doctor::run(args, context).await,

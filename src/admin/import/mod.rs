@@ -24,7 +24,11 @@
 //! | `target` | the datastore into which blocks are imported |
 //! | `reading` | which blocks the index lacks, and their bytes |
 //! | `packs` | packs and their uploads |
-//! | `files` | blocks of a flatfs |
+//! | `files` | blocks of a flatfs; `order` puts them in the order in which they are read |
+//! | `car` | blocks of CAR files |
+//! | `index` | blocks of another datastore of walrusds |
+//! | `frames` | blocks that a program in Go reads, for the other datastores of Kubo |
+//! | `kubo` | the datastore of the blocks of a Kubo repo |
 
 use std::pin::pin;
 
@@ -36,14 +40,23 @@ use crate::datastore::Inspection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::WalrusDatastore;
 
+mod car;
 mod files;
+mod frames;
+mod index;
+mod kubo;
 mod offer;
+mod order;
 mod packs;
 mod reading;
 mod report;
 mod target;
 
+pub use car::{CarBlocks, CarFile};
 pub use files::FlatfsBlocks;
+pub use frames::FramedBlocks;
+pub use index::IndexBlocks;
+pub use kubo::repo_blocks;
 pub use offer::{Content, Offer, Source};
 use packs::Packs;
 pub use report::{Named, Options, Progress, Report, Sum, Trouble};
@@ -80,11 +93,12 @@ pub async fn import(
 /// As [`import`].
 pub async fn look(
     target: &Inspection,
-    source: Box<dyn Source>,
+    mut source: Box<dyn Source>,
     options: &Options,
     on: &mut (dyn FnMut(&Progress) + Send),
     stop: &CancellationToken,
 ) -> Result<Report> {
+    source.look_only();
     run(Target::to_look(target), source, options, on, stop).await
 }
 

@@ -17,6 +17,10 @@ pub trait Source: Send {
     /// [`Content`].)
     fn next(&mut self) -> Result<Option<Offer>>;
 
+    /// Told before the first block if nothing will be stored: the order of the blocks does not
+    /// matter then.
+    fn look_only(&mut self) {}
+
     /// The bytes of all blocks, about, if that is known before they are read.
     fn total_bytes(&self) -> Option<u64> {
         None
