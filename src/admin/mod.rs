@@ -15,11 +15,13 @@
 //! | `finding` | what should an operator act on, and what is the cure? |
 //! | `time` | moments in JSON |
 //! | [`check`](mod@check) | does Walrus hold what the index says? |
+//! | [`export`](mod@export) | which blocks of the repo does a CAR file hold? |
 //! | [`doctor`](mod@doctor) | is everything as a node needs it? |
 //! | [`repair`](mod@repair) | which lost blocks have copies, and what becomes of the others? |
 
 pub mod check;
 pub mod doctor;
+pub mod export;
 mod finding;
 mod forecast;
 mod http;

@@ -9,6 +9,7 @@ mod adopt_staging;
 mod check;
 mod completions;
 mod doctor;
+mod export;
 mod forget;
 mod init;
 mod inspect;
@@ -31,6 +32,7 @@ pub enum Verb {
     Repack(repack::Args),
     Undelete(undelete::Args),
     Forget(forget::Args),
+    Export(export::Args),
     RebuildIndex(rebuild_index::Args),
     AdoptStaging(adopt_staging::Args),
     Init(init::Args),
@@ -51,6 +53,7 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::Repack(_)) => "repack",
         Some(Verb::Undelete(_)) => "undelete",
         Some(Verb::Forget(_)) => "forget",
+        Some(Verb::Export(_)) => "export",
         Some(Verb::RebuildIndex(_)) => "rebuild-index",
         Some(Verb::AdoptStaging(_)) => "adopt-staging",
         Some(Verb::Init(_)) => "init",
@@ -73,6 +76,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::Repack(args)) => repack::run(args, context).await,
         Some(Verb::Undelete(args)) => undelete::run(args, context).await,
         Some(Verb::Forget(args)) => forget::run(args, context).await,
+        Some(Verb::Export(args)) => export::run(args, context).await,
         Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
         Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
         Some(Verb::Init(args)) => init::run(args, context).await,
