@@ -24,6 +24,9 @@ at() { say "== $*"; }
 at "Kubo $new with walrusds built in"
 WALRUSDS_TEST_IPFS=$("$ROOT/scripts/kubo-build.sh" "$new")
 export WALRUSDS_TEST_IPFS
+# The operator's command, with the features of the whole workspace as below.
+[[ -x $LIB_DIR/walrusds ]] || (cd "$ROOT" && "${CARGO:-cargo}" build --release --locked --workspace --bin walrusds)
+export WALRUSDS_TEST_COMMAND=$LIB_DIR/walrusds
 names=()
 if [[ $which == built-in ]]; then
   for name in "${others[@]}"; do names+=(--skip "$name"); done

@@ -5,7 +5,7 @@ use ipld_core::codec::Links as _;
 use ipld_dagpb::DagPbCodec;
 use serde_ipld_dagcbor::codec::DagCborCodec;
 
-const RAW: u64 = 0x55;
+pub(super) const RAW: u64 = 0x55;
 pub(super) const DAG_PB: u64 = 0x70;
 const DAG_CBOR: u64 = 0x71;
 

@@ -20,12 +20,14 @@
 //! | [`check`](mod@check) | does Walrus hold what the index says? |
 //! | [`flatfs`] | which blocks has a repo with flatfs? |
 //! | [`import`](mod@import) | how do blocks of another datastore come here? |
+//! | [`export`](mod@export) | which blocks of the repo does a CAR file hold? |
 //! | [`doctor`](mod@doctor) | is everything as a node needs it? |
 //! | [`repair`](mod@repair) | which lost blocks have copies, and what becomes of the others? |
 
 pub mod bench;
 pub mod check;
 pub mod doctor;
+pub mod export;
 mod finding;
 pub mod flatfs;
 mod forecast;

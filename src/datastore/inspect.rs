@@ -1,6 +1,6 @@
 //! A datastore for inspection only.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -136,13 +136,13 @@ impl Inspection {
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
     pub(crate) async fn journaled(&self) -> Result<journal::Copies> {
-        let Some(journal) = &self.config.journal else {
-            return Ok(journal::Copies::default());
-        };
-        let dir = journal.path.clone();
-        let read = tokio::task::spawn_blocking(move || journal::Copies::of(&dir));
-        read.await
-            .map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?
+        journaled(self.journal_dir()).await
+    }
+
+    /// The directory of the journal, if one is configured.
+    pub(super) fn journal_dir(&self) -> Option<PathBuf> {
+        let journal = self.config.journal.as_ref();
+        journal.map(|journal| journal.path.clone())
     }
 
     /// The way of blocks to Walrus, as a node with this configuration has it.
@@ -167,4 +167,14 @@ impl Inspection {
     pub async fn close(&self) -> Result<()> {
         self.parts.index.close().await
     }
+}
+
+/// What the journal in this directory holds.
+pub(super) async fn journaled(dir: Option<PathBuf>) -> Result<journal::Copies> {
+    let Some(dir) = dir else {
+        return Ok(journal::Copies::default());
+    };
+    let read = tokio::task::spawn_blocking(move || journal::Copies::of(&dir));
+    read.await
+        .map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?
 }

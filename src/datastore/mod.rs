@@ -5,6 +5,7 @@
 //! | `open` | how a datastore is put together |
 //! | `inspect` | a datastore for inspection only |
 //! | `presence` | each node notes beside the index that it is there |
+//! | `blocks` | many blocks are read beside the nodes |
 //! | `write` | puts, deletes, batches |
 //! | `puts` | the values of a batch, and the checks that refuse some |
 //! | `writes` | the two ways of writing: directly, or through the journal |
@@ -43,6 +44,7 @@ use crate::read::{Reader, VerifyReads};
 use crate::upload::Uploader;
 use crate::walrus::BlobStore;
 
+mod blocks;
 mod copy;
 mod import;
 mod inspect;
@@ -59,6 +61,7 @@ mod write;
 mod writes;
 
 pub use crate::upload::Adopted;
+pub(crate) use blocks::Blocks;
 pub use copy::copy_index;
 pub use inspect::Inspection;
 pub use rebuild::{rebuild_index, RebuildFrom};

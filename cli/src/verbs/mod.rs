@@ -11,6 +11,7 @@ mod check;
 mod completions;
 mod convert_repo;
 mod doctor;
+mod export;
 mod forget;
 mod forget_node;
 mod import;
@@ -36,6 +37,7 @@ pub enum Verb {
     Undelete(undelete::Args),
     Forget(forget::Args),
     ForgetNode(forget_node::Args),
+    Export(export::Args),
     RebuildIndex(rebuild_index::Args),
     AdoptStaging(adopt_staging::Args),
     Import(import::Args),
@@ -60,6 +62,7 @@ pub fn name(verb: Option<&Verb>) -> &'static str {
         Some(Verb::Undelete(_)) => "undelete",
         Some(Verb::Forget(_)) => "forget",
         Some(Verb::ForgetNode(_)) => "forget-node",
+        Some(Verb::Export(_)) => "export",
         Some(Verb::RebuildIndex(_)) => "rebuild-index",
         Some(Verb::AdoptStaging(_)) => "adopt-staging",
         Some(Verb::Import(_)) => "import",
@@ -86,6 +89,7 @@ pub async fn run(verb: Option<Verb>, context: &Context, command: Command) -> Res
         Some(Verb::Undelete(args)) => undelete::run(args, context).await,
         Some(Verb::Forget(args)) => forget::run(args, context).await,
         Some(Verb::ForgetNode(args)) => forget_node::run(args, context).await,
+        Some(Verb::Export(args)) => export::run(args, context).await,
         Some(Verb::RebuildIndex(args)) => rebuild_index::run(args, context).await,
         Some(Verb::AdoptStaging(args)) => adopt_staging::run(args, context).await,
         Some(Verb::Import(args)) => import::run(args, context).await,

@@ -170,17 +170,45 @@ pub(super) fn lay_out<P: Parcel>(blocks: &[P]) -> Option<(Body, Layout)> {
     Some((body, Layout { places, len }))
 }
 
-/// What lies before the first section of a CARv1 of `data` bytes.
+/// What lies before the first section of a CARv1 of `data` bytes without roots.
 fn header(data: u64) -> Bytes {
     let mut out = BytesMut::new();
+    out.put_slice(&file_header(data, true));
+    out.put_slice(&DATA_HEADER);
+    out.freeze()
+}
+
+/// What lies before a CARv1 of `data` bytes that an index follows. `all`: it holds all sections.
+pub(crate) fn file_header(data: u64, all: bool) -> Bytes {
+    let mut out = BytesMut::new();
     out.put_slice(&PRAGMA);
-    out.put_u8(FULLY_INDEXED);
+    out.put_u8(if all { FULLY_INDEXED } else { 0 });
     out.put_bytes(0, 15);
     for number in [DATA_AT, data, DATA_AT + data] {
         out.put_u64_le(number);
     }
-    out.put_slice(&DATA_HEADER);
     out.freeze()
+}
+
+/// The index of a file that is written section by section.
+#[derive(Default)]
+pub(crate) struct Sections(Vec<Entry>);
+
+impl Sections {
+    /// Notes where the section of the block of this key begins in the CARv1. Returns false for a
+    /// key that no index can hold.
+    pub(crate) fn add(&mut self, key: &str, section: u64) -> bool {
+        let hash = KeyMultihash::of(key);
+        let entry = hash.map(|hash| Entry { hash, section });
+        let taken = entry.is_some();
+        self.0.extend(entry);
+        taken
+    }
+
+    /// The bytes of the index.
+    pub(crate) fn index(self) -> Bytes {
+        index(self.0)
+    }
 }
 
 fn index(mut entries: Vec<Entry>) -> Bytes {

@@ -3,6 +3,7 @@
 mod config;
 mod container;
 mod daemon;
+mod export;
 mod failures;
 mod install;
 mod peers;

@@ -1,0 +1,415 @@
+//! `export` as an operator runs it: what is in the CAR files, and what is left when blocks are
+//! missing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use bytes::Bytes;
+use cid::Cid;
+use serde_json::{json, Value};
+use testkit::mem::{key_of, noise};
+use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Op as Http, Options};
+use walrusds::{Config, Op, WalrusDatastore};
+
+mod schema;
+
+const RAW: u64 = 0x55;
+const DAG_PB: u64 = 0x70;
+
+/// A program's end.
+struct Ran {
+    code: i32,
+    out: Vec<u8>,
+    err: String,
+}
+
+impl Ran {
+    #[track_caller]
+    fn result(&self, code: i32) -> Value {
+        let out = String::from_utf8_lossy(&self.out);
+        assert_eq!(self.code, code, "{out}\n{}", self.err);
+        let json: Value = serde_json::from_slice(&self.out).expect(&out);
+        schema::saw(&json);
+        json["result"].clone()
+    }
+}
+
+struct Repo {
+    net: Devnet,
+    dir: tempfile::TempDir,
+    config: Config,
+}
+
+impl Repo {
+    /// A repo whose packs hold about ten blocks of 10,000 bytes.
+    async fn new() -> Repo {
+        let options = Options {
+            cheap_ids: true,
+            ..Options::default()
+        };
+        let net = Devnet::start(options).await.expect("local Walrus");
+        let dir = tempfile::tempdir().unwrap();
+        let url = net.url();
+        let mut spec = json!({
+            "publisherURL": url, "aggregatorURL": url, "indexPath": "index.sqlite", "maxRetries": 0,
+            "epochDurationSeconds": 86_400, "epochs": 5, "packTargetSizeBytes": 110_000,
+        });
+        let config = Config::from_json(&spec.to_string()).unwrap();
+        spec["type"] = json!("walrusds");
+        spec["mountpoint"] = json!("/blocks");
+        let kubo =
+            json!({"Identity": {}, "Datastore": {"Spec": {"type": "mount", "mounts": [spec]}}});
+        std::fs::write(dir.path().join("config"), kubo.to_string()).unwrap();
+        Repo { net, dir, config }
+    }
+
+    async fn put(&self, blocks: &[Block]) {
+        let node = WalrusDatastore::open(self.config.clone(), self.dir.path());
+        let node = node.await.unwrap();
+        for some in blocks.chunks(10) {
+            let puts = some
+                .iter()
+                .map(|b| Op::Put(key_of(&b.bytes), b.bytes.clone()));
+            node.commit(puts.collect()).await.unwrap();
+        }
+        node.close().await.unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        let output = Command::new(env!("CARGO_BIN_EXE_walrusds"))
+            .arg("export")
+            .args(args)
+            .env_clear()
+            .env("IPFS_PATH", self.dir.path())
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program");
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            out: output.stdout,
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// One of the blobs is gone.
+    fn lose_a_blob(&self) {
+        let blob = self.net.blobs()[0].blob_id;
+        let rule = FaultRule::new(FaultAction::NotFound)
+            .on(Http::READS)
+            .of(blob);
+        self.net.set_faults(FaultPlan::from(rule));
+    }
+}
+
+#[derive(Clone)]
+struct Block {
+    cid: Cid,
+    bytes: Bytes,
+}
+
+fn block(codec: u64, bytes: Bytes) -> Block {
+    let hash = data_encoding::BASE32_NOPAD
+        .decode(&key_of(&bytes).as_bytes()[1..])
+        .unwrap();
+    let hash = cid::multihash::Multihash::from_bytes(&hash).unwrap();
+    let cid = Cid::new_v1(codec, hash);
+    Block { cid, bytes }
+}
+
+fn leaf(seed: u64) -> Block {
+    block(RAW, noise(seed, 10_000))
+}
+
+/// A dag-pb node with links to these blocks.
+fn node(children: &[&Block]) -> Block {
+    let mut bytes = Vec::new();
+    for child in children {
+        let cid = child.cid.to_bytes();
+        bytes.extend([0x12, cid.len() as u8 + 2, 0x0a, cid.len() as u8]);
+        bytes.extend(cid);
+    }
+    bytes.extend([0x0a, 2, 8, 1]);
+    block(DAG_PB, bytes.into())
+}
+
+/// A DAG of three levels, depth first: one of its leaves is linked twice.
+fn dag() -> Vec<Block> {
+    let leaves: Vec<Block> = (0..40).map(leaf).collect();
+    let mut below = Vec::new();
+    let mut nodes = Vec::new();
+    for part in leaves.chunks(10) {
+        let mut links: Vec<&Block> = part.iter().collect();
+        links.push(&leaves[0]);
+        let node = node(&links);
+        below.push(node.clone());
+        below.extend_from_slice(part);
+        nodes.push(node);
+    }
+    let root = node(&nodes.iter().collect::<Vec<_>>());
+    [vec![root], below].concat()
+}
+
+fn varint(bytes: &mut &[u8]) -> u64 {
+    let mut value = 0;
+    for shift in (0..).step_by(7) {
+        let byte = bytes[0];
+        *bytes = &bytes[1..];
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    value
+}
+
+/// The roots (as CIDs) and sections of a CARv1, with the places of these; `None` if it is cut.
+#[allow(clippy::type_complexity)]
+fn car(whole: &[u8]) -> (Vec<u8>, Option<Vec<(usize, Cid, Bytes)>>) {
+    let mut rest = whole;
+    let len = varint(&mut rest) as usize;
+    let (header, mut rest) = rest.split_at(len);
+    let mut sections = Vec::new();
+    while !rest.is_empty() {
+        let at = whole.len() - rest.len();
+        let len = varint(&mut rest) as usize;
+        if rest.len() < len {
+            return (header.to_vec(), None);
+        }
+        let (mut section, after) = rest.split_at(len);
+        rest = after;
+        let cid = Cid::read_bytes(&mut section).unwrap();
+        let bytes = Bytes::copy_from_slice(section);
+        assert_eq!(block(cid.codec(), bytes.clone()).cid, cid);
+        sections.push((at, cid, bytes));
+    }
+    (header.to_vec(), Some(sections))
+}
+
+/// The header of a CARv1 with these roots, as DAG-CBOR has it.
+fn header(roots: &[Cid]) -> Vec<u8> {
+    let mut out = b"\xa2\x65roots".to_vec();
+    out.push(0x80 + roots.len() as u8);
+    for root in roots {
+        let bytes = root.to_bytes();
+        out.extend([0xd8, 42, 0x58, bytes.len() as u8 + 1, 0]);
+        out.extend(bytes);
+    }
+    out.extend(b"\x67version\x01");
+    out
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+    let mut names: Vec<String> = entries
+        .map(|entry| name(entry).to_string_lossy().into_owned())
+        .filter(|name| name.contains(".car"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dag_is_written_depth_first_and_each_block_once() {
+    let repo = Repo::new().await;
+    let dag = dag();
+    let other = leaf(1_000);
+    repo.put(&dag).await;
+    repo.put(&[other.clone()]).await;
+    let root = dag[0].cid.to_string();
+    let single = other.cid.to_string();
+    let result = repo
+        .run(&[&root, &single, "-o", "a.car", "--json"])
+        .result(0);
+    assert_eq!(result["complete"], true);
+    assert_eq!(result["blocks"], 46);
+    assert_eq!(result["files"], json!(["a.car"]));
+    let bytes = std::fs::read(repo.path("a.car")).unwrap();
+    assert_eq!(result["car_bytes"], bytes.len());
+    let (found, sections) = car(&bytes);
+    assert_eq!(found, header(&[dag[0].cid, other.cid]));
+    let order: Vec<Cid> = sections.unwrap().iter().map(|(_, cid, _)| *cid).collect();
+    let expected: Vec<Cid> = dag.iter().chain([&other]).map(|b| b.cid).collect();
+    assert_eq!(order, expected);
+
+    // Version 2: the same, with an index of the places of its sections.
+    let v2 = repo.run(&[&root, "-o", "b.car", "--car-version", "2"]);
+    assert_eq!(v2.code, 0, "{}", v2.err);
+    let bytes = std::fs::read(repo.path("b.car")).unwrap();
+    assert_eq!(&bytes[..11], b"\x0a\xa1\x67version\x02");
+    assert_eq!(bytes[11], 0x80, "the index holds all sections");
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let (data, len, index) = (number(27), number(35), number(43));
+    assert_eq!((data, index), (51, 51 + len));
+    let (_, sections) = car(&bytes[data..index]);
+    let places: BTreeMap<Vec<u8>, usize> = sections
+        .unwrap()
+        .iter()
+        .map(|(at, cid, _)| (cid.hash().digest().to_vec(), *at))
+        .collect();
+    assert_eq!(places.len(), dag.len());
+    let entries = &bytes[index + 2 + 4 + 8 + 4 + 4 + 8..];
+    let indexed: BTreeMap<Vec<u8>, usize> = entries
+        .chunks(40)
+        .map(|entry| {
+            let at = u64::from_le_bytes(entry[32..].try_into().unwrap());
+            (entry[..32].to_vec(), at as usize)
+        })
+        .collect();
+    assert_eq!(indexed, places);
+
+    // Standard output has the CAR and nothing else.
+    let piped = repo.run(&[&root, "-o", "-"]);
+    assert_eq!(piped.code, 0, "{}", piped.err);
+    assert_eq!(car(&piped.out).1.unwrap().len(), dag.len());
+    assert!(piped.err.contains("45, 392.5 KiB"), "{}", piped.err);
+    assert_eq!(names(repo.dir.path()), ["a.car", "b.car"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dag_with_missing_blocks_leaves_no_file_that_looks_whole() {
+    let repo = Repo::new().await;
+    let dag = dag();
+    // One leaf was never stored.
+    let lost = dag[30].cid;
+    let stored: Vec<Block> = dag.iter().filter(|b| b.cid != lost).cloned().collect();
+    repo.put(&stored).await;
+    let root = dag[0].cid.to_string();
+    let result = repo.run(&[&root, "-o", "a.car", "--json"]).result(3);
+    assert_eq!(result["complete"], false);
+    assert_eq!(result["missing_blocks"], json!([lost.to_string()]));
+    assert_eq!(result["files"], json!([]));
+    assert!(names(repo.dir.path()).is_empty());
+    let text = repo.run(&[&root, "-o", "a.car"]);
+    let out = String::from_utf8_lossy(&text.out).into_owned();
+    assert_eq!(text.code, 3);
+    for part in ["1 block is missing", &lost.to_string(), "No whole CAR"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    // A stream is cut, so that no importer takes it for a whole one.
+    let piped = repo.run(&[&root, "-o", "-"]);
+    assert_eq!(piped.code, 3);
+    assert_eq!(car(&piped.out).1.map(|sections| sections.len()), None);
+    // What is there can be had all the same.
+    let partial = repo
+        .run(&[&root, "-o", "a.car", "--partial", "--json"])
+        .result(3);
+    assert_eq!(
+        (&partial["complete"], &partial["blocks"]),
+        (&json!(false), &json!(44))
+    );
+    let (_, sections) = car(&std::fs::read(repo.path("a.car")).unwrap());
+    assert_eq!(sections.unwrap().len(), 44);
+    // A blob that is gone makes its blocks unreadable.
+    let rule = FaultRule::new(FaultAction::NotFound).on(Http::READS);
+    repo.net.set_faults(FaultPlan::from(rule));
+    let gone = repo.run(&[&root, "-o", "b.car", "--json"]).result(3);
+    assert_eq!(gone["unread"], 1, "{gone}");
+    assert_eq!(names(repo.dir.path()), ["a.car"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_written_into_bounded_files() {
+    let repo = Repo::new().await;
+    let blocks: Vec<Block> = (0..300)
+        .map(|seed| block(RAW, noise(seed, 10_000)))
+        .collect();
+    let nodes: Vec<Block> = blocks
+        .chunks(50)
+        .map(|part| node(&part.iter().collect::<Vec<_>>()))
+        .collect();
+    let all = [blocks, nodes].concat();
+    repo.put(&all).await;
+    let args = ["--all", "-o", "out", "--max-bytes", "1048576"];
+    let result = repo.run(&[&args[..], &["--json"]].concat()).result(0);
+    let files = result["files"].as_array().unwrap();
+    assert!(files.len() >= 3, "{result}");
+    assert_eq!(result["blocks"], all.len());
+    let read = || {
+        let mut found = BTreeMap::new();
+        for name in names(&repo.path("out")) {
+            let bytes = std::fs::read(repo.path("out").join(name)).unwrap();
+            let (roots, sections) = car(&bytes);
+            assert_eq!(roots, header(&[]));
+            let sections = sections.unwrap();
+            assert!(sections.iter().map(|(.., b)| b.len()).sum::<usize>() <= 1 << 20);
+            for (_, cid, bytes) in sections {
+                assert!(found.insert(cid, bytes).is_none(), "{cid} twice");
+            }
+        }
+        found
+    };
+    let expected: BTreeMap<Cid, Bytes> = all.iter().map(|b| (b.cid, b.bytes.clone())).collect();
+    assert!(read() == expected);
+    // The directory is whole; nothing is added to it.
+    let again = repo.run(&args);
+    assert_eq!(again.code, 2);
+    assert!(again.err.contains("holds a whole export"), "{}", again.err);
+
+    // As after an interruption: the list has one file, and the others are made anew.
+    let list = repo.path("out/walrusds-export.json");
+    let mut state: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    state["whole"] = json!(false);
+    state["files"].as_array_mut().unwrap().truncate(1);
+    std::fs::write(&list, state.to_string()).unwrap();
+    for name in &names(&repo.path("out"))[1..] {
+        std::fs::remove_file(repo.path("out").join(name)).unwrap();
+    }
+    let first = std::fs::metadata(repo.path("out/000001.car")).unwrap();
+    let resumed = repo.run(&[&args[..], &["--json"]].concat()).result(0);
+    assert_eq!(resumed["blocks"], all.len());
+    assert!(read() == expected);
+    let now = std::fs::metadata(repo.path("out/000001.car")).unwrap();
+    assert_eq!(now.modified().unwrap(), first.modified().unwrap());
+
+    // A blob that is gone: all others are there, and its blocks are named.
+    repo.lose_a_blob();
+    let lossy = repo.run(&["--all", "-o", "lossy", "--json"]).result(3);
+    let unread = lossy["unread"].as_u64().unwrap();
+    assert!(unread > 0);
+    assert_eq!(lossy["blocks"].as_u64().unwrap() + unread, all.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_arguments_are_refused_before_anything_is_written() {
+    let repo = Repo::new().await;
+    repo.put(&[leaf(1)]).await;
+    let cid = leaf(1).cid.to_string();
+    let key = key_of(&leaf(1).bytes);
+    std::fs::write(repo.path("there.car"), b"x").unwrap();
+    for (args, part) in [
+        (vec![&*cid, "-o", "there.car"], "of this name already"),
+        (vec![&*cid, "-o", "-", "--json"], "--json and the CAR"),
+        (
+            vec![&*cid, "-o", "-", "--car-version", "2"],
+            "version 2 cannot",
+        ),
+        (vec![&*key, "-o", "k.car"], "is no CID"),
+        (vec!["--all", "-o", "-"], "name a directory"),
+        (
+            vec!["--all", "-o", "d", "--max-bytes", "5"],
+            "at least 1048576",
+        ),
+        (vec!["--all", &*cid, "-o", "d"], "cannot be used with"),
+        (vec!["-o", "d"], "required"),
+    ] {
+        let ran = repo.run(&args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
+        assert!(ran.err.contains(part), "{part}: {}", ran.err);
+    }
+    assert_eq!(std::fs::read(repo.path("there.car")).unwrap(), b"x");
+    let nowhere = repo.run(&[&cid, "-o", "no/such/dir.car"]);
+    assert_eq!(nowhere.code, 1, "{}", nowhere.err);
+    assert!(
+        nowhere.err.contains("dir.car.incomplete"),
+        "{}",
+        nowhere.err
+    );
+    assert_eq!(names(repo.dir.path()), ["there.car"]);
+}
