@@ -3,13 +3,18 @@
 # Usage: scripts/index-scale.sh   (make index-scale)
 #   ROWS="1000000 5000000 20000000"  the sizes at which it measures, in growing order
 #   PARTITIONS="0 16"                the tables, one after another; 0 = one table without partitions
+#   BULK=1                           rows are loaded without indexes, which are built then as full as
+#                                    random writes leave them (FILLFACTOR=70). For sizes at which rows
+#                                    written one after another take hours. As many rows are loaded as
+#                                    the disk has room for; the table names the number.
+#   CHURN=10                         at the end one row in so many is deleted and written again
 #   SECONDS_EACH=10                  time for each of the short calls
 #   KEEP_FREE_GB=25                  it stops rather than leave less room on the disk
 #   SHARED_BUFFERS=1GB  DIR=...      the server's memory, and a directory for its files
 #   INDEX_URL=postgres://...         a server that runs already, instead of one of its own: the
 #                                    script makes and drops the table index_scale there
 # The rows are made inside the database, in the random order of their keys, with all indexes in
-# place, as nodes write them: 256 blocks of 256 KiB in a blob. The calls are the statements of the
+# place (but for BULK), as nodes write them: 256 blocks of 256 KiB in a blob. The calls are the statements of the
 # engine, sent by pgbench over the Unix socket. It prints a table in Markdown.
 source "$(dirname "$0")/common.sh"
 source "$ROOT/scripts/postgres.sh"
@@ -18,8 +23,13 @@ rows=${ROWS:-1000000 5000000 20000000}
 partitions=${PARTITIONS:-0 16}
 each=${SECONDS_EACH:-10}
 keep_free=${KEEP_FREE_GB:-25}
+bulk=${BULK:-}
+churned_part=${CHURN:-10}
 # What a row takes while the table grows, log of writes included (bytes).
 row_bytes=500
+# With BULK: what a row takes in the table, and while its indexes are built (sorting included).
+heap_bytes=200
+build_bytes=210
 table=index_scale
 for program in psql pgbench; do
   command -v "$program" >/dev/null || die "$program is missing: apt-get install postgresql-client postgresql-contrib"
@@ -38,7 +48,7 @@ else
   start_postgres "$dir/pg"
   url="host=$dir/pg port=$(sed -E 's#.*:([0-9]+)/.*#\1#' <<<"$PG_URL") user=postgres dbname=postgres"
   for setting in "shared_buffers='${SHARED_BUFFERS:-1GB}'" "wal_level=minimal" "max_wal_senders=0" "max_wal_size='2GB'" \
-    "checkpoint_timeout='10min'" "maintenance_work_mem='256MB'" "autovacuum=off" "max_parallel_maintenance_workers=0"; do
+    "checkpoint_timeout='10min'" "maintenance_work_mem='${MAINTENANCE_WORK_MEM:-256MB}'" "autovacuum=off" "max_parallel_maintenance_workers=0"; do
     psql -qX "$url" -c "ALTER SYSTEM SET $setting"
   done
   stop_postgres
@@ -56,34 +66,57 @@ timed() {
   awk "BEGIN { printf \"%.2f\", $to - $from }"
 }
 
-check_room() { # check_room ROWS: whether that many more rows leave enough room.
-  local free need
-  free=$(($(df --output=avail -B1 "$dir" | tail -1) >> 20))
-  need=$((($1 * row_bytes >> 20) + (keep_free << 10)))
-  ((free >= need)) || die "$1 more rows need about $(($1 * row_bytes >> 30)) GiB, and $keep_free GiB are to stay free (KEEP_FREE_GB): only $((free >> 10)) GiB are free"
+has_room() { # has_room BYTES: whether so many more bytes leave enough room.
+  local free
+  free=$(($(df --output=avail -B1 "$dir" | tail -1)))
+  ((free >= $1 + (keep_free << 30)))
 }
 
-key="'/CIQ' || upper(left(encode(sha256(convert_to(n::text, 'UTF8')), 'hex'), 52))"
+check_room() { # check_room ROWS: the same for so many more rows.
+  has_room $(($1 * row_bytes)) ||
+    die "$1 more rows need about $(($1 * row_bytes >> 30)) GiB, and $keep_free GiB are to stay free (KEEP_FREE_GB)"
+}
+
+key="'/CIQ' || upper(left(encode(sha256(convert_to(n::text, 'UTF8')), 'hex'), 52) COLLATE \"C\")"
+blob="left(translate(encode(sha256(convert_to(blob::text, 'UTF8')), 'base64'), '+/=', '-_'), 43)"
 make_table() { # make_table PARTITIONS
   local by='' n
   ((${1} == 0)) || by='PARTITION BY HASH (key)'
   sql "SET client_min_messages = error; DROP TABLE IF EXISTS $table;
     CREATE OR REPLACE FUNCTION index_scale_key(n bigint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS \$\$ SELECT $key \$\$;
     CREATE TABLE $table (
-      key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL,
+      key TEXT COLLATE \"C\" NOT NULL, blob_id TEXT NOT NULL, blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL,
       deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ,
       created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now()) $by"
   for ((n = 0; n < $1; n++)); do
     sql "CREATE TABLE ${table}_$n PARTITION OF $table FOR VALUES WITH (MODULUS $1, REMAINDER $n)"
   done
-  sql "CREATE INDEX ON $table (blob_id)"
+  [[ -n $bulk ]] || make_indexes
+}
+
+make_indexes() { # in BULK, the random order of the keys leaves the leaves of their index as full as here.
+  local full=''
+  [[ -z $bulk ]] || full="WITH (fillfactor = ${FILLFACTOR:-70})"
+  guarded "ALTER TABLE $table ADD CONSTRAINT ${table}_key PRIMARY KEY (key) $full"
+  guarded "CREATE INDEX ${table}_blob ON $table (blob_id)"
+}
+
+# guarded SQL: runs it, and breaks it off when too little room is left on the disk.
+guarded() {
+  local pid
+  PGAPPNAME=index-scale-guarded psql -qXAt -v ON_ERROR_STOP=1 "$url" -c "$1" >/dev/null &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    has_room 0 || sql "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'index-scale-guarded'" >/dev/null
+    sleep 1
+  done
+  wait "$pid" || die "broken off, or failed: $1 (KEEP_FREE_GB=$keep_free)"
 }
 
 # rows_sql FROM TO: the statement that writes the rows of these numbers, as the engine's upsert does.
 rows_sql() {
   printf '%s' "INSERT INTO $table AS t (key, blob_id, blob_offset, size, end_epoch, expires_at)
-    SELECT $key, left(translate(encode(sha256(convert_to((n / 256)::text, 'UTF8')), 'base64'), '+/=', '-_'), 43),
-           n % 256 * 262144, 262144, 60, now() + interval '1 year'
+    SELECT $key, ${blob//blob::/(n / 256)::}, n % 256 * 262144, 262144, 60, now() + interval '1 year'
     FROM generate_series($1::bigint, $2::bigint) AS n
     ON CONFLICT (key) DO UPDATE SET blob_id = EXCLUDED.blob_id, blob_offset = EXCLUDED.blob_offset, size = EXCLUDED.size,
       end_epoch = EXCLUDED.end_epoch, expires_at = EXCLUDED.expires_at, updated_at = EXCLUDED.updated_at"
@@ -96,6 +129,25 @@ grow() { # grow FROM TO: in steps, to look at the disk in between.
     check_room $((to - at))
     sql "$(rows_sql "$at" "$((to - 1))")"
   done
+}
+
+# load FROM TO: the same rows without indexes; then the indexes. Sets `reached`: less than TO where
+# the disk has no room for more.
+load() {
+  local step=$((4000 * 256)) to
+  sql "SET client_min_messages = error; ALTER TABLE $table DROP CONSTRAINT IF EXISTS ${table}_key; DROP INDEX IF EXISTS ${table}_blob"
+  for ((reached = $1; reached < $2; reached = to)); do
+    to=$((reached + step < $2 ? reached + step : $2))
+    has_room $(((to - reached) * heap_bytes + to * build_bytes)) || break
+    sql "INSERT INTO $table (key, blob_id, blob_offset, size, end_epoch, expires_at)
+      SELECT $key, id, n % 256 * 262144, 262144, 60, now() + interval '1 year'
+      FROM (SELECT blob, $blob AS id FROM generate_series($reached::bigint / 256, $to::bigint / 256) AS blob OFFSET 0) AS blobs,
+        LATERAL generate_series(greatest(blob * 256, $reached), least(blob * 256 + 255, $to - 1)) AS n"
+  done
+  ((reached > $1)) || die "no room for more than $1 rows beside $keep_free GiB that are to stay free (KEEP_FREE_GB)"
+  sql CHECKPOINT
+  say "$(date +%T) $reached rows are loaded, their indexes come next"
+  make_indexes
 }
 
 # bench COUNT CLIENTS SCRIPT: mean latency (ms) of a statement on a table of COUNT rows.
@@ -153,18 +205,18 @@ measure() { # measure PARTITIONS COUNT SECONDS_TO_GROW GROWN
   echo "$line"
 }
 
-# What a vacuum gives back: a tenth of the rows is deleted, vacuumed, and written again.
+# What a vacuum gives back: one row in so many is deleted, vacuumed, and written again.
 churn() { # churn PARTITIONS COUNT
-  local name='one table' before deleted vacuum after again count=$2
+  local name='one table' before deleted vacuum after written again count=$2
   (($1 == 0)) || name="$1 partitions"
   sql "VACUUM $table" # after the rows of the last measurement
   before=$(size_of pg_total_relation_size)
-  deleted=$(timed "DELETE FROM $table WHERE key = ANY(ARRAY(SELECT index_scale_key(i * 10) FROM generate_series(0, $count / 10 - 1) AS i))")
+  deleted=$(timed "DELETE FROM $table WHERE key = ANY(ARRAY(SELECT index_scale_key(i * $churned_part) FROM generate_series(0, $count / $churned_part - 1) AS i))")
   vacuum=$(timed "VACUUM $table")
   after=$(size_of pg_total_relation_size)
-  timed "$(rows_sql "$count" $((count + count / 10 - 1)))" >/dev/null
+  written=$(timed "$(rows_sql "$count" $((count + count / churned_part - 1)))")
   again=$(size_of pg_total_relation_size)
-  echo "| $name | $deleted | $vacuum | $(awk "BEGIN { printf \"%.3f | %.3f\", $after / $before, $again / $before }") |"
+  echo "| $name, $((count / 1000000)).$((count / 100000 % 10)) million | $((count / churned_part)) | $deleted | $vacuum | $written | $(awk "BEGIN { printf \"%.3f | %.3f\", $after / $before, $again / $before }") |"
 }
 
 results="$dir/results" churned="$dir/churned"
@@ -177,10 +229,16 @@ for parts in $partitions; do
     ((count > at)) || die "ROWS=\"$rows\": the sizes must grow"
     say "$(date +%T) $parts partitions, $count rows"
     from=$(date +%s.%N)
-    grow "$at" "$count"
+    if [[ -n $bulk ]]; then
+      load "$at" "$count"
+    else
+      grow "$at" "$count"
+      reached=$count
+    fi
     seconds=$(awk "BEGIN { print $(date +%s.%N) - $from }")
-    measure "$parts" "$count" "$seconds" $((count - at)) | tee -a "$results" >&2
-    at=$count
+    measure "$parts" "$reached" "$seconds" $((reached - at)) | tee -a "$results" >&2
+    at=$reached
+    ((reached == count)) || break
   done
   churn "$parts" "$at" | tee -a "$churned" >&2
   sql "DROP TABLE $table"
@@ -190,13 +248,13 @@ sql "DROP FUNCTION index_scale_key(bigint)"
 cat <<END
 PostgreSQL $(sql 'SHOW server_version'), shared_buffers $(sql 'SHOW shared_buffers'), $(nproc) processors, $(date -u +%F)
 
-| table | million rows | rows/s while it grows | bytes per row (indexes) | VACUUM ANALYZE (s) | known key (ms) | unknown key (ms) | 100 keys (ms) | page of 64 (ms) | page of 8,192 (ms) | new rows/s, 5,000 at once | deletions/s, 100 at once |
+| table | million rows | rows/s while it grows${bulk:+ (loaded without indexes, which were built then)} | bytes per row (indexes) | VACUUM ANALYZE (s) | known key (ms) | unknown key (ms) | 100 keys (ms) | page of 64 (ms) | page of 8,192 (ms) | new rows/s, 5,000 at once | deletions/s, 100 at once |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 $(cat "$results")
 
-A tenth of the rows deleted, vacuumed, and as many new ones written:
+One row in $churned_part deleted, vacuumed, and as many new ones written:
 
-| table | delete (s) | VACUUM (s) | size after it | size when as many rows were written |
-|---|---|---|---|---|
+| table | rows | delete (s) | VACUUM (s) | write (s) | size after the vacuum | size when as many rows were written |
+|---|---|---|---|---|---|---|
 $(cat "$churned")
 END

@@ -15,6 +15,7 @@ start_postgres() {
   local port
   for port in $(shuf -i 20000-60000 -n 20); do
     [[ -d $dir/data ]] || "${as[@]}" "$bin/initdb" -D "$dir/data" -U postgres --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync >/dev/null
+    : >"$dir/log" # an earlier server's line must not count
     "${as[@]}" "$bin/postgres" -D "$dir/data" -k "$dir" -h 127.0.0.1 -p "$port" >"$dir/log" 2>&1 &
     PG_PID=$!
     local i

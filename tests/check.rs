@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use data_encoding::BASE32_NOPAD;
+use testkit::flatfs;
 use testkit::hostile::{answer, Act, Hostile};
 use testkit::mem::{key_of, noise};
 use testkit::postgres::{blocking, Postgres};
@@ -543,20 +544,6 @@ async fn blocks_in_the_cache_are_stored_again() {
     from_cache(Repo::postgres().await.0).await;
 }
 
-/// Writes blocks as Kubo's flatfs does.
-fn flatfs(dir: &Path, blocks: &BTreeMap<String, Bytes>) {
-    let blocks_dir = dir.join("blocks");
-    std::fs::create_dir_all(&blocks_dir).unwrap();
-    let shard = "/repo/flatfs/shard/v1/next-to-last/2\n";
-    std::fs::write(blocks_dir.join("SHARDING"), shard).unwrap();
-    for (key, value) in blocks {
-        let name = key.trim_start_matches('/');
-        let inside = blocks_dir.join(&name[name.len() - 3..name.len() - 1]);
-        std::fs::create_dir_all(&inside).unwrap();
-        std::fs::write(inside.join(format!("{name}.data")), value).unwrap();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn blocks_of_another_repo_and_of_a_gateway_are_stored_again() {
     let mut repo = Repo::new().await;
@@ -575,7 +562,7 @@ async fn blocks_of_another_repo_and_of_a_gateway_are_stored_again() {
     let other = tempfile::tempdir().unwrap();
     let mut there = of(&blobs[0].1);
     *there.values_mut().next().unwrap() = Bytes::from_static(b"other");
-    flatfs(other.path(), &there);
+    flatfs::write(other.path(), &there);
     let served = repo.blocks.clone();
     let gateway = Hostile::start(move |seen| {
         let cid = seen.target.trim_start_matches("/ipfs/b").split('?').next();
@@ -624,7 +611,7 @@ async fn a_repair_whose_pack_is_refused_is_begun_anew() {
     faults.rules.push(refused.on(Http::WRITES));
     repo.net.set_faults(faults);
     let other = tempfile::tempdir().unwrap();
-    flatfs(other.path(), &repo.blocks);
+    flatfs::write(other.path(), &repo.blocks);
     let from = vec![CopyFrom::parse(other.path().to_str().unwrap())];
     let by = mending(Data::Probe).with_apply(true).with_from(from);
     let stop = CancellationToken::new();
@@ -643,7 +630,7 @@ async fn nothing_is_stored_again_for_an_index_that_takes_no_writes() {
     let rule = FaultRule::new(FaultAction::NotFound).on(Http::READS);
     repo.net.set_faults(FaultPlan::from(rule));
     let other = tempfile::tempdir().unwrap();
-    flatfs(other.path(), &repo.blocks);
+    flatfs::write(other.path(), &repo.blocks);
     let read_only = format!("ALTER DATABASE {database} SET default_transaction_read_only = on");
     blocking(|| Postgres::shared().execute(&database, &read_only));
     let stored = repo.net.blobs().len();

@@ -78,6 +78,45 @@ async fn postgres(url: &str) -> PostgresIndex {
     PostgresIndex::open(options).await.unwrap()
 }
 
+/// A blob is forgotten and stored anew between two passes, for less time and less money. The copy
+/// follows, although neither an end nor a price ever falls otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_stored_anew_with_an_earlier_end_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = sqlite(&dir.path().join("i.sqlite")).await;
+    fill(&from).await;
+    let pg = Postgres::shared();
+    let first = postgres(&pg.url(&pg.database())).await;
+    let second = sqlite(&dir.path().join("second.sqlite")).await;
+    let copies: [&dyn Index; 2] = [&first, &second];
+    for to in copies {
+        copy(&from, to, Copying::Beside, &mut go_on).await.unwrap();
+    }
+    let rows: Vec<KeyRecord> = (3 * IN_A_BLOB..4 * IN_A_BLOB).map(row).collect();
+    let keys: Vec<String> = rows.iter().map(|row| row.key.clone()).collect();
+    let mut anew = entry(3);
+    let id = [anew.blob_id.clone()];
+    from.delete_many(&keys).await.unwrap();
+    from.set_state(&id, BlobState::Released).await.unwrap();
+    assert_eq!(from.forget_blobs(&id).await.unwrap(), 1);
+    anew.object_id = format!("0x{:064x}", 99);
+    (anew.end_epoch, anew.expires_at, anew.cost) =
+        (30, Some(end(0) - Duration::from_secs(1_000)), 7);
+    let anew_rows = rows.into_iter().map(|mut row| {
+        row.record.end_epoch = anew.end_epoch;
+        row.record.expires_at = anew.expires_at;
+        row
+    });
+    let anew_rows: Vec<KeyRecord> = anew_rows.collect();
+    from.place(&anew, &anew_rows).await.unwrap();
+    for to in copies {
+        let report = copy(&from, to, Copying::Finish, &mut go_on).await.unwrap();
+        assert!(report.finished && report.passes == 2, "{report:?}");
+        same(&from, to).await;
+    }
+    first.close().await.unwrap();
+}
+
 /// All rows and entries of an index.
 async fn contents(index: &dyn Index) -> (Vec<(String, Record)>, Vec<Blob>) {
     let keys = index.list(&KeyRange::ALL, 0, 100_000).await.unwrap();

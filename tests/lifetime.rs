@@ -495,6 +495,40 @@ async fn data_that_will_lapse_is_told_of() {
     ds.close().await.unwrap();
 }
 
+/// However many blobs have ended before: the next one that is about to end is told of, and all of
+/// them are counted.
+#[tokio::test(start_paused = true)]
+async fn many_blobs_that_have_ended_do_not_hide_one_that_is_about_to() {
+    const BLOBS: u64 = 1024 + 6;
+    const EPOCH: Duration = Duration::from_secs(12 * 3600);
+    let store = Arc::new(EpochStore::start(EPOCH));
+    let clock = Arc::new(TokioClock::start());
+    let index = Arc::new(MemIndex::default());
+    let config = config(r#""epochs":3,"epochDurationSeconds":43200,"packTargetSizeBytes":100,"#);
+    let ds = WalrusDatastore::with_parts(&config, index, store, clock).unwrap();
+    let puts = (0..BLOBS)
+        .map(|n| noise(n, 100))
+        .map(|block| Op::Put(key_of(&block), block));
+    ds.commit(puts.collect()).await.unwrap();
+    assert_eq!(metric(&ds, "packs_stored"), BLOBS);
+    tokio::time::sleep(EPOCH * 5 / 2).await;
+    let said = log(&ds).pop().expect("a line");
+    assert!(said.contains("1030 blobs end soon"), "{said}");
+    // A store in epoch 4 tells that they have ended.
+    tokio::time::sleep(EPOCH).await;
+    let late = noise(BLOBS, 100);
+    ds.put(&key_of(&late), late).await.unwrap();
+    log(&ds);
+    tokio::time::sleep(EPOCH * 5 / 2).await;
+    let said = log(&ds).pop().expect("a line");
+    assert!(said.contains("1 blob ends soon"), "{said}");
+    assert!(
+        said.contains("the storage of 1030 blobs has ended"),
+        "{said}"
+    );
+    ds.close().await.unwrap();
+}
+
 /// A node that cannot know when its data ends, or renews nothing, says so at every start.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_a_node_from_renewing_is_told_at_every_start() {

@@ -8,11 +8,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use testkit::eventually;
+use testkit::flatfs;
 use testkit::mem::{key_of, noise, Parts};
 use testkit::postgres::{Postgres, GO_TABLE};
+use tokio_util::sync::CancellationToken;
 use walrus_devnet::{
     read_quilt, BlobId, Devnet, FaultAction, FaultRule, Geometry, Op as Request, Options as Walrus,
 };
+use walrusds::admin::check::{Cursor, Data, Options as CheckOptions};
+use walrusds::admin::repair::{repair, CopyFrom, Fate, Options as RepairOptions};
+use walrusds::datastore::Inspection;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
 use walrusds::log::Level;
@@ -574,6 +579,68 @@ async fn a_full_pack_is_cut_for_a_quilt() {
         assert_eq!(net.blobs().len(), 3, "journal {journal}");
         repo.reads(&blocks).await;
     }
+}
+
+/// A repair that has more blocks than a pack takes cuts it, too, so that they are quilts again.
+#[tokio::test(flavor = "multi_thread")]
+async fn repaired_packs_are_cut_for_quilts() {
+    let net = walrus().await;
+    let repo = Repo::new(&net).with("packTargetSizeBytes", 706_000);
+    let blocks = of_one_size(0..99);
+    let ds = repo.open().await;
+    ds.commit(puts(&blocks)).await.unwrap();
+    ds.close().await.unwrap();
+    for blob in net.blobs() {
+        assert!(net.delete_blob(&blob.blob_id));
+    }
+    let other = tempfile::tempdir().unwrap();
+    flatfs::write(other.path(), blocks.iter().map(|(key, value)| (key, value)));
+    let from = vec![CopyFrom::parse(other.path().to_str().unwrap())];
+    for apply in [false, true] {
+        let check = CheckOptions::default().with_from(Cursor::new(Data::Probe));
+        let options = RepairOptions::default()
+            .with_check(check)
+            .with_apply(apply)
+            .with_from(from.clone());
+        let (config, dir, stop) = (repo.config(), repo.dir.path(), CancellationToken::new());
+        let repaired = repair(config, dir, &options, &mut |_| {}, &stop).await;
+        let repaired = repaired.unwrap();
+        assert_eq!(repaired.of(Fate::StoredAgain).blocks, 99);
+        assert_eq!(repaired.packs, 3, "applied: {apply}");
+    }
+    let rows = repo.rows(&blocks).await;
+    assert!(rows.iter().all(|(_, entry)| entry.format == "quilt"));
+    repo.reads(&blocks).await;
+}
+
+/// Small blocks leave most of their columns empty. A quilt of them wastes nothing all the same, as
+/// long as none of them is deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_quilt_that_is_full_is_not_wasteful() {
+    let net = walrus().await;
+    let repo = Repo::new(&net);
+    let blocks = named((0..50).map(|seed| noise(seed, 100)));
+    let ds = repo.open().await;
+    ds.commit(puts(&blocks)).await.unwrap();
+    let (_, entry) = repo.rows(&blocks).await.remove(0);
+    assert_eq!(entry.format, "quilt");
+    assert!(entry.size > 10 * 50 * 100, "{}", entry.size);
+    let index = repo.index().await;
+    index.count("", 10).await.unwrap();
+    index.close().await.unwrap();
+    let inspection = Inspection::open(repo.config(), repo.dir.path());
+    let inspection = inspection.await.unwrap();
+    assert_eq!(inspection.sparse(50).await.unwrap().blobs, []);
+    let status = walrusds::admin::status(&inspection).await.unwrap();
+    let judged = (status.ledger.waste_bytes, status.ledger.waste_percent);
+    assert_eq!(judged, (0, None));
+    for (key, _) in &blocks[5..] {
+        ds.delete(key).await.unwrap();
+    }
+    let sparse = inspection.sparse(50).await.unwrap();
+    assert_eq!((sparse.blobs.len(), sparse.live_blocks), (1, 5));
+    inspection.close().await.unwrap();
+    ds.close().await.unwrap();
 }
 
 /// The blocks are stored in another format, once and for the next packs too, and an operator is

@@ -52,6 +52,10 @@ struct Odd {
     second: AtomicBool,
     /// That byte is another one each time.
     random: AtomicBool,
+    /// So many whole reads fail, since the answers are wrong.
+    wrong: AtomicU64,
+    /// An aggregator that gives the right bytes does not answer at such a read.
+    away: AtomicBool,
     /// Every read is answered with 404.
     missing: AtomicBool,
     /// Stores are refused.
@@ -102,6 +106,13 @@ impl BlobStore for Odd {
 
     async fn read(&self, blob_id: &str, check: Check<'_>) -> Result<Bytes> {
         self.found()?;
+        let less = |left: u64| left.checked_sub(1);
+        if self.wrong.fetch_update(SeqCst, SeqCst, less).is_ok() {
+            return Err(match self.away.load(SeqCst) {
+                true => Error::retryable(ErrorKind::Corrupt, "wrong bytes; and one is down"),
+                false => Error::new(ErrorKind::Corrupt, "wrong bytes"),
+            });
+        }
         if !self.append.load(SeqCst) {
             return self.inner().read(blob_id, check).await;
         }
@@ -158,6 +169,12 @@ fn blocks(count: u64) -> Vec<Op> {
 async fn is_there(ds: &WalrusDatastore, n: u64) -> bool {
     let block = noise(n, 1000);
     matches!(ds.get(&key_of(&block)).await, Ok(Some(got)) if got == block)
+}
+
+fn metric(ds: &WalrusDatastore, name: &str) -> u64 {
+    let metrics = ds.metrics();
+    let found = metrics.iter().find(|(known, _)| *known == name);
+    found.unwrap().1
 }
 
 fn errors(ds: &WalrusDatastore) -> Vec<String> {
@@ -289,6 +306,28 @@ async fn right_bytes_of_another_aggregator_are_preferred() {
     assert!(is_there(&ds, 0).await);
     assert_eq!(errors(&ds), Vec::<String>::new());
     ds.close().await.unwrap();
+}
+
+/// Blocks are carried over, which is paid for, only if no aggregator gives their blob: not after one
+/// wrong answer, and not while an aggregator is down that may have the right bytes.
+#[tokio::test(start_paused = true)]
+async fn one_lying_aggregator_does_not_have_blocks_carried_over() {
+    const FOR_EVER: u64 = u64::MAX;
+    for (wrong, away, carried) in [(1, false, 0), (3, true, 0), (FOR_EVER, false, 1)] {
+        let store = Odd::start(EPOCH);
+        let index = Arc::new(MemIndex::default());
+        let ds = open(&index, &store, Arc::new(TokioClock::start()), RENEWING);
+        ds.commit(blocks(3)).await.unwrap();
+        // The same blocks would make the same blob again.
+        ds.delete(&key_of(&noise(2, 1000))).await.unwrap();
+        store.wrong.store(wrong, SeqCst);
+        store.away.store(away, SeqCst);
+        tokio::time::sleep(10 * EPOCH).await;
+        let repacked = metric(&ds, "blobs_repacked").min(1);
+        assert_eq!(repacked, carried, "{wrong} wrong answers, away: {away}");
+        assert!(metric(&ds, "renewals_failed") > 0 && is_there(&ds, 0).await);
+        ds.close().await.unwrap();
+    }
 }
 
 /// Processes that end before an interval has passed renew all the same.
@@ -717,9 +756,7 @@ async fn due_and_slow(parts: &Parts, faults: &Arc<Faults>) -> WalrusDatastore {
 }
 
 fn renewals(ds: &WalrusDatastore) -> u64 {
-    let metrics = ds.metrics();
-    let renewals = metrics.iter().find(|(name, _)| *name == "renewals");
-    renewals.unwrap().1
+    metric(ds, "renewals")
 }
 
 /// The index fails once while a blob travels, and the lease lasts for minutes yet: the upload in

@@ -123,6 +123,13 @@ impl Context {
         }
     }
 
+    /// What a look at the index had to say, on standard error.
+    pub fn notes(&self, inspection: &Inspection) {
+        while let Some(line) = inspection.next_log_line() {
+            self.note(format!("{}: {}", line.level.as_str(), line.message));
+        }
+    }
+
     /// A display of long work: a bar on a terminal, plain lines otherwise.
     pub fn progress(&self, what: &str, unit: Unit) -> Progress {
         let terminal = std::io::stderr().is_terminal();

@@ -562,6 +562,12 @@ async fn a_dag_is_forgotten_but_for_what_pins_need() {
     .await;
     assert!(!node.has(&leaves[1].0).await.unwrap() && !node.has(&mine.0).await.unwrap());
 
+    // The root is gone, so what lies below it is not found.
+    for args in [&args[..], &yes[..]] {
+        let again = repo.json(args).await.result(3);
+        assert_eq!(again["complete"], false);
+    }
+
     // A pin of which a part is missing may need anything.
     node.delete(&leaves[5].0).await.unwrap();
     node.close().await.unwrap();
@@ -650,6 +656,18 @@ async fn a_lost_index_is_filled_again() {
         !repo.dir.path().join("index.sqlite").exists(),
         "nothing was made"
     );
+    // What is there and cannot be opened is no index that is missing.
+    repo.file(
+        "other.sqlite",
+        "this is no database, and longer than the head of one",
+    );
+    for place in [".", "other.sqlite"] {
+        let place = format!("indexPath={place}");
+        let args = ["rebuild-index", &list, "--set", &place];
+        let refused = repo.run(&args).await;
+        assert_eq!(refused.code, 1, "{place}: {}", refused.out);
+        assert!(refused.err.contains("indexPath"), "{}", refused.err);
+    }
     let result = repo
         .json(&["rebuild-index", &list, "--yes"])
         .await

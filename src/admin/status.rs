@@ -89,9 +89,10 @@ pub struct LedgerSums {
     pub live_blocks: u64,
     /// Their bytes.
     pub live_bytes: u64,
-    /// Bytes of blobs that belong to no live block, at the last counts.
+    /// Bytes of blobs that belong to no live block, at the last counts. Quilts are left out: blocks
+    /// do not fill their columns.
     pub waste_bytes: u64,
-    /// The part of the counted blobs that is waste; `None` if none was counted.
+    /// The part of the counted blobs, without quilts, that is waste; `None` if none was counted.
     pub waste_percent: Option<f64>,
     /// Blobs that were never counted.
     pub uncounted: u64,
@@ -253,8 +254,7 @@ fn of(ending: &EndingIn, n_shards: u32) -> Ending {
 
 fn sums(horizon: &[EndingIn], n_shards: u32) -> LedgerSums {
     let mut sums = LedgerSums::default();
-    // Where a blob was never counted, the waste of all that end with it is not known.
-    let mut counted = 0_u64;
+    let mut judged = 0_u64;
     for ending in horizon {
         let one = of(ending, n_shards);
         sums.blobs = sums.blobs.saturating_add(one.blobs);
@@ -264,18 +264,15 @@ fn sums(horizon: &[EndingIn], n_shards: u32) -> LedgerSums {
         sums.live_blocks = sums.live_blocks.saturating_add(one.live_blocks);
         sums.live_bytes = sums.live_bytes.saturating_add(one.live_bytes);
         sums.uncounted = sums.uncounted.saturating_add(one.uncounted);
-        if one.uncounted == 0 {
-            counted = counted.saturating_add(one.bytes);
-            let waste = one.bytes.saturating_sub(one.live_bytes);
-            sums.waste_bytes = sums.waste_bytes.saturating_add(waste);
-        }
+        judged = judged.saturating_add(number(ending.judged_bytes));
+        sums.waste_bytes = sums.waste_bytes.saturating_add(number(ending.waste_bytes));
         sums.counted_at = match (sums.counted_at, ending.counted_at) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
     }
-    if counted > 0 {
-        sums.waste_percent = Some(sums.waste_bytes as f64 * 100.0 / counted as f64);
+    if judged > 0 {
+        sums.waste_percent = Some(sums.waste_bytes as f64 * 100.0 / judged as f64);
     }
     let counted_blobs = sums.blobs.saturating_sub(sums.uncounted);
     if counted_blobs > 0 {

@@ -8,7 +8,7 @@ use super::open::{renewal_of, resolved, Parts};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::Index;
+use crate::index::{Absent, Index};
 use crate::journal;
 use crate::lifetime::{self, RenewalParts, Sparse};
 use crate::log::Line;
@@ -40,6 +40,17 @@ impl Inspection {
         Ok(Self::of(config, parts))
     }
 
+    /// As [`open`](Self::open); `None` if there is no index of this configuration yet.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for a table that is missing.
+    pub async fn find(config: Config, repo: &Path) -> Result<Option<Self>> {
+        match Self::open(config, repo).await {
+            Err(e) if Absent::is_cause_of(&e) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// As [`open`](Self::open), for a repair: the index may be written.
     pub(crate) async fn open_to_write(config: Config, repo: &Path) -> Result<Self> {
         let config = resolved(config, repo)?;
@@ -54,6 +65,12 @@ impl Inspection {
             parts,
             renewal,
         }
+    }
+
+    /// The parts of renewal, for tests that change them.
+    #[cfg(test)]
+    pub(crate) fn renewal(&mut self) -> &mut RenewalParts {
+        &mut self.renewal
     }
 
     /// The configuration, with its paths resolved.

@@ -287,17 +287,39 @@ async fn entries_alike(to: &dyn Index, entries: &[Blob]) -> Result<u64> {
                 continue;
             }
         };
-        if told(blob) != told(&there) {
-            // A renewal adds its cost to what was paid before.
-            let renewed = Blob {
-                cost: blob.cost.saturating_sub(there.cost),
-                ..blob.clone()
-            };
-            to.renewed(&renewed).await?;
-            changed += 1;
+        if told(blob) == told(&there) {
+            continue;
+        }
+        changed += 1;
+        // A renewal adds its cost to what was paid before, and moves no end backwards.
+        let renewed = Blob {
+            cost: blob.cost.saturating_sub(there.cost),
+            ..blob.clone()
+        };
+        to.renewed(&renewed).await?;
+        let there = to.blobs(std::slice::from_ref(&blob.blob_id)).await?;
+        if there
+            .into_iter()
+            .flatten()
+            .all(|there| told(&there) != told(blob))
+        {
+            replace(to, blob).await?;
         }
     }
     Ok(changed)
+}
+
+/// Replaces the entry of a blob that was forgotten in the source and stored anew since: it may end
+/// earlier, and have cost less. Only an entry without rows can be forgotten. If this is broken off,
+/// the rows are missing in the copy, and the pass that goes on adds them.
+async fn replace(to: &dyn Index, blob: &Blob) -> Result<()> {
+    let rows = to.rows_of_blob(&blob.blob_id).await?;
+    let keys: Vec<String> = rows.iter().map(|row| row.key.clone()).collect();
+    to.delete_many(&keys).await?;
+    let id = std::slice::from_ref(&blob.blob_id);
+    to.forget_blobs(id).await?;
+    to.place_missing(std::slice::from_ref(blob), &rows).await?;
+    Ok(())
 }
 
 /// What an entry tells, without the counts, which each index makes for itself.

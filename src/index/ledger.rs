@@ -177,6 +177,13 @@ pub(super) fn entries_of(blobs: &[Blob], rows: &[KeyRecord]) -> Vec<Blob> {
     all.into_values().collect()
 }
 
+/// The length of a blob whose waste its counts tell, in SQL: [`EndingIn::judged_bytes`].
+pub(super) const JUDGED: &str =
+    "CASE WHEN counted_at IS NOT NULL AND format <> 'quilt' THEN size ELSE 0 END";
+/// What is waste of it: [`EndingIn::waste_bytes`].
+pub(super) const WASTE: &str =
+    "CASE WHEN counted_at IS NOT NULL AND format <> 'quilt' AND size > live_bytes THEN size - live_bytes ELSE 0 END";
+
 /// The sum of the live blobs that end in one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -195,6 +202,11 @@ pub struct EndingIn {
     pub live: Usage,
     /// Blobs that were never counted.
     pub uncounted: i64,
+    /// Bytes of the counted blobs that are no quilts. Blocks leave columns of a quilt empty, so its
+    /// length does not tell how much of it is waste.
+    pub judged_bytes: i64,
+    /// Those of them that belonged to no live block at the last counts.
+    pub waste_bytes: i64,
     /// The oldest of the counts.
     pub counted_at: Option<SystemTime>,
 }

@@ -15,6 +15,7 @@ use crate::clock::EpochClock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::patch::Columns;
 
+mod absent;
 mod combine;
 pub mod copy;
 mod deleted;
@@ -28,6 +29,7 @@ pub mod sqlite;
 mod staged;
 pub mod table;
 
+pub(crate) use absent::Absent;
 pub use deleted::{Deleted, DeletedRow, Purged, Traces};
 pub use keys::KeyRange;
 pub use ledger::{Blob, BlobState, Count, EndingIn, Ledger};

@@ -498,6 +498,7 @@ impl Journal {
     fn take_pack(&self, mut fill: Fill) -> Vec<Arc<Block>> {
         let mut pack = Vec::new();
         let mut obsolete = false;
+        // What makes the best pack is found out without the lock, for which each put waits.
         {
             let mut state = self.inner.state.lock();
             while let Some(next) = state.queue.front() {
@@ -517,11 +518,9 @@ impl Journal {
                     obsolete = true;
                 }
             }
-            for block in pack.drain(fill.keep().min(pack.len())..).rev() {
-                state.queued_bytes += block.len();
-                state.queue.push_front(block);
-            }
         }
+        let rest = pack.split_off(fill.keep().min(pack.len()));
+        self.return_to_queue(rest);
         if obsolete {
             self.writer.reclaim();
         }
@@ -544,13 +543,19 @@ impl Journal {
 
     /// Puts blocks back to the front of the queue and calls the flusher.
     fn put_back(&self, blocks: Vec<Arc<Block>>) {
+        self.return_to_queue(blocks);
+        self.inner.changed.notify_one();
+    }
+
+    fn return_to_queue(&self, blocks: Vec<Arc<Block>>) {
+        if blocks.is_empty() {
+            return;
+        }
         let mut state = self.inner.state.lock();
         for block in blocks.into_iter().rev() {
             state.queued_bytes += block.len();
             state.queue.push_front(block);
         }
-        drop(state);
-        self.inner.changed.notify_one();
     }
 
     /// For each of these blocks, whether it is still the newest value of its key.

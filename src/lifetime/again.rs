@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::check::{self, Rows};
-use super::due::is_due;
+use super::due::{is_due, is_urgent};
 use super::lease::{with_lease, LEASE, LEASE_TTL};
 use super::memory::Past;
 use super::repack::repack;
@@ -30,6 +30,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// How often it is tried to carry over the blocks of a blob that cannot be stored again.
 const CARRIED: u32 = 3;
+/// How many attempts show that no aggregator gives the right bytes of a blob.
+const SURE: u32 = 2;
 /// How many of the rows that do not fit their blob are named in the log.
 const ODD_ROWS_NAMED: usize = 5;
 
@@ -124,10 +126,10 @@ async fn try_together(
     if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
         return Ok(None);
     }
-    let odd_rows_named = &state.memory.odd_rows_named;
+    let (at_once, odd_rows_named) = (state.at_once, &state.memory.odd_rows_named);
     let attempts = together
         .iter_mut()
-        .map(|attempt| renew_or_carry(parts, attempt, odd_rows_named));
+        .map(|attempt| renew_or_carry(parts, attempt, odd_rows_named, at_once));
     let all = async { Ok(futures_util::future::join_all(attempts).await) };
     let outcomes = match with_lease(parts, owner, taken, all).await {
         Ok(outcomes) => outcomes,
@@ -142,27 +144,37 @@ async fn try_together(
 
 /// Stores a blob again. Where no aggregator gives its bytes, the blocks that hash to their keys,
 /// and need no other proof, are carried over; the error is returned all the same. That is paid for,
-/// so it is not tried each time, and not after wrong bytes were paid for.
+/// so it is not done after wrong bytes were paid for, nor ever again and again. While there is
+/// time, it waits until two attempts have found that each aggregator answers, and that none gives
+/// the right bytes: one that lies, beside one that is down for a while, is no reason to pay.
 async fn renew_or_carry(
     parts: &RenewalParts,
     attempt: &mut Attempt,
     odd_rows_named: &Mutex<HashSet<String>>,
+    at_once: bool,
 ) -> Result<Outcome> {
     let outcome = caught(renew_blob(parts, attempt, odd_rows_named)).await;
-    let corrupt = outcome
-        .as_ref()
-        .is_err_and(|e| e.kind() == ErrorKind::Corrupt);
-    if corrupt && !attempt.past.was_wrong() && attempt.past.failures < CARRIED {
-        let blob_id = &attempt.item.blob_id;
-        let carried = repack(parts, std::slice::from_ref(blob_id), |_| false);
-        let carried = caught(carried).await;
-        if carried.is_ok_and(|carried| !carried.empty.is_empty()) {
-            Metrics::add(&parts.metrics.blobs_repacked, 1);
-            let text = format!(
-                "blob {blob_id}: its blocks were checked one by one, and are in another blob now"
-            );
-            parts.log.push(Level::Info, text);
-        }
+    let corrupt = outcome.as_ref().err();
+    let corrupt = corrupt.filter(|e| e.kind() == ErrorKind::Corrupt);
+    let Some(error) = corrupt.filter(|_| !attempt.past.was_wrong()) else {
+        return outcome;
+    };
+    attempt.past.wrong_reads += u32::from(!error.is_retryable());
+    let sure = !error.is_retryable() && attempt.past.wrong_reads >= SURE;
+    let waits = !at_once && !is_urgent(parts, attempt.item.end_epoch);
+    if (waits && !sure) || attempt.past.carried >= CARRIED {
+        return outcome;
+    }
+    attempt.past.carried += 1;
+    let blob_id = &attempt.item.blob_id;
+    let carried = repack(parts, std::slice::from_ref(blob_id), |_| false);
+    let carried = caught(carried).await;
+    if carried.is_ok_and(|carried| !carried.empty.is_empty()) {
+        Metrics::add(&parts.metrics.blobs_repacked, 1);
+        let text = format!(
+            "blob {blob_id}: its blocks were checked one by one, and are in another blob now"
+        );
+        parts.log.push(Level::Info, text);
     }
     outcome
 }

@@ -20,7 +20,7 @@ use super::present::{present_epoch, prices};
 use super::repack::repack;
 use super::shed;
 use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
-use crate::error::{caught, Result};
+use crate::error::{caught, ErrorKind, Result};
 use crate::index::ledger::InState;
 use crate::index::{Blob, BlobState, RenewItem};
 use crate::log::Level;
@@ -92,8 +92,8 @@ pub(super) async fn execute(
         );
         parts.log.push(Level::Info, text);
     }
-    let mut extended = already_extended(parts, round.as_ref(), &plan).await;
-    let paid: HashSet<&str> = extended.iter().map(|d| d.blob_id.as_str()).collect();
+    let ends = ends_on_chain(parts, round.as_ref(), &plan).await;
+    let mut extended = Vec::new();
     let waits = |decision: &Decision| !at_once && !is_urgent(parts, decision.end_epoch);
     let mut sparse = Vec::new();
     let mut unclear: HashSet<&str> = HashSet::new();
@@ -107,15 +107,27 @@ pub(super) async fn execute(
             _ if decision.deferred && waits(decision) => {
                 done.insert(decision.blob_id.clone());
             }
-            Action::Extend if paid.contains(decision.blob_id.as_str()) => {}
-            Action::Extend if !at_once && shed::waits(parts, decision) => {
-                done.insert(decision.blob_id.clone());
-            }
             Action::Extend => {
+                let end = ends.get(decision.blob_id.as_str());
+                let epochs = end.map(|end| missing_epochs(parts, decision, *end));
+                if epochs == Some(0) {
+                    extended.push(decision);
+                    continue;
+                }
+                if !at_once && shed::waits(parts, decision) {
+                    done.insert(decision.blob_id.clone());
+                    continue;
+                }
                 let Some(round) = round.as_ref().filter(|_| can_extend) else {
                     continue;
                 };
-                match extend(parts, round, decision).await {
+                let Some(epochs) = epochs else {
+                    if waits(decision) {
+                        done.insert(decision.blob_id.clone());
+                    }
+                    continue;
+                };
+                match extend(parts, round, decision, epochs).await {
                     Ok(()) => extended.push(decision),
                     Err(Some(Failure::Unclear)) => {
                         extended.push(decision);
@@ -310,33 +322,52 @@ async fn gather(parts: &RenewalParts, due: &[RenewItem]) -> Result<Gathered> {
     Ok(gathered)
 }
 
-/// The blobs that end later on the chain than the ledger says: a node that extended them could not
-/// note it, and they are not paid for again.
-async fn already_extended<'a>(
+/// Where the blobs that are to be extended end by the chain; `None` for one whose object the wallet
+/// does not own. The ledger may be behind: a node that extended a blob could not note it, or the
+/// owner extended it by hand, and what is paid for must not be bought again. A blob is left out if
+/// the chain does not tell.
+async fn ends_on_chain<'a>(
     parts: &RenewalParts,
     round: Option<&Round>,
     plan: &'a plan::Plan,
-) -> Vec<&'a Decision> {
-    let mut known = Vec::new();
+) -> HashMap<&'a str, Option<u64>> {
+    let mut ends = HashMap::new();
     let Some(round) = round else {
-        return known;
+        return ends;
     };
     let decisions = plan.decisions.iter();
-    for decision in decisions.filter(|d| d.action == Action::Extend && !d.deferred) {
+    for decision in decisions.filter(|d| d.action == Action::Extend) {
         let object = decision.object_id.as_deref().unwrap_or_default();
-        match caught(round.end_epoch_of(object)).await {
-            Ok(Some(end)) if later(end, decision) && !ends_soon(parts, end) => {
-                known.push(decision);
-            }
-            Ok(_) => {}
+        let end = match caught(round.end_epoch_of(object)).await {
+            Ok(end) => end,
+            // No object ID: the extension fails, and says so.
+            Err(e) if e.kind() == ErrorKind::InvalidArgument => None,
             Err(e) => {
-                let text = format!("the chain does not tell where blobs end, so extensions may be paid for again: {e}");
-                parts.log.push(Level::Warn, text);
-                return known;
+                let text = format!(
+                    "the chain does not tell where blobs end, so none is extended, as it may be paid for already; those that \
+                     cannot wait are stored again: {e}"
+                );
+                parts.log.push(Level::Error, text);
+                break;
             }
-        }
+        };
+        ends.insert(decision.blob_id.as_str(), end);
     }
-    known
+    ends
+}
+
+/// How many epochs are to be bought for a blob that ends with `end` by the chain; 0 if it ends late
+/// enough.
+fn missing_epochs(parts: &RenewalParts, decision: &Decision, end: Option<u64>) -> u32 {
+    let Some(end) = end.filter(|end| later(*end, decision)) else {
+        return decision.epochs;
+    };
+    if !ends_soon(parts, end) {
+        return 0;
+    }
+    let known = u64::try_from(decision.end_epoch).unwrap_or(0);
+    let bought = u32::try_from(end.saturating_sub(known)).unwrap_or(u32::MAX);
+    decision.epochs.saturating_sub(bought)
 }
 
 /// Whether this end is later than that of the decision's blob in the ledger.
@@ -349,10 +380,11 @@ async fn extend(
     parts: &RenewalParts,
     round: &Round,
     decision: &Decision,
+    epochs: u32,
 ) -> std::result::Result<(), Option<Failure>> {
     let object = decision.object_id.as_deref().unwrap_or_default();
     failpoint!("extend.begun");
-    let asked = round.extend(object, decision.epochs, false).await;
+    let asked = round.extend(object, epochs, false).await;
     failpoint!("extend.done");
     asked.map_err(|e| {
         Metrics::add(&parts.metrics.renewals_failed, 1);
@@ -488,3 +520,6 @@ async fn held(parts: &RenewalParts) -> Result<HashSet<String>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

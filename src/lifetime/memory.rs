@@ -29,6 +29,10 @@ pub(super) struct Past {
     pub(super) paid: bool,
     /// Failures in a row that cost nothing.
     pub(super) failures: u32,
+    /// Attempts at which every aggregator answered and none gave the right bytes.
+    pub(super) wrong_reads: u32,
+    /// How often it was tried to carry its blocks over because of that.
+    pub(super) carried: u32,
     /// How often its bytes were stored as another blob since they were last right.
     wrong_stores: u32,
     /// The digests of the bytes of the last such stores.

@@ -7,6 +7,7 @@ use super::{RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::error::Result;
 use crate::index::ledger::{number, InState};
 use crate::index::{Blob, BlobState};
+use crate::upload::{quilt, Format};
 use crate::walrus::cost;
 
 /// The packs of a group: a group that fails is left as it is, and the next one is tried.
@@ -63,6 +64,7 @@ pub struct Sparse {
 pub(crate) async fn sparse(parts: &RenewalParts, waste_percent: u32) -> Result<Sparse> {
     present_epoch(parts).await?;
     let mut found = Sparse::default();
+    let mut sparse: Vec<(u64, SparseBlob)> = Vec::new();
     let mut live = InState::new(&*parts.index, BlobState::Live);
     while let Some(page) = live.next().await? {
         let page = page.into_iter().filter(|blob| {
@@ -76,29 +78,49 @@ pub(crate) async fn sparse(parts: &RenewalParts, waste_percent: u32) -> Result<S
         let counts = parts.index.live(&ids).await?;
         for (blob, live) in page.into_iter().zip(counts) {
             let live_bytes = number(live.bytes);
-            if live.blocks > 0 && wastes(&blob, live_bytes, waste_percent) {
-                found.blobs.push(SparseBlob {
+            if live.blocks <= 0 || !wastes(&blob, live_bytes, waste_percent) {
+                continue;
+            }
+            let used = used(parts, &blob, live_bytes).await?;
+            if !wastes(&blob, used, waste_percent) {
+                continue;
+            }
+            let waste = number(blob.size).saturating_sub(used);
+            sparse.push((
+                waste,
+                SparseBlob {
                     bytes: number(blob.size),
                     live_blocks: number(live.blocks),
                     live_bytes,
                     units: units(parts, &blob),
                     end_epoch: blob.end_epoch,
                     blob_id: blob.blob_id,
-                });
-            }
+                },
+            ));
         }
     }
-    found.blobs.sort_by_key(|blob| {
-        let waste = blob.bytes.saturating_sub(blob.live_bytes);
-        (std::cmp::Reverse(waste), blob.blob_id.clone())
-    });
+    sparse.sort_by(|(a, one), (b, other)| (b, &one.blob_id).cmp(&(a, &other.blob_id)));
+    found.blobs = sparse.into_iter().map(|(_, blob)| blob).collect();
     sum(parts, &mut found).await;
     Ok(found)
 }
 
-fn wastes(blob: &Blob, live: u64, percent: u32) -> bool {
+/// The bytes of a blob that its live blocks use. Blocks leave columns of a quilt empty, so those of
+/// a quilt use what the least quilt of them has: one of which no block was deleted wastes nothing,
+/// however small its blocks are.
+async fn used(parts: &RenewalParts, blob: &Blob, live_bytes: u64) -> Result<u64> {
+    if blob.format != Format::Quilt.name() {
+        return Ok(live_bytes);
+    }
+    let rows = parts.index.rows_of_blob(&blob.blob_id).await?;
+    let blocks = rows.iter().map(|row| (&*row.key, number(row.record.size)));
+    let least = quilt::least_len(parts.uploader.quilts.n_shards(), blocks);
+    Ok(live_bytes.max(least.unwrap_or(0)))
+}
+
+fn wastes(blob: &Blob, used: u64, percent: u32) -> bool {
     let size = number(blob.size);
-    let waste = u128::from(size.saturating_sub(live));
+    let waste = u128::from(size.saturating_sub(used));
     waste * 100 >= u128::from(size) * u128::from(percent)
 }
 

@@ -1,7 +1,7 @@
 //! Tells an operator of data that will lapse on a node that renews nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -11,7 +11,7 @@ use crate::index::RenewItem;
 use crate::log::Level;
 
 use super::count::count;
-use super::due::is_due;
+use super::due::{is_due, last_due};
 use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
 use super::present::learn_epochs;
 use super::{read_ledger, RenewalParts, PAGE};
@@ -67,18 +67,28 @@ pub(crate) async fn watch(parts: Arc<RenewalParts>, stop: CancellationToken) {
         // An index that does not answer is reported elsewhere.
         let looked = tokio::select! {
             () = stop.cancelled() => return,
-            due = caught(look(&parts, &owner)) => due,
+            found = caught(look(&parts, &owner)) => found,
         };
-        let now = parts.clock.now();
-        if let Some(text) = looked.ok().and_then(|due| ending(&due, now)) {
+        if let Some(text) = looked.ok().and_then(|found| found.told()) {
             parts.log.push(Level::Error, text);
         }
     }
 }
 
-/// The first blobs that end within the lead. Blobs of older versions and of Go nodes come into the
-/// ledger by the pass that counts, which a node that renews nothing makes, too.
-async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
+/// Blobs at which rows point and whose storage ends within the lead, or has ended.
+#[derive(Debug, Default, PartialEq)]
+struct Ending {
+    /// Those that end within the lead.
+    soon: u64,
+    /// The first of them to end, and the time until then; `None` if that has passed.
+    first: Option<(String, Option<Duration>)>,
+    /// Those that have ended by the epochs that were seen.
+    over: u64,
+}
+
+/// All blobs that end within the lead. Blobs of older versions and of Go nodes come into the ledger
+/// by the pass that counts, which a node that renews nothing makes, too.
+async fn look(parts: &RenewalParts, owner: &str) -> Result<Ending> {
     let taken = Instant::now();
     if parts.index.only_reads().is_none() && parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
         let counted = with_lease(parts, owner, taken, count(parts)).await;
@@ -88,35 +98,89 @@ async fn look(parts: &RenewalParts, owner: &str) -> Result<Vec<RenewItem>> {
     learn_epochs(parts).await?;
     // A failure is no reason not to look: the figures are read again the next time.
     let _ = caught(read_ledger(parts)).await;
+    let mut found = Ending::default();
+    let last = last_due(parts);
+    if let Some(last) = last {
+        let last = i64::try_from(last).unwrap_or(i64::MAX);
+        let mut after: Option<RenewItem> = None;
+        loop {
+            let page = parts.index.ending_by(last, after.as_ref(), PAGE).await?;
+            after = page.last().filter(|_| page.len() >= PAGE).cloned();
+            found.add(parts, page).await?;
+            if after.is_none() {
+                break;
+            }
+        }
+    }
+    // Blobs whose end epoch tells nothing.
     let before = parts.clock.now() + parts.lead;
-    let mut due = parts.index.due_for_renewal(before, None, PAGE).await?;
-    due.retain(|item| is_due(parts, item));
-    let ids: Vec<String> = due.iter().map(|item| item.blob_id.clone()).collect();
-    let live = parts.index.live(&ids).await?;
-    let live = due
-        .into_iter()
-        .zip(live)
-        .filter(|(_, live)| live.blocks > 0);
-    Ok(live.map(|(item, _)| item).collect())
+    let mut after: Option<RenewItem> = None;
+    loop {
+        let due = parts.index.due_for_renewal(before, after.as_ref(), PAGE);
+        let mut page = due.await?;
+        after = page.last().filter(|_| page.len() >= PAGE).cloned();
+        page.retain(|item| last.is_none() || item.end_epoch <= 0);
+        found.add(parts, page).await?;
+        if after.is_none() {
+            return Ok(found);
+        }
+    }
 }
 
-/// The log line about blobs that end soon, the first one first.
-fn ending(due: &[RenewItem], now: SystemTime) -> Option<String> {
-    let first = due.first()?;
-    let blobs = match due.len() {
-        1 => "1 blob ends".to_owned(),
-        PAGE => format!("{PAGE} blobs or more end"),
-        n => format!("{n} blobs end"),
-    };
-    let when = match first.expires_at.duration_since(now) {
-        Ok(left) => format!("in {} days", days(left)),
-        Err(ago) => format!("{} days ago", days(ago.duration())),
-    };
-    Some(format!(
-        "data is about to be lost: {blobs} soon, the first ({}) {when}, and this node renews nothing: add {RENEW} to \
-         the entry of walrusds in Datastore.Spec",
-        first.blob_id
-    ))
+impl Ending {
+    /// Counts blobs in, which come in the order of their ends. Those without live blocks do not
+    /// count.
+    async fn add(&mut self, parts: &RenewalParts, mut page: Vec<RenewItem>) -> Result<()> {
+        page.retain(|item| is_due(parts, item));
+        let ids: Vec<String> = page.iter().map(|item| item.blob_id.clone()).collect();
+        let live = parts.index.live(&ids).await?;
+        let live = page.into_iter().zip(live).filter(|(_, l)| l.blocks > 0);
+        let now = parts.clock.now();
+        for (item, _) in live {
+            let end = u64::try_from(item.end_epoch).unwrap_or(0);
+            if parts.epoch_clock.is_over(end) {
+                self.over += 1;
+                continue;
+            }
+            self.soon += 1;
+            self.first.get_or_insert_with(|| {
+                let by_epoch = parts.epoch_clock.ends_at(now, end).filter(|_| end > 0);
+                let at = by_epoch.unwrap_or(item.expires_at);
+                (item.blob_id, at.duration_since(now).ok())
+            });
+        }
+        Ok(())
+    }
+
+    /// The log line, if there is anything to tell.
+    fn told(&self) -> Option<String> {
+        let over = match self.over {
+            0 => String::new(),
+            n => format!(
+                "the storage of {n} blob{} has ended, and blocks in the index lie in {}: walrusds check names them, and \
+                 walrusds repair stores again what a journal or a cache still has",
+                if n == 1 { "" } else { "s" },
+                if n == 1 { "it" } else { "them" }
+            ),
+        };
+        let Some((first, left)) = &self.first else {
+            return (self.over > 0)
+                .then(|| format!("{over}. This node renews nothing: add {RENEW} to the entry of walrusds in Datastore.Spec"));
+        };
+        let blobs = match self.soon {
+            1 => "1 blob ends".to_owned(),
+            n => format!("{n} blobs end"),
+        };
+        let when = match left {
+            Some(left) => format!("in {} days", days(*left)),
+            None => "at any moment".to_owned(),
+        };
+        let also = if self.over > 0 { ". Also, " } else { "" };
+        Some(format!(
+            "data is about to be lost: {blobs} soon, the first ({first}) {when}, and this node renews nothing: add {RENEW} \
+             to the entry of walrusds in Datastore.Spec{also}{over}"
+        ))
+    }
 }
 
 #[cfg(test)]

@@ -180,7 +180,7 @@ pub const METRICS: &[Metric] = &[
     gauge("ledger_encoded_bytes", MetricUnit::Bytes, "encoded bytes of the live blobs on the network, as far as they are known"),
     gauge("ledger_live_blocks", MetricUnit::Count, "live blocks at the last counts"),
     gauge("ledger_live_bytes", MetricUnit::Bytes, "bytes of the live blocks at the last counts"),
-    gauge("ledger_waste_ratio", MetricUnit::Ratio, "the part of the counted live blobs' bytes that no live block uses"),
+    gauge("ledger_waste_ratio", MetricUnit::Ratio, "the part of the counted live blobs' bytes that no live block uses, quilts left out"),
     gauge("ledger_uncounted_blobs", MetricUnit::Count, "live blobs whose live blocks were never counted"),
     gauge("ledger_counted_timestamp_seconds", MetricUnit::Seconds, "when the oldest of the counts was made"),
     gauge("ledger_read_timestamp_seconds", MetricUnit::Seconds, "when the ledger's figures were read from the index"),

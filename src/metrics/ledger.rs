@@ -98,15 +98,10 @@ fn of_horizon(
     add("ledger_live_bytes", live);
     add("ledger_uncounted_blobs", sum(|e| e.uncounted));
     add("ledger_paid_frost", sum(|e| e.cost));
-    // Epochs with uncounted blobs would tell of waste where nothing is known.
-    let counted = horizon.iter().filter(|e| e.uncounted == 0);
-    let (mut whole, mut used) = (0.0, 0.0);
-    for ending in counted {
-        whole += ending.bytes.max(0) as f64;
-        used += ending.live.bytes.max(0) as f64;
-    }
-    if whole > 0.0 {
-        add("ledger_waste_ratio", (1.0 - used / whole).max(0.0));
+    // Blobs that were not counted would tell of waste where nothing is known.
+    let judged = sum(|e| e.judged_bytes);
+    if judged > 0.0 {
+        add("ledger_waste_ratio", sum(|e| e.waste_bytes) / judged);
     }
     let counted = horizon.iter().filter_map(|ending| ending.counted_at).min();
     if let Some(at) = counted {
@@ -211,6 +206,8 @@ mod tests {
             encoded_bytes: 2 * bytes,
             cost: 7,
             live: Usage::new(1, live),
+            judged_bytes: bytes,
+            waste_bytes: bytes - live,
             counted_at: Some(now),
             ..EndingIn::default()
         };

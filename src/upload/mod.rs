@@ -58,11 +58,6 @@ const LOOK: Duration = Duration::from_secs(300);
 const LOOK_FIRST: Duration = Duration::from_millis(200);
 const LOOK_MAX: Duration = Duration::from_secs(10);
 
-/// How long a pack that was just stored is looked for.
-const LOOK: Duration = Duration::from_secs(300);
-const LOOK_FIRST: Duration = Duration::from_millis(200);
-const LOOK_MAX: Duration = Duration::from_secs(10);
-
 /// The parts and settings that all uploads of a datastore share.
 pub(crate) struct Uploader {
     pub(crate) store: Arc<dyn BlobStore>,

@@ -355,6 +355,41 @@ async fn a_node_follows_a_standby_that_is_promoted() {
     node.close().await;
 }
 
+/// A standby that is promoted by mistake, while the primary goes on, is no source any more: its
+/// rows are no longer the primary's. Another standby of the URL takes its place, or the primary.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_is_promoted_beside_the_primary_is_not_believed() {
+    let pair = Pair::start().await;
+    let node = pair.reader(StandbyReads::new(ANY_LAG)).await;
+    eventually("the standby is asked", || async {
+        node.has("/old").await.unwrap() && is_asked(&pair.standby)
+    })
+    .await;
+    pair.standby.promote();
+    // From here on each of the two has its own rows.
+    let writer = pair.writer().await;
+    writer.put(&row("/new", "b", 0, 1)).await.unwrap();
+    let beside = format!(
+        "postgres://postgres@127.0.0.1:{}/{}?sslmode=disable",
+        pair.standby.port(),
+        pair.db
+    );
+    let beside = PostgresIndex::open(PostgresOptions::new(beside, "walrus_index"));
+    let beside = beside.await.unwrap();
+    for n in 0..100 {
+        let key = format!("/astray{n}");
+        beside.put(&row(&key, "b", 0, 1)).await.unwrap();
+    }
+    for _ in 0..50 {
+        assert!(!node.has("/astray7").await.unwrap());
+        assert!(node.has("/new").await.unwrap());
+        assert_eq!(node.list().await.unwrap(), ["/new", "/old"]);
+    }
+    beside.close().await.unwrap();
+    writer.close().await.unwrap();
+    node.close().await;
+}
+
 /// The same through a datastore: the keys of its configuration decide who reads from a standby.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_datastore_that_only_retrieves_starts_without_the_primary() {

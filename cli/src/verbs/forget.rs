@@ -25,7 +25,7 @@ const BATCH: usize = 1_000;
 /// A pin whose DAG shares blocks would lose them, so say which pins there are: --keep-pinned reads
 /// the output of `ipfs pin ls` (add the MFS root: `ipfs files stat / --hash`). Deleted blocks can
 /// be brought back for keepDeletedSeconds (walrusds undelete). Blobs without blocks are left to
-/// end.
+/// end. Exits with 3 if parts of the DAGs are missing or cannot be read.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("pins").required(true))]
 pub struct Args {
@@ -72,9 +72,11 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let found = find(context, &source, &inspection, &roots, &pins);
     let (doomed, mut report) = context.or_stop("nothing was changed", found).await?;
     inspection.close().await?;
+    // Blocks below a missing one were not found, so they are not forgotten.
+    let exit = Exit::findings(!report.complete);
     if !args.yes || doomed.is_empty() {
         context.print(&report, || text(&report))?;
-        return Ok(Exit::Fine);
+        return Ok(exit);
     }
     let store = work::open(context).await?;
     let mut progress = context.progress("deleting", Unit::Things("blocks"));
@@ -91,7 +93,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     work::attend(context, &store, progress, resume, done, work).await?;
     report.applied = true;
     context.print(&report, || text(&report))?;
-    Ok(Exit::Fine)
+    Ok(exit)
 }
 
 fn roots(names: &[String]) -> Result<Vec<Cid>, Failure> {
@@ -241,7 +243,8 @@ fn text(report: &Report) -> String {
     ]);
     if !report.complete {
         text.push_str(
-            "Parts of the DAG are missing or cannot be read; blocks below them were not found.\n",
+            "Parts of the DAG are missing or cannot be read; blocks below them were not found (walrusds inspect --recursive names \
+             them).\n",
         );
     }
     let keep = std::time::Duration::from_secs(report.keep_deleted_seconds);

@@ -69,9 +69,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         })
     };
     let report = context.or_stop("nothing was changed", look).await?;
-    while let Some(line) = inspection.next_log_line() {
-        context.note(format!("{}: {}", line.level.as_str(), line.message));
-    }
+    context.notes(&inspection);
     context.print(&report, || text(&report))?;
     inspection.close().await?;
     Ok(Exit::findings(match &report {

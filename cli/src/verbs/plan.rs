@@ -42,9 +42,7 @@ pub async fn read(context: &Context, inspection: &Inspection) -> Result<Plan, Fa
     let plan = context
         .or_stop("nothing was changed", inspection.plan())
         .await?;
-    while let Some(line) = inspection.next_log_line() {
-        context.note(format!("{}: {}", line.level.as_str(), line.message));
-    }
+    context.notes(inspection);
     plan.ok_or_else(|| {
         Failure::Failed(match inspection.config().epoch_duration.is_zero() {
             true => "there is no plan, as the length of an epoch is not configured: add \"network\": \"mainnet\" (or \

@@ -58,7 +58,8 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         done: None,
     };
     if !args.yes {
-        if let Ok(inspection) = Inspection::open(source.config, &source.repo).await {
+        let found = Inspection::find(source.config, &source.repo);
+        if let Some(inspection) = context.or_stop("nothing was changed", found).await? {
             report.state = Some(match rebuild_state(inspection.index()).await? {
                 RebuildState::Absent => "absent",
                 RebuildState::Partial(_) => "partial",

@@ -43,9 +43,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let waste = args.waste.unwrap_or(inspection.config().max_waste_percent);
     let sparse = inspection.sparse(waste);
     let sparse = context.or_stop("nothing was changed", sparse).await?;
-    while let Some(line) = inspection.next_log_line() {
-        context.note(format!("{}: {}", line.level.as_str(), line.message));
-    }
+    context.notes(&inspection);
     inspection.close().await?;
     let mut report = Report {
         applied: false,

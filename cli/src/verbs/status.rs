@@ -95,9 +95,7 @@ async fn look(
         Ok::<_, Failure>((status, node))
     };
     let (status, node) = context.or_stop("nothing was changed", looked).await?;
-    while let Some(line) = inspection.next_log_line() {
-        context.note(format!("{}: {}", line.level.as_str(), line.message));
-    }
+    context.notes(inspection);
     Ok(Report {
         config: source.found.clone(),
         no_node: node.as_ref().err().cloned(),

@@ -9,13 +9,20 @@ use crate::error::Result;
 use crate::upload::{Carried, Fill, Pack, Parcel, Uploader};
 use crate::walrus::cost::units;
 
+/// A block of the pack that is being filled.
+struct Taken {
+    /// Without its value, if nothing is stored.
+    block: Carried,
+    /// The length of the value (bytes).
+    len: u64,
+}
+
 /// The pack that is being filled, and what was stored.
 pub(super) struct Again {
     uploader: Arc<Uploader>,
     n_shards: u16,
     fill: Fill,
-    blocks: Vec<Carried>,
-    bytes: u64,
+    taken: Vec<Taken>,
     pub(super) packs: u64,
     pub(super) units: u64,
     pub(super) cost: u64,
@@ -29,8 +36,7 @@ impl Again {
             fill: uploader.empty_pack(),
             n_shards: u16::try_from(uploader.quilts.n_shards()).unwrap_or(u16::MAX),
             uploader,
-            blocks: Vec::new(),
-            bytes: 0,
+            taken: Vec::new(),
             packs: 0,
             units: 0,
             cost: 0,
@@ -38,18 +44,24 @@ impl Again {
         }
     }
 
-    /// Takes a block, and stores the pack first if it is full. Without `apply` it counts alone.
+    /// Takes a block, and stores the pack first if it is full: as much of it as makes a good pack.
+    /// Without `apply` it counts alone.
     pub(super) async fn add(&mut self, mut block: Carried, apply: bool) -> Result<()> {
         let len = block.len();
-        if !self.fill.takes(&block.key, len) {
-            self.finish(apply).await?;
-            self.fill.takes(&block.key, len);
+        while !self.fill.takes(&block.key, len) {
+            let rest = self.fill.keep().min(self.taken.len());
+            let rest = self.taken.split_off(rest);
+            let stored = self.finish(apply).await;
+            for taken in rest {
+                self.fill.takes(&taken.block.key, taken.len);
+                self.taken.push(taken);
+            }
+            stored?;
         }
-        self.bytes += len;
         if !apply {
             block.value = Bytes::new();
         }
-        self.blocks.push(block);
+        self.taken.push(Taken { block, len });
         Ok(())
     }
 
@@ -61,17 +73,18 @@ impl Again {
     }
 
     async fn store_taken(&mut self, apply: bool) -> Result<()> {
-        let blocks = std::mem::take(&mut self.blocks);
-        let bytes = std::mem::take(&mut self.bytes);
+        let taken = std::mem::take(&mut self.taken);
         self.fill = self.uploader.empty_pack();
-        if blocks.is_empty() {
+        if taken.is_empty() {
             return Ok(());
         }
         if !apply {
+            let bytes = taken.iter().map(|taken| taken.len).sum();
             self.packs += 1;
             self.units += units(bytes, self.n_shards).unwrap_or(0);
             return Ok(());
         }
+        let blocks = taken.into_iter().map(|taken| taken.block).collect();
         let stored = |pack: &Pack| {
             self.packs += 1;
             self.units += units(pack.len, self.n_shards).unwrap_or(0);

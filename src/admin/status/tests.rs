@@ -121,6 +121,8 @@ fn waste_is_that_of_counted_blobs_alone() {
         blobs: 2,
         bytes: 1000,
         live: Usage::new(4, 250),
+        judged_bytes: 1000,
+        waste_bytes: 750,
         ..EndingIn::default()
     };
     let uncounted = EndingIn {

@@ -17,6 +17,9 @@
 //!   them. A failover may lose the latest part of the log; a later position is larger again soon.
 //! - An answer counts only if the standby has all that this node wrote before the read began, and
 //!   none counts while this node writes.
+//! - The answer of a server that is no standby does not count. It may be a standby that was promoted
+//!   while the primary goes on: its log goes its own way, so its position says nothing. If it is the
+//!   primary, the index on the primary finds it.
 //! - While the primary does not answer, a standby may be behind by more than the limit: nothing
 //!   that it has can be compared with anything newer. [`Follow::is_silent`] says so.
 //!
@@ -230,14 +233,16 @@ impl Follow {
     /// Notes the position at which a server answered. Returns an error if the answer does not
     /// count.
     pub fn judge(&self, required: Required, position: Option<Position>) -> Result<()> {
-        let met = position.filter(|position| required.is_met(*position));
         let mut state = self.state.lock();
-        match met {
-            Some(position) => {
+        if position.is_some_and(|position| !position.standby) {
+            state.met_primary = true;
+            return Err(no_standby());
+        }
+        match position.filter(|position| required.is_met(*position)) {
+            Some(_) => {
                 state.behind_since = None;
                 state.told = false;
                 state.failures = 0;
-                state.met_primary |= !position.standby;
                 Ok(())
             }
             None => {
@@ -282,6 +287,13 @@ impl Follow {
         self.state.lock().writing += 1;
         Writing(self)
     }
+}
+
+fn no_standby() -> Error {
+    Error::retryable(
+        ErrorKind::Index,
+        "index in Postgres: the server that was asked as a standby is none (any more)",
+    )
 }
 
 pub(super) fn behind() -> Error {

@@ -20,7 +20,7 @@ use super::{error, read, usage, PostgresIndex};
 use crate::clock::Sighting;
 use crate::error::Result;
 use crate::index::keys::check_text;
-use crate::index::ledger::{COLUMNS, EPOCHS};
+use crate::index::ledger::{COLUMNS, EPOCHS, JUDGED, WASTE};
 use crate::index::{Blob, BlobState, Count, EndingIn, KeyRecord, Ledger, Usage};
 
 /// How many parameters an entry that is written has.
@@ -173,13 +173,15 @@ impl LedgerSql {
             )),
             horizon: Query::once(format!(
                 "SELECT end_epoch, count(*), {size}, {encoded}, {cost}, {blocks}, {bytes}, \
-                 count(*) FILTER (WHERE counted_at IS NULL), min(counted_at) \
+                 count(*) FILTER (WHERE counted_at IS NULL), min(counted_at), {judged}, {waste} \
                  FROM {blobs} WHERE state = 'live' GROUP BY end_epoch ORDER BY end_epoch",
                 size = clamped_sum("size"),
                 encoded = clamped_sum("encoded_size"),
                 cost = clamped_sum("cost"),
                 blocks = clamped_sum("live_blocks"),
                 bytes = clamped_sum("live_bytes"),
+                judged = clamped_sum(JUDGED),
+                waste = clamped_sum(WASTE),
             )),
             epochs: Query::once(format!(
                 "SELECT epoch, first_seen, last_seen FROM {epochs} ORDER BY epoch DESC LIMIT {EPOCHS}"
@@ -516,6 +518,8 @@ impl Ledger for PostgresIndex {
                 },
                 uncounted: row.try_get(7)?,
                 counted_at: row.try_get(8)?,
+                judged_bytes: row.try_get(9)?,
+                waste_bytes: row.try_get(10)?,
             })
         })
     }

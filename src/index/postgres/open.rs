@@ -27,6 +27,7 @@ use super::{error, PostgresIndex, PostgresOptions, PostgresParts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Gate;
 use crate::index::table::TableName;
+use crate::index::Absent;
 
 /// Time for setting up the tables. For a large table of the Go plugin this means counting and
 /// indexing its rows.
@@ -189,13 +190,17 @@ pub(super) async fn prepare(
             break;
         }
         if only_existing {
-            return Err(Error::new(
+            let error = Error::new(
                 ErrorKind::Config,
                 format!(
                     "index in Postgres: there is no table {wanted} that this walrusds can use as it is: let a node \
                      open it first"
                 ),
-            ));
+            );
+            return Err(match found.exists() {
+                false => error.caused_by(Absent),
+                true => error,
+            });
         }
         let migration = Call {
             what: "setting up the tables",

@@ -185,6 +185,10 @@ pub(super) struct Found {
 }
 
 impl Found {
+    pub fn exists(&self) -> bool {
+        self.exists
+    }
+
     /// Chooses the exact name where there is such a table, else the lower-case one if that exists
     /// (the Go plugin used names unquoted, so Postgres folded them), else the exact name, to be
     /// created.

@@ -392,6 +392,8 @@ impl Ledger for SqliteIndex {
                     },
                     uncounted: row.get(7)?,
                     counted_at: row.get::<_, Option<i64>>(8)?.map(from_micros),
+                    judged_bytes: row.get(9)?,
+                    waste_bytes: row.get(10)?,
                 })
             })?;
             rows.collect()

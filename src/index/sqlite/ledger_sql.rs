@@ -1,6 +1,6 @@
 //! The statements for the ledger of blobs.
 
-use crate::index::ledger::{COLUMNS, EPOCHS};
+use crate::index::ledger::{COLUMNS, EPOCHS, JUDGED, WASTE};
 
 /// The columns of the ledger ([`Blob`](crate::index::Blob)); times in microseconds since 1970.
 pub(super) const BLOBS: &str = "blob_id TEXT NOT NULL PRIMARY KEY, object_id TEXT NOT NULL DEFAULT '', \
@@ -103,13 +103,15 @@ impl LedgerSql {
                  WHERE blob_id > ?1 AND blob_id < coalesce(?2, x'ff') AND (counted_at IS NULL OR counted_at < ?3)"
             ),
             horizon: format!(
-                "SELECT end_epoch, count(*), {}, {}, {}, {}, {}, sum(counted_at IS NULL), min(counted_at) \
+                "SELECT end_epoch, count(*), {}, {}, {}, {}, {}, sum(counted_at IS NULL), min(counted_at), {}, {} \
                  FROM {blobs} WHERE state = 'live' GROUP BY end_epoch ORDER BY end_epoch",
                 sum("size"),
                 sum("encoded_size"),
                 sum("cost"),
                 sum("live_blocks"),
                 sum("live_bytes"),
+                sum(JUDGED),
+                sum(WASTE),
             ),
             epochs: format!(
                 "SELECT epoch, first_seen, last_seen FROM {epochs} ORDER BY epoch DESC LIMIT {EPOCHS}"

@@ -12,6 +12,7 @@ use super::{failed, is_busy, SqliteOptions, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
 use crate::index::table::{is_index, TableName, COMPANIONS, DELETED_COLUMNS};
+use crate::index::Absent;
 
 /// Marks a file as one of walrusds ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
@@ -258,7 +259,11 @@ pub(super) fn open(
         Ok(meta) if meta.is_dir() => return Err(bad("is a directory; a file is expected".into())),
         Ok(meta) if !meta.is_file() => return Err(bad("is no regular file".into())),
         Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !only_existing => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            if only_existing {
+                return Err(bad(format!("cannot be used: {e}")).caused_by(Absent));
+            }
+        }
         Err(e) => return Err(bad(format!("cannot be used: {e}"))),
     }
     let explain = |e: rusqlite::Error| {
@@ -303,10 +308,16 @@ pub(super) fn open(
     if let Access::Read(why) = access {
         let version = read_version(&connection, sql).map_err(explain)?;
         if version != Some(VERSION) || !exists(&connection, &sql.blobs).map_err(explain)? {
-            return Err(bad(format!(
+            let error = bad(format!(
                 "{why}, and it holds no table {table} that this walrusds can use as it is (schema version {VERSION}): \
                  let a node that may write to it open it first"
-            )));
+            ));
+            let absent =
+                version.is_none() && !exists(&connection, table.name()).map_err(explain)?;
+            return Err(match absent {
+                true => error.caused_by(Absent),
+                false => error,
+            });
         }
         connection.prepare(&sql.get).map_err(explain)?;
         return Ok((connection, access));

@@ -167,7 +167,7 @@ impl Format {
     }
 
     /// The name of the format, in the configuration and in the ledger.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Format::Car => "car",
             Format::Concat => "concat",

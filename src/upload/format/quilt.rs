@@ -212,6 +212,17 @@ fn index_len(blocks: &[Lengths]) -> u64 {
     INDEX_HEAD + varint_len(blocks.len() as u64) + entries.sum::<u64>()
 }
 
+/// The length of the least quilt of these blocks (key, length), in bytes; `None` if they make none.
+pub(crate) fn least_len<'a>(
+    n_shards: u32,
+    blocks: impl Iterator<Item = (&'a str, u64)>,
+) -> Option<u64> {
+    let blocks = blocks.map(|(key, len)| Lengths::of(key, len));
+    let blocks: Vec<Lengths> = blocks.collect::<Option<_>>()?;
+    let members: Vec<u64> = blocks.iter().map(|block| block.member()).collect();
+    Matrix::least(n_shards, index_len(&blocks), &members).map(Matrix::len)
+}
+
 /// The number of blocks of a quilt at most.
 pub(super) fn most_members(n_shards: u32) -> usize {
     let columns = Matrix::new(n_shards, 1).columns;

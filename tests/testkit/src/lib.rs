@@ -4,6 +4,7 @@
 pub mod citus;
 pub mod epochs;
 pub mod faulty;
+pub mod flatfs;
 pub mod hostile;
 pub mod mem;
 pub mod model;

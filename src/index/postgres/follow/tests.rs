@@ -55,6 +55,25 @@ fn any_standby_answers_while_the_primary_is_silent() {
     assert_eq!(follow.required(), None, "it rests");
 }
 
+/// A standby that was promoted while the primary goes on has a log of its own: its position may be
+/// larger than the primary's, and it lacks what the primary wrote since.
+#[test]
+fn a_server_that_is_no_standby_does_not_count() {
+    let follow = Follow::new(Duration::from_secs(90));
+    follow.note(Instant::now(), at(100));
+    let required = follow.required().unwrap();
+    let promoted = Position {
+        standby: false,
+        ..at(200)
+    };
+    assert!(follow.judge(required, Some(promoted)).is_err());
+    assert!(follow.take_met_primary() && !follow.take_met_primary());
+    assert!(!follow.take_behind(), "no standby is behind");
+    follow.silent();
+    assert!(follow.judge(Required::Nothing, Some(promoted)).is_err());
+    assert!(follow.judge(required, Some(at(100))).is_ok());
+}
+
 /// The primary gives the position after the header of a new page, a standby the one before it.
 #[test]
 fn the_header_of_a_page_is_no_change() {
