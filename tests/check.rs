@@ -1,7 +1,6 @@
 //! The check finds what is wrong, and the repair mends it: on a local Walrus, with both indexes.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -624,7 +624,7 @@ async fn a_small_quilt_that_is_full_is_not_wasteful() {
     ds.commit(puts(&blocks)).await.unwrap();
     let (_, entry) = repo.rows(&blocks).await.remove(0);
     assert_eq!(entry.format, "quilt");
-    assert!(entry.size > 10 * 50 * 100, "{}", entry.size);
+    assert!(entry.size > 4 * 50 * 100, "{}", entry.size);
     let index = repo.index().await;
     index.count("", 10).await.unwrap();
     index.close().await.unwrap();

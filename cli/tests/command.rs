@@ -1199,7 +1199,7 @@ async fn what_cannot_be_imported_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_car_comes_through_a_pipe_and_an_import_is_killed_and_carried_on() {
     let repo = Repo::new(json!({
-        "indexPath": "index.sqlite", "packTargetSizeBytes": 20_000, "workers": 1,
+        "indexPath": "index.sqlite", "packTargetSizeBytes": 4_000, "workers": 1,
     }))
     .await;
     repo.open(json!({})).await.close().await.unwrap();
@@ -1273,7 +1273,7 @@ async fn a_car_comes_through_a_pipe_and_an_import_is_killed_and_carried_on() {
         (&done["from"], &done["damaged"]["blocks"]),
         (&json!("standard input"), &json!(0))
     );
-    assert!(done["stored"]["blocks"].as_u64().unwrap() > 10, "{done}");
+    assert!(done["stored"]["blocks"].as_u64().unwrap() > 1, "{done}");
     let node = repo.open(json!({})).await;
     all_read(&node, &all).await;
     node.close().await.unwrap();

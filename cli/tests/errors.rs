@@ -23,11 +23,13 @@ fn rows() -> BTreeSet<String> {
         let text = std::fs::read_to_string(root().join(file)).unwrap();
         let (_, after) = text.split_once("\n## Errors\n").expect(file);
         let table = after.lines().take_while(|line| !line.starts_with("## "));
+        let mut of_file = BTreeSet::new();
         for row in table.filter_map(|line| line.strip_prefix("| `")) {
             let (error, cure) = row.split_once("` |").expect(row);
             assert!(cure.trim_matches([' ', '|']).len() > 10, "no cure: {row}");
-            assert!(rows.insert(error.to_owned()), "twice: {error}");
+            assert!(of_file.insert(error.to_owned()), "twice: {error}");
         }
+        rows.append(&mut of_file);
     }
     rows
 }
@@ -180,12 +182,14 @@ async fn every_error_has_a_row_and_every_row_is_provoked() {
     let rows = rows();
     let undocumented: Vec<&String> = seen.rows.difference(&rows).collect();
     assert!(undocumented.is_empty(), "no row for: {undocumented:#?}");
-    // Rows that another test names.
+    // Rows that another test names, by one of their longer parts.
     let tests = sources();
     let named = |row: &String| {
-        row.split('…')
+        let mut parts = row
+            .split('…')
             .map(str::trim)
-            .all(|part| tests.contains(&part.replace('"', "\\\"")) || tests.contains(part))
+            .filter(|part| part.len() >= 15);
+        parts.any(|part| tests.contains(&part.replace('"', "\\\"")) || tests.contains(part))
     };
     let unproved: Vec<&String> = rows
         .difference(&seen.rows)
