@@ -1,5 +1,5 @@
-//! The cost of an update and of a scrape of the metrics, and what scrapes each second cost a node that does nothing
-//! but put and get. Run by hand:
+//! The cost of an update and of a scrape of the metrics, and what scrapes each second cost a node
+//! that does nothing but put and get. Run by hand:
 //!
 //! ```sh
 //! cargo test --release --test metrics_measure -- --ignored --nocapture

@@ -308,8 +308,8 @@ async fn right_bytes_of_another_aggregator_are_preferred() {
     ds.close().await.unwrap();
 }
 
-/// Blocks are carried over, which is paid for, only if no aggregator gives their blob: not after one
-/// wrong answer, and not while an aggregator is down that may have the right bytes.
+/// Blocks are carried over, which is paid for, only if no aggregator gives their blob: not after
+/// one wrong answer, and not while an aggregator is down that may have the right bytes.
 #[tokio::test(start_paused = true)]
 async fn one_lying_aggregator_does_not_have_blocks_carried_over() {
     const FOR_EVER: u64 = u64::MAX;

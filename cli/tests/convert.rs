@@ -60,7 +60,8 @@ impl Ran {
     }
 }
 
-/// What Kubo would do with the repo: it compares `datastore_spec` with the short form of the config.
+/// What Kubo would do with the repo: it compares `datastore_spec` with the short form of the
+/// config.
 #[derive(Debug, PartialEq, Eq)]
 enum Opens {
     Flatfs,
@@ -470,7 +471,7 @@ async fn what_cannot_be_converted_is_refused() {
         .error(1, "is not on Walrus yet, so its flatfs stays");
     repo.bare(&["--cancel", "--yes"])
         .await
-        .error(1, "so there is nothing to cancel");
+        .error(1, "is under way, so there is nothing to cancel");
     assert_eq!(repo.bare(&[]).await.code, 2, "a publisher is missing");
     let empty = tempfile::tempdir().unwrap();
     let other = ["--repo", empty.path().to_str().unwrap()];

@@ -178,6 +178,7 @@ async fn every_error_has_a_row_and_every_row_is_provoked() {
     indexes(&mut seen, &repo);
     works(&mut seen, &repo).await;
     inits(&mut seen, &repo);
+    moves(&mut seen, &Repo::new().await).await;
 
     let rows = rows();
     let undocumented: Vec<&String> = seen.rows.difference(&rows).collect();
@@ -202,7 +203,15 @@ async fn every_error_has_a_row_and_every_row_is_provoked() {
 /// The tests of the command and of the engine, but for this one.
 fn sources() -> String {
     let mut text = String::new();
-    for dir in ["cli/tests", "tests", "tests/index_suite"] {
+    let dirs = [
+        "cli/tests",
+        "tests",
+        "tests/index_suite",
+        "cli/src/verbs/convert_repo/switch",
+    ];
+    let disk = root().join("cli/src/verbs/convert_repo/tests.rs");
+    text.push_str(&std::fs::read_to_string(disk).unwrap());
+    for dir in dirs {
         for entry in std::fs::read_dir(root().join(dir)).unwrap() {
             let path = entry.unwrap().path();
             let is_test = path.extension().is_some_and(|e| e == "rs");
@@ -398,6 +407,70 @@ fn indexes(seen: &mut Provoked, repo: &Repo) {
     pg.execute(&db, "CREATE VIEW walrus_index AS SELECT 1 AS key");
     let row = "exists but is no table (a view?)";
     seen.saw(row, 1, &url(&pg.url(&db)));
+}
+
+/// Imports and exports.
+async fn moves(seen: &mut Provoked, repo: &Repo) {
+    let name = cid(&noise(1, 1000));
+    let car = repo.dir.path().join("one.car");
+    let car = car.to_str().unwrap();
+    let usage = [
+        ("--all writes several files", &["--all", "-o", "-"][..]),
+        (
+            "--json and the CAR cannot both go to standard output",
+            &["--json", &name, "-o", "-"],
+        ),
+        (
+            "a CAR of version 2 cannot be written to standard output",
+            &["--car-version", "2", &name, "-o", "-"],
+        ),
+        (
+            "--max-bytes: … found, at least … expected",
+            &["--all", "--max-bytes", "1", "-o", "all"],
+        ),
+        ("is no CID (bafy…, Qm…)", &["no-cid", "-o", car]),
+    ];
+    for (row, args) in usage {
+        let args: Vec<&str> = std::iter::once("export")
+            .chain(args.iter().copied())
+            .collect();
+        seen.saw(row, 2, &repo.run(&args));
+    }
+    let export = ["export", &name, "-o", car];
+    assert!(repo.run(&export).status.success());
+    let row = "there is something of this name already";
+    seen.saw(row, 1, &repo.run(&export));
+    let all = repo.dir.path().join("all");
+    let all = ["export", "--all", "-o", all.to_str().unwrap()];
+    assert!(repo.run(&all).status.success());
+    seen.saw("this directory holds a whole export", 1, &repo.run(&all));
+    let other = Repo::new().await;
+    let row = "this directory holds an export of another index";
+    seen.saw(row, 1, &other.run(&all));
+
+    let text = repo.file("no.car", "some text");
+    seen.saw("it is no CAR file", 1, &repo.run(&["import", &text]));
+    let own = repo.dir.path().to_str().unwrap();
+    let row = "a directory is imported alone";
+    seen.saw(row, 1, &repo.run(&["import", &text, own]));
+    let mounted = tempfile::tempdir().unwrap();
+    let mount = json!({"mountpoint": "/blocks", "type": "measure", "child": repo.spec()});
+    let spec = json!({"Datastore": {"Spec": {"type": "mount", "mounts": [mount]}}});
+    std::fs::write(mounted.path().join("config"), spec.to_string()).unwrap();
+    let mounted = mounted.path().to_str().unwrap();
+    let row = "name this file with --from-config";
+    seen.saw(row, 1, &repo.run(&["import", "--kubo-repo", mounted]));
+    let row = "the stream of blocks is not whole";
+    seen.saw(row, 1, &repo.run(&["import", "--stream", &text]));
+    let badger = tempfile::tempdir().unwrap();
+    let spec = json!({"Datastore": {"Spec": {"type": "badgerds", "path": "badgerds"}}});
+    std::fs::write(badger.path().join("config"), spec.to_string()).unwrap();
+    let row = "the program walrusds-kubo-datastore is needed";
+    seen.saw(
+        row,
+        1,
+        &repo.run(&["import", badger.path().to_str().unwrap()]),
+    );
 }
 
 /// Work that cannot be done now, or not here.

@@ -380,8 +380,8 @@ impl Network {
         })
     }
 
-    /// Storage of the publisher's own wallet that a deleted blob left, large enough and paid for long
-    /// enough: the smallest, and of these the one that ends first. It is taken whole.
+    /// Storage of the publisher's own wallet that a deleted blob left, large enough and paid for
+    /// long enough: the smallest, and of these the one that ends first. It is taken whole.
     fn reusable(
         &self,
         size: u64,

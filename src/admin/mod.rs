@@ -16,7 +16,7 @@
 //! | `finding` | what should an operator act on, and what is the cure? |
 //! | `prices` | what does storage cost? |
 //! | `time` | moments in JSON |
-//! | [`bench`](mod@bench) | how fast are index, publishers, aggregators and disks, and what follows? |
+//! | [`bench`](mod@bench) | how fast are index, publishers, aggregators, disks; what follows? |
 //! | [`check`](mod@check) | does Walrus hold what the index says? |
 //! | [`flatfs`] | which blocks has a repo with flatfs? |
 //! | [`import`](mod@import) | how do blocks of another datastore come here? |

@@ -22,8 +22,8 @@ use crate::error::{caught, Result};
 use crate::index::{new_identity, Index, Notes};
 use crate::journal::Journal;
 
-/// A node that writes, or whose journal has changed, is noted so often; the first time so long after
-/// it was opened.
+/// A node that writes, or whose journal has changed, is noted so often; the first time so long
+/// after it was opened.
 pub(super) const BUSY: Duration = Duration::from_secs(60);
 /// A node that does nothing is noted so often.
 pub(crate) const IDLE: Duration = Duration::from_secs(600);

@@ -43,7 +43,8 @@ enum Way {
 }
 
 impl Writes {
-    /// Opens the journal, if one is configured (`cache` takes over its files), and starts the packer or the flusher.
+    /// Opens the journal, if one is configured (`cache` takes over its files), and starts the
+    /// packer or the flusher.
     pub(super) fn start(
         config: &Config,
         owner: Option<&Owner>,

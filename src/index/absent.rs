@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::error::Error;
 
-/// The cause of the error of an index that was to be opened as it is, and that does not exist. Other
-/// errors of opening have other causes: the index may be there.
+/// The cause of the error of an index that was to be opened as it is, and that does not exist.
+/// Other errors of opening have other causes: the index may be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Absent;
 

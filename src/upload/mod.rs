@@ -270,8 +270,8 @@ impl Uploader {
         caught(reading).await.map(drop)
     }
 
-    /// As [`read_back`](Self::read_back), again and again for a while: an aggregator may need time to
-    /// find a blob that was just stored.
+    /// As [`read_back`](Self::read_back), again and again for a while: an aggregator may need time
+    /// to find a blob that was just stored.
     pub(crate) async fn read_back_soon<'a>(
         &self,
         pack: &Pack,

@@ -23,8 +23,8 @@ use crate::walrus::{cost, BlobStore, Body, StoreOptions, StoreResult};
 const NOTE: &str = "storage.left";
 /// So much is remembered at most, and noted: what ends last.
 const MOST: usize = 512;
-/// Storage is too large for a blob that would leave more than this part (a quarter of what it needs)
-/// empty: a larger blob may come, and extending would cost as much as for that.
+/// Storage is too large for a blob that would leave more than this part (a quarter of what it
+/// needs) empty: a larger blob may come, and extending would cost as much as for that.
 const ROOMY: u64 = 4;
 /// A pack is full if it lacks so small a part (a twentieth).
 const NEARLY: u64 = 20;

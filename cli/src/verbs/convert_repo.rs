@@ -2,7 +2,8 @@
 //!
 //! A run copies what the other side lacks while a daemon may work, takes Kubo's lock of the repo,
 //! copies what came since, compares the keys in both directions, and switches `config` and
-//! `datastore_spec`. Nothing is removed. A run that ended anywhere is carried on by the same command.
+//! `datastore_spec`. Nothing is removed. A run that ended anywhere is carried on by the same
+//! command.
 //!
 //! | module | job |
 //! |---|---|
@@ -256,17 +257,4 @@ fn cancel(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Failure> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_without_room_is_told_before_anything_is_written() {
-        let dir = tempfile::tempdir().unwrap();
-        room(dir.path(), 1).unwrap();
-        let error = room(dir.path(), u64::MAX).unwrap_err().to_string();
-        assert!(
-            error.contains("the disk has ") && error.contains("16.0 EiB are needed"),
-            "{error}"
-        );
-    }
-}
+mod tests;

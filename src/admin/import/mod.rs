@@ -1,5 +1,5 @@
-//! Blocks of another datastore are imported: from a flatfs, CAR files, another index of walrusds, or
-//! any datastore of Kubo.
+//! Blocks of another datastore are imported: from a flatfs, CAR files, another index of walrusds,
+//! or any datastore of Kubo.
 //!
 //! **Outline.** A thread of the import's own asks the [`Source`] for blocks. Batch by batch the
 //! index is asked which of them it has; only the others are read, several at once, and hashed on

@@ -17,9 +17,9 @@
 //!   them. A failover may lose the latest part of the log; a later position is larger again soon.
 //! - An answer counts only if the standby has all that this node wrote before the read began, and
 //!   none counts while this node writes.
-//! - The answer of a server that is no standby does not count. It may be a standby that was promoted
-//!   while the primary goes on: its log goes its own way, so its position says nothing. If it is the
-//!   primary, the index on the primary finds it.
+//! - The answer of a server that is no standby does not count. It may be a standby that was
+//!   promoted while the primary goes on: its log goes its own way, so its position says nothing. If
+//!   it is the primary, the index on the primary finds it.
 //! - While the primary does not answer, a standby may be behind by more than the limit: nothing
 //!   that it has can be compared with anything newer. [`Follow::is_silent`] says so.
 //!

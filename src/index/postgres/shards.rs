@@ -9,8 +9,8 @@
 //! keys, the plans of these statements would cost more than they save. A table that is not
 //! distributed has no ranges, and its lookups stay whole.
 //!
-//! **Invariant.** The ranges decide what a lookup costs, and nothing else: Citus finds the shards of
-//! each statement's keys by itself. So ranges that have changed since (a shard was split) do no
+//! **Invariant.** The ranges decide what a lookup costs, and nothing else: Citus finds the shards
+//! of each statement's keys by itself. So ranges that have changed since (a shard was split) do no
 //! harm.
 //!
 //! **Locks.** None.

@@ -86,8 +86,8 @@ impl<'a> Item<'a> {
     }
 
     /// The units that are shed if its live blocks move. It may lie in storage that is too large for
-    /// it. Where hardly a block is dead, that counts for nothing: moved alone, its blocks would make
-    /// the very same blob.
+    /// it. Where hardly a block is dead, that counts for nothing: moved alone, its blocks would
+    /// make the very same blob.
     fn shed_units(&self, terms: &Terms, pricing: &Pricing) -> u128 {
         let whole = self.packed(terms).saturating_mul(100) >= self.size.saturating_mul(98);
         match whole {

@@ -12,8 +12,8 @@
 //! It replaces an aggregator and nothing else: whether a key exists is the index's business. Only
 //! blocks whose keys name their contents are taken, and only after a check against the name. What
 //! is read back is compared with a checksum, which finds the damage that a disk makes, and against
-//! the name as well with `verifyReads` `"always"`. So damage to the files does no harm. Nothing here
-//! fails a read or a write: an error becomes a miss, a counter and at most a line in the log.
+//! the name as well with `verifyReads` `"always"`. So damage to the files does no harm. Nothing
+//! here fails a read or a write: an error becomes a miss, a counter and at most a line in the log.
 //! Nothing is synced either.
 //!
 //! Blocks lie in files of 1/128 of the budget that are only ever appended to, so that reading one

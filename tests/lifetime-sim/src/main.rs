@@ -58,9 +58,9 @@ impl Way {
         self != Way::Without
     }
 
-    /// Whether the goal can be reached. Where storage is not used again, dead bytes are paid for, or
-    /// their pack is paid for twice: hardly less than the goal is paid at best, without foresight,
-    /// if every pack is full and has no header.
+    /// Whether the goal can be reached. Where storage is not used again, dead bytes are paid for,
+    /// or their pack is paid for twice: hardly less than the goal is paid at best, without
+    /// foresight, if every pack is full and has no header.
     fn is_judged(self) -> bool {
         self != Way::With
     }

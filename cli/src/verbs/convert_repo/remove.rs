@@ -1,9 +1,9 @@
 //! Removing the flatfs of a repo that is on Walrus.
 //!
-//! **Invariant.** No file is removed before every block of the flatfs is proved: its row points into
-//! a certified blob whose storage has not ended, and of each such blob a block was read back from
-//! Walrus now and is the same, byte by byte; or the index says that the block was deleted since.
-//! What lies in a journal alone proves nothing.
+//! **Invariant.** No file is removed before every block of the flatfs is proved: its row points
+//! into a certified blob whose storage has not ended, and of each such blob a block was read back
+//! from Walrus now and is the same, byte by byte; or the index says that the block was deleted
+//! since. What lies in a journal alone proves nothing.
 //!
 //! Only files that flatfs makes are removed, `SHARDING` last: a removal that was interrupted is
 //! carried on, and another file in the directory stays.

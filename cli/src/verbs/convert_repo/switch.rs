@@ -9,14 +9,14 @@
 //! | ended after | state of the repo | what the next run does |
 //! |---|---|---|
 //! | nothing | the old datastore | copies what came since, compares, switches |
-//! | the phase `switching` is noted | the old datastore: Kubo may start and change it | the same: the phase is no proof that all is copied |
+//! | the phase `switching` is noted | the old datastore, which may change | the same: the phase proves no copy |
 //! | the old files are kept | as before | the same; the copies are written again |
-//! | `datastore_spec` is replaced | Kubo refuses to open the repo, so no block comes or goes | compares, replaces `config` |
+//! | `datastore_spec` is replaced | Kubo opens nothing: no block comes or goes | compares, replaces `config` |
 //! | `config` is replaced | the new datastore, whole | notes that |
 //! | the phase `switched` is noted | the new datastore, whole | tells what remains |
 //!
-//! `datastore_spec` comes first, since `config` says where the blocks are: in the state between, the
-//! old datastore is still the one that is configured, and nothing was taken from it.
+//! `datastore_spec` comes first, since `config` says where the blocks are: in the state between,
+//! the old datastore is still the one that is configured, and nothing was taken from it.
 //!
 //! **Invariants.** The directory of the old datastore is not touched. The kept files are those of
 //! the old datastore: they are written only while both files are the old ones. What another program
