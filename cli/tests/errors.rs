@@ -443,10 +443,10 @@ async fn moves(seen: &mut Provoked, repo: &Repo) {
     let all = repo.dir.path().join("all");
     let all = ["export", "--all", "-o", all.to_str().unwrap()];
     assert!(repo.run(&all).status.success());
-    seen.saw("this directory holds a whole export", 1, &repo.run(&all));
+    seen.saw("this directory holds a whole export", 2, &repo.run(&all));
     let other = Repo::new().await;
     let row = "this directory holds an export of another index";
-    seen.saw(row, 1, &other.run(&all));
+    seen.saw(row, 2, &other.run(&all));
 
     let text = repo.file("no.car", "some text");
     seen.saw("it is no CAR file", 1, &repo.run(&["import", &text]));

@@ -221,7 +221,7 @@ async fn a_dag_is_written_depth_first_and_each_block_once() {
     let dag = dag();
     let other = leaf(1_000);
     repo.put(&dag).await;
-    repo.put(&[other.clone()]).await;
+    repo.put(std::slice::from_ref(&other)).await;
     let root = dag[0].cid.to_string();
     let single = other.cid.to_string();
     let result = repo

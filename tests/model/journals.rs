@@ -31,7 +31,7 @@ impl Journals {
             "publisherURL": "http://127.0.0.1:1", "aggregatorURL": "http://127.0.0.1:1", "indexPath": "index",
             "journalPath": self.path(node), "journalMaxBytes": 64 << 10, "packIdleFlushSeconds": 30,
             "packMaxAgeSeconds": 60, "drainTimeoutSeconds": 600,
-            "journalSync": if node % 2 == 0 { "put" } else { "sync" },
+            "journalSync": if node.is_multiple_of(2) { "put" } else { "sync" },
             // The paused clock may run ahead while the thread of the journal works.
             "journalFullSeconds": 3_000_000_000_u64,
         });

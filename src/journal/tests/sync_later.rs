@@ -222,7 +222,8 @@ async fn lose_power(steps: &[Step], cut: &PowerCut) -> std::result::Result<(), S
             Step::Delete(n) => {
                 let key = possible.keys().nth(usize::from(*n)).cloned();
                 if let Some(key) = key {
-                    scene.journal.delete(&[key.clone()]).await.unwrap();
+                    let keys = std::slice::from_ref(&key);
+                    scene.journal.delete(keys).await.unwrap();
                     possible.entry(key).or_default().push(None);
                 }
             }

@@ -9,11 +9,11 @@
 //! | ended after | state of the repo | what the next run does |
 //! |---|---|---|
 //! | nothing | the old datastore | copies what came since, compares, switches |
-//! | the phase `switching` is noted | the old datastore, which may change | the same: the phase proves no copy |
+//! | `switching` is noted | the old datastore, which may change | the same: that proves no copy |
 //! | the old files are kept | as before | the same; the copies are written again |
-//! | `datastore_spec` is replaced | Kubo opens nothing: no block comes or goes | compares, replaces `config` |
+//! | `datastore_spec` is replaced | Kubo opens nothing, all stays | compares, replaces `config` |
 //! | `config` is replaced | the new datastore, whole | notes that |
-//! | the phase `switched` is noted | the new datastore, whole | tells what remains |
+//! | `switched` is noted | the new datastore, whole | tells what remains |
 //!
 //! `datastore_spec` comes first, since `config` says where the blocks are: in the state between,
 //! the old datastore is still the one that is configured, and nothing was taken from it.
