@@ -51,9 +51,10 @@ pub(super) async fn execute(
         return Ok(());
     };
     let round = parts.chain.clone().map(Round::new);
-    if let Some(round) = &round {
+    let mut dead = round.as_ref();
+    if parts.uploader.reuse.is_some() {
         // First of all: what is bought in this round may use their storage.
-        delete_dead(parts, round).await?;
+        delete_dead(parts, dead.take()).await;
     }
     let (mut due, beyond) = due(parts, &terms).await?;
     done.extend(beyond);
@@ -186,6 +187,7 @@ pub(super) async fn execute(
             done.insert(decision.blob_id.clone());
         }
     }
+    delete_dead(parts, dead).await;
     shed::left(parts, &[]).await
 }
 
@@ -441,7 +443,18 @@ async fn note_extension(
 }
 
 /// Deletes blobs that have had no rows for the time of grace, so that their storage is free again.
-async fn delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
+/// A failure holds up nothing that is live: the next round tries it again.
+async fn delete_dead(parts: &RenewalParts, round: Option<&Round>) {
+    let Some(round) = round else {
+        return;
+    };
+    if let Err(e) = caught(try_delete_dead(parts, round)).await {
+        let text = format!("blobs without blocks could not be deleted: {e}");
+        parts.log.push(Level::Error, text);
+    }
+}
+
+async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
     let now = parts.clock.now();
     let mut dead: Vec<Blob> = Vec::new();
     let mut released = InState::new(&*parts.index, BlobState::Released);
