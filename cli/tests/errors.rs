@@ -428,7 +428,7 @@ async fn moves(seen: &mut Provoked, repo: &Repo) {
             "--max-bytes: … found, at least … expected",
             &["--all", "--max-bytes", "1", "-o", "all"],
         ),
-        ("is no CID (bafy…, Qm…)", &["no-cid", "-o", car]),
+        ("is no CID (bafy…, Qm…)", &[&repo.key, "-o", car]),
     ];
     for (row, args) in usage {
         let args: Vec<&str> = std::iter::once("export")
@@ -439,14 +439,18 @@ async fn moves(seen: &mut Provoked, repo: &Repo) {
     let export = ["export", &name, "-o", car];
     assert!(repo.run(&export).status.success());
     let row = "there is something of this name already";
-    seen.saw(row, 1, &repo.run(&export));
+    seen.saw(row, 2, &repo.run(&export));
     let all = repo.dir.path().join("all");
     let all = ["export", "--all", "-o", all.to_str().unwrap()];
     assert!(repo.run(&all).status.success());
     seen.saw("this directory holds a whole export", 2, &repo.run(&all));
-    let other = Repo::new().await;
+    let list = repo.dir.path().join("all/walrusds-export.json");
+    let whole = std::fs::read_to_string(&list).unwrap();
+    let mut part: Value = serde_json::from_str(&whole).unwrap();
+    part["index"] = json!("the identity of another one");
+    std::fs::write(&list, part.to_string()).unwrap();
     let row = "this directory holds an export of another index";
-    seen.saw(row, 2, &other.run(&all));
+    seen.saw(row, 2, &repo.run(&all));
 
     let text = repo.file("no.car", "some text");
     seen.saw("it is no CAR file", 1, &repo.run(&["import", &text]));

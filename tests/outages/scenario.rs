@@ -446,6 +446,8 @@ pub struct Scenario {
     load: JoinSet<()>,
     stop: Arc<AtomicBool>,
     struck: Option<Instant>,
+    /// Calls that began before this do not belong to the outage.
+    prepared: Option<Instant>,
     /// Calls have deadlines only while this is set.
     hurry: Arc<AtomicBool>,
 }
@@ -471,6 +473,7 @@ impl Scenario {
             load: JoinSet::new(),
             stop: Arc::new(AtomicBool::new(false)),
             struck: None,
+            prepared: None,
             hurry: Arc::new(AtomicBool::new(false)),
         };
         let tasks = [
@@ -565,6 +568,12 @@ impl Scenario {
         self.hurry.store(true, Relaxed);
     }
 
+    /// Changes what the outage needs. What calls meet meanwhile is no part of it.
+    pub async fn prepare(&mut self, change: impl FnOnce() + Send) {
+        tokio::task::block_in_place(change);
+        self.prepared = Some(Instant::now());
+    }
+
     /// As [`Scenario::strike`], without putting deadlines to the test.
     pub async fn strike_unhurried(&mut self, cause: impl FnOnce() + Send) {
         self.strike(cause).await;
@@ -626,6 +635,7 @@ impl Scenario {
         let outage: Vec<_> = done
             .iter()
             .filter(|d| d.ended >= struck && d.begun < healed)
+            .filter(|d| self.prepared.is_none_or(|prepared| d.begun >= prepared))
             .collect();
         let row = Row {
             group: self.group,

@@ -238,8 +238,9 @@ async fn cached_not_found() {
         .tls_backend_preconfigured(testkit::no_tls())
         .build()
         .expect("client");
+    // A blob is away for a moment until it is there again, with the answer in the cache.
     scenario
-        .strike(|| {
+        .prepare(|| {
             let cached = FaultAction::CachedNotFound { seconds: 60 };
             net.set_faults(on_get(cached));
             for blob in net.blobs() {
@@ -252,6 +253,7 @@ async fn cached_not_found() {
             }
         })
         .await;
+    scenario.strike(|| {}).await;
     scenario.hold(ms(1500)).await;
     scenario.heal(|| net.clear_faults(), NOTHING).await;
 }

@@ -113,7 +113,13 @@ impl<'a> Node<'a> {
     fn set(&self, key: &str, value: Value) -> Result<()> {
         let path = self.repo().join("config");
         let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
-        let spec = config["Datastore"]["Spec"]["mounts"][0]["child"]
+        let mount = &mut config["Datastore"]["Spec"]["mounts"][0];
+        // A datastore that Kubo measures is the child of its mount.
+        let spec = match mount.get("child") {
+            Some(_) => &mut mount["child"],
+            None => mount,
+        };
+        let spec = spec
             .as_object_mut()
             .context("the repo has no datastore for blocks alone")?;
         spec.insert(key.to_owned(), value);
