@@ -30,9 +30,9 @@ const STDIN: &str = "-";
 /// Takes in the blocks of another datastore; without --yes only shows the price
 ///
 /// FROM is the blocks directory of a repo with flatfs, a Kubo repo with any datastore, or CAR files
-/// (- reads one from standard input). Every block is checked against its multihash. Blocks that this
-/// datastore has are neither read nor paid for again, so a run that was broken off is carried on by
-/// the same command. Works beside a running node. Exits with 3 if blocks were left out.
+/// (- reads one from standard input). Every block is checked against its multihash. Blocks that
+/// this datastore has are neither read nor paid for again, so a run that was broken off is carried
+/// on by the same command. Works beside a running node. Exits with 3 if blocks were left out.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A directory, or CAR files

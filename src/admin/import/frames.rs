@@ -243,11 +243,7 @@ fn listen(mut err: impl Read, said: &Mutex<Vec<u8>>) {
 /// The blocks that the program could not read: it names the first ones, and tells how many there
 /// are.
 fn unread(said: &str) -> Vec<Offer> {
-    let offer = |key: &str, why: &str| {
-        let error = Error::new(ErrorKind::Disk, why);
-        let content = Content::Later(Box::pin(async { Err(error) }));
-        Offer::later(key, 0, content)
-    };
+    let offer = |key: &str, why: &str| Offer::later(key, 0, Content::Unreadable(why.to_owned()));
     let mut offers = Vec::new();
     let mut all = 0;
     for line in said.lines() {

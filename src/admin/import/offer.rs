@@ -52,6 +52,8 @@ pub enum Content {
     /// They are fetched when this is awaited. `None`: the block was deleted meanwhile. An error
     /// counts for this block alone.
     Later(BoxFuture<'static, Result<Option<Bytes>>>),
+    /// The source has found already that it cannot read them, for this reason.
+    Unreadable(String),
 }
 
 impl std::fmt::Debug for Content {
@@ -60,6 +62,7 @@ impl std::fmt::Debug for Content {
             Content::Here(bytes) => write!(f, "Here({} bytes)", bytes.len()),
             Content::File(path) => write!(f, "File({})", path.display()),
             Content::Later(_) => f.write_str("Later"),
+            Content::Unreadable(why) => write!(f, "Unreadable({why})"),
         }
     }
 }

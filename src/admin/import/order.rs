@@ -1,12 +1,13 @@
 //! The order in which the files of a flatfs are read, so that packs hold what is read together.
 //!
-//! **Problem.** flatfs knows no order but that of hashes. Packs in that order would spread the blocks
-//! of each file over all packs, and each block of a file would be a read of its own for ever.
+//! **Problem.** flatfs knows no order but that of hashes. Packs in that order would spread the
+//! blocks of each file over all packs, and each block of a file would be a read of its own for
+//! ever.
 //!
 //! **Outline.** All directories are listed. Files that may be dag-pb nodes with links are read, by
-//! several threads: most blocks are leaves of the usual lengths, which are not even opened. Then the
-//! DAGs are walked from their roots, a node before what it links to, as a reader does. Blocks to
-//! which nothing links come last.
+//! several threads: most blocks are leaves of the usual lengths, which are not even opened. Then
+//! the DAGs are walked from their roots, a node before what it links to, as a reader does. Blocks
+//! to which nothing links come last.
 //!
 //! **Memory.** About 50 bytes for each block. Of a flatfs of more than [`MOST`] blocks nothing is
 //! kept, and its blocks come directory by directory.

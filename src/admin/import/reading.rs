@@ -104,6 +104,11 @@ pub(super) async fn look_up(
     for offer in batch {
         report.found.add(offer.len);
         let key = format!("{}{}", options.prefix, offer.key);
+        if let Content::Unreadable(why) = offer.content {
+            let (key, trouble) = (offer.key, Trouble::Unreadable);
+            report.name(Named { key, trouble, why }, offer.len);
+            continue;
+        }
         match refusal(&offer, &key, options) {
             None => asked.push((key, offer)),
             Some(why) => {
@@ -185,6 +190,7 @@ impl Piece {
             } = offer;
             let got = match content {
                 Content::Here(bytes) => Got::Bytes(bytes),
+                Content::Unreadable(why) => Got::Failed(why),
                 _ if !reads => Got::Unread,
                 Content::File(path) => Got::File(path),
                 Content::Later(fetched) => match fetched.await {
