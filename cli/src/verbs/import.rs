@@ -160,7 +160,11 @@ async fn apply(
     let resume = "what was stored stays; the same command carries on";
     let importing = import(&store, blocks, options, &mut on, &context.stop);
     let done = || Some(at.load(Relaxed));
-    work::attend(context, &store, progress, resume, done, importing).await
+    let ended = work::attend(context, &store, progress, resume, done, importing).await;
+    if let Err(Failure::Engine(_)) = &ended {
+        context.note(format!("the import ended early; {resume}"));
+    }
+    ended
 }
 
 async fn open(args: &Args, context: &Context) -> Result<Opened, Failure> {
