@@ -616,3 +616,61 @@ async fn the_datastore_of_a_kubo_repo_is_found() {
     }
     assert!(repo_blocks(&repo.dir.path().join("no")).is_err());
 }
+
+/// A dag-pb node with links to raw blocks.
+fn node_of(children: &[(String, Bytes)]) -> (String, Bytes) {
+    let mut node = Vec::new();
+    for (key, _) in children {
+        let hash = data_encoding::BASE32_NOPAD.decode(&key.as_bytes()[1..]);
+        let cid = [&[1, 0x55][..], &hash.unwrap()].concat();
+        node.extend([0x12, cid.len() as u8 + 2, 0x0a, cid.len() as u8]);
+        node.extend(cid);
+    }
+    node.extend([0x0a, 2, 8, 2]);
+    (key_of(&node), node.into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_blocks_of_a_file_lie_as_they_are_read() {
+    let repo = Repo::new().await;
+    // Four files of 20 blocks, in the order of the seeds, and blocks of no file.
+    let mut all = blocks(1000..1030);
+    let mut files = Vec::new();
+    for file in 0..4 {
+        let leaves = blocks(file * 20..file * 20 + 20);
+        let mut leaves: Vec<(String, Bytes)> = leaves.into_iter().collect();
+        // Not that of their hashes.
+        leaves.reverse();
+        let node = node_of(&leaves);
+        all.extend(leaves.iter().cloned());
+        files.push([vec![node.clone()], leaves].concat());
+        all.extend([node]);
+    }
+    repo.write(&all);
+    // A short name, and a block in another directory than its own: they come all the same.
+    let stray = blocks(2000..2001).pop_first().unwrap();
+    let elsewhere = repo.flatfs.dir().join("QQ");
+    std::fs::create_dir_all(&elsewhere).unwrap();
+    let file = format!("{}.data", &stray.0[1..]);
+    std::fs::write(elsewhere.join(file), &stray.1).unwrap();
+    all.extend([stray]);
+    // One pack at a time, so that they are stored in their order.
+    let one = Options::default().with_memory_bytes(1);
+    let done = repo.try_import(repo.files(), &one).await.unwrap();
+    assert_eq!((done.stored.blocks, done.left_out()), (115, 0));
+    repo.assert_holds(&all).await;
+    let inspection = Inspection::open(repo.config(""), repo.dir.path());
+    let inspection = inspection.await.unwrap();
+    for file in files {
+        let keys: Vec<String> = file.into_iter().map(|(key, _)| key).collect();
+        let rows = inspection.index().get_many(&keys).await.unwrap();
+        let rows: Vec<_> = rows.into_iter().map(Option::unwrap).collect();
+        // Within a pack in the order of the links, and in no more packs than needed.
+        let packs: Vec<_> = rows.chunk_by(|a, b| a.blob_id == b.blob_id).collect();
+        assert!((2..=4).contains(&packs.len()), "{} packs", packs.len());
+        for pack in packs {
+            assert!(pack.is_sorted_by_key(|row| row.offset), "{pack:?}");
+        }
+    }
+    inspection.close().await.unwrap();
+}

@@ -1189,7 +1189,16 @@ async fn what_cannot_be_imported_is_named() {
     let cut = "\u{11}\u{0}";
     let cut = repo.file("cut.car", cut);
     repo.run(&["import", &cut]).await.error(1);
+    // What a conversion has left behind, and what is not in use.
+    let before = repo.dir.path().join("old");
+    let old_config = before.join("config");
+    std::fs::copy(repo.dir.path().join("config"), &old_config).unwrap();
+    let before = before.to_str().unwrap();
+    let done = repo.json(&["import", before]).await.result(3);
+    assert_eq!(done["found"]["blocks"], 7);
     let badger = json!({"Datastore": {"Spec": {"type": "badgerds", "path": "badgerds"}}});
+    std::fs::write(&old_config, badger.to_string()).unwrap();
+    repo.run(&["import", before]).await.error(1);
     std::fs::write(Path::new(empty).join("config"), badger.to_string()).unwrap();
     let ran = repo.run(&["import", empty]).await;
     assert!(ran.error(1).contains("make kubo-datastore"), "{}", ran.err);

@@ -160,7 +160,11 @@ async fn apply(
     let resume = "what was stored stays; the same command carries on";
     let importing = import(&store, blocks, options, &mut on, &context.stop);
     let done = || Some(at.load(Relaxed));
-    work::attend(context, &store, progress, resume, done, importing).await
+    let ended = work::attend(context, &store, progress, resume, done, importing).await;
+    if let Err(Failure::Engine(_)) = &ended {
+        context.note(format!("the import ended early; {resume}"));
+    }
+    ended
 }
 
 async fn open(args: &Args, context: &Context) -> Result<Opened, Failure> {
@@ -190,12 +194,14 @@ async fn open(args: &Args, context: &Context) -> Result<Opened, Failure> {
     }
     match args.from.as_slice() {
         [dir] if dir.is_dir() => {
-            let is_flatfs = [dir.join("SHARDING"), dir.join("blocks").join("SHARDING")];
-            let repo = dir.join("config").is_file() && !is_flatfs[0].exists();
-            let blocks: Box<dyn Blocks> = match repo {
-                // A repo that was converted has both a flatfs and a config of walrusds.
-                true if !is_flatfs[1].exists() => repo_blocks(dir)?,
-                _ => Box::new(FlatfsBlocks::new(Flatfs::open(dir)?)?),
+            let config = dir.join("config");
+            let is_repo = config.is_file() && !dir.join("SHARDING").exists();
+            // A repo that was converted has the old flatfs, and a config of walrusds.
+            let old = dir.join("blocks").join("SHARDING").exists();
+            let converted = old && Source::of_other(&config).is_ok();
+            let blocks: Box<dyn Blocks> = match is_repo && !converted {
+                true => repo_blocks(dir)?,
+                false => Box::new(FlatfsBlocks::new(Flatfs::open(dir)?)?),
             };
             Ok(here(dir.display().to_string(), blocks))
         }

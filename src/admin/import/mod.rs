@@ -70,7 +70,7 @@ const BATCH_BYTES: u64 = 4 << 20;
 const LOOKUPS: usize = 4;
 
 /// Imports the blocks of a source. `on` is told how far the work is. Publishers are paid. When
-/// `stop` is cancelled, packs that are on their way are still stored. Must be called within a tokio
+/// `stop` is cancelled, packs that are being uploaded are still stored. Must be called within a tokio
 /// runtime with several threads.
 ///
 /// # Errors
@@ -117,7 +117,8 @@ async fn run(
         applied: target.applies(),
         ..Report::default()
     };
-    let mut packs = Packs::new(target.clone(), options.memory_bytes);
+    let halt = stop.child_token();
+    let mut packs = Packs::new(target.clone(), options.memory_bytes, halt.clone());
     let mut ended = {
         let target = &target;
         let looked = batches(source)?
@@ -159,14 +160,18 @@ async fn run(
             }
         }
     };
-    if ended.is_ok() {
-        packs.send(&mut report).await;
+    match ended {
+        Ok(()) => packs.send(&mut report).await,
+        Err(_) => halt.cancel(),
     }
-    // What is on its way is paid for, so that it is stored in any case.
+    // What is being uploaded is paid for, so that it is stored in any case.
     while packs.are_under_way() {
         match packs.ended().await {
             Ok(done) => report.plus(done),
-            Err(e) => ended = ended.and(Err(e)),
+            Err(e) => {
+                halt.cancel();
+                ended = ended.and(Err(e));
+            }
         }
         tell(&report, &mut progress, on);
         if ended.is_ok() && stop.is_cancelled() {

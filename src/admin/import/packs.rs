@@ -1,8 +1,8 @@
 //! Blocks become full packs, and packs are stored.
 //!
 //! **Invariants.**
-//! - A pack is sent when it is full. The last one is not; if the import ends early, its blocks are
-//!   left to the next run.
+//! - A pack is sent when it is full; the last one need not be. If the import ends early, what is not
+//!   being uploaded yet is left to the next run.
 //! - The keys of a pack are locked from the lookup that decides which of its blocks are stored,
 //!   until their rows are written: a put or a deletion of this process comes before or after. An
 //!   upload that was begun goes on if its import is dropped, and closing the datastore waits for
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::reading::Ready;
 use super::report::Report;
@@ -43,10 +44,12 @@ pub(super) struct Packs {
     memory: Arc<Semaphore>,
     grains: u32,
     uploads: JoinSet<Result<Report>>,
+    halt: CancellationToken,
 }
 
 impl Packs {
-    pub(super) fn new(target: Target, memory_bytes: u64) -> Packs {
+    /// When `halt` is cancelled, packs whose upload has not begun are dropped.
+    pub(super) fn new(target: Target, memory_bytes: u64, halt: CancellationToken) -> Packs {
         let grains = u32::try_from(memory_bytes / GRAIN).unwrap_or(u32::MAX >> 4);
         let grains = grains.clamp(1, u32::MAX >> 4);
         Packs {
@@ -58,6 +61,7 @@ impl Packs {
             memory: Arc::new(Semaphore::new(grains as usize)),
             grains,
             uploads: JoinSet::new(),
+            halt,
         }
     }
 
@@ -107,9 +111,10 @@ impl Packs {
         let Ok(memory) = memory.await else {
             return;
         };
-        let target = self.target.clone();
-        self.uploads
-            .spawn(caught(async move { upload(target, blocks, memory).await }));
+        let (target, halt) = (self.target.clone(), self.halt.clone());
+        self.uploads.spawn(caught(async move {
+            upload(target, blocks, memory, &halt).await
+        }));
     }
 
     /// Waits for the end of one upload; pending for ever while there is none.
@@ -143,6 +148,7 @@ async fn upload(
     target: Target,
     mut blocks: Vec<Ready>,
     _memory: OwnedSemaphorePermit,
+    halt: &CancellationToken,
 ) -> Result<Report> {
     let uploader = &target.uploader;
     let mut report = Report::default();
@@ -164,7 +170,12 @@ async fn upload(
     });
     let mut stack = uploader.format.parts(blocks);
     while let Some(mut part) = stack.pop() {
-        let permit = uploader.limit.acquire().await;
+        let permit = tokio::select! {
+            biased;
+            // Nothing is paid for yet.
+            () = halt.cancelled() => return Ok(report),
+            permit = uploader.limit.acquire() => permit,
+        };
         let throttled = uploader.store.throttled();
         let sent = uploader.store(&part).await;
         permit.report(uploader.store.throttled() != throttled);
