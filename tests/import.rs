@@ -341,6 +341,31 @@ async fn what_a_source_cannot_read_is_told() {
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::Internal);
 }
 
+/// A disk that is unmounted meanwhile looks like one from which all blocks were deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flatfs_that_vanishes_is_no_end() {
+    for many in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let flatfs = Flatfs::create(dir.path(), Sharding::NextToLast(2)).unwrap();
+        let all: Vec<(String, Bytes)> = blocks(0..40).into_iter().collect();
+        flatfs.put(&all).unwrap();
+        let mut source = FlatfsBlocks::new(flatfs).unwrap();
+        if many {
+            source.look_only();
+        }
+        assert!(source.next().unwrap().is_some());
+        std::fs::rename(dir.path(), dir.path().with_extension("away")).unwrap();
+        let end = loop {
+            match source.next() {
+                Ok(Some(_)) => {}
+                end => break end,
+            }
+        };
+        std::fs::rename(dir.path().with_extension("away"), dir.path()).unwrap();
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::Disk, "{many}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_blocks_come_back_without_an_upload() {
     let repo = Repo::new().await;

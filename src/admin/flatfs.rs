@@ -230,6 +230,12 @@ impl Flatfs {
         Ok(names)
     }
 
+    /// Whether the directory is still one of flatfs.
+    pub(crate) fn is_there(&self) -> Result<()> {
+        let path = self.dir.join(SHARDING);
+        fs::metadata(&path).map(drop).map_err(|e| disk(&path, e))
+    }
+
     /// The blocks of a directory, in the order of their keys. Files that are no blocks are left
     /// out, and so are files that vanish meanwhile, and a directory that does.
     ///

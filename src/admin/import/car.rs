@@ -165,8 +165,12 @@ impl Car {
     fn section(&mut self) -> Result<Option<Offer>> {
         loop {
             let input = &mut self.input;
-            if input.end.is_some_and(|end| input.at >= end) {
-                return Ok(None);
+            match input.end {
+                Some(end) if input.at > end => return Err(bad(format!(
+                    "its blocks should end at byte {end}: the file is cut, or its header was never completed"
+                ))),
+                Some(end) if input.at == end => return Ok(None),
+                _ => {}
             }
             let len = match input.varint()? {
                 None => {
@@ -177,8 +181,11 @@ impl Car {
                         ))),
                     }
                 }
-                // Files that are padded with zeros end here.
-                Some(0) => return Ok(None),
+                // Padding. Zeros before other bytes are what a hole in the file has left.
+                Some(0) => {
+                    input.only_zeros()?;
+                    return Ok(None);
+                }
                 Some(len) => len,
             };
             if len > MAX_VALUE_BYTES as u64 + MOST_CID {
@@ -293,6 +300,28 @@ impl Input {
         Ok(())
     }
 
+    /// Reads to the end, where there must be nothing but zeros.
+    fn only_zeros(&mut self) -> Result<()> {
+        while self.end.is_none_or(|end| self.at < end) {
+            let left = self.end.map_or(u64::MAX, |end| end - self.at);
+            let bytes = self.bytes.fill_buf().map_err(disk)?;
+            let len = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            if len == 0 {
+                return match self.end {
+                    None => Ok(()),
+                    Some(_) => Err(cut()),
+                };
+            }
+            if let Some(other) = bytes[..len].iter().position(|byte| *byte != 0) {
+                self.at += other as u64;
+                return Err(bad("zeros, and then more: the file is damaged".to_owned()));
+            }
+            self.bytes.consume(len);
+            self.at += len as u64;
+        }
+        Ok(())
+    }
+
     fn header(&mut self) -> Result<Bytes> {
         let empty = || bad("it is empty".to_owned());
         match self.varint()?.ok_or_else(empty)? {
@@ -388,6 +417,22 @@ mod tests {
         }
         let whole = (0..one().len()).filter(|len| read(one()[..*len].to_vec()).is_ok());
         assert_eq!(whole.count(), 4);
+    }
+
+    #[test]
+    fn a_hole_in_a_file_is_no_end() {
+        let hole = [one(), vec![0; 5000], section(&cid(0x55, b"more"), b"more")].concat();
+        let error = read(hole).unwrap_err();
+        assert!(error.message().contains("zeros, and then more"), "{error}");
+        // The header of a file of version 2 is completed last: no bytes of blocks are named before.
+        let mut begun = PRAGMA.to_vec();
+        begun.extend([0; 16]);
+        for number in [51_u64, 0, 0] {
+            begun.extend(number.to_le_bytes());
+        }
+        begun.extend(one());
+        let error = read(begun).unwrap_err();
+        assert!(error.message().contains("never completed"), "{error}");
     }
 
     #[test]

@@ -103,6 +103,8 @@ impl Source for FlatfsBlocks {
                         return offer(path.join(block.file_name()), block.key, block.len);
                     }
                     let Some(shard) = all.shards.next() else {
+                        // On a disk that is gone all files look deleted.
+                        self.flatfs.is_there()?;
                         return Ok(None);
                     };
                     all.listed = self.flatfs.list(&shard)?.into_iter();

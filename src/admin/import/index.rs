@@ -208,7 +208,8 @@ async fn part(
     if let Ok(bytes) = window.await {
         let at = |n: u64| usize::try_from(n).ok();
         let range = at(from).zip(at(to)).filter(|(_, to)| *to <= bytes.len());
-        let block = range.map(|(from, to)| bytes.slice(from..to));
+        // A copy, as a part would keep the memory of the whole window while it waits in a pack.
+        let block = range.map(|(from, to)| Bytes::copy_from_slice(&bytes[from..to]));
         if let Some(block) = block.filter(|block| check(block).is_ok()) {
             return Ok(Some(block));
         }

@@ -30,11 +30,13 @@
 //! | `frames` | blocks that a program in Go reads, for the other datastores of Kubo |
 //! | `kubo` | the datastore of the blocks of a Kubo repo |
 
+use std::future::Future;
 use std::pin::pin;
 
 use futures_util::stream::{self, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::datastore::Inspection;
 use crate::error::{Error, ErrorKind, Result};
@@ -102,6 +104,19 @@ pub async fn look(
     run(Target::to_look(target), source, options, on, stop).await
 }
 
+/// Runs this as a task, which ends with the future that waits for it.
+fn task<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> impl Future<Output = Result<T>> {
+    let task = AbortOnDropHandle::new(tokio::spawn(work));
+    async move {
+        let failed = |e: tokio::task::JoinError| {
+            Err(Error::new(ErrorKind::Internal, format!("an import: {e}")))
+        };
+        task.await.unwrap_or_else(failed)
+    }
+}
+
 async fn run(
     target: Target,
     source: Box<dyn Source>,
@@ -120,9 +135,15 @@ async fn run(
     let halt = stop.child_token();
     let mut packs = Packs::new(target.clone(), options.memory_bytes, halt.clone());
     let mut ended = {
-        let target = &target;
+        // Lookups and reads are tasks of their own. They go on while the packs wait for memory, and
+        // so for uploads: a connection whose answer is not read would hold up the lookups of these
+        // uploads, and times out.
+        let look_up = |batch: Result<Vec<Offer>>| {
+            let (target, options) = (target.clone(), options.clone());
+            task(async move { reading::look_up(&target, &options, batch?).await })
+        };
         let looked = batches(source)?
-            .map(|batch| async move { reading::look_up(target, options, batch?).await })
+            .map(look_up)
             .buffered(LOOKUPS)
             .flat_map(|pieces| {
                 let pieces = match pieces {
@@ -131,7 +152,10 @@ async fn run(
                 };
                 stream::iter(pieces)
             });
-        let read = looked.map(|piece| async move { piece?.read(target).await });
+        let read = looked.map(|piece: Result<reading::Piece>| {
+            let target = target.clone();
+            task(async move { piece?.read(&target).await })
+        });
         let mut read = pin!(read.buffered(options.readers.max(1)));
         loop {
             let ready = tokio::select! {
