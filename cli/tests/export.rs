@@ -368,6 +368,14 @@ async fn everything_is_written_into_bounded_files() {
     let now = std::fs::metadata(repo.path("out/000001.car")).unwrap();
     assert_eq!(now.modified().unwrap(), first.modified().unwrap());
 
+    // As after a crash between a file and its place in the list.
+    let mut state: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    state["whole"] = json!(false);
+    state["files"].as_array_mut().unwrap().truncate(1);
+    std::fs::write(&list, state.to_string()).unwrap();
+    let resumed = repo.run(&[&args[..], &["--json"]].concat()).result(0);
+    assert_eq!(resumed["blocks"], all.len());
+
     // A blob that is gone: all others are there, and its blocks are named.
     repo.lose_a_blob();
     let lossy = repo.run(&["--all", "-o", "lossy", "--json"]).result(3);

@@ -240,7 +240,7 @@ impl All<'_> {
         let begun = match self.part.take() {
             Some(part) => part,
             None => {
-                let file = PathBuf::from(format!("{:06}.car", self.list.files.len() + 1));
+                let file = self.next_name();
                 let target = Target::file(self.dir.join(&file))?;
                 let sink = Sink::begin(target, &[], self.options.version)?;
                 let part = Part {
@@ -251,6 +251,15 @@ impl All<'_> {
             }
         };
         Ok(self.part.insert(begun))
+    }
+
+    /// The first name that is free. A file that a crash kept off the list has the first of all, and
+    /// stays: its blocks are written once more.
+    fn next_name(&self) -> PathBuf {
+        let names = (self.list.files.len() + 1..).map(|n| PathBuf::from(format!("{n:06}.car")));
+        let is_free = |name: &PathBuf| self.dir.join(name).symlink_metadata().is_err();
+        let mut free = names.filter(is_free);
+        free.next().unwrap_or_default()
     }
 
     /// Ends the file that is being written, and notes what it holds.
