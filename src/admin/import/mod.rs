@@ -72,8 +72,8 @@ const BATCH_BYTES: u64 = 4 << 20;
 const LOOKUPS: usize = 4;
 
 /// Imports the blocks of a source. `on` is told how far the work is. Publishers are paid. When
-/// `stop` is cancelled, packs that are being uploaded are still stored. Must be called within a tokio
-/// runtime with several threads.
+/// `stop` is cancelled, packs that are being uploaded are still stored. Must be called within a
+/// tokio runtime with several threads.
 ///
 /// # Errors
 /// [`ErrorKind::Canceled`] after `stop`; those of the source, of the index, of an upload. What was

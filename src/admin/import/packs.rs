@@ -1,8 +1,8 @@
 //! Blocks become full packs, and packs are stored.
 //!
 //! **Invariants.**
-//! - A pack is sent when it is full; the last one need not be. If the import ends early, what is not
-//!   being uploaded yet is left to the next run.
+//! - A pack is sent when it is full; the last one need not be. If the import ends early, what is
+//!   not being uploaded yet is left to the next run.
 //! - The keys of a pack are locked from the lookup that decides which of its blocks are stored,
 //!   until their rows are written: a put or a deletion of this process comes before or after. An
 //!   upload that was begun goes on if its import is dropped, and closing the datastore waits for
