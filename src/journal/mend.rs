@@ -10,18 +10,21 @@
 //!   not give any more is reported as damaged.
 //! - They are written again before any other write, as the newest values of their keys, behind the
 //!   notes: each of those was written before the newest value of its key.
+//! - Where a block among them needs no upload any more, a deletion is written in its place: an older
+//!   value of its key, which the block had replaced, may lie in a file and must not come back.
 //! - A block that was written again and is staged no longer counts as `unnoted`: its deletion must
 //!   be written down.
 //!
 //! The caller holds the appender's lock.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::block::Block;
 use super::damage;
 use super::disk_error;
-use super::frame::Write;
+use super::frame::{self, Entry, Write};
 use super::segment::Segment;
 use super::writer::{Appender, Broken, Open};
 use crate::error::{Error, Result};
@@ -34,12 +37,14 @@ impl Appender {
             self.inner.broken.store(true, Ordering::Release);
             self.given_up += 1;
             let blocks = self.hold_unsynced(&open);
+            let keys = self.keys_unsynced(&open);
             self.broken = Some(Broken {
                 segment: open.segment,
                 len: open.synced.0,
                 contents_len: open.synced.1,
                 notes: open.notes,
                 blocks,
+                keys,
             });
         }
     }
@@ -63,6 +68,21 @@ impl Appender {
         });
         self.inner.save_damage();
         blocks
+    }
+
+    /// The keys of the puts that will be cut off and may have been acknowledged.
+    fn keys_unsynced(&self, open: &Open) -> BTreeSet<Arc<str>> {
+        if !self.inner.syncs_later() {
+            return BTreeSet::new();
+        }
+        let frames = frame::decode_contents(&open.contents).unwrap_or_default();
+        let unsynced = frames.into_iter().filter(|(at, _)| *at >= open.synced.0);
+        let entries = unsynced.flat_map(|(_, frame)| frame.entries);
+        let key = |entry| match entry {
+            Entry::Put { key, .. } => Some(key.into()),
+            _ => None,
+        };
+        entries.filter_map(key).collect()
     }
 
     /// Takes a block out of the staged ones whose value is gone with a failed sync.
@@ -101,9 +121,10 @@ impl Appender {
         segment.note_contents(broken.contents_len);
         let notes = std::mem::take(&mut broken.notes);
         let blocks = std::mem::take(&mut broken.blocks);
+        let keys = std::mem::take(&mut broken.keys);
         self.broken = None;
-        if let Err(e) = self.write_again(&notes, &blocks) {
-            // Both are kept for the next attempt.
+        if let Err(e) = self.write_again(&notes, &blocks, &keys) {
+            // All are kept for the next attempt.
             self.break_off();
             let broken = self.broken.get_or_insert_with(|| Broken {
                 len: segment.len(),
@@ -111,21 +132,35 @@ impl Appender {
                 segment,
                 notes: Vec::new(),
                 blocks: Vec::new(),
+                keys: BTreeSet::new(),
             });
             broken.notes.extend(notes);
             broken.blocks.extend(blocks);
+            broken.keys.extend(keys);
             return Err(e);
         }
         self.inner.broken.store(false, Ordering::Release);
         Ok(())
     }
 
-    fn write_again(&mut self, notes: &[Write], blocks: &[Arc<Block>]) -> Result<()> {
+    fn write_again(
+        &mut self,
+        notes: &[Write],
+        blocks: &[Arc<Block>],
+        keys: &BTreeSet<Arc<str>>,
+    ) -> Result<()> {
+        let mut notes = notes.to_vec();
         let blocks: Vec<&Arc<Block>> = {
             let state = self.inner.state.lock();
+            let staged = |key: &str| state.blocks.contains_key(key);
+            // The next open must see that a damaged block was accepted.
+            let ended = keys
+                .iter()
+                .filter(|k| !staged(k) && !state.damaged.contains_key(*k));
+            notes.extend(ended.map(|key| Write::Delete(key.to_string())));
             blocks.iter().filter(|b| state.is_current(b)).collect()
         };
-        let mut writes = notes.to_vec();
+        let mut writes = notes.clone();
         for block in &blocks {
             let key = block.key().to_owned();
             writes.push(Write::put(key, block.read()?));
@@ -135,7 +170,7 @@ impl Appender {
         }
         let (segment, values, seq) = self.append(&writes)?;
         if let Some(open) = &mut self.current {
-            open.notes.extend_from_slice(notes);
+            open.notes.extend_from_slice(&notes);
         }
         let mut at = values;
         let first = seq + notes.len() as u64;

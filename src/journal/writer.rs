@@ -32,6 +32,7 @@
 //! under the appender's lock, which takes the state's lock and the key table's, one at a time.
 //! `Writer::queue` is held only to send, with no other lock.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -347,6 +348,8 @@ pub(super) struct Broken {
     pub(super) notes: Vec<Write>,
     /// Blocks of which the same is true. Their values are in memory meanwhile.
     pub(super) blocks: Vec<Arc<Block>>,
+    /// The keys of the acknowledged puts that are cut off.
+    pub(super) keys: BTreeSet<Arc<str>>,
 }
 
 /// A frame in the file that is not acknowledged yet.

@@ -135,6 +135,36 @@ fn a_sync_that_fails_loses_nothing() {
     });
 }
 
+/// A value that is on Walrus is not written again after a sync that failed; the older value that it
+/// replaced, and that was synced, must not come back in its place.
+#[test]
+fn a_sync_that_fails_revives_no_older_value() {
+    for call in [None, Some(Call::Create), Some(Call::Write)] {
+        runtime().block_on(async {
+            let scene = Scene::with(JournalSync::Sync);
+            scene.put(one("/a", 100)).await.unwrap();
+            scene.put(one("/waits", 100)).await.unwrap();
+            scene.journal.sync().await.unwrap();
+            scene.disk.fail(Call::Sync, 0, u32::MAX);
+            scene.put(one("/a", 300)).await.unwrap();
+            let all = scene.journal.take_pack(Fill::new(Format::Concat, MAX));
+            let (on_walrus, waits) = all.into_iter().partition(|block| block.key() == "/a");
+            scene.journal.put_back(waits);
+            scene.journal.settle(on_walrus).await;
+            scene.journal.sync().await.unwrap_err();
+            scene.disk.recover();
+            if let Some(call) = call {
+                scene.disk.fail(call, 0, 1);
+            }
+            while scene.journal.sync().await.is_err() {}
+            for there in [scene.after_a_kill().unwrap(), after_all_is_lost(&scene)] {
+                let there: Vec<_> = there.into_keys().collect();
+                assert_eq!(there, ["/waits"], "{call:?}");
+            }
+        });
+    }
+}
+
 #[test]
 fn a_disk_that_cannot_be_synced_is_told_and_values_stay_readable() {
     runtime().block_on(async {
