@@ -29,12 +29,14 @@ async fn scene(end: u64) -> Scene {
 /// As [`scene`], with so many seconds between two rounds, and more keys.
 async fn scene_with(end: u64, interval: u64, more: &str) -> Scene {
     let dir = tempfile::tempdir().unwrap();
+    let lead = match more.contains("renewLeadSeconds") {
+        true => String::new(),
+        false => format!(r#","renewLeadSeconds":{}"#, 5 * EPOCH.as_secs()),
+    };
     let config = format!(
         r#"{{{more}"publisherURL":"http://127.0.0.1:1","aggregatorURL":"http://127.0.0.1:1","indexPath":"i.sqlite",
-             "network":{{"epochDurationSeconds":{}}},"epochs":{BOUGHT},"renewIntervalSeconds":{interval},
-             "renewLeadSeconds":{}}}"#,
-        EPOCH.as_secs(),
-        5 * EPOCH.as_secs()
+             "network":{{"epochDurationSeconds":{}}},"epochs":{BOUGHT},"renewIntervalSeconds":{interval}{lead}}}"#,
+        EPOCH.as_secs()
     );
     let config = Config::from_json(&config).unwrap();
     let file = dir.path().join("i.sqlite");
@@ -156,6 +158,18 @@ async fn nothing_waits_for_a_round_that_comes_too_late() {
         };
         let (_, later) = by_turn(parts, (0..SPREAD_FROM).map(item).collect());
         assert_eq!(!later.is_empty(), waits, "{days}");
+        scene.inspection.close().await.unwrap();
+    }
+}
+
+/// A lead that is shorter than the time between two rounds lets nothing end between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_ends_before_the_next_round_is_due() {
+    let lead = r#""renewLeadSeconds":86400,"#;
+    for (interval, extensions) in [(3600, 0), (216_000, 1)] {
+        let mut scene = scene_with(NOTED, interval, lead).await;
+        scene.round().await;
+        assert_eq!(scene.chain.calls(Call::Extend), extensions, "{interval}");
         scene.inspection.close().await.unwrap();
     }
 }
