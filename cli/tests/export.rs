@@ -1,7 +1,7 @@
 //! `export` as an operator runs it: what is in the CAR files, and what is left when blocks are
 //! missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,7 +10,7 @@ use cid::Cid;
 use serde_json::{json, Value};
 use testkit::mem::{key_of, noise};
 use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Op as Http, Options};
-use walrusds::{Config, Op, WalrusDatastore};
+use walrusds::{Config, DeletedQuery, Op, WalrusDatastore};
 
 mod schema;
 
@@ -382,6 +382,35 @@ async fn everything_is_written_into_bounded_files() {
     let unread = lossy["unread"].as_u64().unwrap();
     assert!(unread > 0);
     assert_eq!(lossy["blocks"].as_u64().unwrap() + unread, all.len() as u64);
+}
+
+/// A blob that an earlier run has read may hold more when the run goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_brought_back_is_written_by_the_run_that_goes_on() {
+    let mut repo = Repo::new().await;
+    repo.config.keep_deleted = std::time::Duration::from_secs(3600);
+    let blocks: Vec<Block> = (0..8).map(|n| block(RAW, noise(n, 10_000))).collect();
+    repo.put(&blocks).await;
+    let deleted = key_of(&blocks[3].bytes);
+    let node = WalrusDatastore::open(repo.config.clone(), repo.dir.path());
+    let node = node.await.unwrap();
+    node.delete(&deleted).await.unwrap();
+    let args = ["--all", "-o", "out", "--json"];
+    assert_eq!(repo.run(&args).result(0)["blocks"], 7);
+    let list = repo.path("out/walrusds-export.json");
+    let mut state: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    state["whole"] = json!(false);
+    std::fs::write(&list, state.to_string()).unwrap();
+    node.undelete(&DeletedQuery::default()).await.unwrap();
+    node.close().await.unwrap();
+    repo.run(&args).result(0);
+    let mut found = BTreeSet::new();
+    for name in names(&repo.path("out")) {
+        let bytes = std::fs::read(repo.path("out").join(name)).unwrap();
+        let sections = car(&bytes).1.unwrap();
+        found.extend(sections.into_iter().map(|(_, cid, _)| cid));
+    }
+    assert_eq!(found, blocks.iter().map(|b| b.cid).collect());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"sync"
 
 	"github.com/ipfs/kubo/config"
 	"github.com/ipfs/kubo/plugin"
@@ -117,5 +118,5 @@ func (c *datastoreConfig) Create(path string) (repo.Datastore, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the datastore: %w", err)
 	}
-	return d, nil
+	return forKubo{d, new(sync.Once)}, nil
 }

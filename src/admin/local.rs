@@ -8,6 +8,8 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::time;
+use crate::journal::SEGMENT_SUFFIX;
+use crate::read::disk::FILE_SUFFIX;
 
 /// Files of a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,8 +29,18 @@ pub struct Files {
 }
 
 impl Files {
-    /// The segments in a directory. Files that vanish meanwhile do not count.
-    pub(super) fn of(dir: &Path) -> Files {
+    /// The segments of a journal.
+    pub(super) fn of_journal(dir: &Path) -> Files {
+        Files::of(dir, SEGMENT_SUFFIX)
+    }
+
+    /// The files of a disk cache.
+    pub(super) fn of_cache(dir: &Path) -> Files {
+        Files::of(dir, FILE_SUFFIX)
+    }
+
+    /// The files in a directory whose names end so. Files that vanish meanwhile do not count.
+    fn of(dir: &Path, suffix: &str) -> Files {
         let mut found = Files {
             path: dir.to_owned(),
             exists: dir.is_dir(),
@@ -38,7 +50,8 @@ impl Files {
         };
         let entries = dir.read_dir().into_iter().flatten().flatten();
         for entry in entries {
-            let is_segment = entry.path().extension().is_some_and(|x| x == "segment");
+            let name = entry.file_name();
+            let is_segment = name.as_encoded_bytes().ends_with(suffix.as_bytes());
             let Some(meta) = entry
                 .metadata()
                 .ok()
@@ -61,17 +74,42 @@ impl Files {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
+    use crate::multihash::{KeyMultihash, Multihash};
+    use crate::read::disk::{DiskCache, DiskCacheConfig};
 
     #[test]
     fn only_segments_count() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("1.segment"), vec![1; 10_000]).unwrap();
         std::fs::write(dir.path().join("LOCK"), b"x").unwrap();
-        let files = Files::of(dir.path());
+        let files = Files::of_journal(dir.path());
         assert_eq!((files.exists, files.segments), (true, 1));
         assert!(files.oldest.is_some());
-        let none = Files::of(&dir.path().join("none"));
+        assert_eq!(Files::of_cache(dir.path()).segments, 0);
+        let none = Files::of_journal(&dir.path().join("none"));
         assert_eq!((none.exists, none.segments, none.oldest), (false, 0, None));
+    }
+
+    #[tokio::test]
+    async fn the_files_of_a_cache_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = DiskCacheConfig {
+            path: dir.path().to_owned(),
+            max_bytes: 64 << 20,
+        };
+        let cache = DiskCache::open(config, false, Arc::default());
+        let value = Bytes::from_static(&[7; 5000]);
+        let key = KeyMultihash::key(0x12, &Sha256::digest(&value)).unwrap();
+        cache.insert(Multihash::of_key(&key).unwrap(), &value, true);
+        cache.close().await;
+        let files = Files::of_cache(dir.path());
+        assert_eq!((files.exists, files.segments), (true, 1));
+        assert!(files.disk_bytes >= 5000, "{files:?}");
     }
 }

@@ -73,6 +73,20 @@ impl NodeSeen {
         now.duration_since(self.seen_at)
             .is_ok_and(|since| since > GONE)
     }
+
+    /// How far its clock is ahead, where that hides whether it is gone.
+    fn is_ahead(&self, now: SystemTime) -> Option<Duration> {
+        let ahead = self.seen_at.duration_since(now).ok();
+        ahead.filter(|ahead| *ahead > GONE)
+    }
+
+    /// Its name, and its machine if that has a name.
+    fn named(&self) -> String {
+        match self.host.is_empty() {
+            true => format!("node {}", self.node),
+            false => format!("node {} on {}", self.node, self.host),
+        }
+    }
 }
 
 /// The nodes of an index, the one that was seen last first. At most a thousand.
@@ -89,8 +103,33 @@ pub async fn nodes(inspection: &Inspection) -> Result<Vec<NodeSeen>> {
     Ok(nodes)
 }
 
+/// Nodes that may be gone, with blocks that are on no other disk.
+pub(super) fn findings(nodes: &[NodeSeen], now: SystemTime) -> Vec<Finding> {
+    let mut found = left_behind(nodes, now);
+    let ahead = nodes.iter().filter_map(|node| {
+        let journal = node.journal.filter(|journal| journal.blocks > 0)?;
+        let hours = node.is_ahead(now)?.as_secs() / 3600;
+        Some(Finding::new(
+            "node-clock",
+            Severity::Warning,
+            format!(
+                "{} was last seen {hours} h from now, so its clock was wrong, or this machine's is: whether it is gone cannot \
+                 be told, and its journal held {} blocks that are on no other disk",
+                node.named(),
+                journal.blocks
+            ),
+            format!(
+                "set the clock; if the node is gone and its disk is lost, walrusds forget-node {} ends this message",
+                node.node
+            ),
+        ))
+    });
+    found.extend(ahead);
+    found
+}
+
 /// A node that is gone, and has left blocks behind that are on no other disk.
-pub(super) fn left_behind(nodes: &[NodeSeen], now: SystemTime) -> Vec<Finding> {
+fn left_behind(nodes: &[NodeSeen], now: SystemTime) -> Vec<Finding> {
     let gone = nodes.iter().filter(|node| node.is_gone(now));
     let left = gone.filter_map(|node| {
         let journal = node.journal.filter(|journal| journal.blocks > 0)?;
@@ -98,17 +137,13 @@ pub(super) fn left_behind(nodes: &[NodeSeen], now: SystemTime) -> Vec<Finding> {
         let oldest = journal.oldest.map_or(String::new(), |at| {
             format!(", the oldest of them {} h old", hours(at))
         });
-        let on = match node.host.is_empty() {
-            true => String::new(),
-            false => format!(" on {}", node.host),
-        };
         Some(Finding::new(
             "node-gone",
             Severity::Warning,
             format!(
-                "node {}{on} was last seen {} h ago, and its journal held {} blocks ({} bytes) that are on no other \
+                "{} was last seen {} h ago, and its journal held {} blocks ({} bytes) that are on no other \
                  disk{oldest}",
-                node.node,
+                node.named(),
                 hours(node.seen_at),
                 journal.blocks,
                 journal.bytes
@@ -163,6 +198,26 @@ mod tests {
                 assert!(found.what.contains(part), "{part}: {found}");
             }
             assert!(found.cure.contains("forget-node gone"), "{found}");
+        }
+    }
+
+    /// A clock that is ahead must not hide for good that a node is gone.
+    #[test]
+    fn a_node_whose_clock_is_ahead_is_found_if_it_has_blocks() {
+        let ahead = [
+            node("ahead", 0, Some(5), false),
+            node("empty", 0, None, false),
+        ];
+        assert_eq!(findings(&ahead, now() - GONE), []);
+        let before = now() - Duration::from_secs(400 * 86_400);
+        let found = findings(&ahead, before);
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            (found[0].id, found[0].severity),
+            ("node-clock", Severity::Warning)
+        );
+        for part in ["node ahead on h", "9600 h", "5 blocks"] {
+            assert!(found[0].what.contains(part), "{part}: {}", found[0]);
         }
     }
 

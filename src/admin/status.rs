@@ -206,14 +206,14 @@ pub async fn status(inspection: &Inspection) -> Result<Status> {
             epochs: config.epochs,
             last_round,
         },
-        journal: config.journal.as_ref().map(|j| Files::of(&j.path)),
-        cache: config.disk_cache.as_ref().map(|c| Files::of(&c.path)),
+        journal: config.journal.as_ref().map(|j| Files::of_journal(&j.path)),
+        cache: config.disk_cache.as_ref().map(|c| Files::of_cache(&c.path)),
         staged_left,
         nodes,
         findings: Vec::new(),
     };
     let mut findings = find(&status, config.max_waste_percent);
-    findings.extend(nodes::left_behind(&status.nodes, status.at));
+    findings.extend(nodes::findings(&status.nodes, status.at));
     if let RebuildState::Partial(report) = rebuild {
         findings.push(Finding::new(
             "rebuild-partial",

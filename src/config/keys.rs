@@ -82,7 +82,7 @@ pub const KEYS: &[KeySpec] = &[
     key("maxRetries", whole(0, 100), "3", "retries per request after the first attempt, exponential backoff with jitter"),
     key("epochDurationSeconds", whole(0, MAX_SECONDS), "0", "length of a storage epoch (seconds) where `network` does not give it; 0 = unknown, renewal off"),
     key("renewIntervalSeconds", whole(0, MAX_SECONDS), "0", "how often to look for blobs to renew (seconds); 0 = renewal off"),
-    key("renewLeadSeconds", whole(0, MAX_SECONDS), "one epoch", "renew blobs that end within this time (seconds)"),
+    key("renewLeadSeconds", whole(0, MAX_SECONDS), "one epoch", "renew blobs that end within this time, or before the next round (seconds)"),
     key("maxWastePercent", whole(1, 100), "50", "a blob that is not due yet is repacked along with others only if this part of it (percent), or more, is deleted blocks"),
     key("maintenanceBytesPerSecond", whole(0, i64::MAX), "0", "bytes that renewal and repacking move in a second; 0 = as many as they can"),
     key("keepDeletedSeconds", whole(0, MAX_SECONDS), "0", "how long deleted blocks can be brought back (seconds); a put of such a block costs no upload while its blob is stored; 0 = not at all"),

@@ -382,7 +382,10 @@ fn renewal(config: &Config, uploader: &Arc<Uploader>) -> RenewalParts {
         log: Arc::clone(&uploader.log),
         uploader: Arc::clone(uploader),
         interval: config.renew_interval,
-        lead: config.renew_lead,
+        // Every blob is due in one round before its end at least.
+        lead: config
+            .renew_lead
+            .max(config.renew_interval.saturating_mul(3) / 2),
         epoch: config.epoch_duration,
         chain: config.walrus_command.clone().map(lifetime::chain_of),
         n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),

@@ -4,9 +4,12 @@
 //! A node has a note of its own (`node:` and its name), so no two nodes write one row. It is
 //! written with the running totals, and far more rarely ([`BUSY`], [`IDLE`]). The name lies in the
 //! journal, so that a journal that moves to another machine stays the same node; without a journal
-//! it lies in the repo. A node that only reads its index leaves no note, and a note that cannot be
-//! written is left out: nothing depends on it. Notes of nodes that are long gone, and whose
-//! journals were empty, are removed by the next node that starts.
+//! it lies in the repo. Two nodes of one name (their machines come from one image, or a directory
+//! was copied) would hide each other: so each process of a node writes a text of its own with its
+//! note, and one that finds another's in its place takes a new name. A node that only reads its
+//! index leaves no note, and a note that cannot be written is left out: nothing depends on it.
+//! Notes of nodes that are long gone, and whose journals were empty, are removed by the next node
+//! that starts.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -56,6 +59,9 @@ pub(crate) struct NodeNote {
     /// Its write journal, if it has one.
     #[serde(default)]
     pub(crate) journal: Option<JournalNote>,
+    /// A random text of the process that wrote it.
+    #[serde(default)]
+    pub(crate) run: String,
 }
 
 /// The blocks in a journal.
@@ -98,6 +104,12 @@ pub(super) struct Presence {
     journal: Option<Arc<Journal>>,
     /// The name of its note.
     name: String,
+    /// The file that holds the name.
+    file: PathBuf,
+    /// The text of this process in its notes.
+    run: String,
+    /// Whether this process has written a note under its name.
+    wrote: bool,
     /// The journal as it was noted last, and when that was tried.
     noted: Option<(Instant, Option<JournalNote>)>,
     /// Whether nodes that are long gone were looked for.
@@ -117,11 +129,15 @@ impl Presence {
             Some(dir) => dir.join(IN_JOURNAL),
             None => repo.join(IN_REPO),
         };
+        let name = name_in(&file)?;
         Some(Presence {
             index,
             clock,
             journal,
-            name: format!("{PREFIX}{}", name_in(file)?),
+            name: format!("{PREFIX}{name}"),
+            file,
+            run: new_identity(),
+            wrote: false,
             noted: None,
             tidied: false,
         })
@@ -173,6 +189,11 @@ impl Presence {
 
     async fn write(&mut self, journal: Option<JournalNote>, closed: bool) -> Result<()> {
         self.noted = Some((Instant::now(), journal));
+        if self.wrote && self.is_shared().await? {
+            if let Some(name) = new_name(&self.file) {
+                self.name = format!("{PREFIX}{name}");
+            }
+        }
         let host = rustix::system::uname();
         let note = NodeNote {
             // A text with a zero byte fits no database.
@@ -181,9 +202,19 @@ impl Presence {
             at: seconds(self.clock.now()),
             closed,
             journal,
+            run: self.run.clone(),
         };
         let text = serde_json::json!(note).to_string();
-        self.index.set_note(&self.name, Some(&text)).await
+        self.index.set_note(&self.name, Some(&text)).await?;
+        self.wrote = true;
+        Ok(())
+    }
+
+    /// Whether another process has written under this name since this one has.
+    async fn is_shared(&self) -> Result<bool> {
+        let text = self.index.note(&self.name).await?.unwrap_or_default();
+        let note: Option<NodeNote> = serde_json::from_str(&text).ok();
+        Ok(note.is_some_and(|note| note.run != self.run))
     }
 
     /// Forgets nodes that are long gone and have left nothing behind.
@@ -209,27 +240,34 @@ fn seconds(at: SystemTime) -> u64 {
 }
 
 /// The name in a file, which is made if there is none. `None` if it can neither be read nor made.
-fn name_in(file: PathBuf) -> Option<String> {
+fn name_in(file: &Path) -> Option<String> {
     let is_name = |name: &str| name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
-    let found = std::fs::symlink_metadata(&file).ok();
+    let found = std::fs::symlink_metadata(file).ok();
     if found.is_some_and(|found| found.is_file() && found.len() < 100) {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let text = std::fs::read_to_string(file).unwrap_or_default();
         let name = text.trim();
         if is_name(name) {
             return Some(name.to_owned());
         }
     }
+    new_name(file)
+}
+
+/// Makes a new name, and the file that holds it.
+fn new_name(file: &Path) -> Option<String> {
     let name = new_identity();
     let new = file.with_extension("new");
     let _ = std::fs::remove_file(&new);
-    // Not through a link. What a crash leaves of the file is no name, and a new one is made.
+    // Not through a link.
     let mut made = File::options()
         .write(true)
         .create_new(true)
         .open(&new)
         .ok()?;
     writeln!(made, "{name}").ok()?;
-    std::fs::rename(&new, &file).ok()?;
+    // A node that loses its name in a power cut would look like one that is gone with its blocks.
+    made.sync_all().ok()?;
+    std::fs::rename(&new, file).ok()?;
     Some(name)
 }
 

@@ -24,6 +24,7 @@ use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
+use super::ledger::InState;
 use super::{Blob, BlobState, Index, KeyRange, KeyRecord, Usage, IDENTITY};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -336,19 +337,16 @@ fn told(blob: &Blob) -> Blob {
 /// Copies the entries of blobs that are in no use any more: what was paid for them is known by them
 /// alone, and so are the objects to delete.
 async fn released(from: &dyn Index, to: &dyn Index, report: &mut CopyReport) -> Result<()> {
-    let mut after = String::new();
-    loop {
-        let page = from
-            .blobs_in_state(BlobState::Released, &after, PAGE)
-            .await?;
-        report.blobs += entries_alike(to, &page).await?;
-        let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
-        to.set_state(&ids, BlobState::Released).await?;
-        match page.last() {
-            Some(last) if page.len() >= PAGE => after = last.blob_id.clone(),
-            _ => return Ok(()),
+    for state in [BlobState::Released, BlobState::Deleting] {
+        let mut blobs = InState::new(from, state);
+        while let Some(page) = blobs.next().await? {
+            report.blobs += entries_alike(to, &page).await?;
+            let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
+            to.set_state(&ids, BlobState::Released).await?;
+            to.set_state(&ids, state).await?;
         }
     }
+    Ok(())
 }
 
 fn bad(message: impl Into<String>) -> Error {

@@ -35,6 +35,9 @@ pub enum BlobState {
     /// blob. Readers of other nodes may still use it for a while, and a block may be brought back
     /// ([`super::Deleted`]): what matters is the number of live blocks, counted anew.
     Released,
+    /// Its object is being deleted on the chain, or was by a process that has ended since. Who
+    /// stores the same bytes gets another object: from then on the entry tells of that one alone.
+    Deleting,
 }
 
 impl BlobState {
@@ -43,6 +46,7 @@ impl BlobState {
         match self {
             BlobState::Live => "live",
             BlobState::Released => "released",
+            BlobState::Deleting => "deleting",
         }
     }
 
@@ -51,6 +55,7 @@ impl BlobState {
     pub fn named(name: &str) -> BlobState {
         match name {
             "released" => BlobState::Released,
+            "deleting" => BlobState::Deleting,
             _ => BlobState::Live,
         }
     }
@@ -310,7 +315,8 @@ pub trait Ledger: Rows {
         Ok(Vec::new())
     }
 
-    /// Sets the state of blobs, but only where it is another one. Returns how many were changed.
+    /// Sets the state of blobs, but only where it is another one; [`BlobState::Deleting`] only
+    /// where it is [`BlobState::Released`]. Returns how many were changed.
     async fn set_state(&self, blob_ids: &[String], state: BlobState) -> Result<u64> {
         let _ = (blob_ids, state);
         Ok(0)

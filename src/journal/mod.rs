@@ -93,6 +93,7 @@ use later::{Due, Syncer};
 pub(crate) use owner::{abandoned, had_journal, Owner};
 use replay::{replay, report_aside, Replayed};
 pub(crate) use room::{needed, Room};
+pub(crate) use segment::SUFFIX as SEGMENT_SUFFIX;
 pub use settings::{JournalConfig, JournalSync};
 use state::StagedBlocks;
 use trouble::Trouble;

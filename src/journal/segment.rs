@@ -38,7 +38,7 @@ use super::judge::{self, Verdict};
 use super::salvage::{self, Salvaged};
 use super::window::Window;
 
-const SUFFIX: &str = ".segment";
+pub(crate) const SUFFIX: &str = ".segment";
 
 /// How many zeroes are written ahead of the frames (bytes): a new file gets `AHEAD_LEAST`, later
 /// steps follow the length of its short frames.

@@ -66,14 +66,16 @@ pub(super) async fn count(parts: &RenewalParts) -> Result<()> {
 
 /// Removes the entries of blobs that have no rows and are no longer stored.
 async fn forget(parts: &RenewalParts) -> Result<()> {
-    let mut released = InState::new(&*parts.index, BlobState::Released);
-    while let Some(page) = released.next().await? {
-        let over = page.into_iter().filter(|blob| {
-            let end = u64::try_from(blob.end_epoch).unwrap_or(0);
-            parts.epoch_clock.is_over(end)
-        });
-        let over: Vec<String> = over.map(|blob| blob.blob_id).collect();
-        parts.index.forget_blobs(&over).await?;
+    for state in [BlobState::Released, BlobState::Deleting] {
+        let mut blobs = InState::new(&*parts.index, state);
+        while let Some(page) = blobs.next().await? {
+            let over = page.into_iter().filter(|blob| {
+                let end = u64::try_from(blob.end_epoch).unwrap_or(0);
+                parts.epoch_clock.is_over(end)
+            });
+            let over: Vec<String> = over.map(|blob| blob.blob_id).collect();
+            parts.index.forget_blobs(&over).await?;
+        }
     }
     Ok(())
 }

@@ -21,10 +21,17 @@ pub(crate) fn last_due(parts: &RenewalParts) -> Option<u64> {
 /// whatever else helps is paid for.
 const LAST: u32 = 4;
 
-/// Whether a blob with this end epoch can no longer wait for the cheapest way. Yes, if its end is
-/// not known.
+/// Whether a blob with this end epoch can no longer wait for the cheapest way: the last part of the
+/// lead has come, or the next round may come too late. Yes, if its end is not known.
 pub(super) fn is_urgent(parts: &RenewalParts, end_epoch: i64) -> bool {
-    due_within(parts, end_epoch, parts.lead / LAST)
+    due_within(parts, end_epoch, last_rounds(parts, LAST, 1))
+}
+
+/// The last part of the lead, but not less than `rounds` rounds take (and half a round more, since
+/// a round takes time).
+pub(super) fn last_rounds(parts: &RenewalParts, part: u32, rounds: u32) -> Duration {
+    let time = parts.interval.saturating_mul(2 * rounds + 1) / 2;
+    time.max(parts.lead / part)
 }
 
 /// Whether a blob with this end epoch may end within this time. Yes, if its end is not known.

@@ -273,7 +273,7 @@ fn by_turn(parts: &RenewalParts, due: Vec<RenewItem>) -> (Vec<RenewItem>, Vec<St
         let end = u64::try_from(item.end_epoch).unwrap_or(0);
         let ends = parts.epoch_clock.ends_at(now, end);
         let comes = ends.map(|ends| plan::spread(&item.blob_id, ends, parts.lead));
-        comes.is_some_and(|comes| comes > now)
+        comes.is_some_and(|comes| comes > now) && !is_urgent(parts, item.end_epoch)
     };
     let (waiting, turns): (Vec<_>, Vec<_>) = due.into_iter().partition(waits);
     (
@@ -455,32 +455,11 @@ async fn delete_dead(parts: &RenewalParts, round: Option<&Round>) {
 }
 
 async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
-    let now = parts.clock.now();
-    let mut dead: Vec<Blob> = Vec::new();
-    let mut released = InState::new(&*parts.index, BlobState::Released);
-    while let Some(page) = released.next().await? {
-        for blob in page {
-            let since = blob
-                .state_since
-                .and_then(|since| now.duration_since(since).ok());
-            let waited = since.is_some_and(|since| since >= GRACE.max(parts.interval));
-            let end = u64::try_from(blob.end_epoch).unwrap_or(0);
-            let can_be = blob.deletable && !blob.object_id.is_empty();
-            if waited && can_be && !parts.epoch_clock.is_over(end) {
-                dead.push(blob);
-            }
-        }
-    }
-    if dead.is_empty() {
-        return Ok(());
-    }
-    let held = held(parts).await?;
-    dead.retain(|blob| !held.contains(&blob.blob_id));
-    for page in dead.chunks(PAGE) {
-        let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
-        let live = parts.index.live(&ids).await?;
-        let page = page.iter().zip(live).filter(|(_, live)| live.blocks == 0);
-        let page: Vec<&Blob> = page.map(|(blob, _)| blob).collect();
+    mark_dead(parts).await?;
+    let mut marked = InState::new(&*parts.index, BlobState::Deleting);
+    while let Some(page) = marked.next().await? {
+        let page = page.into_iter().filter(|blob| can_be_deleted(parts, blob));
+        let page = still_dead(parts, page.collect()).await?;
         let objects: Vec<String> = page.iter().map(|blob| blob.object_id.clone()).collect();
         if objects.is_empty() {
             continue;
@@ -499,7 +478,7 @@ async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
             let blob_id = &blob.blob_id;
             match outcome {
                 Ok(()) => {
-                    deleted.push(*blob);
+                    deleted.push(blob);
                     gone.push(blob_id.clone());
                 }
                 Err(e) if Failure::of(&e) == Some(Failure::Absent) => gone.push(blob_id.clone()),
@@ -517,6 +496,69 @@ async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
         failpoint!("dead.forgotten");
     }
     Ok(())
+}
+
+fn can_be_deleted(parts: &RenewalParts, blob: &Blob) -> bool {
+    let end = u64::try_from(blob.end_epoch).unwrap_or(0);
+    blob.deletable && !blob.object_id.is_empty() && !parts.epoch_clock.is_over(end)
+}
+
+/// Marks the blobs that have had no rows for the time of grace: from then on, whoever stores the
+/// same bytes does not rely on their objects.
+async fn mark_dead(parts: &RenewalParts) -> Result<()> {
+    let now = parts.clock.now();
+    let mut dead: Vec<Blob> = Vec::new();
+    let mut released = InState::new(&*parts.index, BlobState::Released);
+    while let Some(page) = released.next().await? {
+        dead.extend(page.into_iter().filter(|blob| {
+            let since = blob
+                .state_since
+                .and_then(|since| now.duration_since(since).ok());
+            let waited = since.is_some_and(|since| since >= GRACE.max(parts.interval));
+            waited && can_be_deleted(parts, blob)
+        }));
+    }
+    if dead.is_empty() {
+        return Ok(());
+    }
+    let held = held(parts).await?;
+    dead.retain(|blob| !held.contains(&blob.blob_id));
+    for page in dead.chunks(PAGE) {
+        let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
+        parts.index.set_state(&ids, BlobState::Deleting).await?;
+    }
+    Ok(())
+}
+
+/// Those of the marked blobs in which nothing is left. The others lose their mark. Rows are looked
+/// at before the deleted ones and after them, because one that was brought back meanwhile, or
+/// deleted again, is found at one of these looks. What is found dead stays so: only a store brings
+/// new rows.
+async fn still_dead(parts: &RenewalParts, mut marked: Vec<Blob>) -> Result<Vec<Blob>> {
+    if marked.is_empty() {
+        return Ok(marked);
+    }
+    let ids: Vec<String> = marked.iter().map(|blob| blob.blob_id.clone()).collect();
+    let before = parts.index.live(&ids).await?;
+    let held = held(parts).await?;
+    let after = parts.index.live(&ids).await?;
+    let live = before.into_iter().zip(after);
+    let live: HashSet<String> = ids
+        .into_iter()
+        .zip(live)
+        .filter(|(blob_id, (before, after))| {
+            before.blocks > 0 || after.blocks > 0 || held.contains(blob_id)
+        })
+        .map(|(blob_id, _)| blob_id)
+        .collect();
+    let used: Vec<String> = live.iter().cloned().collect();
+    let entries = parts.index.blobs(&used).await?.into_iter().flatten();
+    // A store has taken the mark from the others.
+    let entries = entries.filter(|blob| blob.state == BlobState::Deleting);
+    let used: Vec<String> = entries.map(|blob| blob.blob_id).collect();
+    parts.index.set_state(&used, BlobState::Released).await?;
+    marked.retain(|blob| !live.contains(&blob.blob_id));
+    Ok(marked)
 }
 
 /// The blobs at which deleted rows point that may be brought back.

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use super::count::last_counted;
-use super::due::due_within;
+use super::due::{due_within, last_rounds};
 use super::plan::Decision;
 use super::{RenewalParts, Rounds};
 use crate::error::Result;
@@ -20,6 +20,8 @@ use crate::walrus::cost;
 /// Blobs are extended in this last part of the lead (a third): until then dead blocks can be shed
 /// that would be paid for otherwise.
 const LAST: u32 = 3;
+/// And no later than so many rounds before their end: one may fail.
+const ROUNDS: u32 = 2;
 
 /// So small a part of the packs (a fortieth), and one, may be filled after each count although no
 /// storage is left for them.
@@ -95,7 +97,8 @@ fn is_sparse(parts: &RenewalParts, blob: &Blob) -> bool {
 
 /// Whether an extension waits for a later round, as dead blocks may be shed until then.
 pub(super) fn waits(parts: &RenewalParts, decision: &Decision) -> bool {
-    parts.uploader.reuse.is_some() && !due_within(parts, decision.end_epoch, parts.lead / LAST)
+    let last = last_rounds(parts, LAST, ROUNDS);
+    parts.uploader.reuse.is_some() && !due_within(parts, decision.end_epoch, last)
 }
 
 /// Whether a blob that is due waits for the next plan, as it came after the last one: what takes
@@ -104,7 +107,7 @@ pub(super) fn is_new(parts: &RenewalParts, state: &Rounds, item: &RenewItem) -> 
     let planned = state.planned.as_ref();
     let is_new = planned.is_some_and(|planned| !planned.contains(&item.blob_id));
     // Nothing takes over storage that ends within two rounds.
-    let next_round = parts.interval.mul_f64(1.5);
+    let next_round = parts.interval.saturating_mul(3) / 2;
     parts.uploader.reuse.is_some() && is_new && !due_within(parts, item.end_epoch, next_round)
 }
 

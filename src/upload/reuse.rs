@@ -6,6 +6,11 @@
 //! than what is there. This module remembers what was left, and asks for as few epochs as are safe
 //! where something fits: the blob is extended in time, as any other.
 //!
+//! A publisher that looks in its wallet finds a blob of the same bytes, too, and stores nothing
+//! new: it answers with the object that is there. The ledger of another index may own that object,
+//! or it is about to be deleted, so it is not relied on: the bytes are stored once more, as an
+//! object of their own.
+//!
 //! What is remembered may be wrong, since other nodes use the wallet as well. Where nothing is left
 //! after all, the publisher sells storage for these few epochs; nothing is lost by that.
 
@@ -202,9 +207,13 @@ impl Purchase {
             ..self.options
         };
         let needed = cost::encoded_size(body.len(), reuse.n_shards);
-        let stored = walrus.store(body, options).await;
+        let stored = walrus.store(body.clone(), options).await;
         match &stored {
             Err(_) => reuse.give(left),
+            Ok(answer) if !answer.newly_created => {
+                reuse.give(left);
+                return walrus.store(body, self.options).await;
+            }
             Ok(answer) if is_bought(answer, left, epochs, needed) => reuse.forget(needed, left.end),
             Ok(_) => {}
         }

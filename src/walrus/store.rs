@@ -326,7 +326,7 @@ fn newly_created(new: &Value) -> std::result::Result<Answer, String> {
             end_epoch: number(&storage["endEpoch"]).ok_or("blobObject without endEpoch")?,
             encoded_size: number(&storage["storageSize"]),
             cost: number(&new["cost"]).unwrap_or(0),
-            newly_created: true,
+            newly_created: new["resourceOperation"].get("reuseAndExtend").is_none(),
         },
         deletable: object.get("deletable").and_then(Value::as_bool),
     })

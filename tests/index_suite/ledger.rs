@@ -186,6 +186,30 @@ pub async fn states_of_blobs(env: Env) {
     // New rows bring a released blob back.
     env.a.put_many(&[row("/d", "c", 0, 1)]).await.unwrap();
     assert_eq!(known(&env, "c").await.state, BlobState::Live);
+    // Only a released blob is marked as one that is deleted, and a count leaves the mark.
+    let ids = ["b", "c"].map(str::to_owned);
+    env.a
+        .set_state(&ids[1..], BlobState::Released)
+        .await
+        .unwrap();
+    assert_eq!(env.a.set_state(&ids, BlobState::Deleting).await.unwrap(), 1);
+    assert_eq!(listed(BlobState::Deleting, "", 9).await, ["c"]);
+    assert_eq!(listed(BlobState::Deleting, "c", 9).await, [""; 0]);
+    for key in ["/c", "/d"] {
+        env.a.delete(key).await.unwrap();
+    }
+    count(&env, 9).await;
+    assert_eq!(known(&env, "c").await.state, BlobState::Deleting);
+    // A store of the same bytes is another object, of which alone the entry tells.
+    let mut anew = blob("c");
+    (anew.object_id, anew.end_epoch, anew.expires_at) = ("other".into(), 3, Some(time(30)));
+    env.a.place(&anew, &[row("/c", "c", 0, 1)]).await.unwrap();
+    let entry = known(&env, "c").await;
+    assert_eq!((&*entry.object_id, entry.end_epoch), ("other", 3));
+    assert_eq!(
+        (entry.expires_at, entry.state),
+        (anew.expires_at, BlobState::Live)
+    );
 }
 
 pub async fn a_pass_counts_every_blob(env: Env) {

@@ -179,7 +179,7 @@ fn of_ledger(rows: &[KeyRecord], entry: Option<&Blob>) -> Vec<Suspect> {
         }];
     };
     let mut suspects = Vec::new();
-    if entry.state == BlobState::Released {
+    if entry.state != BlobState::Live {
         suspects.push(Suspect {
             kind: FindingKind::LedgerState,
             rows: all(),

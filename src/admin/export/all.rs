@@ -7,9 +7,10 @@
 //! **Outline.** Blob after blob is read, and a new file is begun where the next blob does not fit
 //! any more. After each file the directory's list says which blobs its files hold; another run
 //! leaves those out. The index is gone through until no blob is new: a block that was moved is in
-//! one that is.
+//! one that is. A deleted block that is brought back is in its old one: so a blob that has more
+//! blocks than were found in it is read again.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use super::file::{Sink, Target};
 use super::{Exported, Options};
 use crate::datastore::{Blocks, Inspection};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::KeyRecord;
+use crate::index::{KeyRecord, Usage};
 use crate::multihash::KeyMultihash;
 
 /// The list of what is in a directory.
@@ -64,6 +65,9 @@ struct Part {
     /// Blocks of these blobs that could not be read.
     unread: u64,
     blobs: Vec<String>,
+    /// How many rows each of the blobs had, and their bytes.
+    #[serde(default)]
+    rows: Vec<(i64, i64)>,
 }
 
 /// Writes the blocks of all blobs into files in `dir`, each of at most `max_bytes` of blocks unless
@@ -119,8 +123,8 @@ struct All<'a> {
     max_bytes: u64,
     options: &'a Options,
     list: List,
-    /// The blobs that are in files.
-    seen: HashSet<String>,
+    /// The blobs that are in files, with what they held.
+    seen: HashMap<String, Usage>,
     /// The file that is being written.
     part: Option<(Sink, Part)>,
     report: Exported,
@@ -157,18 +161,24 @@ impl All<'_> {
             let more = page.len() >= PAGE;
             for blob in page {
                 after.clone_from(&blob.blob_id);
-                if self.seen.contains(&blob.blob_id) {
+                let live = blob.counted.map(|count| count.live).unwrap_or_default();
+                let holds_more =
+                    |seen: &Usage| live.blocks > seen.blocks || live.bytes > seen.bytes;
+                if self
+                    .seen
+                    .get(&blob.blob_id)
+                    .is_some_and(|seen| !holds_more(seen))
+                {
                     continue;
                 }
                 any = true;
-                let live = blob.counted.map_or(0, |count| count.live.bytes);
-                let live = u64::try_from(live).unwrap_or(0);
+                let live = u64::try_from(live.bytes).unwrap_or(0);
                 let full = |part: &Part| part.bytes > 0 && part.bytes + live > self.max_bytes;
                 if self.part.as_ref().is_some_and(|(_, part)| full(part)) {
                     self.end_part().await?;
                 }
-                self.blob(&blob.blob_id, progress, stop).await?;
-                self.seen.insert(blob.blob_id);
+                let held = self.blob(&blob.blob_id, progress, stop).await?;
+                self.seen.insert(blob.blob_id, held);
             }
             if !more {
                 return Ok(any);
@@ -176,14 +186,16 @@ impl All<'_> {
         }
     }
 
-    /// Writes the blocks of a blob.
+    /// Writes the blocks of a blob. Returns what it held.
     async fn blob(
         &mut self,
         blob_id: &str,
         progress: &mut (dyn FnMut(u64) + Send),
         stop: &CancellationToken,
-    ) -> Result<()> {
+    ) -> Result<Usage> {
         let mut rows = self.inspection.index().rows_of_blob(blob_id).await?;
+        let sizes = rows.iter().map(|row| Usage::new(1, row.record.size));
+        let held = sizes.fold(Usage::default(), Usage::plus);
         rows.sort_by(|a, b| {
             let place = |row: &KeyRecord| (row.record.offset, row.record.patch_id.clone());
             place(a).cmp(&place(b)).then_with(|| a.key.cmp(&b.key))
@@ -210,8 +222,10 @@ impl All<'_> {
             }
             progress(self.report.bytes);
         }
-        self.part()?.1.blobs.push(blob_id.to_owned());
-        Ok(())
+        let part = &mut self.part()?.1;
+        part.blobs.push(blob_id.to_owned());
+        part.rows.push((held.blocks, held.bytes));
+        Ok(held)
     }
 
     async fn block(&mut self, key: &str, block: Bytes) -> Result<()> {
@@ -360,9 +374,19 @@ impl List {
             .map_err(|e| disk(&path, &e))
     }
 
-    fn blobs(&self) -> HashSet<String> {
+    /// The blobs that are in files, with what they held when they were read last.
+    fn blobs(&self) -> HashMap<String, Usage> {
         let parts = self.files.iter();
-        parts.flat_map(|part| part.blobs.iter().cloned()).collect()
+        let blobs = parts.flat_map(|part| {
+            let known = part
+                .rows
+                .iter()
+                .map(|(blocks, bytes)| Usage::new(*blocks, *bytes));
+            // A list of an older version does not tell.
+            let unknown = std::iter::repeat(Usage::new(i64::MAX, i64::MAX));
+            part.blobs.iter().cloned().zip(known.chain(unknown))
+        });
+        blobs.collect()
     }
 
     /// What earlier runs have done.

@@ -23,6 +23,7 @@ fn note(at: u64, blocks: Option<u64>) -> String {
         at,
         closed: false,
         journal,
+        run: "another".to_owned(),
     };
     serde_json::json!(note).to_string()
 }
@@ -121,7 +122,44 @@ async fn a_node_without_a_place_for_its_name_is_not_noted() {
     assert!(presence.is_none());
     // A file that a crash has left empty is made anew.
     std::fs::write(dir.path().join(IN_REPO), "").unwrap();
-    let name = name_in(dir.path().join(IN_REPO)).unwrap();
-    assert_eq!(name_in(dir.path().join(IN_REPO)), Some(name));
+    let file = dir.path().join(IN_REPO);
+    let name = name_in(&file).unwrap();
+    assert_eq!(name_in(&file), Some(name));
+    index.close().await.unwrap();
+}
+
+/// Containers of one image begin with one name. None hides what another has left in its journal.
+#[tokio::test]
+async fn nodes_that_begin_with_one_name_end_up_with_their_own() {
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let index = index(dirs[0].path()).await;
+    presence(dirs[0].path(), &index);
+    for copy in &dirs[1..] {
+        let (from, to) = (dirs[0].path().join(IN_REPO), copy.path().join(IN_REPO));
+        std::fs::copy(from, to).unwrap();
+    }
+    let mut all = dirs.each_ref().map(|dir| presence(dir.path(), &index));
+    for _ in 0..3 {
+        for one in &mut all {
+            one.write(None, false).await.unwrap();
+        }
+    }
+    let noted = nodes(&*index).await.unwrap();
+    let mut runs: Vec<&str> = noted.iter().map(|(_, note)| &*note.run).collect();
+    runs.sort_unstable();
+    let mut known: Vec<&str> = all.iter().map(|one| &*one.run).collect();
+    known.sort_unstable();
+    assert_eq!(runs, known);
+    // Each keeps its name from then on, also after a restart.
+    for (dir, one) in dirs.iter().zip(&mut all) {
+        let name = one.name.clone();
+        one.write(None, true).await.unwrap();
+        assert_eq!(one.name, name);
+        let mut next = presence(dir.path(), &index);
+        next.write(None, false).await.unwrap();
+        next.write(None, false).await.unwrap();
+        assert_eq!(next.name, name);
+    }
+    assert_eq!(nodes(&*index).await.unwrap().len(), 3);
     index.close().await.unwrap();
 }

@@ -68,6 +68,9 @@ pub(super) fn found(shape: &Shape) -> String {
     write_entries(shape, 1, Anew::Found)
 }
 
+/// Whether the object of an entry is deleted now.
+const GOES: &str = "b.state = 'deleting'";
+
 fn write_entries(shape: &Shape, first: usize, anew: Anew) -> String {
     let blobs = shape.table.companion("_blobs").quoted();
     let known = |column: &str, unknown: &str| {
@@ -75,9 +78,16 @@ fn write_entries(shape: &Shape, first: usize, anew: Anew) -> String {
             "{column} = CASE WHEN EXCLUDED.{column} = {unknown} THEN b.{column} ELSE EXCLUDED.{column} END"
         )
     };
+    // What is deleted now counts no longer.
+    let goes = match anew {
+        Anew::Stored => GOES,
+        Anew::Found => "FALSE",
+    };
+    let latest = |column: &str| latest(column, goes);
     // The object is that of the registration that ends last.
-    let object =
-        "EXCLUDED.object_id <> '' AND (b.object_id = '' OR EXCLUDED.end_epoch >= b.end_epoch)";
+    let object = format!(
+        "({goes} OR EXCLUDED.object_id <> '' AND (b.object_id = '' OR EXCLUDED.end_epoch >= b.end_epoch))"
+    );
     let types =
         "text text text bigint bigint bigint boolean bigint bigint timestamptz text timestamptz";
     let columns = types.split(' ').enumerate();
@@ -93,8 +103,7 @@ fn write_entries(shape: &Shape, first: usize, anew: Anew) -> String {
          object_id = CASE WHEN {object} THEN EXCLUDED.object_id ELSE b.object_id END, \
          deletable = CASE WHEN {object} OR b.object_id = '' THEN EXCLUDED.deletable ELSE b.deletable END, \
          {format}, {size}, {encoded}, cost = {cost}, {registered}, \
-         end_epoch = GREATEST(b.end_epoch, EXCLUDED.end_epoch), expires_at = GREATEST(b.expires_at, EXCLUDED.expires_at), \
-         {digest}, {state}read_back_at = GREATEST(b.read_back_at, EXCLUDED.read_back_at)",
+         {end}, {expires}, {digest}, {state}read_back_at = GREATEST(b.read_back_at, EXCLUDED.read_back_at)",
         format = known("format", "''"),
         size = known("size", "0"),
         encoded = known("encoded_size", "0"),
@@ -108,6 +117,15 @@ fn write_entries(shape: &Shape, first: usize, anew: Anew) -> String {
         },
         registered = known("registered_epoch", "0"),
         digest = known("digest", "''"),
+        end = latest("end_epoch"),
+        expires = latest("expires_at"),
+    )
+}
+
+/// Sets a column to the later of both values, or to the new one where the condition `goes` holds.
+fn latest(column: &str, goes: &str) -> String {
+    format!(
+        "{column} = CASE WHEN {goes} THEN EXCLUDED.{column} ELSE GREATEST(b.{column}, EXCLUDED.{column}) END"
     )
 }
 
@@ -138,10 +156,11 @@ impl LedgerSql {
              AS r(blob_id, blocks, bytes, deletable, end_epoch, expires_at, object_id, encoded_size, cost) \
              ON CONFLICT (blob_id) DO UPDATE SET live_blocks = EXCLUDED.live_blocks, live_bytes = EXCLUDED.live_bytes, \
              counted_at = EXCLUDED.counted_at, state = 'live', \
-             state_since = CASE WHEN b.state = 'live' THEN b.state_since ELSE EXCLUDED.state_since END, end_epoch = GREATEST(b.end_epoch, EXCLUDED.end_epoch), \
-             expires_at = GREATEST(b.expires_at, EXCLUDED.expires_at), \
-             object_id = CASE WHEN b.object_id = '' THEN EXCLUDED.object_id ELSE b.object_id END, \
-             encoded_size = CASE WHEN b.encoded_size = 0 THEN EXCLUDED.encoded_size ELSE b.encoded_size END"
+             state_since = CASE WHEN b.state = 'live' THEN b.state_since ELSE EXCLUDED.state_since END, {end}, {expires}, \
+             object_id = CASE WHEN b.object_id = '' OR {GOES} THEN EXCLUDED.object_id ELSE b.object_id END, \
+             encoded_size = CASE WHEN b.encoded_size = 0 THEN EXCLUDED.encoded_size ELSE b.encoded_size END",
+            end = latest("end_epoch", GOES),
+            expires = latest("expires_at", GOES),
         );
         LedgerSql {
             write: Query::once(write(shape, 1)),
@@ -156,7 +175,8 @@ impl LedgerSql {
                 "SELECT {COLUMNS} FROM {blobs} WHERE state = $1 AND blob_id > $2 ORDER BY blob_id LIMIT $3"
             )),
             set_state: Query::once(format!(
-                "UPDATE {blobs} SET state = $2, state_since = now() WHERE blob_id = ANY($1) AND state <> $2"
+                "UPDATE {blobs} SET state = $2, state_since = now() WHERE blob_id = ANY($1) AND state <> $2 \
+                 AND ($2 <> 'deleting' OR state = 'released')"
             )),
             with_rows: Query::once(format!(
                 "SELECT DISTINCT blob_id FROM {table} WHERE blob_id = ANY($1)"
@@ -165,8 +185,9 @@ impl LedgerSql {
             page: Query::once(page),
             count: Query::once(count),
             empty: Query::once(format!(
-                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = now(), state = 'released', \
-                 state_since = CASE WHEN state = 'released' THEN state_since ELSE now() END \
+                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = now(), \
+                 state = CASE WHEN state = 'live' THEN 'released' ELSE state END, \
+                 state_since = CASE WHEN state = 'live' THEN now() ELSE state_since END \
                  WHERE blob_id {order} > $1 AND ($2::text IS NULL OR blob_id {order} <= $2) AND NOT blob_id = ANY($3) \
                  AND state_since < now() - interval '1 minute'",
                 order = shape.blob_order,

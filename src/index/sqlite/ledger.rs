@@ -277,10 +277,11 @@ impl Ledger for SqliteIndex {
         let after = after.to_owned();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read("listing blobs", pass, move |connection, sql| {
-            let [live, released] = &sql.ledger.in_state;
+            let [live, released, deleting] = &sql.ledger.in_state;
             let in_state = match state {
                 BlobState::Live => live,
                 BlobState::Released => released,
+                BlobState::Deleting => deleting,
             };
             let mut list = connection.prepare_cached(in_state)?;
             let rows = list.query_map(params![after, limit], entry)?;

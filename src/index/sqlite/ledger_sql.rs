@@ -18,8 +18,9 @@ pub(super) struct LedgerSql {
     pub(super) found: String,
     pub(super) renew: String,
     pub(super) get: String,
-    /// Live ones, and released ones: an index of these is found by the name of the state alone.
-    pub(super) in_state: [String; 2],
+    /// Live ones, released ones, and those that are being deleted: an index of released ones is
+    /// found by the name of the state alone.
+    pub(super) in_state: [String; 3],
     pub(super) set_state: String,
     pub(super) forget: String,
     pub(super) live: String,
@@ -41,11 +42,21 @@ impl LedgerSql {
         };
         // A sum that saturates: SQLite turns a sum that overflows into a number with a fraction.
         let sum = |column: &str| format!("CAST(min(total({column}), 9.2e18) AS INTEGER)");
-        let latest = "expires_at = max(coalesce(expires_at, excluded.expires_at), coalesce(excluded.expires_at, expires_at))";
-        // The object is that of the registration that ends last.
-        let object =
-            "excluded.object_id <> '' AND (object_id = '' OR excluded.end_epoch >= end_epoch)";
-        let write = |cost: &str, state: &str| {
+        // The later end, or the new one where the condition `goes` holds.
+        let latest = |goes: &str| {
+            format!(
+                "end_epoch = CASE WHEN {goes} THEN excluded.end_epoch ELSE max(end_epoch, excluded.end_epoch) END, \
+                 expires_at = CASE WHEN {goes} THEN excluded.expires_at ELSE \
+                 max(coalesce(expires_at, excluded.expires_at), coalesce(excluded.expires_at, expires_at)) END"
+            )
+        };
+        // What is deleted now counts no longer.
+        let going = "state = 'deleting'";
+        let write = |cost: &str, state: &str, goes: &str| {
+            // The object is that of the registration that ends last.
+            let object = format!(
+                "({goes} OR excluded.object_id <> '' AND (object_id = '' OR excluded.end_epoch >= end_epoch))"
+            );
             format!(
                 "INSERT INTO {blobs} (blob_id, object_id, format, size, encoded_size, cost, deletable, registered_epoch, \
                  end_epoch, expires_at, digest, read_back_at, state_since) \
@@ -53,33 +64,36 @@ impl LedgerSql {
                  object_id = CASE WHEN {object} THEN excluded.object_id ELSE object_id END, \
                  deletable = CASE WHEN {object} OR object_id = '' THEN excluded.deletable ELSE deletable END, \
                  {format}, {size}, {encoded}, cost = {cost}, {registered}, \
-                 end_epoch = max(end_epoch, excluded.end_epoch), {latest}, {digest}, {state}\
+                 {latest}, {digest}, {state}\
                  read_back_at = coalesce(excluded.read_back_at, read_back_at)",
                 format = known("format", "''"),
                 size = known("size", "0"),
                 encoded = known("encoded_size", "0"),
                 registered = known("registered_epoch", "0"),
                 digest = known("digest", "''"),
+                latest = latest(goes),
             )
         };
         LedgerSql {
             write: write(
                 "CAST(min(cost + 0.0 + excluded.cost, 9.2e18) AS INTEGER)",
                 "state = 'live', state_since = excluded.state_since, ",
+                going,
             ),
-            found: write("max(cost, excluded.cost)", ""),
+            found: write("max(cost, excluded.cost)", "", "FALSE"),
             renew: format!(
                 "UPDATE {blobs} SET end_epoch = max(end_epoch, ?2), \
                  expires_at = max(coalesce(expires_at, ?3), coalesce(?3, expires_at)) WHERE blob_id = ?1"
             ),
             get: format!("SELECT {COLUMNS} FROM {blobs} WHERE blob_id = ?1"),
-            in_state: ["live", "released"].map(|state| {
+            in_state: ["live", "released", "deleting"].map(|state| {
                 format!(
                     "SELECT {COLUMNS} FROM {blobs} WHERE state = '{state}' AND blob_id > ?1 ORDER BY blob_id LIMIT ?2"
                 )
             }),
             set_state: format!(
-                "UPDATE {blobs} SET state = ?2, state_since = ?3 WHERE blob_id = ?1 AND state <> ?2"
+                "UPDATE {blobs} SET state = ?2, state_since = ?3 WHERE blob_id = ?1 AND state <> ?2 \
+                 AND (?2 <> 'deleting' OR state = 'released')"
             ),
             forget: format!(
                 "DELETE FROM {blobs} WHERE blob_id = ?1 AND NOT EXISTS (SELECT 1 FROM {table} AS t WHERE t.blob_id = ?1)"
@@ -94,12 +108,14 @@ impl LedgerSql {
                 "INSERT INTO {blobs} (blob_id, live_blocks, live_bytes, deletable, end_epoch, expires_at, counted_at, state_since) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) ON CONFLICT (blob_id) DO UPDATE SET \
                  live_blocks = excluded.live_blocks, live_bytes = excluded.live_bytes, counted_at = excluded.counted_at, \
-                 state_since = CASE WHEN state = 'live' THEN state_since ELSE excluded.state_since END, state = 'live', \
-                 end_epoch = max(end_epoch, excluded.end_epoch), {latest}"
+                 state_since = CASE WHEN state = 'live' THEN state_since ELSE excluded.state_since END, {latest}, \
+                 object_id = CASE WHEN {going} THEN '' ELSE object_id END, state = 'live'",
+                latest = latest(going),
             ),
             empty: format!(
-                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = ?3, state = 'released', \
-                 state_since = CASE WHEN state = 'released' THEN state_since ELSE ?3 END \
+                "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = ?3, \
+                 state_since = CASE WHEN state = 'live' THEN ?3 ELSE state_since END, \
+                 state = CASE WHEN state = 'live' THEN 'released' ELSE state END \
                  WHERE blob_id > ?1 AND blob_id < coalesce(?2, x'ff') AND (counted_at IS NULL OR counted_at < ?3)"
             ),
             horizon: format!(

@@ -23,13 +23,20 @@ struct Scene {
 
 /// A blob with a live block, and its object, which ends with `end` by the chain.
 async fn scene(end: u64) -> Scene {
+    scene_with(end, 3600, "").await
+}
+
+/// As [`scene`], with so many seconds between two rounds, and more keys.
+async fn scene_with(end: u64, interval: u64, more: &str) -> Scene {
     let dir = tempfile::tempdir().unwrap();
+    let lead = match more.contains("renewLeadSeconds") {
+        true => String::new(),
+        false => format!(r#","renewLeadSeconds":{}"#, 5 * EPOCH.as_secs()),
+    };
     let config = format!(
-        r#"{{"publisherURL":"http://127.0.0.1:1","aggregatorURL":"http://127.0.0.1:1","indexPath":"i.sqlite",
-             "network":{{"epochDurationSeconds":{}}},"epochs":{BOUGHT},"renewIntervalSeconds":3600,
-             "renewLeadSeconds":{}}}"#,
-        EPOCH.as_secs(),
-        5 * EPOCH.as_secs()
+        r#"{{{more}"publisherURL":"http://127.0.0.1:1","aggregatorURL":"http://127.0.0.1:1","indexPath":"i.sqlite",
+             "network":{{"epochDurationSeconds":{}}},"epochs":{BOUGHT},"renewIntervalSeconds":{interval}{lead}}}"#,
+        EPOCH.as_secs()
     );
     let config = Config::from_json(&config).unwrap();
     let file = dir.path().join("i.sqlite");
@@ -39,6 +46,7 @@ async fn scene(end: u64) -> Scene {
         blob_id: "b".to_owned(),
         object_id: format!("0x{:064x}", 7),
         size: 1000,
+        deletable: config.deletable,
         end_epoch: i64::try_from(NOTED).unwrap(),
         ..Blob::default()
     };
@@ -62,7 +70,7 @@ async fn scene(end: u64) -> Scene {
         size: 1000,
         certified: true,
         end_epoch: end,
-        deletable: false,
+        deletable: blob.deletable,
     });
     inspection.renewal().chain = Some(chain.clone());
     Scene {
@@ -121,4 +129,153 @@ async fn nothing_is_extended_while_the_chain_does_not_tell_where_blobs_end() {
     assert!(scene.round().await);
     assert_eq!(scene.ends().await.0, NOW + BOUGHT);
     scene.inspection.close().await.unwrap();
+}
+
+const REUSE: &str = r#""reuseStorage":true,"deletable":true,"walrusCommand":["none"],"#;
+
+/// What waits for the last part of the lead must not wait beyond the last round before the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_waits_for_a_round_that_comes_too_late() {
+    // The blob ends in three days at most.
+    for (days, extensions) in [(3, 1), (0, 0)] {
+        let interval = (days * EPOCH.as_secs()).max(3600);
+        let mut scene = scene_with(NOTED, interval, REUSE).await;
+        assert!(scene.round().await, "{days}");
+        assert_eq!(scene.chain.calls(Call::Extend), extensions, "{days}");
+        scene.inspection.close().await.unwrap();
+    }
+    for (days, waits) in [(3, false), (0, true)] {
+        let interval = (days * EPOCH.as_secs()).max(3600);
+        let mut scene = scene_with(NOTED, interval, "").await;
+        scene.chain.fail(Call::Extend, Failure::Refused, 1);
+        assert_eq!(scene.round().await, waits, "{days}");
+        let parts = scene.inspection.renewal();
+        let item = |n: usize| RenewItem {
+            blob_id: format!("{n}"),
+            deletable: false,
+            end_epoch: i64::try_from(NOTED).unwrap(),
+            expires_at: std::time::SystemTime::UNIX_EPOCH,
+        };
+        let (_, later) = by_turn(parts, (0..SPREAD_FROM).map(item).collect());
+        assert_eq!(!later.is_empty(), waits, "{days}");
+        scene.inspection.close().await.unwrap();
+    }
+}
+
+/// A lead that is shorter than the time between two rounds lets nothing end between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_ends_before_the_next_round_is_due() {
+    let lead = r#""renewLeadSeconds":86400,"#;
+    for (interval, extensions) in [(3600, 0), (216_000, 1)] {
+        let mut scene = scene_with(NOTED, interval, lead).await;
+        scene.round().await;
+        assert_eq!(scene.chain.calls(Call::Extend), extensions, "{interval}");
+        scene.inspection.close().await.unwrap();
+    }
+}
+
+struct Later(std::time::Duration);
+
+impl crate::clock::Clock for Later {
+    fn now(&self) -> std::time::SystemTime {
+        std::time::SystemTime::now() + self.0
+    }
+}
+
+/// A chain on which something happens while a blob is deleted.
+struct Beside<F> {
+    chain: Arc<Fake>,
+    happens: F,
+}
+
+#[async_trait::async_trait]
+impl<F, R> super::super::chain::Chain for Beside<F>
+where
+    F: Fn() -> R + Send + Sync + 'static,
+    R: std::future::Future<Output = ()> + Send,
+{
+    async fn epoch(&self) -> Result<Epoch> {
+        self.chain.epoch().await
+    }
+
+    async fn prices(&self) -> Result<crate::walrus::cost::Prices> {
+        self.chain.prices().await
+    }
+
+    async fn extend(&self, object_id: &str, epochs: u32, shared: bool) -> Result<()> {
+        self.chain.extend(object_id, epochs, shared).await
+    }
+
+    async fn delete(&self, object_ids: &[String]) -> Result<Vec<(String, Result<()>)>> {
+        (self.happens)().await;
+        self.chain.delete(object_ids).await
+    }
+
+    async fn list(&self) -> Result<Vec<OwnedBlob>> {
+        self.chain.list().await
+    }
+}
+
+/// Bytes that are stored while a blob of the same bytes is deleted are another object, which may
+/// end earlier. The ledger tells of that one, or it would not be renewed in time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_stored_while_it_is_deleted_ends_with_its_new_object() {
+    let mut scene = scene_with(NOTED + 3, 3600, REUSE).await;
+    let (ids, key) = (["b".to_owned()], "/k");
+    let index = Arc::clone(&scene.inspection.renewal().index);
+    index.delete(key).await.unwrap();
+    index.set_state(&ids, BlobState::Released).await.unwrap();
+    let anew = Blob {
+        blob_id: "b".to_owned(),
+        object_id: format!("0x{:064x}", 8),
+        deletable: true,
+        end_epoch: i64::try_from(NOTED).unwrap() - 1,
+        ..Blob::default()
+    };
+    let (beside, stored) = (Arc::clone(&index), anew.clone());
+    let happens = move || {
+        let (index, blob) = (Arc::clone(&beside), stored.clone());
+        async move {
+            let record = Record::new("b", 0, 1000).with_end_epoch(blob.end_epoch);
+            let row = KeyRecord::new("/k", record);
+            index.place(&blob, &[row]).await.unwrap();
+        }
+    };
+    let chain = Arc::clone(&scene.chain);
+    let parts = scene.inspection.renewal();
+    parts.chain = Some(Arc::new(Beside { chain, happens }));
+    parts.clock = Arc::new(Later(2 * GRACE));
+    scene.round().await;
+    assert_eq!(scene.chain.list().await.unwrap(), [], "it was deleted");
+    let entry = index.blobs(&ids).await.unwrap().remove(0).unwrap();
+    assert_eq!(entry.object_id, anew.object_id);
+    assert_eq!(entry.end_epoch, anew.end_epoch);
+    assert_eq!(entry.state, BlobState::Live);
+    scene.inspection.close().await.unwrap();
+}
+
+/// A row that comes back while dead blobs are chosen keeps its blob; one that a process marked
+/// before its end is deleted by the next round.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_outlives_its_process_and_no_row() {
+    for live in [false, true] {
+        let mut scene = scene_with(NOTED, 3600, REUSE).await;
+        let ids = ["b".to_owned()];
+        let index = Arc::clone(&scene.inspection.renewal().index);
+        if !live {
+            index.delete("/k").await.unwrap();
+        }
+        for state in [BlobState::Released, BlobState::Deleting] {
+            assert_eq!(index.set_state(&ids, state).await.unwrap(), 1);
+        }
+        scene.round().await;
+        let left = scene.chain.list().await.unwrap().len();
+        assert_eq!(left, usize::from(live));
+        let entry = index.blobs(&ids).await.unwrap().remove(0);
+        assert_eq!(
+            entry.map(|blob| blob.state),
+            live.then_some(BlobState::Released)
+        );
+        scene.inspection.close().await.unwrap();
+    }
 }

@@ -48,6 +48,7 @@ pub(crate) use copies::Copies;
 pub(crate) use layout::JOURNAL_HEAD;
 use layout::{HEAD, RECORD_HEAD, ROW, TRAILER};
 pub(crate) use retired::Retired;
+pub(crate) use segment::SUFFIX as FILE_SUFFIX;
 use segment::{Found, Segment};
 use worker::{Job, Pace, Worker};
 

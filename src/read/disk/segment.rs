@@ -12,6 +12,9 @@ use super::layout::{
     self, Row, HEAD, JOURNAL_HEAD, MAX_LEN, POINTER_HEAD, RECORD_HEAD, ROW, TRAILER,
 };
 
+/// What the names of the files end with.
+pub(crate) const SUFFIX: &str = ".blocks";
+
 /// A file of the cache. Readers hold it by an `Arc`, so they can read a removed file to its end.
 #[derive(Debug)]
 pub(super) struct Segment {
@@ -50,7 +53,7 @@ impl Segment {
         let mut ids = Vec::new();
         for entry in std::fs::read_dir(dir)? {
             let name = entry?.file_name();
-            let id = name.to_str().and_then(|n| n.strip_suffix(".blocks"));
+            let id = name.to_str().and_then(|n| n.strip_suffix(SUFFIX));
             if let Some(id) = id.and_then(|id| id.parse().ok()) {
                 // Files with other spellings of a number do not belong to the cache.
                 if Self::path(dir, id).file_name() == Some(&name) {
@@ -63,7 +66,7 @@ impl Segment {
     }
 
     pub(super) fn path(dir: &Path, id: u32) -> PathBuf {
-        dir.join(format!("{id:010}.blocks"))
+        dir.join(format!("{id:010}{SUFFIX}"))
     }
 
     pub(super) fn create(dir: &Path, id: u32) -> io::Result<Segment> {

@@ -156,6 +156,55 @@ async fn a_store_that_fails_leaves_the_storage_to_the_next_one() {
     assert_eq!(*asked.0.lock(), [options, again, again]);
 }
 
+/// Answers a store that looks in the wallet with an object that is there.
+#[derive(Default)]
+struct Finds(Asked);
+
+#[async_trait::async_trait]
+impl BlobStore for Finds {
+    async fn store(&self, _: Body, options: StoreOptions) -> Result<StoreResult> {
+        self.0 .0.lock().push(options);
+        let object = if options.reuse { "there" } else { "new" };
+        let answer = StoreResult::new("blob", 12).with_object_id(Some(object.to_owned()));
+        Ok(answer.with_newly_created(!options.reuse))
+    }
+
+    async fn read(&self, blob: &str, check: Check<'_>) -> Result<Bytes> {
+        self.0.read(blob, check).await
+    }
+
+    async fn read_range(&self, blob: &str, at: u64, len: u64, check: Check<'_>) -> Result<Bytes> {
+        self.0.read_range(blob, at, len, check).await
+    }
+
+    async fn read_patch(&self, patch: &str, check: Check<'_>) -> Result<Bytes> {
+        self.0.read_patch(patch, check).await
+    }
+}
+
+/// The object that is there may be another index's, or about to be deleted as one without rows.
+#[tokio::test]
+async fn an_object_that_is_in_the_wallet_already_is_not_relied_on() {
+    let (reuse, _) = reuse();
+    reuse.give(left(1, 12));
+    let options = StoreOptions::new(26).with_deletable(true);
+    let purchase = Purchase {
+        options,
+        reuse: Some(Arc::new(reuse)),
+    };
+    let finds = Finds::default();
+    let body = Body::from(Bytes::from_static(b"x"));
+    let stored = purchase.store(&finds, body).await.unwrap();
+    assert_eq!(stored.object_id.as_deref(), Some("new"));
+    let asked = StoreOptions {
+        epochs: 1,
+        ..options.with_reuse(true)
+    };
+    assert_eq!(*finds.0 .0.lock(), [asked, options]);
+    // The storage was not used.
+    assert_eq!(purchase.reuse.unwrap().packs(1), 1);
+}
+
 #[tokio::test]
 async fn what_was_noted_is_known_to_other_processes_and_taken_over_once() {
     let dir = tempfile::tempdir().unwrap();
