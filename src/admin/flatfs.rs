@@ -575,7 +575,9 @@ mod tests {
         assert_eq!(flatfs.shards().unwrap(), ["A", "B"]);
         let keys = |shard: &str| -> Vec<(String, u64)> {
             let list = flatfs.list(shard).unwrap();
-            list.into_iter().map(|block| (block.key, block.len)).collect()
+            list.into_iter()
+                .map(|block| (block.key, block.len))
+                .collect()
         };
         assert_eq!(keys("A"), [("/AA".to_owned(), 5), ("/BA".to_owned(), 5)]);
         assert_eq!(keys("B"), [("/CB".to_owned(), 5), ("/DB".to_owned(), 5)]);

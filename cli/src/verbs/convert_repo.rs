@@ -214,7 +214,10 @@ impl Repo {
     /// Checks that the last conversion has reached its end: an entry in `config` that something else
     /// has written says nothing about where the blocks are.
     fn has_switched(&self) -> Result<(), Failure> {
-        let halfway = self.state.as_ref().filter(|state| state.phase != Phase::Switched);
+        let halfway = self
+            .state
+            .as_ref()
+            .filter(|state| state.phase != Phase::Switched);
         match halfway {
             None => Ok(()),
             Some(state) => Err(Failure::Failed(format!(

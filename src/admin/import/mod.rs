@@ -21,6 +21,7 @@
 //! |---|---|
 //! | `offer` | what a source gives |
 //! | `report` | options, progress, outcome |
+//! | `alone` | one import at a time |
 //! | `target` | the datastore into which blocks are imported |
 //! | `reading` | which blocks the index lacks, and their bytes |
 //! | `packs` | packs and their uploads |
@@ -42,6 +43,7 @@ use crate::datastore::Inspection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::WalrusDatastore;
 
+mod alone;
 mod car;
 mod files;
 mod frames;
@@ -54,6 +56,7 @@ mod reading;
 mod report;
 mod target;
 
+use alone::Alone;
 pub use car::{CarBlocks, CarFile};
 pub use files::FlatfsBlocks;
 pub use frames::FramedBlocks;
@@ -76,8 +79,9 @@ const LOOKUPS: usize = 4;
 /// tokio runtime with several threads.
 ///
 /// # Errors
-/// [`ErrorKind::Canceled`] after `stop`; those of the source, of the index, of an upload. What was
-/// stored stays; the same import carries on.
+/// [`ErrorKind::Canceled`] after `stop`; [`ErrorKind::Locked`] while another import into the same
+/// index is under way; those of the source, of the index, of an upload. What was stored stays; the
+/// same import carries on.
 pub async fn import(
     target: &WalrusDatastore,
     source: Box<dyn Source>,
@@ -85,7 +89,14 @@ pub async fn import(
     on: &mut (dyn FnMut(&Progress) + Send),
     stop: &CancellationToken,
 ) -> Result<Report> {
-    run(Target::to_write(target)?, source, options, on, stop).await
+    let target = Target::to_write(target)?;
+    if options.beside {
+        return run(target, source, options, on, stop).await;
+    }
+    let alone = Alone::take(&target, stop).await?;
+    let done = run(target, source, options, on, stop).await;
+    alone.end().await;
+    done
 }
 
 /// What [`import`] would do. Nothing is changed and nothing is paid. The source is gone through,
@@ -221,6 +232,7 @@ fn tell(report: &Report, progress: &mut Progress, on: &mut (dyn FnMut(&Progress)
         report.unreadable,
         report.refused,
         report.gone,
+        report.elsewhere,
     ] {
         done.plus(sum);
     }

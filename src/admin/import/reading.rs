@@ -102,6 +102,10 @@ pub(super) async fn look_up(
     let mut report = Report::default();
     let mut asked = Vec::with_capacity(batch.len());
     for offer in batch {
+        if matches!(offer.content, Content::Elsewhere) {
+            report.elsewhere.add(offer.len);
+            continue;
+        }
         report.found.add(offer.len);
         let key = format!("{}{}", options.prefix, offer.key);
         if let Content::Unreadable(why) = offer.content {
@@ -191,6 +195,7 @@ impl Piece {
             let got = match content {
                 Content::Here(bytes) => Got::Bytes(bytes),
                 Content::Unreadable(why) => Got::Failed(why),
+                Content::Elsewhere => Got::Gone,
                 _ if !reads => Got::Unread,
                 Content::File(path) => Got::File(path),
                 Content::Later(fetched) => match fetched.await {
