@@ -775,6 +775,47 @@ async fn one_import_at_a_time_works_on_an_index() {
     repo.try_import(few, &both).await.unwrap();
 }
 
+/// Blocks that come with their bytes wait in bounded memory for their packs.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_blocks_that_come_along_is_bounded() {
+    use std::sync::atomic::AtomicUsize;
+    /// A block that counts itself.
+    struct Counted(Bytes, Arc<[AtomicUsize; 2]>);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1[0].fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    struct Lazy(u64, Arc<[AtomicUsize; 2]>);
+    impl Source for Lazy {
+        fn next(&mut self) -> Result<Option<Offer>> {
+            if self.0 == 40 {
+                return Ok(None);
+            }
+            let value = noise(self.0, 60_000);
+            self.0 += 1;
+            let now = self.1[0].fetch_add(1, Ordering::SeqCst) + 1;
+            self.1[1].fetch_max(now, Ordering::SeqCst);
+            let key = key_of(&value);
+            let value = Bytes::from_owner(Counted(value, self.1.clone()));
+            Ok(Some(Offer::here(key, value)))
+        }
+    }
+    let repo = Repo::new().await;
+    let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let source = Box::new(Lazy(0, counts.clone()));
+    let options = Options::default().with_memory_bytes(64 << 10);
+    let done = repo.try_import(source, &options).await.unwrap();
+    assert_eq!(done.stored.blocks, 40);
+    let most = counts[1].load(Ordering::SeqCst);
+    assert!(most <= 10, "{most} blocks were held at once");
+}
+
 /// The index is away when a pack has been paid for, and its answer is lost once more.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_a_pack_that_is_paid_for_wait_for_the_index() {

@@ -258,8 +258,8 @@ impl Flatfs {
     }
 
     /// The blocks of a directory, in the order of their keys. Files that are no blocks are left
-    /// out, and so are files that vanish meanwhile, and a directory that does. A block whose file is
-    /// a symbolic link to nothing has the length 0; reading it tells why.
+    /// out, and so are files that vanish meanwhile, and a directory that does. A block whose file
+    /// is a symbolic link to nothing has the length 0; reading it tells why.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`].

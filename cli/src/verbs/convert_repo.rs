@@ -65,8 +65,8 @@ pub struct Args {
     to: To,
     #[command(flatten)]
     settings: Settings,
-    /// Goes on although a test shows something that does not work, or as another user than the repo's
-    /// owner; with --remove-old, although other nodes may have deleted blocks of this one
+    /// Goes on although a test shows something that does not work, or as another user than the
+    /// repo's owner; with --remove-old, although other nodes may have deleted blocks of this one
     #[arg(long)]
     force: bool,
     /// Removes the flatfs of a converted repo, after each of its blocks is proved to be on Walrus
@@ -211,8 +211,8 @@ impl Repo {
         Ok(())
     }
 
-    /// Checks that the last conversion has reached its end: an entry in `config` that something else
-    /// has written says nothing about where the blocks are.
+    /// Checks that the last conversion has reached its end: an entry in `config` that something
+    /// else has written says nothing about where the blocks are.
     fn has_switched(&self) -> Result<(), Failure> {
         let halfway = self
             .state

@@ -234,7 +234,7 @@ fn alone(name: &Path) -> Result<File> {
             Err(TryLockError::Error(e)) => return Err(failed(&e)),
             Ok(()) => {}
         }
-        // The other one may have ended since the file was opened: it has another name then, or none.
+        // The other one may have ended since the file was opened, which has another name then.
         let locked = file.metadata().map_err(|e| failed(&e))?;
         let named = std::fs::metadata(name);
         if named.is_ok_and(|named| (named.dev(), named.ino()) == (locked.dev(), locked.ino())) {

@@ -6,8 +6,8 @@
 //! read.
 //!
 //! Nodes may move blocks to other blobs meanwhile, behind the place that the listing has reached or
-//! before it. So the index is listed until no key is new, and a block that is not where its row said
-//! is looked up again. Memory: about 20 bytes for each block.
+//! before it. So the index is listed until no key is new, and a block that is not where its row
+//! said is looked up again. Memory: about 20 bytes for each block.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -176,8 +176,8 @@ fn create(repo: &Repo, entry: &Value) -> Result<Flatfs, Failure> {
     Ok(Flatfs::create(&repo.flatfs_dir(entry)?, sharding)?)
 }
 
-/// Makes all of a flatfs last through a power cut: also what a node without `sync`, or a run that was
-/// killed, has written.
+/// Makes all of a flatfs last through a power cut: also what a node without `sync`, or a run that
+/// was killed, has written.
 fn sync(dir: &Path) -> Result<(), Failure> {
     #[cfg(target_os = "linux")]
     {
