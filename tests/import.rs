@@ -1,9 +1,12 @@
 //! Blocks of other datastores are imported, on a local Walrus and with real indexes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use testkit::mem::{key_of, noise};
+use testkit::faulty::{Call, Fault, Faults, FaultyIndex, Fuse};
+use testkit::mem::{key_of, noise, MemIndex, MemStore};
 use testkit::postgres::Postgres;
 use tokio_util::sync::CancellationToken;
 use walrus_devnet::{Devnet, FaultAction, FaultRule, Op as Request, Options as Walrus};
@@ -12,6 +15,7 @@ use walrusds::admin::import::{
     import, look, repo_blocks, CarBlocks, CarFile, Content, FlatfsBlocks, FramedBlocks,
     IndexBlocks, Offer, Options, Progress, Report, Source, Trouble,
 };
+use walrusds::clock::SystemClock;
 use walrusds::datastore::Inspection;
 use walrusds::{Config, Error, ErrorKind, Op, Result, WalrusDatastore};
 
@@ -533,6 +537,15 @@ async fn the_blocks_of_a_go_datastore_are_imported() {
         .find(|named| named.key == "/CIQA")
         .unwrap();
     assert_eq!((hole.trouble, &*hole.why), (Trouble::Unreadable, "a hole"));
+    // With the same end, a stream that breaks off within a block lacks more than it says.
+    for cut in [frames(&all).len() - 1, 1000, 5] {
+        let cut = program(&whole[..cut], unreadable);
+        let error = repo.try_import(cut, &options).await.unwrap_err();
+        assert!(error.message().contains("not whole"), "{error}");
+    }
+    let silent = program(&frames(&all), "exit 3");
+    let done = repo.try_import(silent, &options).await.unwrap();
+    assert_eq!(done.unreadable.blocks, 1);
     let in_use = program(b"", "echo 'error: the repo is in use' >&2; exit 4");
     let error = repo.try_import(in_use, &options).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Locked);
@@ -599,6 +612,239 @@ async fn another_datastore_is_imported() {
         other.assert_holds(&all).await;
         inspection.close().await.unwrap();
     }
+}
+
+/// A source whose first block is told after something else has happened.
+struct Meddled<F> {
+    source: Box<dyn Source>,
+    meddle: Option<F>,
+}
+
+impl<F: FnOnce(&Offer) + Send> Source for Meddled<F> {
+    fn next(&mut self) -> Result<Option<Offer>> {
+        let offer = self.source.next()?;
+        if let Some(meddle) = self.meddle.take() {
+            meddle(offer.as_ref().unwrap());
+        }
+        Ok(offer)
+    }
+}
+
+/// The blobs that hold the first and the last blocks of the listing are gone when it comes to them:
+/// their blocks were moved, and lie in blobs that no listing had.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_are_moved_meanwhile_are_imported() {
+    for from in [Repo::new().await, Repo::postgres().await] {
+        let to = Repo::new().await;
+        let mut all = blocks(0..60);
+        let node = from.node("").await;
+        let puts = all.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
+        node.commit(puts.collect()).await.unwrap();
+        let inspection = Inspection::open(from.config(""), from.dir.path());
+        let inspection = std::sync::Arc::new(inspection.await.unwrap());
+        let page = inspection.index().blobs_of_rows("", 100).await.unwrap();
+        assert!(page.len() >= 6, "{page:?}");
+        let mut moved = Vec::new();
+        for blob in [&page[0], page.last().unwrap()] {
+            let rows = inspection.index().rows_of_blob(&blob.blob_id).await;
+            moved.extend(rows.unwrap().into_iter().map(|row| row.key));
+        }
+        let (mut again, fresh) = (Vec::new(), blocks(1000..1001));
+        again.extend(fresh.iter().map(|(k, v)| Op::Put(k.clone(), v.clone())));
+        again.extend(
+            moved
+                .iter()
+                .map(|key| Op::Put(key.clone(), all[key].clone())),
+        );
+        all.extend(fresh);
+        // As after a repack, the old blob is gone.
+        let gone = FaultRule::new(FaultAction::NotFound).on(Request::READS);
+        from.net
+            .set_faults(gone.of(page[0].blob_id.parse().unwrap()));
+        let runtime = tokio::runtime::Handle::current();
+        let source = IndexBlocks::new(inspection.clone(), "").await.unwrap();
+        let meddle = move |offer: &Offer| {
+            assert!(moved.contains(&offer.key));
+            runtime.block_on(async {
+                let deletes = moved.into_iter().map(Op::Delete).collect();
+                node.commit(deletes).await.unwrap();
+                node.commit(again).await.unwrap();
+                node.close().await.unwrap();
+            });
+        };
+        let source = Meddled {
+            source: Box::new(source),
+            meddle: Some(meddle),
+        };
+        let done = to.try_import(Box::new(source), &Options::default()).await;
+        let done = done.unwrap();
+        assert_eq!((done.stored.blocks, done.left_out()), (61, 0), "{done:?}");
+        to.assert_holds(&all).await;
+        inspection.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_another_place_are_counted() {
+    let (from, to) = (Repo::new().await, Repo::new().await);
+    let all = blocks(0..10);
+    let node = from.node("").await;
+    let puts = all
+        .iter()
+        .map(|(k, v)| Op::Put(format!("/blocks{k}"), v.clone()));
+    let others = (0..3).map(|n| Op::Put(format!("/pins/{n}"), Bytes::from_static(b"pin")));
+    node.commit(puts.chain(others).collect()).await.unwrap();
+    node.close().await.unwrap();
+    let inspection = Inspection::open(from.config(""), from.dir.path());
+    let inspection = std::sync::Arc::new(inspection.await.unwrap());
+    let source = || async {
+        let source = IndexBlocks::new(inspection.clone(), "/blocks").await;
+        Box::new(source.unwrap())
+    };
+    let looked = to.look(source().await).await;
+    assert_eq!(
+        (
+            looked.found.blocks,
+            looked.elsewhere.blocks,
+            looked.elsewhere.bytes
+        ),
+        (10, 3, 9)
+    );
+    let options = Options::default();
+    let done = to.try_import(source().await, &options).await.unwrap();
+    assert_eq!((done.stored.blocks, done.elsewhere.blocks), (10, 3));
+    assert_eq!(done.left_out(), 0);
+    to.assert_holds(&all).await;
+    inspection.close().await.unwrap();
+}
+
+/// Two imports at once would both pay. One that was killed holds the next one up for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_import_at_a_time_works_on_an_index() {
+    let repo = Repo::new().await;
+    let (first, both) = (blocks(0..15), Options::default());
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    // The first one waits for its first block until the second one has been refused.
+    let slow = Meddled {
+        source: Box::new(Few(here(&first), None)) as Box<dyn Source>,
+        meddle: Some(move |_: &Offer| {
+            tell.send(()).unwrap();
+            wait.recv().unwrap();
+        }),
+    };
+    let running = repo.try_import(Box::new(slow), &both);
+    let second = async {
+        told.recv().await.unwrap();
+        let few = Box::new(Few(here(&first), None));
+        let refused = repo.try_import(few, &Options::default()).await;
+        let few = Box::new(Few(here(&first), None));
+        let beside = Options::default().with_beside(true);
+        let beside = repo.try_import(few, &beside).await;
+        go.send(()).unwrap();
+        (refused.unwrap_err(), beside.unwrap())
+    };
+    let (done, (refused, beside)) = tokio::join!(running, second);
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    let text = refused.message();
+    assert!(
+        text.contains("another import into this index is under way"),
+        "{text}"
+    );
+    let whose = format!("(process {} on ", std::process::id());
+    assert!(text.contains(&whose), "{text}");
+    assert_eq!(beside.stored.blocks, 15);
+    assert_eq!(done.unwrap().known.blocks, 15);
+    // It is given back; and one that was killed is waited for.
+    let few = Box::new(Few(Vec::new(), None));
+    repo.try_import(few, &both).await.unwrap();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (_go, wait) = std::sync::mpsc::channel::<()>();
+    let stuck = Meddled {
+        source: Box::new(Few(here(&first), None)) as Box<dyn Source>,
+        meddle: Some(move |_: &Offer| {
+            tell.send(()).unwrap();
+            let _ = wait.recv();
+        }),
+    };
+    tokio::select! {
+        done = repo.try_import(Box::new(stuck), &both) => panic!("{done:?}"),
+        begun = told.recv() => begun.unwrap(),
+    }
+    let few = Box::new(Few(Vec::new(), None));
+    repo.try_import(few, &both).await.unwrap();
+}
+
+/// Blocks that come with their bytes wait in bounded memory for their packs.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_blocks_that_come_along_is_bounded() {
+    use std::sync::atomic::AtomicUsize;
+    /// A block that counts itself.
+    struct Counted(Bytes, Arc<[AtomicUsize; 2]>);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1[0].fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    struct Lazy(u64, Arc<[AtomicUsize; 2]>);
+    impl Source for Lazy {
+        fn next(&mut self) -> Result<Option<Offer>> {
+            if self.0 == 40 {
+                return Ok(None);
+            }
+            let value = noise(self.0, 60_000);
+            self.0 += 1;
+            let now = self.1[0].fetch_add(1, Ordering::SeqCst) + 1;
+            self.1[1].fetch_max(now, Ordering::SeqCst);
+            let key = key_of(&value);
+            let value = Bytes::from_owner(Counted(value, self.1.clone()));
+            Ok(Some(Offer::here(key, value)))
+        }
+    }
+    let repo = Repo::new().await;
+    let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let source = Box::new(Lazy(0, counts.clone()));
+    let options = Options::default().with_memory_bytes(64 << 10);
+    let done = repo.try_import(source, &options).await.unwrap();
+    assert_eq!(done.stored.blocks, 40);
+    let most = counts[1].load(Ordering::SeqCst);
+    assert!(most <= 10, "{most} blocks were held at once");
+}
+
+/// The index is away when a pack has been paid for, and its answer is lost once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_pack_that_is_paid_for_wait_for_the_index() {
+    let repo = Repo::new().await;
+    let all = blocks(0..25);
+    let faults = Arc::new(Faults::none());
+    for (n, fault) in [(1, Fault::Before), (2, Fault::Before), (3, Fault::After)] {
+        faults.plan(Call::PutRows, n, fault);
+    }
+    let (index, store) = (Arc::new(MemIndex::default()), Arc::new(MemStore::default()));
+    let faulty = FaultyIndex::new(index.clone(), faults.clone(), Arc::<Fuse>::default());
+    let clock = Arc::new(SystemClock);
+    let target =
+        WalrusDatastore::with_parts(&repo.config(""), Arc::new(faulty), store.clone(), clock);
+    let target = target.unwrap();
+    let source = Box::new(Few(here(&all), None));
+    let (options, stop) = (Options::default(), CancellationToken::new());
+    let done = import(&target, source, &options, &mut |_| {}, &stop).await;
+    assert_eq!(done.unwrap().stored.blocks, 25);
+    assert_eq!(faults.struck().values().sum::<u64>(), 3);
+    assert_eq!(
+        store.puts.load(Ordering::SeqCst),
+        3,
+        "nothing is paid for twice"
+    );
+    for (key, value) in &all {
+        assert_eq!(target.get(key).await.unwrap().as_ref(), Some(value));
+    }
+    target.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -322,17 +322,23 @@ async fn a_repo_moves_over_beside_its_daemon_and_back() {
         node.close().await.unwrap();
         repo.blocks.extend(fresh);
 
-        let proved = repo.bare(&["--remove-old", "--json"]).await.result(0);
+        // Another node may have deleted it, if the index is shared.
+        let mut proof = vec!["--remove-old", "--json"];
+        if postgres {
+            let kept = repo.bare(&["--remove-old", "--yes"]).await;
+            kept.error(1, "blocks of the flatfs were deleted from the index since");
+            assert!(kept.err.contains(&gone.0), "{}", kept.err);
+            proof.push("--force");
+        }
+        let proved = repo.bare(&proof).await.result(0);
         assert_eq!(
             (&proved["applied"], &proved["present"]["blocks"]),
             (&json!(false), &json!(102))
         );
         assert!(repo.path("blocks").exists());
         repo.write("blocks/mine.txt", "no block");
-        let removed = repo
-            .bare(&["--remove-old", "--read-data", "--yes", "--json"])
-            .await;
-        let removed = removed.result(0);
+        proof.extend(["--read-data", "--yes"]);
+        let removed = repo.bare(&proof).await.result(0);
         assert_eq!(removed["phase"], "removed");
         assert!(
             removed["notes"].to_string().contains("1 file or directory"),
@@ -405,6 +411,14 @@ async fn a_killed_run_is_carried_on_and_nothing_is_paid_for_twice() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     look.close().await.unwrap();
+    // A second run would pay once more.
+    let puts = repo.net.stats().puts;
+    for args in [&["--yes"][..], &["--cancel", "--yes"]] {
+        let second = repo.bare(args).await;
+        second.error(4, "another run of convert-repo works on");
+    }
+    assert_eq!(repo.net.stats().puts, puts);
+    repo.bare(&[]).await.fine();
     child.kill().unwrap();
     child.wait().unwrap();
     repo.net.clear_faults();
@@ -497,7 +511,12 @@ async fn a_damaged_block_and_a_lost_one_stop_the_switch() {
     let path = repo.flatfs().path_of(&repo.blocks[7].0).unwrap();
     std::fs::write(&path, b"other bytes").unwrap();
     let damaged = repo.run(&["--yes"]).await;
-    damaged.error(1, "blocks of the flatfs are damaged or cannot be read");
+    damaged.error(1, "blocks of the flatfs are damaged or cannot be copied");
+    assert!(
+        damaged.err.contains("remove their files"),
+        "{}",
+        damaged.err
+    );
     assert!(
         damaged.err.contains(path.to_str().unwrap()),
         "{}",
@@ -550,4 +569,110 @@ async fn a_damaged_block_and_a_lost_one_stop_the_switch() {
         "blocks of the flatfs are not on Walrus, so nothing was removed",
     );
     assert!(kept.err.contains(&blocks(300..301)[0].0), "{}", kept.err);
+}
+
+/// A directory, a file, and then the whole flatfs lie on another disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_symbolic_links_lead_to_moves_along() {
+    use std::os::unix::fs::symlink;
+    let repo = Repo::sqlite().await;
+    let other = tempfile::tempdir().unwrap();
+    let moved = |from: &Path, name: &str| {
+        let to = other.path().join(name);
+        std::fs::rename(from, &to).unwrap();
+        symlink(&to, from).unwrap();
+        to
+    };
+    let file = repo.flatfs().path_of(&repo.blocks[3].0).unwrap();
+    let target = moved(&file, "file");
+    let shard = repo.flatfs().path_of(&repo.blocks[4].0).unwrap();
+    moved(shard.parent().unwrap(), "shard");
+    moved(&repo.path("blocks"), "blocks");
+
+    // Its disk is away: the block may be good, and nothing tells to remove its file.
+    std::fs::rename(&target, other.path().join("away")).unwrap();
+    let away = repo.run(&["--yes"]).await;
+    away.error(1, "blocks of the flatfs are damaged or cannot be copied");
+    let said = &away.err;
+    assert!(said.contains("leads to nothing"), "{said}");
+    assert!(!said.contains("remove their files"), "{said}");
+    assert_eq!(repo.opens(), Opens::Flatfs);
+    std::fs::rename(other.path().join("away"), &target).unwrap();
+
+    let done = repo.bare(&["--yes", "--json"]).await.result(0);
+    assert_eq!(done["source"]["blocks"], 100, "{done}");
+    repo.assert_on_walrus(&repo.blocks).await;
+    let state = std::fs::read(repo.path("walrusds-convert.json")).unwrap();
+    let remove = ["--remove-old", "--yes", "--json"];
+    let removed = repo.bare(&remove).await.result(0);
+    assert_eq!(removed["phase"], "removed", "{removed}");
+    assert_eq!(removed["source"]["blocks"], 100, "{removed}");
+    assert!(repo.path("blocks").is_symlink());
+    let left = std::fs::read_dir(other.path().join("blocks")).unwrap();
+    assert_eq!(left.count(), 0);
+    assert!(!repo.path("walrusds-convert.json").exists());
+
+    // It was ended before it could note that.
+    std::fs::write(repo.path("walrusds-convert.json"), state).unwrap();
+    let removed = repo.bare(&remove).await.result(0);
+    assert_eq!(removed["phase"], "removed", "{removed}");
+    assert!(!repo.path("walrusds-convert.json").exists());
+
+    repo.bare(&["--to", "flatfs", "--yes"]).await.fine();
+    assert_eq!(repo.opens(), Opens::Flatfs);
+    repo.assert_on_disk(&repo.blocks);
+    assert!(other.path().join("blocks/SHARDING").exists());
+}
+
+/// A config that something else has written does not say where the blocks are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_that_was_changed_by_hand_is_no_conversion() {
+    let repo = Repo::sqlite().await;
+    let daemon = Daemon::start(repo.dir.path());
+    assert_eq!(repo.run(&["--yes"]).await.code, 4);
+    drop(daemon);
+    let entry = repo.read("walrusds-convert.json")["new"].clone();
+    let mut config = repo.read("config");
+    config["Datastore"]["Spec"]["mounts"][0] = entry;
+    repo.write("config", &config.to_string());
+    for args in [&[][..], &["--yes"]] {
+        let wrong = repo.bare(args).await;
+        wrong.error(1, "something else has changed config");
+    }
+    let kept = repo.bare(&["--remove-old", "--yes"]).await;
+    kept.error(1, "is not on Walrus yet, so its flatfs stays");
+}
+
+/// The room is that of the disk on which the flatfs lies, and not that of the repo.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_asks_the_disk_of_the_flatfs() {
+    let repo = Repo::sqlite().await;
+    repo.run(&["--yes"]).await.fine();
+    std::fs::remove_dir_all(repo.path("blocks")).unwrap();
+    std::fs::remove_file(repo.path("walrusds-convert.json")).unwrap();
+    // A file system that has no room at all.
+    let mut before = repo.read("config.before-walrusds");
+    before["Datastore"]["Spec"]["mounts"][0]["path"] = "/proc/blocks".into();
+    repo.write("config.before-walrusds", &before.to_string());
+    let planned = repo.bare(&["--to", "flatfs", "--json"]).await.result(0);
+    assert_eq!(planned["room"]["free"], 0, "{planned}");
+    repo.bare(&["--to", "flatfs", "--yes"])
+        .await
+        .error(1, "are needed: make room, and run the same command again");
+    assert_eq!(repo.opens(), Opens::Walrusds);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_repo_of_another_user_is_left_to_that_user() {
+    let repo = Repo::sqlite().await;
+    if !rustix::process::geteuid().is_root() {
+        // Nobody else may give a file away.
+        return;
+    }
+    std::os::unix::fs::chown(repo.path("config"), Some(4711), None).unwrap();
+    let refused = repo.run(&["--yes"]).await;
+    refused.error(1, "its config belongs to the user");
+    assert_eq!(repo.net.stats().stored_blobs, 0);
+    repo.run(&["--yes", "--force"]).await.fine();
 }

@@ -376,12 +376,130 @@ async fn everything_is_written_into_bounded_files() {
     let resumed = repo.run(&[&args[..], &["--json"]].concat()).result(0);
     assert_eq!(resumed["blocks"], all.len());
 
-    // A blob that is gone: all others are there, and its blocks are named.
-    repo.lose_a_blob();
-    let lossy = repo.run(&["--all", "-o", "lossy", "--json"]).result(3);
-    let unread = lossy["unread"].as_u64().unwrap();
-    assert!(unread > 0);
-    assert_eq!(lossy["blocks"].as_u64().unwrap() + unread, all.len() as u64);
+    // A file that the list names is gone: its blocks are written again.
+    let mut state: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    state["whole"] = json!(false);
+    std::fs::write(&list, state.to_string()).unwrap();
+    std::fs::remove_file(repo.path("out/000002.car")).unwrap();
+    let resumed = repo.run(&[&args[..], &["--json"]].concat()).result(0);
+    assert_eq!(resumed["blocks"], all.len());
+    let files = resumed["files"].as_array().unwrap().iter();
+    let mut found = BTreeMap::new();
+    for file in files {
+        let bytes = std::fs::read(repo.path(file.as_str().unwrap())).unwrap();
+        let sections = car(&bytes).1.unwrap();
+        found.extend(sections.into_iter().map(|(_, cid, bytes)| (cid, bytes)));
+    }
+    assert!(found == expected);
+}
+
+/// The blocks of all files of an export.
+fn written(dir: &Path) -> BTreeMap<Cid, Bytes> {
+    let mut found = BTreeMap::new();
+    for name in names(dir) {
+        let bytes = std::fs::read(dir.join(name)).unwrap();
+        let sections = match bytes.starts_with(b"\x0a\xa1\x67version\x02") {
+            true => {
+                let len = u64::from_le_bytes(bytes[35..43].try_into().unwrap()) as usize;
+                car(&bytes[51..51 + len]).1
+            }
+            false => car(&bytes).1,
+        };
+        found.extend(sections.unwrap().into_iter().map(|(_, cid, b)| (cid, b)));
+    }
+    found
+}
+
+/// What could not be read is tried again by the same command, in both versions of the files.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_with_unread_blocks_is_not_whole() {
+    let repo = Repo::new().await;
+    let all: Vec<Block> = (0..60).map(leaf).collect();
+    repo.put(&all).await;
+    let expected: BTreeMap<Cid, Bytes> = all.iter().map(|b| (b.cid, b.bytes.clone())).collect();
+    for version in ["1", "2"] {
+        repo.lose_a_blob();
+        let dir = format!("lossy{version}");
+        let args = ["--all", "-o", &dir, "--car-version", version, "--json"];
+        let lossy = repo.run(&args).result(3);
+        let unread = lossy["unread"].as_u64().unwrap();
+        assert!(unread > 0);
+        assert_eq!(lossy["blocks"].as_u64().unwrap() + unread, 60);
+        assert_eq!(lossy["complete"], false);
+        let again = repo.run(&args).result(3);
+        assert_eq!(again["unread"], unread);
+        let text = repo.run(&args[..5]);
+        let text = String::from_utf8_lossy(&text.out).into_owned();
+        assert!(text.contains("The export is not whole"), "{text}");
+        repo.net.clear_faults();
+        let mended = repo.run(&args).result(0);
+        assert_eq!(
+            (&mended["blocks"], &mended["unread"]),
+            (&json!(60), &json!(0))
+        );
+        assert!(written(&repo.path(&dir)) == expected);
+        assert_eq!(repo.run(&args).code, 2, "it is whole now");
+    }
+}
+
+/// A block that was deleted while its blob was read, and has come back into that blob.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_came_back_into_a_blob_that_was_read_is_written() {
+    let mut repo = Repo::new().await;
+    let json = format!(
+        r#"{{"publisherURL":"{0}","aggregatorURL":"{0}","indexPath":"index.sqlite","maxRetries":0,
+            "epochDurationSeconds":86400,"epochs":5,"packTargetSizeBytes":110000,"keepDeletedSeconds":86400}}"#,
+        repo.net.url()
+    );
+    repo.config = Config::from_json(&json).unwrap();
+    let all: Vec<Block> = (0..30).map(leaf).collect();
+    repo.put(&all).await;
+    let node = WalrusDatastore::open(repo.config.clone(), repo.dir.path());
+    let node = node.await.unwrap();
+    let gone = Op::Delete(key_of(&all[5].bytes));
+    node.commit(vec![gone]).await.unwrap();
+    node.close().await.unwrap();
+    let args = ["--all", "-o", "out", "--json"];
+    assert_eq!(repo.run(&args).result(0)["blocks"], 29);
+    // As after an interruption.
+    let list = repo.path("out/walrusds-export.json");
+    let mut state: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    state["whole"] = json!(false);
+    std::fs::write(&list, state.to_string()).unwrap();
+    let stored = repo.net.stats().stored_blobs;
+    repo.put(&all[5..6]).await;
+    assert_eq!(repo.net.stats().stored_blobs, stored, "it has come back");
+    assert_eq!(repo.run(&args).result(0)["blocks"], 30);
+    let expected: BTreeMap<Cid, Bytes> = all.iter().map(|b| (b.cid, b.bytes.clone())).collect();
+    assert!(written(&repo.path("out")) == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_exports_do_not_write_the_same_file() {
+    let repo = Repo::new().await;
+    repo.put(&[leaf(1)]).await;
+    let cid = leaf(1).cid.to_string();
+    // As a running export holds it.
+    let other = std::fs::File::create(repo.path("a.car.incomplete")).unwrap();
+    other.lock().unwrap();
+    let busy = repo.run(&[&cid, "-o", "a.car"]);
+    assert_eq!(busy.code, 4, "{}", busy.err);
+    let part = "another export writes this file";
+    assert!(busy.err.contains(part), "{}", busy.err);
+    assert!(repo.path("a.car.incomplete").exists());
+    drop(other);
+    assert_eq!(repo.run(&[&cid, "-o", "a.car"]).code, 0);
+    assert_eq!(names(repo.dir.path()), ["a.car"]);
+
+    std::fs::create_dir(repo.path("out")).unwrap();
+    let other = std::fs::File::create(repo.path("out/LOCK")).unwrap();
+    other.lock().unwrap();
+    let busy = repo.run(&["--all", "-o", "out"]);
+    assert_eq!(busy.code, 4, "{}", busy.err);
+    let part = "another export writes into this directory";
+    assert!(busy.err.contains(part), "{}", busy.err);
+    drop(other);
+    assert_eq!(repo.run(&["--all", "-o", "out"]).code, 0);
 }
 
 /// A blob that an earlier run has read may hold more when the run goes on.

@@ -11,6 +11,9 @@
 //!
 //! A reader needs no lock: files come and go by renaming, so that a file is whole or not there. A
 //! writer does the same, and may work beside a node.
+//!
+//! Symbolic links are followed, as flatfs does: a directory, or a block, may lie on another disk. A
+//! link to nothing is an error, never a block that is not there: its disk may be away.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -159,8 +162,14 @@ impl Flatfs {
     /// [`ErrorKind::Disk`].
     pub fn create(dir: &Path, sharding: Sharding) -> Result<Flatfs> {
         match fs::create_dir(dir) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(disk(dir, e)),
-            _ => {}
+            Ok(()) => {
+                let parent = dir.parent();
+                let parent = parent.filter(|parent| !parent.as_os_str().is_empty());
+                let parent = parent.unwrap_or(Path::new("."));
+                sync_dir(parent).map_err(|e| disk(parent, e))?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(disk(dir, e)),
         }
         if dir.join(SHARDING).exists() {
             let found = Flatfs::open(dir)?;
@@ -176,8 +185,14 @@ impl Flatfs {
                 )),
             };
         }
-        let mut entries = fs::read_dir(dir).map_err(|e| disk(dir, e))?;
-        if entries.next().is_some() {
+        // In one step, so that a run that is killed leaves no half of it behind.
+        let temp = format!(".{SHARDING}.");
+        for entry in fs::read_dir(dir).map_err(|e| disk(dir, e))? {
+            let name = entry.map_err(|e| disk(dir, e))?.file_name();
+            if name.as_encoded_bytes().starts_with(temp.as_bytes()) {
+                // A run that was killed has left it behind.
+                continue;
+            }
             return Err(Error::new(
                 ErrorKind::Config,
                 format!(
@@ -187,8 +202,7 @@ impl Flatfs {
             ));
         }
         let file = dir.join(SHARDING);
-        // In one step, so that a run that is killed leaves no half of it behind.
-        let temp = dir.join(format!(".{SHARDING}.{}", std::process::id()));
+        let temp = dir.join(format!("{temp}{}", std::process::id()));
         let written = write_synced(&temp, format!("{sharding}\n").as_bytes())
             .and_then(|()| fs::rename(&temp, &file))
             .and_then(|()| sync_dir(dir));
@@ -219,7 +233,14 @@ impl Flatfs {
             let Ok(name) = entry.file_name().into_string() else {
                 return Ok(None);
             };
-            let is_shard = !name.starts_with('.') && entry.file_type()?.is_dir();
+            if name.starts_with('.') {
+                return Ok(None);
+            }
+            let kind = entry.file_type()?;
+            let is_shard = match kind.is_symlink() {
+                true => followed(&entry.path())?.is_dir(),
+                false => kind.is_dir(),
+            };
             Ok(is_shard.then_some(name))
         };
         let entries = fs::read_dir(&self.dir).map_err(|e| disk(&self.dir, e))?;
@@ -237,7 +258,8 @@ impl Flatfs {
     }
 
     /// The blocks of a directory, in the order of their keys. Files that are no blocks are left
-    /// out, and so are files that vanish meanwhile, and a directory that does.
+    /// out, and so are files that vanish meanwhile, and a directory that does. A block whose file
+    /// is a symbolic link to nothing has the length 0; reading it tells why.
     ///
     /// # Errors
     /// [`ErrorKind::Disk`].
@@ -255,10 +277,17 @@ impl Flatfs {
             let Some(name) = name.filter(|name| is_name(name)) else {
                 continue;
             };
-            let len = match entry.metadata() {
+            let metadata = match entry.metadata() {
+                Ok(metadata) if metadata.is_symlink() => fs::metadata(entry.path()),
+                metadata => metadata,
+            };
+            let len = match metadata {
                 Ok(metadata) if metadata.is_file() => metadata.len(),
                 Ok(_) => continue,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => match is_link(&entry.path()) {
+                    true => 0,
+                    false => continue,
+                },
                 Err(e) => return Err(disk(&entry.path(), e)),
             };
             blocks.push(FlatfsBlock {
@@ -392,7 +421,8 @@ impl Flatfs {
 pub(crate) fn read_block(path: &Path) -> io::Result<Option<Bytes>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !is_link(path) => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(leads_nowhere(path)),
         Err(e) => return Err(e),
     };
     let len = usize::try_from(file.metadata()?.len()).unwrap_or(0);
@@ -405,6 +435,27 @@ pub(crate) fn read_block(path: &Path) -> io::Result<Option<Bytes>> {
 fn is_name(name: &str) -> bool {
     let takes = |b: u8| b.is_ascii_digit() || b.is_ascii_uppercase() || b"+-_=".contains(&b);
     !name.is_empty() && name.bytes().all(takes)
+}
+
+fn is_link(path: &Path) -> bool {
+    path.symlink_metadata()
+        .is_ok_and(|metadata| metadata.is_symlink())
+}
+
+/// What a symbolic link leads to.
+fn followed(path: &Path) -> io::Result<fs::Metadata> {
+    fs::metadata(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => leads_nowhere(path),
+        _ => e,
+    })
+}
+
+fn leads_nowhere(path: &Path) -> io::Error {
+    let text = format!(
+        "the symbolic link {} leads to nothing: is its disk mounted?",
+        path.display()
+    );
+    io::Error::other(text)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -499,6 +550,54 @@ mod tests {
         assert!(about.blocks > 0 && !about.exact, "{about:?}");
         let temp: Vec<_> = fs::read_dir(dir.join(TEMP)).unwrap().collect();
         assert_eq!(temp.len(), 0, "{temp:?}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn symbolic_links_are_followed_and_one_to_nothing_is_an_error() {
+        use std::os::unix::fs::symlink;
+        let (repo, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let flatfs = Flatfs::create(&repo.path().join("blocks"), Sharding::Suffix(1)).unwrap();
+        let blocks: Vec<(String, Bytes)> = ["/AA", "/BA", "/CB", "/DB"]
+            .map(|key| (key.to_owned(), Bytes::from_static(b"value")))
+            .into();
+        flatfs.put(&blocks).unwrap();
+        // A directory, and a file of another, are moved to another disk.
+        let moved = |from: &Path, name: &str| {
+            let to = other.path().join(name);
+            fs::rename(from, &to).unwrap();
+            symlink(&to, from).unwrap();
+            to
+        };
+        let shard = moved(&flatfs.dir().join("A"), "A");
+        let file = flatfs.path_of("/CB").unwrap();
+        let target = moved(&file, "C");
+        assert_eq!(flatfs.shards().unwrap(), ["A", "B"]);
+        let keys = |shard: &str| -> Vec<(String, u64)> {
+            let list = flatfs.list(shard).unwrap();
+            list.into_iter()
+                .map(|block| (block.key, block.len))
+                .collect()
+        };
+        assert_eq!(keys("A"), [("/AA".to_owned(), 5), ("/BA".to_owned(), 5)]);
+        assert_eq!(keys("B"), [("/CB".to_owned(), 5), ("/DB".to_owned(), 5)]);
+        assert_eq!(flatfs.get("/CB").unwrap().as_deref(), Some(&b"value"[..]));
+
+        fs::rename(&target, other.path().join("away")).unwrap();
+        assert_eq!(keys("B"), [("/CB".to_owned(), 0), ("/DB".to_owned(), 5)]);
+        let error = flatfs.get("/CB").unwrap_err();
+        assert!(error.message().contains("leads to nothing"), "{error}");
+        fs::rename(&shard, other.path().join("away too")).unwrap();
+        let error = flatfs.shards().unwrap_err();
+        assert!(error.message().contains("leads to nothing"), "{error}");
+    }
+
+    #[test]
+    fn a_killed_making_of_a_flatfs_is_carried_on() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".SHARDING.4711"), "/repo/fla").unwrap();
+        Flatfs::create(dir.path(), Sharding::Suffix(2)).unwrap();
+        assert!(Flatfs::open(dir.path()).is_ok());
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! | `finding` | what should an operator act on, and what is the cure? |
 //! | `prices` | what does storage cost? |
 //! | `time` | moments in JSON |
+//! | `seen` | which keys came already? |
 //! | [`bench`](mod@bench) | how fast are index, publishers, aggregators, disks; what follows? |
 //! | [`check`](mod@check) | does Walrus hold what the index says? |
 //! | [`flatfs`] | which blocks has a repo with flatfs? |
@@ -39,6 +40,7 @@ mod local;
 mod nodes;
 mod prices;
 pub mod repair;
+mod seen;
 mod status;
 mod target;
 mod time;

@@ -11,8 +11,10 @@
 //! | `remove` | removing the flatfs when all of it is proved to be on Walrus |
 //! | `copy`, `survey` | copying, counting and comparing blocks |
 //! | `switch`, `state` | the switch, and what the next run must know |
+//! | `alone` | one run at a time |
 //! | `report` | the outcome |
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -26,6 +28,7 @@ use crate::kubo::lock::RepoLock;
 use crate::kubo::spec;
 use crate::source;
 
+mod alone;
 mod back;
 mod copy;
 mod forward;
@@ -62,7 +65,8 @@ pub struct Args {
     to: To,
     #[command(flatten)]
     settings: Settings,
-    /// Goes on although a test shows something that does not work
+    /// Goes on although a test shows something that does not work, or as another user than the
+    /// repo's owner; with --remove-old, although other nodes may have deleted blocks of this one
     #[arg(long)]
     force: bool,
     /// Removes the flatfs of a converted repo, after each of its blocks is proved to be on Walrus
@@ -83,12 +87,39 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let dir = source::repo(&context.global).ok_or_else(|| {
         Failure::Usage("neither --repo nor IPFS_PATH nor HOME says where the repo is".to_owned())
     })?;
-    let repo = Repo::open(dir)?;
+    let mut repo = Repo::open(dir)?;
+    let _alone = match args.yes {
+        true => {
+            owned(&repo.dir, args.force)?;
+            let alone = alone::Alone::take(&repo.dir)?;
+            // Another run may have ended just now.
+            repo = Repo::open(repo.dir)?;
+            Some(alone)
+        }
+        false => None,
+    };
     match () {
         () if args.cancel => cancel(&args, context, &repo),
         () if args.remove_old => remove::run(&args, context, &repo).await,
         () if args.to == To::Walrusds => forward::run(&args, context, repo).await,
         () => back::run(&args, context, repo).await,
+    }
+}
+
+/// Checks that the node can use what this run makes: an index, a journal, the files it replaces.
+fn owned(repo: &Path, force: bool) -> Result<(), Failure> {
+    let file = repo.join("config");
+    let owner = std::fs::metadata(&file).map_err(|e| failed(&file, e))?;
+    let (owner, own) = (owner.uid(), rustix::process::geteuid().as_raw());
+    match owner == own || force {
+        true => Ok(()),
+        false => Err(failed(
+            repo,
+            format!(
+                "its config belongs to the user {owner}, and this command runs as {own}: what it makes could not be used by \
+                 the node. Run it as that user, or add --force"
+            ),
+        )),
     }
 }
 
@@ -180,6 +211,27 @@ impl Repo {
         Ok(())
     }
 
+    /// Checks that the last conversion has reached its end: an entry in `config` that something
+    /// else has written says nothing about where the blocks are.
+    fn has_switched(&self) -> Result<(), Failure> {
+        let halfway = self
+            .state
+            .as_ref()
+            .filter(|state| state.phase != Phase::Switched);
+        match halfway {
+            None => Ok(()),
+            Some(state) => Err(Failure::Failed(format!(
+                "config in {} names {to} already, but the conversion to {to} had not compared the blocks yet: something \
+                 else has changed config, and blocks may be missing. Put back the {from} in config and datastore_spec, and \
+                 run the same command again; or remove {}, which forgets the conversion",
+                self.dir.display(),
+                state::FILE,
+                to = state.to.name(),
+                from = state.to.from().name(),
+            ))),
+        }
+    }
+
     /// Checks that Kubo would start with the files as they are.
     fn fits(&self, entry: &Value) -> Result<(), Failure> {
         let file = self.dir.join("datastore_spec");
@@ -208,8 +260,11 @@ impl Repo {
     }
 }
 
-/// The bytes that are free for this user on the file system of a directory.
+/// The bytes that are free for this user on the file system of a directory, or of the one in which
+/// it will be made.
 fn free_bytes(dir: &Path) -> Result<u64, Failure> {
+    let there = dir.ancestors().find(|dir| dir.exists());
+    let dir = there.unwrap_or(Path::new("."));
     let at = rustix::fs::statvfs(dir).map_err(|e| failed(dir, e))?;
     Ok(at.f_bavail.saturating_mul(at.f_frsize))
 }

@@ -192,7 +192,9 @@ fn text(report: &Exported) -> String {
             text.push_str(&format!("  and {} more\n", count(more)));
         }
     }
-    if !report.complete && report.files.is_empty() {
+    if report.unread > 0 && report.roots.is_empty() {
+        text.push_str("\nThe export is not whole: the same command tries these blocks again. walrusds repair looks for copies.\n");
+    } else if !report.complete && report.files.is_empty() {
         text.push_str("\nNo whole CAR was written. walrusds repair looks for copies; --partial keeps what is there.\n");
     }
     text

@@ -56,6 +56,9 @@ pub struct Args {
     /// The most memory for packs that are on their way (MiB)
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     memory: u64,
+    /// Runs although another import into the same index does: what both bring is paid for twice
+    #[arg(long)]
+    beside: bool,
     /// Stores the blocks and pays for them
     #[arg(long)]
     yes: bool,
@@ -105,7 +108,8 @@ async fn with(
         .with_prefix(own.prefix().to_owned())
         .with_unchecked(args.unchecked)
         .with_readers(usize::from(args.readers))
-        .with_memory_bytes(args.memory << 20);
+        .with_memory_bytes(args.memory << 20)
+        .with_beside(args.beside);
     let done = match args.yes {
         true => apply(from.blocks, &options, context).await,
         false => count_only(from.blocks, &options, context, inspection).await,
@@ -294,6 +298,11 @@ fn text(report: &Report) -> String {
     let note = format!(" ({packs}, {units}, {price})");
     line(name, imported.stored, &note);
     line("deleted there meanwhile", imported.gone, "");
+    line(
+        "in another place, not taken",
+        imported.elsewhere,
+        " (keys that are no blocks)",
+    );
     line("damaged, left out", imported.damaged, "");
     line("unreadable, left out", imported.unreadable, "");
     line(

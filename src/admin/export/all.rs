@@ -5,12 +5,19 @@
 //! blobs once could miss them.
 //!
 //! **Outline.** Blob after blob is read, and a new file is begun where the next blob does not fit
-//! any more. After each file the directory's list says which blobs its files hold; another run
-//! leaves those out. The index is gone through until no blob is new: a block that was moved is in
-//! one that is. A deleted block that is brought back is in its old one: so a blob that has more
-//! blocks than were found in it is read again.
+//! any more. The directory's list names the files that are whole; another run looks into these,
+//! and leaves out the blocks that they hold. The index is gone through until nothing is new: a
+//! block that was moved to another blob, or has come back to one that was read, is new there.
+//!
+//! **Invariants.**
+//! - A block counts as written if a file that the list names holds it. A file that is gone, or has
+//!   another length, holds nothing.
+//! - The list says that the export is whole only if every block could be read.
+//! - One export at a time writes into a directory.
+//!
+//! Memory holds about 20 bytes for each block.
 
-use std::collections::HashMap;
+use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -21,11 +28,14 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::super::links::{links, DAG_PB, RAW};
+use super::super::seen::Seen;
 use super::file::{Sink, Target};
+use super::scan;
 use super::{Exported, Options};
 use crate::datastore::{Blocks, Inspection};
+use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{KeyRecord, Usage};
+use crate::index::KeyRecord;
 use crate::multihash::KeyMultihash;
 
 /// The list of what is in a directory.
@@ -62,22 +72,22 @@ struct Part {
     blocks: u64,
     bytes: u64,
     car_bytes: u64,
-    /// Blocks of these blobs that could not be read.
+    /// Blocks that could not be read: an earlier version noted them here, and took the export for
+    /// whole.
+    #[serde(default, skip_serializing)]
     unread: u64,
-    blobs: Vec<String>,
-    /// How many rows each of the blobs had, and their bytes.
-    #[serde(default)]
-    rows: Vec<(i64, i64)>,
 }
 
 /// Writes the blocks of all blobs into files in `dir`, each of at most `max_bytes` of blocks unless
 /// one blob alone has more. They have no roots. `prefix`: as for
 /// [`key_of`](super::super::key_of). `progress` is told the bytes that were written, those of
 /// earlier runs included, and how many there are about. What an earlier run has written is left
-/// out. Blocks that wait in a journal or in the database are in no blob and not written.
+/// out; what it could not read is tried again. Blocks that wait in a journal or in the database are
+/// in no blob and not written.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidArgument`]: `dir` holds another export, or a whole one. Else as
+/// [`ErrorKind::InvalidArgument`]: `dir` holds another export, or a whole one.
+/// [`ErrorKind::Locked`]: another export writes into it. Else as
 /// [`dags`](super::dags()); the files that are whole stay.
 pub async fn all(
     inspection: &Inspection,
@@ -89,7 +99,17 @@ pub async fn all(
     stop: &CancellationToken,
 ) -> Result<Exported> {
     let identity = inspection.index().identity().await?;
-    let list = List::open(dir, identity)?;
+    std::fs::create_dir_all(dir).map_err(|e| disk(dir, &e))?;
+    let _held = alone(dir)?;
+    let mut list = List::open(dir, identity)?;
+    let (dir_of, prefix_of) = (dir.to_owned(), prefix.to_owned());
+    let looked = tokio::task::spawn_blocking(move || {
+        let written = list.keep_whole(&dir_of, &prefix_of);
+        (list, written)
+    });
+    let failed = |e: tokio::task::JoinError| Error::new(ErrorKind::Internal, e.to_string());
+    let (list, written) = looked.await.map_err(failed)?;
+    let written = written?;
     let total = inspection.index().usage().await?.bytes;
     let total = u64::try_from(total).unwrap_or(0);
     let blocks = inspection.blocks();
@@ -100,7 +120,7 @@ pub async fn all(
         dir,
         max_bytes,
         options,
-        seen: list.blobs(),
+        written,
         report: list.report(dir),
         list,
         part: None,
@@ -123,8 +143,8 @@ struct All<'a> {
     max_bytes: u64,
     options: &'a Options,
     list: List,
-    /// The blobs that are in files, with what they held.
-    seen: HashMap<String, Usage>,
+    /// The blocks that are in files.
+    written: Seen,
     /// The file that is being written.
     part: Option<(Sink, Part)>,
     report: Exported,
@@ -142,60 +162,66 @@ impl All<'_> {
             }
         }
         self.end_part().await?;
-        self.list.whole = true;
+        self.list.whole = self.report.unread == 0;
         self.list.save(self.dir)?;
         self.report.complete = self.report.is_complete();
         Ok(())
     }
 
-    /// Goes through the index once. Returns whether a blob was new.
+    /// Goes through the index once. Returns whether a block was new. What cannot be read, and what
+    /// is no block, is counted anew.
     async fn pass(
         &mut self,
         progress: &mut (dyn FnMut(u64) + Send),
         stop: &CancellationToken,
     ) -> Result<bool> {
         let index = self.inspection.index();
-        let (mut after, mut any) = (String::new(), false);
+        self.report.forget_unread();
+        let (mut after, before) = (String::new(), self.report.blocks);
         loop {
             let page = index.blobs_of_rows(&after, PAGE).await?;
             let more = page.len() >= PAGE;
             for blob in page {
+                if stop.is_cancelled() {
+                    return Err(stopped());
+                }
                 after.clone_from(&blob.blob_id);
-                let live = blob.counted.map(|count| count.live).unwrap_or_default();
-                let holds_more =
-                    |seen: &Usage| live.blocks > seen.blocks || live.bytes > seen.bytes;
-                if self
-                    .seen
-                    .get(&blob.blob_id)
-                    .is_some_and(|seen| !holds_more(seen))
-                {
+                let mut rows = index.rows_of_blob(&blob.blob_id).await?;
+                rows.retain(|row| self.is_wanted(&row.key));
+                if rows.is_empty() {
                     continue;
                 }
-                any = true;
-                let live = u64::try_from(live.bytes).unwrap_or(0);
-                let full = |part: &Part| part.bytes > 0 && part.bytes + live > self.max_bytes;
+                let len = |row: &KeyRecord| u64::try_from(row.record.size).unwrap_or(0);
+                let new: u64 = rows.iter().map(len).sum();
+                let full = |part: &Part| part.bytes > 0 && part.bytes + new > self.max_bytes;
                 if self.part.as_ref().is_some_and(|(_, part)| full(part)) {
                     self.end_part().await?;
                 }
-                let held = self.blob(&blob.blob_id, progress, stop).await?;
-                self.seen.insert(blob.blob_id, held);
+                self.blob(rows, progress, stop).await?;
             }
             if !more {
-                return Ok(any);
+                return Ok(self.report.blocks > before);
             }
         }
     }
 
-    /// Writes the blocks of a blob. Returns what it held.
+    /// Whether a block has to be written. Counts a key that is none of a block.
+    fn is_wanted(&mut self, key: &str) -> bool {
+        let short = key.strip_prefix(self.prefix);
+        let is_block = short.is_some_and(|key| KeyMultihash::of(key).is_some());
+        if !is_block {
+            self.report.other_keys += 1;
+        }
+        is_block && !self.written.contains(key)
+    }
+
+    /// Writes blocks of a blob.
     async fn blob(
         &mut self,
-        blob_id: &str,
+        mut rows: Vec<KeyRecord>,
         progress: &mut (dyn FnMut(u64) + Send),
         stop: &CancellationToken,
-    ) -> Result<Usage> {
-        let mut rows = self.inspection.index().rows_of_blob(blob_id).await?;
-        let sizes = rows.iter().map(|row| Usage::new(1, row.record.size));
-        let held = sizes.fold(Usage::default(), Usage::plus);
+    ) -> Result<()> {
         rows.sort_by(|a, b| {
             let place = |row: &KeyRecord| (row.record.offset, row.record.patch_id.clone());
             place(a).cmp(&place(b)).then_with(|| a.key.cmp(&b.key))
@@ -206,26 +232,18 @@ impl All<'_> {
         loop {
             let next = tokio::select! {
                 biased;
-                () = stop.cancelled() => {
-                    return Err(Error::new(ErrorKind::Canceled, "the export was stopped"));
-                }
+                () = stop.cancelled() => return Err(stopped()),
                 next = reads.next() => next,
             };
             let Some((read, row)) = next else { break };
             match read? {
                 Read::Block(block) => self.block(&row.key, block).await?,
                 Read::Deleted => {}
-                Read::Unread(why) => {
-                    self.part()?.1.unread += 1;
-                    self.report.unread(format!("{}: {why}", row.key));
-                }
+                Read::Unread(why) => self.report.unread(format!("{}: {why}", row.key)),
             }
             progress(self.report.bytes);
         }
-        let part = &mut self.part()?.1;
-        part.blobs.push(blob_id.to_owned());
-        part.rows.push((held.blocks, held.bytes));
-        Ok(held)
+        Ok(())
     }
 
     async fn block(&mut self, key: &str, block: Bytes) -> Result<()> {
@@ -244,7 +262,10 @@ impl All<'_> {
         self.report.blocks += 1;
         self.report.bytes += len;
         match went {
-            true => Ok(()),
+            true => {
+                self.written.insert(key);
+                Ok(())
+            }
             false => Err(Error::new(ErrorKind::Disk, "the CAR cannot be written")),
         }
     }
@@ -291,6 +312,25 @@ impl All<'_> {
     }
 }
 
+fn stopped() -> Error {
+    Error::new(ErrorKind::Canceled, "the export was stopped")
+}
+
+/// # Errors
+/// [`ErrorKind::Locked`]: another export writes into the directory.
+fn alone(dir: &Path) -> Result<DirLock> {
+    DirLock::take(dir).map_err(|e| match e {
+        TryLockError::WouldBlock => Error::new(
+            ErrorKind::Locked,
+            format!(
+                "{}: another export writes into this directory: wait for its end, or give another one",
+                dir.display()
+            ),
+        ),
+        TryLockError::Error(e) => disk(dir, &e),
+    })
+}
+
 enum Read {
     Block(Bytes),
     /// The row is there no longer.
@@ -324,14 +364,13 @@ fn cid(key: &str, block: &[u8]) -> Option<Cid> {
 }
 
 impl List {
-    /// Reads the list of a directory, which is made if it is not there.
+    /// Reads the list of a directory.
     fn open(dir: &Path, index: Option<String>) -> Result<List> {
         let path = dir.join(LIST);
         let bad = |text: String| {
             let text = format!("{}: {text}", path.display());
             Error::new(ErrorKind::InvalidArgument, text)
         };
-        std::fs::create_dir_all(dir).map_err(|e| disk(dir, &e))?;
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -354,7 +393,7 @@ impl List {
                 "this directory holds an export of another index".to_owned()
             ));
         }
-        if list.whole {
+        if list.whole && list.files.iter().all(|part| part.unread == 0) {
             return Err(bad(
                 "this directory holds a whole export: give another one".to_owned()
             ));
@@ -374,19 +413,34 @@ impl List {
             .map_err(|e| disk(&path, &e))
     }
 
-    /// The blobs that are in files, with what they held when they were read last.
-    fn blobs(&self) -> HashMap<String, Usage> {
-        let parts = self.files.iter();
-        let blobs = parts.flat_map(|part| {
-            let known = part
-                .rows
-                .iter()
-                .map(|(blocks, bytes)| Usage::new(*blocks, *bytes));
-            // A list of an older version does not tell.
-            let unknown = std::iter::repeat(Usage::new(i64::MAX, i64::MAX));
-            part.blobs.iter().cloned().zip(known.chain(unknown))
-        });
-        blobs.collect()
+    /// Looks into the files, and takes those off the list that are not there as they were written.
+    /// Returns the keys of the blocks that the others hold.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Disk`]: a file that is there cannot be read.
+    fn keep_whole(&mut self, dir: &Path, prefix: &str) -> Result<Seen> {
+        let mut written = Seen::default();
+        let mut kept = Vec::new();
+        for part in std::mem::take(&mut self.files) {
+            let path = dir.join(&part.file);
+            match std::fs::metadata(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Ok(found) if found.len() != part.car_bytes => continue,
+                found => drop(found.map_err(|e| disk(&path, &e))?),
+            }
+            let mut keys = Vec::new();
+            match scan::keys(&path, &mut |key| keys.push(format!("{prefix}{key}"))) {
+                Err(e) if e.kind() == ErrorKind::Corrupt => continue,
+                scanned => scanned?,
+            }
+            for key in keys {
+                written.insert(&key);
+            }
+            kept.push(part);
+        }
+        self.files = kept;
+        self.whole = false;
+        Ok(written)
     }
 
     /// What earlier runs have done.
@@ -397,7 +451,6 @@ impl List {
             report.blocks += part.blocks;
             report.bytes += part.bytes;
             report.car_bytes += part.car_bytes;
-            report.unread += part.unread;
         }
         report
     }

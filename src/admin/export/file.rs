@@ -1,7 +1,8 @@
 //! Writing a CAR file, on a thread of its own.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufWriter, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -18,6 +19,9 @@ use crate::upload::car::{file_header, Sections, DATA_AT};
 
 /// Blocks that wait for the disk at most.
 const WAITING: usize = 8;
+
+/// How often a file may get its name while another export waits for it.
+const TRIES: usize = 100;
 
 /// What is written at once (bytes).
 const BUFFER: usize = 1 << 20;
@@ -42,11 +46,7 @@ impl Target {
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
         if path.symlink_metadata().is_ok() {
-            let text = format!(
-                "{}: there is something of this name already; give another name, or remove it",
-                path.display()
-            );
-            return Err(Error::new(ErrorKind::InvalidArgument, text));
+            return Err(Error::new(ErrorKind::InvalidArgument, there(&path)));
         }
         Ok(Target(Place::File(path)))
     }
@@ -187,9 +187,11 @@ impl Out {
                 let mut name = path.clone().into_os_string();
                 name.push(".incomplete");
                 let name = PathBuf::from(name);
-                let mut options = OpenOptions::new();
-                let file = options.write(true).create(true).truncate(true).open(&name);
-                let file = file.map_err(|e| disk(&name.display().to_string(), &e))?;
+                let file = alone(&name)?;
+                if path.symlink_metadata().is_ok() {
+                    // Another export has ended meanwhile.
+                    return Err(Error::new(ErrorKind::InvalidArgument, there(&path)));
+                }
                 Ok(Out {
                     name: name.display().to_string(),
                     to: To::File {
@@ -201,6 +203,46 @@ impl Out {
             }
         }
     }
+}
+
+fn there(path: &Path) -> String {
+    format!(
+        "{}: there is something of this name already; give another name, or remove it",
+        path.display()
+    )
+}
+
+/// Opens a file that is not whole yet, empty and locked: two exports in one file would mix.
+///
+/// # Errors
+/// [`ErrorKind::Locked`]: another export writes it. [`ErrorKind::Disk`].
+fn alone(name: &Path) -> Result<File> {
+    let failed = |e: &std::io::Error| disk(&name.display().to_string(), e);
+    let busy = || {
+        let text = format!(
+            "{}: another export writes this file: wait for its end, or give another name",
+            name.display()
+        );
+        Error::new(ErrorKind::Locked, text)
+    };
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    for _ in 0..TRIES {
+        let file = options.open(name).map_err(|e| failed(&e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(busy()),
+            Err(TryLockError::Error(e)) => return Err(failed(&e)),
+            Ok(()) => {}
+        }
+        // The other one may have ended since the file was opened, which has another name then.
+        let locked = file.metadata().map_err(|e| failed(&e))?;
+        let named = std::fs::metadata(name);
+        if named.is_ok_and(|named| (named.dev(), named.ino()) == (locked.dev(), locked.ino())) {
+            file.set_len(0).map_err(|e| failed(&e))?;
+            return Ok(file);
+        }
+    }
+    Err(busy())
 }
 
 fn disk(name: &str, e: &std::io::Error) -> Error {

@@ -17,6 +17,7 @@
 //! | `dags` | the blocks of DAGs, depth first |
 //! | `all` | the blocks of all blobs, in several files |
 //! | `file` | writing a CAR file |
+//! | `scan` | which blocks such a file holds |
 
 use std::path::PathBuf;
 
@@ -25,6 +26,7 @@ use serde::Serialize;
 mod all;
 mod dags;
 mod file;
+mod scan;
 
 pub use all::all;
 pub use dags::dags;
@@ -105,6 +107,12 @@ impl Exported {
         if self.unread_blocks.len() < NAMED {
             self.unread_blocks.push(block);
         }
+    }
+
+    /// Before the blocks are gone through once more.
+    fn forget_unread(&mut self) {
+        (self.unread, self.other_keys) = (0, 0);
+        self.unread_blocks.clear();
     }
 
     fn is_complete(&self) -> bool {

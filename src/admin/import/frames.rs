@@ -9,7 +9,7 @@
 //!
 //! Numbers are little-endian. A stream without its end is not whole.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -42,6 +42,8 @@ const UNREADABLE: &str = ": it cannot be read: ";
 pub struct FramedBlocks {
     input: BufReader<Box<dyn Read + Send>>,
     begun: bool,
+    /// Whether the last read began at the end of the input, between two blocks.
+    between: bool,
     blocks: u64,
     program: Option<Program>,
     /// What the program could not read, told behind its last block.
@@ -62,6 +64,7 @@ impl FramedBlocks {
         FramedBlocks {
             input: BufReader::with_capacity(BUFFER, Box::new(input)),
             begun: false,
+            between: false,
             blocks: 0,
             program: None,
             unread: Vec::new(),
@@ -119,6 +122,7 @@ impl FramedBlocks {
 
     /// The next block. `None`: the stream has told its end.
     fn frame(&mut self) -> Result<Option<Offer>> {
+        self.between = self.input.fill_buf().is_ok_and(<[u8]>::is_empty);
         if !self.begun {
             let magic: [u8; 8] = self.array()?;
             if magic != MAGIC {
@@ -130,6 +134,7 @@ impl FramedBlocks {
                 return Err(bad(text));
             }
             self.begun = true;
+            self.between = self.input.fill_buf().is_ok_and(<[u8]>::is_empty);
         }
         let key_len = u32::from_le_bytes(self.array()?);
         if key_len == END {
@@ -189,9 +194,13 @@ impl FramedBlocks {
         let said = String::from_utf8_lossy(&program.said.lock()).into_owned();
         match (told, status.code()) {
             (Ok(()), Some(0)) => Ok(()),
-            (Err(_), Some(SOME_UNREADABLE)) => {
+            // It leaves the end out then. A stream that breaks off elsewhere lacks more.
+            (Err(_), Some(SOME_UNREADABLE)) if self.between => {
                 self.unread = unread(&said);
                 Ok(())
+            }
+            (Err(e), Some(SOME_UNREADABLE)) => {
+                Err(e.context(format!("{PROGRAM}: the stream of blocks is not whole")))
             }
             (told, code) => {
                 let why = match (said.trim(), told) {
@@ -256,6 +265,8 @@ fn unread(said: &str) -> Vec<Offer> {
             all = number.and_then(|(n, _)| n.parse().ok()).unwrap_or(all);
         }
     }
+    // An exit code that says so means one at least.
+    let all = all.max(1);
     let more = (offers.len()..all).map(|_| offer("(not named)", "it cannot be read"));
     let mut more: Vec<Offer> = more.collect();
     more.append(&mut offers);

@@ -15,12 +15,15 @@
 //!   stored is found in the index, and is neither read nor paid for again.
 //! - The end of a source is told by the source. One that breaks off is an error.
 //!
-//! Memory is bounded by [`Options::memory_bytes`], a pack, and a few MiB for each reader.
+//! Memory is bounded by [`Options::memory_bytes`], as much again but at most 64 MiB for blocks that
+//! come with their keys, a pack, and a few MiB for each reader. Of blocks that are larger than
+//! that, up to four are held.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `offer` | what a source gives |
 //! | `report` | options, progress, outcome |
+//! | `alone` | one import at a time |
 //! | `target` | the datastore into which blocks are imported |
 //! | `reading` | which blocks the index lacks, and their bytes |
 //! | `packs` | packs and their uploads |
@@ -32,9 +35,11 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -42,6 +47,7 @@ use crate::datastore::Inspection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::WalrusDatastore;
 
+mod alone;
 mod car;
 mod files;
 mod frames;
@@ -54,6 +60,7 @@ mod reading;
 mod report;
 mod target;
 
+use alone::Alone;
 pub use car::{CarBlocks, CarFile};
 pub use files::FlatfsBlocks;
 pub use frames::FramedBlocks;
@@ -70,14 +77,28 @@ const BATCH: usize = 1000;
 const BATCH_BYTES: u64 = 4 << 20;
 /// Lookups that run at once.
 const LOOKUPS: usize = 4;
+/// The most bytes of blocks that are here already and are on their way to a pack.
+const WAITING_BYTES: u64 = 64 << 20;
+/// The unit in which these are shared (bytes): a semaphore counts up to a limit.
+const GRAIN: u64 = 4 << 10;
+
+/// The share of some blocks in the memory for those that wait.
+type Held = Option<Arc<OwnedSemaphorePermit>>;
+
+/// Blocks that are looked up at once.
+struct Batch {
+    offers: Vec<Offer>,
+    held: Held,
+}
 
 /// Imports the blocks of a source. `on` is told how far the work is. Publishers are paid. When
 /// `stop` is cancelled, packs that are being uploaded are still stored. Must be called within a
 /// tokio runtime with several threads.
 ///
 /// # Errors
-/// [`ErrorKind::Canceled`] after `stop`; those of the source, of the index, of an upload. What was
-/// stored stays; the same import carries on.
+/// [`ErrorKind::Canceled`] after `stop`; [`ErrorKind::Locked`] while another import into the same
+/// index is under way; those of the source, of the index, of an upload. What was stored stays; the
+/// same import carries on.
 pub async fn import(
     target: &WalrusDatastore,
     source: Box<dyn Source>,
@@ -85,7 +106,14 @@ pub async fn import(
     on: &mut (dyn FnMut(&Progress) + Send),
     stop: &CancellationToken,
 ) -> Result<Report> {
-    run(Target::to_write(target)?, source, options, on, stop).await
+    let target = Target::to_write(target)?;
+    if options.beside {
+        return run(target, source, options, on, stop).await;
+    }
+    let alone = Alone::take(&target, stop).await?;
+    let done = run(target, source, options, on, stop).await;
+    alone.end().await;
+    done
 }
 
 /// What [`import`] would do. Nothing is changed and nothing is paid. The source is gone through,
@@ -138,11 +166,11 @@ async fn run(
         // Lookups and reads are tasks of their own. They go on while the packs wait for memory, and
         // so for uploads: a connection whose answer is not read would hold up the lookups of these
         // uploads, and times out.
-        let look_up = |batch: Result<Vec<Offer>>| {
+        let look_up = |batch: Result<Batch>| {
             let (target, options) = (target.clone(), options.clone());
             task(async move { reading::look_up(&target, &options, batch?).await })
         };
-        let looked = batches(source)?
+        let looked = batches(source, options.memory_bytes)?
             .map(look_up)
             .buffered(LOOKUPS)
             .flat_map(|pieces| {
@@ -174,11 +202,12 @@ async fn run(
             match ready {
                 None => break Ok(()),
                 Some(Err(e)) => break Err(e),
-                Some(Ok((blocks, more))) => {
+                Some(Ok((blocks, more, held))) => {
                     report.plus(more);
                     for block in blocks {
                         packs.add(block, &mut report).await;
                     }
+                    drop(held);
                     tell(&report, &mut progress, on);
                 }
             }
@@ -221,6 +250,7 @@ fn tell(report: &Report, progress: &mut Progress, on: &mut (dyn FnMut(&Progress)
         report.unreadable,
         report.refused,
         report.gone,
+        report.elsewhere,
     ] {
         done.plus(sum);
     }
@@ -230,11 +260,21 @@ fn tell(report: &Report, progress: &mut Progress, on: &mut (dyn FnMut(&Progress)
 
 /// The blocks of a source, in batches. The last item before the end is an error, or the source has
 /// told its end.
-fn batches(source: Box<dyn Source>) -> Result<impl stream::Stream<Item = Result<Vec<Offer>>>> {
+fn batches(
+    source: Box<dyn Source>,
+    memory_bytes: u64,
+) -> Result<impl stream::Stream<Item = Result<Batch>>> {
     let (give, take) = mpsc::channel(LOOKUPS);
+    let grains = memory_bytes.min(WAITING_BYTES).div_ceil(GRAIN).max(1);
+    let grains = u32::try_from(grains).unwrap_or(u32::MAX);
+    let room = Room {
+        memory: Arc::new(Semaphore::new(grains as usize)),
+        grains,
+        runtime: Handle::current(),
+    };
     std::thread::Builder::new()
         .name("walrusds-import".to_owned())
-        .spawn(move || feed(source, &give))
+        .spawn(move || feed(source, &room, &give))
         .map_err(|e| {
             Error::new(
                 ErrorKind::Internal,
@@ -242,7 +282,7 @@ fn batches(source: Box<dyn Source>) -> Result<impl stream::Stream<Item = Result<
             )
             .caused_by(e)
         })?;
-    let next = |mut take: Option<mpsc::Receiver<Option<Result<Vec<Offer>>>>>| async move {
+    let next = |mut take: Option<mpsc::Receiver<Option<Result<Batch>>>>| async move {
         let taken = take.as_mut()?.recv().await;
         match taken {
             Some(Some(Ok(batch))) => Some((Ok(batch), take)),
@@ -258,9 +298,30 @@ fn batches(source: Box<dyn Source>) -> Result<impl stream::Stream<Item = Result<
     Ok(stream::unfold(Some(take), next))
 }
 
+/// The memory for blocks that came with their keys.
+struct Room {
+    memory: Arc<Semaphore>,
+    grains: u32,
+    runtime: Handle,
+}
+
+impl Room {
+    /// Waits until there is room for so many bytes; more than there is at all come alone.
+    fn hold(&self, bytes: u64) -> Held {
+        let grains = u32::try_from(bytes.div_ceil(GRAIN)).unwrap_or(self.grains);
+        if grains == 0 {
+            return None;
+        }
+        let memory = Arc::clone(&self.memory).acquire_many_owned(grains.min(self.grains));
+        // The semaphore is never closed.
+        self.runtime.block_on(memory).ok().map(Arc::new)
+    }
+}
+
 /// Gives the blocks of a source away, in batches; `None` is the end. Returns when nobody takes them
 /// any more, too.
-fn feed(mut source: Box<dyn Source>, give: &mpsc::Sender<Option<Result<Vec<Offer>>>>) {
+fn feed(mut source: Box<dyn Source>, room: &Room, give: &mpsc::Sender<Option<Result<Batch>>>) {
+    let most = BATCH_BYTES.min(u64::from(room.grains) * GRAIN);
     let (mut batch, mut bytes) = (Vec::new(), 0);
     loop {
         let end = match source.next() {
@@ -274,10 +335,12 @@ fn feed(mut source: Box<dyn Source>, give: &mpsc::Sender<Option<Result<Vec<Offer
             Ok(None) => Some(None),
             Err(e) => Some(Some(Err(e))),
         };
-        if end.is_some() || batch.len() >= BATCH || bytes >= BATCH_BYTES {
-            bytes = 0;
-            let full = std::mem::take(&mut batch);
-            if !full.is_empty() && give.blocking_send(Some(Ok(full))).is_err() {
+        if end.is_some() || batch.len() >= BATCH || bytes >= most {
+            let full = Batch {
+                offers: std::mem::take(&mut batch),
+                held: room.hold(std::mem::take(&mut bytes)),
+            };
+            if !full.offers.is_empty() && give.blocking_send(Some(Ok(full))).is_err() {
                 return;
             }
         }

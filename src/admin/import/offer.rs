@@ -54,6 +54,8 @@ pub enum Content {
     Later(BoxFuture<'static, Result<Option<Bytes>>>),
     /// The source has found already that it cannot read them, for this reason.
     Unreadable(String),
+    /// The key lies in another place than blocks, and is not imported. It is counted.
+    Elsewhere,
 }
 
 impl std::fmt::Debug for Content {
@@ -63,6 +65,7 @@ impl std::fmt::Debug for Content {
             Content::File(path) => write!(f, "File({})", path.display()),
             Content::Later(_) => f.write_str("Later"),
             Content::Unreadable(why) => write!(f, "Unreadable({why})"),
+            Content::Elsewhere => f.write_str("Elsewhere"),
         }
     }
 }

@@ -8,6 +8,7 @@
 //!   upload that was begun goes on if its import is dropped, and closing the datastore waits for
 //!   it, so that the locks last as long as the write.
 //! - The blob is certified, and a part of it was read back, before the first row points at it.
+//! - What is paid for gets its rows, though the index is away for a while.
 //!
 //! **Locks.** A pack takes its part of the memory, then its keys, then its turn to upload. Packs
 //! that share a key wait for each other while they hold memory, and the one that has the keys needs
@@ -15,6 +16,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,14 +26,21 @@ use tokio_util::sync::CancellationToken;
 use super::reading::Ready;
 use super::report::Report;
 use super::target::Target;
+use crate::backoff::{doubled, jittered};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::Usage;
+use crate::log::Level;
 use crate::upload::order::Order;
-use crate::upload::{usage_of, Fill, Parcel as _, Sent};
+use crate::upload::{usage_of, Fill, Pack, Parcel as _, Sent, Uploader};
 use crate::walrus::cost::units;
 
 /// The unit in which memory is shared (bytes): a semaphore counts up to a limit.
 const GRAIN: u64 = 64 << 10;
+
+/// How long the rows of a pack that is paid for wait for an index that is away.
+const PATIENCE: Duration = Duration::from_secs(300);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// The pack that is being filled, and those on their way.
 pub(super) struct Packs {
@@ -186,13 +195,7 @@ async fn upload(
                 uploader.read_back_soon(&pack, value).await?;
                 let usage = |block: &Ready| Some(replaced.get(&block.key).copied().unwrap_or(NONE));
                 let replaces = part.iter().map(usage).collect();
-                let placed = uploader.place(&pack, &part, replaces).await;
-                placed.map_err(|e| {
-                    let id = pack.blob_id();
-                    e.context(format!(
-                        "blob {id} is stored and paid for, but its rows cannot be written"
-                    ))
-                })?;
+                place(uploader, &pack, &part, replaces).await?;
                 report.packs += 1;
                 report.pack_bytes += pack.len;
                 report.units += units_of(&target, pack.len);
@@ -210,6 +213,35 @@ async fn upload(
     let seen = uploader.epoch_clock.unsaved(uploader.clock.now());
     uploader.index.saw_epochs(&seen).await?;
     Ok(report)
+}
+
+/// Writes the rows of a pack, which is paid for: while the index is away, this waits for it.
+async fn place(
+    uploader: &Uploader,
+    pack: &Pack,
+    part: &[Ready],
+    replaces: Vec<Option<Usage>>,
+) -> Result<()> {
+    let begun = Instant::now();
+    let id = pack.blob_id();
+    for times in 0.. {
+        let e = match uploader.place(pack, part, replaces.clone()).await {
+            Ok(()) => break,
+            Err(e) => e,
+        };
+        if !e.is_retryable() || begun.elapsed() >= PATIENCE {
+            return Err(e.context(format!(
+                "blob {id} is stored and paid for, but its rows cannot be written"
+            )));
+        }
+        if times == 0 {
+            let text =
+                format!("blob {id} is stored, and its rows wait for the index to be back: {e}");
+            uploader.log.push(Level::Warn, text);
+        }
+        tokio::time::sleep(jittered(doubled(FIRST_PAUSE, times, LONGEST_PAUSE))).await;
+    }
+    Ok(())
 }
 
 const NONE: Usage = Usage {

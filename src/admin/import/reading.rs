@@ -9,6 +9,7 @@ use futures_util::stream::{self, StreamExt as _};
 use super::offer::{Content, Offer};
 use super::report::{Named, Options, Report, Trouble};
 use super::target::Target;
+use super::{Batch, Held};
 use crate::admin::flatfs::read_block;
 use crate::dag;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +31,8 @@ pub(super) struct Piece {
     wanted: Vec<(String, Offer)>,
     /// What became of the others.
     report: Report,
+    /// Given back when these blocks are in packs.
+    held: Held,
 }
 
 /// A block on its way to a pack.
@@ -96,12 +99,20 @@ fn refusal(offer: &Offer, key: &str, options: &Options) -> Option<String> {
 pub(super) async fn look_up(
     target: &Target,
     options: &Options,
-    batch: Vec<Offer>,
+    batch: Batch,
 ) -> Result<Vec<Piece>> {
+    let Batch {
+        offers: batch,
+        held,
+    } = batch;
     let uploader = &target.uploader;
     let mut report = Report::default();
     let mut asked = Vec::with_capacity(batch.len());
     for offer in batch {
+        if matches!(offer.content, Content::Elsewhere) {
+            report.elsewhere.add(offer.len);
+            continue;
+        }
         report.found.add(offer.len);
         let key = format!("{}{}", options.prefix, offer.key);
         if let Content::Unreadable(why) = offer.content {
@@ -154,11 +165,16 @@ pub(super) async fn look_up(
                 pieces.push(Piece {
                     wanted: std::mem::take(&mut wanted),
                     report: std::mem::take(&mut report),
+                    held: held.clone(),
                 });
             }
         }
     }
-    pieces.push(Piece { wanted, report });
+    pieces.push(Piece {
+        wanted,
+        report,
+        held,
+    });
     Ok(pieces)
 }
 
@@ -175,10 +191,14 @@ enum Got {
 impl Piece {
     /// Reads the blocks and checks them. If nothing is to be stored, only those that are here
     /// anyway are checked.
-    pub(super) async fn read(self, target: &Target) -> Result<(Vec<Ready>, Report)> {
-        let Piece { wanted, report } = self;
+    pub(super) async fn read(self, target: &Target) -> Result<(Vec<Ready>, Report, Held)> {
+        let Piece {
+            wanted,
+            report,
+            held,
+        } = self;
         if wanted.is_empty() {
-            return Ok((Vec::new(), report));
+            return Ok((Vec::new(), report, held));
         }
         let reads = target.applies();
         let fetch = |(key, offer): (String, Offer)| async move {
@@ -191,6 +211,7 @@ impl Piece {
             let got = match content {
                 Content::Here(bytes) => Got::Bytes(bytes),
                 Content::Unreadable(why) => Got::Failed(why),
+                Content::Elsewhere => Got::Gone,
                 _ if !reads => Got::Unread,
                 Content::File(path) => Got::File(path),
                 Content::Later(fetched) => match fetched.await {
@@ -212,7 +233,7 @@ impl Piece {
             for (key, name, len, dag_pb, got) in fetched {
                 check_one(key, name, len, dag_pb, got, &mut ready, &mut report);
             }
-            (ready, report)
+            (ready, report, held)
         };
         tokio::task::spawn_blocking(check)
             .await

@@ -18,6 +18,9 @@ pub struct Options {
     pub readers: usize,
     /// The most bytes of blocks in packs that are on their way. One pack is always allowed.
     pub memory_bytes: u64,
+    /// Whether another import into the same index may run at the same time: blocks that both bring
+    /// are paid for twice then.
+    pub beside: bool,
 }
 
 setters! { Options {
@@ -25,6 +28,7 @@ setters! { Options {
     with_unchecked(unchecked: bool);
     with_readers(readers: usize);
     with_memory_bytes(memory_bytes: u64);
+    with_beside(beside: bool);
 } }
 
 impl Default for Options {
@@ -34,6 +38,7 @@ impl Default for Options {
             unchecked: false,
             readers: 8,
             memory_bytes: 512 << 20,
+            beside: false,
         }
     }
 }
@@ -108,6 +113,9 @@ pub struct Report {
     pub refused: Sum,
     /// Those that were deleted from the source meanwhile.
     pub gone: Sum,
+    /// Keys of the source outside the place of its blocks, such as those of pins where a datastore
+    /// is mounted at `/`. They are none of the blocks that were found, and are not imported.
+    pub elsewhere: Sum,
     /// Packs that were stored, or would be.
     pub packs: u64,
     /// The lengths of these packs (bytes).
@@ -150,6 +158,7 @@ impl Report {
             unreadable,
             refused,
             gone,
+            elsewhere,
             packs,
             pack_bytes,
             units,
@@ -165,6 +174,7 @@ impl Report {
             (&mut self.unreadable, unreadable),
             (&mut self.refused, refused),
             (&mut self.gone, gone),
+            (&mut self.elsewhere, elsewhere),
         ] {
             sum.plus(more);
         }

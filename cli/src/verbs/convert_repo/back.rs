@@ -1,5 +1,6 @@
 //! From Walrus to a flatfs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::switch::switch;
 use super::{free_bytes, room, Args, Repo, RESUME};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::kubo::file::read;
+use crate::kubo::file::{failed, read};
 use crate::kubo::lock::RepoLock;
 use crate::kubo::spec;
 use crate::output::count;
@@ -57,7 +58,7 @@ pub async fn run(args: &Args, context: &Context, mut repo: Repo) -> Result<Exit,
         report.print(context)?;
         return Ok(Exit::Fine);
     }
-    room(&repo.dir, needed(total, present))?;
+    room(&repo.flatfs_dir(&target)?, needed(total, present))?;
     let flatfs = create(&repo, &target)?;
     let mut state = match under_way {
         Some(state) => state,
@@ -85,6 +86,7 @@ pub async fn run(args: &Args, context: &Context, mut repo: Repo) -> Result<Exit,
             compared.missing.text()
         )));
     }
+    sync(flatfs.dir())?;
     switch(&repo.dir, &mut state, &held, &mut |_| Ok(()))?;
     drop(held);
     report.applied = true;
@@ -127,6 +129,7 @@ fn converted(context: &Context, repo: &Repo) -> Result<Exit, Failure> {
             repo.dir.display()
         )));
     }
+    repo.has_switched()?;
     let mut report = Report::new(&repo.dir, To::Flatfs);
     report.applied = true;
     report.phase = "switched";
@@ -173,6 +176,22 @@ fn create(repo: &Repo, entry: &Value) -> Result<Flatfs, Failure> {
     Ok(Flatfs::create(&repo.flatfs_dir(entry)?, sharding)?)
 }
 
+/// Makes all of a flatfs last through a power cut: also what a node without `sync`, or a run that
+/// was killed, has written.
+fn sync(dir: &Path) -> Result<(), Failure> {
+    #[cfg(target_os = "linux")]
+    {
+        let opened = std::fs::File::open(dir).map_err(|e| failed(dir, e))?;
+        rustix::fs::syncfs(&opened).map_err(|e| failed(dir, e))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = dir;
+        rustix::fs::sync();
+        Ok(())
+    }
+}
+
 /// Bytes of the disk that the blocks which are not there yet need.
 fn needed(total: Sum, present: Sum) -> u64 {
     let blocks = total.blocks.saturating_sub(present.blocks);
@@ -209,7 +228,7 @@ async fn plan(
     });
     report.room = Some(Room {
         needed: needed(total, present),
-        free: free_bytes(&repo.dir)?,
+        free: free_bytes(&dir)?,
     });
     if matches!(config.index, IndexConfig::Postgres(_)) {
         report.notes.push(format!(

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 use walrusds::admin::flatfs::Flatfs;
-use walrusds::admin::import::{self, FlatfsBlocks};
+use walrusds::admin::import::{self, FlatfsBlocks, Trouble};
 use walrusds::config::IndexConfig;
 use walrusds::datastore::Inspection;
 use walrusds::Config;
@@ -108,6 +108,7 @@ fn converted(context: &Context, repo: &Repo) -> Result<Exit, Failure> {
             repo.dir.display()
         )));
     }
+    repo.has_switched()?;
     let mut report = Report::new(&repo.dir, To::Walrusds);
     report.applied = true;
     report.phase = "switched";
@@ -163,16 +164,41 @@ async fn copied(
     if done.left_out() == 0 {
         return Ok(done);
     }
-    let first = done.named.first().map_or(String::new(), |named| {
-        let path = flatfs.path_of(&named.key);
-        let path = path.map_or(named.key.clone(), |path| path.display().to_string());
-        format!("; the first: {path}: {}", named.why)
-    });
-    Err(Failure::Failed(format!(
-        "{} blocks of the flatfs are damaged or cannot be read, so nothing was switched{first}. `ipfs repo verify` names \
-         all of them: fetch them anew, or remove their files, which hold nothing of use, and run the same command again",
+    let mut text = format!(
+        "{} blocks of the flatfs are damaged or cannot be copied, so nothing was switched",
         count(done.left_out())
-    )))
+    );
+    let kinds = [
+        (
+            Trouble::Damaged,
+            done.damaged,
+            "are damaged: `ipfs repo verify` names all of them; fetch them anew, or remove their files, which hold nothing \
+             of use",
+        ),
+        (
+            Trouble::Unreadable,
+            done.unreadable,
+            "cannot be read: make their files readable, and keep them, as they may be good",
+        ),
+        (
+            Trouble::Refused,
+            done.refused,
+            "cannot be stored: keep their files. A repo that needs these blocks has to stay on flatfs",
+        ),
+    ];
+    for (trouble, sum, what) in kinds {
+        if sum.blocks == 0 {
+            continue;
+        }
+        text.push_str(&format!("; {} {what}", count(sum.blocks)));
+        if let Some(named) = done.named.iter().find(|named| named.trouble == trouble) {
+            let path = flatfs.path_of(&named.key);
+            let path = path.map_or(named.key.clone(), |path| path.display().to_string());
+            text.push_str(&format!(" (the first: {path}: {})", named.why));
+        }
+    }
+    text.push_str(". Then run the same command again");
+    Err(Failure::Failed(text))
 }
 
 fn finish(

@@ -9,12 +9,14 @@
 //! carried on, and another file in the directory stays.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::task::JoinSet;
 use walrusds::admin::flatfs::{Flatfs, FlatfsBlock};
+use walrusds::config::IndexConfig;
 use walrusds::datastore::Inspection;
 use walrusds::WalrusDatastore;
 
@@ -45,6 +47,10 @@ pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Fa
     let old = old_entry(repo).unwrap_or_else(spec::flatfs_entry);
     let dir = repo.flatfs_dir(&old)?;
     if !dir.join("SHARDING").exists() {
+        if args.yes && repo.state.is_some() {
+            // A run that removed it was ended before it could note that.
+            return removed(context, repo, Report::new(&repo.dir, To::Walrusds));
+        }
         return Err(Failure::Failed(format!(
             "there is no flatfs left in {}",
             dir.display()
@@ -69,6 +75,15 @@ pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Fa
             dir.display()
         )));
     }
+    let shared = matches!(config.index, IndexConfig::Postgres(_));
+    if shared && proof.deleted.number > 0 && !args.force {
+        return Err(Failure::Failed(format!(
+            "blocks of the flatfs were deleted from the index since: {}; nothing was removed. The index is in PostgreSQL, so \
+             that an `ipfs repo gc` of another node may have deleted them, and then the flatfs has the last copy: `ipfs repo \
+             verify` and `ipfs pin verify` show what this node lacks. If it lacks nothing, add --force",
+            proof.deleted.text()
+        )));
+    }
     let opened = WalrusDatastore::open_beside(config, &repo.dir);
     let store = Arc::new(context.or_stop(RESUME, opened).await?);
     let read = read_back(context, &store, &flatfs, &proof.witnesses).await;
@@ -83,10 +98,10 @@ pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Fa
         "Of {} blobs, {blocks} blocks were read back, and are the same.",
         count(proof.blobs)
     ));
-    if proof.deleted > 0 {
+    if proof.deleted.number > 0 {
         report.notes.push(format!(
             "{} blocks were deleted from the repo since, by the index.",
-            count(proof.deleted)
+            count(proof.deleted.number)
         ));
     }
     if args.yes {
@@ -98,10 +113,17 @@ pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Fa
                 crate::output::things(left, "file or directory", "files or directories")
             ));
         }
-        State::clear(&repo.dir)?;
-        report.applied = true;
-        report.phase = "removed";
+        return removed(context, repo, report);
     }
+    report.print(context)?;
+    Ok(Exit::Fine)
+}
+
+/// Notes that the flatfs is gone.
+fn removed(context: &Context, repo: &Repo, mut report: Report) -> Result<Exit, Failure> {
+    State::clear(&repo.dir)?;
+    report.applied = true;
+    report.phase = "removed";
     report.print(context)?;
     Ok(Exit::Fine)
 }
@@ -123,7 +145,8 @@ fn old_entry(repo: &Repo) -> Option<serde_json::Value> {
 struct Proof {
     all: Sum,
     stored: Sum,
-    deleted: u64,
+    /// Blocks that the index says were deleted.
+    deleted: Keys,
     missing: Keys,
     blobs: u64,
     /// The blocks that are to be read back.
@@ -169,7 +192,7 @@ async fn prove(
             };
             for (key, deleted) in keys.iter().zip(deleted) {
                 match deleted {
-                    Some(_) => proof.deleted += 1,
+                    Some(_) => proof.deleted.add(key),
                     None => proof.missing.add(key),
                 }
             }
@@ -238,7 +261,12 @@ fn clear(context: &Context, flatfs: &Flatfs) -> Result<u64, Failure> {
                 remove(&path).map_err(|e| failed(&path, e))?;
             }
         }
-        left += clear_dir(&dir.join(shard), &|name| name.starts_with("put-"))?;
+        let shard = dir.join(shard);
+        let others = clear_dir(&shard, &|name| name.starts_with("put-"))?;
+        if others == 0 && shard.is_symlink() {
+            remove(&shard).map_err(|e| failed(&shard, e))?;
+        }
+        left += others;
         progress.at(n as u64);
     }
     left += clear_dir(&dir.join(".temp"), &|_| true)?;
@@ -253,11 +281,11 @@ fn clear(context: &Context, flatfs: &Flatfs) -> Result<u64, Failure> {
     Ok(left)
 }
 
-/// Removes the files of a directory by their names, and the directory if nothing else is in it.
-/// Returns what else is.
+/// Removes the files of a directory by their names, and the directory if nothing else is in it and
+/// it is neither a symbolic link nor a file system of its own. Returns what else is in it.
 fn clear_dir(dir: &Path, takes: &dyn Fn(&str) -> bool) -> Result<u64, Failure> {
     let entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
         entries => entries.map_err(|e| failed(dir, e))?,
     };
     let mut left = 0;
@@ -271,7 +299,10 @@ fn clear_dir(dir: &Path, takes: &dyn Fn(&str) -> bool) -> Result<u64, Failure> {
         }
     }
     if left == 0 {
-        std::fs::remove_dir(dir).map_err(|e| failed(dir, e))?;
+        match std::fs::remove_dir(dir) {
+            Err(e) if [ErrorKind::NotADirectory, ErrorKind::ResourceBusy].contains(&e.kind()) => {}
+            removed => removed.map_err(|e| failed(dir, e))?,
+        }
     }
     Ok(left)
 }
