@@ -592,8 +592,8 @@ impl Journal {
         // The note is written first: a crash of this process must not bring back a block that is
         // forgotten here, or it would undo a deletion that comes in between. Damaged blocks get no
         // note: the next open must see that they were accepted.
-        let ended = blocks.iter().filter(|b| !b.damaged.load(Ordering::Acquire));
-        let notes: Vec<Write> = ranges(ended.map(|b| b.seq))
+        let whole = |block: &&Arc<Block>| !block.damaged.load(Ordering::Acquire);
+        let notes: Vec<Write> = ranges(blocks.iter().filter(whole).map(|b| b.seq))
             .map(|(first, last)| Write::Done(first, last))
             .collect();
         let noted = match notes.is_empty() {
@@ -607,6 +607,7 @@ impl Journal {
                 format!("{e}; after a restart some blocks will be looked up once more"),
             );
         }
+        self.inner.settled.note(blocks.iter().filter(whole));
         let mut again = Vec::new();
         {
             let mut state = self.inner.state.lock();
@@ -619,7 +620,6 @@ impl Journal {
                     continue;
                 }
                 if current {
-                    self.inner.settled.note(block);
                     state.forget(&block.key);
                 }
                 if noted.is_err() {

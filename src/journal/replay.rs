@@ -468,7 +468,7 @@ fn leave_out_done(state: &mut StagedBlocks, settled: &Settled, done: &Done) {
         }
         state.queued_bytes -= block.len();
         if current {
-            settled.note(&block);
+            settled.note([&block].into_iter());
             state.forget(&block.key);
         }
         block.segment.drop_live();

@@ -14,8 +14,7 @@
 //!   name their contents are noted, and a value is compared with its checksum whenever it is read.
 //!   So a note that is out of date, or damage, costs a miss.
 //!
-//! The lock here is innermost: the state's lock may be held when it is taken, and nothing is read
-//! under it.
+//! The lock here is innermost, and no file is read under it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,22 +50,25 @@ struct Place {
 }
 
 impl Settled {
-    /// Notes where a block lies that is staged no longer, if its key names its contents.
-    pub(super) fn note(&self, block: &Block) {
-        if !multihash::names_content(&block.key) {
-            return;
-        }
-        let segment = Arc::clone(&block.segment);
-        let (file, key) = (segment.id, Arc::clone(&block.key));
-        let place = Place {
-            segment,
-            offset: block.offset,
-            len: block.len,
-            crc: block.crc,
-        };
+    /// Notes where blocks lie that will be staged no longer, if their keys name their contents. A
+    /// block counts as live in its file until it was noted.
+    pub(super) fn note<'a>(&self, blocks: impl Iterator<Item = &'a Arc<Block>>) {
+        let named: Vec<_> = blocks
+            .filter(|block| multihash::names_content(&block.key))
+            .collect();
         let mut notes = self.notes.write();
-        notes.places.insert(Arc::clone(&key), place);
-        notes.of_file.entry(file).or_default().push(key);
+        for block in named {
+            let (segment, key) = (Arc::clone(&block.segment), Arc::clone(&block.key));
+            let of_file = notes.of_file.entry(segment.id).or_default();
+            of_file.push(Arc::clone(&key));
+            let place = Place {
+                segment,
+                offset: block.offset,
+                len: block.len,
+                crc: block.crc,
+            };
+            notes.places.insert(key, place);
+        }
     }
 
     /// The value of `len` bytes under `key`, if it is here. Compared with its checksum. Reads from

@@ -17,10 +17,10 @@
 //! Nothing is synced either.
 //!
 //! Blocks lie in files of 1/128 of the budget that are only ever appended to, so that reading one
-//! costs one call to the system and no opening of a file. The oldest file goes first; up to half its
-//! length moves to the newest: its structure (nodes with links and directories, about one byte in a
-//! hundred), as long as that is a small part of the whole cache, and what was read in it since it
-//! was written. So trees that are known stay known, whatever passes through.
+//! costs one call to the system and no opening of a file. The oldest file goes first. Its structure
+//! (nodes with links and directories, about one byte in a hundred) moves to the newest, as long as
+//! that is a small part of the whole cache, and so does what was read in it since it was written,
+//! up to half its length. So trees that are known stay known, whatever passes through.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -416,31 +416,34 @@ impl CacheParts {
         }
     }
 
-    /// Forgets a segment. Returns the blocks in it that may stay, structure first, and how many
-    /// blocks there were.
-    fn forget_segment(&self, id: u32) -> (Vec<Stays>, u64) {
+    /// The blocks of a segment that may stay when it goes, structure first, and how many blocks it
+    /// has.
+    fn leaving(&self, id: u32) -> (Vec<Stays>, u64) {
         let mut stay = Vec::new();
         let mut blocks = 0;
-        let mut map = self.map.write();
-        map.segments.remove(&id);
-        map.slots.retain(|_, slot| {
-            if slot.segment != id {
-                return true;
-            }
+        let map = self.map.read();
+        for slot in map.slots.values().filter(|slot| slot.segment == id) {
             blocks += 1;
             let (structure, used) = (slot.is_structure(), slot.is_used());
             if structure || used {
+                let offset = slot.offset();
                 stay.push(Stays {
-                    offset: slot.offset(),
+                    offset,
                     structure,
                     used,
                 });
             }
-            false
-        });
+        }
         drop(map);
         stay.sort_unstable_by_key(|stays| (!stays.structure, stays.offset));
         (stay, blocks)
+    }
+
+    /// Forgets a segment, and the blocks that are found in it.
+    fn forget_segment(&self, id: u32) {
+        let mut map = self.map.write();
+        map.segments.remove(&id);
+        map.slots.retain(|_, slot| slot.segment != id);
     }
 
     fn complain(&self, what: std::fmt::Arguments<'_>) {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 use super::retired::{self, Adoption};
 use super::segment::Segment;
-use super::{CacheParts, DiskCacheConfig, Insert, Slot};
+use super::{CacheParts, DiskCacheConfig, Insert, Slot, Stays, MAX_NAME};
 use crate::dirlock::{write_readme, DirLock};
 use crate::error::Error;
 use crate::log::Level;
@@ -41,8 +41,8 @@ impl Default for Pace {
     }
 }
 
-/// Structure that was not read again stays as long as all structure takes less than one part in so
-/// many of the whole.
+/// Structure stays, read or not, as long as all structure takes less than one part in so many of the
+/// whole. So evicting makes room in the end: the other files hold most of the bytes.
 const STRUCTURE_SHARE: u64 = 4;
 
 /// A task for the worker.
@@ -202,7 +202,7 @@ pub(super) struct Directory<'a> {
     current: Option<Current>,
     /// Bytes of all segments, the table of the current one included.
     pub(super) total: u64,
-    /// Bytes of the structure in all segments.
+    /// Bytes that the structure in all segments takes.
     pub(super) structure: u64,
     next_id: u32,
     /// After a failure nothing is written for this time,
@@ -218,7 +218,7 @@ pub(super) struct Finished {
     pub(super) segment: Arc<Segment>,
     /// Its length (bytes).
     pub(super) len: u64,
-    /// Bytes of the structure in it.
+    /// Bytes that the structure in it takes.
     pub(super) structure: u64,
 }
 
@@ -446,7 +446,8 @@ impl<'a> Directory<'a> {
     }
 
     /// Removes the oldest segment. Its structure moves to the newest as long as all structure takes
-    /// a part of the whole alone, and its blocks that were used, up to half its length together.
+    /// less than its share of the whole, and of its blocks that were used up to half its length.
+    /// Blocks that move are found all the time.
     fn evict(&mut self) -> io::Result<()> {
         if self.finished.is_empty() {
             self.finish();
@@ -454,32 +455,41 @@ impl<'a> Directory<'a> {
         let Some(oldest) = self.finished.pop_front() else {
             return Err(io::Error::other("there is no room for a block"));
         };
-        let Finished { segment, len, .. } = oldest;
-        let (stay, blocks) = self.inner.forget_segment(segment.id);
-        segment.remove();
-        self.total -= len;
+        let (stay, blocks) = self.inner.leaving(oldest.segment.id);
+        // What is in it can be read until the map forgets it.
+        oldest.segment.remove();
+        self.total -= oldest.len;
         self.structure -= oldest.structure;
-        let mut kept = 0;
-        let mut room = (len / 2).saturating_sub((HEAD.len() + TRAILER) as u64);
+        let moved = self.move_on(&oldest, stay);
+        self.inner.forget_segment(oldest.segment.id);
+        let evicted = &self.inner.counters.evictions;
+        evicted.fetch_add(blocks.saturating_sub(moved?), Relaxed);
+        Ok(())
+    }
+
+    /// Appends the blocks that stay, and returns how many.
+    fn move_on(&mut self, from: &Finished, stay: Vec<Stays>) -> io::Result<u64> {
+        let mut moved = 0;
+        let mut room = (from.len / 2).saturating_sub((HEAD.len() + TRAILER) as u64);
         for block in stay {
-            let spares = self.structure < self.max / STRUCTURE_SHARE;
+            let spares = block.structure && self.structure < self.max / STRUCTURE_SHARE;
             if !block.used && !spares {
                 continue;
             }
             // It does not matter if one is lost.
-            let Ok((head, value)) = segment.record(block.offset) else {
+            let Ok((head, value)) = from.segment.record(block.offset) else {
                 continue;
             };
-            let Some(left) = room.checked_sub((head.len() + value.len() + ROW) as u64) else {
-                break;
-            };
-            room = left;
+            if !spares {
+                let Some(left) = room.checked_sub((head.len() + value.len() + ROW) as u64) else {
+                    break;
+                };
+                room = left;
+            }
             self.append(&head, &value)?;
-            kept += 1;
+            moved += 1;
         }
-        let evicted = &self.inner.counters.evictions;
-        evicted.fetch_add(blocks.saturating_sub(kept), Relaxed);
-        Ok(())
+        Ok(moved)
     }
 
     /// Looks whether the directory and its files are still there. `false`: it is another one.
@@ -524,10 +534,11 @@ impl<'a> Directory<'a> {
     }
 }
 
-/// Bytes of the structure in these rows.
+/// Bytes that the structure in these rows takes at most.
 pub(super) fn structure_in(rows: &[Row]) -> u64 {
+    let around = (RECORD_HEAD + MAX_NAME + ROW) as u64;
     let structure = rows.iter().filter(|row| row.structure);
-    structure.map(|row| u64::from(row.value_len)).sum()
+    structure.map(|row| u64::from(row.value_len) + around).sum()
 }
 
 fn lock(inner: &CacheParts, dir: &Path) -> std::result::Result<DirLock, String> {
