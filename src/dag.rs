@@ -2,7 +2,7 @@
 //! seen. Packs are laid out in that order, and when a reader comes to the end of a blob, the next
 //! blob of its file is found here.
 //!
-//! Only dag-pb is understood, the format of files and directories. A block that looks like it by
+//! For that only dag-pb is understood, the format of files and directories. A block that looks like it by
 //! chance does no harm: its links are keys that no reader asks for.
 
 use std::collections::HashMap;
@@ -13,6 +13,8 @@ use lru::LruCache;
 
 use crate::limits::MAX_KEY_BYTES;
 use crate::multihash::{shortest_varint, varint};
+
+mod cbor;
 
 /// Memory for links, over all nodes (bytes): about 25,000 of the usual ones. A node that would take
 /// more is not remembered.
@@ -241,6 +243,17 @@ pub(crate) fn is_directory(block: &[u8]) -> bool {
     false
 }
 
+/// Whether a block is structure: a node of dag-pb or dag-cbor with links, or a directory (also the
+/// empty one). Without these nothing below them can be listed, traversed or pinned.
+pub(crate) fn is_structure(block: &[u8]) -> bool {
+    is_directory(block) || links(block).is_some() || cbor::has_links(block)
+}
+
+/// Whether a block that begins with `head` may be [structure](is_structure).
+pub(crate) fn may_be_structure(head: &[u8]) -> bool {
+    matches!(head.first(), Some(&(LINKS_FIRST | 0x0a))) || cbor::may_begin(head)
+}
+
 /// A PBLink: Hash, perhaps Name, perhaps Tsize.
 fn link(field: &[u8]) -> Option<Link<'_>> {
     let (0x0a, body) = field.split_first().map(|(tag, body)| (*tag, body))? else {
@@ -315,6 +328,23 @@ mod tests {
 
     fn to(hash: &[u8], to_dag_pb: bool) -> Link<'_> {
         Link { hash, to_dag_pb }
+    }
+
+    #[test]
+    fn structure_is_told_from_contents() {
+        let cbor = [&[0x81, 0xd8, 42, 0x58, 37, 0, 0x01, 0x55][..], &hash(1)].concat();
+        let empty_directory = [0x0a, 0x02, 0x08, 0x01];
+        for block in [&node(&[1])[..], &cbor, &empty_directory] {
+            assert!(is_structure(block), "{block:?}");
+            for len in 1..=block.len() {
+                assert!(may_be_structure(&block[..len]), "{len} bytes of {block:?}");
+            }
+        }
+        let small_file = field(0x0a, &field(0x12, b"contents"));
+        for block in [&small_file[..], b"raw", b"", &[0x12, 0x20], &[0x81, 0x01]] {
+            assert!(!is_structure(block), "{block:?}");
+        }
+        assert!(!may_be_structure(b"raw"));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! What was written here is read here: files of the write journal become files of the read cache.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use testkit::mem::{key_of, noise};
-use testkit::node::{files, metric, Node, BUSY};
+use testkit::node::{files, metric, Node, BUSY, IDLE};
 use walrusds::{Op, WalrusDatastore};
 
 /// A node with both, and no memory that would answer first. The journal's files are full at 64 KiB.
@@ -167,6 +169,172 @@ async fn what_is_taken_over_stays_within_the_bound() {
         read_all(&store, &blocks).await;
         store.close().await.unwrap();
     }
+}
+
+/// A node that uploads nothing at close.
+fn open_split(node: &Node, pace: &str) -> WalrusDatastore {
+    let extra = format!(
+        r#"{pace}"journalPath":"{}","journalMaxBytes":1048576,"cacheBytes":16777216,"drainTimeoutSeconds":0,"#,
+        node.journal().display()
+    );
+    node.open_cached(&node.cache(), &extra)
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < testkit::PATIENCE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Files leave the journal oldest first: one block that no publisher takes keeps them all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_travelled_is_read_here_while_its_file_stays() {
+    let node = Node::new();
+    let store = open_split(&node, BUSY);
+    node.parts.store.max_body.store(7000, SeqCst);
+    let stuck = noise(7, 20_000);
+    let stuck = [(key_of(&stuck), stuck)];
+    put_all(&store, &stuck).await;
+    let puts = &node.parts.store.puts;
+    until("the large block is tried", || puts.load(SeqCst) > 0).await;
+    let blocks = blocks();
+    put_all(&store, &blocks).await;
+    until("one block is left", || {
+        metric(&store, "journal_blocks") == 1
+    })
+    .await;
+    assert!(node.segments().len() > 2, "the files stay");
+    let known: HashSet<String> = node.parts.store.blobs.lock().keys().cloned().collect();
+    let asked = |node: &Node| {
+        let reads = node.parts.store.reads.lock();
+        reads
+            .iter()
+            .filter(|(blob, ..)| known.contains(blob))
+            .count()
+    };
+    let before = asked(&node);
+    read_all(&store, &blocks).await;
+    assert_eq!(asked(&node), before);
+    assert_eq!(
+        metric(&store, "disk_cache_hits"),
+        0,
+        "the files are not there"
+    );
+
+    // A kill in this state, and a start that finds which blocks have travelled.
+    let killed = node.crashed();
+    let again = open_split(&killed, IDLE);
+    read_all(&again, &blocks).await;
+    assert_eq!(asked(&killed), before);
+    again.close().await.unwrap();
+
+    // At the next start no block of the files is needed, and the cache is not open yet when the
+    // journal sees it.
+    let dropped = killed.crashed();
+    let again = open_split(&dropped, IDLE);
+    again.delete(&stuck[0].0).await.unwrap();
+    again.close().await.unwrap();
+    let again = open_split(&dropped, IDLE);
+    until("the cache has the files", || dropped.segments().is_empty()).await;
+    read_all(&again, &blocks).await;
+    assert_eq!(asked(&dropped), before);
+    let retiring = || !files(&dropped.cache(), "retiring").is_empty();
+    until("the files have their names", || !retiring()).await;
+    let hits = metric(&again, "disk_cache_hits");
+    read_all(&again, &blocks).await;
+    let hits = metric(&again, "disk_cache_hits") - hits;
+    assert_eq!(hits, blocks.len() as u64);
+    assert_eq!(asked(&dropped), before);
+    again.close().await.unwrap();
+
+    // The files become files of the cache while their blocks are read.
+    node.parts.store.max_body.store(u64::MAX, SeqCst);
+    while !node.segments().is_empty() || !files(&node.cache(), "retiring").is_empty() {
+        read_all(&store, &blocks).await;
+    }
+    read_all(&store, &blocks).await;
+    assert_eq!(asked(&node), before);
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_what_has_travelled_costs_misses_alone() {
+    let node = Node::new();
+    let store = open_split(&node, BUSY);
+    node.parts.store.max_body.store(7000, SeqCst);
+    let stuck = noise(7, 20_000);
+    put_all(&store, &[(key_of(&stuck), stuck)]).await;
+    let puts = &node.parts.store.puts;
+    until("the large block is tried", || puts.load(SeqCst) > 0).await;
+    let blocks = blocks();
+    put_all(&store, &blocks).await;
+    until("one block is left", || {
+        metric(&store, "journal_blocks") == 1
+    })
+    .await;
+    for (_, value) in blocks.iter().step_by(3) {
+        node.damage(value);
+    }
+    let before = reads(&node);
+    read_all(&store, &blocks).await;
+    assert_eq!(reads(&node) - before, 20, "damaged blocks come from Walrus");
+    store.close().await.unwrap();
+}
+
+/// A node of dag-pb with a link, a node of dag-cbor with one, and the empty directory.
+fn structure(seed: u64) -> Vec<(String, Bytes)> {
+    let hash = [&[0x12, 0x20][..], &noise(seed, 32)].concat();
+    let link = [&[0x0a, 34][..], &hash].concat();
+    let pb = [&[0x12, 36][..], &link, &[0x0a, 0x02, 0x08, 0x02]].concat();
+    let cbor = [&[0x81, 0xd8, 42, 0x58, 37, 0, 0x01, 0x71][..], &hash].concat();
+    let nodes = [pb, cbor, vec![0x0a, 0x02, 0x08, 0x01]];
+    let nodes = nodes.into_iter().map(Bytes::from);
+    nodes.map(|node| (key_of(&node), node)).collect()
+}
+
+/// Writes more than a cache of 400,000 bytes holds. (A file of the journal is at most a fourth of that.)
+async fn strangers(node: &Node, store: &WalrusDatastore, round: u64) {
+    let values = (0..200u64).map(|i| noise(1000 * (round + 1) + i, 3000));
+    let blocks: Vec<_> = values.map(|value| (key_of(&value), value)).collect();
+    put_all(store, &blocks).await;
+    uploaded(node, store).await;
+}
+
+/// Trees that are known stay known, whatever passes through the cache.
+#[tokio::test(flavor = "multi_thread")]
+async fn structure_outlives_what_passes_through() {
+    let node = Node::new();
+    let store = open(&node, 400_000);
+    taken(&node, &store).await;
+    let tree: Vec<_> = (0..20).flat_map(structure).collect();
+    put_all(&store, &tree).await;
+    let leaf = noise(1, 3000);
+    let leaf = [(key_of(&leaf), leaf)];
+    put_all(&store, &leaf).await;
+    uploaded(&node, &store).await;
+    for round in 0..4 {
+        strangers(&node, &store, round).await;
+        let asked = reads(&node);
+        read_all(&store, &tree).await;
+        assert_eq!(reads(&node), asked, "round {round}");
+        if round == 2 {
+            read_all(&store, &leaf).await;
+            assert!(reads(&node) > asked, "a leaf that nobody reads goes");
+        }
+    }
+    assert!(metric(&store, "disk_cache_bytes") <= 400_000);
+    store.close().await.unwrap();
+
+    // A restart knows what is structure.
+    let store = open(&node, 400_000);
+    loaded(&store).await;
+    strangers(&node, &store, 4).await;
+    let asked = reads(&node);
+    read_all(&store, &tree).await;
+    assert_eq!(reads(&node), asked);
+    store.close().await.unwrap();
 }
 
 /// A node that was killed while a file was taken over leaves no litter.

@@ -322,6 +322,8 @@ async fn init_makes_an_empty_repo_one_on_walrus() {
         program,
         "--set",
         "journalPath=my-journal",
+        "--set",
+        "cacheBytes=600000000",
     ];
     let json = walrusds(repo.path(), &args).json(0);
     assert_eq!(json["result"]["datastore"]["publisherURL"], url.as_str());
@@ -340,6 +342,8 @@ async fn init_makes_an_empty_repo_one_on_walrus() {
         ("keepDeletedSeconds", json!(604_800)),
         ("indexPath", json!("walrusds-index.sqlite")),
         ("journalPath", json!("my-journal")),
+        ("cachePath", json!("my-journal-cache")),
+        ("cacheBytes", json!(600_000_000)),
         ("drainPartialPacks", json!(false)),
     ] {
         assert_eq!(child[key], value, "{key}");

@@ -192,12 +192,17 @@ func convert(value string, key walrusds.ConfigKey) (any, error) {
 }
 
 // New returns the configuration of a new repo: the environment's settings, an embedded index if the
-// environment names none, a write journal unless it is off, and renewal of what is stored (see
-// lifetimes). It is validated in full.
+// environment names none, a write journal and a read cache unless they are off, and renewal of what
+// is stored (see lifetimes). repo is where the repo will be, for relative paths. It is validated in
+// full.
 //
 // A journal that was not configured further keeps small packs at close: the node may be one that is
 // used by one-shot commands only, and a blob for each of them would cost as much as a full one.
-func (v *Values) New() (map[string]any, error) {
+func (v *Values) New(repo string) (map[string]any, error) {
+	return v.newSpec(repo, freeAt)
+}
+
+func (v *Values) newSpec(repo string, free func(path string) uint64) (map[string]any, error) {
 	var missing []string
 	for _, key := range []string{"publisherURL", "aggregatorURL"} {
 		if _, ok := v.Spec[key]; !ok {
@@ -223,6 +228,7 @@ func (v *Values) New() (map[string]any, error) {
 	if spec["journalPath"] != nil && spec["drainPartialPacks"] == nil {
 		spec["drainPartialPacks"] = false
 	}
+	cache(spec, repo, free)
 	lifetimes(spec)
 	if _, err := walrusds.DiskSpec(spec); err != nil {
 		return nil, v.explain(err)
@@ -276,6 +282,9 @@ func (v *Values) Update(old map[string]any) (map[string]any, error) {
 	}
 	if spec["journalPath"] == JournalOff {
 		delete(spec, "journalPath")
+	}
+	if spec["cachePath"] == CacheOff {
+		delete(spec, "cachePath")
 	}
 	if _, err := walrusds.DiskSpec(spec); err != nil {
 		return nil, v.explain(err)

@@ -67,7 +67,7 @@ func TestParse(t *testing.T) {
 	if !reflect.DeepEqual(v.Spec, want) {
 		t.Errorf("%v", v.Spec)
 	}
-	spec, err := v.New()
+	spec, err := v.New(t.TempDir())
 	if err != nil || spec["type"] != "walrusds" || spec["indexPath"] != nil {
 		t.Errorf("%v, %v", spec, err)
 	}
@@ -78,7 +78,7 @@ func TestNewDefaultsToAnEmbeddedIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec, err := v.New()
+	spec, err := v.New(t.TempDir())
 	if err != nil || spec["indexPath"] != DefaultIndexPath {
 		t.Errorf("%v, %v", spec, err)
 	}
@@ -99,7 +99,7 @@ func TestTheJournalIsOnUnlessItIsOff(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec, err := v.New()
+		spec, err := v.New(t.TempDir())
 		if err != nil || spec["journalPath"] != c.path || spec["drainPartialPacks"] != c.drainsPartial {
 			t.Errorf("%v: %v, %v", c.env, spec, err)
 		}
@@ -143,7 +143,7 @@ func TestWhatIsStoredIsRenewed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec, err := v.New()
+		spec, err := v.New(t.TempDir())
 		if spec["keepDeletedSeconds"] != int64(604800) {
 			t.Errorf("%v: deleted blocks are kept for %v s", c.env, spec["keepDeletedSeconds"])
 		}
@@ -152,7 +152,7 @@ func TestWhatIsStoredIsRenewed(t *testing.T) {
 		}
 	}
 	v, _ := Parse(append([]string{"WALRUSDS_KEEP_DELETED_SECONDS=0"}, urls...))
-	if spec, err := v.New(); err != nil || spec["keepDeletedSeconds"] != int64(0) {
+	if spec, err := v.New(t.TempDir()); err != nil || spec["keepDeletedSeconds"] != int64(0) {
 		t.Errorf("undo cannot be switched off: %v, %v", spec, err)
 	}
 	v, _ = Parse(nil)
@@ -179,7 +179,7 @@ func TestErrorsNameTheVariableAndNoSecret(t *testing.T) {
 		env := append([]string{c.env, "WALRUSDS_INDEX_PATH=i.sqlite"}, urls...)
 		v, err := Parse(env)
 		if err == nil {
-			_, err = v.New()
+			_, err = v.New(t.TempDir())
 		}
 		if err == nil {
 			t.Errorf("%s: no error", c.env)
@@ -198,7 +198,7 @@ func TestErrorsNameTheVariableAndNoSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.New(); err == nil || !strings.Contains(err.Error(), "WALRUSDS_PUBLISHER_URL and WALRUSDS_AGGREGATOR_URL") {
+	if _, err := v.New(t.TempDir()); err == nil || !strings.Contains(err.Error(), "WALRUSDS_PUBLISHER_URL and WALRUSDS_AGGREGATOR_URL") {
 		t.Errorf("nothing set: %v", err)
 	}
 }

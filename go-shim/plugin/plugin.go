@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/ipfs/kubo/config"
@@ -38,7 +39,9 @@ func (*walrusPlugin) Init(*plugin.Environment) error {
 		Description: `Keeps the node's blocks on Walrus (walrusds). The settings come from
 environment variables: WALRUSDS_PUBLISHER_URL, WALRUSDS_AGGREGATOR_URL,
 WALRUSDS_POSTGRES_URL or WALRUSDS_INDEX_PATH, and so on. Writes go to a
-local journal first, unless WALRUSDS_JOURNAL_PATH is "off".
+local journal first, unless WALRUSDS_JOURNAL_PATH is "off". What was
+written or read stays in a cache on the local disk, unless
+WALRUSDS_CACHE_PATH is "off".
 
 This profile may only be applied when first initializing the node.
 `,
@@ -53,7 +56,7 @@ func applyProfile(c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	child, err := values.New()
+	child, err := values.New(repoPath(os.Args[1:]))
 	if err != nil {
 		return err
 	}
@@ -70,6 +73,24 @@ func applyProfile(c *config.Config) error {
 		},
 	}
 	return nil
+}
+
+// repoPath returns the directory of the repo that an ipfs command is about: that of its option, or
+// the usual one. A profile is not told.
+func repoPath(args []string) string {
+	for i, arg := range args {
+		if path, ok := strings.CutPrefix(arg, "--repo-dir="); ok {
+			return path
+		}
+		if arg == "--repo-dir" && i+1 < len(args) {
+			return args[i+1]
+		}
+		if arg == "--" {
+			break
+		}
+	}
+	path, _ := fsrepo.BestKnownPath()
+	return path
 }
 
 // rootMount returns what is mounted at "/" for everything that is not a block: as it stands in the

@@ -47,6 +47,7 @@ func TestProfile(t *testing.T) {
 	}
 	t.Setenv("WALRUSDS_PUBLISHER_URL", "http://p")
 	t.Setenv("WALRUSDS_AGGREGATOR_URL", "http://a")
+	t.Setenv("WALRUSDS_CACHE_BYTES", "1000000000") // else what the disk has room for
 	for _, before := range []map[string]any{
 		config.DefaultDatastoreConfig().Spec,
 		{"type": "badgerds", "path": "badgerds"},
@@ -63,6 +64,7 @@ func TestProfile(t *testing.T) {
 			"mountpoint": "/blocks", "type": "measure", "prefix": "walrusds.datastore",
 			"child": map[string]any{"type": "walrusds", "publisherURL": "http://p", "aggregatorURL": "http://a", "indexPath": "walrusds-index.sqlite",
 				"journalPath": "walrusds-journal", "drainPartialPacks": false,
+				"cachePath": "walrusds-cache", "cacheBytes": int64(1000000000),
 				"network": "mainnet", "epochs": int64(26), "renewIntervalSeconds": int64(3600), "keepDeletedSeconds": int64(604800)},
 		}
 		if !reflect.DeepEqual(blocks, want) || root["mountpoint"] != "/" || len(mounts) != 2 {
@@ -73,5 +75,22 @@ func TestProfile(t *testing.T) {
 	c := &config.Config{}
 	if err := profile.Transform(c); err == nil || c.Datastore.Spec != nil {
 		t.Errorf("%v, %v", err, c.Datastore.Spec)
+	}
+}
+
+func TestTheRepoIsThatOfTheCommand(t *testing.T) {
+	t.Setenv("IPFS_PATH", "/usual")
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"init", "--profile=walrusds"}, "/usual"},
+		{[]string{"--repo-dir=/other", "init"}, "/other"},
+		{[]string{"init", "--repo-dir", "/other"}, "/other"},
+		{[]string{"init", "--", "--repo-dir=/no"}, "/usual"},
+	} {
+		if got := repoPath(c.args); got != c.want {
+			t.Errorf("%v: %s", c.args, got)
+		}
 	}
 }

@@ -245,6 +245,13 @@ impl Shared {
         }
     }
 
+    /// The value of `len` bytes under a key with a row, if it is still in a file of the journal.
+    fn settled_value(&self, key: &str, len: u64) -> Option<Bytes> {
+        let value = self.writes.journal()?.settled(key, len)?;
+        let wrong = self.verify_reads.local() && multihash::check(key, &value) == Match::No;
+        (!wrong).then_some(value)
+    }
+
     /// The error for a key without a row whose block was accepted and is damaged in the journal: it
     /// must not be reported as unknown.
     fn absent(&self, key: &str) -> Result<()> {
@@ -299,13 +306,15 @@ impl Shared {
                 return Ok(Some(value));
             }
         }
-        if let Some((cache, name)) = &cache {
-            if let Some(value) = cache.get(name, len).await {
-                if asked {
-                    get.rows_follow();
-                }
-                return Ok(Some(value));
+        let mut here = self.settled_value(key, len);
+        if let (None, Some((cache, name))) = (&here, &cache) {
+            here = cache.get(name, len).await;
+        }
+        if let Some(value) = here {
+            if asked {
+                get.rows_follow();
             }
+            return Ok(Some(value));
         }
         let value = if len == 0 {
             check

@@ -8,10 +8,12 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::puts::{check_key, check_puts, check_value, last_wins, Put};
 use super::{Op, Shared, WalrusDatastore};
+use crate::dag;
 use crate::detached::Detached;
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{Index as _, Record, Rows as _, Usage};
 use crate::metrics::Metrics;
+use crate::multihash::Multihash;
 
 /// The node of a UnixFS directory without entries.
 const EMPTY_DIRECTORY: &[u8] = &[0x0a, 0x02, 0x08, 0x01];
@@ -62,6 +64,16 @@ impl WalrusDatastore {
         if let Some(roots) = &shared.roots {
             let named = puts.iter().filter(|put| put.names_content);
             named.for_each(|put| roots.keep_put(&put.key, &put.value));
+        }
+        if let Some(cache) = &shared.disk_cache {
+            // Structure is here from now on, whichever way the blocks take. The others are when they
+            // leave the journal.
+            let structure = puts.iter().filter(|put| dag::is_structure(&put.value));
+            for put in structure.filter(|put| put.names_content) {
+                if let Some(name) = Multihash::of_key(&put.key) {
+                    cache.insert(name, &put.value, true);
+                }
+            }
         }
         Metrics::add(&shared.metrics.commits, 1);
         Metrics::add(&shared.metrics.blocks_put, puts.len() as u64);

@@ -10,6 +10,7 @@ use super::block::Block;
 use super::disk::Disk;
 use super::owner::Untouched;
 use super::replay::replay;
+use super::settled::Settled;
 use crate::error::Result;
 use crate::log::Log;
 
@@ -27,7 +28,7 @@ impl Copies {
             return Ok(Copies::default());
         }
         let disk: Arc<dyn Disk> = Arc::new(Untouched);
-        let state = replay(dir, &disk, &Log::default())?.state;
+        let state = replay(dir, &disk, &Settled::default(), &Log::default())?.state;
         Ok(Copies {
             blocks: state.blocks,
         })

@@ -20,6 +20,7 @@
 //! | `salvage` | what is left of a frame whose head is damaged |
 //! | `segment` | one file: appending, syncing, scanning |
 //! | `settings` | the settings |
+//! | `settled` | blocks that are on Walrus and still in a file here |
 //! | `state` | which blocks are staged, damaged, and waiting to travel |
 //! | `trouble` | the log lines about blocks that do not leave |
 //! | `writer` | appending; writes that queue during a sync share the next one |
@@ -75,6 +76,7 @@ mod room;
 mod salvage;
 mod segment;
 mod settings;
+mod settled;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -95,6 +97,7 @@ use replay::{replay, report_aside, Replayed};
 pub(crate) use room::{needed, Room};
 pub(crate) use segment::SUFFIX as SEGMENT_SUFFIX;
 pub use settings::{JournalConfig, JournalSync};
+use settled::Settled;
 use state::StagedBlocks;
 use trouble::Trouble;
 use writer::Writer;
@@ -156,6 +159,7 @@ struct JournalParts {
     disk: Arc<dyn Disk>,
     /// Takes files over that are needed no more, if there is a read cache.
     heir: Option<Arc<DiskCache>>,
+    settled: Arc<Settled>,
     state: Mutex<StagedBlocks>,
     /// Notified when space has become free.
     space: Notify,
@@ -302,11 +306,12 @@ impl Journal {
             written => written.map_err(failed)?,
         }
         report_aside(dir, &log).map_err(failed)?;
+        let settled = Arc::new(Settled::default());
         let Replayed {
             mut state,
             position,
             superseded,
-        } = replay(dir, &disk, &log)?;
+        } = replay(dir, &disk, &settled, &log)?;
         if let Some(owner) = owner {
             if owner.take(dir, &*disk, state.staged(), &log)? {
                 state.forget_damage(dir, &log);
@@ -322,6 +327,7 @@ impl Journal {
             log,
             disk,
             heir,
+            settled,
             state: Mutex::new(state),
             space: Notify::new(),
             turn: tokio::sync::Mutex::default(),
@@ -420,6 +426,13 @@ impl Journal {
             }
         }
         read
+    }
+
+    /// The value of `len` bytes under a key that is on Walrus and indexed, if a file here still has
+    /// it. The key names its contents, and the value is compared with its checksum. Reads from the
+    /// local disk on the calling thread.
+    pub(crate) fn settled(&self, key: &str, len: u64) -> Option<Bytes> {
+        self.inner.settled.read(key, len)
     }
 
     /// Takes a damaged block out of the staged ones. The queue and the packs that still hold it
@@ -580,8 +593,8 @@ impl Journal {
         // The note is written first: a crash of this process must not bring back a block that is
         // forgotten here, or it would undo a deletion that comes in between. Damaged blocks get no
         // note: the next open must see that they were accepted.
-        let ended = blocks.iter().filter(|b| !b.damaged.load(Ordering::Acquire));
-        let notes: Vec<Write> = ranges(ended.map(|b| b.seq))
+        let whole = |block: &&Arc<Block>| !block.damaged.load(Ordering::Acquire);
+        let notes: Vec<Write> = ranges(blocks.iter().filter(whole).map(|b| b.seq))
             .map(|(first, last)| Write::Done(first, last))
             .collect();
         let noted = match notes.is_empty() {
@@ -595,6 +608,7 @@ impl Journal {
                 format!("{e}; after a restart some blocks will be looked up once more"),
             );
         }
+        self.inner.settled.note(blocks.iter().filter(whole));
         let mut again = Vec::new();
         {
             let mut state = self.inner.state.lock();

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::disk::{is_full, Disk, RealDisk};
+use super::settled::Settled;
 use super::{disk_error, replay, Staged};
 use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
@@ -299,7 +300,7 @@ fn blocks_in(dir: &Path) -> Result<Option<Staged>> {
 /// Counts the blocks of the journal in `dir`, which is locked. Changes no file.
 fn staged_in(dir: &Path) -> Result<Staged> {
     let disk: Arc<dyn Disk> = Arc::new(Untouched);
-    let state = replay(dir, &disk, &Log::default())?.state;
+    let state = replay(dir, &disk, &Settled::default(), &Log::default())?.state;
     Ok(state.staged())
 }
 

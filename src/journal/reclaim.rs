@@ -5,12 +5,14 @@
 //! The appender's lock is held meanwhile; the state's lock is taken and released between the calls
 //! that change files.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::frame::{self, Entry, Frame};
 use super::segment::Segment;
+use super::settled::Left;
 use super::writer::Appender;
 use crate::log::Level;
 use crate::multihash::Multihash;
@@ -22,11 +24,24 @@ const _: () =
 
 impl Appender {
     /// Removes files without live blocks, oldest first, the newest too if it is the only one.
-    pub(super) fn reclaim(&mut self) {
+    /// `patient`: not while the read cache, which may take them over, is being opened, unless their
+    /// room is needed. Returns whether it is to be called again.
+    pub(super) fn reclaim(&mut self, patient: bool) -> bool {
         self.inner.save_damage();
+        if patient && self.waits_for_heir() {
+            return true;
+        }
         self.remove_free();
         // Saved once more, since files that were set aside have other names now.
         self.inner.save_damage();
+        false
+    }
+
+    fn waits_for_heir(&self) -> bool {
+        let opening = self.inner.heir.as_ref().is_some_and(|h| h.is_opening());
+        let state = self.inner.state.lock();
+        let free = state.segments.front().is_some_and(|s| s.live() == 0);
+        opening && free && state.waiting_for_space == 0 && state.disk_full.is_none()
     }
 
     fn remove_free(&mut self) {
@@ -40,7 +55,7 @@ impl Appender {
             };
             let removed = match self.retire(&oldest) {
                 true => Ok(None),
-                false => oldest.remove(),
+                false => self.remove(&oldest),
             };
             match removed {
                 Ok(None) => {}
@@ -84,6 +99,13 @@ impl Appender {
         }
     }
 
+    /// Removes a file, or sets it aside.
+    fn remove(&self, segment: &Segment) -> io::Result<Option<PathBuf>> {
+        let removed = segment.remove()?;
+        self.inner.settled.forget_file(segment.id);
+        Ok(removed)
+    }
+
     /// Hands a file to the read cache instead of removing it. `false`: it is still here.
     fn retire(&self, segment: &Segment) -> bool {
         let Some(heir) = self.inner.heir.as_ref().filter(|_| !segment.is_kept()) else {
@@ -98,14 +120,18 @@ impl Appender {
         if blocks.is_empty() {
             return false;
         }
-        let Some(place) = heir.place_for(segment.file_len()) else {
+        let Some(place) = heir.place_for(segment.len()) else {
             return false;
         };
         // Another file system takes no file by its name.
         if self.inner.disk.rename(segment.path(), &place).is_err() {
             return false;
         }
-        heir.adopt(place, segment.len(), blocks);
+        let left = Left {
+            settled: Arc::clone(&self.inner.settled),
+            file: segment.id,
+        };
+        heir.adopt(place, segment.len(), blocks, Box::new(left));
         true
     }
 

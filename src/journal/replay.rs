@@ -23,7 +23,7 @@
 //!    needs no upload, is a mere copy if the staged value is the same, counts as never acknowledged
 //!    if it is in the last frame, or in one that shares its sync with the last one, and a sector of
 //!    it was never written, and is reported as lost otherwise.
-//! 4. [`leave_out_done`] forgets the blocks that need no upload.
+//! 4. [`leave_out_done`] forgets the blocks that need no upload, and notes where they lie.
 //! 5. [`Replayed::superseded`] names the keys for which the caller must write an entry before any
 //!    other write. Once another frame or a table of contents follows, the next open could no longer
 //!    tell that their last entries do not count.
@@ -45,6 +45,7 @@ use super::damage::{self, Damage, Damages};
 use super::disk::{self, Disk};
 use super::frame::{self, Entry};
 use super::segment::{self, Segment};
+use super::settled::Settled;
 use super::writer::Position;
 use super::StagedBlocks;
 use crate::error::{Error, ErrorKind, Result};
@@ -65,7 +66,12 @@ pub(super) struct Replayed {
 /// # Errors
 /// [`ErrorKind::Corrupt`] if a file is damaged other than at an unfinished end;
 /// [`ErrorKind::Disk`].
-pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Replayed> {
+pub(super) fn replay(
+    dir: &Path,
+    disk: &Arc<dyn Disk>,
+    settled: &Settled,
+    log: &Log,
+) -> Result<Replayed> {
     let failed = |path: &Path, e: io::Error| {
         let kind = match e.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
@@ -170,7 +176,7 @@ pub(super) fn replay(dir: &Path, disk: &Arc<dyn Disk>, log: &Log) -> Result<Repl
     }
     let done = Done::new(done);
     let (unfinished, copies) = apply(&mut state, &mut position, all, &done, listed);
-    leave_out_done(&mut state, &done);
+    leave_out_done(&mut state, settled, &done);
     report_damage(&state, dir, unreadable, log);
     if !unfinished.is_empty() {
         log.push(
@@ -453,7 +459,7 @@ impl Done {
 }
 
 /// Forgets the blocks that need no upload any more.
-fn leave_out_done(state: &mut StagedBlocks, done: &Done) {
+fn leave_out_done(state: &mut StagedBlocks, settled: &Settled, done: &Done) {
     for block in std::mem::take(&mut state.queue) {
         let current = state.is_current(&block);
         if current && !done.contains(block.seq) {
@@ -462,6 +468,7 @@ fn leave_out_done(state: &mut StagedBlocks, done: &Done) {
         }
         state.queued_bytes -= block.len();
         if current {
+            settled.note([&block].into_iter());
             state.forget(&block.key);
         }
         block.segment.drop_live();

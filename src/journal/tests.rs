@@ -251,7 +251,7 @@ fn open_with(disk: &Arc<FaultyDisk>, dir: &Path, sync: JournalSync) -> Result<Ar
 
 fn contents(dir: &Path) -> Result<BTreeMap<String, Bytes>> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let state = replay(dir, &disk, &Log::default())?.state;
+    let state = replay(dir, &disk, &Settled::default(), &Log::default())?.state;
     Ok(values(&state))
 }
 

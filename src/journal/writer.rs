@@ -36,7 +36,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -66,6 +66,10 @@ const TOGETHER: usize = 1024;
 /// longer than `QUICK`: a caller that is cancelled should be free soon.
 const SMALL: u64 = 64 << 10;
 const QUICK: Duration = Duration::from_millis(25);
+/// How often the removal of files is tried again while it is postponed, and for how long the close
+/// waits for it.
+const POSTPONED: Duration = Duration::from_millis(5);
+const POSTPONED_AT_CLOSE: Duration = Duration::from_secs(2);
 /// Notes are kept in memory until they are synced; at this number they are synced.
 const NOTES_UNSYNCED: usize = 4096;
 
@@ -259,7 +263,17 @@ impl Drop for Writer {
 
 /// The journal's thread: works off the queue until its sender is dropped.
 fn serve(appender: &Mutex<Appender>, jobs: &mpsc::Receiver<Job>) {
-    while let Ok(first) = jobs.recv() {
+    let mut postponed = false;
+    loop {
+        let next = match postponed {
+            true => jobs.recv_timeout(POSTPONED),
+            false => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let first = match next {
+            Ok(job) => job,
+            Err(RecvTimeoutError::Timeout) => Job::Reclaim,
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
         let mut appender = appender.lock();
         let mut written = Vec::new();
         let mut bytes = 0;
@@ -283,9 +297,14 @@ fn serve(appender: &Mutex<Appender>, jobs: &mpsc::Receiver<Job>) {
         }
         appender.commit(&mut written);
         if reclaim {
-            appender.reclaim();
+            postponed = appender.reclaim(true);
         }
         appender.write_ahead();
+    }
+    let until = Instant::now() + POSTPONED_AT_CLOSE;
+    while postponed {
+        std::thread::sleep(POSTPONED);
+        postponed = appender.lock().reclaim(Instant::now() < until);
     }
     appender.lock().close();
 }

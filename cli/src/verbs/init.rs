@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::source::repo;
 
+mod cache;
 pub mod settings;
 mod write;
 

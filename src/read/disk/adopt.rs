@@ -1,5 +1,6 @@
 //! Takes over files of the journal; see `retired` for the way.
 
+use std::any::Any;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -11,14 +12,21 @@ use std::sync::Arc;
 use super::layout::{self, Row, MAX_LEN};
 use super::retired::{Adoption, Retired, ENDING};
 use super::segment::Segment;
-use super::worker::{Directory, Job};
+use super::worker::{structure_in, Directory, Finished, Job};
 use super::{DiskCache, Slot, MAX_NAME};
+use crate::dag;
 
 /// A file takes at most one part in so many of the cache, so that it drives out no more than that
 /// at once.
 const SHARE: u64 = 4;
 
 impl DiskCache {
+    /// Whether the directory is still being opened for the first time: a file that has to wait for
+    /// that can be taken over soon.
+    pub(crate) fn is_opening(&self) -> bool {
+        !*self.inner.loaded.borrow() && !self.inner.stopping.load(Relaxed)
+    }
+
     /// The path to which a file of `len` bytes is to be renamed before it is [taken
     /// over](Self::adopt); `None` if the cache cannot take it.
     pub(crate) fn place_for(&self, len: u64) -> Option<PathBuf> {
@@ -33,9 +41,21 @@ impl DiskCache {
 
     /// Takes over a file that was renamed to a [place](Self::place_for) in the directory. Its
     /// blocks end at byte `end`; what follows them is of no use. Never waits: if the disk cannot
-    /// keep up, the file is removed.
-    pub(crate) fn adopt(&self, path: PathBuf, end: u64, blocks: Vec<Retired>) {
-        let adoption = Adoption { path, end, blocks };
+    /// keep up, the file is removed. `until_then` is dropped when reads find the blocks here, or it
+    /// is certain that they do not.
+    pub(crate) fn adopt(
+        &self,
+        path: PathBuf,
+        end: u64,
+        blocks: Vec<Retired>,
+        until_then: Box<dyn Any + Send>,
+    ) {
+        let adoption = Adoption {
+            path,
+            end,
+            blocks,
+            _until_then: until_then,
+        };
         let job = Job::Adopt(adoption);
         let refused = match &*self.queue.lock() {
             Some(queue) => queue.try_send(job).err(),
@@ -53,6 +73,7 @@ impl DiskCache {
 impl Directory<'_> {
     /// Takes over a file. After an error it is to be removed.
     pub(super) fn adopt(&mut self, adoption: &Adoption) -> io::Result<()> {
+        let mut new = Vec::new();
         let mut pointers = Vec::new();
         let mut rows = Vec::new();
         {
@@ -68,18 +89,26 @@ impl Directory<'_> {
                 {
                     continue;
                 }
-                rows.push(Row {
-                    tag,
-                    offset: (adoption.end + pointers.len() as u64) as u32,
-                    value_len: block.len,
-                });
-                let place = (block.at as u32, block.len, block.crc);
-                pointers.extend_from_slice(&layout::pointer(name, place));
+                new.push((tag, block));
             }
         }
-        if rows.is_empty() {
+        if new.is_empty() {
             adoption.give_up();
             return Ok(());
+        }
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&adoption.path)?;
+        for (tag, block) in new {
+            rows.push(Row {
+                tag,
+                offset: (adoption.end + pointers.len() as u64) as u32,
+                value_len: block.len,
+                structure: is_structure(&file, block),
+            });
+            let place = (block.at as u32, block.len, block.crc);
+            pointers.extend_from_slice(&layout::pointer(block.name.as_bytes(), place));
         }
         let end = adoption.end + pointers.len() as u64;
         pointers.extend_from_slice(&layout::table(&rows, end));
@@ -88,10 +117,6 @@ impl Directory<'_> {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         self.make_room(len)?;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(&adoption.path)?;
         file.set_len(adoption.end)?;
         file.write_all_at(&pointers, adoption.end)?;
         let id = self.take_id();
@@ -99,15 +124,32 @@ impl Directory<'_> {
         fs::rename(&adoption.path, &path)?;
         let segment = Arc::new(Segment::of_file(id, path, file));
         self.total += len;
-        self.finished.push_back((Arc::clone(&segment), len));
+        let structure = structure_in(&rows);
+        self.structure += structure;
+        self.finished.push_back(Finished {
+            segment: Arc::clone(&segment),
+            len,
+            structure,
+        });
         let mut map = self.inner.map.write();
         map.segments.insert(id, segment);
         for row in rows {
-            let slot = || Slot::new(id, row.offset);
+            let slot = || Slot::new(id, &row);
             map.slots.entry(row.tag).or_insert_with(slot);
         }
         drop(map);
         self.count();
         Ok(())
     }
+}
+
+/// Whether a block is structure. Of most others the first bytes are enough.
+fn is_structure(file: &File, block: &Retired) -> bool {
+    let mut head = [0; 64];
+    let head = &mut head[..block.len.min(64) as usize];
+    if file.read_exact_at(head, block.at).is_err() || !dag::may_be_structure(head) {
+        return false;
+    }
+    let mut value = vec![0; block.len as usize];
+    file.read_exact_at(&mut value, block.at).is_ok() && dag::is_structure(&value)
 }

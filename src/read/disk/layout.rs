@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! segment  = HEAD record* [table]
-//! record   = "wrec" crc:u32 name_len:u16 0:u16 value_len:u32 value_crc:u32 name value
+//! record   = "wrec" crc:u32 name_len:u16 structure:u16 value_len:u32 value_crc:u32 name value
 //! table    = row* "wrdstabl" records_end:u64 rows:u32 crc:u32        (a segment that was finished)
-//! row      = tag:u64 offset:u32 value_len:u32
+//! row      = tag:u64 offset:u31 structure:u1 value_len:u32
 //! ```
 //!
 //! A file that was taken over from the journal begins with the journal's own head. Its rows lead to
@@ -14,9 +14,12 @@
 //! pointer  = "wptr" crc:u32 name_len:u16 0:u16 value_len:u32 value_crc:u32 value_at:u32 name
 //! ```
 //!
-//! `name` is the multihash of the value, `tag` its last eight bytes. A record's crc covers what
+//! `name` is the multihash of the value, `tag` its last eight bytes, `structure` is 1 for a block that
+//! is [structure](crate::dag::is_structure). A record's crc covers what
 //! stands after it up to the value, `value_crc` the value, the table's crc its rows (all CRC-32).
 //! Nothing here is trusted: a table that is wrong costs misses.
+
+use crate::dag;
 
 /// The first bytes of a segment.
 pub(super) const HEAD: &[u8; 16] = b"walrusds cache 2";
@@ -29,9 +32,11 @@ pub(super) const TRAILER: usize = 24;
 
 /// The first bytes of a segment of the journal, which the cache can take over.
 pub(crate) const JOURNAL_HEAD: &[u8; 8] = b"WDSJRNL2";
-/// Records are found by 31 bits (the 32nd marks what was used): a segment never grows beyond
-/// (bytes).
-pub(super) const MAX_LEN: u64 = 1 << 31;
+/// Records are found by 30 bits (the others mark what is structure, and what was used): a segment
+/// never grows beyond (bytes).
+pub(super) const MAX_LEN: u64 = 1 << 30;
+/// Marks structure where a record's offset stands.
+pub(super) const STRUCTURE: u32 = 1 << 31;
 /// Length of a pointer before its name (bytes).
 pub(super) const POINTER_HEAD: usize = 24;
 
@@ -46,7 +51,8 @@ pub(super) fn record_head(name: &[u8], value: &[u8]) -> Vec<u8> {
     head.extend_from_slice(&[0; 4]);
     // Names are multihashes of known functions: 70 bytes at most.
     head.extend_from_slice(&(name.len() as u16).to_le_bytes());
-    head.extend_from_slice(&[0; 2]);
+    let structure = u16::from(dag::is_structure(value));
+    head.extend_from_slice(&structure.to_le_bytes());
     // Values have at most a segment's length, which 32 bits hold.
     head.extend_from_slice(&(value.len() as u32).to_le_bytes());
     head.extend_from_slice(&crc32fast::hash(value).to_le_bytes());
@@ -60,8 +66,13 @@ pub(super) fn record_head(name: &[u8], value: &[u8]) -> Vec<u8> {
 pub(super) fn record_lengths(head: &[u8; RECORD_HEAD]) -> Option<(usize, u32)> {
     let name_len = u16::from_le_bytes([head[8], head[9]]);
     let value_len = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
-    (head.starts_with(RECORD_MAGIC) && head[10..12] == [0, 0])
+    (head.starts_with(RECORD_MAGIC) && head[10] <= 1 && head[11] == 0)
         .then_some((usize::from(name_len), value_len))
+}
+
+/// Whether the value behind this undamaged head is structure.
+pub(super) fn is_structure(head: &[u8]) -> bool {
+    head.get(10) == Some(&1)
 }
 
 /// Whether the bytes are an undamaged head and name of a record.
@@ -135,6 +146,8 @@ pub(super) struct Row {
     /// Where the record begins in its segment (bytes).
     pub(super) offset: u32,
     pub(super) value_len: u32,
+    /// Whether the value is structure.
+    pub(super) structure: bool,
 }
 
 /// The table of a segment whose records end at `records_end`.
@@ -142,7 +155,8 @@ pub(super) fn table(rows: &[Row], records_end: u64) -> Vec<u8> {
     let mut table = Vec::with_capacity(rows.len() * ROW + TRAILER);
     for row in rows {
         table.extend_from_slice(&row.tag.to_le_bytes());
-        table.extend_from_slice(&row.offset.to_le_bytes());
+        let mark = if row.structure { STRUCTURE } else { 0 };
+        table.extend_from_slice(&(row.offset | mark).to_le_bytes());
         table.extend_from_slice(&row.value_len.to_le_bytes());
     }
     let crc = crc32fast::hash(&table);
@@ -188,9 +202,11 @@ pub(super) fn rows(trailer: &Trailer, bytes: &[u8]) -> Option<Vec<Row>> {
 
 fn row(bytes: &[u8; ROW]) -> Row {
     let [t0, t1, t2, t3, t4, t5, t6, t7, o0, o1, o2, o3, l0, l1, l2, l3] = *bytes;
+    let at = u32::from_le_bytes([o0, o1, o2, o3]);
     Row {
         tag: u64::from_le_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
-        offset: u32::from_le_bytes([o0, o1, o2, o3]),
+        offset: at & !STRUCTURE,
+        structure: at & STRUCTURE != 0,
         value_len: u32::from_le_bytes([l0, l1, l2, l3]),
     }
 }
@@ -251,6 +267,7 @@ mod tests {
                 tag: u64::from(i) << 40,
                 offset: 16 + i * 50,
                 value_len: i,
+                structure: i == 3,
             })
             .collect();
         let bytes = table(&all, 1000);

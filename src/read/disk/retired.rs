@@ -8,9 +8,13 @@
 //! that the cache does not hold yet, and the table of the pointers, behind the blocks, and gives
 //! the file its name. From then on it is a file of the cache: found by its table, evicted as one.
 //!
+//! The journal may know the blocks until then: it gives something along that is dropped when the
+//! cache knows them, or has given the file up.
+//!
 //! Until it has that name it has the ending `.retiring`. The next open removes what was left with
 //! it: a copy of blocks that are on Walrus.
 
+use std::any::Any;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,6 +42,8 @@ pub(super) struct Adoption {
     /// Where the blocks end in it (bytes).
     pub(super) end: u64,
     pub(super) blocks: Vec<Retired>,
+    /// Dropped with this, when the map has the blocks, or never will.
+    pub(super) _until_then: Box<dyn Any + Send>,
 }
 
 impl Adoption {

@@ -158,6 +158,7 @@ impl Segment {
                 tag: layout::tag(&head[RECORD_HEAD..]),
                 offset: at as u32,
                 value_len,
+                structure: layout::is_structure(&head),
             });
             at += head.len() as u64 + u64::from(value_len);
         }

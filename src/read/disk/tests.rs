@@ -647,7 +647,7 @@ proptest! {
         bytes.extend_from_slice(&noise);
         if table {
             // A table with a right checksum and wrong rows.
-            let lie = layout::Row { tag: layout::tag(block(1).0.as_bytes()), offset: at, value_len: 5 };
+            let lie = layout::Row { tag: layout::tag(block(1).0.as_bytes()), offset: at, value_len: 5, structure: false };
             let end = bytes.len() as u64;
             bytes.extend_from_slice(&layout::table(&[lie], end));
         }

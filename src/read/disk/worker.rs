@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::layout::{self, Row, HEAD, RECORD_HEAD, ROW, TRAILER};
 use super::retired::{self, Adoption};
 use super::segment::Segment;
-use super::{CacheParts, DiskCacheConfig, Insert, Slot};
+use super::{CacheParts, DiskCacheConfig, Insert, Slot, Stays, MAX_NAME};
 use crate::dirlock::{write_readme, DirLock};
 use crate::error::Error;
 use crate::log::Level;
@@ -40,6 +40,10 @@ impl Default for Pace {
         }
     }
 }
+
+/// Structure stays, read or not, as long as all structure takes less than one part in so many of the
+/// whole. So evicting makes room in the end: the other files hold most of the bytes.
+const STRUCTURE_SHARE: u64 = 4;
 
 /// A task for the worker.
 #[derive(Debug)]
@@ -193,11 +197,13 @@ pub(super) struct Directory<'a> {
     pub(super) dir: &'a Path,
     max: u64,
     lock: DirLock,
-    /// Finished segments with their lengths, oldest first.
-    pub(super) finished: VecDeque<(Arc<Segment>, u64)>,
+    /// Finished segments, oldest first.
+    pub(super) finished: VecDeque<Finished>,
     current: Option<Current>,
     /// Bytes of all segments, the table of the current one included.
     pub(super) total: u64,
+    /// Bytes that the structure in all segments takes.
+    pub(super) structure: u64,
     next_id: u32,
     /// After a failure nothing is written for this time,
     rest: Duration,
@@ -205,6 +211,15 @@ pub(super) struct Directory<'a> {
     rests_until: Option<Instant>,
     /// The log knows that nothing can be written.
     told: bool,
+}
+
+/// A segment that is not appended to any more.
+pub(super) struct Finished {
+    pub(super) segment: Arc<Segment>,
+    /// Its length (bytes).
+    pub(super) len: u64,
+    /// Bytes that the structure in it takes.
+    pub(super) structure: u64,
 }
 
 /// The segment that is appended to.
@@ -219,6 +234,14 @@ impl Current {
     /// Length of the file once it has its table (bytes).
     fn len(&self) -> u64 {
         self.end + (self.rows.len() * ROW + TRAILER) as u64
+    }
+
+    fn finished(self) -> Finished {
+        Finished {
+            len: self.len(),
+            structure: structure_in(&self.rows),
+            segment: self.segment,
+        }
     }
 }
 
@@ -243,6 +266,7 @@ impl<'a> Directory<'a> {
             finished: VecDeque::new(),
             current: None,
             total: 0,
+            structure: 0,
             next_id: ids.last().map_or(1, |id| id.wrapping_add(1)),
             rest,
             rests_until: None,
@@ -278,7 +302,7 @@ impl<'a> Directory<'a> {
             let mut map = self.inner.map.write();
             map.segments.insert(id, Arc::clone(&segment));
             for row in contents.rows.iter().rev() {
-                let slot = || Slot::new(id, row.offset);
+                let slot = || Slot::new(id, row);
                 map.slots.entry(row.tag).or_insert_with(slot);
             }
         }
@@ -289,6 +313,7 @@ impl<'a> Directory<'a> {
         };
         let len = current.len();
         self.total += len;
+        self.structure += structure_in(&current.rows);
         let newest = self.finished.is_empty() && self.current.is_none();
         let goes_on = newest && len < self.inner.segment_bytes && current.segment.grows();
         if goes_on && current.segment.reopen(current.end).is_ok() {
@@ -299,7 +324,7 @@ impl<'a> Directory<'a> {
             // If that fails it is read record by record next time, too.
             let _ = current.segment.finish(&current.rows, current.end);
         }
-        self.finished.push_front((current.segment, len));
+        self.finished.push_front(current.finished());
         Ok(())
     }
 
@@ -387,11 +412,13 @@ impl<'a> Directory<'a> {
             tag: layout::tag(&head[RECORD_HEAD..]),
             offset: current.end as u32,
             value_len: value.len() as u32,
+            structure: layout::is_structure(head),
         };
         current.rows.push(row);
         current.end += len;
         self.total += len + ROW as u64;
-        let slot = Slot::new(current.segment.id, row.offset);
+        self.structure += structure_in(&[row]);
+        let slot = Slot::new(current.segment.id, &row);
         self.inner.map.write().slots.insert(row.tag, slot);
         Ok(())
     }
@@ -414,40 +441,55 @@ impl<'a> Directory<'a> {
         if let Some(current) = self.current.take() {
             // If that fails the next open reads it record by record.
             let _ = current.segment.finish(&current.rows, current.end);
-            let len = current.len();
-            self.finished.push_back((current.segment, len));
+            self.finished.push_back(current.finished());
         }
     }
 
-    /// Removes the oldest segment; its blocks that were used move to the newest, up to half its
-    /// length.
+    /// Removes the oldest segment. Its structure moves to the newest as long as all structure takes
+    /// less than its share of the whole, and of its blocks that were used up to half its length.
+    /// Blocks that move are found all the time.
     fn evict(&mut self) -> io::Result<()> {
         if self.finished.is_empty() {
             self.finish();
         }
-        let Some((segment, len)) = self.finished.pop_front() else {
+        let Some(oldest) = self.finished.pop_front() else {
             return Err(io::Error::other("there is no room for a block"));
         };
-        let (used, blocks) = self.inner.forget_segment(segment.id);
-        segment.remove();
-        self.total -= len;
-        let mut kept = 0;
-        let mut room = (len / 2).saturating_sub((HEAD.len() + TRAILER) as u64);
-        for offset in used {
+        let (stay, blocks) = self.inner.leaving(oldest.segment.id);
+        // What is in it can be read until the map forgets it.
+        oldest.segment.remove();
+        self.total -= oldest.len;
+        self.structure -= oldest.structure;
+        let moved = self.move_on(&oldest, stay);
+        self.inner.forget_segment(oldest.segment.id);
+        let evicted = &self.inner.counters.evictions;
+        evicted.fetch_add(blocks.saturating_sub(moved?), Relaxed);
+        Ok(())
+    }
+
+    /// Appends the blocks that stay, and returns how many.
+    fn move_on(&mut self, from: &Finished, stay: Vec<Stays>) -> io::Result<u64> {
+        let mut moved = 0;
+        let mut room = (from.len / 2).saturating_sub((HEAD.len() + TRAILER) as u64);
+        for block in stay {
+            let spares = block.structure && self.structure < self.max / STRUCTURE_SHARE;
+            if !block.used && !spares {
+                continue;
+            }
             // It does not matter if one is lost.
-            let Ok((head, value)) = segment.record(offset) else {
+            let Ok((head, value)) = from.segment.record(block.offset) else {
                 continue;
             };
-            let Some(left) = room.checked_sub((head.len() + value.len() + ROW) as u64) else {
-                break;
-            };
-            room = left;
+            if !spares {
+                let Some(left) = room.checked_sub((head.len() + value.len() + ROW) as u64) else {
+                    break;
+                };
+                room = left;
+            }
             self.append(&head, &value)?;
-            kept += 1;
+            moved += 1;
         }
-        let evicted = &self.inner.counters.evictions;
-        evicted.fetch_add(blocks.saturating_sub(kept), Relaxed);
-        Ok(())
+        Ok(moved)
     }
 
     /// Looks whether the directory and its files are still there. `false`: it is another one.
@@ -466,20 +508,22 @@ impl<'a> Directory<'a> {
             return false;
         }
         let mut gone = Vec::new();
-        self.finished.retain(|(segment, len)| {
-            let here = !segment.is_gone();
+        self.finished.retain(|finished| {
+            let here = !finished.segment.is_gone();
             if !here {
-                gone.push((segment.id, *len));
+                gone.push((finished.segment.id, finished.len, finished.structure));
             }
             here
         });
         if let Some(current) = self.current.take_if(|c| c.segment.is_gone()) {
-            gone.push((current.segment.id, current.len()));
+            let current = current.finished();
+            gone.push((current.segment.id, current.len, current.structure));
         }
-        for (id, len) in gone {
+        for (id, len, structure) in gone {
             // With the last reader its space comes back.
             self.inner.forget_segment(id);
             self.total -= len;
+            self.structure -= structure;
         }
         self.count();
         true
@@ -488,6 +532,13 @@ impl<'a> Directory<'a> {
     pub(super) fn count(&self) {
         self.inner.counters.bytes.store(self.total, Relaxed);
     }
+}
+
+/// Bytes that the structure in these rows takes at most.
+pub(super) fn structure_in(rows: &[Row]) -> u64 {
+    let around = (RECORD_HEAD + MAX_NAME + ROW) as u64;
+    let structure = rows.iter().filter(|row| row.structure);
+    structure.map(|row| u64::from(row.value_len) + around).sum()
 }
 
 fn lock(inner: &CacheParts, dir: &Path) -> std::result::Result<DirLock, String> {

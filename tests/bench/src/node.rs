@@ -70,6 +70,7 @@ impl<'a> Node<'a> {
         if !kind.has_journal() {
             init.env("WALRUSDS_JOURNAL_PATH", "off"); // the profile's default is to have one
         }
+        init.env("WALRUSDS_CACHE_PATH", "off"); // the same; see `use_cache`
         measure::command(init, &node.dir, None)?;
         if kind.has_journal() {
             node.keep_journal()?;

@@ -100,7 +100,7 @@ pub struct World {
 }
 
 impl World {
-    /// Nodes write through to Walrus, so that what it does shows at once.
+    /// Nodes write through to Walrus and read from it, so that what it does shows at once.
     pub fn new(index: Index) -> World {
         World::with(index, Options::default())
     }
@@ -116,6 +116,13 @@ impl World {
         world
     }
 
+    /// As [`journalled`](Self::journalled), with the disk cache that nodes have by default.
+    pub fn local(index: Index) -> World {
+        let mut world = World::journalled(index);
+        world.settings.remove("WALRUSDS_CACHE_PATH");
+        world
+    }
+
     /// Blob IDs are cheap ones for all options: true ones take minutes unoptimised.
     pub fn with(index: Index, options: Options) -> World {
         let net = Devnet::start_blocking(Options {
@@ -127,6 +134,7 @@ impl World {
             ("WALRUSDS_PUBLISHER_URL".to_owned(), net.url()),
             ("WALRUSDS_AGGREGATOR_URL".to_owned(), net.url()),
             ("WALRUSDS_JOURNAL_PATH".to_owned(), "off".to_owned()),
+            ("WALRUSDS_CACHE_PATH".to_owned(), "off".to_owned()),
         ]);
         let mut database = None;
         if index == Index::Postgres {

@@ -137,7 +137,8 @@ async fn settings_of(
     let Some(stored) = under_way.and_then(|state| spec::settings(&state.new)) else {
         return settings::complete(given, args.force, context, &repo.dir).await;
     };
-    let off = |key: &str, value: &Value| key == "journalPath" && value == "off";
+    let off =
+        |key: &str, value: &Value| ["journalPath", "cachePath"].contains(&key) && value == "off";
     let other = given.iter().find(|(key, value)| match stored.get(*key) {
         Some(stored) => stored != *value,
         None => !off(key, value),

@@ -9,6 +9,7 @@ use walrusds::admin::doctor::{self, aggregator, publisher, Diagnosis, Health};
 use walrusds::Config;
 
 use super::super::doctor::line;
+use super::cache;
 use crate::context::Context;
 use crate::environment;
 use crate::exit::Failure;
@@ -261,6 +262,7 @@ pub async fn complete(
         }
     }
     settle(&mut spec);
+    cache::settle(&mut spec, repo, cache::free_at);
     let config = checked(&spec)?;
     // The rest of the doctor's tests: index, disks, wallet.
     let mut found: Vec<Diagnosis> = Vec::new();

@@ -6,6 +6,7 @@ mod daemon;
 mod export;
 mod failures;
 mod install;
+mod local;
 mod peers;
 mod shared;
 mod start;
