@@ -80,8 +80,14 @@ async fn index(repo: &Path) -> SqliteIndex {
 }
 
 async fn node() -> Node {
+    node_on(Duration::ZERO).await
+}
+
+/// A node on a network that takes this long to begin the answer to a read.
+async fn node_on(latency_get: Duration) -> Node {
     let net = Devnet::start(Options {
         cheap_ids: true,
+        latency_get,
         ..Options::default()
     });
     Node {
@@ -170,4 +176,21 @@ async fn labels_of_old_files_are_kept() {
         assert_eq!(label == DAG_PB, *key == inner.0, "{key}");
     }
     assert_eq!(rows.len(), 3);
+}
+
+/// An aggregator takes its time for each answer: blobs do not wait for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_are_read_side_by_side() {
+    let node = node_on(Duration::from_secs(2)).await;
+    let ds = node.open(r#","packTargetSizeBytes":1"#).await;
+    for seed in 0..8 {
+        let (key, value) = leaf(seed);
+        ds.put(&key, value).await.unwrap();
+    }
+    ds.close().await.unwrap();
+    assert_eq!(node.net.stats().peak_in_flight, 1, "one put after another");
+    let (rows, _) = node.repack(8).await;
+    assert_eq!(rows.len(), 8);
+    let peak = node.net.stats().peak_in_flight;
+    assert!(peak >= 4, "at most {peak} requests at a time");
 }

@@ -17,6 +17,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::RenewalParts;
 use crate::dag;
@@ -29,6 +30,12 @@ use crate::upload::{car, Carried, Parcel};
 
 /// The most bytes that are read at once.
 const WINDOW: u64 = 8 << 20;
+/// Requests for a blob at a time, and blobs that are read at a time: an aggregator takes its time
+/// for each answer.
+const READS: usize = 4;
+const BLOBS: usize = 4;
+/// The most bytes of the blocks of blobs that are read at a time, unless one blob has more.
+const TOGETHER: u64 = 64 << 20;
 /// A hole of dead blocks up to this length (bytes) is read with what lies around it.
 const HOLE: u64 = 64 << 10;
 
@@ -116,28 +123,34 @@ pub(super) async fn repack(
     let mut fill = parts.uploader.empty_pack();
     let mut order = Order::new();
     let mut blocks: Vec<Carried> = Vec::new();
-    for blob_id in blob_ids {
-        let rows = parts.index.rows_of_blob(blob_id).await?;
-        let of_blob = match read_blob(parts, blob_id, &rows, may_wait(blob_id)).await {
-            Ok(of_blob) => of_blob,
-            Err(e) => {
-                let text = format!("blob {blob_id} cannot be repacked now: {e}");
-                parts.log.push(Level::Warn, text);
-                unread.push(blob_id.clone());
-                continue;
-            }
-        };
-        for block in of_blob {
-            while !fill.takes(&block.key, block.len()) {
-                let rest = blocks.split_off(fill.keep().min(blocks.len()));
-                let full = std::mem::replace(&mut blocks, rest);
-                deliver(parts, &mut order, full).await?;
-                fill = parts.uploader.empty_pack();
-                for block in &blocks {
-                    fill.takes(&block.key, block.len());
+    let mut sources = Sources::new(blob_ids);
+    while let Some(some) = sources.next(parts).await? {
+        let reads = some
+            .iter()
+            .map(|(blob_id, rows)| read_blob(parts, blob_id, rows, may_wait(blob_id)));
+        let read = futures_util::future::join_all(reads.collect::<Vec<_>>()).await;
+        for ((blob_id, _), of_blob) in some.iter().zip(read) {
+            let of_blob = match of_blob {
+                Ok(of_blob) => of_blob,
+                Err(e) => {
+                    let text = format!("blob {blob_id} cannot be repacked now: {e}");
+                    parts.log.push(Level::Warn, text);
+                    unread.push((*blob_id).clone());
+                    continue;
                 }
+            };
+            for block in of_blob {
+                while !fill.takes(&block.key, block.len()) {
+                    let rest = blocks.split_off(fill.keep().min(blocks.len()));
+                    let full = std::mem::replace(&mut blocks, rest);
+                    deliver(parts, &mut order, full).await?;
+                    fill = parts.uploader.empty_pack();
+                    for block in &blocks {
+                        fill.takes(&block.key, block.len());
+                    }
+                }
+                blocks.push(block);
             }
-            blocks.push(block);
         }
     }
     deliver(parts, &mut order, blocks).await?;
@@ -151,6 +164,48 @@ pub(super) async fn repack(
     Ok(Repacked { empty, unread })
 }
 
+/// The blobs to repack, in their order, a few at a time.
+struct Sources<'a> {
+    left: std::slice::Iter<'a, String>,
+    /// One that did not fit with those before it.
+    next: Option<(&'a String, Vec<KeyRecord>)>,
+}
+
+impl<'a> Sources<'a> {
+    fn new(blob_ids: &'a [String]) -> Self {
+        Sources {
+            left: blob_ids.iter(),
+            next: None,
+        }
+    }
+
+    /// The next blobs with their rows: at most [`BLOBS`], of at most [`TOGETHER`] bytes.
+    async fn next(
+        &mut self,
+        parts: &RenewalParts,
+    ) -> Result<Option<Vec<(&'a String, Vec<KeyRecord>)>>> {
+        let mut some = Vec::new();
+        let mut bytes = 0_u64;
+        while some.len() < BLOBS {
+            let (blob_id, rows) = match self.next.take() {
+                Some(next) => next,
+                None => match self.left.next() {
+                    Some(blob_id) => (blob_id, parts.index.rows_of_blob(blob_id).await?),
+                    None => break,
+                },
+            };
+            let sizes = rows.iter().map(|row| row.record.size.max(0).unsigned_abs());
+            bytes = sizes.fold(bytes, u64::saturating_add);
+            if bytes > TOGETHER && !some.is_empty() {
+                self.next = Some((blob_id, rows));
+                break;
+            }
+            some.push((blob_id, rows));
+        }
+        Ok((!some.is_empty()).then_some(some))
+    }
+}
+
 /// Reads the blocks of a blob that can be checked. `all`: it is an error if some are given wrong by
 /// every aggregator; else they are left out.
 async fn read_blob(
@@ -160,11 +215,14 @@ async fn read_blob(
     all: bool,
 ) -> Result<Vec<Carried>> {
     let windows = windows(rows).into_iter().map(Source::Range);
-    let mut blocks = Vec::new();
-    for from in windows.chain(members(rows)) {
+    let reads = windows.chain(members(rows)).map(|from| async move {
         let asked = from.blocks();
         let read = from.read(parts, blob_id).await?;
-        let wrong = asked.saturating_sub(read.len());
+        Ok::<_, Error>((asked.saturating_sub(read.len()), read))
+    });
+    let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS);
+    let mut blocks = Vec::new();
+    while let Some((wrong, read)) = reads.try_next().await? {
         if all && wrong > 0 {
             let text = format!("{wrong} of its blocks are given wrong by every aggregator");
             return Err(Error::new(ErrorKind::Corrupt, text));

@@ -1,35 +1,63 @@
 //! How many reads one aggregator is asked for at a time.
 //!
-//! As many as callers want, until it answers 429 or 503. Then half as many as were under way; from
-//! there, one more for every such crowd that was answered, until there is no need for a bound any
-//! more. (Additive increase, multiplicative decrease, as TCP does it.) Uploads have a limit of
-//! their own, by pack: `upload::limit`.
+//! [`FIRST`] at the beginning. While that many are wanted, and answers begin as soon as they did
+//! when few were under way, one more for each answer: twice as many in the time of an answer. An
+//! aggregator that answers 429 or 503 is asked for half as many as were under way; from there on
+//! one more for every such crowd that was answered. (Slow start; additive increase, multiplicative
+//! decrease: as TCP does it.) Uploads have a limit of their own, by pack: `upload::limit`.
+
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// A bound that has grown to this number is dropped.
-const NO_BOUND: f64 = 256.0;
+/// Reads at a time before anything is known.
+const FIRST: f64 = 128.0;
 
-#[derive(Default)]
+/// Reads at a time at most.
+const MOST: f64 = 1024.0;
+
+/// An answer that begins within this time (or within twice the shortest time) shows that the
+/// aggregator is not busy.
+const SOON: Duration = Duration::from_millis(50);
+
+/// Each longer time lets the shortest one grow by this part of it. So it doubles in 11 crowds of
+/// the largest size: an aggregator that has become slower for good is not taken for a busy one.
+const FORGETS: u32 = 16_384;
+
 pub(super) struct Crowd {
     state: Mutex<Bound>,
     freed: Notify,
 }
 
-#[derive(Default)]
 struct Bound {
     running: usize,
-    most: Option<f64>,
+    most: f64,
     /// When the bound was last lowered: requests that were begun before then tell nothing new.
     lowered: Option<Instant>,
+    /// The shortest time until an answer began; it grows a little with each longer one.
+    shortest: Option<Duration>,
 }
 
 /// A read under way; it has ended when dropped.
 pub(super) struct Member<'a> {
     crowd: &'a Crowd,
     began: Instant,
+}
+
+impl Default for Crowd {
+    fn default() -> Self {
+        Crowd {
+            state: Mutex::new(Bound {
+                running: 0,
+                most: FIRST,
+                lowered: None,
+                shortest: None,
+            }),
+            freed: Notify::new(),
+        }
+    }
 }
 
 impl Crowd {
@@ -41,8 +69,7 @@ impl Crowd {
             freed.as_mut().enable();
             {
                 let mut state = self.state.lock();
-                let running = state.running as f64;
-                if state.most.is_none_or(|most| running < most) {
+                if (state.running as f64) < state.most {
                     state.running += 1;
                     return Member {
                         crowd: self,
@@ -63,23 +90,35 @@ impl Member<'_> {
             return;
         }
         let running = state.running as f64;
-        let most = state.most.map_or(running, |most| most.min(running));
-        state.most = Some((most / 2.0).max(1.0));
+        state.most = (state.most.min(running) / 2.0).max(1.0);
         state.lowered = Some(Instant::now());
     }
 
-    /// Notes that the aggregator answered a read.
-    pub(super) fn answered(&self) {
+    /// Notes that the aggregator answered a read, and that its answer began after `time`.
+    pub(super) fn answered(&self, time: Duration) {
         let mut state = self.crowd.state.lock();
-        let most = state.most.map(|most| most + 1.0 / most);
-        state.most = most.filter(|most| *most < NO_BOUND);
+        let shortest = state
+            .shortest
+            .map_or(time, |shortest| time.min(shortest + shortest / FORGETS));
+        state.shortest = Some(shortest);
+        let more = match state.lowered {
+            Some(_) => 1.0 / state.most,
+            None => {
+                let wanted = state.running as f64 >= state.most / 2.0;
+                let soon = time <= SOON.max(shortest * 2);
+                f64::from(u8::from(wanted && soon))
+            }
+        };
+        state.most = (state.most + more).min(MOST);
+        drop(state);
+        self.crowd.freed.notify_one();
     }
 }
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
         self.crowd.state.lock().running -= 1;
-        self.crowd.freed.notify_waiters();
+        self.crowd.freed.notify_one();
     }
 }
 
@@ -104,7 +143,7 @@ mod tests {
         let next = crowd.join().now_or_never().expect("one has ended");
         assert!(crowd.join().now_or_never().is_none());
         for _ in 0..32 {
-            next.answered();
+            next.answered(Duration::ZERO);
         }
         let more = crowd.join().now_or_never();
         assert!(more.is_some(), "one more for 32 answers");
@@ -119,13 +158,45 @@ mod tests {
         assert!(crowd.join().now_or_never().is_none(), "16 run");
     }
 
+    fn fill(crowd: &Crowd) -> Vec<Member<'_>> {
+        std::iter::from_fn(|| crowd.join().now_or_never()).collect()
+    }
+
     #[tokio::test]
-    async fn without_refusals_there_is_no_bound() {
+    async fn it_grows_while_answers_begin_as_soon_as_before() {
         let crowd = Crowd::default();
-        let members: Vec<_> = (0..1000)
-            .map(|_| crowd.join().now_or_never().unwrap())
-            .collect();
-        members.iter().for_each(Member::answered);
-        assert!(crowd.join().now_or_never().is_some());
+        let usual = Duration::from_millis(100);
+        let mut members = fill(&crowd);
+        assert_eq!(members.len(), 128);
+        members.iter().for_each(|member| member.answered(usual));
+        members.extend(fill(&crowd));
+        assert_eq!(members.len(), 256, "twice as many");
+        members.iter().for_each(|member| member.answered(usual * 3));
+        assert!(fill(&crowd).is_empty(), "the aggregator is busy");
+        members.truncate(100);
+        members.iter().for_each(|member| member.answered(usual));
+        members.extend(fill(&crowd));
+        assert_eq!(members.len(), 256, "nobody wanted more");
+        for _ in 0..4 {
+            members.iter().for_each(|member| member.answered(usual));
+            members.extend(fill(&crowd));
+        }
+        assert_eq!(members.len(), MOST as usize);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_let_in_when_another_has_ended() {
+        let crowd = Crowd::default();
+        let mut members = fill(&crowd);
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(crowd.join())).collect();
+        for wait in &mut waiting {
+            assert!(wait.as_mut().now_or_never().is_none());
+        }
+        // One that was told goes away, and another gets its place.
+        members.pop();
+        drop(waiting.remove(0));
+        let second = waiting.remove(0).await;
+        drop(second);
+        waiting.remove(0).await;
     }
 }

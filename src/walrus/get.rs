@@ -80,8 +80,9 @@ impl Shared {
         if let Some(course) = course {
             course.answered();
         }
+        let began_after = asked.elapsed();
         if response.status().is_success() {
-            aggregator.answered_in(asked.elapsed());
+            aggregator.answered_in(began_after);
         }
         let status = response.status().as_u16();
         match (status, want) {
@@ -146,7 +147,7 @@ impl Shared {
         };
         self.stats.get_bytes.fetch_add(reader.received(), Relaxed);
         if fetched.is_ok() {
-            member.answered();
+            member.answered(began_after);
         }
         fetched
     }
