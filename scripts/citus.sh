@@ -8,13 +8,15 @@
 #   suite        the suite of the index, with the ledger and undo
 #   faults       workers restarted, killed and frozen, and clocks apart, on clusters of their own
 #   nodes        renewal, many nodes on one table, undo, on the engine alone
+#   move         the documented move from one PostgreSQL, beside a node that works
 #   conformance  the contract of a go-datastore, in short
 #   kubo         a tour with a real node (garbage collection during adds among its steps), and two
 #                nodes on one table
 #
 # --smoke: the suite alone, on one server that is coordinator and worker (a part of make test-full).
 # --measure: no tests; commands of Kubo on the cluster and on one PostgreSQL in turns, each synced to
-# disk as by default, and the medians of ROUNDS=3 rounds (docs/benchmarks.md).
+# disk as by default: the medians of ROUNDS=5 rounds, and the ratio of each round from the least to
+# the greatest (docs/benchmarks.md).
 #
 # Environment: WALRUSDS_TEST_CITUS=URL (the coordinator of a cluster that runs already: its database
 # gets an event trigger and schemas with the tests' tables; its role is a superuser), LIB_DIR.
@@ -69,14 +71,19 @@ measure() {
   head -c 40960000 /dev/urandom | split -b 4096 -a 4 - "$work/files/f"
   devnet --cheap-ids
   start_postgres "$work/postgres"
-  for round in $(seq "${ROUNDS:-3}"); do
-    on postgres "$PG_URL" "$round"
+  for round in $(seq "${ROUNDS:-5}"); do
+    # Each is the first in every other round.
+    if ((round % 2)); then on postgres "$PG_URL" "$round"; fi
     on citus "$WALRUSDS_TEST_CITUS" "$round"
+    if ((round % 2 == 0)); then on postgres "$PG_URL" "$round"; fi
   done
-  printf '| work | one PostgreSQL | Citus | ratio |\n|---|---|---|---|\n'
+  printf '| work | one PostgreSQL | Citus | ratio of the medians | ratios of the rounds |\n|---|---|---|---|---|\n'
   cut -f1 "$work/times" | awk '!seen[$0]++' | while read -r name; do
-    median() { awk -F'\t' -v n="$name" -v on="$1" '$1 == n && $2 == on { print $3 }' "$work/times" | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
-    awk -v n="$name" -v p="$(median postgres)" -v c="$(median citus)" 'BEGIN { printf "| %s | %.2f s | %.2f s | %.2f |\n", n, p, c, c / p }'
+    of() { awk -F'\t' -v n="$name" -v on="$1" '$1 == n && $2 == on { print $3 }' "$work/times"; }
+    median() { of "$1" | sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
+    ratios=$(paste <(of citus) <(of postgres) | awk '{ print $1 / $2 }' | sort -g)
+    awk -v n="$name" -v p="$(median postgres)" -v c="$(median citus)" -v least="$(head -1 <<<"$ratios")" -v most="$(tail -1 <<<"$ratios")" \
+      'BEGIN { printf "| %s | %.2f s | %.2f s | %.2f | %.2f to %.2f |\n", n, p, c, c / p, least, most }'
   done
 }
 
@@ -99,6 +106,7 @@ case ${1:-} in
     part faults "${cargo_test[@]}" --test index_suite -- --ignored --test-threads=1 citus::
     # Staging tables of the Go plugin are not supported on Citus.
     part nodes "${cargo_test[@]}" --test many_nodes --test renewal --test undo -- --skip what_a_go_node_left
+    part move "${cargo_test[@]}" --test copy_index -- --ignored
     part conformance env CONFORMANCE_SHORT=1 scripts/conformance.sh
     part kubo scripts/kubo-test.sh --built-in tour nodes_share_an_index running_node_sees
     "$CARGO" build --release --locked -p walrusds -p walrus-devnet

@@ -29,7 +29,10 @@ exec {lock}>"$BUILD/.kubo-build.lock"
 flock "$lock"
 toolchain=$(kubo_toolchain "$origin")
 stamp="v2 $identity $toolchain ${LDFLAGS:-}"
-[[ -n $plain ]] || stamp+=" $(lib_ready libwalrusds.a) $(shim_hash)"
+if [[ -z $plain ]]; then
+  lib=$(lib_ready libwalrusds.a) # without it nothing is removed nor built
+  stamp+=" $lib $(shim_hash)"
+fi
 
 finish() {
   if [[ -n ${OUTPUT:-} ]]; then install -Dm755 "$dir/ipfs" "$OUTPUT"; fi

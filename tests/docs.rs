@@ -192,6 +192,31 @@ fn every_metric_is_described() {
     assert_eq!(described, known);
 }
 
+/// Engines on which no test has run are named as not supported wherever they are named, and by the
+/// pages of those who look for an engine.
+#[test]
+fn engines_without_tests_are_named_as_not_supported() {
+    let mut naming = BTreeSet::new();
+    for document in documents() {
+        let text = read(&document);
+        for line in text.lines() {
+            let named = ["YugabyteDB", "CockroachDB"].map(|engine| line.contains(engine));
+            if named == [false, false] {
+                continue;
+            }
+            assert!(
+                named == [true, true] && line.contains("not supported"),
+                "{}: {line}",
+                document.display()
+            );
+            naming.insert(document.strip_prefix(root()).unwrap().to_owned());
+        }
+    }
+    for page in ["docs/growing-the-index.md", "docs/operations.md"] {
+        assert!(naming.contains(Path::new(page)), "{page}");
+    }
+}
+
 #[test]
 fn make_targets_exist() {
     let makefile = read(&root().join("Makefile"));

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use testkit::citus::Citus;
-use testkit::postgres::Postgres;
+use testkit::postgres::{Postgres, ARCHIVING};
 use testkit::{eventually, PATIENCE};
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
-use walrusds::{Deleted, Index, KeyRange, KeyRecord, Ledger, Result, Rows, Usage};
+use walrusds::{Deleted, Index, KeyRange, KeyRecord, Ledger, Notes, Result, Rows, Usage};
 
 use crate::on_postgres::{carries_out_nothing_late, given_up, hasty, open};
 use crate::shared::{keys, row};
@@ -375,6 +375,49 @@ async fn quiet(cluster: &Citus) {
         servers().all(|server: &Postgres| server.scalar("postgres", busy) == "0")
     })
     .await;
+}
+
+/// Backups of all servers, each made at a moment of its own, are restored to one moment.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn a_cluster_is_restored_to_one_moment() {
+    let mut cluster = Citus::start_with(2, &ARCHIVING);
+    let index = open(&cluster.url()).await;
+    let all = rows(0..3000, "b");
+    let known = keys_of(&all);
+    index.put_many(&all[..1000]).await.unwrap();
+    let mut backups = Vec::new();
+    for server in cluster.workers.iter().chain([&cluster.coordinator]) {
+        backups.push(server.back_up());
+        let more = 1000 + 300 * backups.len();
+        index.put_many(&all[1000..more]).await.unwrap();
+    }
+    index.delete_many(&known[..100]).await.unwrap();
+    let identity = index.identity().await.unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growing-the-index.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let point = document.split("```sql\n").nth(1).unwrap();
+    let point = point.split("```").next().unwrap().trim();
+    assert!(point.contains("citus_create_restore_point('walrusds')"));
+    cluster.coordinator.scalar("postgres", point);
+    // What comes later is not in the restored cluster.
+    index.put_many(&all[1900..]).await.unwrap();
+    index.delete_many(&known[500..1500]).await.unwrap();
+    index.close().await.unwrap();
+    let Citus {
+        coordinator,
+        workers,
+    } = &mut cluster;
+    for server in workers.iter_mut().chain([coordinator]) {
+        server.archived();
+        server.restore(backups.remove(0), "walrusds");
+    }
+    let index = open(&cluster.url()).await;
+    assert_eq!(index.identity().await.unwrap(), identity);
+    assert_eq!(keys(&index, "").await, known[100..1900]);
+    insist(async || index.put_many(&all).await).await;
+    assert_eq!(index.delete_many(&known).await.unwrap().blocks, 3000);
+    index.close().await.unwrap();
 }
 
 /// The workers' clocks differ from the coordinator's, by which a call's time is over.

@@ -437,6 +437,51 @@ async fn a_datastore_that_only_retrieves_starts_without_the_primary() {
     trusting.close().await.unwrap();
 }
 
+/// The URLs of docs/growing-the-index.md: of nodes that write, and of nodes that only retrieve.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_urls() {
+    let pair = Pair::start().await;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growing-the-index.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let (primary, standby) = (pair.primary.port(), pair.standby.port());
+    let database = format!("/{}?sslmode=disable&", pair.db);
+    let url = |line: &str| {
+        let (url, _) = line.split_once(' ').unwrap();
+        let url = url.replace("walrusds@", "postgres@");
+        let url = url.replace("db1", &format!("127.0.0.1:{primary}"));
+        let url = url.replace("db2", &format!("127.0.0.1:{standby}"));
+        url.replace("/walrusds?", &database)
+    };
+    let urls = document.lines();
+    let urls = urls.filter(|line| line.starts_with("postgres://") && line.contains("db1"));
+    let [writes, reads] = &urls.map(url).collect::<Vec<_>>()[..] else {
+        panic!("two URLs are documented");
+    };
+    let block = noise(1, 100);
+    let writer = PostgresIndex::open(PostgresOptions::new(writes, "walrus_index"));
+    let writer = writer.await.unwrap();
+    writer
+        .put(&row(&key_of(&block), "b", 0, 100))
+        .await
+        .unwrap();
+    writer.close().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let json = format!(
+        r#"{{"publisherURL": "http://127.0.0.1:1", "aggregatorURL": "http://127.0.0.1:1",
+            "disableFlush": true, "postgresURL": "{reads}"}}"#
+    );
+    let config = Config::from_json(&json).unwrap();
+    let reader = WalrusDatastore::open(config, dir.path()).await.unwrap();
+    eventually("the standby is asked", || async {
+        // A block that is not known is asked for anew each time.
+        assert!(!reader.has(&key_of(&noise(2, 100))).await.unwrap());
+        is_asked(&pair.standby)
+    })
+    .await;
+    assert!(reader.has(&key_of(&block)).await.unwrap());
+    reader.close().await.unwrap();
+}
+
 /// The kinds of sessions are libpq's.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_url_chooses_the_server_as_libpq_does() {

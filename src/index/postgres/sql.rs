@@ -339,6 +339,24 @@ impl Sql {
     /// With the staging table, the rows of the two tables come one after the other, each in order.
     /// The caller merges them, and leaves `offset` at 0 because it counts merged rows.
     pub fn list(&self, range: &KeyRange, staged: bool) -> String {
+        // A listing of keys alone reads only the primary key's index.
+        let (size, expires_at) = match range.keys_alone {
+            true => ("0::bigint AS size", "NULL::timestamptz AS expires_at"),
+            false => ("size", "expires_at"),
+        };
+        let columns = format!("FALSE AS staged, key, {size}, {expires_at}");
+        let index = self.page(&self.table, &columns, range);
+        if staged {
+            let columns = format!("TRUE AS staged, key, {size}, NULL::timestamptz AS expires_at");
+            let staging = self.page(&self.staging, &columns, range);
+            format!("({staging}) UNION ALL ({index})")
+        } else {
+            index
+        }
+    }
+
+    /// Columns of the rows of a page in one table.
+    fn page(&self, table: &str, columns: &str, range: &KeyRange) -> String {
         let order = self.order.ops();
         let mut next = 0;
         let mut parameter = || {
@@ -357,29 +375,16 @@ impl Sql {
             order.ascending
         };
         let (limit, offset) = (parameter(), parameter());
-        let part = |from: &str, columns: &str| {
-            format!("SELECT {columns} FROM {from} {conditions}ORDER BY key{using} LIMIT ${limit} OFFSET ${offset}")
-        };
-        // A listing of keys alone reads only the primary key's index.
-        let (size, expires_at) = match range.keys_alone {
-            true => ("0::bigint AS size", "NULL::timestamptz AS expires_at"),
-            false => ("size", "expires_at"),
-        };
-        let columns = format!("FALSE AS staged, key, {size}, {expires_at}");
-        let index = part(&self.table, &columns);
-        if staged {
-            let columns = format!("TRUE AS staged, key, {size}, NULL::timestamptz AS expires_at");
-            let staging = part(&self.staging, &columns);
-            format!("({staging}) UNION ALL ({index})")
-        } else {
-            index
-        }
+        format!(
+            "SELECT {columns} FROM {table} {conditions}ORDER BY key{using} LIMIT ${limit} OFFSET ${offset}"
+        )
     }
 
     /// The keys of a page as one array, NULL for none: one result row for each key would cost more
-    /// than the key. Parameters are those of [`list`](Self::list).
+    /// than the key. Nor are there other columns, since each shard of Citus sends a whole page.
+    /// Parameters are those of [`list`](Self::list).
     pub fn list_keys(&self, range: &KeyRange) -> String {
-        let page = self.list(range, false);
+        let page = self.page(&self.table, "key", range);
         format!("SELECT array_agg(key) FROM ({page}) AS page")
     }
 }

@@ -23,6 +23,12 @@ pub const GO_TABLE: &str =
 /// Superuser of every test server (no password over the socket and for `trust` hosts).
 pub const USER: &str = "postgres";
 
+/// The settings of a server that keeps its log of writes, for [`Postgres::restore`].
+pub const ARCHIVING: [&str; 2] = [
+    "archive_mode=on",
+    "archive_command='mkdir -p ../archive && cp %p ../archive/%f'",
+];
+
 /// A running server.
 pub struct Postgres {
     dir: tempfile::TempDir,
@@ -110,20 +116,65 @@ impl Postgres {
         }
     }
 
+    /// A copy of the running server, made as backups are, which is not started yet.
+    pub fn back_up(&self) -> Postgres {
+        self.copy(&[])
+    }
+
+    fn copy(&self, flags: &[&str]) -> Postgres {
+        let copy = Postgres::new();
+        run(as_server_user(&self.bin.join("pg_basebackup"))
+            .args(["--checkpoint=fast", "--no-sync"])
+            .args(flags)
+            .args(["-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string()])
+            .arg("-D")
+            .arg(copy.data()));
+        let conf = format!(
+            "\nunix_socket_directories='{}'\nsynchronous_standby_names=''\n",
+            copy.socket_dir().display()
+        );
+        copy.append("postgresql.conf", &conf);
+        copy
+    }
+
+    /// Stops this server, which has [`ARCHIVING`], and puts a backup of it in its place: as it was
+    /// at a restore point, and at its port.
+    pub fn restore(&mut self, mut backup: Postgres, point: &str) {
+        self.down();
+        let archive = self.dir.path().join("archive");
+        let conf = format!(
+            "\nrestore_command='cp {}/%f %p'\nrecovery_target_name='{point}'\n\
+             recovery_target_action='promote'\n",
+            archive.display()
+        );
+        backup.append("postgresql.conf", &conf);
+        backup.write("recovery.signal", b"");
+        backup.port = self.port;
+        backup.up();
+        assert_eq!(backup.port, self.port, "another process took the port");
+        let until = Instant::now() + crate::PATIENCE;
+        while backup.scalar("postgres", "SELECT pg_is_in_recovery()") == "t" {
+            assert!(Instant::now() < until, "not restored:\n{}", backup.log());
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        *self = backup;
+    }
+
+    /// Waits until all that was written is in the archive.
+    pub fn archived(&self) {
+        let last = self.scalar("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        let archived = format!("SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver");
+        let until = Instant::now() + crate::PATIENCE;
+        while self.scalar("postgres", &archived) != "t" {
+            assert!(Instant::now() < until, "not archived:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
     /// Starts a streaming replica of this server (read-only until [`Postgres::promote`]). Commits
     /// here wait from now on until the replica has applied them.
     pub fn start_replica(&self) -> Postgres {
-        let mut replica = Postgres::new();
-        run(as_server_user(&self.bin.join("pg_basebackup"))
-            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf"])
-            .args(["-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string()])
-            .arg("-D")
-            .arg(replica.data()));
-        let conf = format!(
-            "\nunix_socket_directories='{}'\nsynchronous_standby_names=''\n",
-            replica.socket_dir().display()
-        );
-        replica.append("postgresql.conf", &conf);
+        let mut replica = self.copy(&["--write-recovery-conf"]);
         replica.up();
         self.set("synchronous_commit", "remote_apply");
         self.set("synchronous_standby_names", "*");
