@@ -117,6 +117,9 @@ pub struct StoreResult {
     pub cost: u64,
     /// false if the network had the blob already (`alreadyCertified`).
     pub newly_created: bool,
+    /// Whether the blob took over what the wallet owned already (storage, or a registration), and
+    /// no storage was bought from the present epoch on; `None` if the answer does not tell.
+    pub reused: Option<bool>,
 }
 
 setters! { StoreResult {
@@ -125,6 +128,7 @@ setters! { StoreResult {
     with_encoded_size(encoded_size: Option<u64>);
     with_cost(cost: u64);
     with_newly_created(newly_created: bool);
+    with_reused(reused: Option<bool>);
 } }
 
 impl StoreResult {
@@ -138,6 +142,7 @@ impl StoreResult {
             encoded_size: None,
             cost: 0,
             newly_created: false,
+            reused: None,
         }
     }
 }
