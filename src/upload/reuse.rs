@@ -12,8 +12,11 @@
 //! object of their own.
 //!
 //! What is remembered may be wrong, since other nodes use the wallet as well. Where nothing is left
-//! after all, the publisher sells storage for these few epochs; nothing is lost by that.
+//! after all, the publisher sells storage for these few epochs; nothing is lost by that. And where
+//! several stores are under way, each may get the storage that was meant for another one: what is
+//! remembered follows the publisher's answers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +49,8 @@ pub(crate) struct Left {
 /// The storage that deleted blobs have left.
 pub(crate) struct Reuse {
     left: Mutex<Vec<Left>>,
+    /// What is meant for the stores that are under way, by their numbers. Locked after `left`.
+    taken: Mutex<BTreeMap<u64, Left>>,
     /// The note in the index, as this process has read or written it last.
     noted: Mutex<String>,
     clock: Arc<dyn Clock>,
@@ -71,6 +76,7 @@ impl Reuse {
     ) -> Reuse {
         Reuse {
             left: Mutex::default(),
+            taken: Mutex::default(),
             noted: Mutex::default(),
             clock,
             epoch_clock,
@@ -142,6 +148,17 @@ impl Reuse {
         Some((all.swap_remove(place), u32::try_from(epochs).ok()?))
     }
 
+    /// Notes that a store is under way for which this is meant.
+    fn begin(&self, left: Left) -> UnderWay<'_> {
+        let mut taken = self.taken.lock();
+        let number = taken.last_key_value().map_or(0, |(last, _)| last + 1);
+        taken.insert(number, left);
+        UnderWay {
+            reuse: self,
+            number,
+        }
+    }
+
     /// Forgets what is not there: storage of this size, or more, that lasts as long.
     fn forget(&self, size: Option<u64>, end: u64) {
         let mut all = self.left.lock();
@@ -185,9 +202,66 @@ impl Reuse {
     }
 }
 
-/// Whether the storage was bought, although some was known that the publisher would have taken. If
-/// that were of the very same size and end, the answer would not tell.
+/// A store that is under way, and the storage that is meant for it. If it is given up, nobody knows
+/// whether that was used, and it is forgotten.
+struct UnderWay<'a> {
+    reuse: &'a Reuse,
+    number: u64,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.reuse.taken.lock().remove(&self.number);
+    }
+}
+
+impl UnderWay<'_> {
+    /// What is meant for it now: the storage of another store, if that one got what was meant for
+    /// this one.
+    fn meant(&self) -> Option<Left> {
+        self.reuse.taken.lock().get(&self.number).copied()
+    }
+
+    /// Whether this storage is meant for another store.
+    fn is_of_another(&self, storage: Left) -> bool {
+        let taken = self.reuse.taken.lock();
+        let mut others = taken.iter().filter(|(number, _)| **number != self.number);
+        others.any(|(_, other)| *other == storage)
+    }
+
+    /// Nothing was used.
+    fn failed(self) {
+        if let Some(left) = self.meant() {
+            self.reuse.give(left);
+        }
+    }
+
+    /// This storage was used.
+    fn used(self, used: Left) {
+        let mut left = self.reuse.left.lock();
+        let mut taken = self.reuse.taken.lock();
+        let Some(meant) = taken.remove(&self.number).filter(|meant| *meant != used) else {
+            return;
+        };
+        if let Some(other) = taken.values_mut().find(|other| **other == used) {
+            *other = meant;
+            return;
+        }
+        // Else nobody here knew of it.
+        if let Some(place) = left.iter().position(|left| *left == used) {
+            left.swap_remove(place);
+        }
+        left.push(meant);
+    }
+}
+
+/// Whether storage was bought, although some was known that the publisher would have taken. Where
+/// the answer does not name the operation, that is judged by size and end; if the known storage was
+/// of the very same, the answer would not tell.
 fn is_bought(answer: &StoreResult, left: Left, epochs: u32, needed: Option<u64>) -> bool {
+    if let Some(reused) = answer.reused {
+        return !reused;
+    }
     let new_end = answer.start_epoch.map(|start| start + u64::from(epochs));
     let is_new = answer.encoded_size == needed && new_end == Some(answer.end_epoch);
     is_new && (Some(left.size) != needed || left.end != answer.end_epoch)
@@ -207,15 +281,26 @@ impl Purchase {
             ..self.options
         };
         let needed = cost::encoded_size(body.len(), reuse.n_shards);
+        let under_way = reuse.begin(left);
         let stored = walrus.store(body.clone(), options).await;
+        let meant = under_way.meant().unwrap_or(left);
+        let got = |answer: &StoreResult| Left {
+            size: answer.encoded_size.unwrap_or(meant.size),
+            end: answer.end_epoch,
+        };
         match &stored {
-            Err(_) => reuse.give(left),
+            Err(_) => under_way.failed(),
             Ok(answer) if !answer.newly_created => {
-                reuse.give(left);
+                under_way.failed();
                 return walrus.store(body, self.options).await;
             }
-            Ok(answer) if is_bought(answer, left, epochs, needed) => reuse.forget(needed, left.end),
-            Ok(_) => {}
+            Ok(answer)
+                if is_bought(answer, meant, epochs, needed)
+                    && (answer.reused.is_some() || !under_way.is_of_another(got(answer))) =>
+            {
+                reuse.forget(needed, answer.end_epoch);
+            }
+            Ok(answer) => under_way.used(got(answer)),
         }
         stored
     }

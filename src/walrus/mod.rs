@@ -118,6 +118,9 @@ pub struct StoreResult {
     /// false if the network had the blob already (`alreadyCertified`), or the publisher's wallet did
     /// and has only extended it.
     pub newly_created: bool,
+    /// Whether the blob took over what the wallet owned already (storage, or a registration), and
+    /// no storage was bought from the present epoch on; `None` if the answer does not tell.
+    pub reused: Option<bool>,
 }
 
 setters! { StoreResult {
@@ -126,6 +129,7 @@ setters! { StoreResult {
     with_encoded_size(encoded_size: Option<u64>);
     with_cost(cost: u64);
     with_newly_created(newly_created: bool);
+    with_reused(reused: Option<bool>);
 } }
 
 impl StoreResult {
@@ -139,6 +143,7 @@ impl StoreResult {
             encoded_size: None,
             cost: 0,
             newly_created: false,
+            reused: None,
         }
     }
 }

@@ -330,6 +330,7 @@ fn newly_created(new: &Value) -> std::result::Result<Answer, String> {
             encoded_size: number(&storage["storageSize"]),
             cost: number(&new["cost"]).unwrap_or(0),
             newly_created: new["resourceOperation"].get("reuseAndExtend").is_none(),
+            reused: reused(&new["resourceOperation"]),
         },
         deletable: object.get("deletable").and_then(Value::as_bool),
     })
@@ -347,9 +348,25 @@ fn already_certified(old: &Value) -> std::result::Result<Answer, String> {
             encoded_size: None,
             cost: 0,
             newly_created: false,
+            reused: None,
         },
         deletable: None,
     })
+}
+
+/// Whether this operation took over what the wallet owned already; `None` if that is not known.
+fn reused(operation: &Value) -> Option<bool> {
+    let mut names = operation.as_object()?.keys();
+    let (name, None) = (names.next()?, names.next()) else {
+        return None;
+    };
+    match name.as_str() {
+        "registerFromScratch" => Some(false),
+        "reuseStorage" | "reuseRegistration" | "reuseAndExtend" | "reuseAndExtendNonCertified" => {
+            Some(true)
+        }
+        _ => None,
+    }
 }
 
 fn number(value: &Value) -> Option<u64> {
@@ -401,8 +418,25 @@ mod tests {
                 encoded_size: Some(66_034_000),
                 cost: 32_760_000,
                 newly_created: true,
+                reused: Some(false),
             }
         );
+        for (operation, reused) in [
+            (r#""reuseStorage":{"encodedLength":1}"#, Some(true)),
+            (
+                r#""reuseAndExtend":{"encodedLength":1,"epochsExtended":2}"#,
+                Some(true),
+            ),
+            (r#""leased":{}"#, None),
+            (r#""registerFromScratch":{},"reuseStorage":{}"#, None),
+            ("", None),
+        ] {
+            let scratch = r#""registerFromScratch":{"encodedLength":66034000,
+            "epochsAhead":5}"#;
+            assert!(new_answer().contains(scratch));
+            let text = new_answer().replace(scratch, operation);
+            assert_eq!(parse(&text).unwrap().result.reused, reused, "{operation}");
+        }
         assert_eq!(new.deletable, Some(false));
         for (how, object) in [
             (r#""event":{"txDigest":"x","eventSeq":"0"}"#, None),

@@ -211,8 +211,11 @@ impl Quilts {
         let blob_id = &stored.answer.blob_id;
         let n_shards = u16::try_from(self.n_shards).unwrap_or(u16::MAX);
         let expected = cost::encoded_size(stored.layout.len, n_shards);
+        // Storage that was taken over may be larger.
+        let is_reused = stored.answer.reused == Some(true);
+        let differs = |billed, expected| billed < expected || (billed > expected && !is_reused);
         match (stored.answer.encoded_size, expected) {
-            (Some(billed), Some(expected)) if billed != expected => {
+            (Some(billed), Some(expected)) if differs(billed, expected) => {
                 let text = format!(
                     "the network keeps {billed} bytes for it, and one of {n_shards} shards would keep {expected}"
                 );

@@ -257,3 +257,100 @@ fn what_is_not_there_is_forgotten() {
     reuse.forget(needed, 13);
     assert_eq!(*reuse.left.lock(), [small, short]);
 }
+
+/// A publisher that has so many stores under way before it answers the first of them.
+struct Publisher {
+    answers: Mutex<Vec<StoreResult>>,
+    all_there: tokio::sync::Barrier,
+}
+
+#[async_trait::async_trait]
+impl BlobStore for Publisher {
+    async fn store(&self, _: Body, _: StoreOptions) -> Result<StoreResult> {
+        let answer = self.answers.lock().remove(0);
+        self.all_there.wait().await;
+        Ok(answer)
+    }
+
+    async fn read(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
+        Err(nothing())
+    }
+
+    async fn read_range(&self, _: &str, _: u64, _: u64, _: Check<'_>) -> Result<Bytes> {
+        Err(nothing())
+    }
+
+    async fn read_patch(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
+        Err(nothing())
+    }
+}
+
+const MIB: usize = 1 << 20;
+
+/// The answer about a blob of epoch 10 in this storage.
+fn answer(storage: Left, reused: Option<bool>) -> StoreResult {
+    StoreResult::new("blob", storage.end)
+        .with_start_epoch(Some(10))
+        .with_encoded_size(Some(storage.size))
+        .with_newly_created(true)
+        .with_reused(reused)
+}
+
+/// What is known to be left after stores of 2 MiB each that were all under way together.
+async fn known_after<const N: usize>(known: &[Left], answers: [StoreResult; N]) -> Vec<Left> {
+    let (reuse, _) = reuse();
+    known.iter().for_each(|left| reuse.give(*left));
+    let purchase = Purchase {
+        options: StoreOptions::new(26).with_deletable(true),
+        reuse: Some(Arc::new(reuse)),
+    };
+    let publisher = Publisher {
+        answers: Mutex::new(answers.to_vec()),
+        all_there: tokio::sync::Barrier::new(N),
+    };
+    let store = |_| purchase.store(&publisher, Body::from(Bytes::from(vec![7; 2 * MIB])));
+    let stores = std::array::from_fn::<usize, N, _>(|i| i).map(store);
+    for stored in futures_util::future::join_all(stores).await {
+        stored.unwrap();
+    }
+    let reuse = purchase.reuse.unwrap();
+    assert!(reuse.taken.lock().is_empty());
+    let mut left = reuse.left.lock().clone();
+    left.sort_unstable();
+    left
+}
+
+/// Storage of the size that is needed looks like new storage: everything that was left would be
+/// forgotten, and bought once more while it is there.
+#[tokio::test]
+async fn stores_under_way_together_may_get_each_other_s_storage() {
+    let mib = |tenths: u64| left(tenths * (MIB as u64 / 10), 11);
+    let exact = left(2 << 20, 11);
+    let known = [exact, mib(21), mib(22), mib(23)];
+    for reused in [Some(true), None] {
+        let answers = [answer(mib(21), reused), answer(exact, reused)];
+        let left = known_after(&known, answers).await;
+        assert_eq!(left, [mib(22), mib(23)], "{reused:?}");
+    }
+    // In a circle, and one that was meant for none of them.
+    let answers = [mib(23), exact, mib(21)].map(|storage| answer(storage, Some(true)));
+    assert_eq!(known_after(&known, answers).await, [mib(22)]);
+}
+
+#[tokio::test]
+async fn what_the_publisher_left_alone_is_still_there() {
+    let mib = |tenths: u64| left(tenths * (MIB as u64 / 10), 11);
+    // Storage of the wallet that this node did not know of.
+    let unknown = answer(left(2 << 20, 11), Some(true));
+    let known = [mib(21), mib(22)];
+    assert_eq!(known_after(&known, [unknown]).await, known);
+    // Bought, so nothing was there that fits; what is too small, or too short, may be.
+    let bought = answer(left(2 << 20, 11), Some(false));
+    let others = [left(1 << 20, 11), left(22 << 20, 10)];
+    let known = [others[0], others[1], mib(21), mib(22)];
+    assert_eq!(known_after(&known, [bought]).await, others);
+    // The blob was there, so no storage was needed.
+    let there = StoreResult::new("blob", 12);
+    let known = [mib(21), mib(22)];
+    assert_eq!(known_after(&known, [there]).await, known);
+}

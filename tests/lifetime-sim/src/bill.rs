@@ -43,7 +43,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use walrus_devnet::{Devnet, ObjectId, Prices};
 use walrusds::walrus::cost;
 
-use crate::history::Block;
+use crate::history::{Block, State};
 use crate::Settings;
 
 /// Prices and lengths of a simulation.
@@ -254,11 +254,29 @@ struct Registration {
     purpose: Purpose,
 }
 
+/// What was paid for at the end of an epoch, in units.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Occupied {
+    /// The storage in which a blob lies.
+    pub of_blobs: f64,
+    /// Of it, what the bytes of the blobs need in full packs.
+    pub content: f64,
+    /// Of that, what the live blocks need.
+    pub live: f64,
+    /// The storage that deleted blobs have left and that nothing has taken over.
+    pub idle: f64,
+    /// How many blobs were stored in this epoch, and how many of them in storage that was left.
+    pub stores: usize,
+    pub reused: usize,
+}
+
 /// Every registration that was seen on the network.
 #[derive(Default)]
 pub struct Paid {
     registrations: HashMap<ObjectId, Registration>,
     blobs: HashSet<String>,
+    /// For each epoch that is over.
+    pub occupied: Vec<Occupied>,
 }
 
 impl Paid {
@@ -294,6 +312,34 @@ impl Paid {
             }
         }
         new
+    }
+
+    /// Notes what is paid for at the end of an epoch; `blocks`: all, in their present state.
+    pub fn end_of_epoch(&mut self, net: &Devnet, epoch: u32, rates: &Rates, blocks: &[Block]) {
+        let per_byte = rates.units(rates.target) as f64 / rates.target as f64;
+        let units = |bytes: u64| bytes.div_ceil(1 << 20) as f64;
+        let mut sums = Occupied::default();
+        for blob in net.blobs() {
+            let paid = blob.registrations.iter();
+            for r in paid.filter(|r| r.end_epoch > epoch) {
+                sums.of_blobs += units(r.storage_size(blob.encoded_size));
+                sums.content += blob.size as f64 * per_byte;
+            }
+        }
+        let live = blocks.iter().filter(|block| block.state == State::Live);
+        sums.live = live.map(|block| block.len as f64 * per_byte).sum();
+        let idle = net.free_storage().into_iter();
+        let idle = idle.filter(|storage| storage.end_epoch > epoch);
+        sums.idle = idle.map(|storage| units(storage.size)).sum();
+        let (stores, reused) = self
+            .occupied
+            .iter()
+            .fold((0, 0), |(stores, reused), ended| {
+                (stores + ended.stores, reused + ended.reused)
+            });
+        sums.stores = self.stores() - stores;
+        sums.reused = self.reused() - reused;
+        self.occupied.push(sums);
     }
 
     /// Notes that no row points at the blob of this object.
@@ -334,7 +380,6 @@ impl Paid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::State;
 
     /// Mainnet, with packs of 64 MiB.
     fn rates() -> Rates {

@@ -16,7 +16,7 @@ use walrusds::log::Level;
 use walrusds::{BlobStore, Client, Config, ErrorKind, Index, WalrusDatastore};
 
 use crate::backend::Backend;
-use crate::bill::Paid;
+use crate::bill::{Paid, Rates};
 use crate::history::{self, Block, State};
 use crate::time::{runtime, Flow, SimClock};
 use crate::{Settings, Way};
@@ -337,6 +337,7 @@ impl<'a> Sim<'a> {
             }
             self.step = done;
         }
+        self.end_epoch();
         self.net.clear_faults();
         self.compare_all(ds).await;
         End::Done
@@ -361,10 +362,20 @@ impl<'a> Sim<'a> {
             return;
         }
         self.paid.note(&self.net, self.putting);
+        self.end_epoch();
         self.net
             .set_epoch_since(FIRST_EPOCH + epoch, self.began + EPOCH * epoch);
         self.net.collect_expired();
         self.epoch = Some(epoch);
+    }
+
+    /// Notes what was paid for in the epoch that is over, if there was one.
+    fn end_epoch(&mut self) {
+        if let Some(over) = self.epoch {
+            let rates = Rates::new(self.settings);
+            self.paid
+                .end_of_epoch(&self.net, FIRST_EPOCH + over, &rates, &self.blocks);
+        }
     }
 
     fn set_lies(&mut self) {

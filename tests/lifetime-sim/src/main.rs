@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use testkit::postgres::Postgres;
 
 use backend::Backend;
-use bill::{Purpose, Rates};
+use bill::{Occupied, Purpose, Rates};
 use life::{Level2, Sim, EPOCH, FIRST_EPOCH};
 
 /// The most that may be paid, compared with what the live bytes need in full packs: see [`bill`].
@@ -225,6 +225,24 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(failed))
 }
 
+/// Prints what was paid for at the end of each epoch.
+fn print_table(ended: &[Occupied]) {
+    println!(
+        "  epoch  live units  dead, headers  too large  idle  stores  in storage that was left"
+    );
+    for (epoch, o) in ended.iter().enumerate() {
+        println!(
+            "  {epoch:>5} {:>11.1} {:>14.1} {:>10.1} {:>5} {:>7} {:>7}",
+            o.live,
+            o.content - o.live,
+            o.of_blobs - o.content,
+            o.idle,
+            o.stores,
+            o.reused,
+        );
+    }
+}
+
 /// Prints the results of a simulation; whether it passed.
 fn report(settings: &Settings, sim: &Sim<'_>, way: Way, took: Duration, strict: bool) -> bool {
     let chain = way.has_chain();
@@ -281,6 +299,22 @@ fn report(settings: &Settings, sim: &Sim<'_>, way: Way, took: Duration, strict: 
             Purpose::Extend => "  extended",
         };
         line(what, *frost);
+    }
+    let ended = &sim.paid.occupied;
+    let storage = |units: f64| (units * rates.prices.storage as f64) as u64;
+    let sum = |of: fn(&Occupied) -> f64| storage(ended.iter().map(of).sum());
+    line("at the ends of the epochs: live bytes", sum(|o| o.live));
+    line(
+        "  dead bytes and headers",
+        sum(|o| (o.content - o.live).max(0.0)),
+    );
+    line(
+        "  storage larger than its blob needs",
+        sum(|o| (o.of_blobs - o.content).max(0.0)),
+    );
+    line("  storage without a blob", sum(|o| o.idle));
+    if variable::<u8>("SIM_TABLE").is_some_and(|n| n > 0) {
+        print_table(ended);
     }
     line(
         "every pack stored again (the Go plugin)",
