@@ -115,8 +115,8 @@ pub struct StoreResult {
     pub encoded_size: Option<u64>,
     /// The price paid (FROST; 1 WAL = 1e9 FROST); 0 if the blob was there already.
     pub cost: u64,
-    /// false if the network had the blob already (`alreadyCertified`), or the publisher's wallet did
-    /// and has only extended it.
+    /// false if the network had the blob already (`alreadyCertified`), or the publisher's wallet
+    /// did and has only extended it.
     pub newly_created: bool,
     /// Whether the blob took over what the wallet owned already (storage, or a registration), and
     /// no storage was bought from the present epoch on; `None` if the answer does not tell.
