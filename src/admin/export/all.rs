@@ -425,8 +425,9 @@ impl List {
             let path = dir.join(&part.file);
             match std::fs::metadata(&path) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(disk(&path, &e)),
                 Ok(found) if found.len() != part.car_bytes => continue,
-                found => drop(found.map_err(|e| disk(&path, &e))?),
+                Ok(_) => {}
             }
             let mut keys = Vec::new();
             match scan::keys(&path, &mut |key| keys.push(format!("{prefix}{key}"))) {
