@@ -2,8 +2,8 @@
 //! seen. Packs are laid out in that order, and when a reader comes to the end of a blob, the next
 //! blob of its file is found here.
 //!
-//! For that only dag-pb is understood, the format of files and directories. A block that looks like it by
-//! chance does no harm: its links are keys that no reader asks for.
+//! For that only dag-pb is understood, the format of files and directories. A block that looks like
+//! it by chance does no harm: its links are keys that no reader asks for.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -294,7 +294,8 @@ fn structure(seed: u64) -> Vec<(String, Bytes)> {
     nodes.map(|node| (key_of(&node), node)).collect()
 }
 
-/// Writes more than a cache of 400,000 bytes holds. (A file of the journal is at most a fourth of that.)
+/// Writes more than a cache of 400,000 bytes holds. (A file of the journal is at most a fourth of
+/// that.)
 async fn strangers(node: &Node, store: &WalrusDatastore, round: u64) {
     let values = (0..200u64).map(|i| noise(1000 * (round + 1) + i, 3000));
     let blocks: Vec<_> = values.map(|value| (key_of(&value), value)).collect();

@@ -25,8 +25,8 @@ const (
 )
 
 // cache settles the read cache of a new repo: on, unless it is off or the disk has no room for it.
-// Files of the journal become files of the cache only on one file system, so it lies in the repo, as
-// the journal does, or beside a journal that lies elsewhere. free tells the bytes that are free
+// Files of the journal become files of the cache only on one file system, so it lies in the repo,
+// as the journal does, or beside a journal that lies elsewhere. free tells the bytes that are free
 // where a path will be. (cli/src/verbs/init/cache.rs does the same.)
 func cache(spec map[string]any, repo string, free func(path string) uint64) {
 	if spec["cachePath"] == CacheOff {

@@ -66,8 +66,8 @@ impl WalrusDatastore {
             named.for_each(|put| roots.keep_put(&put.key, &put.value));
         }
         if let Some(cache) = &shared.disk_cache {
-            // Structure is here from now on, whichever way the blocks take. The others are when they
-            // leave the journal.
+            // Structure is here from now on, whichever way the blocks take. The others are when
+            // they leave the journal.
             let structure = puts.iter().filter(|put| dag::is_structure(&put.value));
             for put in structure.filter(|put| put.names_content) {
                 if let Some(name) = Multihash::of_key(&put.key) {

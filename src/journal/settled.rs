@@ -10,9 +10,9 @@
 //! - It is forgotten when its file was removed, or when the read cache, which has taken its file
 //!   over, knows the block ([`Left`]). So a reader that finds it here no more finds it there, if
 //!   the cache has room for it.
-//! - Nothing here tells whether a block exists: that is the index's business. Only blocks whose keys
-//!   name their contents are noted, and a value is compared with its checksum whenever it is read.
-//!   So a note that is out of date, or damage, costs a miss.
+//! - Nothing here tells whether a block exists: that is the index's business. Only blocks whose
+//!   keys name their contents are noted, and a value is compared with its checksum whenever it is
+//!   read. So a note that is out of date, or damage, costs a miss.
 //!
 //! The lock here is innermost, and no file is read under it.
 

@@ -14,8 +14,8 @@
 //! pointer  = "wptr" crc:u32 name_len:u16 0:u16 value_len:u32 value_crc:u32 value_at:u32 name
 //! ```
 //!
-//! `name` is the multihash of the value, `tag` its last eight bytes, `structure` is 1 for a block that
-//! is [structure](crate::dag::is_structure). A record's crc covers what
+//! `name` is the multihash of the value, `tag` its last eight bytes, `structure` is 1 for a block
+//! that is [structure](crate::dag::is_structure). A record's crc covers what
 //! stands after it up to the value, `value_crc` the value, the table's crc its rows (all CRC-32).
 //! Nothing here is trusted: a table that is wrong costs misses.
 

@@ -41,8 +41,8 @@ impl Default for Pace {
     }
 }
 
-/// Structure stays, read or not, as long as all structure takes less than one part in so many of the
-/// whole. So evicting makes room in the end: the other files hold most of the bytes.
+/// Structure stays, read or not, as long as all structure takes less than one part in so many of
+/// the whole. So evicting makes room in the end: the other files hold most of the bytes.
 const STRUCTURE_SHARE: u64 = 4;
 
 /// A task for the worker.
