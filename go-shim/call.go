@@ -124,7 +124,7 @@ func (d *Datastore) watch(ctx context.Context) (call, error) {
 // options converts the context to the engine's form; its token, if there is one, comes from
 // d.tokens.
 func (d *Datastore) options(ctx context.Context) (callOptions, error) {
-	var opts callOptions
+	opts := callOptions{trace: joined(ctx)}
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline)
 		if left <= 0 {

@@ -300,6 +300,7 @@ func (d *Datastore) Close() error {
 		// Closing may last until the journal is drained, and logs messages.
 		d.err = d.eng.close()
 		d.eng.logs.stop()
+		spans.replay()
 		d.queue.close()
 		d.tokens.close()
 	})

@@ -31,19 +31,26 @@ typedef struct {
 	walrusds_error err;
 } wds_result;
 
-#define WDS_BEGIN wds_result r; memset(&r, 0, sizeof r); walrusds_call call = { cancel, timeout_ms }; (void)call
+// What a call hands over beside its arguments, by value as well.
+typedef struct {
+	uint64_t cancel, timeout_ms;
+	bool traced;
+	walrusds_trace trace;
+} wds_opts;
 
-static wds_result wds_open(const uint8_t *config, size_t config_len, const uint8_t *repo, size_t repo_len, uint64_t cancel, uint64_t timeout_ms) {
+#define WDS_BEGIN wds_result r; memset(&r, 0, sizeof r); walrusds_call call = { o.cancel, o.timeout_ms, o.traced ? &o.trace : NULL }; (void)call
+
+static wds_result wds_open(const uint8_t *config, size_t config_len, const uint8_t *repo, size_t repo_len, wds_opts o) {
 	WDS_BEGIN;
 	r.rc = walrusds_open(config, config_len, repo, repo_len, &call, &r.n, &r.err);
 	return r;
 }
-static wds_result wds_get(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
+static wds_result wds_get(uint64_t h, wds_opts o, const uint8_t *key, size_t key_len) {
 	WDS_BEGIN;
 	r.rc = walrusds_get(h, &call, key, key_len, &r.buf, &r.found, &r.err);
 	return r;
 }
-static wds_result wds_get_start(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len, uint64_t queue, uint64_t tag) {
+static wds_result wds_get_start(uint64_t h, wds_opts o, const uint8_t *key, size_t key_len, uint64_t queue, uint64_t tag) {
 	WDS_BEGIN;
 	r.rc = walrusds_get_start(h, &call, key, key_len, queue, tag, &r.buf, &r.found, &r.done, &r.err);
 	return r;
@@ -56,32 +63,32 @@ static int64_t wds_peek_size(uint64_t h, const uint8_t *key, size_t key_len) {
 	if (walrusds_peek_size(h, key, key_len, &size, &found, &known, NULL) != WALRUSDS_OK || !known) return WDS_UNKNOWN;
 	return found ? (int64_t)size : WDS_ABSENT;
 }
-static wds_result wds_get_size(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
+static wds_result wds_get_size(uint64_t h, wds_opts o, const uint8_t *key, size_t key_len) {
 	WDS_BEGIN;
 	r.rc = walrusds_get_size(h, &call, key, key_len, &r.n, &r.found, &r.err);
 	return r;
 }
-static wds_result wds_get_sizes(uint64_t h, uint64_t cancel, uint64_t timeout_ms, walrusds_lookup *lookups, size_t n) {
+static wds_result wds_get_sizes(uint64_t h, wds_opts o, walrusds_lookup *lookups, size_t n) {
 	WDS_BEGIN;
 	r.rc = walrusds_get_sizes(h, &call, lookups, n, &r.err);
 	return r;
 }
-static wds_result wds_put(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len, const uint8_t *value, size_t value_len) {
+static wds_result wds_put(uint64_t h, wds_opts o, const uint8_t *key, size_t key_len, const uint8_t *value, size_t value_len) {
 	WDS_BEGIN;
 	r.rc = walrusds_put(h, &call, key, key_len, value, value_len, &r.err);
 	return r;
 }
-static wds_result wds_delete(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *key, size_t key_len) {
+static wds_result wds_delete(uint64_t h, wds_opts o, const uint8_t *key, size_t key_len) {
 	WDS_BEGIN;
 	r.rc = walrusds_delete(h, &call, key, key_len, &r.err);
 	return r;
 }
-static wds_result wds_commit(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const walrusds_op *ops, size_t n) {
+static wds_result wds_commit(uint64_t h, wds_opts o, const walrusds_op *ops, size_t n) {
 	WDS_BEGIN;
 	r.rc = walrusds_batch_commit(h, &call, ops, n, &r.err);
 	return r;
 }
-static wds_result wds_commit_start(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const walrusds_op *ops, size_t n, uint64_t queue, uint64_t tag) {
+static wds_result wds_commit_start(uint64_t h, wds_opts o, const walrusds_op *ops, size_t n, uint64_t queue, uint64_t tag) {
 	WDS_BEGIN;
 	r.rc = walrusds_batch_start(h, &call, ops, n, queue, tag, &r.done, &r.err);
 	return r;
@@ -98,33 +105,33 @@ static wds_result wds_queue_next(uint64_t queue, walrusds_completion *out, size_
 	r.n = n;
 	return r;
 }
-static wds_result wds_sync(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len) {
+static wds_result wds_sync(uint64_t h, wds_opts o, const uint8_t *prefix, size_t prefix_len) {
 	WDS_BEGIN;
 	r.rc = walrusds_sync(h, &call, prefix, prefix_len, &r.err);
 	return r;
 }
-static wds_result wds_disk_usage(uint64_t h, uint64_t cancel, uint64_t timeout_ms) {
+static wds_result wds_disk_usage(uint64_t h, wds_opts o) {
 	WDS_BEGIN;
 	r.rc = walrusds_disk_usage(h, &call, &r.n, &r.err);
 	return r;
 }
-static wds_result wds_query_open(uint64_t h, uint64_t cancel, uint64_t timeout_ms, const uint8_t *prefix, size_t prefix_len, const walrusds_key_condition *conditions, size_t conditions_len, bool descending, bool keys_only, bool without_sizes, uint64_t offset, uint64_t limit) {
+static wds_result wds_query_open(uint64_t h, wds_opts o, const uint8_t *prefix, size_t prefix_len, const walrusds_key_condition *conditions, size_t conditions_len, bool descending, bool keys_only, bool without_sizes, uint64_t offset, uint64_t limit) {
 	WDS_BEGIN;
-	walrusds_query_options o;
-	memset(&o, 0, sizeof o);
-	o.prefix = prefix;
-	o.prefix_len = prefix_len;
-	o.conditions = conditions;
-	o.conditions_len = conditions_len;
-	o.descending = descending;
-	o.keys_only = keys_only;
-	o.without_sizes = without_sizes;
-	o.offset = offset;
-	o.limit = limit;
-	r.rc = walrusds_query_open(h, &call, &o, &r.n, &r.err);
+	walrusds_query_options q;
+	memset(&q, 0, sizeof q);
+	q.prefix = prefix;
+	q.prefix_len = prefix_len;
+	q.conditions = conditions;
+	q.conditions_len = conditions_len;
+	q.descending = descending;
+	q.keys_only = keys_only;
+	q.without_sizes = without_sizes;
+	q.offset = offset;
+	q.limit = limit;
+	r.rc = walrusds_query_open(h, &call, &q, &r.n, &r.err);
 	return r;
 }
-static wds_result wds_query_next(uint64_t q, uint64_t cancel, uint64_t timeout_ms) {
+static wds_result wds_query_next(uint64_t q, wds_opts o) {
 	WDS_BEGIN;
 	r.rc = walrusds_query_next(q, &call, &r.page, &r.err);
 	return r;
@@ -154,6 +161,11 @@ static wds_result wds_log_next(uint64_t h) {
 	r.rc = walrusds_log_next(h, &r.buf, &r.found, &r.err);
 	return r;
 }
+static wds_result wds_spans(void) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_spans(&r.buf, &r.err);
+	return r;
+}
 static wds_result wds_cancel_new(void) {
 	wds_result r; memset(&r, 0, sizeof r);
 	r.rc = walrusds_cancel_new(&r.n, &r.err);
@@ -177,6 +189,8 @@ import (
 	"runtime"
 	"sync"
 	"unsafe"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 type (
@@ -189,10 +203,31 @@ type (
 type callOptions struct {
 	token     cancelToken
 	timeoutMS uint64
+	trace     trace.SpanContext // of the call's span; not valid where it has none
 }
 
-func (o callOptions) c() (C.uint64_t, C.uint64_t) {
-	return C.uint64_t(o.token), C.uint64_t(o.timeoutMS)
+func (o callOptions) c() C.wds_opts {
+	opts := C.wds_opts{cancel: C.uint64_t(o.token), timeout_ms: C.uint64_t(o.timeoutMS)}
+	if o.trace.IsValid() {
+		opts.traced = true
+		traceID, spanID := o.trace.TraceID(), o.trace.SpanID()
+		for i, b := range traceID {
+			opts.trace.trace_id[i] = C.uint8_t(b)
+		}
+		for i, b := range spanID {
+			opts.trace.span_id[i] = C.uint8_t(b)
+		}
+	}
+	return opts
+}
+
+// engineSpans takes the spans that have ended inside the engine: a JSON array.
+func engineSpans() ([]byte, error) {
+	r := C.wds_spans()
+	if err := result(&r); err != nil {
+		return nil, err
+	}
+	return take(r.buf), nil
 }
 
 type queryOptions struct {
@@ -295,7 +330,7 @@ func openEngine(config []byte, repoPath string) (*engine, error) {
 	}
 	p, n := cbytes(config)
 	rp, rn := cstr(repoPath)
-	r := C.wds_open(p, n, rp, rn, 0, 0)
+	r := C.wds_open(p, n, rp, rn, C.wds_opts{})
 	if err := result(&r); err != nil {
 		return nil, err
 	}
@@ -346,17 +381,17 @@ func (b engineBuf) free() {
 }
 
 func (e *engine) get(o callOptions, key string) (completion, error) {
-	cancel, timeout := o.c()
+	opts := o.c()
 	k, n := cstr(key)
-	r := C.wds_get(e.h, cancel, timeout, k, n)
+	r := C.wds_get(e.h, opts, k, n)
 	return completion{value: engineBuf(r.buf), found: bool(r.found)}, result(&r)
 }
 
 // getStart begins a get. Unless it is done or fails at once, its end comes through the queue.
 func (e *engine) getStart(o callOptions, key string, q queueID, tag uint64) (c completion, done bool, err error) {
-	cancel, timeout := o.c()
+	opts := o.c()
 	k, n := cstr(key)
-	r := C.wds_get_start(e.h, cancel, timeout, k, n, C.uint64_t(q), C.uint64_t(tag))
+	r := C.wds_get_start(e.h, opts, k, n, C.uint64_t(q), C.uint64_t(tag))
 	return completion{value: engineBuf(r.buf), found: bool(r.found)}, bool(r.done), result(&r)
 }
 
@@ -391,8 +426,8 @@ func (e *engine) getSizes(o callOptions, batch []*lookup) error {
 			keys = keys[n:]
 		}
 	}
-	cancel, timeout := o.c()
-	r := C.wds_get_sizes(e.h, cancel, timeout, (*C.walrusds_lookup)(mem), C.size_t(len(batch)))
+	opts := o.c()
+	r := C.wds_get_sizes(e.h, opts, (*C.walrusds_lookup)(mem), C.size_t(len(batch)))
 	if err := result(&r); err != nil {
 		return err
 	}
@@ -435,37 +470,37 @@ func (id queueID) receive(deliver func(tag uint64, c completion)) {
 func (id queueID) close() { C.walrusds_queue_close(C.uint64_t(id), nil) }
 
 func (e *engine) getSize(o callOptions, key string) (uint64, bool, error) {
-	cancel, timeout := o.c()
+	opts := o.c()
 	k, n := cstr(key)
-	r := C.wds_get_size(e.h, cancel, timeout, k, n)
+	r := C.wds_get_size(e.h, opts, k, n)
 	return uint64(r.n), bool(r.found), result(&r)
 }
 
 func (e *engine) put(o callOptions, key string, value []byte) error {
-	cancel, timeout := o.c()
+	opts := o.c()
 	k, n := cstr(key)
 	v, vn := cbytes(value)
-	r := C.wds_put(e.h, cancel, timeout, k, n, v, vn)
+	r := C.wds_put(e.h, opts, k, n, v, vn)
 	return result(&r)
 }
 
 func (e *engine) delete(o callOptions, key string) error {
-	cancel, timeout := o.c()
+	opts := o.c()
 	k, n := cstr(key)
-	r := C.wds_delete(e.h, cancel, timeout, k, n)
+	r := C.wds_delete(e.h, opts, k, n)
 	return result(&r)
 }
 
 func (e *engine) sync(o callOptions, prefix string) error {
-	cancel, timeout := o.c()
+	opts := o.c()
 	p, n := cstr(prefix)
-	r := C.wds_sync(e.h, cancel, timeout, p, n)
+	r := C.wds_sync(e.h, opts, p, n)
 	return result(&r)
 }
 
 func (e *engine) diskUsage(o callOptions) (uint64, error) {
-	cancel, timeout := o.c()
-	r := C.wds_disk_usage(e.h, cancel, timeout)
+	opts := o.c()
+	r := C.wds_disk_usage(e.h, opts)
 	return uint64(r.n), result(&r)
 }
 
@@ -489,8 +524,8 @@ func (e *engine) openMetrics() ([]byte, error) {
 func (e *engine) commit(o callOptions, ops []op) error {
 	lent, free := cops(ops)
 	defer free()
-	cancel, timeout := o.c()
-	r := C.wds_commit(e.h, cancel, timeout, lent, C.size_t(len(ops)))
+	opts := o.c()
+	r := C.wds_commit(e.h, opts, lent, C.size_t(len(ops)))
 	return result(&r)
 }
 
@@ -498,8 +533,8 @@ func (e *engine) commit(o callOptions, ops []op) error {
 func (e *engine) commitStart(o callOptions, ops []op, q queueID, tag uint64) (done bool, err error) {
 	lent, free := cops(ops)
 	defer free()
-	cancel, timeout := o.c()
-	r := C.wds_commit_start(e.h, cancel, timeout, lent, C.size_t(len(ops)), C.uint64_t(q), C.uint64_t(tag))
+	opts := o.c()
+	r := C.wds_commit_start(e.h, opts, lent, C.size_t(len(ops)), C.uint64_t(q), C.uint64_t(tag))
 	return bool(r.done), result(&r)
 }
 
@@ -541,11 +576,11 @@ func cops(ops []op) (*C.walrusds_op, func()) {
 }
 
 func (e *engine) queryOpen(o callOptions, q queryOptions) (queryID, error) {
-	cancel, timeout := o.c()
+	opts := o.c()
 	p, n := cstr(q.prefix)
 	conditions, free := cconditions(q.conditions)
 	defer free()
-	r := C.wds_query_open(e.h, cancel, timeout, p, n, conditions, C.size_t(len(q.conditions)), C.bool(q.descending),
+	r := C.wds_query_open(e.h, opts, p, n, conditions, C.size_t(len(q.conditions)), C.bool(q.descending),
 		C.bool(q.keysOnly), C.bool(q.withoutSizes), C.uint64_t(q.offset), C.uint64_t(q.limit))
 	return queryID(r.n), result(&r)
 }
@@ -576,8 +611,8 @@ func cconditions(conditions []keyCondition) (*C.walrusds_key_condition, func()) 
 // queryNext appends the next page to into, copied into Go memory, and frees it. No entries: the
 // end.
 func (e *engine) queryNext(o callOptions, id queryID, keysOnly bool, into []entry) ([]entry, error) {
-	cancel, timeout := o.c()
-	r := C.wds_query_next(C.uint64_t(id), cancel, timeout)
+	opts := o.c()
+	r := C.wds_query_next(C.uint64_t(id), opts)
 	if err := result(&r); err != nil {
 		return into, err
 	}

@@ -28,6 +28,7 @@ func (p *logPump) start(e *engine) {
 		defer tick.Stop()
 		for {
 			e.drainLogs()
+			spans.replay()
 			select {
 			case <-tick.C:
 			case <-p.quit:

@@ -32,7 +32,7 @@
  Version of this interface. It changes when anything in this header changes meaning or layout;
  additions do not change it. Compare with `walrusds_abi_version()` before any other call.
  */
-#define WALRUSDS_ABI_VERSION 2
+#define WALRUSDS_ABI_VERSION 3
 
 /*
  Success.
@@ -186,7 +186,22 @@ typedef struct {
 } walrusds_error;
 
 /*
- Limits on how long a call may wait. Zero fields mean: no token, no deadline.
+ A span of the caller's (W3C trace context). Without a trace ID (all zero) there is none.
+ */
+typedef struct {
+  /*
+   The ID of the trace.
+   */
+  uint8_t trace_id[16];
+  /*
+   The ID of the span under which the spans of the call come.
+   */
+  uint8_t span_id[8];
+} walrusds_trace;
+
+/*
+ Limits on how long a call may wait, and the trace it belongs to. Zero fields mean: no token, no
+ deadline, no trace.
  */
 typedef struct {
   /*
@@ -197,6 +212,11 @@ typedef struct {
    Milliseconds from now after which the call gives up; 0 = never.
    */
   uint64_t timeout_ms;
+  /*
+   The caller's span: the call's parts become spans, which `walrusds_spans` gives. NULL = the
+   call is not traced. Borrowed for the call.
+   */
+  const walrusds_trace *trace;
 } walrusds_call;
 
 /*
@@ -694,6 +714,15 @@ int32_t walrusds_queue_next(walrusds_queue queue,
  afterwards.
  */
 int32_t walrusds_queue_close(walrusds_queue queue, walrusds_error *err);
+
+/*
+ Takes the spans that have ended in this process, the oldest first; never waits. A JSON array of
+ objects: `name`; `trace_id` and `span_id` of the caller's span as hex (absent: the span belongs
+ to no call); `begun_ns` and `ended_ns` (Unix, nanoseconds); `attributes`, an object of numbers and
+ texts; `error`, where it failed; `children`, the parts of a span that belongs to no call. Up to
+ 4,096 are kept, and the oldest are dropped first.
+ */
+int32_t walrusds_spans(walrusds_buf *out, walrusds_error *err);
 
 #ifdef __cplusplus
 }  // extern "C"

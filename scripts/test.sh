@@ -68,6 +68,7 @@ else
   part foreign scripts/foreign-test.sh
   part demo scripts/demo.sh
   part new-user-full scripts/new-user.sh
+  part kubo-datastore-repos scripts/kubo-datastore.sh repos
   part fuzz env FUZZ_SECONDS=2 scripts/fuzz.sh
   part bench env BENCH_SMOKE=1 scripts/bench.sh
   part index-scale env ROWS='10000 20000' PARTITIONS='0 4' SECONDS_EACH=1 KEEP_FREE_GB=1 scripts/index-scale.sh

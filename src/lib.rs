@@ -43,6 +43,7 @@ mod recent;
 mod schedules;
 mod sync;
 mod tls;
+mod trace;
 mod upload;
 pub mod walrus;
 

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::output::{bytes, count};
 
@@ -151,20 +151,28 @@ fn bar(what: &str, unit: Unit, total: Option<u64>) -> ProgressBar {
 }
 
 fn style(unit: Unit, total: bool) -> ProgressStyle {
+    // Every line has room in 80 columns: the display cuts off what has not.
     let template = match (unit, total) {
         (Unit::Bytes, true) => {
-            "{prefix} [{bar:24}] {percent:>3}% {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"
+            "{prefix} [{bar:14}] {percent:>3}% {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {left}"
         }
         (Unit::Bytes, false) => "{prefix} {spinner} {binary_bytes} {binary_bytes_per_sec}",
-        (Unit::Things(_), true) => "{prefix} [{bar:24}] {percent:>3}% {human_pos}/{human_len} {per_sec} {eta}",
+        (Unit::Things(_), true) => "{prefix} [{bar:14}] {percent:>3}% {human_pos}/{human_len} {per_sec} {left}",
         (Unit::Things(_), false) => "{prefix} {spinner} {human_pos} {per_sec}",
     };
     // The templates are constant, so they parse.
     let style = ProgressStyle::with_template(template);
     style.map_or_else(
         |_| ProgressStyle::default_bar(),
-        |style| style.progress_chars("=> "),
+        |style| style.with_key("left", left).progress_chars("=> "),
     )
+}
+
+/// The time that is left, once there is a rate to tell it by.
+fn left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    if state.pos() > 0 && !state.eta().is_zero() {
+        let _ = write!(out, "{:#} left", HumanDuration(state.eta()));
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::journal::{needed, AskFirst, Block, FlushParts, Flusher, Journal, Owne
 use crate::locks::{KeyGuard, KeyLocks};
 use crate::metrics::Metrics;
 use crate::read::disk::DiskCache;
+use crate::trace::{self, Span};
 use crate::upload::{usage_of, NewBlock, Packer, Uploader};
 
 /// How long a journalled write waits for the index's answer which blocks are stored.
@@ -162,7 +163,11 @@ impl Writes {
                     return Ok(());
                 };
                 let puts = puts.into_iter().map(|put| (put.key, put.value)).collect();
-                journal.append(puts, room, Arc::clone(guard)).await
+                let span = trace::begin("journal_write");
+                let span = span.map(|span| span.with("bytes", bytes as u64));
+                let written = journal.append(puts, room, Arc::clone(guard)).await;
+                Span::done(span, &written);
+                written
             }
         }
     }

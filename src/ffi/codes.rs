@@ -5,7 +5,7 @@ use crate::error::ErrorKind;
 
 /// Version of this interface. It changes when anything in this header changes meaning or layout;
 /// additions do not change it. Compare with `walrusds_abi_version()` before any other call.
-pub const WALRUSDS_ABI_VERSION: u32 = 2;
+pub const WALRUSDS_ABI_VERSION: u32 = 3;
 
 /// Success.
 pub const WALRUSDS_OK: i32 = 0;

@@ -41,6 +41,7 @@ mod panic_hook;
 mod query;
 mod queue;
 mod runtime;
+mod spans;
 
 use buf::{clear, invalid, slice, slice_mut};
 use entry::entry;
@@ -61,6 +62,10 @@ pub use query::*;
 #[cfg_attr(not(feature = "internals"), allow(unused_imports))]
 pub use queue::*;
 pub use runtime::walrusds_call;
+#[cfg_attr(not(feature = "internals"), allow(unused_imports))]
+pub use runtime::walrusds_trace;
+#[cfg_attr(not(feature = "internals"), allow(unused_imports))]
+pub use spans::*;
 
 /// Values shorter than this (bytes) are copied for the caller.
 const COPIED: usize = 64 << 10;

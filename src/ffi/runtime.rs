@@ -10,18 +10,41 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::Registry;
 use crate::error::{Error, ErrorKind, Result};
+use crate::trace::{self, Caller, Scope};
 
 /// The cancel tokens that callers hold.
 pub(super) static CANCELS: Registry<CancellationToken> = Registry::new("cancel token", 3);
 
-/// Limits on how long a call may wait. Zero fields mean: no token, no deadline.
+/// A span of the caller's (W3C trace context). Without a trace ID (all zero) there is none.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
+pub struct walrusds_trace {
+    /// The ID of the trace.
+    pub trace_id: [u8; 16],
+    /// The ID of the span under which the spans of the call come.
+    pub span_id: [u8; 8],
+}
+
+/// Limits on how long a call may wait, and the trace it belongs to. Zero fields mean: no token, no
+/// deadline, no trace.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
 pub struct walrusds_call {
     /// From `walrusds_cancel_new`; 0 = none. One token may serve several calls.
     pub cancel: u64,
     /// Milliseconds from now after which the call gives up; 0 = never.
     pub timeout_ms: u64,
+    /// The caller's span: the call's parts become spans, which `walrusds_spans` gives. NULL = the
+    /// call is not traced. Borrowed for the call.
+    pub trace: *const walrusds_trace,
+}
+
+impl walrusds_call {
+    const NONE: walrusds_call = walrusds_call {
+        cancel: 0,
+        timeout_ms: 0,
+        trace: std::ptr::null(),
+    };
 }
 
 /// The runtime, started by the first open and kept for the life of the process: its threads may
@@ -155,7 +178,18 @@ unsafe fn limit<T, W: Future<Output = Result<T>>>(
     work: W,
 ) -> Result<impl Future<Output = Result<T>> + use<T, W>> {
     // SAFETY: readable by contract; NULL stands for the default.
-    let call = unsafe { call.as_ref() }.copied().unwrap_or_default();
+    let call = unsafe { call.as_ref() }.unwrap_or(&walrusds_call::NONE);
+    let timeout_ms = call.timeout_ms;
+    // SAFETY: readable by contract, or NULL.
+    let scope = unsafe { call.trace.as_ref() }.and_then(|trace| {
+        let traced = trace.trace_id != [0; 16];
+        traced.then(|| {
+            Scope::of(Caller {
+                trace_id: trace.trace_id,
+                span_id: trace.span_id,
+            })
+        })
+    });
     let token = match call.cancel {
         0 => None,
         handle => Some(CANCELS.get(handle)?),
@@ -172,18 +206,18 @@ unsafe fn limit<T, W: Future<Output = Result<T>>>(
             }
         };
         let late = async {
-            match call.timeout_ms {
+            match timeout_ms {
                 0 => std::future::pending().await,
                 ms => tokio::time::sleep(Duration::from_millis(ms)).await,
             }
         };
         tokio::select! {
             biased;
-            result = work => result,
+            result = trace::scoped(scope, work) => result,
             () = stop => Err(canceled()),
             () = late => Err(Error::retryable(
                 ErrorKind::DeadlineExceeded,
-                format!("the call did not finish within {} ms", call.timeout_ms),
+                format!("the call did not finish within {timeout_ms} ms"),
             )),
         }
     })

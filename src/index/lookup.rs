@@ -42,6 +42,7 @@ use super::{
 };
 use crate::clock::Sighting;
 use crate::error::{Error, ErrorKind, Result};
+use crate::trace::{self, Span};
 
 /// Memory for remembered rows (bytes): about 100,000 of them, or 25 GiB of blocks of 256 KiB.
 const CACHE_BYTES: usize = 32 << 20;
@@ -75,6 +76,11 @@ impl Counts {
     }
 }
 
+/// A span of a question to the index, if the call that asks is traced.
+fn query_span(keys: usize) -> Option<Span> {
+    trace::begin("index_query").map(|span| span.with("keys", keys as u64))
+}
+
 impl Lookups {
     /// Remembers rows of `index` for `ttl`; with zero, remembers none.
     pub fn new(index: Arc<dyn Index>, ttl: Duration) -> Self {
@@ -86,7 +92,12 @@ impl Lookups {
             move |keys| {
                 counts.asked(keys.len());
                 let (index, cache) = (Arc::clone(&index), Arc::clone(&cache));
-                Box::pin(async move { look_up(index.as_ref(), &cache, &keys).await })
+                Box::pin(async move {
+                    let span = query_span(keys.len());
+                    let found = look_up(index.as_ref(), &cache, &keys).await;
+                    Span::done(span, &found);
+                    found
+                })
             }
         }));
         let deletes = Combiner::new(Box::new({
@@ -152,7 +163,10 @@ impl Lookups {
         }
         let since = self.moment();
         self.counts.asked(missing.len());
-        let mut rows = self.index.get_many(&missing).await?.into_iter();
+        let span = query_span(missing.len());
+        let rows = self.index.get_many(&missing).await;
+        Span::done(span, &rows);
+        let mut rows = rows?.into_iter();
         for (row, key) in found.iter_mut().zip(keys).filter(|(row, _)| row.is_none()) {
             *row = rows.next().flatten();
             if let Some(row) = row {
@@ -173,7 +187,10 @@ impl Lookups {
         let missing: Vec<String> = missing.map(|(_, key)| key.clone()).collect();
         if !missing.is_empty() {
             self.counts.asked(missing.len());
-            let answers = look_up(self.index.as_ref(), &self.cache, &missing).await?;
+            let span = query_span(missing.len());
+            let answers = look_up(self.index.as_ref(), &self.cache, &missing).await;
+            Span::done(span, &answers);
+            let answers = answers?;
             let places = found.iter_mut().filter(|row| is_missing(row));
             places.zip(answers).for_each(|(row, answer)| *row = answer);
         }
@@ -191,7 +208,10 @@ impl Lookups {
 
     async fn read(&self, key: &str) -> Result<Option<Record>> {
         let since = self.moment();
-        let row = self.index.get(key).await?;
+        let span = query_span(1);
+        let row = self.index.get(key).await;
+        Span::done(span, &row);
+        let row = row?;
         if let Some(row) = &row {
             self.cache.remember(since, key, row);
         }

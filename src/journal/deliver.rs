@@ -51,6 +51,7 @@ use crate::locks::KeyLocks;
 use crate::log::Level;
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
+use crate::trace::{self, Span};
 use crate::upload::limit::Permit;
 use crate::upload::{proof, usage_of, Pack, Place, Sent, Uploader};
 use crate::walrus::WHOLE;
@@ -136,6 +137,17 @@ impl<'a> Patience<'a> {
 /// While the datastore is being closed, preparing and storing are tried once. `first_permit` is for
 /// the first upload; later ones acquire a permit of their own.
 pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_permit: Permit) {
+    let span = trace::begin_tree("flush").map(|span| span.with("blocks", pack.len() as u64));
+    let scope = span.as_ref().map(Span::scope);
+    let well = trace::scoped(scope, deliver_pack(shared, pack, first_permit)).await;
+    if let Some(span) = span {
+        let error = (!well).then_some(&"the journal was closed before it was stored" as _);
+        span.end(error);
+    }
+}
+
+/// As [`deliver`]. Returns whether the pack was delivered.
+async fn deliver_pack(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_permit: Permit) -> bool {
     let parts = &shared.parts;
     let uploader = &parts.uploader;
     let closing = || shared.draining.load(Ordering::Acquire);
@@ -158,7 +170,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
                 if closing() {
                     flushed(false);
                     left_behind(parts, &e);
-                    return;
+                    return false;
                 }
                 stack.push(blocks);
                 first_permit = None;
@@ -198,7 +210,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
                 if closing() {
                     flushed(false);
                     left_behind(parts, &e);
-                    return;
+                    return false;
                 }
                 patience.after("storing a pack", &e).await;
                 stack.push(blocks);
@@ -212,6 +224,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_pe
         settle_in(parts, pack.blob_id(), blocks, &pack.places, &mut patience).await;
     }
     flushed(true);
+    true
 }
 
 /// Settles blocks whose rows an earlier process wrote, once their blob was read: that process may

@@ -12,6 +12,7 @@ use super::state::ReaderState;
 use super::{SharedReader, Want};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::metrics::Metrics;
+use crate::trace::{self, Span};
 use crate::walrus::Fetched;
 
 impl SharedReader {
@@ -78,7 +79,8 @@ impl SharedReader {
         flights.push(Arc::clone(&flight));
         let landing = (Arc::clone(self), name, Arc::clone(&flight));
         let of_task = Arc::clone(&flight);
-        self.spawn(async move {
+        let scope = trace::current();
+        self.spawn(trace::scoped(scope, async move {
             // Made here, and not before: a runtime that is shutting down drops the task at once, on
             // this thread, which holds the lock that a landing takes.
             let (inner, blob, flight) = landing;
@@ -96,7 +98,7 @@ impl SharedReader {
             let outcome = outcome.map_or_else(Outcome::Failed, Outcome::Landed);
             // Fails if the request was fetched ahead, and no get waits.
             let _ = landed.send(Some(outcome));
-        });
+        }));
         flight
     }
 
@@ -121,7 +123,9 @@ impl SharedReader {
         let len = range.end - range.start;
         Metrics::add(&self.metrics.read_windows, 1);
         let keeps = self.memory.entry_cap();
+        let span = trace::begin("window").map(|span| span.with("bytes", len));
         let read = self.store.read_window(blob, range.start, len, keeps).await;
+        Span::done(span, &read);
         let read = read.and_then(|fetched| match fetched.bytes.len() as u64 {
             all if fetched.whole && all >= range.end => Ok(fetched),
             part if !fetched.whole && part == len => Ok(fetched),

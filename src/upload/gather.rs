@@ -35,6 +35,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::Usage;
 use crate::locks::KeyGuard;
 use crate::log::Level;
+use crate::trace::{self, Scope};
 use crate::walrus::Body;
 
 /// The linger is this share of the time of a typical upload, so that it adds little to the wait of
@@ -53,6 +54,8 @@ pub(crate) struct NewBlock {
 
 struct Pending {
     block: NewBlock,
+    /// The trace of its writer.
+    scope: Option<Scope>,
     ticket: Arc<Ticket>,
     /// Whether a link says that it is a dag-pb node, and it is one.
     is_dag_pb: bool,
@@ -105,10 +108,12 @@ impl Packer {
     /// [`ErrorKind::Closed`] after [`close`](Self::close).
     pub(crate) fn submit(&self, blocks: Vec<NewBlock>, guard: Arc<KeyGuard>) -> Result<Waiting> {
         let (ticket, waiting) = Ticket::new(blocks.len());
+        let scope = trace::current();
         let pending = blocks
             .into_iter()
             .map(|block| Pending {
                 block,
+                scope: scope.clone(),
                 ticket: Arc::clone(&ticket),
                 is_dag_pb: false,
                 _guard: Arc::clone(&guard),
@@ -233,7 +238,11 @@ async fn gather(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<Vec<Pend
         {
             *is_dag_pb = order.is_dag_pb(&block.key, &block.value);
         }
-        uploads.spawn(upload(Arc::clone(&shared), pack, permit));
+        let scope = Scope::together(pack.iter().filter_map(|pending| pending.scope.as_ref()));
+        uploads.spawn(trace::scoped(
+            scope,
+            upload(Arc::clone(&shared), pack, permit),
+        ));
     }
     uploads.close();
     uploads.wait().await;

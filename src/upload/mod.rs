@@ -34,6 +34,7 @@ use crate::gone::Gone;
 use crate::index::{Blob, Index, KeyRecord, Record, Traces, Usage};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
+use crate::trace::{self, Span};
 use crate::walrus::{BlobStore, StoreOptions, StoreResult};
 
 pub(crate) mod adopt;
@@ -213,7 +214,13 @@ impl Uploader {
         let sent = self
             .format
             .store(blocks, &*self.store, &purchase, &self.quilts);
+        let span = trace::begin("upload").map(|span| {
+            let bytes: u64 = blocks.iter().map(P::len).sum();
+            span.with("blocks", blocks.len() as u64)
+                .with("bytes", bytes)
+        });
         let sent = caught(sent).await;
+        Span::done(span, &sent);
         if let Some(reuse) = &self.reuse {
             // Another process must not count on what was used. If it does, it buys for too short.
             if let Err(e) = caught(reuse.note(&*self.index)).await {
@@ -352,7 +359,11 @@ impl Uploader {
             rows.push(row);
         }
         if !rows.is_empty() {
-            caught(self.index.place(&pack.blob, &rows)).await?;
+            let span = trace::begin("index_write");
+            let span = span.map(|span| span.with("rows", rows.len() as u64));
+            let placed = caught(self.index.place(&pack.blob, &rows)).await;
+            Span::done(span, &placed);
+            placed?;
             self.metrics.usage_delta(delta);
         }
         Ok(())

@@ -17,6 +17,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
 use super::get::{Course, DRIPPING};
+use super::observe::{attempt_span, end_span};
 use super::retry::{Class, Failure, Rotation};
 use super::shared::Shared;
 use super::transport::one_line;
@@ -50,7 +51,9 @@ impl Shared {
             async move {
                 let aggregator = self.aggregators.get(index);
                 let begun = Instant::now();
+                let span = attempt_span("read_attempt", aggregator);
                 let fetched = self.get(aggregator, want, repeat, course).await;
+                end_span(span, &fetched);
                 let attempts = &self.aggregators.attempts;
                 attempts.took(begun.elapsed(), fetched.is_ok());
                 let fetched = fetched.and_then(|fetched| {

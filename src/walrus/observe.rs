@@ -1,8 +1,10 @@
-//! The metrics of a client's endpoints.
+//! The metrics of a client's endpoints, and the spans of attempts at them.
 
 use super::endpoints::{Endpoint, Endpoints};
+use super::retry::Failure;
 use super::tally::CAUSES;
 use crate::measure::Sample;
+use crate::trace::{self, Span};
 
 /// Everything about the endpoints of one kind. `role` is "publisher" or "aggregator".
 pub(super) fn samples(role: &'static str, endpoints: &Endpoints) -> Vec<Sample> {
@@ -85,6 +87,19 @@ fn hosts(endpoints: &Endpoints) -> Vec<Host> {
         }
     }
     hosts
+}
+
+/// A span of an attempt at an endpoint, if the call is traced.
+pub(super) fn attempt_span(name: &'static str, endpoint: &Endpoint) -> Option<Span> {
+    trace::begin(name).map(|span| span.with("host", &*host_of(endpoint)))
+}
+
+/// Ends the span of an attempt.
+pub(super) fn end_span<T>(span: Option<Span>, outcome: &Result<T, Failure>) {
+    if let Some(span) = span {
+        let reason = outcome.as_ref().err().map(|failure| &failure.reason);
+        span.end(reason.map(|reason| reason as _));
+    }
 }
 
 /// Host and port of an endpoint.

@@ -28,6 +28,7 @@ use url::Url;
 
 use super::blob_id;
 use super::endpoints::Endpoint;
+use super::observe::{attempt_span, end_span};
 use super::retry::{Class, Failure, Rotation};
 use super::shared::Shared;
 use super::transport::{explain, send_failure, BodyReader, ErrorAnswer, Progress, PIECE};
@@ -80,7 +81,9 @@ impl Shared {
                 let known = "does not take bodies of this size (answered 413 before)";
                 Err(Failure::new(Class::TooLarge, known))
             } else {
+                let span = attempt_span("upload_attempt", publisher);
                 let attempt = self.put(publisher, body, options).await;
+                end_span(span, &attempt);
                 let attempts = &self.publishers.attempts;
                 attempts.took(begun.elapsed(), attempt.is_ok());
                 attempt

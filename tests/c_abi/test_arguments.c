@@ -69,6 +69,7 @@ static void null_outputs(void) {
   CALL(BAD, "out is NULL", walrusds_open_metrics(handle, NULL, &err));
   FAILS_ZEROED(BAD, "out is NULL", found, walrusds_log_next(handle, NULL, &found, &err));
   FAILS_ZEROED(BAD, "found is NULL", out, walrusds_log_next(handle, &out, NULL, &err));
+  CALL(BAD, "out is NULL", walrusds_spans(NULL, &err));
   CALL(BAD, "out is NULL", walrusds_cancel_new(NULL, &err));
 
   /* The page whose output was NULL was not lost. */
@@ -116,6 +117,8 @@ static void error_is_optional(void) {
   CHECK_INT(walrusds_open_metrics(handle, &out, NULL), WALRUSDS_OK);
   walrusds_buf_free(&out);
   CHECK_INT(walrusds_log_next(handle, &out, &found, NULL), WALRUSDS_OK);
+  walrusds_buf_free(&out);
+  CHECK_INT(walrusds_spans(&out, NULL), WALRUSDS_OK);
   walrusds_buf_free(&out);
   CHECK_INT(walrusds_cancel_new(&token, NULL), WALRUSDS_OK);
   CHECK_INT(walrusds_cancel(token, NULL), WALRUSDS_OK);

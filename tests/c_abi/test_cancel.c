@@ -41,7 +41,7 @@ static void cancelled_before(void) {
   walrusds_query_options all = {.keys_only = true};
   put_text(handle, "/k", "v");
   OK(walrusds_query_open(handle, NULL, &all, &query, &err));
-  walrusds_call call = {token_new(), 0};
+  walrusds_call call = {token_new(), 0, NULL};
   OK(walrusds_cancel(call.cancel, &err));
   all_end(handle, query, &call, WALRUSDS_CANCELED, "cancelled");
   call.timeout_ms = 60000;
@@ -65,7 +65,7 @@ static void cancelled_before(void) {
 
 static void calls_with_a_token_that_is_not_cancelled(void) {
   walrusds_handle handle = 0;
-  walrusds_call call = {token_new(), 60000};
+  walrusds_call call = {token_new(), 60000, NULL};
   const char *config = config_for(net_url, net_url, "");
   const char *dir = new_dir();
   walrusds_buf out;
@@ -156,7 +156,7 @@ static void put_cancelled_during(void) { cancelled_during(1); }
 static void get_cancelled_during(void) { cancelled_during(0); }
 
 static int64_t late_once(walrusds_handle handle, int write) {
-  walrusds_call call = {0, 200};
+  walrusds_call call = {0, 200, NULL};
   walrusds_error err;
   walrusds_buf out = {NULL, 0, NULL};
   bool found = false;

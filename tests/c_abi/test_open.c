@@ -206,7 +206,7 @@ static void handles_that_are_none(void) {
   /* 1 << 3 | tag is the first handle of a kind, perhaps closed by now: not in the list. */
   for (size_t i = 0; i < sizeof garbage / sizeof *garbage; i++) {
     walrusds_page page;
-    walrusds_call call = {garbage[i], 0};
+    walrusds_call call = {garbage[i], 0, NULL};
     all_fail(garbage[i], WALRUSDS_INVALID_ARGUMENT);
     FAILS_ZEROED(WALRUSDS_INVALID_ARGUMENT, "query", page,
                  walrusds_query_next(garbage[i], NULL, &page, &err));

@@ -175,7 +175,7 @@ static void in_the_work(void) {
   walrusds_completion completion;
   size_t len;
   bool done;
-  walrusds_call call = {0, 60000}; /* with a deadline the wait is another */
+  walrusds_call call = {0, 60000, NULL}; /* with a deadline the wait is another */
   const char *config = config_for(net_url, net_url, "");
   const char *dir = new_dir();
 

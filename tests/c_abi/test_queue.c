@@ -29,7 +29,7 @@ static void start_get(walrusds_handle handle, const walrusds_call *call, const c
 
 /* The next outcome, which has to come soon. Its error is freed, its value is the caller's. */
 static walrusds_completion next(walrusds_queue queue, int32_t code) {
-  walrusds_call call = {0, 60000};
+  walrusds_call call = {0, 60000, NULL};
   walrusds_completion c;
   memset(&c, 0, sizeof c);
   size_t len = 0;
@@ -69,7 +69,7 @@ static void many_keys_at_once(void) {
   walrusds_lookup bad[] = {{S("/one"), 9, 9, true}, {NULL, 3, 9, 9, true}};
   CALL(BAD, "lookup 1: key is NULL", walrusds_get_sizes(handle, NULL, bad, 2, &err));
   for (int i = 0; i < 2; i++) CHECK(!bad[i].found && bad[i].size == 0 && bad[i].code == 0);
-  walrusds_call call = {0, 0};
+  walrusds_call call = {0, 0, NULL};
   OK(walrusds_cancel_new(&call.cancel, &err));
   OK(walrusds_cancel(call.cancel, &err));
   CALL(WALRUSDS_CANCELED, "cancelled", walrusds_get_sizes(handle, &call, lookups, count, &err));
@@ -111,7 +111,7 @@ static void from_memory(void) {
   OK(walrusds_get_start(handle, NULL, S("\xff"), queue, 2, &out, &found, &done, &err));
   CHECK(done && !found && out.data == NULL);
   /* The queue has no further completion. */
-  walrusds_call call = {0, 20};
+  walrusds_call call = {0, 20, NULL};
   walrusds_completion c;
   size_t len;
   FAILS_ZEROED(WALRUSDS_DEADLINE_EXCEEDED, "20 ms", len,
@@ -165,7 +165,7 @@ static void refused_before_they_start(void) {
   walrusds_buf out;
   walrusds_completion c;
   walrusds_op op = {7, S("/k"), S("v")};
-  walrusds_call call = {0, 20};
+  walrusds_call call = {0, 20, NULL};
   bool found, done;
   size_t len;
   FAILS_ZEROED(BAD, "queue", out,
@@ -197,7 +197,7 @@ static void refused_before_they_start(void) {
   CALL(BAD, "queue", walrusds_queue_close(handle, &err));
 
   /* Not even with a token that is cancelled already. */
-  walrusds_call cancelled = {0, 0};
+  walrusds_call cancelled = {0, 0, NULL};
   OK(walrusds_cancel_new(&cancelled.cancel, &err));
   OK(walrusds_cancel(cancelled.cancel, &err));
   FAILS_ZEROED(WALRUSDS_CANCELED, "cancelled", done,
@@ -217,7 +217,7 @@ static void given_up(void) {
   walrusds_handle handle = open_slow(", \"blobCacheBytes\": -1");
   walrusds_queue queue = queue_new();
   OK(walrusds_put(handle, NULL, S("/k"), S("value"), &err));
-  walrusds_call call = {0, 0}, late = {0, 50};
+  walrusds_call call = {0, 0, NULL}, late = {0, 50, NULL};
   bool done;
   OK(walrusds_cancel_new(&call.cancel, &err));
   walrusds_op op = {WALRUSDS_OP_PUT, S("/new"), S(new_value())};

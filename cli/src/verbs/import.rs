@@ -17,7 +17,7 @@ use walrusds::ErrorKind;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::output::{bytes, count, frost, things};
+use crate::output::{bytes, count, frost, things, wrapped};
 use crate::progress::Unit;
 use crate::source::Source;
 use crate::work;
@@ -270,7 +270,7 @@ fn text(report: &Report) -> String {
     let mut text = format!("{:<26}{}\n", "found", sum(imported.found));
     let mut line = |name: &str, of: Sum, note: &str| {
         if of.blocks > 0 {
-            text.push_str(&format!("{name:<26}{}{note}\n", sum(of)));
+            text.push_str(&wrapped(&format!("{name:<26}{}{note}", sum(of)), 26));
         }
     };
     line("here already", imported.known, "");
@@ -310,7 +310,7 @@ fn text(report: &Report) -> String {
             Trouble::Unreadable => "unreadable",
             _ => "refused",
         };
-        text.push_str(&format!("  {what}: {key}: {why}\n"));
+        text.push_str(&wrapped(&format!("  {what}: {key}: {why}"), 4));
     }
     if imported.left_out() > SHOWN as u64 {
         let more = count(imported.left_out() - SHOWN as u64);

@@ -121,6 +121,7 @@ pub fn calls(data: &[u8]) {
                     _ => handle(input, &known.tokens, &known.stores),
                 },
                 timeout_ms: [0, 0, 1, 50][usize::from(input.byte() % 4)],
+                trace: ptr::null(),
             };
             let call = if input.flag() { &call } else { ptr::null() };
             let store = handle(input, &known.stores, &known.queries);
@@ -344,6 +345,7 @@ fn ops(input: &mut Input<'_>) -> Vec<walrusds_op> {
 const NO_CALL: walrusds_call = walrusds_call {
     cancel: 0,
     timeout_ms: 0,
+    trace: std::ptr::null(),
 };
 
 const NO_COMPLETION: walrusds_completion = walrusds_completion {

@@ -12,6 +12,7 @@ use super::super::doctor::line;
 use crate::context::Context;
 use crate::environment;
 use crate::exit::Failure;
+use crate::output::wrapped_err;
 
 /// The settings that have options of their own.
 #[derive(Debug, clap::Args)]
@@ -69,6 +70,13 @@ fn settle(spec: &mut Map<String, Value>) {
     }
 }
 
+/// The configuration of these settings with the defaults.
+fn settled(spec: &Map<String, Value>) -> Result<Config, Failure> {
+    let mut whole = spec.clone();
+    settle(&mut whole);
+    checked(&whole)
+}
+
 /// The configuration of these settings.
 pub fn checked(spec: &Map<String, Value>) -> Result<Config, Failure> {
     let text = Value::Object(spec.clone()).to_string();
@@ -81,26 +89,68 @@ async fn ask(context: &Context, question: &str, default: &str) -> Result<String,
         "" => String::new(),
         default => format!(" [{default}]"),
     };
-    let mut err = std::io::stderr();
-    let _ = write!(err, "{question}{shown}: ");
-    let _ = err.flush();
-    let read = async {
-        let line = tokio::task::spawn_blocking(|| {
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line).map(|n| (n, line))
-        });
-        match line.await.map_err(|e| Failure::Failed(e.to_string()))? {
-            Ok((0, _)) | Err(_) => Err(Failure::Usage(
-                "the answers ended too early: give them as options (walrusds init --help)".into(),
-            )),
-            Ok((_, line)) => Ok(line),
+    loop {
+        let mut err = std::io::stderr();
+        let _ = write!(err, "{question}{shown}: ");
+        let _ = err.flush();
+        let read = async {
+            let line = tokio::task::spawn_blocking(|| {
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line).map(|n| (n, line))
+            });
+            Ok::<_, Failure>(line.await.map_err(|e| Failure::Failed(e.to_string()))?)
+        };
+        let read = context.or_stop("nothing was written", read).await;
+        if read.is_err() || matches!(read, Ok(Ok((0, _)))) {
+            // What follows does not stand in the line of the question.
+            let _ = writeln!(err);
         }
-    };
-    let line = context.or_stop("nothing was written", read).await?;
-    Ok(match line.trim() {
-        "" => default.to_owned(),
-        line => line.to_owned(),
-    })
+        match read? {
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                again(context, "the answer is no UTF-8 text");
+            }
+            Ok((0, _)) | Err(_) => {
+                return Err(Failure::Usage(
+                    "the answers ended too early: give them as options (walrusds init --help)"
+                        .into(),
+                ))
+            }
+            Ok((_, line)) => {
+                return Ok(match line.trim() {
+                    "" => default.to_owned(),
+                    line => line.to_owned(),
+                })
+            }
+        }
+    }
+}
+
+/// Says why a question is asked again.
+fn again(context: &Context, why: impl std::fmt::Display) {
+    context.note(wrapped_err(&why.to_string(), 2).trim_end());
+}
+
+/// Asks for a setting until the answer is one that the configuration takes.
+async fn choose(
+    context: &Context,
+    spec: &mut Map<String, Value>,
+    question: &str,
+    default: &str,
+    set: impl Fn(&mut Map<String, Value>, String),
+) -> Result<(), Failure> {
+    // What is wrong with the other settings is no reason to ask for this one again.
+    settled(spec)?;
+    loop {
+        let mut chosen = spec.clone();
+        set(&mut chosen, ask(context, question, default).await?);
+        match settled(&chosen) {
+            Ok(_) => {
+                *spec = chosen;
+                return Ok(());
+            }
+            Err(e) => again(context, e),
+        }
+    }
 }
 
 /// The answer to one question, tested: given beforehand, or asked for until it works.
@@ -138,8 +188,7 @@ async fn answer(
             for other in ["publisherURL", "aggregatorURL"] {
                 whole.entry(other).or_insert(url.clone());
             }
-            settle(&mut whole);
-            let config = checked(&whole)?;
+            let config = settled(&whole)?;
             let urls = match key {
                 "publisherURL" => &config.publishers,
                 _ => &config.aggregators,
@@ -169,8 +218,12 @@ async fn answer(
             None => return Ok(()),
             Some(_) if force && given => return Ok(()),
             Some(e) if given => return Err(e),
+            Some(Failure::Failed(_)) => {
+                again(context, format_args!("{key} does not work, as said above"));
+                spec.remove(key);
+            }
             Some(e) => {
-                context.note(e);
+                again(context, e);
                 spec.remove(key);
             }
         }
@@ -250,36 +303,53 @@ pub async fn complete(
         let mut guess = spec.clone();
         settle(&mut guess);
         let guess = guess["network"].as_str().unwrap_or("mainnet").to_owned();
-        let network = ask(context, "Network (mainnet, testnet)", &guess).await?;
-        spec.insert("network".into(), network.into());
+        let question = "Network (mainnet, testnet)";
+        choose(context, &mut spec, question, &guess, |spec, network| {
+            spec.insert("network".into(), network.into());
+        })
+        .await?;
     }
-    if asks && !spec.contains_key("indexPath") && !spec.contains_key("postgresURL") {
-        let question = "Index: sqlite, or the URL of a PostgreSQL database that nodes share";
-        let index = ask(context, question, "sqlite").await?;
-        if index != "sqlite" {
-            spec.insert("postgresURL".into(), index.into());
+    let asks = asks && !spec.contains_key("indexPath") && !spec.contains_key("postgresURL");
+    loop {
+        if asks {
+            let question = "Index (sqlite, or the URL of a PostgreSQL database)";
+            choose(context, &mut spec, question, "sqlite", |spec, index| {
+                if index != "sqlite" {
+                    spec.insert("postgresURL".into(), index.into());
+                }
+            })
+            .await?;
         }
-    }
-    settle(&mut spec);
-    let config = checked(&spec)?;
-    // The rest of the doctor's tests: index, disks, wallet.
-    let mut found: Vec<Diagnosis> = Vec::new();
-    let tests = async {
-        let mut on = |diagnosis: Diagnosis| {
-            if !["publisher", "aggregator"].contains(&diagnosis.part) {
-                found.push(diagnosis);
-            }
+        let mut whole = spec.clone();
+        settle(&mut whole);
+        let config = checked(&whole)?;
+        // The rest of the doctor's tests: index, disks, wallet.
+        let mut found: Vec<Diagnosis> = Vec::new();
+        let tests = async {
+            let mut on = |diagnosis: Diagnosis| {
+                if !["publisher", "aggregator"].contains(&diagnosis.part) {
+                    found.push(diagnosis);
+                }
+            };
+            let options = doctor::Options::default();
+            doctor::doctor(config.clone(), repo, &options, &mut on).await
         };
-        let options = doctor::Options::default();
-        doctor::doctor(config.clone(), repo, &options, &mut on).await
-    };
-    context.or_stop("nothing was written", tests).await?;
-    told(context, &found);
-    if !force && found.iter().any(|d| d.health == Health::Bad) {
-        return Err(Failure::Failed(
-            "something does not work, as said above: correct it, or add --force to write the repo all the same"
-                .to_owned(),
-        ));
+        context.or_stop("nothing was written", tests).await?;
+        told(context, &found);
+        let bad = |part: &str| {
+            let of = |d: &Diagnosis| d.health == Health::Bad && d.part == part;
+            found.iter().any(of)
+        };
+        if asks && bad("index") && spec.remove("postgresURL").is_some() {
+            again(context, "the index does not work, as said above");
+            continue;
+        }
+        if !force && found.iter().any(|d| d.health == Health::Bad) {
+            return Err(Failure::Failed(
+                "something does not work, as said above: correct it, or add --force to write the repo all the same"
+                    .to_owned(),
+            ));
+        }
+        return Ok((whole, config));
     }
-    Ok((spec, config))
 }
