@@ -184,7 +184,7 @@ async fn pass(
             break;
         }
     }
-    released(from, to, report).await?;
+    without_rows(from, to, report).await?;
     to.saw_epochs(&from.epochs().await?).await?;
     if whole {
         let total = to.usage().await?;
@@ -333,22 +333,26 @@ fn told(blob: &Blob) -> Blob {
     }
 }
 
-/// Copies the entries of blobs that are in no use any more: what was paid for them is known by them
-/// alone, and so are the objects to delete.
-async fn released(from: &dyn Index, to: &dyn Index, report: &mut CopyReport) -> Result<()> {
-    let mut after = String::new();
-    loop {
-        let page = from
-            .blobs_in_state(BlobState::Released, &after, PAGE)
-            .await?;
-        report.blobs += entries_alike(to, &page).await?;
-        let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
-        to.set_state(&ids, BlobState::Released).await?;
-        match page.last() {
-            Some(last) if page.len() >= PAGE => after = last.blob_id.clone(),
-            _ => return Ok(()),
+/// Copies the entries of blobs without rows: what was paid for them is known by them alone, and so
+/// are the objects to delete. Those that are in no use any more were released; the others have lost
+/// their rows since they were counted last.
+async fn without_rows(from: &dyn Index, to: &dyn Index, report: &mut CopyReport) -> Result<()> {
+    for state in [BlobState::Live, BlobState::Released] {
+        let mut after = String::new();
+        loop {
+            let page = from.blobs_in_state(state, &after, PAGE).await?;
+            report.blobs += entries_alike(to, &page).await?;
+            if state == BlobState::Released {
+                let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
+                to.set_state(&ids, state).await?;
+            }
+            match page.last() {
+                Some(last) if page.len() >= PAGE => after = last.blob_id.clone(),
+                _ => break,
+            }
         }
     }
+    Ok(())
 }
 
 fn bad(message: impl Into<String>) -> Error {
