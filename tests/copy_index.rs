@@ -1,13 +1,16 @@
 //! An index moves to another place while a node works with it; and indexes are backed up while a
 //! node works with them, and restored.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use testkit::citus::Citus;
 use testkit::mem::{key_of, noise};
 use testkit::postgres::{blocking, Postgres};
+use walrus_devnet::{Devnet, Options};
 use walrusds::clock::Sighting;
 use walrusds::index::copy::copy;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
@@ -115,6 +118,23 @@ async fn a_blob_that_is_stored_anew_with_an_earlier_end_is_copied() {
         same(&from, to).await;
     }
     first.close().await.unwrap();
+}
+
+/// The rows of a blob are deleted, and it was not counted since. Its entry is copied: no row would
+/// tell of its object, nor of what was paid for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_has_lost_its_rows_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = sqlite(&dir.path().join("from.sqlite")).await;
+    let to = sqlite(&dir.path().join("to.sqlite")).await;
+    fill(&from).await;
+    let rows = (3 * IN_A_BLOB..4 * IN_A_BLOB).map(row);
+    let keys: Vec<String> = rows.map(|row| row.key).collect();
+    from.delete_many(&keys).await.unwrap();
+    copy(&from, &to, Copying::Finish, &mut go_on).await.unwrap();
+    same(&from, &to).await;
+    let copied = to.blobs(&[entry(3).blob_id]).await.unwrap();
+    assert_eq!(copied[0].as_ref().map(|blob| blob.cost), Some(5_003));
 }
 
 /// All rows and entries of an index.
@@ -240,17 +260,7 @@ async fn an_index_moves_while_a_node_works_with_it() {
 
     // On to partitions.
     let db = pg.database();
-    pg.execute(
-        &db,
-        "CREATE TABLE walrus_index (
-            key TEXT COLLATE \"C\" PRIMARY KEY, blob_id TEXT NOT NULL, blob_offset BIGINT NOT NULL DEFAULT 0, size BIGINT NOT NULL,
-            deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ,
-            created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now()
-         ) PARTITION BY HASH (key)",
-    );
-    for n in 0..4 {
-        pg.execute(&db, &format!("CREATE TABLE walrus_index_{n} PARTITION OF walrus_index FOR VALUES WITH (MODULUS 4, REMAINDER {n})"));
-    }
+    pg.execute(&db, &documented_partitions());
     let second = postgres(&pg.url(&db)).await;
     let report = copy(&first, &second, Copying::Finish, &mut go_on)
         .await
@@ -338,15 +348,44 @@ async fn a_node_takes_its_journal_along() {
     node.close().await.unwrap();
 }
 
+/// The first block of code in a document that holds a text.
+fn block_of(document: &str, language: &str, text: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+    let document = std::fs::read_to_string(path).unwrap();
+    let fence = format!("```{language}\n");
+    let blocks = document.split(&*fence).skip(1);
+    let mut blocks = blocks.filter_map(|block| block.split("```").next());
+    let block = blocks.find(|block| block.contains(text));
+    block.expect(text).to_owned()
+}
+
+/// The table of docs/operations.md that is made before the first start.
+fn documented_table() -> String {
+    block_of("docs/operations.md", "sql", "CREATE TABLE walrus_index (\n")
+}
+
+/// The same table in the partitions of docs/operations.md.
+fn documented_partitions() -> String {
+    let table = documented_table();
+    let (table, _) = table.rsplit_once(");").expect("the table ends");
+    let block = block_of("docs/operations.md", "sql", " PARTITION OF ");
+    let lines: Vec<&str> = block.lines().collect();
+    let [first, _, last] = lines[..] else {
+        panic!("the first and the last partition are documented: {block}");
+    };
+    let part = |n: u32| {
+        let name = first.replace("walrus_index_0", &format!("walrus_index_{n}"));
+        name.replace("REMAINDER 0", &format!("REMAINDER {n}"))
+    };
+    assert_eq!(part(15), last);
+    let parts: Vec<String> = (0..16).map(part).collect();
+    format!("{table}) PARTITION BY HASH (key); {}", parts.join(" "))
+}
+
 /// The commands of docs/growing-the-index.md in the block that holds a text, with databases of the
 /// test in place of those that are named there.
 fn documented(text: &str, databases: &[(&str, &str)]) -> Vec<String> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growing-the-index.md");
-    let document = std::fs::read_to_string(path).unwrap();
-    let blocks = document.split("```sh\n").skip(1);
-    let mut blocks = blocks.filter_map(|block| block.split("```").next());
-    let block = blocks.find(|block| block.contains(text));
-    let mut block = block.expect("documented").to_owned();
+    let mut block = block_of("docs/growing-the-index.md", "sh", text);
     for (name, url) in databases {
         let name = format!("postgres://walrusds@db/{name}");
         assert!(block.contains(&name), "{name} is not named");
@@ -427,6 +466,173 @@ async fn the_documented_move() {
     for index in [&from as &dyn Index, &to] {
         index.close().await.unwrap();
     }
+}
+
+/// The key of the documented index in a file.
+const IN_A_FILE: &str = r#""indexPath": "walrusds-index.sqlite""#;
+
+/// A node with a journal, and the blocks that it has put and deleted.
+struct Node {
+    net: Devnet,
+    dir: tempfile::TempDir,
+    next: u64,
+    there: BTreeSet<u64>,
+    gone: BTreeSet<u64>,
+}
+
+fn block(n: u64) -> (String, bytes::Bytes) {
+    let value = noise(n, 500);
+    (key_of(&value), value)
+}
+
+impl Node {
+    async fn new() -> Node {
+        let options = Options {
+            cheap_ids: true,
+            ..Options::default()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("repo")).unwrap();
+        with_the_example(dir.path());
+        Node {
+            net: Devnet::start(options).await.unwrap(),
+            dir,
+            next: 0,
+            there: BTreeSet::new(),
+            gone: BTreeSet::new(),
+        }
+    }
+
+    /// Opens the node with the key that names its index. Blocks travel while it works, and some are
+    /// left in the journal when it stops.
+    async fn open(&self, index: &str) -> WalrusDatastore {
+        let url = self.net.url();
+        let json = format!(
+            r#"{{"publisherURL": "{url}", "aggregatorURL": "{url}", "epochs": 5, "epochDurationSeconds": 86400,
+                "journalPath": "journal", "packTargetSizeBytes": 8000, "packIdleFlushSeconds": 3600,
+                "drainTimeoutSeconds": 60, {index}}}"#
+        );
+        let config = Config::from_json(&json).unwrap();
+        let repo = self.dir.path().join("repo");
+        WalrusDatastore::open(config, &repo).await.unwrap()
+    }
+
+    /// Puts some blocks, which fill a pack, and deletes the oldest one.
+    async fn works(&mut self, store: &WalrusDatastore) {
+        for _ in 0..20 {
+            self.next += 1;
+            let (key, value) = block(self.next);
+            store.put(&key, value).await.unwrap();
+            self.there.insert(self.next);
+        }
+        let oldest = self.there.pop_first().expect("it has just put some");
+        store.delete(&block(oldest).0).await.unwrap();
+        self.gone.insert(oldest);
+    }
+
+    async fn has_all(&self, store: &WalrusDatastore) {
+        for n in &self.there {
+            let (key, value) = block(*n);
+            assert_eq!(store.get(&key).await.unwrap(), Some(value), "{n}");
+        }
+        for n in &self.gone {
+            assert_eq!(store.get(&block(*n).0).await.unwrap(), None, "{n}");
+        }
+    }
+
+    /// Moves the index by the documented commands: twice while the node works, and to the end when
+    /// it has stopped. `from` is the key that names the old index, `to` the URL of the new one.
+    async fn moves(&mut self, from: &str, to: &str) {
+        let documented = documented("copy_index", &[("walrusds", to)]);
+        let commands = documented.iter().map(|line| line.replace(IN_A_FILE, from));
+        let commands: Vec<String> = commands.collect();
+        assert!(commands.iter().any(|line| line.contains(from)), "{from}");
+        let stop = commands.iter().position(|line| line.starts_with("# stop"));
+        let (beside, without) = commands.split_at(stop.expect("the nodes stop"));
+
+        let store = self.open(from).await;
+        for _ in 0..2 {
+            let (dir, beside) = (self.dir.path().to_owned(), beside.to_vec());
+            let copying = tokio::task::spawn_blocking(move || run(&dir, &beside));
+            let mut worked = 0;
+            while worked < 3 || !copying.is_finished() {
+                self.works(&store).await;
+                worked += 1;
+            }
+            copying.await.unwrap();
+        }
+        store.close().await.unwrap();
+        run(self.dir.path(), without);
+        let file = self.dir.path().join("repo/walrusds-index.sqlite");
+        let to_index = postgres(to).await;
+        let from_index: Box<dyn Index> = match from.split('"').nth(3) {
+            Some(url) if url.starts_with("postgres://") => Box::new(postgres(url).await),
+            _ => Box::new(sqlite(&file).await),
+        };
+        same(&*from_index, &to_index).await;
+        for index in [&*from_index, &to_index] {
+            index.close().await.unwrap();
+        }
+        let store = self.open(&url_key(to)).await;
+        self.has_all(&store).await;
+        self.works(&store).await;
+        self.has_all(&store).await;
+        store.close().await.unwrap();
+    }
+}
+
+fn url_key(url: &str) -> String {
+    format!(r#""postgresURL": "{url}""#)
+}
+
+/// From the file to one PostgreSQL, and on to partitions, as documented. The node works on, with
+/// the journal that it had at the beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_moves_beside_a_node() {
+    let pg = Postgres::shared();
+    let mut node = Node::new().await;
+    let (one, in_parts) = (pg.database(), pg.database());
+    let (one, parts) = (pg.url(&one), pg.url(&in_parts));
+    node.moves(IN_A_FILE, &one).await;
+    pg.execute(&in_parts, &documented_partitions());
+    node.moves(&url_key(&one), &parts).await;
+    let filled = "SELECT count(*) > 0 FROM walrus_index_15";
+    assert_eq!(pg.scalar(&in_parts, filled), "t");
+}
+
+/// From one PostgreSQL to Citus, as documented, with a role that is no superuser.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn the_documented_move_to_citus_beside_a_node() {
+    let one = Postgres::start();
+    let one = one.url(&one.database());
+    let mut node = Node::new().await;
+    node.moves(IN_A_FILE, &one).await;
+    let cluster = Citus::start(2);
+    let pg = &cluster.coordinator;
+    let role = "CREATE ROLE walrusds LOGIN; CREATE SCHEMA walrusds AUTHORIZATION walrusds; \
+                ALTER ROLE walrusds IN DATABASE postgres SET search_path = walrusds";
+    pg.execute(
+        "postgres",
+        &format!("DROP EVENT TRIGGER walrusds_test_distribute; {role}"),
+    );
+    let distribute = block_of(
+        "docs/operations.md",
+        "sql",
+        "create_distributed_table('walrus_index',",
+    );
+    let url = pg.url_as("walrusds", "postgres");
+    blocking(|| {
+        let mut client = ::postgres::Client::connect(&url, ::postgres::NoTls).unwrap();
+        for sql in [documented_table(), distribute] {
+            client
+                .batch_execute(&sql)
+                .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        }
+    });
+    node.moves(&url_key(&one), &url).await;
+    let spread = "SELECT string_agg(DISTINCT table_name::text, ' ') FROM citus_shards";
+    assert_eq!(pg.scalar("postgres", spread), "walrusds.walrus_index");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -185,7 +185,7 @@ async fn pass(
             break;
         }
     }
-    released(from, to, report).await?;
+    without_rows(from, to, report).await?;
     to.saw_epochs(&from.epochs().await?).await?;
     if whole {
         let total = to.usage().await?;
@@ -334,13 +334,17 @@ fn told(blob: &Blob) -> Blob {
     }
 }
 
-/// Copies the entries of blobs that are in no use any more: what was paid for them is known by them
-/// alone, and so are the objects to delete.
-async fn released(from: &dyn Index, to: &dyn Index, report: &mut CopyReport) -> Result<()> {
-    for state in [BlobState::Released, BlobState::Deleting] {
+/// Copies the entries of blobs without rows: what was paid for them is known by them alone, and so
+/// are the objects to delete. Those that are in no use any more were released; the others have lost
+/// their rows since they were counted last.
+async fn without_rows(from: &dyn Index, to: &dyn Index, report: &mut CopyReport) -> Result<()> {
+    for state in [BlobState::Live, BlobState::Released, BlobState::Deleting] {
         let mut blobs = InState::new(from, state);
         while let Some(page) = blobs.next().await? {
             report.blobs += entries_alike(to, &page).await?;
+            if state == BlobState::Live {
+                continue;
+            }
             let ids: Vec<String> = page.iter().map(|blob| blob.blob_id.clone()).collect();
             to.set_state(&ids, BlobState::Released).await?;
             to.set_state(&ids, state).await?;

@@ -3,7 +3,7 @@
 //! `scripts/citus.sh` runs them.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use testkit::citus::Citus;
@@ -12,7 +12,7 @@ use testkit::{eventually, PATIENCE};
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::{Deleted, Index, KeyRange, KeyRecord, Ledger, Notes, Result, Rows, Usage};
 
-use crate::on_postgres::{carries_out_nothing_late, given_up, hasty, open};
+use crate::on_postgres::{carries_out_nothing_late, given_up, hasty, insist, open};
 use crate::shared::{keys, row};
 
 /// The blocks of SQL in a document that hold a text.
@@ -35,18 +35,6 @@ fn rows(range: std::ops::Range<usize>, blob: &str) -> Vec<KeyRecord> {
 
 fn keys_of(rows: &[KeyRecord]) -> Vec<String> {
     rows.iter().map(|row| row.key.clone()).collect()
-}
-
-/// Repeats a call for as long as it fails with an error that says that it may be repeated.
-async fn insist<T>(call: impl AsyncFn() -> Result<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        match call().await {
-            Ok(done) => return done,
-            Err(e) => assert!(e.is_retryable() && begun.elapsed() < PATIENCE, "{e}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// The statements of docs/operations.md, as a role that is no superuser.
@@ -343,7 +331,7 @@ async fn frozen_workers_carry_out_nothing_late() {
     let some = keys_of(&all);
     for case in ["put", "delete", "one put", "one delete", "move"] {
         let index = hasty(&cluster.url()).await;
-        index.put_many(&all).await.unwrap();
+        insist(async || index.put_many(&all).await).await;
         still("-STOP");
         match case {
             "put" => given_up(index.put_many(&late).await),
