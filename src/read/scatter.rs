@@ -26,8 +26,8 @@ use super::streams::{FRAME, TRUST};
 /// Random reads of a blob after which more than their blocks is fetched.
 const MANY: u32 = 32;
 
-/// A window has room for so many blocks, or is the largest: until there is credit for it, blocks are
-/// fetched alone. Of a short one, the cut blocks at its ends are a large part.
+/// A window has room for so many blocks, or is the largest: until there is credit for it, blocks
+/// are fetched alone. Of a short one, the cut blocks at its ends are a large part.
 const LEAST: u64 = 16;
 
 /// A read that is not further from the one before (bytes) may be of the same reader, which comes to
@@ -112,10 +112,11 @@ impl Scatter {
         }
     }
 
-    /// The window for a block at `range` that is not here: the block alone, or with bytes around it.
-    /// `gap`: from the end of what is here or on its way before it to the beginning of what is
+    /// The window for a block at `range` that is not here: the block alone, or with bytes around
+    /// it. `gap`: from the end of what is here or on its way before it to the beginning of what is
     /// behind it. The window laps over both by the length of the block, unless the block is next to
-    /// them: what lies there may begin or end within a block. The caller reports by [`fetched`](Self::fetched) what it did.
+    /// them: what lies there may begin or end within a block. The caller reports by
+    /// [`fetched`](Self::fetched) what it did.
     pub(super) fn window(&self, blob: &str, range: &Range<u64>, gap: &Range<u64>) -> Range<u64> {
         let hash = self.hasher.hash_one(blob);
         let Some(blob) = self.list.iter().find(|b| b.hash == hash) else {

@@ -190,7 +190,8 @@ impl Memory {
         self.shelf.lock().reused(id, start);
     }
 
-    /// Room for a window of `bytes`; `None` if those on their way would take more than [`ahead`](Self::ahead).
+    /// Room for a window of `bytes`; `None` if those on their way would take more than
+    /// [`ahead`](Self::ahead).
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let mut shelf = self.shelf.lock();
         if shelf.reserved.saturating_add(bytes) > self.ahead() {
