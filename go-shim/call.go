@@ -16,13 +16,14 @@ import (
 //   - reads and writes hold a thread only while few do (direct). Those beyond are started, and wait
 //     for a channel (queue.go). Starting and cancelling are short, but Go gives each C call a
 //     thread that lasts, so few do so at once (startCalls). What bounds the calls is memory: values
-//     that are read are as many as gateReads, those that are written take at most writeBytes;
+//     that are read are as many as gateReads (the engine bounds the bytes of those that are on
+//     their way to it), those that are written take at most writeBytes;
 //   - queries (a page, DiskUsage) and Sync hold a thread each while they run. An open query without
 //     a reader does not count.
 const (
 	directCalls = 8
 	startCalls  = 4
-	gateReads   = 128
+	gateReads   = 512
 	writeBytes  = 256 << 20
 	gateQueries = 16
 	gateSyncs   = 4

@@ -15,7 +15,7 @@ use walrusds::{ErrorKind, Op, Record, WalrusDatastore};
 const KIB: u64 = 1024;
 const BLOCK: u64 = 16 * KIB;
 
-/// Windows of 64 KiB to 1 MiB, 4 MiB on their way.
+/// Windows of 64 KiB to 1 MiB, 5 MiB on their way.
 const BUDGET: u64 = 16 << 20;
 const SMALL: &str = r#""blobCacheBytes":16777216,"#;
 
@@ -148,6 +148,28 @@ async fn readers_of_one_block_share_its_request() {
         reader.await.unwrap();
     }
     assert_eq!(file.reads(), [(77 * BLOCK, BLOCK)]);
+}
+
+#[tokio::test]
+async fn single_blocks_on_their_way_are_bounded_by_memory_and_all_come() {
+    // Each in a blob of its own.
+    let file = File::new(SMALL, 400, 1).await;
+    let most = (BUDGET / 4 / BLOCK) as usize;
+    let held = file.parts.store.hold_reads.write().await;
+    let readers: Vec<_> = (0..400).map(|n| file.spawn(n)).collect();
+    eventually("as many are asked for as have room", || {
+        file.reads().len() == most
+    })
+    .await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(file.reads().len(), most);
+    drop(held);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    assert_eq!(file.reads().len(), 400);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _};
 use testkit::mem::ManualClock;
 use walrusds::walrus::Check;
 use walrusds::{
@@ -19,9 +20,17 @@ struct Zeroes {
     bytes: AtomicU64,
     asked: AtomicU64,
     zeroes: Bytes,
+    /// How long each answer takes.
+    latency: Duration,
 }
 
 impl Zeroes {
+    async fn wait(&self) {
+        if !self.latency.is_zero() {
+            tokio::time::sleep(self.latency).await;
+        }
+    }
+
     fn part(&self, len: u64) -> Result<Bytes> {
         self.bytes.fetch_add(len, SeqCst);
         self.asked.fetch_add(1, SeqCst);
@@ -42,9 +51,11 @@ impl BlobStore for Zeroes {
         not_here()
     }
     async fn read_range(&self, _: &str, _: u64, len: u64, _: Check<'_>) -> Result<Bytes> {
+        self.wait().await;
         self.part(len)
     }
     async fn read_window(&self, _: &str, _: u64, len: u64, _: u64) -> Result<Fetched> {
+        self.wait().await;
         self.part(len).map(Fetched::from)
     }
     async fn read_patch(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
@@ -59,6 +70,8 @@ struct Rows {
     /// What a format puts before each block, and before all of them (bytes).
     frame: u64,
     head: u64,
+    /// The bytes of a blob.
+    len: u64,
 }
 
 impl Rows {
@@ -67,6 +80,7 @@ impl Rows {
             block,
             frame: 0,
             head: 0,
+            len: BLOB,
         }
     }
 
@@ -75,6 +89,7 @@ impl Rows {
             block,
             frame: 39,
             head: 69,
+            len: BLOB,
         }
     }
 
@@ -146,7 +161,7 @@ impl walrusds::Rows for Rows {
     async fn rows_from(&self, blob_id: &str, from: u64, limit: usize) -> Result<Vec<KeyRecord>> {
         let blob = blob_id.parse().unwrap();
         let before = from.saturating_sub(self.head + self.frame);
-        let all = before.div_ceil(self.frame + self.block)..BLOB / self.block;
+        let all = before.div_ceil(self.frame + self.block)..self.len / self.block;
         let rows = all
             .take(limit)
             .map(|n| KeyRecord::new(key(blob, n), self.row(blob, n)));
@@ -216,11 +231,17 @@ impl Blobs {
     }
 
     fn of(rows: Rows) -> Blobs {
+        Self::slow(rows, Duration::ZERO)
+    }
+
+    /// Of a store that takes so long for each answer.
+    fn slow(rows: Rows, latency: Duration) -> Blobs {
         let (index, block) = (Arc::new(rows), rows.block);
         let store = Arc::new(Zeroes {
             bytes: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             zeroes: vec![0; 2 * BLOB as usize].into(),
+            latency,
         });
         let config = r#"{"verifyReads":false,"publisherURL":"http://p","aggregatorURL":"http://a","indexPath":"i"}"#;
         let config = Config::from_json(config).unwrap();
@@ -399,4 +420,56 @@ async fn framing_between_blocks_costs_nothing() {
     }
     let (concat, car) = costs(&blobs);
     same("small files at random", concat, car);
+}
+
+/// By the clock of the test, which stands still while anything is computed: what the windows allow
+/// on a network that takes 150 ms for an answer and no time for its bytes.
+#[tokio::test(start_paused = true)]
+async fn the_rate_of_a_file_is_what_may_be_ahead_of_its_reader_in_each_answers_time() {
+    let (block, latency) = (256 << 10, Duration::from_millis(150));
+    let mut rows = Rows::concat(block);
+    rows.len = 1 << 30;
+    let blobs = Blobs::slow(rows, latency);
+    let began = tokio::time::Instant::now();
+    let mut first = None;
+    let reads = (0..rows.len / block).map(|n| blobs.read(0, n, 1));
+    let mut reads = stream::iter(reads).buffered(20);
+    let mut read = 0;
+    while reads.next().await.is_some() {
+        read += block;
+        if read >= 64 << 20 {
+            first.get_or_insert_with(|| began.elapsed());
+        }
+    }
+    let took = began.elapsed();
+    let rate = |bytes: u64, time: Duration| (bytes >> 20) as f64 / time.as_secs_f64();
+    let first = first.unwrap();
+    let later = rate(rows.len - (64 << 20), took - first);
+    let all = rate(rows.len, took);
+    let (asked, _) = blobs.cost();
+    println!("64 MiB in {first:?}, then {later:.0} MiB/s; {all:.0} MiB/s in all, {asked} requests");
+    assert!(later >= 480.0, "{later}");
+    assert!(all >= 420.0, "{all}");
+}
+
+/// 64 clients of a gateway, by the same clock: small files of a pack at random.
+#[tokio::test(start_paused = true)]
+async fn random_reads_of_a_blob_wait_less_and_less() {
+    let (block, latency) = (4 << 10, Duration::from_millis(150));
+    let mut rows = Rows::car(block);
+    rows.len = 40 << 20;
+    let mut blobs = Blobs::slow(rows, latency);
+    let (files, count) = (rows.len / block, 8000);
+    let picks: Vec<u64> = (0..count).map(|_| blobs.random(files)).collect();
+    let began = tokio::time::Instant::now();
+    let reads = picks.iter().map(|&n| blobs.read(0, n, 1));
+    let mut reads = stream::iter(reads).buffer_unordered(64);
+    while reads.next().await.is_some() {}
+    let rate = count as f64 / began.elapsed().as_secs_f64();
+    let (asked, bytes) = blobs.cost();
+    let times = bytes as f64 / (count * block) as f64;
+    println!("{rate:.0}/s, {asked} requests, fetched/wanted {times:.2}");
+    // 64 in 150 ms are 427 in a second.
+    assert!(rate >= 1500.0, "{rate:.0} a second");
+    assert!(times <= 4.0, "{times:.2}");
 }

@@ -28,6 +28,7 @@
 //! |---|---|
 //! | `memory` | bytes that were read or are on their way, under one budget |
 //! | `streams` | which gets follow each other, and the fetches that are worth it for them |
+//! | `scatter` | blobs that many read at random, and what is fetched along for them |
 //! | `extent` | where the blocks of a blob end |
 //! | `flight` | a request on its way, and the gets that wait for it |
 //! | `state` | the state of a reader, under one lock |
@@ -43,6 +44,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -61,6 +63,7 @@ mod flight;
 mod memory;
 mod requests;
 pub(crate) mod roots;
+mod scatter;
 mod state;
 mod streams;
 #[cfg(test)]
@@ -107,6 +110,9 @@ struct SharedReader {
     metrics: Arc<Metrics>,
     limits: Limits,
     state: Mutex<ReaderState>,
+    /// Room for single blocks on their way, in KiB.
+    room: Semaphore,
+    room_kib: u64,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -141,8 +147,10 @@ impl Reader {
         let memory = Memory::new(parts.memory_bytes, parts.beside_disk);
         let limits = Limits {
             window: WINDOW.min(memory.budget() / 16),
-            ahead: memory.budget() / 4,
+            ahead: memory.ahead(),
         };
+        let keeps = memory.budget() / 2;
+        let room_kib = requests::room_kib(&memory);
         Reader {
             inner: Arc::new(SharedReader {
                 index: parts.index,
@@ -150,7 +158,9 @@ impl Reader {
                 memory: Arc::new(memory),
                 metrics: parts.metrics,
                 limits,
-                state: Mutex::new(ReaderState::new(limits)),
+                state: Mutex::new(ReaderState::new(limits, keeps)),
+                room: Semaphore::new(room_kib as usize),
+                room_kib,
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
             }),
@@ -346,23 +356,26 @@ impl SharedReader {
         let mut found = look.piece();
         loop {
             if let Some(piece) = found.take() {
-                let bytes = match self.take(want, &piece) {
-                    Block::New(bytes) => bytes,
+                let (bytes, is_new) = match self.take(want, &piece) {
+                    Block::New(bytes) => (bytes, true),
                     Block::Again(bytes) => {
                         self.memory.reused(blob, piece.range().start);
-                        bytes
+                        (bytes, false)
                     }
                     Block::Wrong | Block::Outside => return Step::Alone,
                 };
                 Metrics::add(&self.metrics.read_hits, 1);
                 let mut state = self.state.lock();
-                let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
+                let id = *stream.get_or_insert_with(|| match is_new {
+                    true => state.note(blob, range, now),
+                    false => state.streams.note(blob, range, now),
+                });
                 self.go_on(&mut state, id, want, now);
                 return Step::Take(bytes);
             }
             let mut state = self.state.lock();
             if let Some(passenger) = state.join(blob, range) {
-                let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
+                let id = *stream.get_or_insert_with(|| state.note(blob, range, now));
                 self.go_on(&mut state, id, want, now);
                 return Step::Wait(passenger);
             }
@@ -372,9 +385,10 @@ impl SharedReader {
             if found.is_some() {
                 continue;
             }
-            let id = *stream.get_or_insert_with(|| state.streams.note(blob, range, now));
+            let id = *stream.get_or_insert_with(|| state.note(blob, range, now));
+            let is_barred = state.is_barred(blob, now);
             let cut = match id {
-                Some(noted) if !state.is_barred(blob, now) => state.window(noted, range, now),
+                Some(noted) if !is_barred => state.window(noted, range, now),
                 _ => Cut::End,
             };
             let end = match cut {
@@ -382,17 +396,25 @@ impl SharedReader {
                 Cut::At(end) if end > range.end => end,
                 Cut::At(_) | Cut::End => range.end,
             };
-            let window = match end > range.end {
-                true => self.gap(&state, blob, range, end),
-                false => range.clone(),
+            let is_random = !id.is_some_and(|noted| noted.follows);
+            let window = if end > range.end {
+                self.gap(&state, blob, range, end)
+            } else if is_random && !is_barred {
+                self.around(&state, blob, range)
+            } else {
+                range.clone()
             };
             let reserved = match window == *range {
                 true => None,
                 false => self.memory.reserve(window.end - window.start),
             };
+            let part = if reserved.is_some() { &window } else { range };
             if let Some(noted) = id {
-                let part = if reserved.is_some() { &window } else { range };
-                state.streams.fetched(noted.stream, part);
+                let of_stream = if is_random { range } else { part };
+                state.streams.fetched(noted.stream, of_stream);
+            }
+            if is_random {
+                state.scatter.fetched(blob, part);
             }
             let passenger = match reserved {
                 Some(reserved) => self
@@ -417,5 +439,12 @@ impl SharedReader {
         let least = self.limits.window / 16;
         let here = self.memory.gap(blob, range, wide, least);
         state.gap(blob, range, here, least)
+    }
+
+    /// The window for a random read.
+    fn around(&self, state: &ReaderState, blob: &str, range: &Range<u64>) -> Range<u64> {
+        let here = self.memory.gap(blob, range, 0..u64::MAX, 0);
+        let gap = state.gap(blob, range, here, 0);
+        state.scatter.window(blob, range, &gap)
     }
 }

@@ -7,13 +7,26 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::flight::{Flight, Outcome};
-use super::memory::{Block, Piece, Reservation};
+use super::memory::{Block, Memory, Piece, Reservation};
 use super::state::ReaderState;
 use super::{SharedReader, Want};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::trace::{self, Span};
 use crate::walrus::Fetched;
+
+const KIB: u64 = 1 << 10;
+
+/// Room for single blocks on their way (KiB), for this memory (bytes): as much as for windows.
+pub(super) fn room_kib(memory: &Memory) -> u64 {
+    match memory.enabled() {
+        true => (memory.budget() / 4 / KIB).clamp(1, MOST_ROOM),
+        false => MOST_ROOM,
+    }
+}
+
+/// The most of it (KiB).
+const MOST_ROOM: u64 = 64 << 10;
 
 impl SharedReader {
     pub(super) fn launch_window(
@@ -156,6 +169,9 @@ impl SharedReader {
     async fn read_block(&self, want: &Want<'_>) -> Result<Fetched> {
         let check = |bytes: &[u8]| want.check.judge(bytes);
         let (start, len) = (want.range.start, want.range.end - want.range.start);
+        let room = len.div_ceil(KIB).clamp(1, self.room_kib);
+        // It is never closed.
+        let _room = self.room.acquire_many(room as u32).await.ok();
         self.missed();
         let keeps = self.memory.entry_cap();
         self.store

@@ -11,6 +11,7 @@ use lru::LruCache;
 
 use super::extent::Extent;
 use super::flight::{Flight, Passenger};
+use super::scatter::Scatter;
 use super::streams::{Cut, Limits, Noted, Plan, Streams};
 use crate::dag::Nodes;
 
@@ -19,6 +20,7 @@ const EXTENTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 pub(super) struct ReaderState {
     pub(super) streams: Streams,
+    pub(super) scatter: Scatter,
     /// Links of the nodes that were read.
     pub(super) nodes: Nodes,
     /// Requests on their way, by blob.
@@ -36,9 +38,11 @@ fn cut(extents: &LruCache<Arc<str>, Extent>, blob: &str, from: u64, upto: u64) -
 }
 
 impl ReaderState {
-    pub(super) fn new(limits: Limits) -> Self {
+    /// `keeps`: what memory keeps (bytes).
+    pub(super) fn new(limits: Limits, keeps: u64) -> Self {
         ReaderState {
             streams: Streams::new(limits),
+            scatter: Scatter::new(limits.window / 16, keeps),
             nodes: Nodes::new(),
             flights: HashMap::new(),
             extents: LruCache::new(EXTENTS),
@@ -54,6 +58,16 @@ impl ReaderState {
     pub(super) fn is_barred(&self, blob: &str, now: Instant) -> bool {
         let extent = self.extents.peek(blob);
         extent.is_some_and(|extent| extent.is_barred(now))
+    }
+
+    /// Notes that a block is read, for the first time since it is in memory. `None` for a random
+    /// read, which belongs to no stream.
+    pub(super) fn note(&mut self, blob: &str, range: &Range<u64>, now: Instant) -> Option<Noted> {
+        let noted = self.streams.note(blob, range, now);
+        if !noted.is_some_and(|noted| noted.follows) {
+            self.scatter.read(blob, range, noted.is_none(), now);
+        }
+        noted
     }
 
     /// Where the window for a block that is not here ends.

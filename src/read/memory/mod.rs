@@ -97,6 +97,12 @@ impl Memory {
         self.budget / 4
     }
 
+    /// The most bytes of windows that are on their way, or lie before their readers: of the three
+    /// eighths that cold pieces take, as many as leave room for the window that is being read.
+    pub(super) fn ahead(&self) -> u64 {
+        self.budget / 16 * 5
+    }
+
     pub(super) fn enabled(&self) -> bool {
         self.budget > 0
     }
@@ -184,11 +190,11 @@ impl Memory {
         self.shelf.lock().reused(id, start);
     }
 
-    /// Room for a window of `bytes`; `None` if those on their way take a quarter of the budget
-    /// already.
+    /// Room for a window of `bytes`; `None` if those on their way would take more than
+    /// [`ahead`](Self::ahead).
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let mut shelf = self.shelf.lock();
-        if shelf.reserved.saturating_add(bytes) > self.budget / 4 {
+        if shelf.reserved.saturating_add(bytes) > self.ahead() {
             return None;
         }
         shelf.reserved += bytes;

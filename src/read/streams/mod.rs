@@ -39,6 +39,7 @@ mod tests;
 
 pub(super) use follow::next_of;
 pub(super) use plan::{Ahead, Plan};
+pub(super) use stream::TRUST;
 use stream::{Stream, ENTRANCE};
 
 /// A stream, or a first block, that was not read for so long is forgotten.

@@ -17,7 +17,7 @@ const GAP: u64 = 64 << 10;
 pub(super) const ENTRANCE: u64 = 4 << 20;
 
 /// How many bytes may be fetched for each byte that was read.
-pub(super) const TRUST: u64 = 4;
+pub(in crate::read) const TRUST: u64 = 4;
 
 /// What a format puts between blocks is at most this part of the blocks, where they are large.
 const FRAMING: u64 = 64;
