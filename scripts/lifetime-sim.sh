@@ -15,7 +15,8 @@
 # journal), SIM_WITHOUT=kills,liar,liars,clock (troubles to leave out: kills; the aggregator that is
 # asked first lies; all lie for two days; the clock is a year ahead), SIM_BOUGHT (epochs bought at a time,
 # default 5, and 2 with reuse), SIM_LEAD_DAYS (7), SIM_EPOCHS,
-# SIM_BLOCKS, SIM_SHARDS and SIM_PACK (the scale, see tests/lifetime-sim/src/main.rs).
+# SIM_BLOCKS, SIM_SHARDS and SIM_PACK (the scale, see tests/lifetime-sim/src/main.rs), SIM_TABLE=1 (what
+# was paid for at the end of each epoch). tests/lifetime-sim/model.py computes what to expect.
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"

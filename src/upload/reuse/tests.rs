@@ -287,6 +287,12 @@ impl BlobStore for Publisher {
 
 const MIB: usize = 1 << 20;
 
+/// Storage up to epoch 11 for 2 MiB and so much more that it is larger by so many steps: the encoded
+/// size grows by one for each 445,556 bytes.
+fn larger(steps: u64) -> Left {
+    left((2 << 20) + steps * 445_556, 11)
+}
+
 /// The answer about a blob of epoch 10 in this storage.
 fn answer(storage: Left, reused: Option<bool>) -> StoreResult {
     StoreResult::new("blob", storage.end)
@@ -324,33 +330,31 @@ async fn known_after<const N: usize>(known: &[Left], answers: [StoreResult; N]) 
 /// forgotten, and bought once more while it is there.
 #[tokio::test]
 async fn stores_under_way_together_may_get_each_other_s_storage() {
-    let mib = |tenths: u64| left(tenths * (MIB as u64 / 10), 11);
-    let exact = left(2 << 20, 11);
-    let known = [exact, mib(21), mib(22), mib(23)];
+    let exact = larger(0);
+    let known = [exact, larger(1), larger(2), larger(3)];
     for reused in [Some(true), None] {
-        let answers = [answer(mib(21), reused), answer(exact, reused)];
+        let answers = [answer(larger(1), reused), answer(exact, reused)];
         let left = known_after(&known, answers).await;
-        assert_eq!(left, [mib(22), mib(23)], "{reused:?}");
+        assert_eq!(left, [larger(2), larger(3)], "{reused:?}");
     }
     // In a circle, and one that was meant for none of them.
-    let answers = [mib(23), exact, mib(21)].map(|storage| answer(storage, Some(true)));
-    assert_eq!(known_after(&known, answers).await, [mib(22)]);
+    let answers = [larger(3), exact, larger(1)].map(|storage| answer(storage, Some(true)));
+    assert_eq!(known_after(&known, answers).await, [larger(2)]);
 }
 
 #[tokio::test]
 async fn what_the_publisher_left_alone_is_still_there() {
-    let mib = |tenths: u64| left(tenths * (MIB as u64 / 10), 11);
     // Storage of the wallet that this node did not know of.
-    let unknown = answer(left(2 << 20, 11), Some(true));
-    let known = [mib(21), mib(22)];
+    let unknown = answer(larger(0), Some(true));
+    let known = [larger(1), larger(2)];
     assert_eq!(known_after(&known, [unknown]).await, known);
-    // Bought, so nothing was there that fits; what is too small, or too short, may be.
-    let bought = answer(left(2 << 20, 11), Some(false));
-    let others = [left(1 << 20, 11), left(22 << 20, 10)];
-    let known = [others[0], others[1], mib(21), mib(22)];
-    assert_eq!(known_after(&known, [bought]).await, others);
+    // Bought, so nothing was there that fits; what is too small may be.
+    let bought = answer(larger(0), Some(false));
+    let small = left(1 << 20, 11);
+    let known = [small, larger(1), larger(2)];
+    assert_eq!(known_after(&known, [bought]).await, [small]);
     // The blob was there, so no storage was needed.
     let there = StoreResult::new("blob", 12);
-    let known = [mib(21), mib(22)];
+    let known = [larger(1), larger(2)];
     assert_eq!(known_after(&known, [there]).await, known);
 }
