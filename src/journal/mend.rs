@@ -79,7 +79,7 @@ impl Appender {
         let unsynced = frames.into_iter().filter(|(at, _)| *at >= open.synced.0);
         let entries = unsynced.flat_map(|(_, frame)| frame.entries);
         let key = |entry| match entry {
-            Entry::Put { key, .. } => Some(key.into()),
+            Entry::Put { key, .. } => Some(key),
             _ => None,
         };
         entries.filter_map(key).collect()

@@ -99,7 +99,7 @@ async fn ask(context: &Context, question: &str, default: &str) -> Result<String,
                 let mut line = String::new();
                 std::io::stdin().read_line(&mut line).map(|n| (n, line))
             });
-            Ok::<_, Failure>(line.await.map_err(|e| Failure::Failed(e.to_string()))?)
+            line.await.map_err(|e| Failure::Failed(e.to_string()))
         };
         let read = context.or_stop("nothing was written", read).await;
         if read.is_err() || matches!(read, Ok(Ok((0, _)))) {
