@@ -718,9 +718,9 @@ int32_t walrusds_queue_close(walrusds_queue queue, walrusds_error *err);
 /*
  Takes the spans that have ended in this process, the oldest first; never waits. A JSON array of
  objects: `name`; `trace_id` and `span_id` of the caller's span as hex (absent: the span belongs
- to no call); `begun_ns` and `ended_ns` (Unix, nanoseconds); `attributes`, an object of numbers and
- texts; `error`, where it failed; `children`, the parts of a span that belongs to no call. Up to
- 4,096 are kept, and the oldest are dropped first.
+ to no call); `begun_ns` and `ended_ns` (Unix, nanoseconds); `attributes`, an object of numbers
+ and texts; `error`, where it failed; `children`, the parts of a span that belongs to no call. Up
+ to 4,096 are kept, and the oldest are dropped first.
  */
 int32_t walrusds_spans(walrusds_buf *out, walrusds_error *err);
 

@@ -3,14 +3,14 @@
 //! **Problem.** The host has a tracer and the engine has none: it lives behind a C interface. And a
 //! call's work goes on in tasks of several parts.
 //!
-//! **Outline.** A call that belongs to a trace is worked on within a [`Scope`]; parts that hand work
-//! to a task of their own hand the scope along ([`current`], [`scoped`]). Where a span [`begin`]s
-//! without a scope, nothing happens: that costs one look into a variable of the thread. A span that
-//! has ended waits in a ring of the process until the host takes it ([`take`]) and makes it a child
-//! of its own span, at the same times.
+//! **Outline.** A call that belongs to a trace is worked on within a [`Scope`]; parts that hand
+//! work to a task of their own hand the scope along ([`current`], [`scoped`]). Where a span
+//! [`begin`]s without a scope, nothing happens: that costs one look into a variable of the thread.
+//! A span that has ended waits in a ring of the process until the host takes it ([`take`]) and
+//! makes it a child of its own span, at the same times.
 //!
-//! Work that belongs to no call, as that of the journal, is a tree of its own: [`begin_tree`]. There
-//! are such trees only while calls of the process are traced.
+//! Work that belongs to no call, as that of the journal, is a tree of its own: [`begin_tree`].
+//! There are such trees only while calls of the process are traced.
 //!
 //! **Bounds.** The ring holds [`MOST`] spans, and a tree as many; further spans are dropped.
 

@@ -85,7 +85,8 @@ impl Repo {
 }
 
 /// Runs a command on a terminal of 80 columns, presses Ctrl-C when its bar is there and a request
-/// meets the fault, and sees it end and say how to go on. Without the fault, the same command ends well on one of 200.
+/// meets the fault, and sees it end and say how to go on. Without the fault, the same command ends
+/// well on one of 200.
 async fn interrupted(
     net: &Devnet,
     home: &Path,

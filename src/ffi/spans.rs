@@ -10,9 +10,9 @@ use crate::trace::{take, Attribute, Ended};
 
 /// Takes the spans that have ended in this process, the oldest first; never waits. A JSON array of
 /// objects: `name`; `trace_id` and `span_id` of the caller's span as hex (absent: the span belongs
-/// to no call); `begun_ns` and `ended_ns` (Unix, nanoseconds); `attributes`, an object of numbers and
-/// texts; `error`, where it failed; `children`, the parts of a span that belongs to no call. Up to
-/// 4,096 are kept, and the oldest are dropped first.
+/// to no call); `begun_ns` and `ended_ns` (Unix, nanoseconds); `attributes`, an object of numbers
+/// and texts; `error`, where it failed; `children`, the parts of a span that belongs to no call. Up
+/// to 4,096 are kept, and the oldest are dropped first.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_spans(out: *mut walrusds_buf, err: *mut walrusds_error) -> i32 {
     // SAFETY: the caller's contract (see the head of `ffi`).

@@ -10,8 +10,9 @@
 //!   not give any more is reported as damaged.
 //! - They are written again before any other write, as the newest values of their keys, behind the
 //!   notes: each of those was written before the newest value of its key.
-//! - Where a block among them needs no upload any more, a deletion is written in its place: an older
-//!   value of its key, which the block had replaced, may lie in a file and must not come back.
+//! - Where a block among them needs no upload any more, a deletion is written in its place: an
+//!   older value of its key, which the block had replaced, may lie in a file and must not come
+//!   back.
 //! - A block that was written again and is staged no longer counts as `unnoted`: its deletion must
 //!   be written down.
 //!

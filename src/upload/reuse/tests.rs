@@ -287,8 +287,8 @@ impl BlobStore for Publisher {
 
 const MIB: usize = 1 << 20;
 
-/// Storage up to epoch 11 for 2 MiB and so much more that it is larger by so many steps: the encoded
-/// size grows by one for each 445,556 bytes.
+/// Storage up to epoch 11 for 2 MiB and so much more that it is larger by so many steps: the
+/// encoded size grows by one for each 445,556 bytes.
 fn larger(steps: u64) -> Left {
     left((2 << 20) + steps * 445_556, 11)
 }
@@ -304,6 +304,14 @@ fn answer(storage: Left, reused: Option<bool>) -> StoreResult {
 
 /// What is known to be left after stores of 2 MiB each that were all under way together.
 async fn known_after<const N: usize>(known: &[Left], answers: [StoreResult; N]) -> Vec<Left> {
+    known_after_stores::<N>(known, answers.to_vec()).await
+}
+
+/// The same after `N` stores, for which the publisher is asked as often as there are answers.
+async fn known_after_stores<const N: usize>(
+    known: &[Left],
+    answers: Vec<StoreResult>,
+) -> Vec<Left> {
     let (reuse, _) = reuse();
     known.iter().for_each(|left| reuse.give(*left));
     let purchase = Purchase {
@@ -311,7 +319,7 @@ async fn known_after<const N: usize>(known: &[Left], answers: [StoreResult; N]) 
         reuse: Some(Arc::new(reuse)),
     };
     let publisher = Publisher {
-        answers: Mutex::new(answers.to_vec()),
+        answers: Mutex::new(answers),
         all_there: tokio::sync::Barrier::new(N),
     };
     let store = |_| purchase.store(&publisher, Body::from(Bytes::from(vec![7; 2 * MIB])));
@@ -319,6 +327,7 @@ async fn known_after<const N: usize>(known: &[Left], answers: [StoreResult; N]) 
     for stored in futures_util::future::join_all(stores).await {
         stored.unwrap();
     }
+    assert!(publisher.answers.lock().is_empty());
     let reuse = purchase.reuse.unwrap();
     assert!(reuse.taken.lock().is_empty());
     let mut left = reuse.left.lock().clone();
@@ -353,8 +362,10 @@ async fn what_the_publisher_left_alone_is_still_there() {
     let small = left(1 << 20, 11);
     let known = [small, larger(1), larger(2)];
     assert_eq!(known_after(&known, [bought]).await, [small]);
-    // The blob was there, so no storage was needed.
+    // The blob was there, so no storage was needed; it is stored once more, as one of its own.
     let there = StoreResult::new("blob", 12);
+    let own = StoreResult::new("blob", 36).with_newly_created(true);
     let known = [larger(1), larger(2)];
-    assert_eq!(known_after(&known, [there]).await, known);
+    let left = known_after_stores::<1>(&known, vec![there, own]).await;
+    assert_eq!(left, known);
 }

@@ -15,8 +15,8 @@ const JOURNAL_MAX_BYTES: u64 = 4 << 30;
 
 /// Settles the read cache: on, unless it is off or the disk has no room for it. Files of the
 /// journal become files of the cache only on one file system, so it lies in the repo, as the
-/// journal does, or beside a journal that lies elsewhere. `free` tells the bytes that are free where a path will
-/// be. (go-shim/envspec/cache.go does the same.)
+/// journal does, or beside a journal that lies elsewhere. `free` tells the bytes that are free
+/// where a path will be. (go-shim/envspec/cache.go does the same.)
 pub fn settle(spec: &mut Map<String, Value>, repo: &Path, free: impl Fn(&Path) -> u64) {
     let text = |key: &str| spec.get(key).and_then(Value::as_str).map(str::to_owned);
     let (journal, named) = (text("journalPath"), text("cachePath"));
