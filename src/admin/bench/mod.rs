@@ -1,7 +1,7 @@
 //! How fast the index, the publishers, the aggregators and the disks of a configuration are, and
 //! which settings follow from that.
 //!
-//! [`bench`] measures them as they are, one after another, beside running nodes. It changes
+//! [`bench()`] measures them as they are, one after another, beside running nodes. It changes
 //! nothing. With [`Options::store`] it stores blobs for one epoch at each publisher, which is paid
 //! for ([`price`] tells how much, at most). It ends after [`Options::time`], or when it is told to
 //! stop, with what was measured until then. What cannot be measured says why, and the rest goes on.
