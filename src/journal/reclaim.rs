@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use super::disk_error;
 use super::frame::{self, Entry, Frame};
 use super::segment::Segment;
 use super::settled::Left;
 use super::writer::Appender;
+use crate::error::Result;
 use crate::log::Level;
 use crate::multihash::Multihash;
 use crate::read::disk::{Retired, JOURNAL_HEAD};
@@ -53,11 +55,7 @@ impl Appender {
                     _ => return,
                 }
             };
-            let removed = match self.retire(&oldest) {
-                true => Ok(None),
-                false => self.remove(&oldest),
-            };
-            match removed {
+            match self.take_out(&oldest) {
                 Ok(None) => {}
                 Ok(Some(aside)) => self.renamed(&oldest, &aside),
                 Err(e) => {
@@ -97,6 +95,21 @@ impl Appender {
             }
             self.inner.space.notify_waiters();
         }
+    }
+
+    /// Hands a file to the read cache, or removes it, or sets it aside and returns its new name.
+    fn take_out(&mut self, segment: &Segment) -> Result<Option<PathBuf>> {
+        let newest = self.current.as_ref().map(|open| open.segment.id);
+        if self.inner.syncs_later() && newest != Some(segment.id) {
+            // A key may have a newer value that is not on the disk yet, and the older one, which is,
+            // in this file: a power cut must not take both.
+            self.sync_all()?;
+        }
+        if self.retire(segment) {
+            return Ok(None);
+        }
+        let failed = |e| disk_error("removing it", &e);
+        self.remove(segment).map_err(failed)
     }
 
     /// Removes a file, or sets it aside.

@@ -165,6 +165,38 @@ fn a_sync_that_fails_revives_no_older_value() {
     }
 }
 
+/// The file of an older value that was synced is free once a newer one is there. It must not go
+/// before that one is on the disk: a power cut would take both.
+#[test]
+fn a_file_goes_when_what_replaced_its_values_is_on_the_disk() {
+    runtime().block_on(async {
+        let scene = Arc::new(Scene::with(JournalSync::Sync));
+        scene.put(one("/a", 100)).await.unwrap();
+        // The file is full.
+        scene.put(one("/fills", 70_000)).await.unwrap();
+        scene.put(one("/next", 100)).await.unwrap();
+        scene.journal.sync().await.unwrap();
+        assert_eq!(scene.journal.inner.state.lock().segments.len(), 2);
+        scene.disk.fail(Call::Sync, 0, u32::MAX);
+        scene.put(one("/a", 200)).await.unwrap();
+        let all = scene.journal.take_pack(Fill::new(Format::Concat, MAX));
+        let (fills, others) = all.into_iter().partition(|block| block.key() == "/fills");
+        scene.journal.put_back(others);
+        scene.journal.settle(fills).await;
+        // The thread that removes files has come to it.
+        let _ = scene.put_queued(one("/last", 100)).await;
+        let there: Vec<_> = after_all_is_lost(&scene).into_keys().collect();
+        assert!(there.contains(&"/a".to_owned()), "{there:?}");
+        scene.disk.recover();
+        scene.journal.sync().await.unwrap();
+        scene.journal.writer.reclaim();
+        scene.put_queued(one("/last", 100)).await.unwrap();
+        scene.journal.sync().await.unwrap();
+        let there: Vec<_> = after_all_is_lost(&scene).into_keys().collect();
+        assert_eq!(there, ["/a", "/last", "/next"]);
+    });
+}
+
 #[test]
 fn a_disk_that_cannot_be_synced_is_told_and_values_stay_readable() {
     runtime().block_on(async {
