@@ -77,7 +77,7 @@ func operation(ops []op) string {
 // spans gives the engine's spans to the tracer of the process: the parts of calls (lookups, windows,
 // attempts at endpoints, uploads), and what the journal does by itself, as traces of their own. The
 // engine keeps them until they are asked for: at the end of a call that is traced, and with the
-// engine's messages. Without traces nobody asks.
+// engine's messages. Without traces no call asks for it.
 var spans replayer
 
 type replayer struct {

@@ -667,7 +667,7 @@ async fn the_way_back_asks_the_disk_of_the_flatfs() {
 async fn the_repo_of_another_user_is_left_to_that_user() {
     let repo = Repo::sqlite().await;
     if !rustix::process::geteuid().is_root() {
-        // Nobody else may give a file away.
+        // Only root may give a file away.
         return;
     }
     std::os::unix::fs::chown(repo.path("config"), Some(4711), None).unwrap();

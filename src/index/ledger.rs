@@ -35,8 +35,8 @@ pub enum BlobState {
     /// blob. Readers of other nodes may still use it for a while, and a block may be brought back
     /// ([`super::Deleted`]): what matters is the number of live blocks, counted anew.
     Released,
-    /// Its object is being deleted on the chain, or was by a process that has ended since. Who
-    /// stores the same bytes gets another object: from then on the entry tells of that one alone.
+    /// Its object is being deleted on the chain, or was by a process that has ended since. A store
+    /// of the same bytes gets another object: from then on the entry tells of that one alone.
     Deleting,
 }
 

@@ -503,7 +503,7 @@ fn can_be_deleted(parts: &RenewalParts, blob: &Blob) -> bool {
     blob.deletable && !blob.object_id.is_empty() && !parts.epoch_clock.is_over(end)
 }
 
-/// Marks the blobs that have had no rows for the time of grace: from then on, whoever stores the
+/// Marks the blobs that have had no rows for the time of grace: from then on, a store of the
 /// same bytes does not rely on their objects.
 async fn mark_dead(parts: &RenewalParts) -> Result<()> {
     let now = parts.clock.now();

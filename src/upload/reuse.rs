@@ -202,7 +202,7 @@ impl Reuse {
     }
 }
 
-/// A store that is under way, and the storage that is meant for it. If it is given up, nobody knows
+/// A store that is under way, and the storage that is meant for it. If it is given up, it is not known
 /// whether that was used, and it is forgotten.
 struct UnderWay<'a> {
     reuse: &'a Reuse,
@@ -247,7 +247,7 @@ impl UnderWay<'_> {
             *other = meant;
             return;
         }
-        // Else nobody here knew of it.
+        // Else this node did not know of it.
         if let Some(place) = left.iter().position(|left| *left == used) {
             left.swap_remove(place);
         }

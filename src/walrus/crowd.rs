@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_is_let_in_when_another_has_ended() {
+    async fn a_waiting_read_is_let_in_when_another_has_ended() {
         let crowd = Crowd::default();
         let mut members = fill(&crowd);
         let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(crowd.join())).collect();
