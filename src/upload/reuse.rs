@@ -202,8 +202,8 @@ impl Reuse {
     }
 }
 
-/// A store that is under way, and the storage that is meant for it. If it is given up, it is not known
-/// whether that was used, and it is forgotten.
+/// A store that is under way, and the storage that is meant for it. If it is given up, it is not
+/// known whether that was used, and it is forgotten.
 struct UnderWay<'a> {
     reuse: &'a Reuse,
     number: u64,
