@@ -5,8 +5,6 @@
 //! of pages that the system clears first, or leave a hole between others that the allocator keeps:
 //! a quarter of a second of CPU per GiB, or a hundred MiB of memory too much.
 
-use std::io::{self, Read};
-
 use bytes::Bytes;
 use parking_lot::Mutex;
 
@@ -25,7 +23,6 @@ const TOGETHER: usize = 8 << 20;
 static POOL: Mutex<Pool> = Mutex::new(Pool {
     idle: Vec::new(),
     bytes: 0,
-    most: IDLE,
 });
 
 struct Pool {
@@ -33,8 +30,6 @@ struct Pool {
     idle: Vec<Vec<u8>>,
     /// The sum of their capacities (bytes).
     bytes: usize,
-    /// The most that this may be (bytes).
-    most: usize,
 }
 
 impl Pool {
@@ -51,34 +46,10 @@ impl Pool {
         buffer.clear();
         self.bytes += buffer.capacity();
         self.idle.push(buffer);
-        self.trim();
-    }
-
-    fn trim(&mut self) {
-        while self.bytes > self.most {
+        while self.bytes > IDLE {
             let oldest = self.idle.remove(0);
             self.bytes -= oldest.capacity();
         }
-    }
-}
-
-/// More idle memory than otherwise, until this is dropped: for work that has many buffers on their
-/// way and gives them back many at a time.
-pub(crate) struct Roomy(usize);
-
-impl Roomy {
-    /// So many bytes more.
-    pub(crate) fn new(bytes: usize) -> Roomy {
-        POOL.lock().most += bytes;
-        Roomy(bytes)
-    }
-}
-
-impl Drop for Roomy {
-    fn drop(&mut self) {
-        let mut pool = POOL.lock();
-        pool.most -= self.0;
-        pool.trim();
     }
 }
 
@@ -98,31 +69,6 @@ impl Buffer {
 
     pub(crate) fn extend_from_slice(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Appends what `from` gives, and returns how many bytes that were. The buffer never grows:
-    /// `None` if there is more than it has room for, and what was read so far is dropped.
-    pub(crate) fn read_from(&mut self, from: &mut impl Read) -> io::Result<Option<usize>> {
-        let before = self.0.len();
-        let room = self.0.capacity() - before;
-        let read = from.take(room as u64).read_to_end(&mut self.0);
-        // Whether the end was met shows by one byte more.
-        let more = match read {
-            Ok(read) if read == room => from.read(&mut [0]),
-            Ok(_) => Ok(0),
-            Err(e) => Err(e),
-        };
-        match more {
-            Ok(0) => Ok(Some(self.0.len() - before)),
-            more => {
-                self.0.truncate(before);
-                more.map(|_| None)
-            }
-        }
     }
 }
 
@@ -184,7 +130,6 @@ mod tests {
         let mut pool = Pool {
             idle: Vec::new(),
             bytes: 0,
-            most: IDLE,
         };
         assert!(pool.take(LEAST).is_none());
         pool.give(vec![7; 16 << 20]);
@@ -201,20 +146,6 @@ mod tests {
             (2, 18 << 20),
             "the oldest went"
         );
-    }
-
-    #[test]
-    fn a_buffer_takes_what_it_has_room_for() {
-        let mut buffer = Buffer::with_capacity(0);
-        buffer.0.reserve_exact(10);
-        let room = buffer.0.capacity();
-        assert_eq!(buffer.read_from(&mut &[1, 2, 3][..]).unwrap(), Some(3));
-        let more = vec![7; room - 2];
-        assert_eq!(buffer.read_from(&mut &more[..]).unwrap(), None);
-        assert_eq!(buffer.0, [1, 2, 3]);
-        assert_eq!(buffer.read_from(&mut &more[1..]).unwrap(), Some(room - 3));
-        assert_eq!(buffer.read_from(&mut &[][..]).unwrap(), Some(0));
-        assert_eq!((buffer.len(), buffer.0.capacity()), (room, room));
     }
 
     #[test]

@@ -132,6 +132,8 @@ static void in_the_entry(void) {
   PANICS(IN_ENTRY, walrusds_metrics(handle, &out, &err));
   /* entry: walrusds_open_metrics */
   PANICS(IN_ENTRY, walrusds_open_metrics(handle, &out, &err));
+  /* entry: walrusds_spans */
+  PANICS(IN_ENTRY, walrusds_spans(&out, &err));
   /* entry: walrusds_log_next */
   PANICS(IN_ENTRY, walrusds_log_next(handle, &out, &found, &err));
   /* entry: walrusds_cancel_new */

@@ -43,7 +43,6 @@ use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::buffer::Roomy;
 use crate::datastore::Inspection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::WalrusDatastore;
@@ -76,8 +75,6 @@ use target::Target;
 const BATCH: usize = 1000;
 /// Bytes of blocks that are here already and are looked up at once.
 const BATCH_BYTES: u64 = 4 << 20;
-/// The most idle memory that is kept for the next blocks (bytes).
-const IDLE: usize = 128 << 20;
 /// Lookups that run at once.
 const LOOKUPS: usize = 4;
 /// The most bytes of blocks that are here already and are on their way to a pack.
@@ -165,12 +162,6 @@ async fn run(
     };
     let halt = stop.child_token();
     let mut packs = Packs::new(target.clone(), options.memory_bytes, halt.clone());
-    // The buffers of a pack come back together.
-    let _roomy = Roomy::new(
-        usize::try_from(options.memory_bytes / 4)
-            .unwrap_or(IDLE)
-            .min(IDLE),
-    );
     let mut ended = {
         // Lookups and reads are tasks of their own. They go on while the packs wait for memory, and
         // so for uploads: a connection whose answer is not read would hold up the lookups of these

@@ -2,8 +2,6 @@
 //! and whether these hash to their keys.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
@@ -13,7 +11,6 @@ use super::report::{Named, Options, Report, Trouble};
 use super::target::Target;
 use super::{Batch, Held};
 use crate::admin::flatfs::read_block;
-use crate::buffer::Buffer;
 use crate::dag;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::KeyRecord;
@@ -233,7 +230,7 @@ impl Piece {
         let check = move || {
             let mut report = report;
             let mut ready = Vec::with_capacity(fetched.len());
-            for (key, name, len, dag_pb, got) in read_files(fetched) {
+            for (key, name, len, dag_pb, got) in fetched {
                 check_one(key, name, len, dag_pb, got, &mut ready, &mut report);
             }
             (ready, report, held)
@@ -242,40 +239,6 @@ impl Piece {
             .await
             .map_err(|e| Error::new(ErrorKind::Internal, format!("reading blocks: {e}")))
     }
-}
-
-/// A block, and what came of it: key in the datastore, key in the source, length that the source
-/// tells (bytes), whether a CID says that it is a dag-pb node.
-type Fetched = (String, String, u64, bool, Got);
-
-/// Reads the files of a piece into one buffer of the pool. (A buffer for each would consist of
-/// pages that the system clears first, each time anew.) What does not fit is left for later.
-fn read_files(mut fetched: Vec<Fetched>) -> Vec<Fetched> {
-    let len_of = |one: &Fetched| match one {
-        (.., len, _, Got::File(_)) => usize::try_from(*len).unwrap_or(0),
-        _ => 0,
-    };
-    let mut buffer = Buffer::with_capacity(fetched.iter().map(len_of).sum());
-    let mut places: Vec<(usize, Range<usize>)> = Vec::with_capacity(fetched.len());
-    for (at, one) in fetched.iter_mut().enumerate() {
-        let (.., got) = one;
-        let Got::File(path) = got else {
-            continue;
-        };
-        let begin = buffer.len();
-        let read = File::open(&path).and_then(|mut file| buffer.read_from(&mut file));
-        match read {
-            Ok(Some(len)) => places.push((at, begin..begin + len)),
-            Ok(None) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => *got = Got::Gone,
-            Err(e) => *got = Got::Failed(format!("{}: {e}", path.display())),
-        }
-    }
-    let all = Bytes::from(buffer);
-    for (at, range) in places {
-        fetched[at].4 = Got::Bytes(all.slice(range));
-    }
-    fetched
 }
 
 /// Reads a file, and checks the bytes of a block.
