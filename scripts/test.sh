@@ -24,7 +24,7 @@ if [[ ${1:-} == --full ]]; then full=1 PARTS_TARGET=test-full; fi
 
 # cargo_test FLAGS...: with the features of the whole workspace, so that no part compiles anything
 # again.
-cargo_test=("$CARGO" test --locked --workspace)
+cargo_test=("$CARGO" test --locked --workspace --no-fail-fast)
 # The engine's test programs that are no part of their own.
 engine=()
 for file in tests/*.rs; do
