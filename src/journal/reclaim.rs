@@ -101,8 +101,8 @@ impl Appender {
     fn take_out(&mut self, segment: &Segment) -> Result<Option<PathBuf>> {
         let newest = self.current.as_ref().map(|open| open.segment.id);
         if self.inner.syncs_later() && newest != Some(segment.id) {
-            // A key may have a newer value that is not on the disk yet, and the older one, which is,
-            // in this file: a power cut must not take both.
+            // A key may have a newer value that is not on the disk yet, and the older one, which
+            // is, in this file: a power cut must not take both.
             self.sync_all()?;
         }
         if self.retire(segment) {
