@@ -2,9 +2,9 @@
 # Usage: scripts/demo.sh        (make demo, make demo POSTGRES=1)
 #
 # Shows walrusds at work, on this machine alone: builds it, starts a local Walrus and a real Kubo
-# node with walrusds built in, adds this source tree and a large file, restarts the node, reads
-# everything back and compares, unpins, collects garbage, and says what was stored and what it would
-# cost.
+# node with walrusds built in, adds this source tree and a large file, restarts the node without
+# its read cache, reads everything back and compares, unpins, collects garbage, and says what was
+# stored and what it would cost.
 #
 # Environment: POSTGRES=1 (index in a Postgres that is started here, instead of an embedded one),
 # DEMO_MIB (size of the large file, default 256), IPFS_VERSION, KEEP=1 (leave the directory behind).
@@ -110,15 +110,19 @@ step "restarting the node: first, the rest of the write journal goes to Walrus"
 t=$(now)
 stop_node
 stop_time=$(since "$t")
+# Else what was just added would be read from this disk.
+rm -rf "$IPFS_PATH/walrusds-cache"
 start_node
-echo "stopped in $stop_time, up again"
+echo "stopped in $stop_time, read cache removed, up again"
 
-step "reading everything back"
+step "reading everything back, from Walrus"
+sent=$(admin bytes_out)
 t=$(now)
 "$IPFS" cat "$large" | cmp - "$work/large" || die "the large file came back different"
 read_time=$(since "$t")
 "$IPFS" get -o "$work/out/tree" "$tree" >/dev/null 2>&1 || die "the tree could not be read"
 diff -r "$work/in" "$work/out/tree" || die "the tree came back different"
+(($(admin bytes_out) - sent >= mib << 20)) || die "the aggregator has not given that much"
 echo "identical, byte for byte ($mib MiB in $read_time)"
 
 # `ipfs repo stat` counts what the index holds.
