@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use testkit::citus::Citus;
 use testkit::mem::{key_of, noise};
-use testkit::postgres::{blocking, Postgres};
+use testkit::postgres::{blocking, execute_at, Postgres};
 use walrus_devnet::{Devnet, Options};
 use walrusds::clock::Sighting;
 use walrusds::index::copy::copy;
@@ -610,26 +610,15 @@ async fn the_documented_move_to_citus_beside_a_node() {
     node.moves(IN_A_FILE, &one).await;
     let cluster = Citus::start(2);
     let pg = &cluster.coordinator;
-    let role = "CREATE ROLE walrusds LOGIN; CREATE SCHEMA walrusds AUTHORIZATION walrusds; \
-                ALTER ROLE walrusds IN DATABASE postgres SET search_path = walrusds";
-    pg.execute(
-        "postgres",
-        &format!("DROP EVENT TRIGGER walrusds_test_distribute; {role}"),
-    );
     let distribute = block_of(
         "docs/operations.md",
         "sql",
         "create_distributed_table('walrus_index',",
     );
-    let url = pg.url_as("walrusds", "postgres");
-    blocking(|| {
-        let mut client = ::postgres::Client::connect(&url, ::postgres::NoTls).unwrap();
-        for sql in [documented_table(), distribute] {
-            client
-                .batch_execute(&sql)
-                .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
-        }
-    });
+    let url = cluster.plain_role();
+    for sql in [documented_table(), distribute] {
+        execute_at(&url, &sql);
+    }
     node.moves(&url_key(&one), &url).await;
     let spread = "SELECT string_agg(DISTINCT table_name::text, ' ') FROM citus_shards";
     assert_eq!(pg.scalar("postgres", spread), "walrusds.walrus_index");

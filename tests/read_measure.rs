@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use testkit::mem::{key_of, noise};
 use walrus_devnet::{Devnet, Options as Walrus};
 use walrusds::{Config, Op, WalrusDatastore};
@@ -111,15 +113,9 @@ impl Cold {
 
 /// The same numbers below `end` in every run.
 fn random(seed: u64, end: usize) -> impl Iterator<Item = usize> {
-    let mut state = seed;
-    std::iter::repeat_with(move || {
-        // splitmix64
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % end as u64) as usize
-    })
+    StdRng::seed_from_u64(seed)
+        .random_iter::<u64>()
+        .map(move |n| (n % end as u64) as usize)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use testkit::eventually;
 use testkit::mem::{key_of, noise};
 use testkit::node::{files, metric, Node, BUSY, IDLE};
 use walrusds::{Op, WalrusDatastore};
@@ -36,11 +36,10 @@ async fn put_all(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
 
 /// Waits until all is on Walrus and the journal has given its files away.
 async fn uploaded(node: &Node, store: &WalrusDatastore) {
-    let started = Instant::now();
-    while metric(store, "journal_disk_bytes") > 0 || !files(&node.cache(), "retiring").is_empty() {
-        assert!(started.elapsed() < testkit::PATIENCE, "never uploaded");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("all is uploaded", || {
+        metric(store, "journal_disk_bytes") == 0 && files(&node.cache(), "retiring").is_empty()
+    })
+    .await;
     assert!(node.segments().is_empty());
 }
 
@@ -58,11 +57,10 @@ async fn taken(node: &Node, store: &WalrusDatastore) {
 
 /// Waits until the cache knows what is in its files.
 async fn loaded(store: &WalrusDatastore) {
-    let started = Instant::now();
-    while metric(store, "disk_cache_bytes") == 0 {
-        assert!(started.elapsed() < testkit::PATIENCE, "never loaded");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the cache is loaded", || {
+        metric(store, "disk_cache_bytes") > 0
+    })
+    .await;
 }
 
 async fn read_all(store: &WalrusDatastore, blocks: &[(String, Bytes)]) {
@@ -180,12 +178,23 @@ fn open_split(node: &Node, pace: &str) -> WalrusDatastore {
     node.open_cached(&node.cache(), &extra)
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < testkit::PATIENCE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+/// Blocks that have travelled while their files stay: a block in front of them is one that no
+/// publisher takes. Returns that block, and the others.
+async fn behind_a_stuck_one(
+    node: &Node,
+    store: &WalrusDatastore,
+) -> (String, Vec<(String, Bytes)>) {
+    node.parts.store.max_body.store(7000, SeqCst);
+    let stuck = noise(7, 20_000);
+    let stuck = [(key_of(&stuck), stuck)];
+    put_all(store, &stuck).await;
+    let puts = &node.parts.store.puts;
+    eventually("the large block is tried", || puts.load(SeqCst) > 0).await;
+    let blocks = blocks();
+    put_all(store, &blocks).await;
+    eventually("one block is left", || metric(store, "journal_blocks") == 1).await;
+    let [(stuck, _)] = stuck;
+    (stuck, blocks)
 }
 
 /// Files leave the journal oldest first: one block that no publisher takes keeps them all.
@@ -193,18 +202,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 async fn what_has_travelled_is_read_here_while_its_file_stays() {
     let node = Node::new();
     let store = open_split(&node, BUSY);
-    node.parts.store.max_body.store(7000, SeqCst);
-    let stuck = noise(7, 20_000);
-    let stuck = [(key_of(&stuck), stuck)];
-    put_all(&store, &stuck).await;
-    let puts = &node.parts.store.puts;
-    until("the large block is tried", || puts.load(SeqCst) > 0).await;
-    let blocks = blocks();
-    put_all(&store, &blocks).await;
-    until("one block is left", || {
-        metric(&store, "journal_blocks") == 1
-    })
-    .await;
+    let (stuck, blocks) = behind_a_stuck_one(&node, &store).await;
     assert!(node.segments().len() > 2, "the files stay");
     let known: HashSet<String> = node.parts.store.blobs.lock().keys().cloned().collect();
     let asked = |node: &Node| {
@@ -234,14 +232,14 @@ async fn what_has_travelled_is_read_here_while_its_file_stays() {
     // journal sees it.
     let dropped = killed.crashed();
     let again = open_split(&dropped, IDLE);
-    again.delete(&stuck[0].0).await.unwrap();
+    again.delete(&stuck).await.unwrap();
     again.close().await.unwrap();
     let again = open_split(&dropped, IDLE);
-    until("the cache has the files", || dropped.segments().is_empty()).await;
+    eventually("the cache has the files", || dropped.segments().is_empty()).await;
     read_all(&again, &blocks).await;
     assert_eq!(asked(&dropped), before);
     let retiring = || !files(&dropped.cache(), "retiring").is_empty();
-    until("the files have their names", || !retiring()).await;
+    eventually("the files have their names", || !retiring()).await;
     let hits = metric(&again, "disk_cache_hits");
     read_all(&again, &blocks).await;
     let hits = metric(&again, "disk_cache_hits") - hits;
@@ -263,17 +261,7 @@ async fn what_has_travelled_is_read_here_while_its_file_stays() {
 async fn damage_to_what_has_travelled_costs_misses_alone() {
     let node = Node::new();
     let store = open_split(&node, BUSY);
-    node.parts.store.max_body.store(7000, SeqCst);
-    let stuck = noise(7, 20_000);
-    put_all(&store, &[(key_of(&stuck), stuck)]).await;
-    let puts = &node.parts.store.puts;
-    until("the large block is tried", || puts.load(SeqCst) > 0).await;
-    let blocks = blocks();
-    put_all(&store, &blocks).await;
-    until("one block is left", || {
-        metric(&store, "journal_blocks") == 1
-    })
-    .await;
+    let (_, blocks) = behind_a_stuck_one(&node, &store).await;
     for (_, value) in blocks.iter().step_by(3) {
         node.damage(value);
     }

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use bytes::Bytes;
 use serde_json::{json, Value};
-use testkit::mem::{key_of, noise};
-use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Op as Http, Options};
-use walrusds::{Config, Op, WalrusDatastore};
+use walrus_devnet::{FaultAction, FaultPlan, FaultRule, Op as Http};
+
+mod repo;
+
+use repo::{walrus, Repo};
 
 /// A program's end.
 struct Ran {
@@ -52,53 +53,7 @@ fn walrusds(repo: &Path, args: &[&str]) -> Ran {
     }
 }
 
-struct Repo {
-    net: Devnet,
-    dir: tempfile::TempDir,
-    blocks: Vec<(String, Bytes)>,
-}
-
-async fn walrus() -> Devnet {
-    let options = Options {
-        cheap_ids: true,
-        ..Options::default()
-    };
-    Devnet::start(options).await.expect("local Walrus")
-}
-
 impl Repo {
-    /// A repo with six blocks in two blobs.
-    async fn new() -> Repo {
-        let net = walrus().await;
-        let dir = tempfile::tempdir().unwrap();
-        let url = net.url();
-        let spec = json!({
-            "type": "walrusds", "publisherURL": url, "aggregatorURL": url, "indexPath": "index.sqlite",
-            "epochDurationSeconds": 86_400, "epochs": 5, "packTargetSizeBytes": 40_000, "maxRetries": 0,
-        });
-        let mount =
-            json!({"mountpoint": "/blocks", "type": "measure", "prefix": "w", "child": spec});
-        let kubo =
-            json!({"Identity": {}, "Datastore": {"Spec": {"type": "mount", "mounts": [mount]}}});
-        std::fs::write(dir.path().join("config"), kubo.to_string()).unwrap();
-        let mut plain = spec;
-        plain.as_object_mut().unwrap().remove("type");
-        let config = Config::from_json(&plain.to_string()).unwrap();
-        let node = WalrusDatastore::open(config, dir.path()).await.unwrap();
-        let mut blocks = Vec::new();
-        for pack in 0..2 {
-            let mut batch = Vec::new();
-            for n in 0..3 {
-                let value = noise(pack * 3 + n, 10_000);
-                blocks.push((key_of(&value), value.clone()));
-                batch.push(Op::Put(key_of(&value), value));
-            }
-            node.commit(batch).await.unwrap();
-        }
-        node.close().await.unwrap();
-        Repo { net, dir, blocks }
-    }
-
     fn run(&self, args: &[&str]) -> Ran {
         walrusds(self.dir.path(), args)
     }

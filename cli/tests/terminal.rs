@@ -5,65 +5,19 @@ use std::process::Command;
 
 use bytes::Bytes;
 use serde_json::{json, Value};
-use testkit::mem::{key_of, noise};
-use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Op as Http, Options};
-use walrusds::{Config, Op, WalrusDatastore};
+use walrus_devnet::{Devnet, FaultAction, FaultPlan, FaultRule, Op as Http};
+use walrusds::{Config, WalrusDatastore};
 
 mod pty;
+mod repo;
 
 use pty::{Ended, Terminal};
+use repo::{blocks, walrus, Repo};
 
 /// Bytes of a pack: three blocks.
 const PACK: &str = "40000";
 
-struct Repo {
-    net: Devnet,
-    dir: tempfile::TempDir,
-    blocks: Vec<(String, Bytes)>,
-}
-
-async fn walrus() -> Devnet {
-    let options = Options {
-        cheap_ids: true,
-        ..Options::default()
-    };
-    Devnet::start(options).await.expect("local Walrus")
-}
-
-fn blocks(seeds: std::ops::Range<u64>) -> Vec<(String, Bytes)> {
-    let value = seeds.map(|seed| noise(seed, 10_000));
-    value.map(|value| (key_of(&value), value)).collect()
-}
-
 impl Repo {
-    /// A repo with six blocks in two blobs.
-    async fn new() -> Repo {
-        let net = walrus().await;
-        let url = net.url();
-        let mut spec = json!({
-            "type": "walrusds", "publisherURL": url, "aggregatorURL": url, "indexPath": "index.sqlite",
-            "epochDurationSeconds": 86_400, "epochs": 5, "packTargetSizeBytes": 40_000, "maxRetries": 0,
-        });
-        let repo = Repo {
-            net,
-            dir: tempfile::tempdir().unwrap(),
-            blocks: blocks(0..6),
-        };
-        let mount =
-            json!({"mountpoint": "/blocks", "type": "measure", "prefix": "w", "child": spec});
-        let kubo =
-            json!({"Identity": {}, "Datastore": {"Spec": {"type": "mount", "mounts": [mount]}}});
-        std::fs::write(repo.path("config"), kubo.to_string()).unwrap();
-        spec.as_object_mut().unwrap().remove("type");
-        let node = repo.open(&spec).await;
-        for pack in repo.blocks.chunks(3) {
-            let batch = pack.iter().map(|(k, v)| Op::Put(k.clone(), v.clone()));
-            node.commit(batch.collect()).await.unwrap();
-        }
-        node.close().await.unwrap();
-        repo
-    }
-
     async fn open(&self, spec: &Value) -> WalrusDatastore {
         let config = Config::from_json(&spec.to_string()).unwrap();
         WalrusDatastore::open(config, self.dir.path())
@@ -320,8 +274,8 @@ const AGGREGATOR: &str = "Aggregator (base URL";
 const NETWORK: &str = "Network (mainnet, testnet)";
 const INDEX: &str = "Index (sqlite, or the URL";
 
-/// Every answer of `init` that cannot be is explained, and asked for again; what was answered
-/// before stays. The texts stand in docs/check-and-repair.md and docs/command.md.
+/// `init` explains each wrong answer, asks that question again, and keeps the answers to the
+/// questions before it. The texts stand in docs/check-and-repair.md and docs/command.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn init_asks_until_the_answers_can_be() {
     let net = walrus().await;

@@ -43,22 +43,8 @@ fn keys_of(rows: &[KeyRecord]) -> Vec<String> {
 async fn the_documented_steps() {
     let cluster = Citus::start(2);
     let pg = &cluster.coordinator;
-    let role = "CREATE ROLE walrusds LOGIN; CREATE SCHEMA walrusds AUTHORIZATION walrusds; \
-                ALTER ROLE walrusds IN DATABASE postgres SET search_path = walrusds";
-    pg.execute(
-        "postgres",
-        &format!("DROP EVENT TRIGGER walrusds_test_distribute; {role}"),
-    );
-    let url = pg.url_as("walrusds", "postgres");
-    let run = |sql: &str| {
-        let (url, sql) = (url.clone(), sql.to_owned());
-        testkit::postgres::blocking(move || {
-            let mut client = postgres::Client::connect(&url, postgres::NoTls).unwrap();
-            client
-                .batch_execute(&sql)
-                .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
-        });
-    };
+    let url = cluster.plain_role();
+    let run = |sql: &str| testkit::postgres::execute_at(&url, sql);
     let [table, ..] = &documented("CREATE TABLE walrus_index (\n")[..] else {
         panic!("the table is not documented");
     };

@@ -89,7 +89,7 @@ impl Terminal {
     /// Waits until the program has written this, after what it had written when `types` was called
     /// last.
     pub async fn shows(&self, from: usize, part: &str) {
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(120);
+        let until = std::time::Instant::now() + testkit::PATIENCE;
         loop {
             let text = self.text();
             if text.get(from..).is_some_and(|text| text.contains(part)) {

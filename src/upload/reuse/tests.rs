@@ -107,15 +107,34 @@ fn full_packs_fit_into_what_full_packs_have_left() {
     assert_eq!(reuse.full_pack(most), most);
 }
 
-/// Notes how it is asked to store, and stores nothing.
-#[derive(Default)]
-struct Asked(Mutex<Vec<StoreOptions>>);
+/// A publisher that notes how it is asked to store, and answers by a function. It has so many
+/// stores under way before it answers the first of them.
+struct Publisher<F> {
+    asked: Mutex<Vec<StoreOptions>>,
+    answer: F,
+    all_there: tokio::sync::Barrier,
+}
+
+impl<F> Publisher<F> {
+    fn new(together: usize, answer: F) -> Self {
+        Publisher {
+            asked: Mutex::default(),
+            answer,
+            all_there: tokio::sync::Barrier::new(together),
+        }
+    }
+}
 
 #[async_trait::async_trait]
-impl BlobStore for Asked {
+impl<F> BlobStore for Publisher<F>
+where
+    F: Fn(StoreOptions) -> Result<StoreResult> + Send + Sync + 'static,
+{
     async fn store(&self, _: Body, options: StoreOptions) -> Result<StoreResult> {
-        self.0.lock().push(options);
-        Err(nothing())
+        self.asked.lock().push(options);
+        let answer = (self.answer)(options);
+        self.all_there.wait().await;
+        answer
     }
 
     async fn read(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
@@ -143,8 +162,8 @@ async fn a_store_that_fails_leaves_the_storage_to_the_next_one() {
         options,
         reuse: Some(Arc::new(reuse)),
     };
-    let asked = Asked::default();
-    let store = || purchase.store(&asked, Body::from(Bytes::from_static(b"x")));
+    let publisher = Publisher::new(1, |_| Err(nothing()));
+    let store = || purchase.store(&publisher, Body::from(Bytes::from_static(b"x")));
     store().await.unwrap_err();
     purchase.reuse.as_ref().unwrap().give(left(1, 12));
     store().await.unwrap_err();
@@ -153,33 +172,7 @@ async fn a_store_that_fails_leaves_the_storage_to_the_next_one() {
         epochs: 1,
         ..options.with_reuse(true)
     };
-    assert_eq!(*asked.0.lock(), [options, again, again]);
-}
-
-/// Answers a store that looks in the wallet with an object that is there.
-#[derive(Default)]
-struct Finds(Asked);
-
-#[async_trait::async_trait]
-impl BlobStore for Finds {
-    async fn store(&self, _: Body, options: StoreOptions) -> Result<StoreResult> {
-        self.0 .0.lock().push(options);
-        let object = if options.reuse { "there" } else { "new" };
-        let answer = StoreResult::new("blob", 12).with_object_id(Some(object.to_owned()));
-        Ok(answer.with_newly_created(!options.reuse))
-    }
-
-    async fn read(&self, blob: &str, check: Check<'_>) -> Result<Bytes> {
-        self.0.read(blob, check).await
-    }
-
-    async fn read_range(&self, blob: &str, at: u64, len: u64, check: Check<'_>) -> Result<Bytes> {
-        self.0.read_range(blob, at, len, check).await
-    }
-
-    async fn read_patch(&self, patch: &str, check: Check<'_>) -> Result<Bytes> {
-        self.0.read_patch(patch, check).await
-    }
+    assert_eq!(*publisher.asked.lock(), [options, again, again]);
 }
 
 /// The object that is there may be another index's, or about to be deleted as one without rows.
@@ -192,7 +185,12 @@ async fn an_object_that_is_in_the_wallet_already_is_not_relied_on() {
         options,
         reuse: Some(Arc::new(reuse)),
     };
-    let finds = Finds::default();
+    // A store that looks in the wallet finds an object there.
+    let finds = Publisher::new(1, |options: StoreOptions| {
+        let object = if options.reuse { "there" } else { "new" };
+        let answer = StoreResult::new("blob", 12).with_object_id(Some(object.to_owned()));
+        Ok(answer.with_newly_created(!options.reuse))
+    });
     let body = Body::from(Bytes::from_static(b"x"));
     let stored = purchase.store(&finds, body).await.unwrap();
     assert_eq!(stored.object_id.as_deref(), Some("new"));
@@ -200,7 +198,7 @@ async fn an_object_that_is_in_the_wallet_already_is_not_relied_on() {
         epochs: 1,
         ..options.with_reuse(true)
     };
-    assert_eq!(*finds.0 .0.lock(), [asked, options]);
+    assert_eq!(*finds.asked.lock(), [asked, options]);
     // The storage was not used.
     assert_eq!(purchase.reuse.unwrap().packs(1), 1);
 }
@@ -258,33 +256,6 @@ fn what_is_not_there_is_forgotten() {
     assert_eq!(*reuse.left.lock(), [small, short]);
 }
 
-/// A publisher that has so many stores under way before it answers the first of them.
-struct Publisher {
-    answers: Mutex<Vec<StoreResult>>,
-    all_there: tokio::sync::Barrier,
-}
-
-#[async_trait::async_trait]
-impl BlobStore for Publisher {
-    async fn store(&self, _: Body, _: StoreOptions) -> Result<StoreResult> {
-        let answer = self.answers.lock().remove(0);
-        self.all_there.wait().await;
-        Ok(answer)
-    }
-
-    async fn read(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
-        Err(nothing())
-    }
-
-    async fn read_range(&self, _: &str, _: u64, _: u64, _: Check<'_>) -> Result<Bytes> {
-        Err(nothing())
-    }
-
-    async fn read_patch(&self, _: &str, _: Check<'_>) -> Result<Bytes> {
-        Err(nothing())
-    }
-}
-
 const MIB: usize = 1 << 20;
 
 /// Storage up to epoch 11 for 2 MiB and so much more that it is larger by so many steps: the
@@ -318,16 +289,17 @@ async fn known_after_stores<const N: usize>(
         options: StoreOptions::new(26).with_deletable(true),
         reuse: Some(Arc::new(reuse)),
     };
-    let publisher = Publisher {
-        answers: Mutex::new(answers),
-        all_there: tokio::sync::Barrier::new(N),
-    };
+    let answers = Arc::new(Mutex::new(answers));
+    let publisher = Publisher::new(N, {
+        let answers = Arc::clone(&answers);
+        move |_| Ok(answers.lock().remove(0))
+    });
     let store = |_| purchase.store(&publisher, Body::from(Bytes::from(vec![7; 2 * MIB])));
     let stores = std::array::from_fn::<usize, N, _>(|i| i).map(store);
     for stored in futures_util::future::join_all(stores).await {
         stored.unwrap();
     }
-    assert!(publisher.answers.lock().is_empty());
+    assert!(answers.lock().is_empty());
     let reuse = purchase.reuse.unwrap();
     assert!(reuse.taken.lock().is_empty());
     let mut left = reuse.left.lock().clone();

@@ -108,6 +108,18 @@ impl Citus {
         self.workers.iter().for_each(Postgres::stop_with_process);
     }
 
+    /// Makes a role that is no superuser, with a schema for its tables alone. Returns its URL. No
+    /// table is distributed by itself any more.
+    pub fn plain_role(&self) -> String {
+        let role = "CREATE ROLE walrusds LOGIN; CREATE SCHEMA walrusds AUTHORIZATION walrusds; \
+                    ALTER ROLE walrusds IN DATABASE postgres SET search_path = walrusds";
+        self.coordinator.execute(
+            "postgres",
+            &format!("DROP EVENT TRIGGER walrusds_test_distribute; {role}"),
+        );
+        self.coordinator.url_as("walrusds", "postgres")
+    }
+
     /// The URL of the database that every server has, for [`VARIABLE`].
     pub fn url(&self) -> String {
         self.coordinator.url_as(USER, "postgres")

@@ -427,14 +427,7 @@ impl Postgres {
 
     /// Runs SQL as superuser. Not from async code (use [`blocking`]).
     pub fn execute(&self, database: &str, sql: &str) {
-        let (url, sql) = (self.url(database), sql.to_owned());
-        blocking(move || {
-            let mut client = postgres::Client::connect(&url, postgres::NoTls)
-                .expect("connecting to the test server");
-            client
-                .batch_execute(&sql)
-                .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
-        });
+        execute_at(&self.url(database), sql);
     }
 
     /// First column of the first row of a query, as text.
@@ -485,6 +478,17 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.down_now();
     }
+}
+
+/// Runs statements at this URL.
+pub fn execute_at(url: &str, sql: &str) {
+    blocking(|| {
+        let mut client =
+            postgres::Client::connect(url, postgres::NoTls).expect("connecting to the test server");
+        client
+            .batch_execute(sql)
+            .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    });
 }
 
 /// Runs blocking database code from async code as well.
