@@ -385,7 +385,7 @@ fn renewal(config: &Config, uploader: &Arc<Uploader>) -> RenewalParts {
         // Every blob is due in one round before its end at least.
         lead: config
             .renew_lead
-            .max(config.renew_interval.saturating_mul(3) / 2),
+            .max(lifetime::time_of_rounds(config.renew_interval, 1)),
         epoch: config.epoch_duration,
         chain: config.walrus_command.clone().map(lifetime::chain_of),
         n_shards: u16::try_from(config.n_shards).unwrap_or(u16::MAX),

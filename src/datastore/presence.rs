@@ -116,6 +116,12 @@ pub(super) struct Presence {
     tidied: bool,
 }
 
+/// The name of this machine. A text with a zero byte fits no database.
+pub(crate) fn machine() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().replace('\0', "")
+}
+
 impl Presence {
     /// `None` for a node that has no place for its name.
     pub(super) fn new(
@@ -194,10 +200,8 @@ impl Presence {
                 self.name = format!("{PREFIX}{name}");
             }
         }
-        let host = rustix::system::uname();
         let note = NodeNote {
-            // A text with a zero byte fits no database.
-            host: host.nodename().to_string_lossy().replace('\0', ""),
+            host: machine(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: seconds(self.clock.now()),
             closed,

@@ -435,6 +435,11 @@ pub trait Leases: Send + Sync + 'static {
     async fn release_lease(&self, name: &str, owner: &str) -> Result<()>;
 }
 
+/// A new name under which this process takes leases.
+pub(crate) fn new_owner() -> String {
+    format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
+}
+
 /// The amount of data stored under an index.
 #[async_trait]
 pub trait Totals: Send + Sync + 'static {

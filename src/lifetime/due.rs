@@ -27,11 +27,15 @@ pub(super) fn is_urgent(parts: &RenewalParts, end_epoch: i64) -> bool {
     due_within(parts, end_epoch, last_rounds(parts, LAST, 1))
 }
 
-/// The last part of the lead, but not less than `rounds` rounds take (and half a round more, since
-/// a round takes time).
+/// How long so many rounds may take that are begun at this interval: half a round more, since a
+/// round takes time itself.
+pub(crate) fn time_of_rounds(interval: Duration, rounds: u32) -> Duration {
+    interval.saturating_mul(2 * rounds + 1) / 2
+}
+
+/// The last part of the lead, but not less than `rounds` rounds take.
 pub(super) fn last_rounds(parts: &RenewalParts, part: u32, rounds: u32) -> Duration {
-    let time = parts.interval.saturating_mul(2 * rounds + 1) / 2;
-    time.max(parts.lead / part)
+    time_of_rounds(parts.interval, rounds).max(parts.lead / part)
 }
 
 /// Whether a blob with this end epoch may end within this time. Yes, if its end is not known.

@@ -14,11 +14,6 @@ pub(super) const LEASE_TTL: Duration = Duration::from_secs(300);
 /// Pause after a prolongation that failed, while the lease lasts.
 const LEASE_RETRY: Duration = Duration::from_secs(10);
 
-/// A name under which this process takes leases.
-pub(super) fn new_owner() -> String {
-    format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
-}
-
 /// Keeps the lease alive while `work` goes on, which may take longer than the lease lasts. `taken`:
 /// a moment that is not after the lease was taken.
 pub(super) async fn with_lease<T>(

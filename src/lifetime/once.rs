@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
+use super::lease::{with_lease, LEASE, LEASE_TTL};
 use super::repack::repack;
 use super::{round, RenewalParts, Rounds, ROUND_NOTE};
 use crate::error::{caught, Error, ErrorKind, Result};
+use crate::index::new_owner;
 use crate::log::Level;
 use crate::metrics::Metrics;
 

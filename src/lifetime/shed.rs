@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use super::count::last_counted;
-use super::due::{due_within, last_rounds};
+use super::due::{due_within, last_rounds, time_of_rounds};
 use super::plan::Decision;
 use super::{RenewalParts, Rounds};
 use crate::error::Result;
@@ -107,7 +107,7 @@ pub(super) fn is_new(parts: &RenewalParts, state: &Rounds, item: &RenewItem) -> 
     let planned = state.planned.as_ref();
     let is_new = planned.is_some_and(|planned| !planned.contains(&item.blob_id));
     // Nothing takes over storage that ends within two rounds.
-    let next_round = parts.interval.saturating_mul(3) / 2;
+    let next_round = time_of_rounds(parts.interval, 1);
     parts.uploader.reuse.is_some() && is_new && !due_within(parts, item.end_epoch, next_round)
 }
 

@@ -7,12 +7,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{caught, Result};
-use crate::index::RenewItem;
+use crate::index::{new_owner, RenewItem};
 use crate::log::Level;
 
 use super::count::count;
 use super::due::{is_due, last_due};
-use super::lease::{new_owner, with_lease, LEASE, LEASE_TTL};
+use super::lease::{with_lease, LEASE, LEASE_TTL};
 use super::present::learn_epochs;
 use super::{read_ledger, RenewalParts, PAGE};
 

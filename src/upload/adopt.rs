@@ -35,7 +35,7 @@ use super::order::Order;
 use super::{usage_of, Pack, Parcel, Sent, Uploader};
 use crate::backoff::{doubled, jittered};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Claim, Claimed, KeyRecord, LeftBehind, Staging, Usage};
+use crate::index::{new_owner, Claim, Claimed, KeyRecord, LeftBehind, Staging, Usage};
 use crate::log::Level;
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match};
@@ -157,7 +157,7 @@ impl Adopter {
     pub(crate) fn new(uploader: Arc<Uploader>) -> Adopter {
         Adopter {
             uploader,
-            owner: format!("{}-{:016x}", std::process::id(), rand::random::<u64>()),
+            owner: new_owner(),
             held: Mutex::default(),
             wrong: Mutex::default(),
         }

@@ -17,6 +17,13 @@ pub fn failed(path: &Path, e: impl std::fmt::Display) -> Failure {
     Failure::Failed(format!("{}: {e}", path.display()))
 }
 
+/// The bytes that are free for this user where a path is or will be.
+pub fn free_at(path: &Path) -> std::io::Result<u64> {
+    let there = path.ancestors().find(|path| path.exists());
+    let space = rustix::fs::statvfs(there.unwrap_or(Path::new(".")))?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
 /// Reads a JSON file.
 pub fn read(path: &Path) -> Result<Value, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| failed(path, e))?;
@@ -77,6 +84,12 @@ fn beside(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn space_is_told_for_what_is_not_there_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(free_at(&dir.path().join("not/there/yet")).unwrap() > 0);
+    }
 
     #[test]
     fn a_file_is_replaced_with_its_rights_and_a_new_one_is_private() {

@@ -23,7 +23,7 @@ use walrusds::admin::flatfs::Flatfs;
 use super::init::settings::Settings;
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::kubo::file::{failed, read};
+use crate::kubo::file::{failed, free_at, read};
 use crate::kubo::lock::RepoLock;
 use crate::kubo::spec;
 use crate::source;
@@ -260,13 +260,9 @@ impl Repo {
     }
 }
 
-/// The bytes that are free for this user on the file system of a directory, or of the one in which
-/// it will be made.
+/// The bytes that are free for this user where a directory is or will be.
 fn free_bytes(dir: &Path) -> Result<u64, Failure> {
-    let there = dir.ancestors().find(|dir| dir.exists());
-    let dir = there.unwrap_or(Path::new("."));
-    let at = rustix::fs::statvfs(dir).map_err(|e| failed(dir, e))?;
-    Ok(at.f_bavail.saturating_mul(at.f_frsize))
+    free_at(dir).map_err(|e| failed(dir, e))
 }
 
 /// Fails if a directory's file system has not so many bytes left.

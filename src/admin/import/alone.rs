@@ -12,7 +12,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::stopped;
 use super::target::Target;
+use crate::datastore::presence::machine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::index::new_owner;
 use crate::log::Level;
 use crate::upload::Uploader;
 
@@ -41,9 +43,7 @@ impl Alone {
     pub(super) async fn take(target: &Target, stop: &CancellationToken) -> Result<Alone> {
         let uploader = Arc::clone(&target.uploader);
         let index = Arc::clone(&uploader.index);
-        let (pid, host) = (std::process::id(), rustix::system::uname());
-        let host = host.nodename().to_string_lossy().replace('\0', "");
-        let owner = format!("{pid}-{:016x}", rand::random::<u64>());
+        let owner = new_owner();
         let begun = Instant::now();
         let mut told = false;
         while !index.try_lease(NAME, &owner, TTL).await? {
@@ -71,7 +71,7 @@ impl Alone {
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
-        let whose = format!("process {pid} on {host}");
+        let whose = format!("process {} on {}", std::process::id(), machine());
         index.set_note(NAME, Some(&whose)).await?;
         let (prolonging, own) = (Arc::clone(&uploader), owner.clone());
         let prolonged = tokio::spawn(async move { prolong(&prolonging, &own).await });
@@ -98,8 +98,8 @@ impl Alone {
     }
 }
 
-/// Prolongs the lease for ever. An index that is away is asked again: what is under way may be paid
-/// for already.
+/// Prolongs the lease for ever. An index that is away is asked again: the pack under way may be
+/// paid for already.
 async fn prolong(uploader: &Uploader, owner: &str) {
     let mut lost = false;
     loop {

@@ -1,11 +1,9 @@
 //! One run at a time works on a repo. A second one would pay for the same blocks once more, and one
 //! that removes files would remove those that another one has just found.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use rustix::fs::{flock, FlockOperation};
-use rustix::io::Errno;
 use walrusds::{Error, ErrorKind};
 
 use crate::exit::Failure;
@@ -28,16 +26,16 @@ impl Alone {
         // NFS takes a lock only for a file that is open to write.
         let file = File::options().read(true).write(true).open(&path);
         let file = file.map_err(|e| failed(&path, e))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match file.try_lock() {
             Ok(()) => Ok(Alone { _file: file }),
-            Err(Errno::WOULDBLOCK) => Err(Failure::Engine(Error::new(
+            Err(TryLockError::WouldBlock) => Err(Failure::Engine(Error::new(
                 ErrorKind::Locked,
                 format!(
                     "another run of convert-repo works on {}: wait for its end",
                     repo.display()
                 ),
             ))),
-            Err(e) => Err(failed(&path, e)),
+            Err(TryLockError::Error(e)) => Err(failed(&path, e)),
         }
     }
 }

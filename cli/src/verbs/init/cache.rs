@@ -51,13 +51,6 @@ fn bytes(free: u64, journal: u64) -> Option<u64> {
     (bytes >= LEAST).then_some(bytes >> 20 << 20)
 }
 
-/// The bytes that are free where a path is or will be; 0 if that cannot be told.
-pub fn free_at(path: &Path) -> u64 {
-    let dir = path.ancestors().find(|dir| dir.is_dir());
-    let space = rustix::fs::statvfs(dir.unwrap_or(Path::new("."))).ok();
-    space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,8 +71,6 @@ mod tests {
         ] {
             assert_eq!(bytes(free, journal), expected, "{free} free");
         }
-        let dir = tempfile::tempdir().unwrap();
-        assert!(free_at(&dir.path().join("not/there/yet")) > 0);
     }
 
     #[test]

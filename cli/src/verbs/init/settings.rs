@@ -13,6 +13,7 @@ use super::cache;
 use crate::context::Context;
 use crate::environment;
 use crate::exit::Failure;
+use crate::kubo::file::free_at;
 use crate::output::wrapped_err;
 
 /// The settings that have options of their own.
@@ -323,7 +324,8 @@ pub async fn complete(
         }
         let mut whole = spec.clone();
         settle(&mut whole);
-        cache::settle(&mut whole, repo, cache::free_at);
+        // A disk that does not tell has no room.
+        cache::settle(&mut whole, repo, |path| free_at(path).unwrap_or(0));
         let config = checked(&whole)?;
         // The rest of the doctor's tests: index, disks, wallet.
         let mut found: Vec<Diagnosis> = Vec::new();
