@@ -177,7 +177,7 @@ func TestPartsOfCallsAreSpansOfTheirCalls(t *testing.T) {
 	must(t, err)
 	_, err = d.Has(ctx, key("/untraced"))
 	must(t, err)
-	// A part may end after its call: what is fetched ahead.
+	// The span of a window that is fetched ahead may end after its call.
 	must(t, d.Close())
 	calls := namesOf(r.under(root))
 	for _, want := range []struct {

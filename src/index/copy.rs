@@ -334,9 +334,9 @@ fn told(blob: &Blob) -> Blob {
     }
 }
 
-/// Copies the entries of blobs without rows: what was paid for them is known by them alone, and so
-/// are the objects to delete. Those that are in no use any more were released; the others have lost
-/// their rows since they were counted last.
+/// Copies the entries of blobs without rows: they alone tell the prices that were paid, and the
+/// objects to delete. Blobs that are in no use any more were released; the others have lost their
+/// rows since they were counted last.
 async fn without_rows(from: &dyn Index, to: &dyn Index, report: &mut CopyReport) -> Result<()> {
     for state in [BlobState::Live, BlobState::Released, BlobState::Deleting] {
         let mut blobs = InState::new(from, state);

@@ -532,8 +532,8 @@ async fn mark_dead(parts: &RenewalParts) -> Result<()> {
 
 /// Those of the marked blobs in which nothing is left. The others lose their mark. Rows are looked
 /// at before the deleted ones and after them, because one that was brought back meanwhile, or
-/// deleted again, is found at one of these looks. What is found dead stays so: only a store brings
-/// new rows.
+/// deleted again, is found at one of these looks. A blob that is found dead stays so: only a store
+/// brings new rows.
 async fn still_dead(parts: &RenewalParts, mut marked: Vec<Blob>) -> Result<Vec<Blob>> {
     if marked.is_empty() {
         return Ok(marked);

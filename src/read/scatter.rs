@@ -14,7 +14,7 @@
 //!   ([`TRUST`](super::streams::TRUST)) the bytes that they have read. A block that is read again
 //!   while it lies in memory does not count.
 //! - Nothing is fetched in addition while all blobs that are read at random are longer together
-//!   than what memory keeps: most of it would leave before anybody asks for it.
+//!   than memory: most of the bytes would leave it before a reader comes to them.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, RandomState};

@@ -168,8 +168,8 @@ impl All<'_> {
         Ok(())
     }
 
-    /// Goes through the index once. Returns whether a block was new. What cannot be read, and what
-    /// is no block, is counted anew.
+    /// Goes through the index once. Returns whether a block was new. Unreadable blocks, and keys of
+    /// no blocks, are counted anew.
     async fn pass(
         &mut self,
         progress: &mut (dyn FnMut(u64) + Send),

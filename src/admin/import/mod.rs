@@ -97,8 +97,8 @@ struct Batch {
 ///
 /// # Errors
 /// [`ErrorKind::Canceled`] after `stop`; [`ErrorKind::Locked`] while another import into the same
-/// index is under way; those of the source, of the index, of an upload. What was stored stays; the
-/// same import carries on.
+/// index is under way; those of the source, of the index, of an upload. Blocks that were stored
+/// stay; the same import carries on.
 pub async fn import(
     target: &WalrusDatastore,
     source: Box<dyn Source>,

@@ -8,7 +8,7 @@
 //!   upload that was begun goes on if its import is dropped, and closing the datastore waits for
 //!   it, so that the locks last as long as the write.
 //! - The blob is certified, and a part of it was read back, before the first row points at it.
-//! - What is paid for gets its rows, though the index is away for a while.
+//! - A pack that is paid for gets its rows, though the index is away for a while.
 //!
 //! **Locks.** A pack takes its part of the memory, then its keys, then its turn to upload. Packs
 //! that share a key wait for each other while they hold memory, and the one that has the keys needs
