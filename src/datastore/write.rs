@@ -68,8 +68,8 @@ impl WalrusDatastore {
         if let Some(cache) = &shared.disk_cache {
             // Structure is here from now on, whichever way the blocks take. The others are when
             // they leave the journal.
-            let structure = puts.iter().filter(|put| dag::is_structure(&put.value));
-            for put in structure.filter(|put| put.names_content) {
+            let named = puts.iter().filter(|put| put.names_content);
+            for put in named.filter(|put| dag::is_structure(&put.value)) {
                 if let Some(name) = Multihash::of_key(&put.key) {
                     cache.insert(name, &put.value, true);
                 }

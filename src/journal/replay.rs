@@ -32,7 +32,7 @@
 //! is taken here. With a disk that changes nothing (`owner::Untouched`), it serves to look at a
 //! journal.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -460,15 +460,15 @@ impl Done {
 
 /// Forgets the blocks that need no upload any more.
 fn leave_out_done(state: &mut StagedBlocks, settled: &Settled, done: &Done) {
-    for block in std::mem::take(&mut state.queue) {
-        let current = state.is_current(&block);
-        if current && !done.contains(block.seq) {
-            state.queue.push_back(block);
-            continue;
-        }
+    let queue = std::mem::take(&mut state.queue);
+    let (waiting, ended): (VecDeque<_>, VecDeque<_>) = queue
+        .into_iter()
+        .partition(|block| state.is_current(block) && !done.contains(block.seq));
+    state.queue = waiting;
+    settled.note(ended.iter().filter(|block| state.is_current(block)));
+    for block in ended {
         state.queued_bytes -= block.len();
-        if current {
-            settled.note([&block].into_iter());
+        if state.is_current(&block) {
             state.forget(&block.key);
         }
         block.segment.drop_live();
