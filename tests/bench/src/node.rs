@@ -18,7 +18,7 @@ use crate::settings::Settings;
 
 /// Long enough for any journal here to drain (seconds).
 const DRAIN: u64 = 600;
-/// Where walrusds keeps its disk cache, relative to the repo.
+/// Where walrusds keeps its disk cache by its profile, relative to the repo.
 const CACHE: &str = "walrusds-cache";
 
 /// Removed when dropped, with its database and its local Walrus.
@@ -70,7 +70,6 @@ impl<'a> Node<'a> {
         if !kind.has_journal() {
             init.env("WALRUSDS_JOURNAL_PATH", "off"); // the profile's default is to have one
         }
-        init.env("WALRUSDS_CACHE_PATH", "off"); // the same; see `use_cache`
         measure::command(init, &node.dir, None)?;
         if kind.has_journal() {
             node.keep_journal()?;
@@ -141,15 +140,12 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Gives walrusds its disk cache, where it has none.
-    pub fn use_cache(&self) -> Result<()> {
-        if self.kind.is_walrusds() {
-            self.set("cachePath", json!(CACHE))?;
-        }
-        Ok(())
+    /// The bytes that the local Walrus has answered so far.
+    pub fn fetched(&self) -> u64 {
+        self.net.as_ref().map_or(0, |net| net.stats().bytes_out)
     }
 
-    /// Takes the disk cache away.
+    /// Empties the disk cache: nothing but what is on Walrus remains.
     pub fn forget_cache(&self) -> Result<()> {
         let cache = self.repo().join(CACHE);
         if cache.exists() {

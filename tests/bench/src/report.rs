@@ -185,6 +185,7 @@ fn workload_table(out: &mut String, settings: &Settings, workload: &Workload, re
         ("blobs", |s| s.blobs.map(|n| n as f64), Show::Whole),
         ("units", |s| s.units.map(|n| n as f64), Show::Whole),
         ("uploads", |s| s.uploads.map(|n| n as f64), Show::Whole),
+        ("fetched (× wanted)", |s| s.fetched, Show::Seconds),
     ] {
         if any(field) {
             columns.push((name.to_owned(), field, show));

@@ -29,6 +29,9 @@ pub struct Sample {
     /// Uploads that reached the publisher, whether they were billed or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uploads: Option<u64>,
+    /// Bytes that Walrus answered, as a multiple of those that were wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<f64>,
 }
 
 impl Sample {
@@ -44,6 +47,12 @@ impl Sample {
     /// `amount` was done in the time.
     pub fn rate(mut self, amount: f64) -> Sample {
         self.rate = Some(amount / self.wall);
+        self
+    }
+
+    /// So many bytes were fetched for the wanted ones. Of flatfs there are none.
+    pub fn fetched(mut self, fetched: u64, wanted: u64) -> Sample {
+        self.fetched = (fetched > 0).then(|| fetched as f64 / wanted as f64);
         self
     }
 }

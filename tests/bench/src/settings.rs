@@ -118,6 +118,11 @@ impl Settings {
         }
     }
 
+    /// Requests for different small files.
+    pub fn cold_requests(&self) -> usize {
+        (self.requests * 2).min(self.files)
+    }
+
     /// Size of the large file (bytes).
     pub fn bytes(&self) -> u64 {
         self.mib << 20

@@ -17,12 +17,14 @@ use crate::measure::{self, Cost};
 use crate::node::Node;
 use crate::results::{Results, Sample};
 use crate::settings::Settings;
-use crate::workload::Stage;
+use crate::workload::{Stage, Workload};
 
 /// Leaves of the large file (bytes), as Kubo cuts it by default.
 const LEAF: u64 = 256 << 10;
 /// Content of a small file (bytes).
 const SMALL: usize = 4 << 10;
+/// The workload of a gateway that has nothing yet.
+const COLD: &str = "gateway-cold-64";
 /// How the CID of a raw block begins (version 1, SHA2-256).
 const RAW: &str = "bafkrei";
 
@@ -95,7 +97,17 @@ impl Bench {
 
     fn record(&mut self, workload: &'static str, kind: Kind, sample: Sample) {
         if self.settings.wants(workload) {
-            eprintln!("  {workload}, {}: {:.2} s", kind.label(), sample.wall);
+            let fetched = sample
+                .fetched
+                .map(|times| format!(", fetched {times:.2} ×"));
+            eprintln!(
+                "  {workload}, {}: {:.2} s, {:.2} s of CPU, {:.0} MiB{}",
+                kind.label(),
+                sample.wall,
+                sample.cpu,
+                sample.rss,
+                fetched.unwrap_or_default()
+            );
             self.results.push(workload, kind, sample);
         }
     }
@@ -205,7 +217,6 @@ fn large_file(bench: &mut Bench, kind: Kind) -> Result<()> {
         bench.record("refs-local", kind, Sample::of(cost));
     }
     if settings.wants("cat-warm") {
-        node.use_cache()?;
         node.measured(&["cat", &cid])?;
         let cost = node.measured(&["cat", &cid])?;
         bench.record("cat-warm", kind, Sample::of(cost).rate(mib));
@@ -243,7 +254,33 @@ fn small_files(bench: &mut Bench, kind: Kind) -> Result<()> {
         args.push("--only-hash");
     }
     let bytes = (settings.files * SMALL) as u64;
-    add(bench, &node, "add-small", &args, &small, bytes)?;
+    let cid = add(bench, &node, "add-small", &args, &small, bytes)?;
+    if kind == Kind::OnlyHash {
+        return Ok(());
+    }
+
+    if settings.wants("get-small-cold") {
+        node.forget_cache()?;
+        bench.results.page_cache_kept |= !measure::drop_page_cache();
+        node.text(&["version"])?; // the program itself is not what is read
+        let copy = settings.dir.join("copy");
+        let path = copy.to_str().context("a path in UTF-8")?;
+        let before = node.fetched();
+        let cost = node.measured(&["get", "--progress=false", "-o", path, &cid])?;
+        let there = fs::read_dir(&copy)?.count();
+        ensure!(there == settings.files, "{there} files came");
+        fs::remove_dir_all(copy)?;
+        let sample = Sample::of(cost).rate(settings.files as f64);
+        let sample = sample.fetched(node.fetched() - before, bytes);
+        bench.record("get-small-cold", kind, sample);
+    }
+    if settings.wants("gc-small") && !kind.is_slow() {
+        node.text(&["pin", "rm", &cid])?;
+        let cost = node.measured(&["repo", "gc", "-q"])?;
+        let left = node.text(&["refs", "local"])?.lines().count();
+        ensure!(left < 3, "{left} blocks are left after the collection");
+        bench.record("gc-small", kind, Sample::of(cost));
+    }
     Ok(())
 }
 
@@ -280,46 +317,53 @@ fn daemon(bench: &mut Bench, kind: Kind) -> Result<()> {
     let settings = Rc::clone(&bench.settings);
     let (large, small) = (bench.large.clone(), bench.small.clone());
     let node = Node::new(&settings, kind)?;
-    let mut reads = Stage::Daemon.workloads().filter(|w| w.readers > 0);
-    let reads = !kind.is_slow() && reads.any(|w| settings.wants(w.name));
+    let mut warm = Stage::Daemon.workloads().filter(|w| is_warm(w));
+    let reads = !kind.is_slow() && warm.any(|w| settings.wants(w.name));
+    let cold = settings.wants(COLD) && matches!(kind, Kind::Flatfs | Kind::JournalSlow);
 
     let mut cid = String::new();
     if reads || settings.wants("daemon-add") {
         cid = daemon_add(bench, &node, "daemon-add", &[], &large, settings.bytes())?;
     }
     let mut names = String::new();
-    if reads || settings.wants("daemon-add-small") {
+    if reads || cold || settings.wants("daemon-add-small") {
         let bytes = (settings.files * SMALL) as u64;
         names = daemon_add(bench, &node, "daemon-add-small", &["-r"], &small, bytes)?;
     }
-    if !reads {
+    if !reads && !cold {
         return Ok(());
     }
 
-    node.use_cache()?;
-    let up = node.daemon()?;
-    let mut leaves = lines(&node.text(&["refs", "-r", &cid])?);
-    leaves.retain(|cid| cid.starts_with(RAW));
     let list = ["ls", "--size=false", "--resolve-type=false", &names];
     let files: Vec<String> = lines(&node.text(&list)?)
         .iter()
         .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
         .collect();
     ensure!(
-        leaves.len() as u64 == settings.bytes() / LEAF && files.len() == settings.files,
-        "{} leaves and {} files are listed",
-        leaves.len(),
+        files.len() == settings.files,
+        "{} files are listed",
         files.len()
+    );
+    if cold {
+        gateway_cold(bench, &node, &files)?;
+    }
+    if !reads {
+        return Ok(());
+    }
+
+    let up = node.daemon()?;
+    let mut leaves = lines(&node.text(&["refs", "-r", &cid])?);
+    leaves.retain(|cid| cid.starts_with(RAW));
+    ensure!(
+        leaves.len() as u64 == settings.bytes() / LEAF,
+        "{} leaves are listed",
+        leaves.len()
     );
     let wanted = settings.requests;
     let gateway = up.gateway();
     let whole: Vec<Request> = load::random(1, files.len() as u64)
         .take(wanted * 2)
-        .map(|i| Request {
-            url: format!("{gateway}/ipfs/{}", files[i as usize]),
-            verb: Verb::Get,
-            len: SMALL,
-        })
+        .map(|i| whole_file(&gateway, &files[i as usize]))
         .collect();
     let ranges: Vec<Request> = load::random(2, settings.bytes() / LEAF)
         .take(wanted / 2)
@@ -337,7 +381,7 @@ fn daemon(bench: &mut Bench, kind: Kind) -> Result<()> {
             len: LEAF as usize,
         })
         .collect();
-    for workload in Stage::Daemon.workloads().filter(|w| w.readers > 0) {
+    for workload in Stage::Daemon.workloads().filter(|w| is_warm(w)) {
         let clients = workload.readers;
         let requests = match workload.name {
             w if w.starts_with("gateway-files") => &whole,
@@ -352,6 +396,42 @@ fn daemon(bench: &mut Bench, kind: Kind) -> Result<()> {
             bench.record(workload.name, kind, sample);
         }
     }
+    up.stop();
+    Ok(())
+}
+
+/// Whether a workload reads from a daemon what was read from it before.
+fn is_warm(workload: &Workload) -> bool {
+    workload.readers > 0 && workload.name != COLD
+}
+
+fn whole_file(gateway: &str, cid: &str) -> Request {
+    Request {
+        url: format!("{gateway}/ipfs/{cid}"),
+        verb: Verb::Get,
+        len: SMALL,
+    }
+}
+
+/// Different files in random order, of which nothing is on this disk or in memory.
+fn gateway_cold(bench: &mut Bench, node: &Node<'_>, files: &[String]) -> Result<()> {
+    let settings = Rc::clone(&bench.settings);
+    node.forget_cache()?;
+    bench.results.page_cache_kept |= !measure::drop_page_cache();
+    let up = node.daemon()?;
+    let gateway = up.gateway();
+    let mut files: Vec<&String> = files.iter().collect();
+    for (i, other) in (1..files.len()).rev().zip(load::random(4, u64::MAX)) {
+        files.swap(i, (other % (i as u64 + 1)) as usize);
+    }
+    files.truncate(settings.cold_requests());
+    let requests: Vec<Request> = files.iter().map(|cid| whole_file(&gateway, cid)).collect();
+    measure::settle();
+    let before = node.fetched();
+    let (cost, ()) = measure::process(up.pid(), || load::run(64, &requests))?;
+    let sample = Sample::of(cost).rate(requests.len() as f64);
+    let sample = sample.fetched(node.fetched() - before, (requests.len() * SMALL) as u64);
+    bench.record(COLD, node.kind(), sample);
     up.stop();
     Ok(())
 }
