@@ -28,7 +28,7 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
             .open(path)
     }
 
-    /// Writes the slices one after another from byte `at` on. After an error a part may have been
+    /// Writes the slices one after another from byte `at` on. After an error any part may have been
     /// written. Moves the file's cursor: one thread at a time.
     fn write(&self, file: &File, at: u64, slices: &[&[u8]]) -> io::Result<()> {
         write_all(file, at, slices)
@@ -87,7 +87,7 @@ pub(super) struct RealDisk;
 
 impl Disk for RealDisk {}
 
-fn write_all(mut file: &File, at: u64, slices: &[&[u8]]) -> io::Result<()> {
+pub(super) fn write_all(mut file: &File, at: u64, slices: &[&[u8]]) -> io::Result<()> {
     /// How many slices the kernel takes in one call (IOV_MAX).
     const AT_ONCE: usize = 1024;
     file.seek(SeekFrom::Start(at))?;

@@ -6,7 +6,9 @@
 //!
 //! A pack leaves when there is enough for a full one, when nothing was written for a while, when
 //! its oldest block is old enough, when writers wait for space or the disk is full, or when the
-//! datastore is closed.
+//! datastore is closed. A full pack lets a burst of writes pass first, for seconds at most: reading,
+//! checking and sending it takes as much of the processors as the burst itself has (a third of the
+//! time of an `ipfs add` on two processors), and an upload takes longer than the burst.
 //!
 //! Outline: one task, [`run`], waits in [`due`] until a pack should leave, acquires an upload
 //! permit, lets the order learn from the dag-pb nodes near the front of the queue, and takes the
@@ -38,6 +40,12 @@ use crate::upload::order::Order;
 
 /// How long a full pack waits for the dag-pb nodes that give the reading order of its blocks.
 const LINGER: Duration = Duration::from_millis(300);
+/// A burst of writes is over after this time without one, and for the uploads after the second time
+/// in any case, counted from their oldest block.
+const CALM: Duration = Duration::from_millis(200);
+const BURST: Duration = Duration::from_secs(3);
+/// It is over, too, once the waiting blocks take this part of the journal.
+const BURST_PART: u64 = 4;
 /// How far behind a block the dag-pb node that links to it comes, for the most part: Kubo's nodes
 /// have 174 links, to blocks of 256 KiB (bytes).
 const LOOKAHEAD: u64 = 48 << 20;
@@ -196,17 +204,19 @@ async fn due(shared: &Shared) -> bool {
     loop {
         let full = shared.parts.uploader.target();
         let enough = full.saturating_add(lookahead(&shared.parts));
+        let many = enough.max(inner.max_bytes / BURST_PART);
         let draining = shared.draining.load(Ordering::Acquire);
         let wake = {
             let mut state = inner.state.lock();
             state.called = false;
             // The first block of an empty queue starts the clock. After that the flusher is called
-            // once the queue holds a full pack, and then once it also holds the bytes of the
-            // lookahead.
+            // once the queue holds a full pack, then once it also holds the bytes of the lookahead,
+            // and then once it holds more than a burst may leave waiting.
             state.call_at = match state.queued_bytes {
                 _ if state.queue.is_empty() => 0,
                 queued if queued < full => full,
-                _ => enough,
+                queued if queued < enough => enough,
+                _ => many,
             };
             match state.queue.front() {
                 None if draining => return false,
@@ -214,14 +224,20 @@ async fn due(shared: &Shared) -> bool {
                 Some(_)
                     if state.waiting_for_space > 0
                         || state.disk_full.is_some()
-                        || state.queued_bytes >= enough =>
+                        || state.queued_bytes >= many =>
                 {
                     return true;
                 }
                 Some(_) if draining && state.queued_bytes >= full => return true,
-                Some(_) if state.queued_bytes >= full => {
-                    let since = *full_since.get_or_insert_with(Instant::now);
-                    Some(since + LINGER)
+                Some(oldest) if state.queued_bytes >= full => {
+                    let now = Instant::now();
+                    let lingers = match state.queued_bytes >= enough {
+                        true => now,
+                        false => *full_since.get_or_insert(now) + LINGER,
+                    };
+                    let burst = state.last_write.map(|last| last + CALM);
+                    let burst = burst.map(|over| over.min(oldest.staged + BURST));
+                    Some(burst.map_or(lingers, |over| over.max(lingers)))
                 }
                 Some(oldest) if draining => {
                     let parts = &shared.parts;

@@ -62,6 +62,7 @@ mod block;
 mod copies;
 mod damage;
 mod deliver;
+mod direct;
 mod disk;
 mod figures;
 mod flush;
@@ -88,7 +89,8 @@ pub(crate) use ask::AskFirst;
 pub(crate) use block::Block;
 pub(crate) use copies::Copies;
 pub(crate) use deliver::FlushParts;
-use disk::{is_full, Disk, RealDisk};
+use direct::DirectDisk;
+use disk::{is_full, Disk};
 pub(crate) use flush::Flusher;
 use frame::Write;
 use later::{Due, Syncer};
@@ -282,7 +284,8 @@ impl Journal {
         log: Arc<Log>,
     ) -> Result<Journal> {
         let limits = (settings.max_bytes, settings.sync);
-        let disk = (Arc::new(RealDisk) as Arc<dyn Disk>, heir);
+        let disk = Arc::new(DirectDisk::new(settings.sync == JournalSync::Put));
+        let disk = (disk as Arc<dyn Disk>, heir);
         Self::open_on(disk, &settings.path, limits, owner, log)
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
+use super::disk::RealDisk;
 use super::segment::Segment;
 use super::*;
 use crate::locks::KeyLocks;
