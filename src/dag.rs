@@ -164,6 +164,51 @@ impl Nodes {
         (top, places)
     }
 
+    /// The known node that links to `key`, by its hash.
+    pub(crate) fn parent(&self, key: &str) -> Option<u64> {
+        let place = self.places.get(&self.hasher.hash_one(key))?;
+        Some(place.node)
+    }
+
+    /// The dag-pb nodes that follow the one above `key` in the order of its tree and are not known,
+    /// though nodes link to them: at most `limit` keys.
+    pub(crate) fn unknown_after(&self, key: &str, limit: usize) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut at = self.hasher.hash_one(key);
+        for level in 0..LEVELS {
+            let Some(&Place { node, number, .. }) = self.places.get(&at) else {
+                break;
+            };
+            // What stands beside the key itself is read without anything being known of it.
+            let siblings = self.nodes.peek(&node).filter(|_| level > 0);
+            for sibling in siblings
+                .and_then(|all| all.get(number + 1..))
+                .unwrap_or(&[])
+            {
+                self.unknown(sibling, LEVELS, limit, &mut keys);
+            }
+            at = node;
+        }
+        keys
+    }
+
+    /// Collects the unknown nodes from `key` down.
+    fn unknown(&self, key: &str, levels: usize, limit: usize, keys: &mut Vec<String>) {
+        if keys.len() >= limit || levels == 0 || !self.calls_dag_pb(key) {
+            return;
+        }
+        match self.nodes.peek(&self.hasher.hash_one(key)) {
+            None => keys.push(key.to_owned()),
+            // The children of a node are alike, for the most part.
+            Some(children) if children.first().is_some_and(|c| self.calls_dag_pb(c)) => {
+                for child in children {
+                    self.unknown(child, levels - 1, limit, keys);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
     /// Whether a known node links to `key` as to a dag-pb node.
     pub(crate) fn calls_dag_pb(&self, key: &str) -> bool {
         let place = self.places.get(&self.hasher.hash_one(key));

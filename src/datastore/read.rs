@@ -303,6 +303,7 @@ impl Shared {
         }
         if let Some(roots) = &self.roots {
             if let Some(value) = roots.get(key, len).await {
+                get.learn(&value);
                 return Ok(Some(value));
             }
         }
@@ -311,6 +312,7 @@ impl Shared {
             here = cache.get(name, len).await;
         }
         if let Some(value) = here {
+            get.learn(&value);
             if asked {
                 get.rows_follow();
             }

@@ -47,6 +47,11 @@ impl BlockCheck {
         }
     }
 
+    /// The same check for another block.
+    pub(super) fn of(&self, key: &str, size: i64) -> Self {
+        BlockCheck::new(key, size, self.verify)
+    }
+
     pub(crate) fn key(&self) -> &str {
         &self.key
     }

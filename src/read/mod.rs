@@ -230,6 +230,11 @@ impl Get<'_> {
         Some(bytes)
     }
 
+    /// The block was found elsewhere: the links of a node tell all the same where files go on.
+    pub(crate) fn learn(&self, block: &[u8]) {
+        self.inner.look_at(&self.want, block);
+    }
+
     /// The block was found elsewhere, but the index had to be asked where it lies: if it is one of
     /// a stream, the rows after it are fetched ahead.
     pub(crate) fn rows_follow(&self) {
@@ -420,7 +425,7 @@ impl SharedReader {
                 Some(reserved) => self
                     .launch_window(&mut state, blob, window, reserved, false)
                     .join(),
-                None => self.launch_alone(&mut state, want).join(),
+                None => self.launch_alone(&mut state, want, false).join(),
             };
             self.go_on(&mut state, id, want, now);
             return Step::Wait(passenger);

@@ -50,6 +50,7 @@ impl SharedReader {
         self: &Arc<Self>,
         state: &mut ReaderState,
         want: &Want<'_>,
+        ahead: bool,
     ) -> Arc<Flight> {
         let inner = Arc::clone(self);
         let (blob, range, check) = (want.blob.to_owned(), want.range.clone(), want.check.clone());
@@ -68,7 +69,7 @@ impl SharedReader {
             want.blob,
             want.range.clone(),
             Some(key),
-            false,
+            ahead,
             fetch,
         )
     }

@@ -15,6 +15,9 @@ use super::scatter::Scatter;
 use super::streams::{Cut, Limits, Noted, Plan, Streams};
 use crate::dag::Nodes;
 
+/// Nodes whose followers were fetched, and that are remembered.
+const SCOUTED: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
 /// Blobs whose extent is remembered.
 const EXTENTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
@@ -30,6 +33,8 @@ pub(super) struct ReaderState {
     pub(super) asking: HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>,
     /// Streams whose next blob is being looked for.
     pub(super) following: HashSet<u64>,
+    /// Nodes, by their hashes, after which the unknown ones were fetched.
+    pub(super) scouted: LruCache<u64, ()>,
 }
 
 fn cut(extents: &LruCache<Arc<str>, Extent>, blob: &str, from: u64, upto: u64) -> Cut {
@@ -48,6 +53,7 @@ impl ReaderState {
             extents: LruCache::new(EXTENTS),
             asking: HashMap::new(),
             following: HashSet::new(),
+            scouted: LruCache::new(SCOUTED),
         }
     }
 

@@ -6,6 +6,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::super::streams::FRAME;
+
 /// Cost of an entry beside its bytes and its block's key: its places in the map and in a list, the
 /// verdict on its block, and what the allocator adds (measured: 560).
 pub(super) const ENTRY_BYTES: u64 = 640;
@@ -38,8 +40,9 @@ struct Marks {
     blocks: HashMap<u64, Mark>,
     /// Cost of the verdicts (bytes).
     bytes: u64,
-    /// Bytes handed out, each block once.
+    /// Bytes handed out, each block once, and the number of these blocks.
     taken: u64,
+    blocks_taken: u64,
 }
 
 /// The verdict of the check on one block.
@@ -137,6 +140,7 @@ impl Piece {
         }
         if good {
             marks.taken += len;
+            marks.blocks_taken += 1;
         }
     }
 
@@ -166,13 +170,18 @@ impl Piece {
         };
         piece.key_bytes = key.len() as u64;
         let marks = piece.marks.get_mut();
-        marks.taken = mark.len;
+        (marks.taken, marks.blocks_taken) = (mark.len, 1);
         marks.blocks.insert(start, mark);
         piece
     }
 
+    /// Bytes of blocks that were not handed out. What a format puts between blocks is no block's: as
+    /// much as that could be counts as handed out with the blocks that were.
     pub(super) fn untaken(&self) -> u64 {
-        (self.bytes.len() as u64).saturating_sub(self.marks.lock().taken)
+        let marks = self.marks.lock();
+        let len = self.bytes.len() as u64;
+        let framing = (marks.blocks_taken * FRAME).min(len / 16);
+        len.saturating_sub(marks.taken + framing)
     }
 
     pub(super) fn cost(&self) -> u64 {

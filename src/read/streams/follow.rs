@@ -44,7 +44,7 @@ impl Streams {
         Some((ended.line, ended.run.min(GUESSED)))
     }
 
-    /// Stream `id` goes on at `offset` of `blob`.
+    /// Stream `id` goes on at `offset` of `blob`. A blob that its reader has come from is no goal.
     pub(in crate::read) fn follow(&mut self, id: u64, blob: &str, offset: u64, now: Instant) {
         let Some((line, run)) = self.find(id).map(|s| (s.line, s.run)) else {
             return;
@@ -52,6 +52,10 @@ impl Streams {
         // The blocks before that one are of the same file.
         let offset = if offset <= ENTRANCE { 0 } else { offset };
         let hash = self.hasher.hash_one(blob);
+        let left = |s: &Stream| s.blob_hash == hash && s.line == line && s.id != id && !s.expected;
+        if self.list.iter().any(left) {
+            return;
+        }
         let there = |s: &&Stream| {
             let near = s.expected || s.pos.abs_diff(offset) < BACK;
             s.blob_hash == hash && s.flows && s.id != id && near
@@ -83,21 +87,32 @@ impl Streams {
     }
 }
 
+/// So many blocks in another blob may be some that lie apart, if more lie in this one.
+const FEW: usize = 16;
+
 /// Where blocks go on that lie at `places` (offset and blob), in their order, when they leave
-/// `blob`. Where one blob ends and the next begins, a few blocks lie in the other: a blob with few
-/// is no goal.
+/// `blob`. Where one blob ends and the next begins, a few blocks lie in the other, also in the one
+/// that was read before: a blob with few is no goal.
 pub(in crate::read) fn next_of(
     blob: &str,
     places: impl Iterator<Item = (u64, String)>,
 ) -> Option<(String, u64)> {
     let mut blobs: Vec<(String, u64, usize)> = Vec::new();
-    for (offset, id) in places.filter(|(_, id)| id != blob) {
+    let mut here = 0;
+    for (offset, id) in places {
+        if id == blob {
+            here += 1;
+            continue;
+        }
         match blobs.iter_mut().find(|known| known.0 == id) {
             Some(known) => (known.1, known.2) = (known.1.min(offset), known.2 + 1),
             None => blobs.push((id, offset, 1)),
         }
     }
     let most = blobs.iter().map(|known| known.2).max()?;
+    if most < FEW.min(here) {
+        return None;
+    }
     let goal = blobs
         .into_iter()
         .find(|known| known.2 >= most.div_ceil(2))?;

@@ -201,6 +201,12 @@ impl Streams {
         }
     }
 
+    /// The bytes that a stream has read in a row.
+    pub(super) fn run(&self, id: u64) -> u64 {
+        let stream = self.list.iter().find(|s| s.id == id);
+        stream.map_or(0, |s| s.run)
+    }
+
     fn find(&mut self, id: u64) -> Option<&mut Stream> {
         self.list.iter_mut().find(|s| s.id == id)
     }
