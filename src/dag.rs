@@ -462,6 +462,30 @@ mod tests {
     }
 
     #[test]
+    fn nodes_that_follow_and_are_not_known() {
+        let mut nodes = Nodes::new();
+        let hashes: Vec<Vec<u8>> = (0..20).map(hash).collect();
+        let to_nodes = |range: std::ops::Range<usize>| -> Vec<Link<'_>> {
+            range.map(|n| to(&hashes[n], true)).collect()
+        };
+        // 9 over 8 and 7; 8 over 1 to 3, of which 1 has the leaves 11 and 12; 7 over 4 to 6.
+        nodes.learn(&key(9), &[to(&hashes[8], true), to(&hashes[7], true)]);
+        nodes.learn(&key(8), &to_nodes(1..4));
+        nodes.learn(&key(1), &[to(&hashes[11], false), to(&hashes[12], false)]);
+        let after = |nodes: &Nodes, n| nodes.unknown_after(&key(n), 9);
+        assert_eq!(after(&nodes, 11), [2, 3, 7].map(key));
+        nodes.learn(&key(7), &to_nodes(4..7));
+        assert_eq!(after(&nodes, 12), [2, 3, 4, 5, 6].map(key));
+        nodes.learn(&key(3), &[to(&hashes[13], false)]);
+        assert_eq!(after(&nodes, 11), [2, 4, 5, 6].map(key));
+        assert_eq!(nodes.unknown_after(&key(11), 2), [2, 4].map(key));
+        assert_eq!(after(&nodes, 13), [4, 5, 6].map(key));
+        assert_eq!(after(&nodes, 15), [""; 0], "nothing is known above it");
+        assert_eq!(nodes.parent(&key(13)), nodes.parent(&key(13)));
+        assert_ne!(nodes.parent(&key(13)), nodes.parent(&key(11)));
+    }
+
+    #[test]
     fn directories() {
         let data = |kind: u8| field(0x0a, &[0x08, kind]);
         assert!(is_directory(&[0x0a, 0x02, 0x08, 0x01]), "the empty one");

@@ -725,10 +725,23 @@ async fn blobs_are_renewed_before_they_lapse_and_once() {
     );
     ds.close().await.unwrap();
     other_node.close().await.unwrap();
-    assert!(
-        parts.index.lease.lock().is_none(),
-        "the lease was given back"
-    );
+    let leases = parts.index.leases.lock();
+    assert!(leases.is_empty(), "not given back: {leases:?}");
+}
+
+/// A command need not wait for minutes after each round of a node.
+#[tokio::test(start_paused = true)]
+async fn a_command_renews_beside_a_node_between_its_rounds() {
+    let parts = Parts::default();
+    let node = parts.open(RENEWING);
+    let rounds = || parts.index.notes.lock().contains_key("renewal.round");
+    eventually("a round of the node", rounds).await;
+    let command = parts.open(r#""epochs":3,"epochDurationSeconds":1000,"#);
+    command.renew_once(std::future::pending()).await.unwrap();
+    let held = parts.index.leases.lock().contains_key("renewal-turn");
+    assert!(held, "the node keeps its turn");
+    command.close().await.unwrap();
+    node.close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

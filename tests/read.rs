@@ -29,8 +29,18 @@ struct File {
 impl File {
     /// `blocks` of 16 KiB in packs of `per_pack`; the store's record of reads is empty.
     async fn new(extra: &str, blocks: u64, per_pack: usize) -> File {
+        File::packed(
+            &format!(r#"{extra}"packFormat":"concat","#),
+            blocks,
+            per_pack,
+        )
+        .await
+    }
+
+    /// The same in packs of the usual format, unless `extra` names another.
+    async fn packed(extra: &str, blocks: u64, per_pack: usize) -> File {
         let parts = Parts::default();
-        let ds = Arc::new(parts.open(&format!(r#"{extra}"packFormat":"concat","#)));
+        let ds = Arc::new(parts.open(extra));
         let blocks = (0..blocks).map(|n| noise(n, BLOCK as usize));
         let blocks: Vec<_> = blocks.map(|value| (key_of(&value), value)).collect();
         for pack in blocks.chunks(per_pack) {
@@ -310,8 +320,13 @@ async fn close_gives_up_what_is_fetched_ahead() {
     assert_eq!(error.kind(), ErrorKind::Closed);
 }
 
-/// A dag-pb node with links to raw blocks or nodes.
+/// A dag-pb node with links to raw blocks or nodes, which it calls raw.
 fn node(children: &[String]) -> Bytes {
+    node_over(0x55, children)
+}
+
+/// A dag-pb node that calls its children blocks of this codec.
+fn node_over(codec: u8, children: &[String]) -> Bytes {
     let mut node = Vec::new();
     let mut field = |tag: u8, bytes: &[u8]| {
         node.push(tag);
@@ -320,7 +335,7 @@ fn node(children: &[String]) -> Bytes {
     };
     for key in children {
         let hash = data_encoding::BASE32_NOPAD.decode(&key.as_bytes()[1..]);
-        let cid = [&[0x01, 0x55][..], &hash.unwrap()].concat();
+        let cid = [&[0x01, codec][..], &hash.unwrap()].concat();
         let link = [&[0x0a, cid.len() as u8][..], &cid, &[0x12, 0, 0x18, 1]].concat();
         field(0x12, &link);
     }
@@ -402,6 +417,63 @@ async fn the_time_that_an_aggregator_takes_is_hidden() {
 }
 
 /// A future that is dropped before it is done, as by a deadline in C.
+/// Nodes that are kept on this disk tell the way as well as those that come from Walrus, and of packs
+/// with framing between the blocks nothing is fetched twice.
+#[tokio::test(start_paused = true)]
+async fn nodes_on_this_disk_tell_where_a_file_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    let cache = format!(r#"{SMALL}"cachePath":{cache:?},"cacheBytes":1000000,"#);
+    let file = File::packed(&cache, 4096, 256).await;
+    let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
+    let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
+    let root = node(&nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
+    let puts = nodes.iter().chain([&root]);
+    let puts = puts.map(|n| Op::Put(key_of(n), n.clone())).collect();
+    file.ds.commit(puts).await.unwrap();
+    file.parts.store.read_ms.store(150, SeqCst);
+    let took = read_as_kubo_does(&file, &root, &nodes).await;
+    let fetched: u64 = file.reads().iter().map(|(_, len)| len).sum();
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert!(fetched < 4096 * (BLOCK + 256), "{fetched}");
+}
+
+/// A reader that asks for each node only when it comes to it.
+#[tokio::test(start_paused = true)]
+async fn nodes_that_follow_are_fetched_together() {
+    let file = File::packed(SMALL, 4096, 256).await;
+    let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
+    let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
+    let root = node_over(0x70, &nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
+    // Each in a pack of its own, so that none comes with another.
+    for node in nodes.iter().chain([&root]) {
+        file.ds.put(&key_of(node), node.clone()).await.unwrap();
+    }
+    file.parts.store.read_ms.store(150, SeqCst);
+    let started = tokio::time::Instant::now();
+    assert!(file.ds.get(&key_of(&root)).await.unwrap().is_some());
+    let mut waited = 0;
+    for (k, node) in nodes.iter().enumerate() {
+        let asked = tokio::time::Instant::now();
+        assert_eq!(
+            file.ds.get(&key_of(node)).await.unwrap().as_ref(),
+            Some(node)
+        );
+        waited += u32::from(!asked.elapsed().is_zero());
+        for n in (k * 174)..((k + 1) * 174).min(file.blocks.len()) {
+            file.get(n).await;
+        }
+    }
+    assert!(waited <= 2, "{waited} nodes came late");
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    let single = file.reads().iter().filter(|(_, len)| *len < BLOCK).count();
+    assert!(single <= nodes.len() + 1, "{single}: none is fetched twice");
+}
+
 async fn briefly<T>(call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(5), call)
         .await

@@ -235,9 +235,8 @@ async fn due(shared: &Shared) -> bool {
                         true => now,
                         false => *full_since.get_or_insert(now) + LINGER,
                     };
-                    let burst = state.last_write.map(|last| last + CALM);
-                    let burst = burst.map(|over| over.min(oldest.staged + BURST));
-                    Some(burst.map_or(lingers, |over| over.max(lingers)))
+                    let over = burst_ends(state.last_write, oldest.staged);
+                    Some(over.map_or(lingers, |over| over.max(lingers)))
                 }
                 Some(oldest) if draining => {
                     let parts = &shared.parts;
@@ -266,9 +265,25 @@ async fn due(shared: &Shared) -> bool {
     }
 }
 
+/// When a burst of writes is over, as far as its last write and the oldest waiting block tell.
+fn burst_ends(last_write: Option<Instant>, oldest: Instant) -> Option<Instant> {
+    let calm = last_write? + CALM;
+    Some(calm.min(oldest + BURST))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_burst_holds_uploads_up_for_seconds_at_most() {
+        let begun = Instant::now();
+        let after = |ms| begun + Duration::from_millis(ms);
+        assert_eq!(burst_ends(None, begun), None);
+        for (last, ends) in [(0, 200), (2_500, 2_700), (2_900, 3_000), (60_000, 3_000)] {
+            assert_eq!(burst_ends(Some(after(last)), begun), Some(after(ends)));
+        }
+    }
 
     #[test]
     fn a_pack_waits_for_as_much_as_its_limits_allow() {

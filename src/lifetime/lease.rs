@@ -1,4 +1,8 @@
-//! The lease in the index under which one node at a time makes rounds.
+//! The leases in the index under which one node at a time makes rounds.
+//!
+//! [`LEASE`] is held while a round goes on, by a node or by an operator's command. [`TURN`] lasts
+//! beyond the round, so that the same node makes the next one if it comes soon: what it remembers of
+//! blobs that failed is its own. A command needs no turn, so that it works beside a node that rests.
 
 use std::future::Future;
 use std::time::Duration;
@@ -9,7 +13,8 @@ use super::RenewalParts;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(super) const LEASE: &str = "renewal";
-/// The time of the lease: a node that dies keeps the others from renewing for this long.
+pub(super) const TURN: &str = "renewal-turn";
+/// The time of both leases: a node that dies keeps the others from renewing for this long.
 pub(super) const LEASE_TTL: Duration = Duration::from_secs(300);
 /// Pause after a prolongation that failed, while the lease lasts.
 const LEASE_RETRY: Duration = Duration::from_secs(10);

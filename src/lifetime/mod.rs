@@ -53,7 +53,7 @@ use due::{is_due, is_urgent};
 pub(crate) use due::{last_due, time_of_rounds};
 use execute::execute;
 pub(crate) use execute::look;
-use lease::{with_lease, LEASE, LEASE_TTL};
+use lease::{with_lease, LEASE, LEASE_TTL, TURN};
 use memory::{seconds, Memory};
 pub(crate) use once::{last_round, renew_once, repack_once};
 pub(crate) use pace::Pace;
@@ -183,13 +183,19 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
         }
         wait = parts.interval;
         let round = async {
-            let taken = Instant::now();
-            match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await {
-                Ok(true) => round(&parts, &owner, taken, &mut state).await,
-                // Another node makes the round.
-                Ok(false) => look_on(&parts).await,
-                Err(e) => Err(e),
+            if !parts.index.try_lease(TURN, &owner, LEASE_TTL).await? {
+                return look_on(&parts).await;
             }
+            let taken = Instant::now();
+            if !parts.index.try_lease(LEASE, &owner, LEASE_TTL).await? {
+                // A command makes a round, or a node that has lost its turn does.
+                wait = wait.min(LEASE_TTL / 10);
+                return look_on(&parts).await;
+            }
+            let made = round(&parts, &owner, taken, &mut state).await;
+            // It runs out by itself.
+            let _ = parts.index.release_lease(LEASE, &owner).await;
+            made
         };
         tokio::select! {
             () = stop.cancelled() => break,
@@ -199,7 +205,9 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
             },
         }
     }
-    let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
+    for lease in [LEASE, TURN] {
+        let _ = caught(parts.index.release_lease(lease, &owner)).await;
+    }
 }
 
 /// The round of a node whose turn it is not: it has figures all the same, and knows what it may

@@ -61,7 +61,7 @@ impl SharedReader {
                 check: &check,
             };
             let fetched = inner.read_block(&want).await?;
-            Ok(inner.keep(&want, fetched))
+            Ok(inner.keep(&want, fetched, ahead))
         };
         let key = want.check.key().into();
         self.launch(
@@ -203,8 +203,9 @@ impl SharedReader {
         }
     }
 
-    /// Keeps what came for a block that was checked.
-    fn keep(&self, want: &Want<'_>, fetched: Fetched) -> Arc<Piece> {
+    /// Keeps what came for a block that was checked. `ahead`: no get has asked for it yet, so that it
+    /// does not count as handed out.
+    fn keep(&self, want: &Want<'_>, fetched: Fetched, ahead: bool) -> Arc<Piece> {
         let key = want.check.key();
         if fetched.whole {
             let piece = self.memory.insert_whole(want.blob, fetched.bytes);
@@ -214,6 +215,13 @@ impl SharedReader {
             return piece;
         }
         self.look_at(want, &fetched.bytes);
+        if ahead {
+            let (blob, start) = (want.blob, want.range.start);
+            let piece = self.memory.insert(blob, start, fetched.bytes);
+            // Many windows come before its reader does.
+            self.memory.reused(blob, start);
+            return piece;
+        }
         self.memory
             .insert_block(want.blob, want.range.start, fetched.bytes, key)
     }
@@ -224,7 +232,7 @@ impl SharedReader {
         if !self.memory.enabled() {
             return Ok(fetched.bytes);
         }
-        match self.take(want, &self.keep(want, fetched)) {
+        match self.take(want, &self.keep(want, fetched, false)) {
             Block::New(bytes) | Block::Again(bytes) => Ok(bytes),
             Block::Wrong | Block::Outside => Err(Error::new(
                 ErrorKind::Corrupt,

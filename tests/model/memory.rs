@@ -104,7 +104,7 @@ impl World for Memory {
         }
         // Otherwise a node that dies again and again would delay renewal for longer than blobs
         // last.
-        *self.index.lease.lock() = None;
+        self.index.leases.lock().clear();
     }
 
     async fn pass(&self, seconds: u16) -> Result<(), String> {

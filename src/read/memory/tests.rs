@@ -157,6 +157,25 @@ fn what_was_handed_out_goes_before_what_somebody_comes_to() {
     assert_eq!(memory.wasted(), 0);
 }
 
+/// The bytes between the blocks of a CAR file are no block's: nothing asks for them.
+#[test]
+fn a_window_is_handed_out_when_its_blocks_are_whatever_lies_between_them() {
+    let memory = memory(800);
+    let ahead = memory.insert("a", 0, blob(100 * KIB));
+    let read = memory.insert("b", 0, blob(100 * KIB));
+    for n in 0..10 {
+        let block = n * 10 * KIB + 40..(n + 1) * 10 * KIB;
+        assert!(matches!(read.block("k", &block, &good), Block::New(_)));
+        assert_eq!(read.untaken() == 0, n == 9, "{n}");
+    }
+    find(&memory, "b", &(0..1));
+    for n in 0..2 {
+        memory.insert("c", n * 100 * KIB, blob(100 * KIB));
+    }
+    assert!(find(&memory, "b", &(0..1)).is_none(), "though used last");
+    assert!(Arc::ptr_eq(&find(&memory, "a", &(0..1)).unwrap(), &ahead));
+}
+
 #[test]
 fn what_is_read_again_after_it_left_stays() {
     let memory = memory(800);

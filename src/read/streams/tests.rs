@@ -211,6 +211,32 @@ fn a_stream_goes_on_in_the_next_blob() {
     assert_eq!(first.range, 0..16 * MIB);
 }
 
+/// Some blocks of a file lie in the blob before, behind its reader.
+#[test]
+fn a_stream_does_not_go_back_to_the_blob_that_it_came_from() {
+    let mut reader = Reader::new(64 * MIB);
+    let mut stream = None;
+    for n in 0..256 {
+        stream = reader.read("a", n * BLOCK, BLOCK);
+        if n == 100 {
+            reader.streams.follow(stream.unwrap(), "b", 0, reader.now);
+        }
+    }
+    let before = stream.unwrap();
+    let stream = reader.read("b", 0, BLOCK).unwrap();
+    assert_ne!(stream, before);
+    reader.streams.follow(stream, "a", 63 * MIB, reader.now);
+    let asked = reader.follows;
+    for n in 1..256 {
+        reader.read("b", n * BLOCK, BLOCK);
+        if reader.follows > asked && !reader.here.iter().any(|(b, _)| b == "c") {
+            reader.streams.follow(stream, "c", 0, reader.now);
+        }
+    }
+    assert!(reader.follows > asked, "it asks on");
+    assert!(reader.here.iter().any(|(b, _)| b == "c"), "fetched ahead");
+}
+
 #[test]
 fn a_reader_that_goes_on_has_all_of_the_allowance() {
     let mut reader = Reader::new(64 * MIB);
@@ -300,6 +326,11 @@ fn a_file_goes_on_where_most_of_it_lies() {
     let next = |of: &[(&str, u64)]| next_of("here", places(of));
     assert_eq!(next(&[("here", 1), ("here", 2)]), None);
     assert_eq!(next(&[("here", 9), ("b", 7)]), Some(("b".into(), 7)));
+    let mut few = vec![("here", 5); 40];
+    few.extend([("last", 900), ("last", 800)]);
+    assert_eq!(next(&few), None, "others lie here");
+    few.extend([("b", 0); 20]);
+    assert_eq!(next(&few), Some(("b".into(), 0)));
     // Two of the last blob, then the next, in no order at its beginning, and the one after it.
     let mut mixed = vec![
         ("last", 900),

@@ -114,6 +114,18 @@ pub fn settle() {
     rustix::fs::sync();
 }
 
+/// Reads a file, or the files of a directory, so that the kernel has them in memory.
+pub fn warm(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            warm(&entry?.path())?;
+        }
+        return Ok(());
+    }
+    std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
+    Ok(())
+}
+
 /// Makes the kernel forget files it keeps in memory; `false` without the right to.
 pub fn drop_page_cache() -> bool {
     settle();

@@ -160,8 +160,9 @@ impl<'a> Node<'a> {
         measure::command(self.command(args), &self.dir, None)
     }
 
-    /// Adds to the repo; returns the CID and the cost.
+    /// Adds to the repo; returns the CID and the cost. What is added lies in the kernel's memory.
     pub fn add(&self, args: &[&str], path: &Path) -> Result<(Cost, String)> {
+        measure::warm(path)?;
         measure::settle();
         let out = self.dir.join("cid");
         let command = self.command(

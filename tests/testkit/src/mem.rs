@@ -31,8 +31,8 @@ pub struct MemIndex {
     pub deleted: Arc<Mutex<BTreeMap<String, (Record, SystemTime)>>>,
     pub staged: Mutex<HashMap<String, Bytes>>,
     pub usage: Mutex<Usage>,
-    /// Its owner, and when it runs out on tokio's clock.
-    pub lease: Mutex<Option<(String, tokio::time::Instant)>>,
+    /// By name: its owner, and when it runs out on tokio's clock.
+    pub leases: Mutex<HashMap<String, (String, tokio::time::Instant)>>,
     pub notes: Mutex<BTreeMap<String, String>>,
     pub epochs: Mutex<BTreeMap<u64, Sighting>>,
     pub fail_puts: AtomicBool,
@@ -286,21 +286,19 @@ fn deleted_row((key, (record, at)): (&String, &(Record, SystemTime))) -> Deleted
 
 #[async_trait]
 impl Leases for MemIndex {
-    async fn try_lease(&self, _name: &str, owner: &str, ttl: Duration) -> Result<bool> {
+    async fn try_lease(&self, name: &str, owner: &str, ttl: Duration) -> Result<bool> {
         let now = tokio::time::Instant::now();
-        let mut lease = self.lease.lock();
-        if matches!(&*lease, Some((other, until)) if other != owner && *until > now) {
+        let mut leases = self.leases.lock();
+        if matches!(leases.get(name), Some((other, until)) if other != owner && *until > now) {
             return Ok(false);
         }
-        *lease = Some((owner.to_owned(), now + ttl));
+        leases.insert(name.to_owned(), (owner.to_owned(), now + ttl));
         Ok(true)
     }
 
-    async fn release_lease(&self, _name: &str, owner: &str) -> Result<()> {
-        let mut lease = self.lease.lock();
-        if lease.as_ref().is_some_and(|(holder, _)| holder == owner) {
-            *lease = None;
-        }
+    async fn release_lease(&self, name: &str, owner: &str) -> Result<()> {
+        let mut leases = self.leases.lock();
+        leases.retain(|held, (holder, _)| held != name || holder != owner);
         Ok(())
     }
 }
