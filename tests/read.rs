@@ -416,9 +416,8 @@ async fn the_time_that_an_aggregator_takes_is_hidden() {
     assert!(reads < 160, "{reads} requests");
 }
 
-/// A future that is dropped before it is done, as by a deadline in C.
-/// Nodes that are kept on this disk tell the way as well as those that come from Walrus, and of packs
-/// with framing between the blocks nothing is fetched twice.
+/// Nodes that are kept on this disk tell the way as well as those that come from Walrus, and of
+/// packs with framing between the blocks nothing is fetched twice.
 #[tokio::test(start_paused = true)]
 async fn nodes_on_this_disk_tell_where_a_file_goes_on() {
     let dir = tempfile::tempdir().unwrap();
@@ -474,6 +473,7 @@ async fn nodes_that_follow_are_fetched_together() {
     assert!(single <= nodes.len() + 1, "{single}: none is fetched twice");
 }
 
+/// A future that is dropped before it is done, as by a deadline in C.
 async fn briefly<T>(call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(5), call)
         .await

@@ -3,8 +3,8 @@
 //! The problem: a write that is synced before it returns waits for the disk in any case. If it goes
 //! through the page cache, the journal's thread also copies every byte to new pages first, which
 //! takes longer than a quick disk takes for the bytes (docs/benchmarks.md). `O_DIRECT` spares that.
-//! Where a write returns before it is synced, that holds for quick disks only: a slow one is left to
-//! the page cache, and measured again from time to time.
+//! Where a write returns before it is synced, that holds for quick disks only: a slow one is left
+//! to the page cache, and measured again from time to time.
 //!
 //! `O_DIRECT` wants offsets, lengths and addresses that are multiples of the device's blocks. So
 //! the first and last bytes of a write take the usual way, and its middle is copied to a buffer

@@ -6,9 +6,9 @@
 //!
 //! A pack leaves when there is enough for a full one, when nothing was written for a while, when
 //! its oldest block is old enough, when writers wait for space or the disk is full, or when the
-//! datastore is closed. A full pack lets a burst of writes pass first, for seconds at most: reading,
-//! checking and sending it takes as much of the processors as the burst itself has (a third of the
-//! time of an `ipfs add` on two processors), and an upload takes longer than the burst.
+//! datastore is closed. A full pack lets a burst of writes pass first, for seconds at most: reading
+//! and sending it takes processors from the burst (a third of the time of an `ipfs add` on two),
+//! and an upload over a network takes longer than that.
 //!
 //! Outline: one task, [`run`], waits in [`due`] until a pack should leave, acquires an upload
 //! permit, lets the order learn from the dag-pb nodes near the front of the queue, and takes the

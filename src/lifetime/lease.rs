@@ -1,8 +1,8 @@
 //! The leases in the index under which one node at a time makes rounds.
 //!
 //! [`LEASE`] is held while a round goes on, by a node or by an operator's command. [`TURN`] lasts
-//! beyond the round, so that the same node makes the next one if it comes soon: what it remembers of
-//! blobs that failed is its own. A command needs no turn, so that it works beside a node that rests.
+//! beyond the round, so that the same node makes the next one if it comes soon: what it remembers
+//! of blobs that failed is its own. A command needs no turn, so it works beside a node that rests.
 
 use std::future::Future;
 use std::time::Duration;

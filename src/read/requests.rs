@@ -203,7 +203,7 @@ impl SharedReader {
         }
     }
 
-    /// Keeps what came for a block that was checked. `ahead`: no get has asked for it yet, so that it
+    /// Keeps what came for a block that was checked. `ahead`: no get has asked for it yet, so it
     /// does not count as handed out.
     fn keep(&self, want: &Want<'_>, fetched: Fetched, ahead: bool) -> Arc<Piece> {
         let key = want.check.key();

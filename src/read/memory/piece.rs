@@ -175,8 +175,8 @@ impl Piece {
         piece
     }
 
-    /// Bytes of blocks that were not handed out. What a format puts between blocks is no block's: as
-    /// much as that could be counts as handed out with the blocks that were.
+    /// Bytes of blocks that were not handed out. What a format puts between blocks is no block's:
+    /// as much as that could be counts as handed out with the blocks that were.
     pub(super) fn untaken(&self) -> u64 {
         let marks = self.marks.lock();
         let len = self.bytes.len() as u64;
