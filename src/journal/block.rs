@@ -119,17 +119,15 @@ impl Block {
     }
 
     fn read_file(&self) -> Result<Bytes> {
-        let mut value = vec![0; self.len as usize];
         let path = self.segment.path();
-        self.segment
-            .read_at(self.offset, &mut value)
-            .map_err(|e| disk_error(&format!("reading {}", path.display()), &e))?;
+        let read = self.segment.read(self.offset, self.len);
+        let value = read.map_err(|e| disk_error(&format!("reading {}", path.display()), &e))?;
         if crc32fast::hash(&value) != self.crc {
             let dir = path.parent().unwrap_or(path);
             let words = self.damage().words(&self.key, dir);
             return Err(Error::new(ErrorKind::Corrupt, words));
         }
-        Ok(value.into())
+        Ok(value)
     }
 
     /// Takes the value into memory, before its place in the file is given up.

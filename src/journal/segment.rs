@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::disk::{Disk, ASIDE};
@@ -37,6 +38,7 @@ use super::frame::{self, Frame, Head, Seal};
 use super::judge::{self, Verdict};
 use super::salvage::{self, Salvaged};
 use super::window::Window;
+use crate::buffer;
 
 pub(crate) const SUFFIX: &str = ".segment";
 
@@ -356,6 +358,11 @@ impl Segment {
 
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(into, offset)
+    }
+
+    /// The value of `len` bytes at `offset`.
+    pub(super) fn read(&self, offset: u64, len: u32) -> io::Result<Bytes> {
+        buffer::read_at(&self.file, offset, len as usize)
     }
 
     /// Notes that a block in it is damaged.

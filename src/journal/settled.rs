@@ -78,9 +78,8 @@ impl Settled {
         if u64::from(place.len) != len {
             return None;
         }
-        let mut value = vec![0; place.len as usize];
-        let read = place.segment.read_at(place.offset, &mut value);
-        (read.is_ok() && crc32fast::hash(&value) == place.crc).then(|| value.into())
+        let value = place.segment.read(place.offset, place.len).ok()?;
+        (crc32fast::hash(&value) == place.crc).then_some(value)
     }
 
     /// Forgets the blocks in a file.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::layout::{
     self, Row, HEAD, JOURNAL_HEAD, MAX_LEN, POINTER_HEAD, RECORD_HEAD, ROW, TRAILER,
 };
+use crate::buffer;
 
 /// What the names of the files end with.
 pub(crate) const SUFFIX: &str = ".blocks";
@@ -197,13 +198,13 @@ impl Segment {
             return self.find_by_pointer(offset, name, value_len);
         }
         let head_len = RECORD_HEAD + name.len();
-        let mut record = vec![0; head_len + value_len as usize];
-        match self.file.read_exact_at(&mut record, u64::from(offset)) {
-            Ok(()) => {
+        let len = head_len + value_len as usize;
+        match buffer::read_at(&self.file, u64::from(offset), len) {
+            Ok(record) => {
                 let (head, value) = record.split_at(head_len);
                 if layout::is_record_of(head, name, value_len) {
                     return Ok(match layout::is_value_of(head, value) {
-                        true => Found::Value(Bytes::from(record).slice(head_len..)),
+                        true => Found::Value(record.slice(head_len..)),
                         false => Found::Damaged,
                     });
                 }
@@ -225,7 +226,7 @@ impl Segment {
             Some((found, (.., len, _))) if found != name || len != value_len => Ok(Found::Other),
             Some((_, place)) => {
                 let value = self.value_at(place)?;
-                Ok(value.map_or(Found::Damaged, |value| Found::Value(value.into())))
+                Ok(value.map_or(Found::Damaged, |value| Found::Value(value)))
             }
             None => Ok(Found::Damaged),
         }
@@ -259,12 +260,11 @@ impl Segment {
     }
 
     /// The value at a place, if it is the one that was written there.
-    fn value_at(&self, (at, len, crc): (u32, u32, u32)) -> io::Result<Option<Vec<u8>>> {
-        let mut value = vec![0; len as usize];
-        match self.file.read_exact_at(&mut value, u64::from(at)) {
+    fn value_at(&self, (at, len, crc): (u32, u32, u32)) -> io::Result<Option<Bytes>> {
+        match buffer::read_at(&self.file, u64::from(at), len as usize) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             read => {
-                read?;
+                let value = read?;
                 Ok((crc32fast::hash(&value) == crc).then_some(value))
             }
         }
@@ -281,7 +281,7 @@ impl Segment {
             let (name, place) = self.pointer(offset, LIKELY)?;
             let value = self.value_at(place)?;
             let value = value.ok_or(io::ErrorKind::InvalidData)?;
-            return Ok((layout::record_head(&name, &value), value));
+            return Ok((layout::record_head(&name, &value), value.into()));
         }
         let at = u64::from(offset);
         let len = self.file.metadata()?.len();
