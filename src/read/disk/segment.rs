@@ -226,7 +226,7 @@ impl Segment {
             Some((found, (.., len, _))) if found != name || len != value_len => Ok(Found::Other),
             Some((_, place)) => {
                 let value = self.value_at(place)?;
-                Ok(value.map_or(Found::Damaged, |value| Found::Value(value)))
+                Ok(value.map_or(Found::Damaged, Found::Value))
             }
             None => Ok(Found::Damaged),
         }
