@@ -132,14 +132,22 @@ impl AsRef<[u8]> for Read {
 impl Drop for Read {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        let mut bytes = memory.len();
+        if memory.len() > BLOCKS_IDLE {
+            return;
+        }
         let mut idle = BLOCKS.lock();
         idle.push(memory);
-        // The latest ones stay.
-        bytes += idle.iter().rev().skip(1).map(Vec::len).sum::<usize>();
-        while bytes > BLOCKS_IDLE && !idle.is_empty() {
-            bytes -= idle.remove(0).len();
-        }
+        let mut bytes: usize = idle.iter().map(Vec::len).sum();
+        let mut is_left = |memory: &Vec<u8>| {
+            let left = bytes > BLOCKS_IDLE;
+            bytes -= memory.len();
+            left
+        };
+        // The latest ones stay. The others are freed without the lock.
+        let left = idle.iter().take_while(|memory| is_left(memory)).count();
+        let freed: Vec<Vec<u8>> = idle.drain(..left).collect();
+        drop(idle);
+        drop(freed);
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
 
 use data_encoding::BASE32_NOPAD;
 use lru::LruCache;
@@ -26,6 +27,12 @@ const LINK_BYTES: usize = 120;
 
 /// The memory of a node beside its links (bytes).
 const NODE_BYTES: usize = 112;
+
+/// How many nodes a search for unknown ones looks at.
+const LOOKS: usize = 4096;
+
+/// How many directories are remembered.
+const DIRECTORIES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// How many levels a walk goes up or down at most.
 const LEVELS: usize = 8;
@@ -58,12 +65,22 @@ struct Place {
     to_dag_pb: bool,
 }
 
+/// A search for unknown nodes: no more than a number of nodes is looked at, as links may repeat on
+/// each level.
+struct Unknown {
+    keys: Vec<String>,
+    limit: usize,
+    looks: usize,
+}
+
 /// The nodes that were seen lately.
 pub(crate) struct Nodes {
     /// The keys of a node's children, by the hash of the node's key.
     nodes: LruCache<u64, Vec<Box<str>>>,
     /// The places of keys, by their hashes.
     places: HashMap<u64, Place>,
+    /// The nodes that are directories, by the hashes of their keys.
+    directories: LruCache<u64, ()>,
     /// The memory of all nodes (bytes).
     bytes: usize,
     hasher: RandomState,
@@ -74,6 +91,7 @@ impl Nodes {
         Nodes {
             nodes: LruCache::unbounded(),
             places: HashMap::new(),
+            directories: LruCache::new(DIRECTORIES),
             bytes: 0,
             hasher: RandomState::new(),
         }
@@ -164,48 +182,68 @@ impl Nodes {
         (top, places)
     }
 
-    /// The known node that links to `key`, by its hash.
-    pub(crate) fn parent(&self, key: &str) -> Option<u64> {
-        let place = self.places.get(&self.hasher.hash_one(key))?;
-        Some(place.node)
+    /// The known node that links to `key`, by its hash. The nodes above it count as used.
+    pub(crate) fn parent(&mut self, key: &str) -> Option<u64> {
+        let mut at = self.hasher.hash_one(key);
+        let parent = self.places.get(&at)?.node;
+        for _ in 0..LEVELS {
+            let Some(place) = self.places.get(&at) else {
+                break;
+            };
+            at = place.node;
+            self.nodes.promote(&at);
+        }
+        Some(parent)
     }
 
-    /// The dag-pb nodes that follow the one above `key` in the order of its tree and are not known,
-    /// though nodes link to them: at most `limit` keys.
+    /// Notes that the node under `key` is a directory.
+    pub(crate) fn note_directory(&mut self, key: &str) {
+        self.directories.put(self.hasher.hash_one(key), ());
+    }
+
+    /// The dag-pb nodes of the file of `key`, a leaf, that follow the node above it in the order of
+    /// the tree and are not known, though nodes link to them: at most `limit` keys. Leaves are at
+    /// the height of `key`, so none is taken for a node, whatever its link says.
     pub(crate) fn unknown_after(&self, key: &str, limit: usize) -> Vec<String> {
-        let mut keys = Vec::new();
+        let mut found = Unknown {
+            keys: Vec::new(),
+            limit,
+            looks: LOOKS,
+        };
         let mut at = self.hasher.hash_one(key);
-        for level in 0..LEVELS {
+        for height in 0..LEVELS {
             let Some(&Place { node, number, .. }) = self.places.get(&at) else {
                 break;
             };
-            // What stands beside the key itself is read without anything being known of it.
-            let siblings = self.nodes.peek(&node).filter(|_| level > 0);
-            for sibling in siblings
-                .and_then(|all| all.get(number + 1..))
-                .unwrap_or(&[])
-            {
-                self.unknown(sibling, LEVELS, limit, &mut keys);
+            // What is in a directory besides is another file's.
+            if self.directories.contains(&node) {
+                break;
             }
+            let siblings = self.nodes.peek(&node).and_then(|all| all.get(number + 1..));
+            self.unknown(siblings.unwrap_or(&[]), height, &mut found);
             at = node;
         }
-        keys
+        found.keys
     }
 
-    /// Collects the unknown nodes from `key` down.
-    fn unknown(&self, key: &str, levels: usize, limit: usize, keys: &mut Vec<String>) {
-        if keys.len() >= limit || levels == 0 || !self.calls_dag_pb(key) {
+    /// Collects the unknown nodes among nodes of this height and below them.
+    fn unknown(&self, nodes: &[Box<str>], height: usize, found: &mut Unknown) {
+        if height == 0 {
             return;
         }
-        match self.nodes.peek(&self.hasher.hash_one(key)) {
-            None => keys.push(key.to_owned()),
-            // The children of a node are alike, for the most part.
-            Some(children) if children.first().is_some_and(|c| self.calls_dag_pb(c)) => {
-                for child in children {
-                    self.unknown(child, levels - 1, limit, keys);
-                }
+        for (at, key) in nodes.iter().enumerate() {
+            if found.looks == 0 || found.keys.len() >= found.limit {
+                return;
             }
-            Some(_) => {}
+            found.looks -= 1;
+            let again = at.checked_sub(1).and_then(|before| nodes.get(before)) == Some(key);
+            if again || !self.calls_dag_pb(key) {
+                continue;
+            }
+            match self.nodes.peek(&self.hasher.hash_one(&**key)) {
+                None => found.keys.push(key.clone().into()),
+                Some(children) => self.unknown(children, height - 1, found),
+            }
         }
     }
 
@@ -483,6 +521,44 @@ mod tests {
         assert_eq!(after(&nodes, 15), [""; 0], "nothing is known above it");
         assert_eq!(nodes.parent(&key(13)), nodes.parent(&key(13)));
         assert_ne!(nodes.parent(&key(13)), nodes.parent(&key(11)));
+        nodes.note_directory(&key(9));
+        assert_eq!(after(&nodes, 11), [2].map(key), "7 is another file");
+    }
+
+    /// Kubo's files without raw leaves.
+    #[test]
+    fn leaves_that_are_called_nodes_are_not_taken_for_unknown_ones() {
+        let mut nodes = Nodes::new();
+        let hashes: Vec<Vec<u8>> = (0..40).map(hash).collect();
+        let to_nodes = |range: std::ops::Range<usize>| -> Vec<Link<'_>> {
+            range.map(|n| to(&hashes[n], true)).collect()
+        };
+        nodes.learn(&key(1), &to_nodes(2..5));
+        nodes.learn(&key(2), &to_nodes(10..20));
+        nodes.learn(&key(3), &to_nodes(20..30));
+        assert_eq!(nodes.unknown_after(&key(10), 9), [4].map(key));
+    }
+
+    /// A hundred links to one node on each level would be a walk of a hundred to the power of the
+    /// number of levels.
+    #[test]
+    fn a_search_among_links_that_repeat_ends() {
+        let mut nodes = Nodes::new();
+        let hashes: Vec<Vec<u8>> = (0..40).map(hash).collect();
+        for n in 1..9_u8 {
+            let to_next = to(&hashes[usize::from(n) + 1], true);
+            let other = to(&hashes[usize::from(n) + 20], true);
+            let links: Vec<Link<'_>> = (0..50).flat_map(|_| [to_next, other]).collect();
+            nodes.learn(&key(n), &links);
+            nodes.learn(&key(n + 20), &[to(&hashes[39], false)]);
+        }
+        nodes.learn(&key(9), &[to(&hashes[38], false)]);
+        // A leaf as deep, so that all of the other branch is looked at.
+        nodes.learn(&key(0), &[to(&hashes[30], true), to(&hashes[1], true)]);
+        for n in 30..37_u8 {
+            nodes.learn(&key(n), &[to(&hashes[usize::from(n) + 1], true)]);
+        }
+        assert_eq!(nodes.unknown_after(&key(37), 9), [""; 0]);
     }
 
     #[test]

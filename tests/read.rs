@@ -426,7 +426,7 @@ async fn nodes_on_this_disk_tell_where_a_file_goes_on() {
     let file = File::packed(&cache, 4096, 256).await;
     let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
     let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
-    let root = node(&nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
+    let root = node_over(0x70, &nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
     let puts = nodes.iter().chain([&root]);
     let puts = puts.map(|n| Op::Put(key_of(n), n.clone())).collect();
     file.ds.commit(puts).await.unwrap();
@@ -435,6 +435,8 @@ async fn nodes_on_this_disk_tell_where_a_file_goes_on() {
     let fetched: u64 = file.reads().iter().map(|(_, len)| len).sum();
     assert!(took < Duration::from_secs(6), "{took:?}");
     assert!(fetched < 4096 * (BLOCK + 256), "{fetched}");
+    let nodes = file.reads().iter().filter(|(_, len)| *len < BLOCK).count();
+    assert_eq!(nodes, 0, "all are here");
 }
 
 /// A reader that asks for each node only when it comes to it.

@@ -38,7 +38,7 @@ impl Inspection {
             store,
             metrics: Arc::<Metrics>::default(),
             memory_bytes: self.config().blob_cache_bytes.max(MEMORY),
-            beside_disk: false,
+            disk: None,
         });
         Blocks {
             index,

@@ -304,7 +304,7 @@ impl WalrusDatastore {
             store: Arc::clone(&store),
             metrics: Arc::clone(&metrics),
             memory_bytes: config.blob_cache_bytes,
-            beside_disk: disk_cache.is_some(),
+            disk: disk_cache.clone(),
         });
         Ok(WalrusDatastore {
             shared: Arc::new(Shared {

@@ -8,11 +8,12 @@
 //!
 //! `O_DIRECT` wants offsets, lengths and addresses that are multiples of the device's blocks. So
 //! the first and last bytes of a write take the usual way, and its middle is copied to a buffer
-//! that lies right. The three do not share a page of the file, so the two ways never meet. The
-//! middle has a file handle of its own: readers share the segment's, and their offsets are any.
+//! that lies right. Where they share a page of the kernel, it writes that page out and drops it
+//! before the middle. The middle has a file handle of its own: readers share the segment's, and
+//! their offsets are any.
 //!
-//! A file system that refuses (EINVAL, or no `/proc`) is asked once; all its writes take the usual
-//! way from then on.
+//! A file system that refuses is asked once; all its writes take the usual way from then on. What
+//! may pass, as a lack of file handles, turns one write aside.
 //!
 //! The only lock taken here is the buffer's, which is innermost.
 
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::disk::{write_all, Disk};
+use super::disk::{is_full, write_all, Disk};
 
 /// Writes from this length on (bytes) go past the page cache: shorter ones wait for the disk's
 /// answer more than for the copy.
@@ -35,6 +36,14 @@ const LONG: u64 = 1 << 20;
 const ALIGN: usize = 4096;
 /// How much is written at once (bytes).
 const PORTION: usize = 4 << 20;
+/// The errors of an open that the next one will meet, too: no `O_DIRECT`, no `/proc`.
+const NEVER: [i32; 5] = [
+    libc::EINVAL,
+    libc::ENOENT,
+    libc::ENOTDIR,
+    libc::EACCES,
+    libc::EOPNOTSUPP,
+];
 
 /// A quick disk takes no longer for a MiB. A copy to new pages takes half of that, and a processor.
 const QUICK: Duration = Duration::from_millis(2);
@@ -68,9 +77,13 @@ impl Disk for DirectDisk {
         if usual || self.pace.as_ref().is_some_and(Pace::skips) {
             return write_all(file, at, slices);
         }
-        let Ok(direct) = reopen(file) else {
-            self.refused.store(true, Ordering::Relaxed);
-            return write_all(file, at, slices);
+        let direct = match reopen(file) {
+            Ok(direct) => direct,
+            Err(e) => {
+                let never = e.raw_os_error().is_some_and(|e| NEVER.contains(&e));
+                self.refused.fetch_or(never, Ordering::Relaxed);
+                return write_all(file, at, slices);
+            }
         };
         let begun = Instant::now();
         let (first, last) = (at.next_multiple_of(ALIGN as u64), at + len);
@@ -134,15 +147,18 @@ impl Pace {
 
 impl DirectDisk {
     fn write_middle(&self, file: &File, direct: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
-        if !self.refused.load(Ordering::Relaxed) {
-            match direct.write_all_at(bytes, at) {
-                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-                    self.refused.store(true, Ordering::Relaxed);
-                }
-                written => return written,
-            }
+        if self.refused.load(Ordering::Relaxed) {
+            return file.write_all_at(bytes, at);
         }
-        file.write_all_at(bytes, at)
+        match direct.write_all_at(bytes, at) {
+            Err(e) if !is_full(&e) => {
+                // A disk that fails does so here or at the sync, too.
+                file.write_all_at(bytes, at)?;
+                self.refused.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            written => written,
+        }
     }
 }
 

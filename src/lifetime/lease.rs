@@ -34,6 +34,15 @@ pub(super) async fn with_lease<T>(
     }
 }
 
+/// Keeps the turn for this node while it works.
+pub(super) async fn keep_turn(parts: &RenewalParts, owner: &str) {
+    loop {
+        tokio::time::sleep(LEASE_TTL / 3).await;
+        // If that fails, another node may make the next round.
+        let _ = parts.index.try_lease(TURN, owner, LEASE_TTL).await;
+    }
+}
+
 /// Prolongs the lease until that fails, and returns the error. An index that does not answer at
 /// once is asked again as long as the lease lasts: the upload under way may be paid for already.
 async fn lease_lost(parts: &RenewalParts, owner: &str, taken: Instant) -> Error {

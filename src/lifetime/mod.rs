@@ -53,7 +53,7 @@ use due::{is_due, is_urgent};
 pub(crate) use due::{last_due, time_of_rounds};
 use execute::execute;
 pub(crate) use execute::look;
-use lease::{with_lease, LEASE, LEASE_TTL, TURN};
+use lease::{keep_turn, with_lease, LEASE, LEASE_TTL, TURN};
 use memory::{seconds, Memory};
 pub(crate) use once::{last_round, renew_once, repack_once};
 pub(crate) use pace::Pace;
@@ -172,6 +172,8 @@ struct Rounds {
 pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
     let owner = new_owner();
     let mut state = Rounds::default();
+    // Whether a round of another was under way when this node's turn came.
+    let mut refused = false;
     let mut wait = tokio::select! {
         () = stop.cancelled() => return,
         wait = caught(first_wait(&parts)) => wait.unwrap_or(parts.interval),
@@ -190,11 +192,21 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
             if !parts.index.try_lease(LEASE, &owner, LEASE_TTL).await? {
                 // A command makes a round, or a node that has lost its turn does.
                 wait = wait.min(LEASE_TTL / 10);
-                return look_on(&parts).await;
+                return match std::mem::replace(&mut refused, true) {
+                    true => Ok(()),
+                    false => look_on(&parts).await,
+                };
             }
-            let made = round(&parts, &owner, taken, &mut state).await;
+            refused = false;
+            let work = async {
+                tokio::select! {
+                    made = round(&parts, &owner, taken, &mut state) => made,
+                    () = keep_turn(&parts, &owner) => Ok(()),
+                }
+            };
+            let made = caught(work).await;
             // It runs out by itself.
-            let _ = parts.index.release_lease(LEASE, &owner).await;
+            let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
             made
         };
         tokio::select! {

@@ -9,12 +9,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use super::extent::ROWS;
 use super::state::ReaderState;
 use super::streams::{next_of, Ahead, Cut, Noted};
-use super::{SharedReader, Want, WINDOW};
+use super::{BlockCheck, SharedReader, Want, WINDOW};
 use crate::index::{Record, Rows as _};
 use crate::metrics::Metrics;
+use crate::multihash::Multihash;
 
 /// Blocks that are looked through to find where a file goes on: more than a full pack of usual
 /// ones.
@@ -23,6 +26,8 @@ const LOOK_AHEAD: usize = 512;
 /// Nodes that are fetched together, and the bytes that a stream has read before.
 const SCOUTS: usize = 32;
 const SCOUTS_AFTER: u64 = 512 << 10;
+/// How often nodes that lie on the local disk lead to others at a time.
+const SCOUT_ROUNDS: usize = 4;
 
 /// Framing between pieces that is passed over at most to tell how far blocks are here: a read in a
 /// stream asks for it, so of many small pieces not all are gone through.
@@ -80,46 +85,82 @@ impl SharedReader {
 
     /// Fetches the nodes that follow the one above the block.
     fn scout(self: &Arc<Self>, state: &mut ReaderState, stream: u64, want: &Want<'_>) {
-        let mut credit = state.streams.run(stream);
         let Some(parent) = state.nodes.parent(want.check.key()) else {
             return;
         };
-        if credit < SCOUTS_AFTER || state.scouted.put(parent, ()).is_some() {
+        let run = state.streams.run(stream);
+        if run < SCOUTS_AFTER || state.scouted.contains(&parent) {
             return;
         }
         let keys = state.nodes.unknown_after(want.check.key(), SCOUTS);
         if keys.is_empty() {
             return;
         }
+        state.scouted.put(parent, ());
         let (inner, check) = (Arc::clone(self), want.check.clone());
         self.spawn(async move {
-            // A get that needs a row is told an error by the index.
-            let rows = inner.index.find_many(&keys).await.unwrap_or_default();
-            let mut state = inner.state.lock();
-            for (key, row) in keys.iter().zip(rows) {
-                let plain = row.filter(|row| !row.staged && row.patch_id.is_none());
-                let Some((row, Ok(range))) = plain.map(|row| {
-                    let range = row.range();
-                    (row, range)
-                }) else {
-                    continue;
-                };
-                let Some(left) = credit.checked_sub(range.end - range.start) else {
+            let mut keys = keys;
+            let mut credit = run;
+            for _ in 0..SCOUT_ROUNDS {
+                let learnt = inner.fetch_nodes(stream, &keys, &check, &mut credit).await;
+                // Nodes that lie on this disk tell of others at once.
+                if !learnt {
                     return;
-                };
-                credit = left;
-                let here = inner.memory.look(&row.blob_id, &range).piece().is_some();
-                if here || state.flying_to(&row.blob_id, range.start) >= range.end {
-                    continue;
                 }
-                let want = Want {
-                    blob: &row.blob_id,
-                    range,
-                    check: &check.of(key, row.size),
-                };
-                inner.launch_alone(&mut state, &want, true);
+                let state = inner.state.lock();
+                keys = state.nodes.unknown_after(check.key(), SCOUTS);
             }
         });
+    }
+
+    /// Learns nodes that lie on the local disk, and fetches the others. Returns whether some lay
+    /// there.
+    async fn fetch_nodes(
+        self: &Arc<Self>,
+        stream: u64,
+        keys: &[String],
+        check: &BlockCheck,
+        credit: &mut u64,
+    ) -> bool {
+        // A get that needs a row is told an error by the index.
+        let rows = self.index.find_many(keys).await.unwrap_or_default();
+        let mut learnt = false;
+        for (key, row) in keys.iter().zip(rows) {
+            let plain = row.filter(|row| !row.staged && row.patch_id.is_none());
+            let range = plain.as_ref().and_then(|row| row.range().ok());
+            let Some((row, range)) = plain.zip(range) else {
+                continue;
+            };
+            let len = range.end - range.start;
+            let want = Want {
+                blob: &row.blob_id,
+                range,
+                check: &check.of(key, row.size),
+            };
+            if let Some(node) = self.on_disk(key, len).await {
+                self.look_at(&want, &node);
+                learnt = true;
+                continue;
+            }
+            let Some(left) = credit.checked_sub(len) else {
+                break;
+            };
+            let mut state = self.state.lock();
+            let here = self.memory.look(want.blob, &want.range).piece().is_some();
+            if here || state.flying_to(want.blob, want.range.start) >= want.range.end {
+                continue;
+            }
+            *credit = left;
+            state.streams.fetched_elsewhere(stream, len);
+            self.launch_alone(&mut state, &want, true);
+        }
+        learnt
+    }
+
+    /// The block of this length in the disk cache.
+    async fn on_disk(&self, key: &str, len: u64) -> Option<Bytes> {
+        let (cache, name) = (self.disk.as_ref()?, Multihash::of_key(key)?);
+        cache.get(&name, len).await
     }
 
     /// How far the blocks from `from` on are here, at least.

@@ -72,6 +72,7 @@ mod tests;
 use ahead::Need;
 pub(crate) use check::BlockCheck;
 pub use check::VerifyReads;
+use disk::DiskCache;
 use flight::{Outcome, Passenger};
 use memory::{Block, Look, Memory, Piece};
 use state::ReaderState;
@@ -94,8 +95,8 @@ pub(crate) struct ReaderParts {
     pub(crate) metrics: Arc<Metrics>,
     /// Memory for what is read (bytes); zero or less turns memory and windows off.
     pub(crate) memory_bytes: i64,
-    /// Whether what is read is kept on the local disk, too.
-    pub(crate) beside_disk: bool,
+    /// The cache on the local disk, if what is read is kept there, too.
+    pub(crate) disk: Option<Arc<DiskCache>>,
 }
 
 /// Reads blocks of blobs, and members of quilts.
@@ -108,6 +109,7 @@ struct SharedReader {
     store: Arc<dyn BlobStore>,
     memory: Arc<Memory>,
     metrics: Arc<Metrics>,
+    disk: Option<Arc<DiskCache>>,
     limits: Limits,
     state: Mutex<ReaderState>,
     /// Room for single blocks on their way, in KiB.
@@ -144,7 +146,7 @@ pub(crate) struct Get<'a> {
 
 impl Reader {
     pub(crate) fn new(parts: ReaderParts) -> Self {
-        let memory = Memory::new(parts.memory_bytes, parts.beside_disk);
+        let memory = Memory::new(parts.memory_bytes, parts.disk.is_some());
         let limits = Limits {
             window: WINDOW.min(memory.budget() / 16),
             ahead: memory.ahead(),
@@ -157,6 +159,7 @@ impl Reader {
                 store: parts.store,
                 memory: Arc::new(memory),
                 metrics: parts.metrics,
+                disk: parts.disk,
                 limits,
                 state: Mutex::new(ReaderState::new(limits, keeps)),
                 room: Semaphore::new(room_kib as usize),
@@ -345,7 +348,11 @@ impl SharedReader {
     /// Learns a node's links.
     fn look_at(&self, want: &Want<'_>, block: &[u8]) {
         if let Some(links) = dag::links(block) {
-            self.state.lock().nodes.learn(want.check.key(), &links);
+            let mut state = self.state.lock();
+            state.nodes.learn(want.check.key(), &links);
+            if dag::is_directory(block) {
+                state.nodes.note_directory(want.check.key());
+            }
         }
     }
 

@@ -218,8 +218,11 @@ impl SharedReader {
         if ahead {
             let (blob, start) = (want.blob, want.range.start);
             let piece = self.memory.insert(blob, start, fetched.bytes);
-            // Many windows come before its reader does.
-            self.memory.reused(blob, start);
+            let held = self.memory.look(blob, &want.range).piece();
+            // Many windows come before its reader does. But a window that holds it came in between.
+            if held.is_some_and(|held| Arc::ptr_eq(&held, &piece)) {
+                self.memory.reused(blob, start);
+            }
             return piece;
         }
         self.memory

@@ -51,7 +51,7 @@ async fn a_get_takes_what_has_come_since_it_looked() {
         store: Arc::<Counting>::clone(&store),
         metrics: Arc::default(),
         memory_bytes: 16 << 20,
-        beside_disk: false,
+        disk: None,
     });
     let check = BlockCheck::new("/k", BLOCK.len() as i64, false);
     let gets = || {

@@ -207,6 +207,13 @@ impl Streams {
         stream.map_or(0, |s| s.run)
     }
 
+    /// So many bytes elsewhere are being fetched for a stream.
+    pub(super) fn fetched_elsewhere(&mut self, id: u64, bytes: u64) {
+        if let Some(stream) = self.find(id) {
+            stream.fetched = stream.fetched.saturating_add(bytes);
+        }
+    }
+
     fn find(&mut self, id: u64) -> Option<&mut Stream> {
         self.list.iter_mut().find(|s| s.id == id)
     }

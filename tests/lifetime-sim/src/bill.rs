@@ -241,8 +241,9 @@ pub enum Purpose {
 }
 
 struct Registration {
-    start: u32,
-    /// Its end when it was first seen.
+    /// From this epoch on it was paid: where it took over storage, from the end of that on.
+    paid_from: u32,
+    /// Its end before it was extended, as far as that was seen.
     first_end: u32,
     end: u32,
     /// The units that were written.
@@ -298,9 +299,11 @@ impl Paid {
                     (true, true) => Purpose::Put,
                     (true, false) => Purpose::Repack,
                 };
+                // It may have been extended since it was registered.
+                let taken_over = r.reused.as_ref().map(|storage| storage.end_epoch);
                 let registration = Registration {
-                    start: r.start_epoch,
-                    first_end: r.end_epoch,
+                    paid_from: taken_over.unwrap_or(r.start_epoch),
+                    first_end: taken_over.unwrap_or(r.end_epoch),
                     end: r.end_epoch,
                     units: blob.units,
                     storage: r.storage_size(blob.encoded_size).div_ceil(1 << 20),
@@ -365,7 +368,7 @@ impl Paid {
     pub fn sum(&self, rates: &Rates, first: u32) -> (BTreeMap<Purpose, u64>, u64) {
         let (mut by_purpose, mut total) = (BTreeMap::new(), 0);
         for r in self.registrations.values() {
-            let bought = if r.reused { r.first_end } else { r.start };
+            let bought = r.paid_from;
             let written = r.units * rates.prices.write;
             let stored = rates.keep(r.storage, bought - first, r.first_end - first);
             *by_purpose.entry(r.purpose).or_default() += stored + written;
