@@ -47,6 +47,8 @@ struct State {
     of_chain: Option<Duration>,
     /// The epoch that the chain named, when the answers to stores named another one for sure.
     other_chain: Option<u64>,
+    /// Whether the machine's clock is wrong by the chain's last word.
+    clock_is_wrong: bool,
 }
 
 /// What is believed of the present epoch. Times are nanoseconds from now.
@@ -237,7 +239,17 @@ impl EpochClock {
             Ok(ago) => (ago <= length.saturating_mul(2)).then_some(ago),
             Err(ahead) => (ahead.duration() <= tolerance(length)).then_some(Duration::ZERO),
         };
+        state.clock_is_wrong = ago.is_none();
         state.seen.note_exactly(now, epoch, ago);
+    }
+
+    /// The present epoch where the machine's clock is known to be wrong, so that it does not tell
+    /// when an epoch ends: the one that was named in the last hundredth of an epoch.
+    pub(crate) fn told_despite_clock(&self, now: SystemTime) -> Option<u64> {
+        let state = self.state.lock();
+        let (epoch, last) = state.seen.last().filter(|_| state.clock_is_wrong)?;
+        let lately = state.length(self.configured) / 100;
+        (last.age(now) <= lately).then_some(epoch)
     }
 
     /// Adds what other nodes and earlier processes have seen. It counts until an answer disagrees

@@ -66,6 +66,27 @@ fn storage_that_ends_too_soon_to_be_extended_is_left_alone() {
     assert_eq!(reuse.take(1), Some((left(1 << 20, 12), 2)));
 }
 
+/// The chain tells the epoch. When it ends is not known, so that storage must last beyond the next
+/// one.
+#[test]
+fn a_wrong_clock_leaves_storage_that_lasts_for_two_epochs() {
+    let (reuse, clock) = reuse();
+    let start = clock.now();
+    *clock.0.lock() += EPOCH * 26;
+    let now = clock.now();
+    reuse.epoch_clock.is_exactly(now, 10, start, EPOCH);
+    reuse.give(left(4 << 20, 11));
+    assert_eq!(reuse.take(2 << 20), None);
+    reuse.give(left(4 << 20, 12));
+    assert_eq!(reuse.packs(2 << 20), 1);
+    assert_eq!(reuse.take(2 << 20), Some((left(4 << 20, 12), 2)));
+
+    // The chain has told nothing for a while.
+    reuse.give(left(4 << 20, 12));
+    *clock.0.lock() += EPOCH / 50;
+    assert_eq!(reuse.take(2 << 20), None);
+}
+
 #[test]
 fn nothing_is_taken_while_the_epoch_is_not_known() {
     let clock: Arc<dyn Clock> = Arc::new(At(Mutex::new(SystemTime::UNIX_EPOCH + EPOCH)));
