@@ -166,6 +166,15 @@ pub(crate) fn read_at(file: &File, at: u64, len: usize) -> io::Result<Bytes> {
     Ok(Bytes::from_owner(read))
 }
 
+/// The value of `len` bytes at byte `at` of a file, if it has this checksum (CRC-32).
+///
+/// # Errors
+/// As [`read_at`].
+pub(crate) fn read_value(file: &File, at: u64, len: u32, crc: u32) -> io::Result<Option<Bytes>> {
+    let value = read_at(file, at, len as usize)?;
+    Ok((crc32fast::hash(&value) == crc).then_some(value))
+}
+
 /// Copies values, a few in each piece of memory: a piece is free when all of its values are
 /// dropped.
 pub(crate) fn copies(values: &[&[u8]]) -> Vec<Bytes> {

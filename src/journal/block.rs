@@ -120,14 +120,13 @@ impl Block {
 
     fn read_file(&self) -> Result<Bytes> {
         let path = self.segment.path();
-        let read = self.segment.read(self.offset, self.len);
+        let read = self.segment.value(self.offset, self.len, self.crc);
         let value = read.map_err(|e| disk_error(&format!("reading {}", path.display()), &e))?;
-        if crc32fast::hash(&value) != self.crc {
+        value.ok_or_else(|| {
             let dir = path.parent().unwrap_or(path);
             let words = self.damage().words(&self.key, dir);
-            return Err(Error::new(ErrorKind::Corrupt, words));
-        }
-        Ok(value)
+            Error::new(ErrorKind::Corrupt, words)
+        })
     }
 
     /// Takes the value into memory, before its place in the file is given up.

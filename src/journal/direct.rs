@@ -56,7 +56,7 @@ pub(super) struct DirectDisk {
     buffer: Mutex<Vec<u8>>,
     refused: AtomicBool,
     /// `None`: a slow disk is waited for, too.
-    pace: Option<Pace>,
+    speed: Option<Speed>,
 }
 
 impl DirectDisk {
@@ -65,7 +65,22 @@ impl DirectDisk {
         DirectDisk {
             buffer: Mutex::default(),
             refused: AtomicBool::new(false),
-            pace: (!waits).then(Pace::default),
+            speed: (!waits).then(Speed::default),
+        }
+    }
+
+    fn write_middle(&self, file: &File, direct: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.refused.load(Ordering::Relaxed) {
+            return file.write_all_at(bytes, at);
+        }
+        match direct.write_all_at(bytes, at) {
+            Err(e) if !is_full(&e) => {
+                // A disk that fails does so here or at the sync, too.
+                file.write_all_at(bytes, at)?;
+                self.refused.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            written => written,
         }
     }
 }
@@ -74,7 +89,7 @@ impl Disk for DirectDisk {
     fn write(&self, file: &File, at: u64, slices: &[&[u8]]) -> io::Result<()> {
         let len: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
         let usual = len < LONG || self.refused.load(Ordering::Relaxed);
-        if usual || self.pace.as_ref().is_some_and(Pace::skips) {
+        if usual || self.speed.as_ref().is_some_and(Speed::skips) {
             return write_all(file, at, slices);
         }
         let direct = match reopen(file) {
@@ -110,8 +125,8 @@ impl Disk for DirectDisk {
         edge.resize((at + len - last) as usize, 0);
         rest.fill(&mut edge);
         file.write_all_at(&edge, last)?;
-        if let Some(pace) = &self.pace {
-            pace.took(begun.elapsed(), len);
+        if let Some(speed) = &self.speed {
+            speed.took(begun.elapsed(), len);
         }
         Ok(())
     }
@@ -119,13 +134,13 @@ impl Disk for DirectDisk {
 
 /// Whether a disk is quick enough. One thread at a time writes.
 #[derive(Debug, Default)]
-struct Pace {
+struct Speed {
     /// How many writes take the usual way from now on, and took it after the last slow one.
     left: AtomicU32,
     last: AtomicU32,
 }
 
-impl Pace {
+impl Speed {
     /// Counts a long write; returns whether it takes the usual way.
     fn skips(&self) -> bool {
         let left = self.left.load(Ordering::Relaxed);
@@ -142,23 +157,6 @@ impl Pace {
         };
         self.last.store(next, Ordering::Relaxed);
         self.left.store(next, Ordering::Relaxed);
-    }
-}
-
-impl DirectDisk {
-    fn write_middle(&self, file: &File, direct: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
-        if self.refused.load(Ordering::Relaxed) {
-            return file.write_all_at(bytes, at);
-        }
-        match direct.write_all_at(bytes, at) {
-            Err(e) if !is_full(&e) => {
-                // A disk that fails does so here or at the sync, too.
-                file.write_all_at(bytes, at)?;
-                self.refused.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            written => written,
-        }
     }
 }
 
@@ -209,7 +207,7 @@ mod tests {
     /// any length, with bytes before and behind.
     #[test]
     fn the_file_is_the_same_as_by_the_usual_way() {
-        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let disk = DirectDisk::new(true);
         let bytes: Vec<u8> = (0..9_500_000_u32).map(|n| (n ^ (n >> 8)) as u8).collect();
         let (direct, usual) = (dir.path().join("direct"), dir.path().join("usual"));
@@ -245,18 +243,18 @@ mod tests {
 
     #[test]
     fn a_slow_disk_is_asked_less_and_less_and_a_quick_one_always() {
-        let pace = Pace::default();
-        let asked_after = |pace: &Pace| (0..).find(|_| !pace.skips()).unwrap();
+        let speed = Speed::default();
+        let asked_after = |speed: &Speed| (0..).find(|_| !speed.skips()).unwrap();
         let (slow, quick) = (Duration::from_millis(32), Duration::from_millis(4));
         for skips in [0, 8, 16, 32, 64, 128, 256, 512, 1024, 1024] {
-            assert_eq!(asked_after(&pace), skips);
-            pace.took(slow, 4 << 20);
+            assert_eq!(asked_after(&speed), skips);
+            speed.took(slow, 4 << 20);
         }
-        asked_after(&pace);
-        pace.took(quick, 4 << 20);
-        assert_eq!(asked_after(&pace), 0);
-        pace.took(slow, 4 << 20);
-        assert_eq!(asked_after(&pace), 8);
+        asked_after(&speed);
+        speed.took(quick, 4 << 20);
+        assert_eq!(asked_after(&speed), 0);
+        speed.took(slow, 4 << 20);
+        assert_eq!(asked_after(&speed), 8);
     }
 
     /// A file system without `O_DIRECT`.

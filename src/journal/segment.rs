@@ -360,9 +360,9 @@ impl Segment {
         self.file.read_exact_at(into, offset)
     }
 
-    /// The value of `len` bytes at `offset`.
-    pub(super) fn read(&self, offset: u64, len: u32) -> io::Result<Bytes> {
-        buffer::read_at(&self.file, offset, len as usize)
+    /// The value of `len` bytes at `offset`, if it has this checksum.
+    pub(super) fn value(&self, offset: u64, len: u32, crc: u32) -> io::Result<Option<Bytes>> {
+        buffer::read_value(&self.file, offset, len, crc)
     }
 
     /// Notes that a block in it is damaged.

@@ -78,8 +78,8 @@ impl Settled {
         if u64::from(place.len) != len {
             return None;
         }
-        let value = place.segment.read(place.offset, place.len).ok()?;
-        (crc32fast::hash(&value) == place.crc).then_some(value)
+        let read = place.segment.value(place.offset, place.len, place.crc);
+        read.ok().flatten()
     }
 
     /// Forgets the blocks in a file.

@@ -261,12 +261,9 @@ impl Segment {
 
     /// The value at a place, if it is the one that was written there.
     fn value_at(&self, (at, len, crc): (u32, u32, u32)) -> io::Result<Option<Bytes>> {
-        match buffer::read_at(&self.file, u64::from(at), len as usize) {
+        match buffer::read_value(&self.file, u64::from(at), len, crc) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            read => {
-                let value = read?;
-                Ok((crc32fast::hash(&value) == crc).then_some(value))
-            }
+            value => value,
         }
     }
 
