@@ -243,13 +243,18 @@ impl EpochClock {
         state.seen.note_exactly(now, epoch, ago);
     }
 
-    /// The present epoch where the machine's clock is known to be wrong, so that it does not tell
-    /// when an epoch ends: the one that was named in the last hundredth of an epoch.
-    pub(crate) fn told_despite_clock(&self, now: SystemTime) -> Option<u64> {
+    /// As [`now_epoch`](Self::now_epoch), for decisions that cost little if the next epoch has begun
+    /// all the same. Where the machine's clock is known to be wrong, it does not tell when an epoch
+    /// ends; so the most is the epoch that was named in the last hundredth of an epoch.
+    pub(crate) fn likely_epoch(&self, now: SystemTime) -> Option<(u64, u64)> {
+        let (least, most) = self.now_epoch(now)?;
         let state = self.state.lock();
-        let (epoch, last) = state.seen.last().filter(|_| state.clock_is_wrong)?;
+        let named = state.seen.last().filter(|_| state.clock_is_wrong);
         let lately = state.length(self.configured) / 100;
-        (last.age(now) <= lately).then_some(epoch)
+        Some(match named.filter(|(_, last)| last.age(now) <= lately) {
+            Some((epoch, _)) => (least, epoch.clamp(least, most)),
+            None => (least, most),
+        })
     }
 
     /// Adds what other nodes and earlier processes have seen. It counts until an answer disagrees

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::check::{self, Rows};
 use super::due::{is_due, is_urgent};
-use super::lease::{with_lease, LEASE, LEASE_TTL};
+use super::lease::{with_lease, Lease};
 use super::memory::Past;
 use super::repack::repack;
 use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS};
@@ -122,16 +122,15 @@ async fn try_together(
     state: &mut Rounds,
     mut together: Vec<Attempt>,
 ) -> Result<Option<Vec<Turn>>> {
-    let taken = Instant::now();
-    if !parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
+    let Some(lease) = Lease::take(parts, owner).await? else {
         return Ok(None);
-    }
+    };
     let (at_once, odd_rows_named) = (state.at_once, &state.memory.odd_rows_named);
     let attempts = together
         .iter_mut()
         .map(|attempt| renew_or_carry(parts, attempt, odd_rows_named, at_once));
     let all = async { Ok(futures_util::future::join_all(attempts).await) };
-    let outcomes = match with_lease(parts, owner, taken, all).await {
+    let outcomes = match with_lease(parts, &lease, all).await {
         Ok(outcomes) => outcomes,
         Err(lost) => together.iter().map(|_| Err(lost.clone())).collect(),
     };

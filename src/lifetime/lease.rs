@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::RenewalParts;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{caught, Error, ErrorKind, Result};
 
 pub(super) const LEASE: &str = "renewal";
 pub(super) const TURN: &str = "renewal-turn";
@@ -19,18 +19,40 @@ pub(super) const LEASE_TTL: Duration = Duration::from_secs(300);
 /// Pause after a prolongation that failed, while the lease lasts.
 const LEASE_RETRY: Duration = Duration::from_secs(10);
 
-/// Keeps the lease alive while `work` goes on, which may take longer than the lease lasts. `taken`:
-/// a moment that is not after the lease was taken.
+/// The lease of the rounds, held by `owner`.
+pub(super) struct Lease {
+    pub(super) owner: String,
+    /// A moment that is not after the lease was taken.
+    pub(super) taken: Instant,
+}
+
+impl Lease {
+    /// `None` while another holds it.
+    pub(super) async fn take(parts: &RenewalParts, owner: &str) -> Result<Option<Lease>> {
+        let taken = Instant::now();
+        let is_ours = parts.index.try_lease(LEASE, owner, LEASE_TTL).await?;
+        Ok(is_ours.then(|| Lease {
+            owner: owner.to_owned(),
+            taken,
+        }))
+    }
+
+    pub(super) async fn give_back(self, parts: &RenewalParts) {
+        // It runs out by itself.
+        let _ = caught(parts.index.release_lease(LEASE, &self.owner)).await;
+    }
+}
+
+/// Keeps the lease alive while `work` goes on, which may take longer than the lease lasts.
 pub(super) async fn with_lease<T>(
     parts: &RenewalParts,
-    owner: &str,
-    taken: Instant,
+    lease: &Lease,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     tokio::select! {
         biased;
         done = work => done,
-        error = lease_lost(parts, owner, taken) => Err(error),
+        error = lease_lost(parts, lease) => Err(error),
     }
 }
 
@@ -45,13 +67,13 @@ pub(super) async fn keep_turn(parts: &RenewalParts, owner: &str) {
 
 /// Prolongs the lease until that fails, and returns the error. An index that does not answer at
 /// once is asked again as long as the lease lasts: the upload under way may be paid for already.
-async fn lease_lost(parts: &RenewalParts, owner: &str, taken: Instant) -> Error {
-    let mut held_until = taken + LEASE_TTL;
+async fn lease_lost(parts: &RenewalParts, lease: &Lease) -> Error {
+    let mut held_until = lease.taken + LEASE_TTL;
     let mut pause = LEASE_TTL / 3;
     loop {
         tokio::time::sleep(pause).await;
         let asked = Instant::now();
-        let prolonged = parts.index.try_lease(LEASE, owner, LEASE_TTL);
+        let prolonged = parts.index.try_lease(LEASE, &lease.owner, LEASE_TTL);
         match tokio::time::timeout_at(held_until, prolonged).await {
             Ok(Ok(true)) => (held_until, pause) = (asked + LEASE_TTL, LEASE_TTL / 3),
             Ok(Ok(false)) => {

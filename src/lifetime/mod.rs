@@ -53,7 +53,7 @@ use due::{is_due, is_urgent};
 pub(crate) use due::{last_due, time_of_rounds};
 use execute::execute;
 pub(crate) use execute::look;
-use lease::{keep_turn, with_lease, LEASE, LEASE_TTL, TURN};
+use lease::{keep_turn, with_lease, Lease, LEASE, LEASE_TTL, TURN};
 use memory::{seconds, Memory};
 pub(crate) use once::{last_round, renew_once, repack_once};
 pub(crate) use pace::Pace;
@@ -188,25 +188,23 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
             if !parts.index.try_lease(TURN, &owner, LEASE_TTL).await? {
                 return look_on(&parts).await;
             }
-            let taken = Instant::now();
-            if !parts.index.try_lease(LEASE, &owner, LEASE_TTL).await? {
+            let Some(lease) = Lease::take(&parts, &owner).await? else {
                 // A command makes a round, or a node that has lost its turn does.
                 wait = wait.min(LEASE_TTL / 10);
                 return match std::mem::replace(&mut refused, true) {
                     true => Ok(()),
                     false => look_on(&parts).await,
                 };
-            }
+            };
             refused = false;
             let work = async {
                 tokio::select! {
-                    made = round(&parts, &owner, taken, &mut state) => made,
+                    made = round(&parts, &lease, &mut state) => made,
                     () = keep_turn(&parts, &owner) => Ok(()),
                 }
             };
             let made = caught(work).await;
-            // It runs out by itself.
-            let _ = caught(parts.index.release_lease(LEASE, &owner)).await;
+            lease.give_back(&parts).await;
             made
         };
         tokio::select! {
@@ -245,13 +243,9 @@ async fn first_wait(parts: &RenewalParts) -> Result<Duration> {
     Ok(left.unwrap_or_default().max(soon))
 }
 
-/// Goes once through every blob that is due. `taken`: as for [`with_lease`].
-async fn round(
-    parts: &RenewalParts,
-    owner: &str,
-    taken: Instant,
-    state: &mut Rounds,
-) -> Result<()> {
+/// Goes once through every blob that is due.
+async fn round(parts: &RenewalParts, lease: &Lease, state: &mut Rounds) -> Result<()> {
+    let owner = &lease.owner;
     tell_epoch(parts).await;
     share_epochs(parts, state).await?;
     let mut done = HashSet::new();
@@ -265,7 +259,7 @@ async fn round(
         read_ledger(parts).await?;
         execute(parts, state, &mut done).await
     };
-    let planned = with_lease(parts, owner, taken, by_plan).await;
+    let planned = with_lease(parts, lease, by_plan).await;
     let failed = match planned {
         Err(e) if e.kind() == ErrorKind::Locked => return Err(e),
         Err(e) => {

@@ -3,9 +3,7 @@
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
-
-use super::lease::{with_lease, LEASE, LEASE_TTL};
+use super::lease::{with_lease, Lease, LEASE_TTL};
 use super::repack::repack;
 use super::{round, RenewalParts, Rounds, ROUND_NOTE};
 use crate::error::{caught, Error, ErrorKind, Result};
@@ -23,12 +21,12 @@ pub(crate) async fn last_round(parts: &RenewalParts) -> Result<Option<SystemTime
 
 /// Renews all that is due now. Ends early when `stop` is ready.
 pub(crate) async fn renew_once(parts: &RenewalParts, stop: impl Future<Output = ()>) -> Result<()> {
-    let lease = Lease::take(parts).await?;
+    let lease = take(parts).await?;
     let mut state = Rounds {
         at_once: true,
         ..Rounds::default()
     };
-    let work = round(parts, &lease.owner, lease.taken, &mut state);
+    let work = round(parts, &lease, &mut state);
     let done = until(stop, work).await;
     lease.give_back(parts).await;
     done
@@ -41,7 +39,7 @@ pub(crate) async fn repack_once(
     groups: &[Vec<String>],
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
-    let lease = Lease::take(parts).await?;
+    let lease = take(parts).await?;
     let work = async {
         for group in groups {
             match caught(repack(parts, group, |_| false)).await {
@@ -59,44 +57,32 @@ pub(crate) async fn repack_once(
         }
         Ok(())
     };
-    let done = until(stop, with_lease(parts, &lease.owner, lease.taken, work)).await;
+    let done = until(stop, with_lease(parts, &lease, work)).await;
     lease.give_back(parts).await;
     done
 }
 
-/// The lease of the rounds.
-struct Lease {
-    owner: String,
-    /// A moment that is not after the lease was taken.
-    taken: Instant,
-}
-
-impl Lease {
-    async fn take(parts: &RenewalParts) -> Result<Lease> {
-        if let Some(why) = parts.index.only_reads() {
-            return Err(Error::new(
-                ErrorKind::Config,
-                format!("nothing can be renewed or repacked here: {why}"),
-            ));
-        }
-        let (owner, taken) = (new_owner(), Instant::now());
-        match parts.index.try_lease(LEASE, &owner, LEASE_TTL).await? {
-            true => Ok(Lease { owner, taken }),
-            false => Err(Error::retryable(
-                ErrorKind::Locked,
-                format!(
-                    "another node renews or repacks just now, or was killed while it did so less than {} s ago: try again \
-                     later",
-                    LEASE_TTL.as_secs()
-                ),
-            )),
-        }
+/// Takes the lease of the rounds for a command.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] while another holds it; [`ErrorKind::Config`] where nothing can be written.
+async fn take(parts: &RenewalParts) -> Result<Lease> {
+    if let Some(why) = parts.index.only_reads() {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!("nothing can be renewed or repacked here: {why}"),
+        ));
     }
-
-    async fn give_back(self, parts: &RenewalParts) {
-        // It runs out by itself.
-        let _ = caught(parts.index.release_lease(LEASE, &self.owner)).await;
-    }
+    Lease::take(parts, &new_owner()).await?.ok_or_else(|| {
+        Error::retryable(
+            ErrorKind::Locked,
+            format!(
+                "another node renews or repacks just now, or was killed while it did so less than {} s ago: try again \
+                 later",
+                LEASE_TTL.as_secs()
+            ),
+        )
+    })
 }
 
 /// Does the work, unless `stop` is ready first.

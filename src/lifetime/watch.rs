@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{caught, Result};
@@ -12,7 +11,7 @@ use crate::log::Level;
 
 use super::count::count;
 use super::due::{is_due, last_due};
-use super::lease::{with_lease, LEASE, LEASE_TTL};
+use super::lease::{with_lease, Lease};
 use super::present::learn_epochs;
 use super::{read_ledger, RenewalParts, PAGE};
 
@@ -89,10 +88,13 @@ struct Ending {
 /// All blobs that end within the lead. Blobs of older versions and of Go nodes come into the ledger
 /// by the pass that counts, which a node that renews nothing makes, too.
 async fn look(parts: &RenewalParts, owner: &str) -> Result<Ending> {
-    let taken = Instant::now();
-    if parts.index.only_reads().is_none() && parts.index.try_lease(LEASE, owner, LEASE_TTL).await? {
-        let counted = with_lease(parts, owner, taken, count(parts)).await;
-        parts.index.release_lease(LEASE, owner).await?;
+    let lease = match parts.index.only_reads() {
+        Some(_) => None,
+        None => Lease::take(parts, owner).await?,
+    };
+    if let Some(lease) = lease {
+        let counted = with_lease(parts, &lease, count(parts)).await;
+        lease.give_back(parts).await;
         counted?;
     }
     learn_epochs(parts).await?;

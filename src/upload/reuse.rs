@@ -98,10 +98,8 @@ impl Reuse {
     /// For how many epochs to ask, and the first end of storage that is long enough for that.
     fn wanted(&self) -> Option<(u64, u64)> {
         let now = self.clock.now();
-        let (least, most) = self.epoch_clock.now_epoch(now)?;
-        // If the next epoch has begun all the same, the publisher sells storage.
-        let told = self.epoch_clock.told_despite_clock(now);
-        let most = told.map_or(most, |epoch| epoch.clamp(least, most));
+        // If a later one has begun all the same, the publisher sells storage.
+        let (least, most) = self.epoch_clock.likely_epoch(now)?;
         let too_soon = self.epoch_clock.ends_within(now, self.spare)?;
         let epochs = too_soon.saturating_sub(least).saturating_add(1);
         // The publisher counts from its present epoch, which may be the latest that is possible.
