@@ -196,6 +196,12 @@ impl Nodes {
         Some(parent)
     }
 
+    /// Whether the node under `key` is known. It counts as used then.
+    pub(crate) fn knows(&mut self, key: &str) -> bool {
+        let node = self.hasher.hash_one(key);
+        self.nodes.promote(&node)
+    }
+
     /// Notes that the node under `key` is a directory.
     pub(crate) fn note_directory(&mut self, key: &str) {
         self.directories.put(self.hasher.hash_one(key), ());
@@ -373,6 +379,8 @@ fn delimited(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
@@ -407,6 +415,10 @@ mod tests {
         }
         out.extend(field(0x0a, &[0x08, 0x02, 0x18, 0x07]));
         out
+    }
+
+    fn to_nodes(hashes: &[Vec<u8>], which: Range<usize>) -> Vec<Link<'_>> {
+        hashes[which].iter().map(|hash| to(hash, true)).collect()
     }
 
     fn to(hash: &[u8], to_dag_pb: bool) -> Link<'_> {
@@ -503,9 +515,7 @@ mod tests {
     fn nodes_that_follow_and_are_not_known() {
         let mut nodes = Nodes::new();
         let hashes: Vec<Vec<u8>> = (0..20).map(hash).collect();
-        let to_nodes = |range: std::ops::Range<usize>| -> Vec<Link<'_>> {
-            range.map(|n| to(&hashes[n], true)).collect()
-        };
+        let to_nodes = |range| to_nodes(&hashes, range);
         // 9 over 8 and 7; 8 over 1 to 3, of which 1 has the leaves 11 and 12; 7 over 4 to 6.
         nodes.learn(&key(9), &[to(&hashes[8], true), to(&hashes[7], true)]);
         nodes.learn(&key(8), &to_nodes(1..4));
@@ -530,9 +540,7 @@ mod tests {
     fn leaves_that_are_called_nodes_are_not_taken_for_unknown_ones() {
         let mut nodes = Nodes::new();
         let hashes: Vec<Vec<u8>> = (0..40).map(hash).collect();
-        let to_nodes = |range: std::ops::Range<usize>| -> Vec<Link<'_>> {
-            range.map(|n| to(&hashes[n], true)).collect()
-        };
+        let to_nodes = |range| to_nodes(&hashes, range);
         nodes.learn(&key(1), &to_nodes(2..5));
         nodes.learn(&key(2), &to_nodes(10..20));
         nodes.learn(&key(3), &to_nodes(20..30));

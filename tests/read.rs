@@ -15,6 +15,10 @@ use walrusds::{ErrorKind, Op, Record, WalrusDatastore};
 const KIB: u64 = 1024;
 const BLOCK: u64 = 16 * KIB;
 
+/// Codecs of CIDs.
+const RAW: u8 = 0x55;
+const DAG_PB: u8 = 0x70;
+
 /// Windows of 64 KiB to 1 MiB, 5 MiB on their way.
 const BUDGET: u64 = 16 << 20;
 const SMALL: &str = r#""blobCacheBytes":16777216,"#;
@@ -68,6 +72,24 @@ impl File {
         tokio::spawn(async move {
             assert_eq!(ds.get(&key).await.unwrap(), Some(value), "block {n}");
         })
+    }
+
+    /// The nodes of the file, each over 174 blocks, and its root, which calls them blocks of this
+    /// codec.
+    fn nodes(&self, codec: u8) -> (Vec<Bytes>, Bytes) {
+        let keys: Vec<String> = self.blocks.iter().map(|(key, _)| key.clone()).collect();
+        let nodes = keys.chunks(174).map(|keys| node(RAW, keys));
+        let nodes: Vec<Bytes> = nodes.collect();
+        let keys: Vec<String> = nodes.iter().map(|n| key_of(n)).collect();
+        let root = node(codec, &keys);
+        (nodes, root)
+    }
+
+    /// Puts them together.
+    async fn put_nodes(&self, nodes: &[Bytes], root: &Bytes) {
+        let puts = nodes.iter().chain([root]);
+        let puts = puts.map(|n| Op::Put(key_of(n), n.clone())).collect();
+        self.ds.commit(puts).await.unwrap();
     }
 
     /// The reads requested from the store: offset and length.
@@ -320,13 +342,8 @@ async fn close_gives_up_what_is_fetched_ahead() {
     assert_eq!(error.kind(), ErrorKind::Closed);
 }
 
-/// A dag-pb node with links to raw blocks or nodes, which it calls raw.
-fn node(children: &[String]) -> Bytes {
-    node_over(0x55, children)
-}
-
 /// A dag-pb node that calls its children blocks of this codec.
-fn node_over(codec: u8, children: &[String]) -> Bytes {
+fn node(codec: u8, children: &[String]) -> Bytes {
     let mut node = Vec::new();
     let mut field = |tag: u8, bytes: &[u8]| {
         node.push(tag);
@@ -346,12 +363,8 @@ fn node_over(codec: u8, children: &[String]) -> Bytes {
 #[tokio::test]
 async fn a_reader_does_not_wait_where_its_file_goes_on_in_another_blob() {
     let file = File::new(SMALL, 1024, 256).await;
-    let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
-    let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
-    let root = node(&nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
-    let puts = nodes.iter().chain([&root]);
-    let puts = puts.map(|n| Op::Put(key_of(n), n.clone())).collect();
-    file.ds.commit(puts).await.unwrap();
+    let (nodes, root) = file.nodes(RAW);
+    file.put_nodes(&nodes, &root).await;
 
     // As Kubo does: a node before its leaves, the next nodes ahead of time.
     assert!(file.ds.get(&key_of(&root)).await.unwrap().is_some());
@@ -402,12 +415,8 @@ async fn read_as_kubo_does(file: &File, root: &Bytes, nodes: &[Bytes]) -> Durati
 #[tokio::test(start_paused = true)]
 async fn the_time_that_an_aggregator_takes_is_hidden() {
     let file = File::new(SMALL, 4096, 256).await;
-    let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
-    let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
-    let root = node(&nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
-    let puts = nodes.iter().chain([&root]);
-    let puts = puts.map(|n| Op::Put(key_of(n), n.clone())).collect();
-    file.ds.commit(puts).await.unwrap();
+    let (nodes, root) = file.nodes(RAW);
+    file.put_nodes(&nodes, &root).await;
     file.parts.store.read_ms.store(150, SeqCst);
     let took = read_as_kubo_does(&file, &root, &nodes).await;
     let reads = file.reads().len();
@@ -424,12 +433,8 @@ async fn nodes_on_this_disk_tell_where_a_file_goes_on() {
     let cache = dir.path().join("cache");
     let cache = format!(r#"{SMALL}"cachePath":{cache:?},"cacheBytes":1000000,"#);
     let file = File::packed(&cache, 4096, 256).await;
-    let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
-    let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
-    let root = node_over(0x70, &nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
-    let puts = nodes.iter().chain([&root]);
-    let puts = puts.map(|n| Op::Put(key_of(n), n.clone())).collect();
-    file.ds.commit(puts).await.unwrap();
+    let (nodes, root) = file.nodes(DAG_PB);
+    file.put_nodes(&nodes, &root).await;
     file.parts.store.read_ms.store(150, SeqCst);
     let took = read_as_kubo_does(&file, &root, &nodes).await;
     let fetched: u64 = file.reads().iter().map(|(_, len)| len).sum();
@@ -443,9 +448,7 @@ async fn nodes_on_this_disk_tell_where_a_file_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn nodes_that_follow_are_fetched_together() {
     let file = File::packed(SMALL, 4096, 256).await;
-    let keys: Vec<String> = file.blocks.iter().map(|(key, _)| key.clone()).collect();
-    let nodes: Vec<Bytes> = keys.chunks(174).map(node).collect();
-    let root = node_over(0x70, &nodes.iter().map(|n| key_of(n)).collect::<Vec<_>>());
+    let (nodes, root) = file.nodes(DAG_PB);
     // Each in a pack of its own, so that none comes with another.
     for node in nodes.iter().chain([&root]) {
         file.ds.put(&key_of(node), node.clone()).await.unwrap();

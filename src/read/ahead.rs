@@ -85,13 +85,14 @@ impl SharedReader {
 
     /// Fetches the nodes that follow the one above the block.
     fn scout(self: &Arc<Self>, state: &mut ReaderState, stream: u64, want: &Want<'_>) {
-        let Some(parent) = state.nodes.parent(want.check.key()) else {
-            return;
-        };
         let run = state.streams.run(stream);
-        if run < SCOUTS_AFTER || state.scouted.contains(&parent) {
+        if run < SCOUTS_AFTER {
             return;
         }
+        let parent = state.nodes.parent(want.check.key());
+        let Some(parent) = parent.filter(|parent| !state.scouted.contains(parent)) else {
+            return;
+        };
         let keys = state.nodes.unknown_after(want.check.key(), SCOUTS);
         if keys.is_empty() {
             return;
@@ -126,7 +127,7 @@ impl SharedReader {
         let rows = self.index.find_many(keys).await.unwrap_or_default();
         let mut learnt = false;
         for (key, row) in keys.iter().zip(rows) {
-            let plain = row.filter(|row| !row.staged && row.patch_id.is_none());
+            let plain = row.filter(is_plain);
             let range = plain.as_ref().and_then(|row| row.range().ok());
             let Some((row, range)) = plain.zip(range) else {
                 continue;
@@ -272,11 +273,15 @@ impl SharedReader {
             return None;
         }
         let rows = self.index.find_many(&keys).await.ok()?;
-        let plain = |row: &Record| !row.staged && row.patch_id.is_none();
-        let rows = rows.into_iter().flatten().filter(plain);
+        let rows = rows.into_iter().flatten().filter(is_plain);
         let places = rows.filter_map(|row| Some((row.range().ok()?.start, row.blob_id)));
         next_of(blob, places)
     }
+}
+
+/// Whether a row is of a range of a blob.
+fn is_plain(row: &Record) -> bool {
+    !row.staged && row.patch_id.is_none()
 }
 
 /// The beginning of the next bytes that are here or on their way, if no block lies before them;

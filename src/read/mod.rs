@@ -345,14 +345,20 @@ impl SharedReader {
         block
     }
 
-    /// Learns a node's links.
+    /// Learns a node's links, unless they are known.
     fn look_at(&self, want: &Want<'_>, block: &[u8]) {
-        if let Some(links) = dag::links(block) {
-            let mut state = self.state.lock();
-            state.nodes.learn(want.check.key(), &links);
-            if dag::is_directory(block) {
-                state.nodes.note_directory(want.check.key());
-            }
+        let key = want.check.key();
+        if block.first() != Some(&dag::LINKS_FIRST) || self.state.lock().nodes.knows(key) {
+            return;
+        }
+        let Some(links) = dag::links(block) else {
+            return;
+        };
+        let is_directory = dag::is_directory(block);
+        let nodes = &mut self.state.lock().nodes;
+        nodes.learn(key, &links);
+        if is_directory {
+            nodes.note_directory(key);
         }
     }
 

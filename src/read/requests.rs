@@ -217,13 +217,7 @@ impl SharedReader {
         self.look_at(want, &fetched.bytes);
         if ahead {
             let (blob, start) = (want.blob, want.range.start);
-            let piece = self.memory.insert(blob, start, fetched.bytes);
-            let held = self.memory.look(blob, &want.range).piece();
-            // Many windows come before its reader does. But a window that holds it came in between.
-            if held.is_some_and(|held| Arc::ptr_eq(&held, &piece)) {
-                self.memory.reused(blob, start);
-            }
-            return piece;
+            return self.memory.insert_early(blob, start, fetched.bytes);
         }
         self.memory
             .insert_block(want.blob, want.range.start, fetched.bytes, key)

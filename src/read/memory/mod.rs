@@ -8,9 +8,9 @@
 //! **What leaves.** Windows and single blocks are *cold* at first, and all cold ones together, with
 //! those that are still on their way, take three eighths of the budget at most. A piece of which a
 //! block is asked for once more becomes *hot*, and one that is fetched again soon after it was
-//! handed out and left is so from the beginning, as whole blobs and quilt members are. The least
-//! recently used goes first, cold ones before hot ones, and among the older cold ones those that
-//! were handed out already before those that a reader is about to come to.
+//! handed out and left is so from the beginning, as whole blobs, quilt members and early blocks
+//! are. The least recently used goes first, cold ones before hot ones, and among the older cold
+//! ones those that were handed out already before those that a reader is about to come to.
 //!
 //! **Invariants.**
 //! - Held bytes and reserved bytes take no more than the budget, overhead included.
@@ -172,6 +172,13 @@ impl Memory {
     /// Keeps bytes of a blob from `start` on, for which room was reserved until now.
     pub(super) fn insert(&self, id: &str, start: u64, bytes: Bytes) -> Arc<Piece> {
         let piece = Arc::new(Piece::new(start, bytes, false));
+        self.put(id, &piece, false);
+        piece
+    }
+
+    /// Keeps a single block that comes long before its reader: many windows come in between.
+    pub(super) fn insert_early(&self, id: &str, start: u64, bytes: Bytes) -> Arc<Piece> {
+        let piece = Arc::new(Piece::early(start, bytes));
         self.put(id, &piece, false);
         piece
     }

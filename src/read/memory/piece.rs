@@ -29,6 +29,8 @@ pub(in crate::read) struct Piece {
     bytes: Bytes,
     /// All of a blob or quilt member.
     whole: bool,
+    /// A block that was fetched long before its reader comes.
+    early: bool,
     /// Length of the key of the one block that it is.
     key_bytes: u64,
     marks: Mutex<Marks>,
@@ -76,13 +78,26 @@ impl Piece {
                 false => bytes,
             },
             whole,
+            early: false,
             key_bytes: 0,
             marks: Mutex::default(),
         }
     }
 
+    /// A block that was fetched long before its reader comes.
+    pub(super) fn early(start: u64, bytes: Bytes) -> Piece {
+        Piece {
+            early: true,
+            ..Piece::new(start, bytes, false)
+        }
+    }
+
     pub(in crate::read) fn is_whole(&self) -> bool {
         self.whole
+    }
+
+    pub(super) fn is_early(&self) -> bool {
+        self.early
     }
 
     pub(in crate::read) fn range(&self) -> Range<u64> {

@@ -156,7 +156,7 @@ impl Shelf {
         for start in within {
             self.remove(id, start);
         }
-        let hot = piece.is_whole() || self.is_back(id, &range);
+        let hot = piece.is_whole() || piece.is_early() || self.is_back(id, &range);
         self.add(id, piece, hot);
         self.trim();
     }

@@ -90,6 +90,18 @@ impl Reader {
         }
         id
     }
+
+    /// Reads 64 MiB of blob "a", of which "b" is the next. Returns the stream.
+    fn read_a_before_b(&mut self) -> u64 {
+        let mut stream = None;
+        for n in 0..256 {
+            stream = self.read("a", n * BLOCK, BLOCK);
+            if n == 100 {
+                self.streams.follow(stream.unwrap(), "b", 0, self.now);
+            }
+        }
+        stream.unwrap()
+    }
 }
 
 #[test]
@@ -215,14 +227,7 @@ fn a_stream_goes_on_in_the_next_blob() {
 #[test]
 fn a_stream_does_not_go_back_to_the_blob_that_it_came_from() {
     let mut reader = Reader::new(64 * MIB);
-    let mut stream = None;
-    for n in 0..256 {
-        stream = reader.read("a", n * BLOCK, BLOCK);
-        if n == 100 {
-            reader.streams.follow(stream.unwrap(), "b", 0, reader.now);
-        }
-    }
-    let before = stream.unwrap();
+    let before = reader.read_a_before_b();
     let stream = reader.read("b", 0, BLOCK).unwrap();
     assert_ne!(stream, before);
     reader.streams.follow(stream, "a", 63 * MIB, reader.now);
@@ -242,12 +247,7 @@ fn a_reader_that_goes_on_has_all_of_the_allowance() {
     let mut reader = Reader::new(64 * MIB);
     // The node before the leaves of the next blob was read early.
     reader.read("b", 0, BLOCK / 32);
-    for n in 0..256 {
-        let stream = reader.read("a", n * BLOCK, BLOCK).unwrap_or(0);
-        if n == 100 {
-            reader.streams.follow(stream, "b", 0, reader.now);
-        }
-    }
+    reader.read_a_before_b();
     // While the last blocks of the first blob are still new.
     reader.read("b", BLOCK / 32, BLOCK);
     let in_b = reader.ahead.iter().filter(|a| &*a.blob == "b");
