@@ -160,7 +160,8 @@ impl<'a> Node<'a> {
         measure::command(self.command(args), &self.dir, None)
     }
 
-    /// Adds to the repo; returns the CID and the cost. What is added lies in the kernel's memory.
+    /// Adds to the repo; returns the CID and the cost. The file or directory was read before, so
+    /// that the kernel has it in memory.
     pub fn add(&self, args: &[&str], path: &Path) -> Result<(Cost, String)> {
         measure::warm(path)?;
         measure::settle();

@@ -155,6 +155,23 @@ fn add(
     Ok(cid)
 }
 
+/// Leaves what was stored on Walrus, or on flatfs' disk, and nowhere else.
+fn go_cold(bench: &mut Bench, node: &Node<'_>) -> Result<()> {
+    node.forget_cache()?;
+    bench.results.page_cache_kept |= !measure::drop_page_cache();
+    Ok(())
+}
+
+/// Collects all blocks of a file or directory, which was pinned.
+fn collect(bench: &mut Bench, node: &Node<'_>, workload: &'static str, cid: &str) -> Result<()> {
+    node.text(&["pin", "rm", cid])?;
+    let cost = node.measured(&["repo", "gc", "-q"])?;
+    let left = node.text(&["refs", "local"])?.lines().count();
+    ensure!(left < 3, "{left} blocks are left after the collection");
+    bench.record(workload, node.kind(), Sample::of(cost));
+    Ok(())
+}
+
 /// One large file: add, add again, read, and remove.
 fn large_file(bench: &mut Bench, kind: Kind) -> Result<()> {
     let settings = Rc::clone(&bench.settings);
@@ -188,8 +205,7 @@ fn large_file(bench: &mut Bench, kind: Kind) -> Result<()> {
         bench.record("re-add", kind, sample);
     }
     if settings.wants("cat-cold") {
-        node.forget_cache()?;
-        bench.results.page_cache_kept |= !measure::drop_page_cache();
+        go_cold(bench, &node)?;
         node.text(&["version"])?; // the program itself is not what is read
         let cost = node.measured(&["cat", &cid])?;
         bench.record("cat-cold", kind, Sample::of(cost).rate(mib));
@@ -222,11 +238,7 @@ fn large_file(bench: &mut Bench, kind: Kind) -> Result<()> {
         bench.record("cat-warm", kind, Sample::of(cost).rate(mib));
     }
     if settings.wants("gc") {
-        node.text(&["pin", "rm", &cid])?;
-        let cost = node.measured(&["repo", "gc", "-q"])?;
-        let left = node.text(&["refs", "local"])?.lines().count();
-        ensure!(left < 3, "{left} blocks are left after the collection");
-        bench.record("gc", kind, Sample::of(cost));
+        collect(bench, &node, "gc", &cid)?;
     }
     Ok(())
 }
@@ -260,8 +272,7 @@ fn small_files(bench: &mut Bench, kind: Kind) -> Result<()> {
     }
 
     if settings.wants("get-small-cold") {
-        node.forget_cache()?;
-        bench.results.page_cache_kept |= !measure::drop_page_cache();
+        go_cold(bench, &node)?;
         node.text(&["version"])?; // the program itself is not what is read
         let copy = settings.dir.join("copy");
         let path = copy.to_str().context("a path in UTF-8")?;
@@ -275,11 +286,7 @@ fn small_files(bench: &mut Bench, kind: Kind) -> Result<()> {
         bench.record("get-small-cold", kind, sample);
     }
     if settings.wants("gc-small") && !kind.is_slow() {
-        node.text(&["pin", "rm", &cid])?;
-        let cost = node.measured(&["repo", "gc", "-q"])?;
-        let left = node.text(&["refs", "local"])?.lines().count();
-        ensure!(left < 3, "{left} blocks are left after the collection");
-        bench.record("gc-small", kind, Sample::of(cost));
+        collect(bench, &node, "gc-small", &cid)?;
     }
     Ok(())
 }
@@ -416,8 +423,7 @@ fn whole_file(gateway: &str, cid: &str) -> Request {
 /// Different files in random order, of which nothing is on this disk or in memory.
 fn gateway_cold(bench: &mut Bench, node: &Node<'_>, files: &[String]) -> Result<()> {
     let settings = Rc::clone(&bench.settings);
-    node.forget_cache()?;
-    bench.results.page_cache_kept |= !measure::drop_page_cache();
+    go_cold(bench, node)?;
     let up = node.daemon()?;
     let gateway = up.gateway();
     let mut files: Vec<&String> = files.iter().collect();

@@ -368,13 +368,12 @@ impl Paid {
     pub fn sum(&self, rates: &Rates, first: u32) -> (BTreeMap<Purpose, u64>, u64) {
         let (mut by_purpose, mut total) = (BTreeMap::new(), 0);
         for r in self.registrations.values() {
-            let bought = r.paid_from;
             let written = r.units * rates.prices.write;
-            let stored = rates.keep(r.storage, bought - first, r.first_end - first);
+            let stored = rates.keep(r.storage, r.paid_from - first, r.first_end - first);
             *by_purpose.entry(r.purpose).or_default() += stored + written;
             let extended = rates.keep(r.storage, r.first_end - first, r.end - first);
             *by_purpose.entry(Purpose::Extend).or_default() += extended;
-            total += r.storage * rates.prices.storage * u64::from(r.end - bought) + written;
+            total += r.storage * rates.prices.storage * u64::from(r.end - r.paid_from) + written;
         }
         (by_purpose, total)
     }
