@@ -176,9 +176,14 @@ pub(crate) fn one_line(text: &str, max: usize) -> String {
 
 /// Runs `work` to its end; a panic in it becomes an error. For tasks, where a panic would end more
 /// than the work in which it happened, and for long-running work whose end no caller checks.
-pub(crate) async fn caught<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let ended = AssertUnwindSafe(work).catch_unwind().await;
-    ended.unwrap_or_else(|payload| Err(Error::panicked(payload.as_ref())))
+pub(crate) fn caught<T>(work: impl Future<Output = Result<T>>) -> impl Future<Output = Result<T>> {
+    // On the heap: it may consist of much, and each future around it would hold a copy on the
+    // stack while it begins.
+    let work = AssertUnwindSafe(Box::pin(work));
+    async move {
+        let ended = work.catch_unwind().await;
+        ended.unwrap_or_else(|payload| Err(Error::panicked(payload.as_ref())))
+    }
 }
 
 impl fmt::Display for Error {

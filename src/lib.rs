@@ -5,6 +5,9 @@
 //! to the places of blocks. C programs (and Kubo, through cgo) use the same engine through
 //! `include/walrusds.h`.
 #![deny(unsafe_code, missing_docs)]
+// A future is copied to the stack by each future that awaits it. The threads of a runtime have
+// 2 MiB, and a renewal is dozens of futures deep: the large ones go to the heap.
+#![warn(clippy::large_futures)]
 
 #[macro_use]
 mod failpoint;

@@ -139,7 +139,7 @@ impl Work<'_> {
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         rand::fill(&mut bytes[..]);
         let began = Instant::now();
-        let storing = self.client.store(Bytes::from(bytes), self.options);
+        let storing = Box::pin(self.client.store(Bytes::from(bytes), self.options));
         match self.until.wait(storing).await {
             Some(stored) => Ok((stored?, began.elapsed().as_secs_f64())),
             None => Err(Error::new(

@@ -198,13 +198,12 @@ impl PostgresIndex {
         let half = if near.is_some() { conns / 2 } else { 0 };
         let near = near.map(|(connector, reads)| (Links::new(connector, half), reads));
         let links = Links::new(connector, conns - half);
-        let mut opened = links
-            .prepare(&wanted, &options, options.only_existing)
-            .await;
+        let prepared = links.prepare(&wanted, &options, options.only_existing);
+        let mut opened = Box::pin(prepared).await;
         if let (Err(e), Some((near, _))) = (&opened, &near) {
             // Standbys are enough to begin with.
             if e.is_retryable() {
-                if let Ok((shape, _)) = near.prepare(&wanted, &options, true).await {
+                if let Ok((shape, _)) = Box::pin(near.prepare(&wanted, &options, true)).await {
                     opened = Ok((shape, Some(open::NO_PRIMARY)));
                 }
             }

@@ -168,7 +168,7 @@ pub(super) async fn prepare(
     only_existing: bool,
 ) -> Result<(Shape, Option<&'static str>)> {
     for migrated in [false, true] {
-        let (found, version) = inspect(wanted, lookups, call).await?;
+        let (found, version) = Box::pin(inspect(wanted, lookups, call)).await?;
         let mut usable = None;
         if version > 0 && schema::check_current(&found)? {
             let (read_only, lacking) = rights(&found.table, lookups, call).await?;
