@@ -243,9 +243,9 @@ impl EpochClock {
         state.seen.note_exactly(now, epoch, ago);
     }
 
-    /// As [`now_epoch`](Self::now_epoch), for decisions that cost little if the next epoch has begun
-    /// all the same. Where the machine's clock is known to be wrong, it does not tell when an epoch
-    /// ends; so the most is the epoch that was named in the last hundredth of an epoch.
+    /// As [`now_epoch`](Self::now_epoch), for decisions that cost little if the next epoch has
+    /// begun all the same. Where the machine's clock is known to be wrong, it does not tell when an
+    /// epoch ends; so the most is the epoch that was named in the last hundredth of an epoch.
     pub(crate) fn likely_epoch(&self, now: SystemTime) -> Option<(u64, u64)> {
         let (least, most) = self.now_epoch(now)?;
         let state = self.state.lock();

@@ -65,7 +65,8 @@ pub(crate) async fn repack_once(
 /// Takes the lease of the rounds for a command.
 ///
 /// # Errors
-/// [`ErrorKind::Locked`] while another holds it; [`ErrorKind::Config`] where nothing can be written.
+/// [`ErrorKind::Locked`] while another holds it; [`ErrorKind::Config`] where nothing can be
+/// written.
 async fn take(parts: &RenewalParts) -> Result<Lease> {
     if let Some(why) = parts.index.only_reads() {
         return Err(Error::new(
