@@ -154,26 +154,30 @@ func (d *Datastore) Get(ctx context.Context, key ds.Key) (value []byte, err erro
 		return nil, err
 	}
 	defer d.reads.leave()
-	c, err := d.read(ctx, key.String())
+	value, found, err := d.read(ctx, key.String())
 	if err != nil {
 		return nil, contextual(ctx, err)
 	}
-	if !c.found {
+	if !found {
 		return nil, ds.ErrNotFound // bare: Kubo compares with ==
 	}
-	return c.value.take(), nil
+	return value, nil
 }
 
-func (d *Datastore) read(ctx context.Context, key string) (completion, error) {
+func (d *Datastore) read(ctx context.Context, key string) (value []byte, found bool, err error) {
 	if !d.direct.tryEnter() {
-		return d.run(ctx, func(o callOptions, q queueID, tag uint64) (completion, bool, error) {
+		c, err := d.run(ctx, func(o callOptions, q queueID, tag uint64) (completion, bool, error) {
 			return d.eng.getStart(o, key, q, tag)
 		})
+		if err != nil || !c.found {
+			return nil, false, err
+		}
+		return c.value.take(), true, nil
 	}
 	defer d.direct.leave()
 	c, err := d.watch(ctx)
 	if err != nil {
-		return completion{}, err
+		return nil, false, err
 	}
 	defer c.end()
 	return d.eng.get(c.opts, key)

@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base32"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand"
 	"net/http"
 	"net/http/httptest"
@@ -156,6 +159,72 @@ func TestRoundTrip(t *testing.T) {
 	if m, err := d.Metrics(); err != nil || len(m) == 0 {
 		t.Errorf("Metrics: %q, %v", m, err)
 	}
+}
+
+// What lies in a local file is read straight into Go's memory. A damaged file costs another look: a
+// block that is nowhere else is an error, one that is on Walrus comes from there.
+func TestDamagedFilesGiveNoWrongBytes(t *testing.T) {
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "the publisher is out of money", http.StatusPaymentRequired)
+	}))
+	defer refusing.Close()
+	ctx := context.Background()
+	for _, uploaded := range []bool{false, true} {
+		s, repo := spec(t), t.TempDir()
+		s["journalPath"], s["cachePath"] = "journal", "cache"
+		s["packIdleFlushSeconds"] = 1
+		if !uploaded {
+			s["publisherURL"], s["drainTimeoutSeconds"] = refusing.URL, 0
+		}
+		d, err := Open(s, repo)
+		must(t, err)
+		value := random(1 << 20)
+		digest := sha256.Sum256(value)
+		name := append([]byte{0x12, 32}, digest[:]...)
+		k := ds.RawKey("/blocks/" + base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(name))
+		must(t, d.Put(ctx, k, value))
+		if uploaded {
+			until(t, "the block is on Walrus", func() bool { return counter(t, d, "packs_stored") > 0 })
+		}
+		for range 2 {
+			if got, err := d.Get(ctx, k); err != nil || !bytes.Equal(got, value) {
+				t.Fatalf("uploaded %v: %d bytes, %v", uploaded, len(got), err)
+			}
+		}
+		// The file may be on its way from the journal to the cache.
+		until(t, "a file holds the block", func() bool { return damage(t, repo, value) > 0 })
+		got, err := d.Get(ctx, k)
+		if uploaded && (err != nil || !bytes.Equal(got, value)) {
+			t.Errorf("on Walrus: %d bytes, %v", len(got), err)
+		}
+		if !uploaded && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("nowhere else: %d bytes, %v", len(got), err)
+		}
+		d.Close()
+	}
+}
+
+// damage changes a byte of value in each file below dir that holds it, and counts them.
+func damage(t *testing.T, dir string, value []byte) (files int) {
+	must(t, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return nil // it was removed meanwhile
+		}
+		content, _ := os.ReadFile(path)
+		at := bytes.Index(content, value)
+		if at < 0 {
+			return nil
+		}
+		file, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return nil
+		}
+		defer file.Close()
+		files++
+		_, err = file.WriteAt([]byte{^value[1000]}, int64(at)+1000)
+		return err
+	}))
+	return files
 }
 
 func TestNotFoundIsTheSentinelItself(t *testing.T) {

@@ -27,6 +27,7 @@ typedef struct {
 	bool found, done;
 	uint64_t n;
 	walrusds_buf buf;
+	walrusds_value value;
 	walrusds_page page;
 	walrusds_error err;
 } wds_result;
@@ -48,6 +49,16 @@ static wds_result wds_open(const uint8_t *config, size_t config_len, const uint8
 static wds_result wds_get(uint64_t h, wds_opts o, const uint8_t *key, size_t key_len) {
 	WDS_BEGIN;
 	r.rc = walrusds_get(h, &call, key, key_len, &r.buf, &r.found, &r.err);
+	return r;
+}
+static wds_result wds_get_value(uint64_t h, wds_opts o, const uint8_t *key, size_t key_len) {
+	WDS_BEGIN;
+	r.rc = walrusds_get_value(h, &call, key, key_len, &r.value, &r.found, &r.err);
+	return r;
+}
+static wds_result wds_value_take(walrusds_value v, uint8_t *into, size_t into_len) {
+	wds_result r; memset(&r, 0, sizeof r);
+	r.rc = walrusds_value_take(&v, into, into_len, &r.err);
 	return r;
 }
 static wds_result wds_get_start(uint64_t h, wds_opts o, const uint8_t *key, size_t key_len, uint64_t queue, uint64_t tag) {
@@ -380,11 +391,25 @@ func (b engineBuf) free() {
 	}
 }
 
-func (e *engine) get(o callOptions, key string) (completion, error) {
+// get reads the value of a key: what lies in a local file straight into Go's memory.
+func (e *engine) get(o callOptions, key string) (value []byte, found bool, err error) {
 	opts := o.c()
 	k, n := cstr(key)
-	r := C.wds_get(e.h, opts, k, n)
-	return completion{value: engineBuf(r.buf), found: bool(r.found)}, result(&r)
+	r := C.wds_get_value(e.h, opts, k, n)
+	if err := result(&r); err != nil || !r.found {
+		return nil, false, err
+	}
+	value = make([]byte, int(r.value.len))
+	into, length := cbytes(value)
+	if taken := C.wds_value_take(r.value, into, length); result(&taken) == nil {
+		return value, true, nil
+	}
+	// The file is damaged there. This looks for another copy, and tells if there is none.
+	r = C.wds_get(e.h, opts, k, n)
+	if err := result(&r); err != nil || !r.found {
+		return nil, false, err
+	}
+	return take(r.buf), true, nil
 }
 
 // getStart begins a get. Unless it is done or fails at once, its end comes through the queue.

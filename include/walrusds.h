@@ -225,6 +225,21 @@ typedef struct {
 typedef uint64_t walrusds_handle;
 
 /*
+ A value that was found and is not in the caller's memory yet. Owned by the caller, who takes it
+ with `walrusds_value_take` or gives it up with `walrusds_value_free`. All zero when empty.
+ */
+typedef struct {
+  /*
+   Length in bytes.
+   */
+  size_t len;
+  /*
+   Private to the library.
+   */
+  void *owner;
+} walrusds_value;
+
+/*
  A key to look up, and the result. The key is borrowed for the call.
  */
 typedef struct {
@@ -503,6 +518,35 @@ int32_t walrusds_get(walrusds_handle handle,
                      walrusds_buf *out,
                      bool *found,
                      walrusds_error *err);
+
+/*
+ Finds the value of `key`, for a caller that has memory for it once it knows its length: what lies
+ in a local file is read by `walrusds_value_take`, straight into that memory. An unknown key is no
+ error: `found` is false. Take the value soon: it may keep a file, or much memory.
+ */
+int32_t walrusds_get_value(walrusds_handle handle,
+                           const walrusds_call *call,
+                           const uint8_t *key,
+                           size_t key_len,
+                           walrusds_value *out,
+                           bool *found,
+                           walrusds_error *err);
+
+/*
+ Copies a value into `into`, which has room for `into_len` bytes, and frees it. If `into_len` is
+ not the value's length, the value stays as it is. `WALRUSDS_CORRUPT` and `WALRUSDS_DISK`: what
+ lies in the local file is damaged; the value is freed, and `walrusds_get` finds another copy
+ where there is one.
+ */
+int32_t walrusds_value_take(walrusds_value *value,
+                            uint8_t *into,
+                            size_t into_len,
+                            walrusds_error *err);
+
+/*
+ Frees a value that was not taken, and leaves an empty one. NULL is ignored.
+ */
+void walrusds_value_free(walrusds_value *value);
 
 /*
  Whether `key` is known. Asks the index alone.

@@ -5,10 +5,6 @@
 //! of pages that the system clears first, or leave a hole between others that the allocator keeps:
 //! a quarter of a second of CPU per GiB, or a hundred MiB of memory too much.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
-
 use bytes::Bytes;
 use parking_lot::Mutex;
 
@@ -97,84 +93,6 @@ impl From<Buffer> for Bytes {
     }
 }
 
-/// Blocks of this length and more (bytes) are read into memory that is used again, and the most of
-/// it that is idle (bytes).
-const BLOCK_LEAST: usize = 64 << 10;
-const BLOCKS_IDLE: usize = 8 << 20;
-
-/// Memory of blocks that were read from a file: always written to its end, so that it need not be
-/// cleared before the next read. The latest comes last.
-static BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-
-/// The first `len` bytes of such memory.
-struct Read {
-    memory: Vec<u8>,
-    len: usize,
-}
-
-impl Read {
-    fn of(len: usize) -> Read {
-        let fits = |memory: &Vec<u8>| (len..=len + len / 4).contains(&memory.len());
-        let mut idle = BLOCKS.lock();
-        let again = idle.iter().rposition(fits).map(|at| idle.remove(at));
-        drop(idle);
-        let memory = again.unwrap_or_else(|| vec![0; len]);
-        Read { memory, len }
-    }
-}
-
-impl AsRef<[u8]> for Read {
-    fn as_ref(&self) -> &[u8] {
-        &self.memory[..self.len]
-    }
-}
-
-impl Drop for Read {
-    fn drop(&mut self) {
-        let memory = std::mem::take(&mut self.memory);
-        if memory.len() > BLOCKS_IDLE {
-            return;
-        }
-        let mut idle = BLOCKS.lock();
-        idle.push(memory);
-        let mut bytes: usize = idle.iter().map(Vec::len).sum();
-        let mut is_left = |memory: &Vec<u8>| {
-            let left = bytes > BLOCKS_IDLE;
-            bytes -= memory.len();
-            left
-        };
-        // The latest ones stay. The others are freed without the lock.
-        let left = idle.iter().take_while(|memory| is_left(memory)).count();
-        let freed: Vec<Vec<u8>> = idle.drain(..left).collect();
-        drop(idle);
-        drop(freed);
-    }
-}
-
-/// Reads `len` bytes of a file from byte `at` on.
-///
-/// # Errors
-/// The disk's; `UnexpectedEof` if the file ends before.
-pub(crate) fn read_at(file: &File, at: u64, len: usize) -> io::Result<Bytes> {
-    if len < BLOCK_LEAST {
-        let mut bytes = vec![0; len];
-        file.read_exact_at(&mut bytes, at)?;
-        return Ok(bytes.into());
-    }
-    let mut read = Read::of(len);
-    file.read_exact_at(&mut read.memory[..len], at)?;
-    Ok(Bytes::from_owner(read))
-}
-
-/// The value of `len` bytes at byte `at` of a file, if it has this checksum (CRC-32).
-///
-/// # Errors
-/// As [`read_at`].
-pub(crate) fn read_value(file: &File, at: u64, len: u32, crc: u32) -> io::Result<Option<Bytes>> {
-    let value = read_at(file, at, len as usize)?;
-    Ok((crc32fast::hash(&value) == crc).then_some(value))
-}
-
 /// Copies values, a few in each piece of memory: a piece is free when all of its values are
 /// dropped.
 pub(crate) fn copies(values: &[&[u8]]) -> Vec<Bytes> {
@@ -228,31 +146,6 @@ mod tests {
             (2, 18 << 20),
             "the oldest went"
         );
-    }
-
-    #[test]
-    fn what_is_read_is_what_the_file_holds_whatever_was_read_before() {
-        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n ^ (n >> 9)) as u8).collect();
-        let mut file = tempfile::tempfile().unwrap();
-        io::Write::write_all(&mut file, &bytes).unwrap();
-        let mut held = Vec::new();
-        for n in 0..200_usize {
-            let (at, len) = ((n * 7919) % 1_000_000, (n * 104_729) % 300_000);
-            let read = read_at(&file, at as u64, len).unwrap();
-            assert!(read == bytes[at..at + len], "{at} {len}");
-            held.push((at, read));
-            if n % 3 == 0 {
-                held.swap_remove(n % held.len());
-            }
-        }
-        for (at, read) in &held {
-            assert!(*read == bytes[*at..at + read.len()]);
-        }
-        drop(held);
-        let idle: usize = BLOCKS.lock().iter().map(Vec::len).sum();
-        assert!(idle <= BLOCKS_IDLE, "{idle}");
-        let error = read_at(&file, 2_900_000, 200_000).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

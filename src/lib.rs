@@ -39,6 +39,7 @@ mod measure;
 mod metrics;
 mod multihash;
 mod patch;
+mod place;
 pub mod query;
 mod read;
 mod recent;

@@ -14,6 +14,7 @@ use crate::index::{KeyRange, ListItem, Record, Rows};
 use crate::journal::Block;
 use crate::metrics::Metrics;
 use crate::multihash::{self, Match, Multihash};
+use crate::place::{Form, Value};
 use crate::query::{owned, Contents};
 use crate::read::BlockCheck;
 
@@ -31,9 +32,20 @@ impl WalrusDatastore {
     /// As [`get`](Self::get). The value may be a part of a window and keep all of it in memory: for
     /// a caller that copies it at once.
     pub(crate) async fn get_shared(&self, key: &str) -> Result<Option<Bytes>> {
+        let got = self.get_as(Form::Bytes, key).await?;
+        got.map(Value::bytes).transpose()
+    }
+
+    /// As [`get_shared`](Self::get_shared), in a form that the caller chooses. What lies at a place
+    /// is not compared with its checksum yet: where it turns out to be damaged,
+    /// [`get`](Self::get) finds another copy.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub(crate) async fn get_as(&self, form: Form, key: &str) -> Result<Option<Value>> {
         let _call = self.enter()?;
         let begun = Instant::now();
-        let got = self.shared.get(key).await;
+        let got = self.shared.get(form, key).await;
         self.shared.metrics.operations.get.ended(begun, got.is_ok());
         got
     }
@@ -144,12 +156,17 @@ impl Contents for Shared {
     }
 
     async fn value(&self, key: &str) -> Result<Option<Bytes>> {
-        self.get(key).await
+        let got = self.get(Form::Bytes, key).await?;
+        got.map(Value::bytes).transpose()
     }
 }
 
 impl Shared {
-    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+    async fn get(&self, form: Form, key: &str) -> Result<Option<Value>> {
+        if let Some(place) = self.staged_place(form, key) {
+            self.count_get(&place);
+            return Ok(Some(place));
+        }
         let (staged, unreadable) = match self.staged_value(key) {
             Ok(staged) => (staged, None),
             // A row points to the same bytes, if there is one.
@@ -166,6 +183,7 @@ impl Shared {
             if let Some(roots) = &self.roots {
                 roots.keep_at_start(key, &value, self.verify_reads.local());
             }
+            let value = Value::Memory(value);
             self.count_get(&value);
             return Ok(Some(value));
         }
@@ -175,14 +193,14 @@ impl Shared {
                 return Err(damaged);
             }
         }
-        match (self.get_indexed(key).await, unreadable) {
+        match (self.get_indexed(form, key).await, unreadable) {
             (Ok(None) | Err(_), Some(e)) => Err(e),
             (indexed, _) => indexed,
         }
     }
 
     /// The value to which the row of `key` points.
-    async fn get_indexed(&self, key: &str) -> Result<Option<Bytes>> {
+    async fn get_indexed(&self, form: Form, key: &str) -> Result<Option<Value>> {
         let mut failed: Option<(Record, Error)> = None;
         loop {
             let (record, asked) = match failed {
@@ -205,7 +223,7 @@ impl Shared {
                 }
                 failed = None;
             }
-            match self.read(key, &record, asked).await {
+            match self.read(form, key, &record, asked).await {
                 Ok(Some(value)) => {
                     self.count_get(&value);
                     return Ok(Some(value));
@@ -220,7 +238,7 @@ impl Shared {
         }
     }
 
-    fn count_get(&self, value: &Bytes) {
+    fn count_get(&self, value: &Value) {
         Metrics::add(&self.metrics.gets, 1);
         Metrics::add(&self.metrics.get_bytes, value.len() as u64);
     }
@@ -229,6 +247,17 @@ impl Shared {
     /// block leaves the journal only after its row is committed.
     fn staged(&self, key: &str) -> Option<Arc<Block>> {
         self.writes.journal()?.find(key)
+    }
+
+    /// Where the block in the journal lies, if the caller takes places.
+    fn staged_place(&self, form: Form, key: &str) -> Option<Value> {
+        if form == Form::Bytes || self.verify_reads.local() {
+            return None;
+        }
+        let journal = self.writes.journal()?;
+        let block = journal.find(key)?;
+        let place = form.is_place(block.len()).then(|| journal.place(&block));
+        place.flatten().map(Value::File)
     }
 
     /// The value of the block in the journal; `None` also if it is damaged, as a row may point to
@@ -246,10 +275,15 @@ impl Shared {
     }
 
     /// The value of `len` bytes under a key with a row, if it is still in a file of the journal.
-    fn settled_value(&self, key: &str, len: u64) -> Option<Bytes> {
-        let value = self.writes.journal()?.settled(key, len)?;
-        let wrong = self.verify_reads.local() && multihash::check(key, &value) == Match::No;
-        (!wrong).then_some(value)
+    fn settled_value(&self, form: Form, key: &str, len: u64) -> Option<Value> {
+        let journal = self.writes.journal()?;
+        let verify = self.verify_reads.local();
+        if form.is_place(len) && !verify {
+            return journal.settled_place(key, len).map(Value::File);
+        }
+        let value = journal.settled(key, len)?;
+        let wrong = verify && multihash::check(key, &value) == Match::No;
+        (!wrong).then_some(Value::Memory(value))
     }
 
     /// The error for a key without a row whose block was accepted and is damaged in the journal: it
@@ -269,9 +303,15 @@ impl Shared {
         self.index.find(key).await
     }
 
-    /// The bytes that a row points at, checked. `None` if they were staged in the index and no
-    /// longer are. `asked`: the index had to be asked for the row.
-    async fn read(&self, key: &str, record: &Record, asked: bool) -> Result<Option<Bytes>> {
+    /// The bytes that a row points at, checked unless they lie at a place. `None` if they were
+    /// staged in the index and no longer are. `asked`: the index had to be asked for the row.
+    async fn read(
+        &self,
+        form: Form,
+        key: &str,
+        record: &Record,
+        asked: bool,
+    ) -> Result<Option<Value>> {
         if record.staged {
             let value = self.index.staged_value(key).await?;
             let wrong = |value: &Bytes| {
@@ -285,7 +325,7 @@ impl Shared {
                     format!("staged block {key}: {reason}"),
                 ));
             }
-            return Ok(value);
+            return Ok(value.map(Value::Memory));
         }
         let range = record.range().map_err(|e| e.context(key))?;
         let len = range.end - range.start;
@@ -299,20 +339,22 @@ impl Shared {
             None => self.reader.block(&record.blob_id, range.clone(), &check),
         };
         if let Some(value) = get.held() {
-            return Ok(Some(value));
+            return Ok(Some(Value::Memory(value)));
         }
         if let Some(roots) = &self.roots {
             if let Some(value) = roots.get(key, len).await {
                 get.learn(&value);
-                return Ok(Some(value));
+                return Ok(Some(Value::Memory(value)));
             }
         }
-        let mut here = self.settled_value(key, len);
+        let mut here = self.settled_value(form, key, len);
         if let (None, Some((cache, name))) = (&here, &cache) {
-            here = cache.get(name, len).await;
+            here = cache.get_as(form, name, len).await;
         }
         if let Some(value) = here {
-            get.learn(&value);
+            if let Value::Memory(value) = &value {
+                get.learn(value);
+            }
             if asked {
                 get.rows_follow();
             }
@@ -332,7 +374,7 @@ impl Shared {
         if let (Some((cache, name)), Ok(value)) = (cache, &value) {
             cache.insert(name, value, self.verify_reads.network());
         }
-        value.map(Some).map_err(|e| {
+        value.map(|value| Some(Value::Memory(value))).map_err(|e| {
             e.context(format_args!(
                 "reading {key} (blob {}, offset {}, {len} bytes)",
                 record.blob_id, range.start

@@ -6,6 +6,7 @@ use std::ptr;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::Value;
 
 /// Bytes owned by the caller, who gives them back with `walrusds_buf_free`. All zero when empty.
 #[repr(C)]
@@ -47,6 +48,42 @@ impl walrusds_buf {
             // buffer back once: it is empty from now on.
             drop(unsafe { Box::from_raw(owner) });
         }
+    }
+}
+
+/// A value that was found and is not in the caller's memory yet. Owned by the caller, who takes it
+/// with `walrusds_value_take` or gives it up with `walrusds_value_free`. All zero when empty.
+#[repr(C)]
+#[derive(Debug)]
+pub struct walrusds_value {
+    /// Length in bytes.
+    pub len: usize,
+    /// Private to the library.
+    pub owner: *mut c_void,
+}
+
+impl walrusds_value {
+    pub(super) const EMPTY: walrusds_value = walrusds_value {
+        len: 0,
+        owner: ptr::null_mut(),
+    };
+
+    pub(super) fn new(value: Value) -> Self {
+        if value.len() == 0 {
+            return Self::EMPTY;
+        }
+        walrusds_value {
+            len: value.len(),
+            owner: Box::into_raw(Box::new(value)).cast(),
+        }
+    }
+
+    /// Leaves an empty one; `None` if it is empty already.
+    pub(super) fn take(&mut self) -> Option<Box<Value>> {
+        let owner = std::mem::replace(self, Self::EMPTY).owner.cast::<Value>();
+        // SAFETY: `owner` came from `Box::into_raw` in `new`, and the caller hands the value back
+        // once: it is empty from now on.
+        (!owner.is_null()).then(|| unsafe { Box::from_raw(owner) })
     }
 }
 

@@ -27,6 +27,7 @@ use crate::buffer;
 use crate::config::{Config, KeyType, KEYS};
 use crate::datastore::{Op, WalrusDatastore};
 use crate::error::{caught, Error, ErrorKind, Result};
+use crate::place::Form;
 use crate::query::owned;
 
 mod buf;
@@ -50,7 +51,7 @@ use last_words::LastWords;
 use query::QUERIES;
 use runtime::{block_on, wait, CANCELS};
 
-pub use buf::walrusds_buf;
+pub use buf::{walrusds_buf, walrusds_value};
 pub use codes::*;
 pub use entry::walrusds_error;
 #[cfg_attr(not(feature = "internals"), allow(unused_imports))]
@@ -320,6 +321,75 @@ pub unsafe extern "C" fn walrusds_get(
             }
             Ok(())
         })
+    }
+}
+
+/// Finds the value of `key`, for a caller that has memory for it once it knows its length: what lies
+/// in a local file is read by `walrusds_value_take`, straight into that memory. An unknown key is no
+/// error: `found` is false. Take the value soon: it may keep a file, or much memory.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_get_value(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    key: *const u8,
+    key_len: usize,
+    out: *mut walrusds_value,
+    found: *mut bool,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let out_ok = clear("out", out, walrusds_value::EMPTY);
+            clear("found", found, false).and(out_ok)?;
+            let instance = INSTANCES.get(handle)?;
+            let Some(key) = storable(slice("key", key, key_len)?) else {
+                return Ok(());
+            };
+            if let Some(value) = wait(call, instance.store.get_as(Form::Place, key))? {
+                out.write(walrusds_value::new(value));
+                found.write(true);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Copies a value into `into`, which has room for `into_len` bytes, and frees it. If `into_len` is
+/// not the value's length, the value stays as it is. `WALRUSDS_CORRUPT` and `WALRUSDS_DISK`: what
+/// lies in the local file is damaged; the value is freed, and `walrusds_get` finds another copy
+/// where there is one.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_value_take(
+    value: *mut walrusds_value,
+    into: *mut u8,
+    into_len: usize,
+    err: *mut walrusds_error,
+) -> i32 {
+    unsafe {
+        entry(err, || {
+            let value = value.as_mut().ok_or_else(|| invalid("value is NULL"))?;
+            if into_len != value.len {
+                return Err(invalid(format!(
+                    "into_len is {into_len}, expected {}, the length of the value",
+                    value.len
+                )));
+            }
+            let into = slice_mut("into", into, into_len)?;
+            value.take().map_or(Ok(()), |value| value.copy_to(into))
+        })
+    }
+}
+
+/// Frees a value that was not taken, and leaves an empty one. NULL is ignored.
+#[no_mangle]
+pub unsafe extern "C" fn walrusds_value_free(value: *mut walrusds_value) {
+    unsafe {
+        entry(std::ptr::null_mut(), || {
+            if let Some(value) = value.as_mut() {
+                drop(value.take());
+            }
+            Ok(())
+        });
     }
 }
 

@@ -12,6 +12,7 @@ use super::disk_error;
 use super::segment::Segment;
 use crate::dag;
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::Place;
 use crate::upload::order::Order;
 use crate::upload::Parcel;
 use crate::walrus::{Body, Source};
@@ -116,6 +117,15 @@ impl Block {
         // Its place may have been given up during the look.
         self.read_file()
             .or_else(|e| self.held.get().cloned().ok_or(e))
+    }
+
+    /// Where the value lies; `None` if it is in memory.
+    pub(super) fn place(&self) -> Option<Place> {
+        if self.held.get().is_some() {
+            return None;
+        }
+        let file = Arc::clone(&self.segment);
+        Some(Place::new(file, self.offset, self.len, self.crc))
     }
 
     fn read_file(&self) -> Result<Bytes> {

@@ -54,6 +54,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
+use crate::place::Place;
 use crate::read::disk::DiskCache;
 use crate::upload::Fill;
 
@@ -431,11 +432,21 @@ impl Journal {
         read
     }
 
+    /// Where the value of a block lies; `None` if it is in memory. It is not compared yet.
+    pub(crate) fn place(&self, block: &Block) -> Option<Place> {
+        block.place()
+    }
+
     /// The value of `len` bytes under a key that is on Walrus and indexed, if a file here still has
     /// it. The key names its contents, and the value is compared with its checksum. Reads from the
     /// local disk on the calling thread.
     pub(crate) fn settled(&self, key: &str, len: u64) -> Option<Bytes> {
         self.inner.settled.read(key, len)
+    }
+
+    /// As [`settled`](Self::settled), where it lies. It is not compared yet.
+    pub(crate) fn settled_place(&self, key: &str, len: u64) -> Option<Place> {
+        self.inner.settled.place(key, len)
     }
 
     /// Takes a damaged block out of the staged ones. The queue and the packs that still hold it

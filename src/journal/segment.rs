@@ -38,7 +38,7 @@ use super::frame::{self, Frame, Head, Seal};
 use super::judge::{self, Verdict};
 use super::salvage::{self, Salvaged};
 use super::window::Window;
-use crate::buffer;
+use crate::place;
 
 pub(crate) const SUFFIX: &str = ".segment";
 
@@ -119,6 +119,12 @@ pub(super) struct Rest {
     /// Whether it is more likely damaged than cut short by a crash, and so may have been
     /// acknowledged.
     pub(super) doubtful: bool,
+}
+
+impl AsRef<File> for Segment {
+    fn as_ref(&self) -> &File {
+        &self.file
+    }
 }
 
 impl Segment {
@@ -362,7 +368,7 @@ impl Segment {
 
     /// The value of `len` bytes at `offset`, if it has this checksum.
     pub(super) fn value(&self, offset: u64, len: u32, crc: u32) -> io::Result<Option<Bytes>> {
-        buffer::read_value(&self.file, offset, len, crc)
+        place::read(&self.file, offset, len, crc)
     }
 
     /// Notes that a block in it is damaged.

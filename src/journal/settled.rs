@@ -25,6 +25,7 @@ use parking_lot::RwLock;
 use super::block::Block;
 use super::segment::Segment;
 use crate::multihash;
+use crate::place;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -74,12 +75,21 @@ impl Settled {
     /// The value of `len` bytes under `key`, if it is here. Compared with its checksum. Reads from
     /// the local disk (mostly its cache) on the calling thread.
     pub(super) fn read(&self, key: &str, len: u64) -> Option<Bytes> {
-        let place = self.notes.read().places.get(key)?.clone();
-        if u64::from(place.len) != len {
-            return None;
-        }
+        let place = self.find(key, len)?;
         let read = place.segment.value(place.offset, place.len, place.crc);
         read.ok().flatten()
+    }
+
+    /// Where the value of `len` bytes under `key` lies, if it is here.
+    pub(super) fn place(&self, key: &str, len: u64) -> Option<place::Place> {
+        let found = self.find(key, len)?;
+        let (at, len, crc) = (found.offset, found.len, found.crc);
+        Some(place::Place::new(found.segment, at, len, crc))
+    }
+
+    fn find(&self, key: &str, len: u64) -> Option<Place> {
+        let place = self.notes.read().places.get(key)?.clone();
+        (u64::from(place.len) == len).then_some(place)
     }
 
     /// Forgets the blocks in a file.

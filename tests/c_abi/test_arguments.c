@@ -7,6 +7,7 @@ static void null_inputs(void) {
   walrusds_handle handle = open_new(), other;
   walrusds_query query;
   walrusds_buf out;
+  walrusds_value value;
   walrusds_op op = {WALRUSDS_OP_PUT, NULL, 3, S("v")};
   walrusds_query_options bad_prefix = {.prefix_len = 3, .keys_only = true};
   bool found;
@@ -22,6 +23,9 @@ static void null_inputs(void) {
   CALL(BAD, "value is NULL", walrusds_put(handle, NULL, S("/k"), NULL, 3, &err));
   FAILS_ZEROED(BAD, "key is NULL", out, walrusds_get(handle, NULL, NULL, 3, &out, &found, &err));
   FAILS_ZEROED(BAD, "key is NULL", found, walrusds_get(handle, NULL, NULL, 3, &out, &found, &err));
+  FAILS_ZEROED(BAD, "key is NULL", value, walrusds_get_value(handle, NULL, NULL, 3, &value, &found, &err));
+  FAILS_ZEROED(BAD, "key is NULL", found, walrusds_get_value(handle, NULL, NULL, 3, &value, &found, &err));
+  CALL(BAD, "value is NULL", walrusds_value_take(NULL, NULL, 0, &err));
   FAILS_ZEROED(BAD, "key is NULL", found, walrusds_has(handle, NULL, NULL, 3, &found, &err));
   FAILS_ZEROED(BAD, "key is NULL", size,
                walrusds_get_size(handle, NULL, NULL, 3, &size, &found, &err));
@@ -45,6 +49,7 @@ static void null_outputs(void) {
   walrusds_query query = 0;
   walrusds_query_options all = {.keys_only = true};
   walrusds_buf out;
+  walrusds_value value;
   bool found;
   uint64_t size;
   const char *config = config_for(net_url, net_url, "");
@@ -57,6 +62,11 @@ static void null_outputs(void) {
   CALL(BAD, "out is NULL", walrusds_open(S(config), S(dir), NULL, NULL, &err));
   FAILS_ZEROED(BAD, "out is NULL", found, walrusds_get(handle, NULL, S("/k"), NULL, &found, &err));
   FAILS_ZEROED(BAD, "found is NULL", out, walrusds_get(handle, NULL, S("/k"), &out, NULL, &err));
+  FAILS_ZEROED(BAD, "out is NULL", found, walrusds_get_value(handle, NULL, S("/k"), NULL, &found, &err));
+  FAILS_ZEROED(BAD, "found is NULL", value, walrusds_get_value(handle, NULL, S("/k"), &value, NULL, &err));
+  OK(walrusds_get_value(handle, NULL, S("/k"), &value, &found, &err));
+  CALL(BAD, "into is NULL", walrusds_value_take(&value, NULL, 1, &err));
+  walrusds_value_free(&value);
   CALL(BAD, "found is NULL", walrusds_has(handle, NULL, S("/k"), NULL, &err));
   FAILS_ZEROED(BAD, "size is NULL", found,
                walrusds_get_size(handle, NULL, S("/k"), NULL, &found, &err));
@@ -102,6 +112,11 @@ static void error_is_optional(void) {
   CHECK_INT(walrusds_put(handle, NULL, S("/k"), S("v"), NULL), WALRUSDS_OK);
   CHECK_INT(walrusds_get(handle, NULL, S("/k"), &out, &found, NULL), WALRUSDS_OK);
   walrusds_buf_free(&out);
+  walrusds_value value;
+  uint8_t byte = 0;
+  CHECK_INT(walrusds_get_value(handle, NULL, S("/k"), &value, &found, NULL), WALRUSDS_OK);
+  CHECK_INT(walrusds_value_take(&value, &byte, 1, NULL), WALRUSDS_OK);
+  CHECK_INT(byte, 'v');
   CHECK_INT(walrusds_has(handle, NULL, S("/k"), &found, NULL), WALRUSDS_OK);
   CHECK_INT(walrusds_get_size(handle, NULL, S("/k"), &number, &found, NULL), WALRUSDS_OK);
   CHECK_INT(walrusds_batch_commit(handle, NULL, &op, 1, NULL), WALRUSDS_OK);
@@ -133,6 +148,8 @@ static void error_is_optional(void) {
   CHECK_INT(walrusds_open(S("{}"), S(dir), NULL, &handle, NULL), WALRUSDS_CONFIG);
   CHECK_INT(walrusds_open(NULL, 1, NULL, 1, NULL, NULL, NULL), BAD);
   CHECK_INT(walrusds_get(0, NULL, NULL, 1, NULL, NULL, NULL), BAD);
+  CHECK_INT(walrusds_get_value(0, NULL, NULL, 1, NULL, NULL, NULL), BAD);
+  CHECK_INT(walrusds_value_take(NULL, NULL, 1, NULL), BAD);
 }
 
 static void impossible_lengths(void) {
@@ -153,7 +170,11 @@ static void free_nothing(void) {
   walrusds_buf buf = {NULL, 0, NULL};
   walrusds_page page = {NULL, 0, NULL};
   walrusds_error error = {0, false, {NULL, 0, NULL}};
+  walrusds_value value = {0, NULL};
   for (int i = 0; i < 2; i++) {
+    walrusds_value_free(NULL);
+    walrusds_value_free(&value);
+    OK(walrusds_value_take(&value, NULL, 0, &err));
     walrusds_buf_free(NULL);
     walrusds_buf_free(&buf);
     walrusds_page_free(NULL);
@@ -171,7 +192,9 @@ static void free_twice(void) {
   walrusds_query query = 0;
   walrusds_query_options all = {0};
   bool found;
+  walrusds_value value;
   OK(walrusds_get(handle, NULL, S("/k"), &out, &found, &err));
+  OK(walrusds_get_value(handle, NULL, S("/k"), &value, &found, &err));
   OK(walrusds_query_open(handle, NULL, &all, &query, &err));
   OK(walrusds_query_next(query, NULL, &page, &err));
   OK(walrusds_query_close(query, &err));
@@ -180,6 +203,8 @@ static void free_twice(void) {
   for (int i = 0; i < 2; i++) {
     walrusds_buf_free(&out);
     CHECK(all_zero(&out, sizeof out));
+    walrusds_value_free(&value);
+    CHECK(all_zero(&value, sizeof value));
     walrusds_page_free(&page);
     CHECK(all_zero(&page, sizeof page));
     walrusds_error_free(&error);

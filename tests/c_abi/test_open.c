@@ -170,6 +170,9 @@ static void all_fail(walrusds_handle handle, int32_t code) {
   CALL(code, "datastore", walrusds_put(handle, NULL, S("/k"), S("v"), &err));
   FAILS_ZEROED(code, "datastore", out, walrusds_get(handle, NULL, S("/k"), &out, &found, &err));
   FAILS_ZEROED(code, "datastore", found, walrusds_get(handle, NULL, S("/k"), &out, &found, &err));
+  walrusds_value value;
+  FAILS_ZEROED(code, "datastore", value, walrusds_get_value(handle, NULL, S("/k"), &value, &found, &err));
+  FAILS_ZEROED(code, "datastore", found, walrusds_get_value(handle, NULL, S("/k"), &value, &found, &err));
   FAILS_ZEROED(code, "datastore", found, walrusds_has(handle, NULL, S("/k"), &found, &err));
   FAILS_ZEROED(code, "datastore", number, walrusds_get_size(handle, NULL, S("/k"), &number, &found, &err));
   FAILS_ZEROED(code, "datastore", found, walrusds_get_size(handle, NULL, S("/k"), &number, &found, &err));

@@ -83,6 +83,19 @@ static void in_the_entry(void) {
   put_text(handle, "/k", "v");
   /* entry: walrusds_get */
   PANICS(IN_ENTRY, walrusds_get(handle, NULL, S("/k"), &out, &found, &err));
+  walrusds_value value = {0, NULL};
+  uint8_t byte = 0;
+  /* entry: walrusds_get_value */
+  PANICS(IN_ENTRY, walrusds_get_value(handle, NULL, S("/k"), &value, &found, &err));
+  OK(walrusds_get_value(handle, NULL, S("/k"), &value, &found, &err));
+  /* entry: walrusds_value_take */
+  PANICS(IN_ENTRY, walrusds_value_take(&value, &byte, 1, &err));
+  CHECK_INT(value.len, 1);
+  /* entry: walrusds_value_free */
+  SURVIVES(walrusds_value_free(&value));
+  walrusds_value_free(&value);
+  CHECK(all_zero(&value, sizeof value));
+  found = false;
   /* entry: walrusds_has */
   PANICS(IN_ENTRY, walrusds_has(handle, NULL, S("/k"), &found, &err));
   /* entry: walrusds_get_size */
@@ -191,6 +204,8 @@ static void in_the_work(void) {
     expect_text(handle, "/k", NULL);
     put_text(handle, "/k", "v");
     PANICS_ZEROED(IN_WORK, out, walrusds_get(handle, c, S("/k"), &out, &found, &err));
+    CHECK(!found);
+    PANICS_ZEROED(IN_WORK, value, walrusds_get_value(handle, c, S("/k"), &value, &found, &err));
     CHECK(!found);
     PANICS_ZEROED(IN_WORK, found, walrusds_has(handle, c, S("/k"), &found, &err));
     PANICS_ZEROED(IN_WORK, number, walrusds_get_size(handle, c, S("/k"), &number, &found, &err));

@@ -52,6 +52,47 @@ static void inputs_are_borrowed(void) {
   free(same);
 }
 
+static void values_are_taken_later(void) {
+  /* From memory, the network and the journal's files, into the caller's memory. */
+  const char *dir = new_dir();
+  const char *more[] = {"", ", \"journalPath\": \"journal\""};
+  size_t lens[] = {1, 4096, 300000, 2 << 20};
+  for (size_t journal = 0; journal < 2; journal++) {
+    walrusds_handle handle = open_at(config_for(net_url, net_url, more[journal]), dir);
+    walrusds_value values[4], gone;
+    bool found = true;
+    for (size_t i = 0; i < 4; i++) {
+      uint8_t *value = pattern(lens[i], (unsigned)(10 * journal + i));
+      const char *key = text("/later/%zu", i);
+      OK(walrusds_put(handle, NULL, S(key), value, lens[i], &err));
+      OK(walrusds_get_value(handle, NULL, S(key), &values[i], &found, &err));
+      CHECK(found);
+      CHECK_INT(values[i].len, lens[i]);
+      free(value);
+    }
+    FAILS_ZEROED(WALRUSDS_OK, NULL, gone,
+                 walrusds_get_value(handle, NULL, S("/later/none"), &gone, &found, &err));
+    CHECK(!found);
+    OK(walrusds_put(handle, NULL, S("/later/empty"), NULL, 0, &err));
+    FAILS_ZEROED(WALRUSDS_OK, NULL, gone,
+                 walrusds_get_value(handle, NULL, S("/later/empty"), &gone, &found, &err));
+    CHECK(found);
+    OK(walrusds_value_take(&gone, NULL, 0, &err));
+    close_ok(handle);
+    /* They outlive the datastore, and are what was there. */
+    for (size_t i = 0; i < 4; i++) {
+      uint8_t *value = pattern(lens[i], (unsigned)(10 * journal + i)), *into = malloc(lens[i] + 1);
+      CALL(WALRUSDS_INVALID_ARGUMENT, "the length of the value",
+           walrusds_value_take(&values[i], into, lens[i] + 1, &err));
+      OK(walrusds_value_take(&values[i], into, lens[i], &err));
+      CHECK(memcmp(value, into, lens[i]) == 0);
+      CHECK(all_zero(&values[i], sizeof values[i]));
+      free(value);
+      free(into);
+    }
+  }
+}
+
 static void empty_slices(void) {
   walrusds_handle handle = open_new();
   OK(walrusds_put(handle, NULL, S("/null"), NULL, 0, &err));
@@ -180,6 +221,7 @@ const struct test value_tests[] = {
     {"put, get, delete", put_get_delete, 1},
     {"values of 0 bytes to 17 MiB", sizes, 1},
     {"inputs are borrowed, outputs owned", inputs_are_borrowed, 1},
+    {"values are taken later", values_are_taken_later, 1},
     {"empty slices", empty_slices, 1},
     {"odd keys", odd_keys, 1},
     {"a value too large", too_large, 0},

@@ -36,6 +36,7 @@ use tokio::time::Instant;
 
 use crate::log::{Level, Log};
 use crate::multihash::Multihash;
+use crate::place::{Form, Value};
 
 mod adopt;
 mod copies;
@@ -282,8 +283,14 @@ impl DiskCache {
     /// The block of `len` bytes that `name` names, if it is here. Checked. Reads from the local
     /// disk (mostly its cache) on the calling thread.
     pub(crate) async fn get(&self, name: &Multihash, len: u64) -> Option<Bytes> {
+        self.get_as(Form::Bytes, name, len).await?.bytes().ok()
+    }
+
+    /// As [`get`](Self::get), in the form in which the caller takes it: what has a place is not
+    /// checked yet.
+    pub(crate) async fn get_as(&self, form: Form, name: &Multihash, len: u64) -> Option<Value> {
         self.loaded().await;
-        let found = self.inner.find(name, len);
+        let found = self.inner.find(form, name, len);
         let counters = &self.inner.counters;
         let counter = match found {
             Some(_) => &counters.hits,
@@ -381,7 +388,7 @@ impl CacheParts {
         self.segment_bytes.saturating_sub(around as u64)
     }
 
-    fn find(&self, name: &Multihash, len: u64) -> Option<Bytes> {
+    fn find(&self, form: Form, name: &Multihash, len: u64) -> Option<Value> {
         // Also bounds what a wrong length makes us allocate.
         let value_len = u32::try_from(len).ok().filter(|_| len <= self.longest())?;
         let tag = layout::tag(name.as_bytes());
@@ -391,10 +398,20 @@ impl CacheParts {
             slot.mark_used();
             (Arc::clone(map.segments.get(&slot.segment)?), slot.offset())
         };
-        let wrong = match segment.find(offset, name.as_bytes(), value_len) {
-            Ok(Found::Value(value)) if !self.verify || name.names(&value) => return Some(value),
+        let found = if form.is_place(len) && !self.verify {
+            let place = segment.place(offset, name.as_bytes(), value_len);
+            place.map(|found| found.map(Value::File))
+        } else {
+            let value = segment.find(offset, name.as_bytes(), value_len);
+            value.map(|found| found.map(Value::Memory))
+        };
+        let wrong = match found {
+            Ok(Found::Value(Value::Memory(value))) if self.verify && !name.names(&value) => {
+                "damaged".to_owned()
+            }
+            Ok(Found::Value(value)) => return Some(value),
             Ok(Found::Other) => return None,
-            Ok(Found::Value(_) | Found::Damaged) => "damaged".to_owned(),
+            Ok(Found::Damaged) => "damaged".to_owned(),
             Err(e) => e.to_string(),
         };
         self.forget(tag, segment.id, offset);

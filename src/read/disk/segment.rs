@@ -5,13 +5,14 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::layout::{
     self, Row, HEAD, JOURNAL_HEAD, MAX_LEN, POINTER_HEAD, RECORD_HEAD, ROW, TRAILER,
 };
-use crate::buffer;
+use crate::place::{self, Place};
 
 /// What the names of the files end with.
 pub(crate) const SUFFIX: &str = ".blocks";
@@ -29,13 +30,32 @@ pub(super) struct Segment {
 
 /// The result of a look at a record.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// The value of the record under this name, as it was written.
-    Value(Bytes),
+pub(super) enum Found<T> {
+    /// The value of the record under this name, as it was written, or its place.
+    Value(T),
     /// Another block.
     Other,
     /// No record at all, or a damaged value.
     Damaged,
+}
+
+impl<T> Found<T> {
+    /// The value that is read where it was found.
+    fn read<V>(self, read: impl FnOnce(T) -> io::Result<Option<V>>) -> io::Result<Found<V>> {
+        Ok(match self {
+            Found::Value(found) => read(found)?.map_or(Found::Damaged, Found::Value),
+            Found::Other => Found::Other,
+            Found::Damaged => Found::Damaged,
+        })
+    }
+
+    pub(super) fn map<V>(self, as_v: impl FnOnce(T) -> V) -> Found<V> {
+        match self {
+            Found::Value(found) => Found::Value(as_v(found)),
+            Found::Other => Found::Other,
+            Found::Damaged => Found::Damaged,
+        }
+    }
 }
 
 /// The contents of a file.
@@ -46,6 +66,12 @@ pub(super) struct Contents {
     pub(super) end: u64,
     /// It has its table.
     pub(super) finished: bool,
+}
+
+impl AsRef<File> for Segment {
+    fn as_ref(&self) -> &File {
+        &self.file
+    }
 }
 
 impl Segment {
@@ -193,43 +219,87 @@ impl Segment {
     ///
     /// # Errors
     /// The disk's. A file that is too short holds a damaged record.
-    pub(super) fn find(&self, offset: u32, name: &[u8], value_len: u32) -> io::Result<Found> {
+    pub(super) fn find(
+        &self,
+        offset: u32,
+        name: &[u8],
+        value_len: u32,
+    ) -> io::Result<Found<Bytes>> {
         if self.retired {
-            return self.find_by_pointer(offset, name, value_len);
+            let place = self.by_pointer(offset, name, value_len)?;
+            return place.read(|place| self.value_at(place));
         }
         let head_len = RECORD_HEAD + name.len();
-        let len = head_len + value_len as usize;
-        match buffer::read_at(&self.file, u64::from(offset), len) {
-            Ok(record) => {
-                let (head, value) = record.split_at(head_len);
-                if layout::is_record_of(head, name, value_len) {
-                    return Ok(match layout::is_value_of(head, value) {
-                        true => Found::Value(record.slice(head_len..)),
-                        false => Found::Damaged,
-                    });
-                }
+        let mut record = vec![0; head_len + value_len as usize];
+        if self.reads(&mut record, offset)? {
+            let (head, value) = record.split_at(head_len);
+            if layout::is_record_of(head, name, value_len) {
+                return Ok(match layout::value_crc(head) == crc32fast::hash(value) {
+                    true => Found::Value(Bytes::from(record).slice(head_len..)),
+                    false => Found::Damaged,
+                });
             }
-            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(e),
-            Err(_) => {}
         }
+        self.other(offset)
+    }
+
+    /// As [`find`](Self::find), without a look at the value itself.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub(super) fn place(
+        self: &Arc<Self>,
+        offset: u32,
+        name: &[u8],
+        value_len: u32,
+    ) -> io::Result<Found<Place>> {
+        let place = |at: u32, crc: u32| {
+            let file = Arc::clone(self);
+            Place::new(file, u64::from(at), value_len, crc)
+        };
+        if self.retired {
+            let found = self.by_pointer(offset, name, value_len)?;
+            return found.read(|(at, _, crc)| Ok(Some(place(at, crc))));
+        }
+        let mut head = vec![0; RECORD_HEAD + name.len()];
+        if self.reads(&mut head, offset)? && layout::is_record_of(&head, name, value_len) {
+            let at = offset + head.len() as u32;
+            return Ok(Found::Value(place(at, layout::value_crc(&head))));
+        }
+        self.other(offset)
+    }
+
+    /// Whether the file has these bytes.
+    fn reads(&self, into: &mut [u8], offset: u32) -> io::Result<bool> {
+        match self.file.read_exact_at(into, u64::from(offset)) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            read => read.map(|()| true),
+        }
+    }
+
+    /// There is no record of the wanted name at `offset`.
+    fn other<T>(&self, offset: u32) -> io::Result<Found<T>> {
         let len = self.file.metadata()?.len();
         let other = self.record_head(u64::from(offset), len)?;
         Ok(other.map_or(Found::Damaged, |_| Found::Other))
     }
 
-    fn find_by_pointer(&self, offset: u32, name: &[u8], value_len: u32) -> io::Result<Found> {
+    /// Where the pointer at `offset` leads: place, length and checksum of a value.
+    fn by_pointer(
+        &self,
+        offset: u32,
+        name: &[u8],
+        value_len: u32,
+    ) -> io::Result<Found<(u32, u32, u32)>> {
         let pointer = match self.pointer(offset, name.len()) {
             Err(e) if e.kind() == io::ErrorKind::InvalidData => None,
             pointer => Some(pointer?),
         };
-        match pointer {
-            Some((found, (.., len, _))) if found != name || len != value_len => Ok(Found::Other),
-            Some((_, place)) => {
-                let value = self.value_at(place)?;
-                Ok(value.map_or(Found::Damaged, Found::Value))
-            }
-            None => Ok(Found::Damaged),
-        }
+        Ok(match pointer {
+            Some((found, (.., len, _))) if found != name || len != value_len => Found::Other,
+            Some((_, place)) => Found::Value(place),
+            None => Found::Damaged,
+        })
     }
 
     /// The name in the pointer at `offset`, and where it leads: place, length and checksum of a
@@ -261,7 +331,7 @@ impl Segment {
 
     /// The value at a place, if it is the one that was written there.
     fn value_at(&self, (at, len, crc): (u32, u32, u32)) -> io::Result<Option<Bytes>> {
-        match buffer::read_value(&self.file, u64::from(at), len, crc) {
+        match place::read(&self.file, u64::from(at), len, crc) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             value => value,
         }
