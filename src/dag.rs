@@ -199,6 +199,7 @@ impl Nodes {
     /// Whether the node under `key` is known. It counts as used then.
     pub(crate) fn knows(&mut self, key: &str) -> bool {
         let node = self.hasher.hash_one(key);
+        self.directories.promote(&node);
         self.nodes.promote(&node)
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::dag;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A value that is found.
@@ -37,9 +38,8 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    /// Whether a value of `len` bytes that lies in a file is handed out by its place. Shorter ones
-    /// are read at once: they may be nodes, whose links the reader learns. (Kubo's nodes have at
-    /// most 1,024 links, of about 50 bytes.)
+    /// Whether a value of `len` bytes that lies in a file may be handed out by its place. Shorter
+    /// ones are read at once, as that costs little.
     pub(crate) fn is_place(self, len: u64) -> bool {
         const LEAST: u64 = 128 << 10;
         self == Form::Place && len >= LEAST
@@ -107,6 +107,14 @@ impl Place {
         Place { file, at, len, crc }
     }
 
+    /// The place, unless a node with links seems to lie there: the engine wants to see its bytes.
+    pub(crate) fn of_leaf(self) -> Option<Place> {
+        let file: &File = (*self.file).as_ref();
+        let mut first = [0];
+        let read = file.read_exact_at(&mut first, self.at);
+        (read.is_ok() && first[0] != dag::LINKS_FIRST).then_some(self)
+    }
+
     /// Reads the value into memory of its length; returns whether it has its checksum. Reads from
     /// the local disk (mostly its cache) on the calling thread.
     ///
@@ -133,4 +141,70 @@ pub(crate) fn read(file: &File, at: u64, len: u32, crc: u32) -> io::Result<Optio
     let mut value = vec![0; len as usize];
     file.read_exact_at(&mut value, at)?;
     Ok((crc32fast::hash(&value) == crc).then(|| value.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    struct Whole(File);
+    impl AsRef<File> for Whole {
+        fn as_ref(&self) -> &File {
+            &self.0
+        }
+    }
+
+    fn lies(value: &[u8]) -> Place {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"before").unwrap();
+        file.write_all(value).unwrap();
+        let crc = crc32fast::hash(value);
+        Place::new(Arc::new(Whole(file)), 6, value.len() as u32, crc)
+    }
+
+    #[test]
+    fn a_value_is_copied_from_memory_or_its_place() {
+        let value = vec![7; 300_000];
+        for found in [
+            Value::Memory(value.clone().into()),
+            Value::File(lies(&value)),
+        ] {
+            assert_eq!(found.len(), value.len());
+            let mut into = vec![0; value.len()];
+            found.copy_to(&mut into).unwrap();
+            assert_eq!(into, value);
+            assert_eq!(found.bytes().unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let place = lies(&[7; 1000]);
+        let file: &File = (*place.file).as_ref();
+        file.write_all_at(&[6], 500).unwrap();
+        let error = Value::File(place).bytes().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        let place = lies(&[7; 1000]);
+        let file: &File = (*place.file).as_ref();
+        file.set_len(1000).unwrap();
+        let error = Value::File(place).bytes().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disk);
+    }
+
+    /// The reader learns the links of a node, however long it is.
+    #[test]
+    fn a_node_with_links_is_not_handed_out_by_its_place() {
+        assert!(lies(&[dag::LINKS_FIRST, 1, 2]).of_leaf().is_none());
+        assert!(lies(&[0x0a, 1, 2]).of_leaf().is_some());
+        assert!(lies(&[]).of_leaf().is_none());
+    }
+
+    #[test]
+    fn short_values_are_read_at_once() {
+        assert!(!Form::Bytes.is_place(1 << 20));
+        assert!(!Form::Place.is_place(1 << 10));
+        assert!(Form::Place.is_place(256 << 10));
+    }
 }

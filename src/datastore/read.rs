@@ -163,27 +163,24 @@ impl Contents for Shared {
 
 impl Shared {
     async fn get(&self, form: Form, key: &str) -> Result<Option<Value>> {
-        if let Some(place) = self.staged_place(form, key) {
-            self.count_get(&place);
-            return Ok(Some(place));
-        }
-        let (staged, unreadable) = match self.staged_value(key) {
+        let (staged, unreadable) = match self.staged_value(form, key) {
             Ok(staged) => (staged, None),
             // A row points to the same bytes, if there is one.
             Err(e) if multihash::names_content(key) => (None, Some(e)),
             Err(e) => return Err(e),
         };
         if let Some(value) = staged {
-            if self.verify_reads.local() && multihash::check(key, &value) == Match::No {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    format!("block {key} in the journal does not hash to its key"),
-                ));
+            if let Value::Memory(value) = &value {
+                if self.verify_reads.local() && multihash::check(key, value) == Match::No {
+                    return Err(Error::new(
+                        ErrorKind::Corrupt,
+                        format!("block {key} in the journal does not hash to its key"),
+                    ));
+                }
+                if let Some(roots) = &self.roots {
+                    roots.keep_at_start(key, value, self.verify_reads.local());
+                }
             }
-            if let Some(roots) = &self.roots {
-                roots.keep_at_start(key, &value, self.verify_reads.local());
-            }
-            let value = Value::Memory(value);
             self.count_get(&value);
             return Ok(Some(value));
         }
@@ -249,28 +246,24 @@ impl Shared {
         self.writes.journal()?.find(key)
     }
 
-    /// Where the block in the journal lies, if the caller takes places.
-    fn staged_place(&self, form: Form, key: &str) -> Option<Value> {
-        if form == Form::Bytes || self.verify_reads.local() {
-            return None;
-        }
-        let journal = self.writes.journal()?;
-        let block = journal.find(key)?;
-        let place = form.is_place(block.len()).then(|| journal.place(&block));
-        place.flatten().map(Value::File)
-    }
-
     /// The value of the block in the journal; `None` also if it is damaged, as a row may point to
     /// another copy.
-    fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {
+    fn staged_value(&self, form: Form, key: &str) -> Result<Option<Value>> {
         let Some(journal) = self.writes.journal() else {
             return Ok(None);
         };
-        match journal.find(key).map(|block| journal.read(&block)) {
-            None => Ok(None),
-            Some(Ok(value)) => Ok(Some(value)),
-            Some(Err(e)) if e.kind() == ErrorKind::Corrupt => Ok(None),
-            Some(Err(e)) => Err(e),
+        let Some(block) = journal.find(key) else {
+            return Ok(None);
+        };
+        if form.is_place(block.len()) && !self.verify_reads.local() {
+            if let Some(place) = journal.place(&block) {
+                return Ok(Some(Value::File(place)));
+            }
+        }
+        match journal.read(&block) {
+            Ok(value) => Ok(Some(Value::Memory(value))),
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
+            Err(e) => Err(e),
         }
     }
 
@@ -279,7 +272,9 @@ impl Shared {
         let journal = self.writes.journal()?;
         let verify = self.verify_reads.local();
         if form.is_place(len) && !verify {
-            return journal.settled_place(key, len).map(Value::File);
+            if let Some(place) = journal.settled_place(key, len) {
+                return Some(Value::File(place));
+            }
         }
         let value = journal.settled(key, len)?;
         let wrong = verify && multihash::check(key, &value) == Match::No;

@@ -119,13 +119,13 @@ impl Block {
             .or_else(|e| self.held.get().cloned().ok_or(e))
     }
 
-    /// Where the value lies; `None` if it is in memory.
+    /// Where the value lies, if it is a leaf and not in memory.
     pub(super) fn place(&self) -> Option<Place> {
         if self.held.get().is_some() {
             return None;
         }
         let file = Arc::clone(&self.segment);
-        Some(Place::new(file, self.offset, self.len, self.crc))
+        Place::new(file, self.offset, self.len, self.crc).of_leaf()
     }
 
     fn read_file(&self) -> Result<Bytes> {

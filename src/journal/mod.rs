@@ -432,7 +432,7 @@ impl Journal {
         read
     }
 
-    /// Where the value of a block lies; `None` if it is in memory. It is not compared yet.
+    /// Where the value of a block lies, if it is a leaf and not in memory. It is not compared yet.
     pub(crate) fn place(&self, block: &Block) -> Option<Place> {
         block.place()
     }
@@ -444,7 +444,7 @@ impl Journal {
         self.inner.settled.read(key, len)
     }
 
-    /// As [`settled`](Self::settled), where it lies. It is not compared yet.
+    /// As [`settled`](Self::settled), where it lies, if it is a leaf. It is not compared yet.
     pub(crate) fn settled_place(&self, key: &str, len: u64) -> Option<Place> {
         self.inner.settled.place(key, len)
     }

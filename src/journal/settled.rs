@@ -80,11 +80,11 @@ impl Settled {
         read.ok().flatten()
     }
 
-    /// Where the value of `len` bytes under `key` lies, if it is here.
+    /// Where the value of `len` bytes under `key` lies, if it is here and a leaf.
     pub(super) fn place(&self, key: &str, len: u64) -> Option<place::Place> {
         let found = self.find(key, len)?;
         let (at, len, crc) = (found.offset, found.len, found.crc);
-        Some(place::Place::new(found.segment, at, len, crc))
+        place::Place::new(found.segment, at, len, crc).of_leaf()
     }
 
     fn find(&self, key: &str, len: u64) -> Option<Place> {

@@ -70,9 +70,12 @@ pub(super) async fn room(parts: &RenewalParts, counted: bool) -> Result<Option<u
     };
     let left = reuse.packs(parts.uploader.target());
     let now = parts.clock.now();
-    let epoch = parts.epoch_clock.likely_epoch(now);
-    let epoch = epoch.map(|(_, most)| most);
-    let next = epoch.and_then(|epoch| parts.epoch_clock.ends_at(now, epoch + 1));
+    let epoch = parts.epoch_clock.now_epoch(now);
+    if parts.epoch_clock.likely_epoch(now) != epoch {
+        // When the epoch ends is not known, so neither is whether what they empty would be used.
+        return Ok(Some(left));
+    }
+    let next = epoch.and_then(|(_, epoch)| parts.epoch_clock.ends_at(now, epoch + 1));
     let to_come = next.and_then(|next| next.duration_since(now).ok());
     if !counted || to_come.is_none_or(|time| time < parts.epoch / 2) {
         return Ok(Some(left));

@@ -85,14 +85,15 @@ impl SharedReader {
 
     /// Fetches the nodes that follow the one above the block.
     fn scout(self: &Arc<Self>, state: &mut ReaderState, stream: u64, want: &Want<'_>) {
-        let run = state.streams.run(stream);
-        if run < SCOUTS_AFTER {
-            return;
-        }
+        // The node counts as used, however short the run is.
         let parent = state.nodes.parent(want.check.key());
+        let run = state.streams.run(stream);
         let Some(parent) = parent.filter(|parent| !state.scouted.contains(parent)) else {
             return;
         };
+        if run < SCOUTS_AFTER {
+            return;
+        }
         let keys = state.nodes.unknown_after(want.check.key(), SCOUTS);
         if keys.is_empty() {
             return;

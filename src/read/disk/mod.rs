@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 use crate::log::{Level, Log};
 use crate::multihash::Multihash;
-use crate::place::{Form, Value};
+use crate::place::{Form, Place, Value};
 
 mod adopt;
 mod copies;
@@ -398,20 +398,19 @@ impl CacheParts {
             slot.mark_used();
             (Arc::clone(map.segments.get(&slot.segment)?), slot.offset())
         };
-        let found = if form.is_place(len) && !self.verify {
-            let place = segment.place(offset, name.as_bytes(), value_len);
-            place.map(|found| found.map(Value::File))
-        } else {
-            let value = segment.find(offset, name.as_bytes(), value_len);
-            value.map(|found| found.map(Value::Memory))
-        };
-        let wrong = match found {
-            Ok(Found::Value(Value::Memory(value))) if self.verify && !name.names(&value) => {
-                "damaged".to_owned()
+        if form.is_place(len) && !self.verify {
+            // Whatever is not as it should be is found below.
+            let found = segment.place(offset, name.as_bytes(), value_len).ok();
+            if let Some(place) = found.and_then(Found::value).and_then(Place::of_leaf) {
+                return Some(Value::File(place));
             }
-            Ok(Found::Value(value)) => return Some(value),
+        }
+        let wrong = match segment.find(offset, name.as_bytes(), value_len) {
+            Ok(Found::Value(value)) if !self.verify || name.names(&value) => {
+                return Some(Value::Memory(value));
+            }
             Ok(Found::Other) => return None,
-            Ok(Found::Damaged) => "damaged".to_owned(),
+            Ok(Found::Value(_) | Found::Damaged) => "damaged".to_owned(),
             Err(e) => e.to_string(),
         };
         self.forget(tag, segment.id, offset);

@@ -49,11 +49,10 @@ impl<T> Found<T> {
         })
     }
 
-    pub(super) fn map<V>(self, as_v: impl FnOnce(T) -> V) -> Found<V> {
+    pub(super) fn value(self) -> Option<T> {
         match self {
-            Found::Value(found) => Found::Value(as_v(found)),
-            Found::Other => Found::Other,
-            Found::Damaged => Found::Damaged,
+            Found::Value(found) => Some(found),
+            Found::Other | Found::Damaged => None,
         }
     }
 }

@@ -326,7 +326,7 @@ fn no_record_with_a_damaged_byte_is_handed_out() {
     let dir = tempfile::tempdir().unwrap();
     for len in [1usize, 300, 100 << 10] {
         let (name, value) = block_of(1, len);
-        let segment = Segment::create(dir.path(), len as u32).unwrap();
+        let segment = Arc::new(Segment::create(dir.path(), len as u32).unwrap());
         let head = layout::record_head(name.as_bytes(), &value);
         let (record, at) = ([&head[..], &value[..]].concat(), HEAD.len());
         segment.write_at(&record, at as u64).unwrap();
@@ -334,6 +334,11 @@ fn no_record_with_a_damaged_byte_is_handed_out() {
             let found = segment.find(at as u32, name.as_bytes(), len as u32);
             found.unwrap()
         };
+        let by_place = || {
+            let found = segment.place(at as u32, name.as_bytes(), len as u32);
+            Value::File(found.unwrap().value()?).bytes().ok()
+        };
+        assert_eq!(by_place().as_ref(), Some(&value));
         assert_eq!(find(), Found::Value(value));
         let values = (head.len()..record.len()).step_by(len.div_ceil(50));
         for byte in (0..head.len()).chain(values) {
@@ -341,6 +346,7 @@ fn no_record_with_a_damaged_byte_is_handed_out() {
             let damaged = record[byte] ^ 1 << (byte % 8);
             segment.write_at(&[damaged], place).unwrap();
             assert_eq!(find(), Found::Damaged, "byte {byte} of a record of {len}");
+            assert_eq!(by_place(), None, "byte {byte} of a record of {len}");
             segment.write_at(&record[byte..=byte], place).unwrap();
         }
     }
