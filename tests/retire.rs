@@ -220,6 +220,7 @@ async fn what_has_travelled_is_read_here_while_its_file_stays() {
         0,
         "the files are not there"
     );
+    assert_eq!(metric(&store, "journal_hits"), blocks.len() as u64);
 
     // A kill in this state, and a start that finds which blocks have travelled.
     let killed = node.crashed();

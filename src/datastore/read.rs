@@ -181,6 +181,7 @@ impl Shared {
                     roots.keep_at_start(key, value, self.verify_reads.local());
                 }
             }
+            Metrics::add(&self.metrics.journal_hits, 1);
             self.count_get(&value);
             return Ok(Some(value));
         }
@@ -343,6 +344,9 @@ impl Shared {
             }
         }
         let mut here = self.settled_value(form, key, len);
+        if here.is_some() {
+            Metrics::add(&self.metrics.journal_hits, 1);
+        }
         if let (None, Some((cache, name))) = (&here, &cache) {
             here = cache.get_as(form, name, len).await;
         }

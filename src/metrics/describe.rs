@@ -108,6 +108,7 @@ pub const METRICS: &[Metric] = &[
     counter("gets", MetricUnit::Count, "blocks read"),
     counter("get_bytes", MetricUnit::Bytes, "bytes of blocks read"),
     counter("read_hits", MetricUnit::Count, "blocks read that were in memory"),
+    counter("journal_hits", MetricUnit::Count, "blocks read that lay in a file of the journal, on Walrus already or not"),
     counter("read_windows", MetricUnit::Count, "windows asked of aggregators: several blocks at once"),
     counter("read_window_bytes", MetricUnit::Bytes, "bytes of the windows that came"),
     counter("read_ahead_bytes", MetricUnit::Bytes, "bytes asked for before a reader wanted them"),

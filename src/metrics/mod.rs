@@ -46,7 +46,7 @@ macro_rules! counters {
 }
 
 counters! {
-    blocks_put, bytes_put, blocks_known, blocks_adopted, blocks_undeleted, deletes, commits, gets, get_bytes, read_hits, walrus_cache_hits, walrus_cache_misses, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, blobs_extended, blobs_repacked, blobs_deleted, renewals_failed,
+    blocks_put, bytes_put, blocks_known, blocks_adopted, blocks_undeleted, deletes, commits, gets, get_bytes, read_hits, journal_hits, walrus_cache_hits, walrus_cache_misses, read_windows, read_window_bytes, read_ahead_bytes, read_windows_failed, lookups, packs_stored, pack_bytes, blocks_packed, packs_split, packs_failed, renewals, blobs_extended, blobs_repacked, blobs_deleted, renewals_failed,
 }
 
 impl Metrics {
