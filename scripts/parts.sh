@@ -6,10 +6,11 @@
 # lines of its test runners are printed, and its whole log if it failed. The last line counts the
 # parts: "N passed, N failed".
 #
-# PART=NAME[,NAME...] runs these parts alone; a name may be a pattern (kubo*).
+# PART=NAME[,NAME...] runs these parts alone; a name may be a pattern (kubo*). DISCARD_BUILDS=1
+# removes what a part has built for itself alone once it has passed, for a disk that is small.
 
 part_names=() part_commands=()
-declare -A part_pids=() part_began=() part_results=()
+declare -A part_pids=() part_began=() part_results=() part_builds=()
 
 # part NAME COMMAND...: declares a part. Parts begin in the order in which they are declared.
 part() {
@@ -17,6 +18,9 @@ part() {
   part_names+=("$1")
   part_commands+=("$(printf '%q ' "${@:2}")")
 }
+
+# builds NAME DIR...: the directories in which a part builds for itself alone.
+builds() { part_builds[$1]=${*:2}; }
 
 # wanted NAME: whether PART leaves it in.
 wanted() {
@@ -46,6 +50,8 @@ part_ended() {
   fi
   printf '\n== %s\n' "${part_results[$name]}"
   if [[ $status -eq 0 ]]; then part_summary "$log"; else cat "$log"; fi
+  # shellcheck disable=SC2086
+  if [[ $status -eq 0 && -n ${DISCARD_BUILDS:-} ]]; then rm -rf ${part_builds[$name]:-}; fi
 }
 
 # Ends the running parts and their child processes.

@@ -74,6 +74,13 @@ else
   part index-scale env ROWS='10000 20000' PARTITIONS='0 4' SECONDS_EACH=1 KEEP_FREE_GB=1 scripts/index-scale.sh
 fi
 
+builds lints "${CARGO_TARGET_DIR:-target}/lints" build/public-api
+builds interleavings build/interleavings
+builds chaos build/failpoints
+builds lifetime-sim build/lifetime-sim
+builds foreign build/foreign
+builds fuzz build/fuzz/target
+
 printf '== what is needed\n'
 scripts/deps.sh
 printf '\n== building\n'
