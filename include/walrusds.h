@@ -520,9 +520,9 @@ int32_t walrusds_get(walrusds_handle handle,
                      walrusds_error *err);
 
 /*
- Finds the value of `key`, for a caller that has memory for it once it knows its length: what lies
- in a local file is read by `walrusds_value_take`, straight into that memory. An unknown key is no
- error: `found` is false. Take the value soon: it may keep a file, or much memory.
+ Finds the value of `key`, for a caller that has memory for it once it knows its length: what
+ lies in a local file is read by `walrusds_value_take`, straight into that memory. An unknown key
+ is no error: `found` is false. Take the value soon: it may keep a file, or much memory.
  */
 int32_t walrusds_get_value(walrusds_handle handle,
                            const walrusds_call *call,

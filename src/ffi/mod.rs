@@ -324,9 +324,9 @@ pub unsafe extern "C" fn walrusds_get(
     }
 }
 
-/// Finds the value of `key`, for a caller that has memory for it once it knows its length: what lies
-/// in a local file is read by `walrusds_value_take`, straight into that memory. An unknown key is no
-/// error: `found` is false. Take the value soon: it may keep a file, or much memory.
+/// Finds the value of `key`, for a caller that has memory for it once it knows its length: what
+/// lies in a local file is read by `walrusds_value_take`, straight into that memory. An unknown key
+/// is no error: `found` is false. Take the value soon: it may keep a file, or much memory.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_get_value(
     handle: walrusds_handle,
