@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ pub struct Context {
     pub command: &'static str,
     /// Set by Ctrl-C and SIGTERM.
     pub stop: CancellationToken,
+    /// Whether the JSON was printed: there is one document.
+    pub printed: AtomicBool,
 }
 
 impl Context {
@@ -69,10 +72,22 @@ impl Context {
         result: &T,
         text: impl FnOnce() -> String,
     ) -> Result<(), Failure> {
+        self.print_both(result, None, text)
+    }
+
+    /// As [`print`](Self::print), where the command fails as well: the JSON holds both. The caller
+    /// returns the failure.
+    pub fn print_both<T: Serialize>(
+        &self,
+        result: &T,
+        failure: Option<&Failure>,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
         let out = match self.global.json {
-            true => self.envelope(Some(result), None)?,
+            true => self.envelope(Some(result), failure.map(Failure::report))?,
             false => text(),
         };
+        self.printed.store(true, Relaxed);
         self.write(&out)
     }
 
@@ -81,7 +96,7 @@ impl Context {
         if matches!(failure, Failure::NoReader) {
             return;
         }
-        if self.global.json {
+        if self.global.json && !self.printed.load(Relaxed) {
             let report = Some(failure.report());
             if let Ok(text) = self.envelope::<()>(None, report) {
                 let _ = self.write(&text);

@@ -14,6 +14,7 @@
 //! | `exit` | exit codes and errors |
 
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser};
@@ -80,6 +81,7 @@ async fn run(cli: Cli) -> u8 {
         command: verbs::name(cli.verb.as_ref()),
         global: cli.global,
         stop: CancellationToken::new(),
+        printed: AtomicBool::new(false),
     };
     tokio::spawn(interrupts(context.stop.clone()));
     match verbs::run(cli.verb, &context, Cli::command()).await {

@@ -28,6 +28,22 @@ pub struct Source {
     pub mountpoint: Option<String>,
 }
 
+/// The repo of a verb that works on a repo, and on no other configuration.
+///
+/// # Errors
+/// `--config` was given, or nothing says where the repo is.
+pub fn whole_repo(global: &Global) -> Result<PathBuf, Failure> {
+    if let Some(file) = &global.config {
+        return Err(Failure::Usage(format!(
+            "--config {}: this works on a whole repo, with its own config: name it by --repo",
+            file.display()
+        )));
+    }
+    repo(global).ok_or_else(|| {
+        Failure::Usage("neither --repo nor IPFS_PATH nor HOME says where the repo is".to_owned())
+    })
+}
+
 impl Source {
     /// Finds the configuration.
     ///
@@ -42,7 +58,9 @@ impl Source {
         }
         if let Some(repo) = repo.clone() {
             let file = repo.join("config");
-            if file.exists() {
+            // A config that cannot be seen is not one that is not there.
+            let looked = std::fs::symlink_metadata(&file);
+            if !looked.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
                 return of_file(global, &file, repo);
             }
         }

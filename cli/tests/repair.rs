@@ -105,6 +105,55 @@ async fn check_tells_what_it_found_by_text_json_lines_and_code() {
     assert_eq!(repo.run(&["check", "--blob", &blob]).code, 3);
     let other = repo.net.blobs()[1].blob_id.to_string();
     assert_eq!(repo.run(&["check", "--blob", &other]).code, 0);
+    // A misspelt one is not fine.
+    for verb in ["check", "repair"] {
+        let misspelt = repo.run(&[verb, "--blob", "nonexist"]);
+        misspelt.error(2, "expected the ID of a blob");
+        let unknown = repo.run(&[verb, "--blob", &"A".repeat(43)]);
+        unknown.error(1, "no row of the index points at the blob");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_of_what_cannot_be_read_is_not_fine() {
+    let repo = Repo::new().await;
+    let rule = FaultRule::new(FaultAction::Internal).on(Http::READS);
+    repo.net.set_faults(FaultPlan::from(rule));
+    let ran = repo.run(&["repair", "--yes"]);
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    assert!(ran.out.contains("unreadable"), "{}", ran.out);
+    assert!(ran.out.contains("2 errors"), "{}", ran.out);
+    repo.net.clear_faults();
+    assert_eq!(repo.run(&["repair", "--yes"]).code, 0);
+}
+
+/// The environment is not taken instead: it may be of another datastore.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_that_cannot_be_read_is_an_error() {
+    let repo = Repo::new().await;
+    let config = repo.dir.path().join("config");
+    std::fs::remove_file(&config).unwrap();
+    std::os::unix::fs::symlink(repo.dir.path().join("nothing"), &config).unwrap();
+    let url = repo.net.url();
+    let set = |key: &str, value: &str| ["--set".to_owned(), format!("{key}={value}")];
+    let mut args = vec!["status".to_owned()];
+    args.extend(set("publisherURL", &url));
+    args.extend(set("aggregatorURL", &url));
+    args.extend(set("indexPath", "index.sqlite"));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let ran = repo.run(&args);
+    assert_eq!(ran.code, 1, "{}", ran.out);
+    assert!(ran.err.contains("config: No such file"), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_repo_has_its_own_config() {
+    let repo = Repo::new().await;
+    for args in [&["convert-repo", "--cancel"][..], &["init"]] {
+        let args = [args, &["--config", "/backup/config"]].concat();
+        repo.run(&args)
+            .error(2, "this works on a whole repo, with its own config");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -334,9 +383,28 @@ async fn doctor_tells_by_its_code_how_bad_it_is() {
     assert!(warned.out.contains("ignores Range"), "{}", warned.out);
     let bad = repo.run(&["doctor", "--set", "aggregatorURL=http://127.0.0.1:9"]);
     bad.error(1, "something that does not work");
+    let one = repo.run(&[
+        "doctor",
+        "--json",
+        "--set",
+        "aggregatorURL=http://127.0.0.1:9",
+    ]);
+    let one = one.json(1);
+    assert!(one["result"]["bad"].as_u64() > Some(0), "{one}");
+    assert_eq!(one["error"]["kind"], "Failed");
     repo.net.clear_faults();
     let stored = repo.run(&["doctor", "--store", "--yes"]);
     assert_eq!(stored.code, 0, "{}{}", stored.out, stored.err);
     assert!(stored.err.contains("63 units"), "{}", stored.err);
     assert!(stored.out.contains("gave it back"), "{}", stored.out);
+    // By a relative path.
+    let name = repo.dir.path().file_name().unwrap();
+    let relative = Command::new(env!("CARGO_BIN_EXE_walrusds"))
+        .args(["doctor", "--json", "--repo"])
+        .arg(name)
+        .current_dir(repo.dir.path().parent().unwrap())
+        .output()
+        .unwrap();
+    let json: Value = serde_json::from_slice(&relative.stdout).unwrap();
+    assert_eq!(json["result"]["bad"], 0, "{json:#}");
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::time;
+use super::{shown, time};
 use crate::journal::SEGMENT_SUFFIX;
 use crate::read::disk::FILE_SUFFIX;
 
@@ -16,6 +16,7 @@ use crate::read::disk::FILE_SUFFIX;
 #[non_exhaustive]
 pub struct Files {
     /// The directory.
+    #[serde(serialize_with = "shown::path")]
     pub path: PathBuf,
     /// Whether it exists.
     pub exists: bool,

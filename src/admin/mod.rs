@@ -41,6 +41,7 @@ mod nodes;
 mod prices;
 pub mod repair;
 mod seen;
+mod shown;
 mod status;
 mod target;
 mod time;

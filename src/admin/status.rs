@@ -215,14 +215,25 @@ pub async fn status(inspection: &Inspection) -> Result<Status> {
     let mut findings = find(&status, config.max_waste_percent);
     findings.extend(nodes::findings(&status.nodes, status.at));
     if let RebuildState::Partial(report) = rebuild {
+        let (severity, cure) = match report.may_go_on() {
+            true => (
+                Severity::Warning,
+                "run walrusds rebuild-index with the same list again",
+            ),
+            // The others are lost, or not of walrusds. That is told once, and known.
+            false => (
+                Severity::Note,
+                "another run adds nothing; put the blocks of lost blobs again (walrusds import, ipfs add)",
+            ),
+        };
         findings.push(Finding::new(
             "rebuild-partial",
-            Severity::Warning,
+            severity,
             format!(
                 "the index was rebuilt of {} of {} blobs: rows may be missing",
                 report.rebuilt, report.blobs
             ),
-            "run walrusds rebuild-index with the same list again",
+            cure,
         ));
     }
     if let Some(journal) = &config.journal {

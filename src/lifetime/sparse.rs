@@ -6,8 +6,8 @@ use super::present::{present_epoch, prices};
 use super::{RenewalParts, MIN_RENEWAL_EPOCHS};
 use crate::error::Result;
 use crate::index::ledger::{number, InState};
-use crate::index::{Blob, BlobState};
-use crate::upload::{quilt, Format};
+use crate::index::{Blob, BlobState, Usage};
+use crate::upload::{car, quilt, Format};
 use crate::walrus::cost;
 
 /// The packs of a group: a group that fails is left as it is, and the next one is tried.
@@ -81,7 +81,7 @@ pub(crate) async fn sparse(parts: &RenewalParts, waste_percent: u32) -> Result<S
             if live.blocks <= 0 || !wastes(&blob, live_bytes, waste_percent) {
                 continue;
             }
-            let used = used(parts, &blob, live_bytes).await?;
+            let used = used(parts, &blob, live).await?;
             if !wastes(&blob, used, waste_percent) {
                 continue;
             }
@@ -105,10 +105,14 @@ pub(crate) async fn sparse(parts: &RenewalParts, waste_percent: u32) -> Result<S
     Ok(found)
 }
 
-/// The bytes of a blob that its live blocks use. Blocks leave columns of a quilt empty, so those of
-/// a quilt use what the least quilt of them has: one of which no block was deleted wastes nothing,
-/// however small its blocks are.
-async fn used(parts: &RenewalParts, blob: &Blob, live_bytes: u64) -> Result<u64> {
+/// The bytes of a blob that its live blocks use. A file and a quilt hold more than their blocks, so
+/// these use what the least file or quilt of them has: one of which no block was deleted wastes
+/// nothing, however small its blocks are.
+async fn used(parts: &RenewalParts, blob: &Blob, live: Usage) -> Result<u64> {
+    let live_bytes = number(live.bytes);
+    if blob.format == Format::Car.name() {
+        return Ok(car::least_len(number(live.blocks), live_bytes));
+    }
     if blob.format != Format::Quilt.name() {
         return Ok(live_bytes);
     }

@@ -12,6 +12,8 @@ use walrusds::admin::check::{
     SCHEMA,
 };
 
+use walrusds::admin::Target;
+
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::{bytes, count, span, things};
@@ -73,8 +75,18 @@ impl What {
         };
         Ok(Options::default()
             .with_from(from)
-            .with_only(self.blob.clone())
+            .with_only(self.blob.as_deref().map(blob_id).transpose()?)
             .with_parallel(usize::from(self.parallel)))
+    }
+}
+
+/// The ID of a blob, in its usual form.
+fn blob_id(text: &str) -> Result<String, Failure> {
+    match Target::parse(text) {
+        Ok(Target::Blob(id)) => Ok(id),
+        _ => Err(Failure::Usage(format!(
+            "--blob {text}: expected the ID of a blob: 43 characters of A-Z, a-z, 0-9, - and _, or a decimal number"
+        ))),
     }
 }
 
@@ -123,6 +135,11 @@ impl Found {
             true => self.first.push(finding),
             false => self.more += 1,
         }
+    }
+
+    /// The kinds of all findings.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = FindingKind> + '_ {
+        self.kinds.keys().copied()
     }
 
     pub(super) fn text(&self) -> String {
@@ -219,6 +236,13 @@ pub(super) fn summary_text(summary: &Summary) -> String {
     text
 }
 
+/// The end of a command that was given a blob which the index does not know.
+pub(super) fn unknown(what: &What, summary: &Summary) -> Option<Failure> {
+    let blob = what.blob.as_ref()?;
+    (summary.stopped.is_none() && summary.blocks == 0 && summary.findings() == 0)
+        .then(|| Failure::Failed(format!("no row of the index points at the blob {blob}")))
+}
+
 /// The end of a command whose check ended early.
 pub(super) fn ended_early(summary: &Summary, command: &str) -> Option<Failure> {
     let cursor = &summary.cursor;
@@ -259,16 +283,15 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     closed?;
     lines.write(&summary.to_json())?;
     lines.finish()?;
-    let early = ended_early(&summary, "check");
-    let early_code = early.is_some();
+    let early = ended_early(&summary, "check").or_else(|| unknown(&args.what, &summary));
     let result = json!({
         "summary": summary.to_json(),
         "findings": found.first.iter().map(Finding::to_json).collect::<Vec<_>>(),
         "findings_left_out": found.more,
     });
-    if !(early_code && context.global.json) {
-        context.print(&result, || found.text() + &summary_text(&summary))?;
-    }
+    context.print_both(&result, early.as_ref(), || {
+        found.text() + &summary_text(&summary)
+    })?;
     match early {
         Some(failure) => Err(failure),
         None => Ok(Exit::findings(summary.findings() > 0)),

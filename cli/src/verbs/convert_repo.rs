@@ -84,9 +84,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
-    let dir = source::repo(&context.global).ok_or_else(|| {
-        Failure::Usage("neither --repo nor IPFS_PATH nor HOME says where the repo is".to_owned())
-    })?;
+    let dir = source::whole_repo(&context.global)?;
     let mut repo = Repo::open(dir)?;
     let _alone = match args.yes {
         true => {

@@ -125,18 +125,20 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         "advice": advice,
         "diagnoses": all.iter().map(Diagnosis::to_json).collect::<Vec<_>>(),
     });
-    context.print(&result, || {
+    let failure = (worst == Some(Health::Bad)).then(|| {
+        Failure::Failed(format!(
+            "{bad} of {} tests show something that does not work",
+            all.len()
+        ))
+    });
+    context.print_both(&result, failure.as_ref(), || {
         format!(
             "\n{} tests: {bad} bad, {warnings} warnings, {advice} pieces of advice.\n",
             all.len()
         )
     })?;
-    match worst {
-        Some(Health::Bad) => Err(Failure::Failed(format!(
-            "{bad} of {} tests show something that does not work",
-            all.len()
-        ))),
-        Some(Health::Warning) => Ok(Exit::Findings),
-        _ => Ok(Exit::Fine),
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(Exit::findings(worst == Some(Health::Warning))),
     }
 }

@@ -165,7 +165,7 @@ async fn apply(
     let importing = import(&store, blocks, options, &mut on, &context.stop);
     let done = || Some(at.load(Relaxed));
     let ended = work::attend(context, &store, progress, resume, done, importing).await;
-    if let Err(Failure::Engine(_)) = &ended {
+    if matches!(&ended, Err(Failure::Engine(e)) if e.kind() != ErrorKind::Config) {
         context.note(format!("the import ended early; {resume}"));
     }
     ended

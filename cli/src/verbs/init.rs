@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::source::repo;
+use crate::source::whole_repo;
 
 mod cache;
 pub mod settings;
@@ -31,9 +31,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
-    let repo = repo(&context.global).ok_or_else(|| {
-        Failure::Usage("neither --repo nor IPFS_PATH nor HOME says where the repo is".to_owned())
-    })?;
+    let repo = whole_repo(&context.global)?;
     let state = write::look(&repo)?;
     let given = settings::given(&args.settings, context)?;
     let (spec, config) = settings::complete(given, args.force, context, &repo).await?;

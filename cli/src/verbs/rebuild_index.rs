@@ -62,7 +62,8 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         if let Some(inspection) = context.or_stop("nothing was changed", found).await? {
             report.state = Some(match rebuild_state(inspection.index()).await? {
                 RebuildState::Absent => "absent",
-                RebuildState::Partial(_) => "partial",
+                RebuildState::Partial(report) if report.may_go_on() => "partial",
+                RebuildState::Partial(_) => "incomplete",
                 RebuildState::Complete(_) => "complete",
             });
             inspection.close().await?;
@@ -111,6 +112,9 @@ fn looked(report: &Report) -> String {
     let state = match report.state {
         None => "There is no index of this configuration yet; it will be made.",
         Some("partial") => "An earlier run did not come to its end; the same list carries it on.",
+        Some("incomplete") => {
+            "An earlier run had to leave blobs out for good; another one adds what is missing."
+        }
         Some("complete") => "An earlier run was complete; another one adds what is missing.",
         Some(_) => "The index exists, and was never rebuilt; missing rows will be added.",
     };

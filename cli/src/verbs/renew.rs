@@ -79,7 +79,9 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         done: Some(round),
     };
     context.print(&report, || outcome(&round))?;
-    Ok(Exit::findings(round.failed > 0))
+    // Nothing can be said of blobs whose end is not known.
+    let blind = report.plan.is_none() && round.renewed + round.repacked == 0;
+    Ok(Exit::findings(round.failed > 0 || blind))
 }
 
 /// What a round has done, in a few lines.

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use serde_json::{json, Value};
-use walrusds::admin::check::{Event, Finding};
+use walrusds::admin::check::{Event, Finding, FindingKind};
 use walrusds::admin::repair::{repair, Action, CopyFrom, Fate, Options, Repaired, Told, SCHEMA};
 
-use super::check::{ended_early, show, summary_text, Found, Lines, What};
+use super::check::{ended_early, show, summary_text, unknown, Found, Lines, What};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::{frost, things, whole, whole_bytes};
@@ -108,6 +108,20 @@ fn text(repaired: &Repaired, args: &Args) -> String {
     text
 }
 
+/// Whether the check found something that no action is about.
+fn unsettled(found: &Found, repaired: &Repaired) -> bool {
+    let acted = |kind: FindingKind| match kind {
+        FindingKind::Missing
+        | FindingKind::Lapsed
+        | FindingKind::WrongBytes
+        | FindingKind::BeyondEnd
+        | FindingKind::BadRow => true,
+        FindingKind::Totals => repaired.totals.is_some(),
+        _ => false,
+    };
+    found.kinds().any(|kind| !acted(kind))
+}
+
 /// Whether there is something to do.
 fn changes(repaired: &Repaired, drop: bool) -> bool {
     repaired.of(Fate::StoredAgain).blocks > 0
@@ -162,30 +176,33 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let repaired = repaired?;
     lines.write(&repaired.to_json())?;
     lines.finish()?;
-    let early = ended_early(&repaired.check, "repair (with the same options)");
+    let early = ended_early(&repaired.check, "repair (with the same options)")
+        .or_else(|| unknown(&args.what, &repaired.check));
     let result = json!({
         "repair": repaired.to_json(),
         "findings": found.first.iter().map(Finding::to_json).collect::<Vec<_>>(),
         "actions": actions.iter().map(Action::to_json).collect::<Vec<_>>(),
         "actions_left_out": more,
     });
-    if !(early.is_some() && context.global.json) {
-        context.print(&result, || {
-            let each = actions.iter().map(|a| action_text(a, repaired.applied));
-            let mut all = each.collect::<String>();
-            if more > 0 {
-                all.push_str(&format!(
-                    "… and {more} more: --report FILE writes them all\n"
-                ));
-            }
-            all + &text(&repaired, &args)
-        })?;
-    }
+    let unsettled = unsettled(&found, &repaired);
+    context.print_both(&result, early.as_ref(), || {
+        let each = actions.iter().map(|a| action_text(a, repaired.applied));
+        let mut all = each.collect::<String>();
+        if more > 0 {
+            all.push_str(&format!(
+                "… and {more} more: --report FILE writes them all\n"
+            ));
+        }
+        if unsettled {
+            all.push_str(&found.text());
+        }
+        all + &text(&repaired, &args)
+    })?;
     if let Some(failure) = early {
         return Err(failure);
     }
     let lost = repaired.of(Fate::Left).blocks > 0
         || repaired.of(Fate::Dropped).blocks > 0 && !(args.yes && args.drop);
     let waiting = !args.yes && changes(&repaired, args.drop);
-    Ok(Exit::findings(lost || waiting))
+    Ok(Exit::findings(lost || waiting || unsettled))
 }

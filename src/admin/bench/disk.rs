@@ -15,6 +15,7 @@ pub struct DiskSpeed {
     /// `journal`, `cache`, or `repo`: the place where they would be, if neither is configured.
     pub part: &'static str,
     /// The directory, or the nearest one above it that exists.
+    #[serde(serialize_with = "super::super::shown::path")]
     pub path: PathBuf,
     /// Bytes that are written and synced in a second.
     pub bytes_per_second: f64,

@@ -159,6 +159,8 @@ pub async fn doctor(
     options: &Options,
     on: &mut (dyn FnMut(Diagnosis) + Send),
 ) -> Result<()> {
+    // The parts resolve the configuration once more.
+    let repo = &std::path::absolute(repo).unwrap_or_else(|_| repo.to_owned());
     let config = config.resolve(repo);
     config.check_paths()?;
     config.check_repo(repo)?;

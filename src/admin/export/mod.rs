@@ -69,6 +69,7 @@ pub struct Exported {
     pub roots: Vec<String>,
     /// The files; none if blocks are missing and it was not asked for such files, and none for
     /// standard output.
+    #[serde(serialize_with = "super::shown::paths")]
     pub files: Vec<PathBuf>,
     /// Whether every block was written.
     pub complete: bool,

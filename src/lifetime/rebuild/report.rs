@@ -106,6 +106,11 @@ impl Report {
         self.ended && self.left_out.is_empty()
     }
 
+    /// Whether another run with the same list may add something.
+    pub fn may_go_on(&self) -> bool {
+        !self.ended || self.left_out.contains_key(&Why::Unreadable)
+    }
+
     pub(super) fn leave_out(&mut self, blob: LeftOut) {
         *self.left_out.entry(blob.why).or_default() += 1;
         if self.named.len() < MOST_NAMED {

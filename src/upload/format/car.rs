@@ -60,6 +60,14 @@ const FRAME: u64 = DATA_AT + DATA_HEADER.len() as u64 + INDEX_CODEC.len() as u64
 const FUNCTION: u64 = 8 + 4;
 const WIDTH: u64 = 4 + 8;
 
+/// The length of a file of so many blocks with so many bytes, or a little less: of files with keys of
+/// SHA2-256, whose blocks are short.
+pub(crate) fn least_len(blocks: u64, bytes: u64) -> u64 {
+    const MULTIHASH: u64 = 2 + 32;
+    const BLOCK: u64 = 1 + CID_HEAD + MULTIHASH + 32 + OFFSET_BYTES;
+    FRAME + FUNCTION + WIDTH + blocks * BLOCK + bytes
+}
+
 /// The groups of an index that is to be written: hash function and length of the digest.
 #[derive(Default)]
 pub(super) struct Groups(Vec<(u64, u64)>);
@@ -319,6 +327,18 @@ mod tests {
         });
         assert_eq!(labelled.collect::<Vec<_>>(), [false, true, false, false]);
         assert_eq!((cid_len("/a"), labels_dag_pb(b"", "/a")), (0, false));
+    }
+
+    /// A file of which nothing was deleted must not count as waste.
+    #[test]
+    fn the_least_length_is_that_of_short_blocks() {
+        for n in [1, 2, 9] {
+            let blocks: Vec<_> = (0..n)
+                .map(|n| Text(key(&[0x12], &[n; 32]), b"four", false))
+                .collect();
+            let (_, layout) = lay_out(&blocks).unwrap();
+            assert_eq!(least_len(u64::from(n), 4 * u64::from(n)), layout.len);
+        }
     }
 
     #[test]
