@@ -643,6 +643,28 @@ async fn a_small_quilt_that_is_full_is_not_wasteful() {
     ds.close().await.unwrap();
 }
 
+/// The head of a small file is more than its block. A repack would make the same file again, and
+/// pay for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_that_is_full_is_not_wasteful() {
+    let net = walrus().await;
+    let repo = Repo::new(&net).with("packFormat", "car");
+    let blocks = named((0..3).map(|seed| noise(seed, 4)));
+    let ds = repo.open().await;
+    ds.commit(puts(&blocks)).await.unwrap();
+    let (_, entry) = repo.rows(&blocks).await.remove(0);
+    assert_eq!(entry.format, "car");
+    let inspection = Inspection::open(repo.config(), repo.dir.path());
+    let inspection = inspection.await.unwrap();
+    assert_eq!(inspection.sparse(50).await.unwrap().blobs, []);
+    for (key, _) in &blocks[1..] {
+        ds.delete(key).await.unwrap();
+    }
+    assert_eq!(inspection.sparse(40).await.unwrap().live_blocks, 1);
+    inspection.close().await.unwrap();
+    ds.close().await.unwrap();
+}
+
 /// The blocks are stored in another format, once and for the next packs too, and an operator is
 /// told.
 #[tokio::test(flavor = "multi_thread")]
