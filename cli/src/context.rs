@@ -10,7 +10,7 @@ use walrusds::datastore::Inspection;
 
 use crate::exit::{Failure, Report};
 use crate::options::Global;
-use crate::output::wrapped_err;
+use crate::output::{quoted, wrapped_err};
 use crate::progress::{Progress, Unit};
 use crate::source::Source;
 
@@ -42,6 +42,21 @@ impl Context {
     /// Finds the configuration.
     pub fn source(&self) -> Result<Source, Failure> {
         Source::find(&self.global)
+    }
+
+    /// A command line of this program that goes on with the same datastore: `command`, and the
+    /// options that lead there. What `--set` was given may be secret, so it is only named.
+    pub fn again(&self, command: &str) -> String {
+        let mut line = format!("walrusds {command}");
+        for (option, path) in [("repo", &self.global.repo), ("config", &self.global.config)] {
+            if let Some(path) = path {
+                line.push_str(&format!(" --{option} {}", quoted(path)));
+            }
+        }
+        if !self.global.set.is_empty() {
+            line.push_str(" and the same --set");
+        }
+        line
     }
 
     /// Opens the index to look, beside the nodes that work with it.

@@ -1,5 +1,6 @@
 //! Numbers and tables for people. The same numbers stand in the JSON in full.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 /// A number with commas: 1,234,567.
@@ -194,6 +195,16 @@ fn wrapped_to(text: &str, indent: usize, columns: usize) -> String {
     out.truncate(out.trim_end().len());
     out.push('\n');
     out
+}
+
+/// A path as a shell takes it.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
 }
 
 #[cfg(test)]

@@ -169,7 +169,14 @@ async fn a_check_goes_on_from_its_cursor() {
     let blobs = repo.net.blobs();
     let first = blobs.iter().map(|b| b.blob_id.to_string()).min().unwrap();
     let cursor = format!("check1:all:0:0:{first}");
-    let json = repo.run(&["check", "--json", "--resume", &cursor]).json(0);
+    // The lines of the part before stay.
+    let report = repo.dir.path().join("report");
+    std::fs::write(&report, "the first part\n").unwrap();
+    let shown = report.to_str().unwrap();
+    let json = repo.run(&["check", "--json", "--resume", &cursor, "--report", shown]);
+    let json = json.json(0);
+    let lines = std::fs::read_to_string(&report).unwrap();
+    assert!(lines.starts_with("the first part\n{"), "{lines}");
     assert_eq!(json["result"]["summary"]["blobs"], 1);
     assert_eq!(json["result"]["summary"]["blocks_verified"], 3);
 }

@@ -16,7 +16,7 @@ use walrusds::admin::Target;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::output::{bytes, count, span, things};
+use crate::output::{bytes, count, quoted, span, things};
 use crate::progress::{Progress, Unit};
 
 /// The most findings that are printed, and stand in the JSON; `--report` writes all.
@@ -60,6 +60,11 @@ pub struct What {
 }
 
 impl What {
+    /// Whether it goes on with an interrupted run.
+    pub(super) fn resumes(&self) -> bool {
+        self.resume.is_some()
+    }
+
     pub(super) fn options(&self) -> Result<Options, Failure> {
         let usage = |e: walrusds::Error| Failure::Usage(e.message().to_owned());
         let from = match (&self.resume, &self.read_data_subset) {
@@ -94,8 +99,12 @@ fn blob_id(text: &str) -> Result<String, Failure> {
 pub(super) struct Lines(Option<(PathBuf, BufWriter<File>)>);
 
 impl Lines {
-    pub(super) fn create(path: Option<&PathBuf>) -> Result<Lines, Failure> {
-        let file = path.map(|path| match File::create(path) {
+    /// `resumed`: the lines of the run that was interrupted stay.
+    pub(super) fn create(path: Option<&PathBuf>, resumed: bool) -> Result<Lines, Failure> {
+        let mut options = File::options();
+        options.create(true).write(true);
+        options.append(resumed).truncate(!resumed);
+        let file = path.map(|path| match options.open(path) {
             Ok(file) => Ok((path.clone(), BufWriter::new(file))),
             Err(e) => Err(Failure::Failed(format!("--report {}: {e}", path.display()))),
         });
@@ -243,10 +252,16 @@ pub(super) fn unknown(what: &What, summary: &Summary) -> Option<Failure> {
         .then(|| Failure::Failed(format!("no row of the index points at the blob {blob}")))
 }
 
-/// The end of a command whose check ended early.
-pub(super) fn ended_early(summary: &Summary, command: &str) -> Option<Failure> {
-    let cursor = &summary.cursor;
-    let go_on = format!("go on with: walrusds {command} --resume {cursor}");
+/// The end of a command whose check ended early. `go_on`: how to go on from a cursor.
+pub(super) fn ended_early(
+    summary: &Summary,
+    what: &What,
+    go_on: impl FnOnce(&Cursor) -> String,
+) -> Option<Failure> {
+    let go_on = match &what.blob {
+        Some(_) => "the same command looks at the blob again".to_owned(),
+        None => format!("go on with: {}", go_on(&summary.cursor)),
+    };
     match summary.stopped? {
         Stopped::Unreadable => Some(Failure::Failed(format!(
             "the check stopped, as many blobs in a row could not be read: is the aggregator down? (walrusds doctor tells); {go_on}"
@@ -257,7 +272,7 @@ pub(super) fn ended_early(summary: &Summary, command: &str) -> Option<Failure> {
 
 pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let options = args.what.options()?;
-    let mut lines = Lines::create(args.report.as_ref())?;
+    let mut lines = Lines::create(args.report.as_ref(), args.what.resumes())?;
     let (source, inspection) = context.inspect().await?;
     lines.write(&json!({"type": "begin", "schema": SCHEMA, "config": source.found}))?;
     let mut progress = context.progress("checking", Unit::Bytes);
@@ -283,7 +298,14 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     closed?;
     lines.write(&summary.to_json())?;
     lines.finish()?;
-    let early = ended_early(&summary, "check").or_else(|| unknown(&args.what, &summary));
+    let early = ended_early(&summary, &args.what, |cursor| {
+        let mut line = context.again(&format!("check --resume {cursor}"));
+        if let Some(path) = &args.report {
+            line.push_str(&format!(" --report {}", quoted(path)));
+        }
+        line
+    });
+    let early = early.or_else(|| unknown(&args.what, &summary));
     let result = json!({
         "summary": summary.to_json(),
         "findings": found.first.iter().map(Finding::to_json).collect::<Vec<_>>(),

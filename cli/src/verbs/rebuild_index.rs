@@ -23,12 +23,13 @@ const SHOWN: usize = 20;
 /// line), or from the wallet behind walrusCommand. Missing tables are made, missing rows are added,
 /// nothing is replaced. An interrupted run is carried on by the same command.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("blobs").required(true).args(["list", "wallet"])))]
 pub struct Args {
     /// The file with the list; - reads standard input
-    #[arg(value_name = "LIST", required_unless_present = "wallet")]
+    #[arg(value_name = "LIST")]
     list: Option<PathBuf>,
     /// Takes all blobs of the wallet behind walrusCommand
-    #[arg(long, conflicts_with = "list")]
+    #[arg(long)]
     wallet: bool,
     /// Fills the index
     #[arg(long)]

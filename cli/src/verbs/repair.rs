@@ -139,7 +139,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         .with_totals(args.totals)
         .with_from(from);
     let source = context.source()?;
-    let mut lines = Lines::create(args.report.as_ref())?;
+    let mut lines = Lines::create(args.report.as_ref(), args.what.resumes())?;
     lines.write(&json!({"type": "begin", "schema": SCHEMA, "config": source.found}))?;
     let mut progress = context.progress("repairing", Unit::Bytes);
     let (mut found, mut totalled, mut trouble) = (Found::default(), false, None);
@@ -176,8 +176,11 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let repaired = repaired?;
     lines.write(&repaired.to_json())?;
     lines.finish()?;
-    let early = ended_early(&repaired.check, "repair (with the same options)")
-        .or_else(|| unknown(&args.what, &repaired.check));
+    let early = ended_early(&repaired.check, &args.what, |cursor| {
+        let line = context.again(&format!("repair --resume {cursor}"));
+        format!("{line}, with the other options as before")
+    });
+    let early = early.or_else(|| unknown(&args.what, &repaired.check));
     let result = json!({
         "repair": repaired.to_json(),
         "findings": found.first.iter().map(Finding::to_json).collect::<Vec<_>>(),

@@ -157,18 +157,16 @@ impl FromStr for Cursor {
         let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
         let small = |text: &str| text.parse::<u32>().map_err(|_| wrong());
         let words: Vec<&str> = data.split('-').collect();
+        let sample = |part: String, seed: u64| Sample::parse(&part, seed).map_err(|_| wrong());
         let data = match words[..] {
             ["index"] => Data::None,
             ["probe"] => Data::Probe,
             ["all"] => Data::Read(Sample::All),
-            ["share", of_10000, seed] => Data::Read(Sample::Share {
-                of_10000: small(of_10000)?,
-                seed: number(seed)?,
-            }),
-            ["group", n, of] => Data::Read(Sample::Group {
-                number: small(n)?,
-                of: small(of)?,
-            }),
+            ["share", of_10000, seed] => {
+                let percent = f64::from(small(of_10000)?) / 100.0;
+                Data::Read(sample(format!("{percent}%"), number(seed)?)?)
+            }
+            ["group", n, of] => Data::Read(sample(format!("{n}/{of}"), 0)?),
             _ => return Err(wrong()),
         };
         Ok(Cursor {
@@ -283,6 +281,11 @@ mod tests {
             "check2:all:0:0:",
             "check1:all:0:0",
             "check1:x:0:0:a",
+            "check1:group-5-0:0:0:",
+            "check1:group-0-0:0:0:a",
+            "check1:group-3-2:0:0:a",
+            "check1:share-99999-1:0:0:a",
+            "check1:share-0-1:0:0:a",
             "check1:all:a:0:b",
         ] {
             let error = wrong.parse::<Cursor>().unwrap_err();
