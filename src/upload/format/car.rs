@@ -60,8 +60,8 @@ const FRAME: u64 = DATA_AT + DATA_HEADER.len() as u64 + INDEX_CODEC.len() as u64
 const FUNCTION: u64 = 8 + 4;
 const WIDTH: u64 = 4 + 8;
 
-/// The length of a file of so many blocks with so many bytes, or a little less: of files with keys of
-/// SHA2-256, whose blocks are short.
+/// The length of a file of so many blocks with so many bytes, or a little less: that of a file
+/// whose blocks are short, and have keys of SHA2-256.
 pub(crate) fn least_len(blocks: u64, bytes: u64) -> u64 {
     const MULTIHASH: u64 = 2 + 32;
     const BLOCK: u64 = 1 + CID_HEAD + MULTIHASH + 32 + OFFSET_BYTES;
