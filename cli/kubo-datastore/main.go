@@ -1,5 +1,6 @@
-// Command walrusds-kubo-datastore reads the blocks of a repo on one of Kubo's own datastores, with
-// the libraries that Kubo uses for them, and writes them to standard output for `walrusds import`.
+// Command walrusds-kubo-datastore reads the blocks of a repo on one of Kubo's own datastores, or in
+// a bucket of S3, with the libraries that Kubo uses for them, and writes them to standard output for
+// `walrusds import`.
 //
 // # The stream
 //

@@ -25,6 +25,7 @@ var stores = map[string]func(leaf, options) (store, error){
 	"levelds":  openLevel,
 	"badgerds": openBadger,
 	"pebbleds": openPebble,
+	"s3ds":     openS3,
 }
 
 // known names the types that can be read.
@@ -40,7 +41,6 @@ func known() string {
 // elsewhere says how the blocks of other types are read.
 var elsewhere = map[string]string{
 	"walrusds": "walrusds import reads it by itself, from the table of its index",
-	"s3ds":     "go-ds-s3 is no part of this program: copy the bucket's blocks into a repo with flatfs first (ipfs dag export on the node with the bucket, or a copy of the bucket's objects), and import that",
 	"mem":      "it keeps blocks in the memory of the daemon only",
 }
 
