@@ -361,6 +361,17 @@ async fn what_is_due_is_shown_and_renewed_on_demand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_round_that_does_not_know_the_epoch_is_not_fine() {
+    let repo = Repo::sqlite().await;
+    let node = repo.open(json!({})).await;
+    put(&node, &blocks(0..3)).await;
+    node.close().await.unwrap();
+    let blind = repo.run(&["renew", "--yes"]).await;
+    let told = "as far as the ends of storage are known";
+    assert!(blind.text(3).contains(told), "{}", blind.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_round_waits_for_the_node_that_makes_one() {
     let repo = Repo::sqlite().await;
     repo.with_epoch(&blocks(0..2)).await;

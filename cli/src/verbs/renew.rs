@@ -78,9 +78,12 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         plan,
         done: Some(round),
     };
-    context.print(&report, || outcome(&round))?;
     // Nothing can be said of blobs whose end is not known.
-    let blind = report.plan.is_none() && round.renewed + round.repacked == 0;
+    let blind = report.plan.is_none() && round.renewed + round.repacked + round.failed == 0;
+    context.print(&report, || match blind {
+        true => "Nothing was due, as far as the ends of storage are known.\n".to_owned(),
+        false => outcome(&round),
+    })?;
     Ok(Exit::findings(round.failed > 0 || blind))
 }
 
