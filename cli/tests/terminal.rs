@@ -359,3 +359,20 @@ async fn init_can_be_left() {
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
     }
 }
+
+/// What is said after a question that was not answered stands in a line of its own, and nothing was
+/// stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_before_a_store_can_be_left() {
+    let repo = Repo::new().await;
+    let puts = repo.net.stats().puts;
+    let mut doctor = repo.start(80, &["doctor", "--store"]);
+    doctor.shows(0, "Store it?").await;
+    doctor.types("\x03");
+    let ended = doctor.ended().await;
+    ended.well(130).says("nothing was changed");
+    let question = ended.text.lines().find(|line| line.contains("Store it?"));
+    let question = question.expect("the question");
+    assert!(!question.contains("walrusds:"), "{}", ended.text);
+    assert_eq!(repo.net.stats().puts, puts);
+}

@@ -80,12 +80,29 @@ pub(super) async fn confirmed(said: &str, question: &str, yes: bool) -> Result<b
     }
     let _ = write!(err, "{question} [y/N] ");
     let _ = err.flush();
+    let mut line = OpenLine { open: true };
     let answer = tokio::task::spawn_blocking(|| {
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map(|_| answer)
     });
     let answer = answer.await.ok().and_then(Result::ok).unwrap_or_default();
+    // The answer ends the line, unless the input ended.
+    line.open = answer.is_empty();
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// A question whose line is ended before something else is said: Ctrl-C gives up the wait for the
+/// answer.
+struct OpenLine {
+    open: bool,
+}
+
+impl Drop for OpenLine {
+    fn drop(&mut self) {
+        if self.open {
+            let _ = writeln!(std::io::stderr());
+        }
+    }
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
