@@ -181,6 +181,7 @@ static void in_the_work(void) {
   walrusds_handle handle = 0;
   walrusds_query query = 0;
   walrusds_op op = {WALRUSDS_OP_PUT, S("/b"), S("v")};
+  walrusds_value value = {0, NULL};
   walrusds_buf out;
   walrusds_page page;
   bool found;
