@@ -391,7 +391,8 @@ func (b engineBuf) free() {
 	}
 }
 
-// get reads the value of a key: what lies in a local file straight into Go's memory.
+// get reads the value of a key into Go's memory. The engine reads a value that lies in a local file
+// straight into it.
 func (e *engine) get(o callOptions, key string) (value []byte, found bool, err error) {
 	opts := o.c()
 	k, n := cstr(key)

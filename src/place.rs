@@ -38,10 +38,19 @@ pub(crate) enum Form {
 }
 
 impl Form {
+    /// The form in which a caller gets values that are checked against their names before they are
+    /// handed out, if `checked` says so.
+    pub(crate) fn checked(self, checked: bool) -> Form {
+        match checked {
+            true => Form::Bytes,
+            false => self,
+        }
+    }
+
     /// Whether a value of `len` bytes that lies in a file may be handed out by its place. Shorter
     /// ones are read at once, as that costs little.
-    pub(crate) fn is_place(self, len: u64) -> bool {
-        const LEAST: u64 = 128 << 10;
+    pub(crate) fn is_place(self, len: u32) -> bool {
+        const LEAST: u32 = 128 << 10;
         self == Form::Place && len >= LEAST
     }
 }
@@ -74,7 +83,7 @@ impl Value {
             }
             Value::File(place) => place,
         };
-        match place.read(into) {
+        match read_into(place.file(), place.at, place.crc, into) {
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::new(
                 ErrorKind::Corrupt,
@@ -107,23 +116,28 @@ impl Place {
         Place { file, at, len, crc }
     }
 
-    /// The place, unless a node with links seems to lie there: the engine wants to see its bytes.
-    pub(crate) fn of_leaf(self) -> Option<Place> {
-        let file: &File = (*self.file).as_ref();
-        let mut first = [0];
-        let read = file.read_exact_at(&mut first, self.at);
-        (read.is_ok() && first[0] != dag::LINKS_FIRST).then_some(self)
-    }
-
-    /// Reads the value into memory of its length; returns whether it has its checksum. Reads from
-    /// the local disk (mostly its cache) on the calling thread.
+    /// The value in this form; `None` if it is read, and what the file has there has another
+    /// checksum. Reads from the local disk (mostly its cache) on the calling thread.
     ///
     /// # Errors
     /// The disk's; `UnexpectedEof` if the file ends before.
-    pub(crate) fn read(&self, into: &mut [u8]) -> io::Result<bool> {
-        let file: &File = (*self.file).as_ref();
-        file.read_exact_at(into, self.at)?;
-        Ok(crc32fast::hash(into) == self.crc)
+    pub(crate) fn in_form(self, form: Form) -> io::Result<Option<Value>> {
+        if form.is_place(self.len) && self.is_leaf() {
+            return Ok(Some(Value::File(self)));
+        }
+        let value = read(self.file(), self.at, self.len, self.crc)?;
+        Ok(value.map(Value::Memory))
+    }
+
+    /// Whether no node with links seems to lie there: the engine wants to see the bytes of a node.
+    fn is_leaf(&self) -> bool {
+        let mut first = [0];
+        let read = self.file().read_exact_at(&mut first, self.at);
+        read.is_ok() && first[0] != dag::LINKS_FIRST
+    }
+
+    fn file(&self) -> &File {
+        (*self.file).as_ref()
     }
 }
 
@@ -136,11 +150,17 @@ impl fmt::Display for Place {
 /// The value of `len` bytes at byte `at` of a file, if it has this checksum (CRC-32).
 ///
 /// # Errors
-/// As [`Place::read`].
+/// The disk's; `UnexpectedEof` if the file ends before.
 pub(crate) fn read(file: &File, at: u64, len: u32, crc: u32) -> io::Result<Option<Bytes>> {
     let mut value = vec![0; len as usize];
-    file.read_exact_at(&mut value, at)?;
-    Ok((crc32fast::hash(&value) == crc).then(|| value.into()))
+    let is_right = read_into(file, at, crc, &mut value)?;
+    Ok(is_right.then(|| value.into()))
+}
+
+/// Fills memory from byte `at` of a file on; returns whether the bytes have this checksum.
+fn read_into(file: &File, at: u64, crc: u32, into: &mut [u8]) -> io::Result<bool> {
+    file.read_exact_at(into, at)?;
+    Ok(crc32fast::hash(into) == crc)
 }
 
 #[cfg(test)]
@@ -182,13 +202,11 @@ mod tests {
     #[test]
     fn damage_is_an_error() {
         let place = lies(&[7; 1000]);
-        let file: &File = (*place.file).as_ref();
-        file.write_all_at(&[6], 500).unwrap();
+        place.file().write_all_at(&[6], 500).unwrap();
         let error = Value::File(place).bytes().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         let place = lies(&[7; 1000]);
-        let file: &File = (*place.file).as_ref();
-        file.set_len(1000).unwrap();
+        place.file().set_len(1000).unwrap();
         let error = Value::File(place).bytes().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Disk);
     }
@@ -196,9 +214,16 @@ mod tests {
     /// The reader learns the links of a node, however long it is.
     #[test]
     fn a_node_with_links_is_not_handed_out_by_its_place() {
-        assert!(lies(&[dag::LINKS_FIRST, 1, 2]).of_leaf().is_none());
-        assert!(lies(&[0x0a, 1, 2]).of_leaf().is_some());
-        assert!(lies(&[]).of_leaf().is_none());
+        assert!(!lies(&[dag::LINKS_FIRST, 1, 2]).is_leaf());
+        assert!(lies(&[0x0a, 1, 2]).is_leaf());
+        assert!(!lies(&[]).is_leaf());
+        for first in [dag::LINKS_FIRST, 0x0a] {
+            let mut value = vec![7; 300_000];
+            value[0] = first;
+            let found = lies(&value).in_form(Form::Place).unwrap().unwrap();
+            assert_eq!(matches!(found, Value::File(_)), first == 0x0a);
+            assert_eq!(found.bytes().unwrap(), value);
+        }
     }
 
     #[test]

@@ -26,19 +26,14 @@ impl WalrusDatastore {
     /// but no aggregator gave its bytes, or all gave wrong ones. [`ErrorKind::Corrupt`] also for a
     /// block that was accepted, is damaged in the journal and has no other copy.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        Ok(self.get_shared(key).await?.map(owned))
-    }
-
-    /// As [`get`](Self::get). The value may be a part of a window and keep all of it in memory: for
-    /// a caller that copies it at once.
-    pub(crate) async fn get_shared(&self, key: &str) -> Result<Option<Bytes>> {
         let got = self.get_as(Form::Bytes, key).await?;
-        got.map(Value::bytes).transpose()
+        got.map(|value| value.bytes().map(owned)).transpose()
     }
 
-    /// As [`get_shared`](Self::get_shared), in a form that the caller chooses. What lies at a place
-    /// is not compared with its checksum yet: where it turns out to be damaged,
-    /// [`get`](Self::get) finds another copy.
+    /// As [`get`](Self::get), in a form that the caller chooses. Bytes may be a part of a window
+    /// and keep all of it in memory: for a caller that copies them at once. A value at its place is
+    /// not compared with its checksum yet: where it turns out to be damaged, [`get`](Self::get)
+    /// finds another copy.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -163,6 +158,7 @@ impl Contents for Shared {
 
 impl Shared {
     async fn get(&self, form: Form, key: &str) -> Result<Option<Value>> {
+        let form = form.checked(self.verify_reads.local());
         let (staged, unreadable) = match self.staged_value(form, key) {
             Ok(staged) => (staged, None),
             // A row points to the same bytes, if there is one.
@@ -256,13 +252,8 @@ impl Shared {
         let Some(block) = journal.find(key) else {
             return Ok(None);
         };
-        if form.is_place(block.len()) && !self.verify_reads.local() {
-            if let Some(place) = journal.place(&block) {
-                return Ok(Some(Value::File(place)));
-            }
-        }
-        match journal.read(&block) {
-            Ok(value) => Ok(Some(Value::Memory(value))),
+        match journal.value(form, &block) {
+            Ok(value) => Ok(Some(value)),
             Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
             Err(e) => Err(e),
         }
@@ -270,16 +261,14 @@ impl Shared {
 
     /// The value of `len` bytes under a key with a row, if it is still in a file of the journal.
     fn settled_value(&self, form: Form, key: &str, len: u64) -> Option<Value> {
-        let journal = self.writes.journal()?;
-        let verify = self.verify_reads.local();
-        if form.is_place(len) && !verify {
-            if let Some(place) = journal.settled_place(key, len) {
-                return Some(Value::File(place));
+        let value = self.writes.journal()?.settled(form, key, len)?;
+        let wrong = match &value {
+            Value::Memory(value) if self.verify_reads.local() => {
+                multihash::check(key, value) == Match::No
             }
-        }
-        let value = journal.settled(key, len)?;
-        let wrong = verify && multihash::check(key, &value) == Match::No;
-        (!wrong).then_some(Value::Memory(value))
+            _ => false,
+        };
+        (!wrong).then_some(value)
     }
 
     /// The error for a key without a row whose block was accepted and is damaged in the journal: it

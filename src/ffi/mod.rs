@@ -27,7 +27,7 @@ use crate::buffer;
 use crate::config::{Config, KeyType, KEYS};
 use crate::datastore::{Op, WalrusDatastore};
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::place::Form;
+use crate::place::{Form, Value};
 use crate::query::owned;
 
 mod buf;
@@ -289,6 +289,25 @@ pub unsafe extern "C" fn walrusds_put(
     }
 }
 
+/// The value of a key, in this form.
+///
+/// # Safety
+/// As the types say.
+unsafe fn get(
+    handle: walrusds_handle,
+    call: *const walrusds_call,
+    form: Form,
+    key: *const u8,
+    key_len: usize,
+) -> Result<Option<Value>> {
+    let instance = INSTANCES.get(handle)?;
+    // SAFETY: readable by contract, here and below.
+    match storable(unsafe { slice("key", key, key_len) }?) {
+        Some(key) => unsafe { wait(call, instance.store.get_as(form, key)) },
+        None => Ok(None),
+    }
+}
+
 /// Reads the value of `key` into `out` (free it with `walrusds_buf_free`). An unknown key is no
 /// error: `found` is false.
 #[no_mangle]
@@ -305,11 +324,8 @@ pub unsafe extern "C" fn walrusds_get(
         entry(err, || {
             let out_ok = clear("out", out, walrusds_buf::EMPTY);
             clear("found", found, false).and(out_ok)?;
-            let instance = INSTANCES.get(handle)?;
-            let Some(key) = storable(slice("key", key, key_len)?) else {
-                return Ok(());
-            };
-            if let Some(value) = wait(call, instance.store.get_shared(key))? {
+            if let Some(value) = get(handle, call, Form::Bytes, key, key_len)? {
+                let value = value.bytes()?;
                 // Most callers copy the value and free it at once. Some keep it: a short value must
                 // not hold a whole window in memory.
                 let value = match value.len() < COPIED {
@@ -341,11 +357,7 @@ pub unsafe extern "C" fn walrusds_get_value(
         entry(err, || {
             let out_ok = clear("out", out, walrusds_value::EMPTY);
             clear("found", found, false).and(out_ok)?;
-            let instance = INSTANCES.get(handle)?;
-            let Some(key) = storable(slice("key", key, key_len)?) else {
-                return Ok(());
-            };
-            if let Some(value) = wait(call, instance.store.get_as(Form::Place, key))? {
+            if let Some(value) = get(handle, call, Form::Place, key, key_len)? {
                 out.write(walrusds_value::new(value));
                 found.write(true);
             }

@@ -12,7 +12,7 @@ use super::disk_error;
 use super::segment::Segment;
 use crate::dag;
 use crate::error::{Error, ErrorKind, Result};
-use crate::place::Place;
+use crate::place::{Form, Place, Value};
 use crate::upload::order::Order;
 use crate::upload::Parcel;
 use crate::walrus::{Body, Source};
@@ -111,26 +111,26 @@ impl Block {
     /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value
     /// that was written.
     pub(super) fn read(&self) -> Result<Bytes> {
-        if let Some(held) = self.held.get() {
-            return Ok(held.clone());
-        }
-        // Its place may have been given up during the look.
-        self.read_file()
-            .or_else(|e| self.held.get().cloned().ok_or(e))
+        self.value(Form::Bytes)?.bytes()
     }
 
-    /// Where the value lies, if it is a leaf and not in memory.
-    pub(super) fn place(&self) -> Option<Place> {
-        if self.held.get().is_some() {
-            return None;
+    /// As [`read`](Self::read), in this form. A value at its place is not compared yet.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(super) fn value(&self, form: Form) -> Result<Value> {
+        let held = || self.held.get().cloned().map(Value::Memory);
+        match held() {
+            Some(held) => Ok(held),
+            // Its place may have been given up during the look.
+            None => self.in_file(form).or_else(|e| held().ok_or(e)),
         }
-        let file = Arc::clone(&self.segment);
-        Place::new(file, self.offset, self.len, self.crc).of_leaf()
     }
 
-    fn read_file(&self) -> Result<Bytes> {
+    fn in_file(&self, form: Form) -> Result<Value> {
         let path = self.segment.path();
-        let read = self.segment.value(self.offset, self.len, self.crc);
+        let file = Arc::clone(&self.segment);
+        let read = Place::new(file, self.offset, self.len, self.crc).in_form(form);
         let value = read.map_err(|e| disk_error(&format!("reading {}", path.display()), &e))?;
         value.ok_or_else(|| {
             let dir = path.parent().unwrap_or(path);

@@ -54,7 +54,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{KeyRange, ListItem};
 use crate::locks::KeyGuard;
 use crate::log::{Level, Log};
-use crate::place::Place;
+use crate::place::{Form, Value};
 use crate::read::disk::DiskCache;
 use crate::upload::Fill;
 
@@ -423,30 +423,28 @@ impl Journal {
     /// [`ErrorKind::Disk`] if it cannot be read now; [`ErrorKind::Corrupt`] if it is not the value
     /// that was written.
     pub(crate) fn read(&self, block: &Arc<Block>) -> Result<Bytes> {
-        let read = block.read();
-        if let Err(e) = &read {
+        self.value(Form::Bytes, block)?.bytes()
+    }
+
+    /// As [`read`](Self::read), in this form. A value at its place is not compared yet.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) fn value(&self, form: Form, block: &Arc<Block>) -> Result<Value> {
+        let value = block.value(form);
+        if let Err(e) = &value {
             if e.kind() == ErrorKind::Corrupt {
                 self.lose(block, e);
             }
         }
-        read
-    }
-
-    /// Where the value of a block lies, if it is a leaf and not in memory. It is not compared yet.
-    pub(crate) fn place(&self, block: &Block) -> Option<Place> {
-        block.place()
+        value
     }
 
     /// The value of `len` bytes under a key that is on Walrus and indexed, if a file here still has
-    /// it. The key names its contents, and the value is compared with its checksum. Reads from the
-    /// local disk on the calling thread.
-    pub(crate) fn settled(&self, key: &str, len: u64) -> Option<Bytes> {
-        self.inner.settled.read(key, len)
-    }
-
-    /// As [`settled`](Self::settled), where it lies, if it is a leaf. It is not compared yet.
-    pub(crate) fn settled_place(&self, key: &str, len: u64) -> Option<Place> {
-        self.inner.settled.place(key, len)
+    /// it. The key names its contents. If the value is read, it is compared with its checksum.
+    /// Reads from the local disk on the calling thread.
+    pub(crate) fn settled(&self, form: Form, key: &str, len: u64) -> Option<Value> {
+        self.inner.settled.value(form, key, len)
     }
 
     /// Takes a damaged block out of the staged ones. The queue and the packs that still hold it

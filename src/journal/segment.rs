@@ -30,7 +30,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::disk::{Disk, ASIDE};
@@ -38,7 +37,6 @@ use super::frame::{self, Frame, Head, Seal};
 use super::judge::{self, Verdict};
 use super::salvage::{self, Salvaged};
 use super::window::Window;
-use crate::place;
 
 pub(crate) const SUFFIX: &str = ".segment";
 
@@ -364,11 +362,6 @@ impl Segment {
 
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(into, offset)
-    }
-
-    /// The value of `len` bytes at `offset`, if it has this checksum.
-    pub(super) fn value(&self, offset: u64, len: u32, crc: u32) -> io::Result<Option<Bytes>> {
-        place::read(&self.file, offset, len, crc)
     }
 
     /// Notes that a block in it is damaged.

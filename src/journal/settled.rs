@@ -19,13 +19,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::block::Block;
 use super::segment::Segment;
 use crate::multihash;
-use crate::place;
+use crate::place::{Form, Place, Value};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -35,14 +34,14 @@ pub(super) struct Settled {
 
 #[derive(Debug, Default)]
 struct Notes {
-    places: HashMap<Arc<str>, Place>,
+    places: HashMap<Arc<str>, Note>,
     /// The keys that were noted for each file, by its number.
     of_file: HashMap<u64, Vec<Arc<str>>>,
 }
 
 /// Where a value lies.
 #[derive(Debug, Clone)]
-struct Place {
+struct Note {
     segment: Arc<Segment>,
     /// Where it begins in the file, and its length (bytes).
     offset: u64,
@@ -62,34 +61,25 @@ impl Settled {
             let (segment, key) = (Arc::clone(&block.segment), Arc::clone(&block.key));
             let of_file = notes.of_file.entry(segment.id).or_default();
             of_file.push(Arc::clone(&key));
-            let place = Place {
+            let note = Note {
                 segment,
                 offset: block.offset,
                 len: block.len,
                 crc: block.crc,
             };
-            notes.places.insert(key, place);
+            notes.places.insert(key, note);
         }
     }
 
-    /// The value of `len` bytes under `key`, if it is here. Compared with its checksum. Reads from
-    /// the local disk (mostly its cache) on the calling thread.
-    pub(super) fn read(&self, key: &str, len: u64) -> Option<Bytes> {
-        let place = self.find(key, len)?;
-        let read = place.segment.value(place.offset, place.len, place.crc);
-        read.ok().flatten()
-    }
-
-    /// Where the value of `len` bytes under `key` lies, if it is here and a leaf.
-    pub(super) fn place(&self, key: &str, len: u64) -> Option<place::Place> {
-        let found = self.find(key, len)?;
-        let (at, len, crc) = (found.offset, found.len, found.crc);
-        place::Place::new(found.segment, at, len, crc).of_leaf()
-    }
-
-    fn find(&self, key: &str, len: u64) -> Option<Place> {
-        let place = self.notes.read().places.get(key)?.clone();
-        (u64::from(place.len) == len).then_some(place)
+    /// The value of `len` bytes under `key`, if it is here. If it is read, it is compared with its
+    /// checksum. Reads from the local disk (mostly its cache) on the calling thread.
+    pub(super) fn value(&self, form: Form, key: &str, len: u64) -> Option<Value> {
+        let note = self.notes.read().places.get(key)?.clone();
+        if u64::from(note.len) != len {
+            return None;
+        }
+        let place = Place::new(note.segment, note.offset, note.len, note.crc);
+        place.in_form(form).ok().flatten()
     }
 
     /// Forgets the blocks in a file.
@@ -97,7 +87,7 @@ impl Settled {
         let mut notes = self.notes.write();
         for key in notes.of_file.remove(&id).unwrap_or_default() {
             // It may lie in a newer file as well.
-            let here = |place: &Place| place.segment.id == id;
+            let here = |note: &Note| note.segment.id == id;
             if notes.places.get(&key).is_some_and(here) {
                 notes.places.remove(&key);
             }

@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::layout;
 use super::segment::{Found, Segment};
 use crate::multihash::Multihash;
+use crate::place::{Form, Value};
 
 /// The blocks that a cache held when it was looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Copies {
-    segments: Vec<Segment>,
+    segments: Vec<Arc<Segment>>,
     /// The number of a segment, the offset in it, and the length of the value, by tag.
     places: HashMap<u64, (usize, u32, u32)>,
 }
@@ -27,7 +29,7 @@ impl Copies {
             let Ok(file) = File::open(&path) else {
                 continue;
             };
-            let segment = Segment::of_file(id, path, file);
+            let segment = Arc::new(Segment::of_file(id, path, file));
             let Ok(contents) = segment.contents() else {
                 continue;
             };
@@ -48,9 +50,9 @@ impl Copies {
         match self
             .segments
             .get(segment)?
-            .find(offset, name.as_bytes(), len)
+            .find(Form::Bytes, offset, name.as_bytes(), len)
         {
-            Ok(Found::Value(value)) if name.names(&value) => Some(value),
+            Ok(Found::Value(Value::Memory(value))) if name.names(&value) => Some(value),
             _ => None,
         }
     }

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 use crate::log::{Level, Log};
 use crate::multihash::Multihash;
-use crate::place::{Form, Place, Value};
+use crate::place::{Form, Value};
 
 mod adopt;
 mod copies;
@@ -286,7 +286,7 @@ impl DiskCache {
         self.get_as(Form::Bytes, name, len).await?.bytes().ok()
     }
 
-    /// As [`get`](Self::get), in the form in which the caller takes it: what has a place is not
+    /// As [`get`](Self::get), in a form that the caller chooses. A value at its place is not
     /// checked yet.
     pub(crate) async fn get_as(&self, form: Form, name: &Multihash, len: u64) -> Option<Value> {
         self.loaded().await;
@@ -398,19 +398,14 @@ impl CacheParts {
             slot.mark_used();
             (Arc::clone(map.segments.get(&slot.segment)?), slot.offset())
         };
-        if form.is_place(len) && !self.verify {
-            // Whatever is not as it should be is found below.
-            let found = segment.place(offset, name.as_bytes(), value_len).ok();
-            if let Some(place) = found.and_then(Found::value).and_then(Place::of_leaf) {
-                return Some(Value::File(place));
+        let form = form.checked(self.verify);
+        let wrong = match segment.find(form, offset, name.as_bytes(), value_len) {
+            Ok(Found::Value(Value::Memory(value))) if self.verify && !name.names(&value) => {
+                "damaged".to_owned()
             }
-        }
-        let wrong = match segment.find(offset, name.as_bytes(), value_len) {
-            Ok(Found::Value(value)) if !self.verify || name.names(&value) => {
-                return Some(Value::Memory(value));
-            }
+            Ok(Found::Value(value)) => return Some(value),
             Ok(Found::Other) => return None,
-            Ok(Found::Value(_) | Found::Damaged) => "damaged".to_owned(),
+            Ok(Found::Damaged) => "damaged".to_owned(),
             Err(e) => e.to_string(),
         };
         self.forget(tag, segment.id, offset);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::layout::{
     self, Row, HEAD, JOURNAL_HEAD, MAX_LEN, POINTER_HEAD, RECORD_HEAD, ROW, TRAILER,
 };
-use crate::place::{self, Place};
+use crate::place::{self, Form, Place, Value};
 
 /// What the names of the files end with.
 pub(crate) const SUFFIX: &str = ".blocks";
@@ -29,31 +29,20 @@ pub(super) struct Segment {
 }
 
 /// The result of a look at a record.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found<T> {
+pub(super) enum Found {
     /// The value of the record under this name, as it was written, or its place.
-    Value(T),
+    Value(Value),
     /// Another block.
     Other,
     /// No record at all, or a damaged value.
     Damaged,
 }
 
-impl<T> Found<T> {
-    /// The value that is read where it was found.
-    fn read<V>(self, read: impl FnOnce(T) -> io::Result<Option<V>>) -> io::Result<Found<V>> {
-        Ok(match self {
-            Found::Value(found) => read(found)?.map_or(Found::Damaged, Found::Value),
-            Found::Other => Found::Other,
-            Found::Damaged => Found::Damaged,
-        })
-    }
-
-    pub(super) fn value(self) -> Option<T> {
-        match self {
-            Found::Value(found) => Some(found),
-            Found::Other | Found::Damaged => None,
-        }
+/// What was read, if the file is long enough for it.
+fn whole<T>(read: io::Result<Option<T>>) -> io::Result<Option<T>> {
+    match read {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        read => read,
     }
 }
 
@@ -219,22 +208,35 @@ impl Segment {
     /// # Errors
     /// The disk's. A file that is too short holds a damaged record.
     pub(super) fn find(
-        &self,
+        self: &Arc<Self>,
+        form: Form,
         offset: u32,
         name: &[u8],
         value_len: u32,
-    ) -> io::Result<Found<Bytes>> {
+    ) -> io::Result<Found> {
         if self.retired {
-            let place = self.by_pointer(offset, name, value_len)?;
-            return place.read(|place| self.value_at(place));
+            return self.find_by_pointer(form, offset, name, value_len);
         }
         let head_len = RECORD_HEAD + name.len();
+        if form.is_place(value_len) {
+            let mut head = vec![0; head_len];
+            if self.reads(&mut head, offset)? && layout::is_record_of(&head, name, value_len) {
+                let place = (
+                    offset + head_len as u32,
+                    value_len,
+                    layout::value_crc(&head),
+                );
+                return self.found_at(form, place);
+            }
+            return self.other(offset);
+        }
+        // One call to the system for a short one.
         let mut record = vec![0; head_len + value_len as usize];
         if self.reads(&mut record, offset)? {
             let (head, value) = record.split_at(head_len);
             if layout::is_record_of(head, name, value_len) {
                 return Ok(match layout::value_crc(head) == crc32fast::hash(value) {
-                    true => Found::Value(Bytes::from(record).slice(head_len..)),
+                    true => Found::Value(Value::Memory(Bytes::from(record).slice(head_len..))),
                     false => Found::Damaged,
                 });
             }
@@ -242,30 +244,29 @@ impl Segment {
         self.other(offset)
     }
 
-    /// As [`find`](Self::find), without a look at the value itself.
-    ///
-    /// # Errors
-    /// As [`find`](Self::find).
-    pub(super) fn place(
+    fn find_by_pointer(
         self: &Arc<Self>,
+        form: Form,
         offset: u32,
         name: &[u8],
         value_len: u32,
-    ) -> io::Result<Found<Place>> {
-        let place = |at: u32, crc: u32| {
-            let file = Arc::clone(self);
-            Place::new(file, u64::from(at), value_len, crc)
+    ) -> io::Result<Found> {
+        let pointer = match self.pointer(offset, name.len()) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => None,
+            pointer => Some(pointer?),
         };
-        if self.retired {
-            let found = self.by_pointer(offset, name, value_len)?;
-            return found.read(|(at, _, crc)| Ok(Some(place(at, crc))));
+        match pointer {
+            Some((found, (.., len, _))) if found != name || len != value_len => Ok(Found::Other),
+            Some((_, place)) => self.found_at(form, place),
+            None => Ok(Found::Damaged),
         }
-        let mut head = vec![0; RECORD_HEAD + name.len()];
-        if self.reads(&mut head, offset)? && layout::is_record_of(&head, name, value_len) {
-            let at = offset + head.len() as u32;
-            return Ok(Found::Value(place(at, layout::value_crc(&head))));
-        }
-        self.other(offset)
+    }
+
+    /// The value at a place: where it begins, its length and its checksum.
+    fn found_at(self: &Arc<Self>, form: Form, place: (u32, u32, u32)) -> io::Result<Found> {
+        let (file, (at, len, crc)) = (Arc::clone(self), place);
+        let value = whole(Place::new(file, u64::from(at), len, crc).in_form(form))?;
+        Ok(value.map_or(Found::Damaged, Found::Value))
     }
 
     /// Whether the file has these bytes.
@@ -277,28 +278,10 @@ impl Segment {
     }
 
     /// There is no record of the wanted name at `offset`.
-    fn other<T>(&self, offset: u32) -> io::Result<Found<T>> {
+    fn other(&self, offset: u32) -> io::Result<Found> {
         let len = self.file.metadata()?.len();
         let other = self.record_head(u64::from(offset), len)?;
         Ok(other.map_or(Found::Damaged, |_| Found::Other))
-    }
-
-    /// Where the pointer at `offset` leads: place, length and checksum of a value.
-    fn by_pointer(
-        &self,
-        offset: u32,
-        name: &[u8],
-        value_len: u32,
-    ) -> io::Result<Found<(u32, u32, u32)>> {
-        let pointer = match self.pointer(offset, name.len()) {
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => None,
-            pointer => Some(pointer?),
-        };
-        Ok(match pointer {
-            Some((found, (.., len, _))) if found != name || len != value_len => Found::Other,
-            Some((_, place)) => Found::Value(place),
-            None => Found::Damaged,
-        })
     }
 
     /// The name in the pointer at `offset`, and where it leads: place, length and checksum of a
@@ -330,10 +313,7 @@ impl Segment {
 
     /// The value at a place, if it is the one that was written there.
     fn value_at(&self, (at, len, crc): (u32, u32, u32)) -> io::Result<Option<Bytes>> {
-        match place::read(&self.file, u64::from(at), len, crc) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            value => value,
-        }
+        whole(place::read(&self.file, u64::from(at), len, crc))
     }
 
     /// The record at `offset`: head and name, and value.
