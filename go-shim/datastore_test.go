@@ -11,8 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -161,20 +159,17 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// What lies in a local file is read straight into Go's memory. A damaged file costs another look: a
-// block that is nowhere else is an error, one that is on Walrus comes from there.
+// The engine reads a long block from a local file straight into Go's memory. A damaged file costs
+// another look: a block that is nowhere else is an error, one that is on Walrus comes from there.
 func TestDamagedFilesGiveNoWrongBytes(t *testing.T) {
-	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "the publisher is out of money", http.StatusPaymentRequired)
-	}))
-	defer refusing.Close()
+	refusing := newRefusingPublisher(t)
 	ctx := context.Background()
 	for _, uploaded := range []bool{false, true} {
 		s, repo := spec(t), t.TempDir()
 		s["journalPath"], s["cachePath"] = "journal", "cache"
 		s["packIdleFlushSeconds"] = 1
 		if !uploaded {
-			s["publisherURL"], s["drainTimeoutSeconds"] = refusing.URL, 0
+			s["publisherURL"], s["drainTimeoutSeconds"] = refusing, 0
 		}
 		d, err := Open(s, repo)
 		must(t, err)
@@ -780,12 +775,9 @@ func BenchmarkHasWithContext(b *testing.B) {
 
 // The log lines of a close arrive: blocks that stay behind because the publisher refuses them.
 func TestLastWordsArrive(t *testing.T) {
-	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "the publisher is out of money", http.StatusPaymentRequired)
-	}))
-	defer refusing.Close()
+	refusing := newRefusingPublisher(t)
 	s := spec(t)
-	s["publisherURL"] = refusing.URL
+	s["publisherURL"] = refusing
 	s["journalPath"] = "j"
 	s["drainTimeoutSeconds"] = 30
 	pipe := logging.NewPipeReader(logging.PipeFormat(logging.PlaintextOutput))

@@ -3,6 +3,8 @@ package walrusds
 import (
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -60,4 +62,13 @@ func newSilentServer(t *testing.T) string {
 		}
 	}()
 	return "http://" + l.Addr().String()
+}
+
+// newRefusingPublisher answers every store with 402.
+func newRefusingPublisher(t *testing.T) string {
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "the publisher is out of money", http.StatusPaymentRequired)
+	}))
+	t.Cleanup(refusing.Close)
+	return refusing.URL
 }

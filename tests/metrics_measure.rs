@@ -112,8 +112,7 @@ async fn slice(
 }
 
 /// The updates of a call are at most a hundredth of the least that `ipfs add` and `ipfs cat` do
-/// for a block of 256 KiB: hashing it, and reading it from a file in the
-/// system's memory.
+/// for a block of 256 KiB: hashing it, and reading it from a file in the system's memory.
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn updates_cost_little() {

@@ -34,12 +34,10 @@ func openS3(l leaf, _ options) (store, error) {
 	} {
 		value, given := l.spec[text.key]
 		is, ok := value.(string)
-		switch {
-		case given && !ok, text.needed && is == "":
+		if given && !ok || text.needed && is == "" {
 			return nil, fmt.Errorf("%q: %s found, a text expected", text.key, shape(value))
-		default:
-			*text.into = is
 		}
+		*text.into = is
 	}
 	bucket, err := s3ds.NewS3Datastore(config)
 	if err != nil {

@@ -58,6 +58,12 @@ impl Repo {
         walrusds(self.dir.path(), args)
     }
 
+    /// The aggregator answers every read with an error.
+    fn break_reads(&self) {
+        let rule = FaultRule::new(FaultAction::Internal).on(Http::READS);
+        self.net.set_faults(FaultPlan::from(rule));
+    }
+
     /// One blob is gone.
     fn lose_a_blob(&self) -> String {
         let blob = self.net.blobs()[0].blob_id;
@@ -117,8 +123,7 @@ async fn check_tells_what_it_found_by_text_json_lines_and_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repair_of_what_cannot_be_read_is_not_fine() {
     let repo = Repo::new().await;
-    let rule = FaultRule::new(FaultAction::Internal).on(Http::READS);
-    repo.net.set_faults(FaultPlan::from(rule));
+    repo.break_reads();
     let ran = repo.run(&["repair", "--yes"]);
     assert_eq!(ran.code, 3, "{}", ran.err);
     assert!(ran.out.contains("unreadable"), "{}", ran.out);
@@ -159,8 +164,7 @@ async fn a_whole_repo_has_its_own_config() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_goes_on_from_its_cursor() {
     let repo = Repo::new().await;
-    let rule = FaultRule::new(FaultAction::Internal).on(Http::READS);
-    repo.net.set_faults(FaultPlan::from(rule));
+    repo.break_reads();
     // Two blobs are fewer than make it give up: both are errors, and their cause is told.
     let failed = repo.run(&["check", "--read-data"]);
     assert_eq!(failed.code, 3);

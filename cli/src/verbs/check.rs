@@ -11,7 +11,6 @@ use walrusds::admin::check::{
     check, Cursor, Data, Event, Finding, FindingKind, Limit, Options, Sample, Stopped, Summary,
     SCHEMA,
 };
-
 use walrusds::admin::Target;
 
 use crate::context::Context;

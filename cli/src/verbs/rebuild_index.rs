@@ -42,8 +42,8 @@ struct Report {
     applied: bool,
     /// Blobs of the list; `None` for a wallet that was not asked yet.
     blobs: Option<usize>,
-    /// `absent`, `partial` or `complete`: what the index says of a rebuild; `None` if there is no
-    /// index yet.
+    /// What the index says of a rebuild: `absent`, `partial` (another run may add something),
+    /// `incomplete` (blobs were left out for good) or `complete`; `None` if there is no index yet.
     state: Option<&'static str>,
     /// What was done, earlier runs of the same list included.
     done: Option<Rebuilt>,
