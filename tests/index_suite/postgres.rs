@@ -361,6 +361,58 @@ async fn statements_leave_nothing_behind_in_the_session() {
     }
 }
 
+/// A pooler may take a server connection for free when one of several requests is answered, and
+/// give the other answers to the next client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_pooler_gets_one_request_at_a_time() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let pg = Postgres::shared();
+    for pooler in [true, false] {
+        let db = pg.database();
+        let proxy = Proxy::start_with(pg.port(), pooler);
+        let url = format!(
+            "postgres://postgres@127.0.0.1:{}/{db}?sslmode=disable",
+            proxy.port
+        );
+        // Makes the tables. A question about one that is not there ends in an error, and the next
+        // request may leave before the server says that it is ready.
+        open(&url).await.close().await.unwrap();
+        proxy.unanswered.store(0, SeqCst);
+        let index = Arc::new(open(&url).await);
+        let rows: Vec<_> = (0..500)
+            .map(|i| row(&format!("/k{i}"), "b", 0, 1))
+            .collect();
+        index.put_many(&rows).await.unwrap();
+        let begun = Instant::now();
+        // Without a pooler, requests overlap as soon as the node knows that there is none.
+        for round in 0.. {
+            let callers = (0..16).map(|caller| {
+                let index = index.clone();
+                tokio::spawn(async move {
+                    for n in 0..20 {
+                        let key = format!("/k{}", caller * 20 + n);
+                        assert!(index.get(&key).await.unwrap().is_some());
+                        index.get_many(&[key.clone(), "/x".into()]).await.unwrap();
+                        index.delete(&format!("/x{key}")).await.unwrap();
+                    }
+                })
+            });
+            for caller in callers.collect::<Vec<_>>() {
+                caller.await.unwrap();
+            }
+            let overlapped = proxy.unanswered.load(SeqCst) > 1;
+            if pooler {
+                assert!(!overlapped, "several requests at once behind a pooler");
+            }
+            if overlapped || pooler && round > 0 {
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE, "requests never overlap");
+        }
+        index.close().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn eight_nodes_start_for_the_first_time_at_once() {
     let pg = Postgres::shared();
@@ -1395,6 +1447,8 @@ struct Proxy {
     port: u16,
     hung: tokio::sync::watch::Sender<bool>,
     accepted: Arc<std::sync::atomic::AtomicUsize>,
+    /// The most requests that one client had sent without an answer.
+    unanswered: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Proxy {
@@ -1414,9 +1468,14 @@ impl Proxy {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let (hung, is_hung) = tokio::sync::watch::channel(false);
         let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let counter = accepted.clone();
+        let unanswered = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (counter, most) = (accepted.clone(), unanswered.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let requests = Requests {
+                    under_way: Arc::default(),
+                    most: most.clone(),
+                };
                 counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let mut is_hung = is_hung.clone();
                 tokio::spawn(async move {
@@ -1427,8 +1486,20 @@ impl Proxy {
                     let (mut from_server, mut to_server) = server.into_split();
                     let mut other = is_hung.clone();
                     tokio::join!(
-                        forward(&mut from_client, &mut to_server, &mut is_hung, false),
-                        forward(&mut from_server, &mut to_client, &mut other, pooler),
+                        forward(
+                            &mut from_client,
+                            &mut to_server,
+                            &mut is_hung,
+                            false,
+                            Messages::sent(&requests),
+                        ),
+                        forward(
+                            &mut from_server,
+                            &mut to_client,
+                            &mut other,
+                            pooler,
+                            Messages::answered(&requests),
+                        ),
                     );
                 });
             }
@@ -1437,6 +1508,7 @@ impl Proxy {
             port,
             hung,
             accepted,
+            unanswered,
         }
     }
 
@@ -1449,11 +1521,88 @@ impl Proxy {
     }
 }
 
+/// The requests of a client that have no answer yet, and the most that any client has had.
+#[derive(Clone)]
+struct Requests {
+    under_way: Arc<std::sync::atomic::AtomicUsize>,
+    most: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+/// Counts requests, or their ends, in one direction of a connection.
+struct Messages {
+    requests: Requests,
+    from_client: bool,
+    /// What is read of the next message: its type (none for a client's first message) and length.
+    head: Vec<u8>,
+    /// The bytes of the last message that are still to come.
+    rest: usize,
+    first: bool,
+}
+
+impl Messages {
+    fn sent(requests: &Requests) -> Messages {
+        Messages {
+            requests: requests.clone(),
+            from_client: true,
+            head: Vec::new(),
+            rest: 0,
+            first: true,
+        }
+    }
+
+    fn answered(requests: &Requests) -> Messages {
+        Messages {
+            from_client: false,
+            first: false,
+            ..Messages::sent(requests)
+        }
+    }
+
+    fn read(&mut self, mut bytes: &[u8]) {
+        use std::sync::atomic::Ordering::SeqCst;
+        while !bytes.is_empty() {
+            let skipped = self.rest.min(bytes.len());
+            bytes = &bytes[skipped..];
+            self.rest -= skipped;
+            if self.rest > 0 {
+                return;
+            }
+            let kind = usize::from(!self.first);
+            while self.head.len() < kind + 4 {
+                let Some((byte, after)) = bytes.split_first() else {
+                    return;
+                };
+                self.head.push(*byte);
+                bytes = after;
+            }
+            let length = self.head[kind..].try_into().expect("four bytes");
+            self.rest = u32::from_be_bytes(length) as usize - 4;
+            match self.head[0] {
+                _ if self.first => {}
+                // Query and Sync end in a ReadyForQuery each.
+                b'Q' | b'S' if self.from_client => {
+                    let now = self.requests.under_way.fetch_add(1, SeqCst) + 1;
+                    self.requests.most.fetch_max(now, SeqCst);
+                }
+                // The one after the login answers no request.
+                b'Z' if !self.from_client => {
+                    let less = |n: usize| n.checked_sub(1);
+                    let _ = self.requests.under_way.fetch_update(SeqCst, SeqCst, less);
+                }
+                _ => {}
+            }
+            self.first = false;
+            self.head.clear();
+        }
+    }
+}
+
 async fn forward(
     from: &mut tokio::net::tcp::OwnedReadHalf,
     to: &mut tokio::net::tcp::OwnedWriteHalf,
     hung: &mut tokio::sync::watch::Receiver<bool>,
     mut pooler: bool,
+    mut messages: Messages,
 ) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut buffer = vec![0; 65_536];
@@ -1470,6 +1619,7 @@ async fn forward(
             buffer[at + 5] ^= 0x55;
             pooler = false;
         }
+        messages.read(&buffer[..n]);
         if n == 0 || to.write_all(&buffer[..n]).await.is_err() {
             break;
         }

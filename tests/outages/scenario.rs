@@ -317,7 +317,12 @@ impl Caller {
         };
         for (key, _) in &self.books.stable.lock()[..before] {
             if listed.binary_search(key).is_err() {
-                self.books.contradiction(format!("{key} was not listed"));
+                self.books.contradiction(format!(
+                    "{key} was not listed ({} keys were, {:?} to {:?})",
+                    listed.len(),
+                    listed.first(),
+                    listed.last()
+                ));
             }
         }
         true

@@ -7,6 +7,15 @@
 //! in every process). Only where the connection is known to end at the server itself ([`direct`])
 //! are the few hot statements prepared: not having to be planned makes a lookup 2 to 5 times as
 //! cheap for the server.
+//!
+//! For the same reason only a connection to the server itself carries more than one request at a
+//! time. A transaction pooler gives a server connection to the next client when the server is
+//! ready, and pgbouncer before 1.21 (Debian 12 has 1.18) takes it for ready once it has answered
+//! one of several requests. If the client of the others hangs up then, by a crash or because the
+//! server hangs, the next client gets their answers for its own: a listing was empty, and a lookup
+//! can miss a block that is there (`disconnect_client` in pgbouncer's `src/objects.c`;
+//! `tests/outages/pooler.rs` saw it once in a hundred runs). A request that is dropped before its
+//! answer has come closes such a connection, and pgbouncer then closes the server's.
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::future::Future;
@@ -78,6 +87,7 @@ impl Opener {
             opener: self.clone(),
             hang_up,
             direct: AtomicBool::new(false),
+            turn: tokio::sync::Mutex::default(),
             named: Mutex::default(),
             clock: Mutex::new(None),
         }))
@@ -103,8 +113,10 @@ pub(super) struct Conn {
     pub opener: Arc<Opener>,
     hang_up: CancellationToken,
     /// Whether the connection is known to end at the server, without a pooler in between: then
-    /// statements may be prepared.
+    /// statements may be prepared, and requests need not wait for one another.
     direct: AtomicBool,
+    /// Held by the request under way while the connection is not known to be direct.
+    turn: tokio::sync::Mutex<()>,
     /// Prepared hot statements by [`Query::id`]; `None` while one is being prepared.
     named: Mutex<HashMap<usize, Option<Statement>>>,
     clock: Mutex<Option<Reading>>,
@@ -134,7 +146,10 @@ impl Conn {
                         let untyped: Vec<_> = typed.iter().map(|(param, _)| *param).collect();
                         self.client.query(named, &untyped).await
                     }
-                    None => self.client.query_typed(query.text(), &typed).await,
+                    None => {
+                        let request = self.client.query_typed(query.text(), &typed);
+                        self.in_turn(request).await
+                    }
                 }
             };
             let answer = match query.bounded {
@@ -156,12 +171,13 @@ impl Conn {
     /// As [`query`](Self::query), but returns the number of changed rows.
     pub async fn execute(&self, query: &Query, params: &[Param]) -> Answer<u64> {
         let typed: Vec<_> = params.iter().map(Param::typed).collect();
-        self.client.execute_typed(query.text(), &typed).await
+        let request = self.client.execute_typed(query.text(), &typed);
+        self.in_turn(request).await
     }
 
     /// Runs statements without parameters.
     pub async fn batch(&self, sql: &str) -> Answer<()> {
-        self.client.batch_execute(sql).await
+        self.in_turn(self.client.batch_execute(sql)).await
     }
 
     /// Runs `work` in one transaction. The connection must not be shared.
@@ -199,7 +215,7 @@ impl Conn {
     }
 
     async fn read_clock(&self) -> Answer<Reading> {
-        let clock = Reading::take(&self.client).await?;
+        let clock = self.in_turn(Reading::take(&self.client)).await?;
         *self.clock.lock() = Some(clock);
         Ok(clock)
     }
@@ -209,13 +225,29 @@ impl Conn {
         *self.clock.lock() = None;
     }
 
-    /// Finds out, beside other statements, whether statements may be prepared on this connection.
+    /// Makes a request, alone on the connection unless that is known to be direct. See the module.
+    async fn in_turn<T>(&self, request: impl Future<Output = Answer<T>>) -> Answer<T> {
+        if self.direct.load(Ordering::Relaxed) {
+            return request.await;
+        }
+        let _turn = self.turn.lock().await;
+        let unanswered = self.hang_up.clone().drop_guard();
+        let answer = request.await;
+        if answer.as_ref().is_err_and(|e| e.code().is_some()) {
+            // An error comes before the word that the server is ready. This comes after it.
+            let _ = self.client.batch_execute("").await;
+        }
+        unanswered.disarm();
+        answer
+    }
+
+    /// Finds out, between other statements, whether statements may be prepared on this connection.
     pub fn probe(self: &Arc<Self>) {
         let conn = self.clone();
         self.opener.runtime.spawn(async move {
-            if direct::is_direct(&conn.client).await {
-                conn.direct.store(true, Ordering::Relaxed);
-            }
+            let direct = conn.in_turn(direct::is_direct(&conn.client)).await;
+            conn.direct
+                .store(direct.unwrap_or(false), Ordering::Relaxed);
         });
     }
 

@@ -15,18 +15,18 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::types::Type;
 use tokio_postgres::Client;
 
+use super::conn::Answer;
+
 const CANCEL_REQUEST: i32 = 80_877_102;
 const SSL_REQUEST: i32 = 80_877_103;
 
-/// Asks (one round trip, pipelined with others).
-pub(super) async fn is_direct(client: &Client) -> bool {
+/// Asks (one round trip).
+pub(super) async fn is_direct(client: &Client) -> Answer<bool> {
     let none: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)] = &[];
     let asked = client.query_typed("SELECT pg_backend_pid()", none);
     let (told, asked) = tokio::join!(told_pid(client), asked);
-    let asked: Option<i32> = asked
-        .ok()
-        .and_then(|rows| rows.first().and_then(|row| row.try_get(0).ok()));
-    asked.is_some() && told == asked
+    let asked: Option<i32> = asked?.first().map(|row| row.try_get(0)).transpose()?;
+    Ok(asked.is_some() && told == asked)
 }
 
 /// The process ID given at login. tokio-postgres does not expose it, but writes it into cancel

@@ -3,8 +3,9 @@
 //! **Problem.** Short statements should not wait for one another, nor take up a connection each.
 //!
 //! **Outline.** Any number of callers share one connection. Each statement is one round trip, and
-//! the next one is sent before the answer to the former has come. The first call connects; a later
-//! call connects anew when the connection is closed or was discarded.
+//! the next one is sent before the answer to the former has come, unless a pooler may be in between
+//! ([`super::conn`]). The first call connects; a later call connects anew when the connection is
+//! closed or was discarded.
 //!
 //! **Invariants.**
 //! - At most one connection is being opened at a time. Callers that wait for it use the one that

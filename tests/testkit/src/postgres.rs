@@ -35,6 +35,9 @@ pub struct Postgres {
     bin: PathBuf,
     port: u16,
     server: Option<Child>,
+    /// While the server is down: a socket that keeps its port from other processes, and on which
+    /// nothing listens.
+    kept_port: Option<tokio::net::TcpSocket>,
     /// The URL of a coordinator that this process has not started.
     coordinator: Option<String>,
 }
@@ -112,6 +115,7 @@ impl Postgres {
             dir,
             bin: find_bin(),
             server: None,
+            kept_port: None,
             coordinator: None,
         }
     }
@@ -141,6 +145,7 @@ impl Postgres {
     /// at a restore point, and at its port.
     pub fn restore(&mut self, mut backup: Postgres, point: &str) {
         self.down();
+        self.kept_port = None;
         let archive = self.dir.path().join("archive");
         let conf = format!(
             "\nrestore_command='cp {}/%f %p'\nrecovery_target_name='{point}'\n\
@@ -216,6 +221,7 @@ impl Postgres {
         assert!(self.server.is_none(), "Postgres is already running");
         for attempt in 0.. {
             let log = std::fs::File::create(self.dir.path().join("log")).expect("log file");
+            self.kept_port = None;
             let child = as_server_user(&self.bin.join("postgres"))
                 .arg("-D")
                 .arg(self.data())
@@ -257,12 +263,22 @@ impl Postgres {
     pub fn down(&mut self) {
         self.signal("-INT"); // "fast shutdown"
         self.reap(Duration::from_secs(20));
+        self.keep_port();
     }
 
     /// Stops the server without writing anything more, as an "immediate shutdown" does.
     pub fn down_now(&mut self) {
         self.signal("-QUIT");
         self.reap(Duration::from_secs(10));
+        self.keep_port();
+    }
+
+    fn keep_port(&mut self) {
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+        // The connections of the stopped server may linger.
+        socket.set_reuseaddr(true).expect("socket");
+        let bound = socket.bind(([127, 0, 0, 1], self.port).into());
+        self.kept_port = bound.is_ok().then_some(socket);
     }
 
     /// Kills every process of the server, as the kernel or a power cut would.
@@ -276,6 +292,7 @@ impl Postgres {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
+        self.keep_port();
     }
 
     /// Sends a signal to every process of the server.
