@@ -15,13 +15,13 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::types::Type;
 use tokio_postgres::Client;
 
-use super::conn::Answer;
+use super::error::PgError;
 
 const CANCEL_REQUEST: i32 = 80_877_102;
 const SSL_REQUEST: i32 = 80_877_103;
 
 /// Asks (one round trip).
-pub(super) async fn is_direct(client: &Client) -> Answer<bool> {
+pub(super) async fn is_direct(client: &Client) -> Result<bool, PgError> {
     let none: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)] = &[];
     let asked = client.query_typed("SELECT pg_backend_pid()", none);
     let (told, asked) = tokio::join!(told_pid(client), asked);
