@@ -426,6 +426,6 @@ async fn the_workers_clocks_may_show_anything() {
         let rest = keys_of(&all);
         assert_eq!(index.delete_many(&rest).await.unwrap().blocks, 39);
         index.close().await.unwrap();
-        carries_out_nothing_late(&cluster.coordinator, "postgres").await;
+        carries_out_nothing_late(&cluster.coordinator, "postgres", true).await;
     }
 }

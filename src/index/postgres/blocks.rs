@@ -108,14 +108,14 @@ impl PostgresParts {
     }
 
     /// Deletes rows that another transaction may be about to insert ([`super::in_doubt`]): waits
-    /// for that transaction. Returns the result of the deletion, and the number of rows that it
-    /// inserted itself.
+    /// for that transaction. Returns the result of the deletion, and what to add to it for the rows
+    /// that it inserted itself.
     async fn delete_for_sure(
         self: &Arc<Self>,
         call: &Call,
         params: &Arc<[Param]>,
         staged: bool,
-    ) -> Result<Answer<(Vec<Row>, usize)>> {
+    ) -> Result<Answer<(Vec<Row>, Usage)>> {
         call::run(&self.pool, call, |conn, deadline| {
             let (inner, params) = (self.clone(), params.clone());
             Box::pin(async move {
@@ -123,7 +123,8 @@ impl PostgresParts {
                     let placed = conn.query(&inner.sql.place, &params, deadline).await?;
                     let delete = &inner.sql.delete[usize::from(staged)];
                     let rows = conn.query(delete, &params, deadline).await?;
-                    Ok((rows, placed.len()))
+                    let placed = i64::try_from(placed.len()).unwrap_or(i64::MAX);
+                    Ok((rows, Usage::new(-placed, 0)))
                 };
                 conn.transaction(work).await
             })
@@ -289,6 +290,10 @@ impl Rows for PostgresIndex {
                 }
                 return Ok(done);
             }
+            if inner.deletes_apart(staged) {
+                let deleted = inner.delete_apart(call, params).await?;
+                return Ok(deleted.map(|deleted| (Vec::new(), deleted)));
+            }
             let query = &inner.sql.delete[usize::from(staged)];
             let mut removed: Vec<Row> = Vec::new();
             for last in (0..MOST_PROMOTED).rev() {
@@ -304,16 +309,11 @@ impl Rows for PostgresIndex {
                     Err(e) => return Ok(Err(e)),
                 }
             }
-            Ok(Ok((removed, 0)))
+            Ok(Ok((removed, Usage::default())))
         };
-        let (rows, placed) = inner.with_staging(call, delete).await?;
+        let (rows, more) = inner.with_staging(call, delete).await?;
         let removed = read(call.what, &rows, usage)?.into_iter();
-        let removed = removed.fold(Usage::default(), Usage::plus);
-        let placed = Usage {
-            blocks: i64::try_from(placed).unwrap_or(i64::MAX),
-            bytes: 0,
-        };
-        Ok(removed.minus(placed))
+        Ok(removed.fold(more, Usage::plus))
     }
 
     async fn delete_from(&self, from: &str, keys: &[String]) -> Result<Usage> {

@@ -87,6 +87,7 @@ impl Opener {
             opener: self.clone(),
             hang_up,
             direct: AtomicBool::new(false),
+            probed: AtomicBool::new(false),
             turn: tokio::sync::Mutex::default(),
             named: Mutex::default(),
             clock: Mutex::new(None),
@@ -115,6 +116,7 @@ pub(super) struct Conn {
     /// Whether the connection is known to end at the server, without a pooler in between: then
     /// statements may be prepared, and requests need not wait for one another.
     direct: AtomicBool,
+    probed: AtomicBool,
     /// Held by the request under way while the connection is not known to be direct.
     turn: tokio::sync::Mutex<()>,
     /// Prepared hot statements by [`Query::id`]; `None` while one is being prepared.
@@ -241,8 +243,12 @@ impl Conn {
         answer
     }
 
-    /// Finds out, between other statements, whether statements may be prepared on this connection.
+    /// Finds out, once and between other statements, whether statements may be prepared on this
+    /// connection.
     pub fn probe(self: &Arc<Self>) {
+        if self.probed.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let conn = self.clone();
         self.opener.runtime.spawn(async move {
             let direct = conn.in_turn(direct::is_direct(&conn.client)).await;

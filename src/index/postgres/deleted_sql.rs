@@ -23,14 +23,40 @@ pub(super) fn returned(shape: &Shape) -> String {
 /// Keeps the rows that the deletion `d` has removed. A row without a blob is one that the deletion
 /// itself has placed ([`super::in_doubt`]).
 pub(super) fn keep(companion: &str, keep: Duration) -> String {
+    let times = times(keep);
+    let rows =
+        format!("SELECT key, blob_id, patch_id, {COMMON}, {times} FROM d WHERE blob_id <> ''");
+    keep_rows(companion, &rows)
+}
+
+/// The number of parameters of a row of [`keep_values`].
+const VALUES: usize = 9;
+/// Most rows of [`keep_values`].
+pub(super) const MOST_VALUES: usize = 1000;
+
+/// Keeps `rows` rows, whose columns as [`returned`] names them are parameters, from the key on and
+/// without the name of a column that the table lacks.
+fn keep_values(companion: &str, keep: Duration, rows: usize) -> String {
+    let times = times(keep);
+    let row = |n: usize| {
+        let params = (1..=VALUES).map(|i| format!("${}", n * VALUES + i));
+        format!("({}, {times})", params.collect::<Vec<_>>().join(", "))
+    };
+    let rows: Vec<_> = (0..rows).map(row).collect();
+    keep_rows(companion, &format!("VALUES {}", rows.join(", ")))
+}
+
+fn times(keep: Duration) -> String {
+    format!("now(), now() + interval '{} seconds'", keep.as_secs_f64())
+}
+
+fn keep_rows(companion: &str, rows: &str) -> String {
     let names = format!("blob, patch_id, {COMMON}, deleted_at, keep_until");
     let set = names
         .split(", ")
         .map(|name| format!("{name} = EXCLUDED.{name}"));
     format!(
-        "INSERT INTO {companion} (key, {names}) SELECT key, blob_id, patch_id, {COMMON}, now(), \
-         now() + interval '{} seconds' FROM d WHERE blob_id <> '' ON CONFLICT (key) DO UPDATE SET {}",
-        keep.as_secs_f64(),
+        "INSERT INTO {companion} (key, {names}) {rows} ON CONFLICT (key) DO UPDATE SET {}",
         set.collect::<Vec<_>>().join(", "),
     )
 }
@@ -50,12 +76,18 @@ pub(super) struct DeletedSql {
     pub undelete: Query,
     pub page: Query,
     pub purge: Query,
+    /// Deletes rows and returns them, for [`keep`](Self::keep) in the same transaction.
+    pub remove: Query,
+    /// Fails once its time is over.
+    pub in_time: Query,
+    keep_one: Query,
     table: String,
+    keep: Duration,
 }
 
 impl DeletedSql {
     /// `get_many`: the lookups of keys without kept rows.
-    pub fn new(shape: &Shape, get_many: &[String; 2]) -> DeletedSql {
+    pub fn new(shape: &Shape, get_many: &[String; 2], keep: Duration) -> DeletedSql {
         let table = shape.table.quoted();
         let kept = shape.table.companion("_deleted").quoted();
         let of_keys = |last| {
@@ -96,7 +128,22 @@ impl DeletedSql {
             purge: Query::once(format!(
                 "DELETE FROM {kept} WHERE key = ANY($1) AND keep_until <= now()"
             )),
+            remove: Query::hot(format!(
+                "DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size{}",
+                returned(shape)
+            )),
+            in_time: Query::hot(format!("SELECT {}", deadline::when_begun(1))).bounded(),
+            keep_one: Query::hot(keep_values(&kept, keep, 1)),
             table: kept,
+            keep,
+        }
+    }
+
+    /// Keeps at most [`MOST_VALUES`] rows; their columns are parameters.
+    pub fn keep(&self, rows: usize) -> Query {
+        match rows {
+            1 => self.keep_one.clone(),
+            _ => Query::once(keep_values(&self.table, self.keep, rows)),
         }
     }
 

@@ -4,6 +4,7 @@
 //! over connections that a call has to itself (`pool`). Both open connections when they are first
 //! needed. Every call passes through `call`, which repeats or cancels it as needed.
 
+mod apart;
 mod blocks;
 mod call;
 mod cancel;

@@ -88,9 +88,14 @@ impl Shards {
         Ok(Shards(begins.filter(|_| alike).collect()))
     }
 
+    /// Whether the table is distributed.
+    pub fn are_many(&self) -> bool {
+        self.0.len() > 1
+    }
+
     /// The keys of each shard that may hold one of them.
     fn split(&self, keys: &[String]) -> Vec<Vec<String>> {
-        if self.0.len() < 2 || keys.len() <= TOGETHER * self.0.len() {
+        if !self.are_many() || keys.len() <= TOGETHER * self.0.len() {
             return vec![keys.to_vec()];
         }
         let mut parts: BTreeMap<usize, Vec<String>> = BTreeMap::new();

@@ -259,7 +259,7 @@ impl Sql {
                 Query::hot(get.clone()),
                 Query::hot(format!("SELECT TRUE AS staged, {STAGED_COLUMNS} FROM {staging} WHERE key = $1 UNION ALL {get}")),
             ],
-            deleted: DeletedSql::new(shape, &get_many),
+            deleted: DeletedSql::new(shape, &get_many, keep),
             get_many: get_many.map(Query::hot),
             staged_value: Query::hot(format!("SELECT value FROM {staging} WHERE key = $1")),
             delete: [false, true].map(delete),
