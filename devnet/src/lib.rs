@@ -359,6 +359,13 @@ impl Devnet {
         written(self.shared.network.collect_expired())
     }
 
+    /// The registrations that their owners have deleted since this was called last, as they were
+    /// then, each as a blob with no other one. The first call returns none and begins to keep them.
+    #[must_use]
+    pub fn take_deleted(&self) -> Vec<BlobInfo> {
+        self.shared.network.take_deleted()
+    }
+
     /// The storage that is paid for and that no blob uses, by ID: what deleted blobs left.
     #[must_use]
     pub fn free_storage(&self) -> Vec<FreeStorage> {

@@ -262,8 +262,15 @@ fn the_storage_of_a_deleted_blob_is_used_again() {
     });
     let url = net.url();
     let query = "epochs=5&deletable=true&reuse_resources=true";
-    let (_, object) = stored(&url, query, &pattern(1000));
+    assert!(net.take_deleted().is_empty());
+    let (blob, object) = stored(&url, query, &pattern(1000));
     delete(&url, &object);
+    let [deleted] = &net.take_deleted()[..] else {
+        panic!("one was deleted");
+    };
+    assert_eq!(deleted.blob_id.to_string(), blob);
+    assert_eq!(deleted.registrations[0].object_id.to_string(), object);
+    assert!(net.take_deleted().is_empty());
     let before = net.stats().cost_frost;
     let answer = put(&url, &format!("/v1/blobs?{query}"), &pattern(1001)).json();
     let created = &answer["newlyCreated"];

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{json, Value};
 
 use super::answers::{blob_object, BlobObject};
-use super::{Network, MAX_EPOCHS};
+use super::state::{Blob, Content};
+use super::{BlobInfo, Network, MAX_EPOCHS};
 use crate::blob_id::BlobId;
 use crate::disk::Record;
 use crate::object_id::ObjectId;
@@ -218,6 +219,23 @@ impl Network {
         mine.filter(|r| owner(r) == Some(sender) && r.deletable && r.end_epoch > now)
             .map(|r| r.object_id)
             .collect()
+    }
+
+    /// The registrations that were deleted since this was called last; the first call begins to
+    /// keep them.
+    pub fn take_deleted(&self) -> Vec<BlobInfo> {
+        let mut state = self.state.lock();
+        let now = self.epoch_at(state.anchor);
+        let deleted = state.deleted.replace(Vec::new()).unwrap_or_default();
+        let describe = |(id, size, registration): (BlobId, u64, Registration)| {
+            let blob = Blob {
+                size,
+                content: Content::File,
+                registrations: vec![registration],
+            };
+            self.describe(&id, &blob, now)
+        };
+        deleted.into_iter().map(describe).collect()
     }
 
     /// The storage that is paid for and that no blob uses, by ID.

@@ -45,6 +45,8 @@ pub(crate) struct State {
     /// Storage without a blob, by its ID.
     pub free: HashMap<ObjectId, FreeStorage>,
     pub blocked: HashSet<BlobId>,
+    /// Registrations that their owners have deleted, if they are kept: the blob, its size.
+    pub deleted: Option<Vec<(BlobId, u64, Registration)>>,
 }
 
 impl State {
@@ -57,6 +59,7 @@ impl State {
             other_objects: HashSet::new(),
             free: HashMap::new(),
             blocked: HashSet::new(),
+            deleted: None,
         }
     }
 
@@ -129,7 +132,13 @@ impl State {
         let Some(blob) = self.blobs.get_mut(blob_id) else {
             return false;
         };
-        blob.registrations.retain(|r| r.object_id != *object_id);
+        let mut all = blob.registrations.iter();
+        if let Some(at) = all.position(|r| r.object_id == *object_id) {
+            let gone = blob.registrations.remove(at);
+            if let Some(deleted) = &mut self.deleted {
+                deleted.push((*blob_id, blob.size, gone));
+            }
+        }
         let last = blob.registrations.is_empty();
         if last {
             self.blobs.remove(blob_id);

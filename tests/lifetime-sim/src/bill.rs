@@ -281,12 +281,13 @@ pub struct Paid {
 }
 
 impl Paid {
-    /// Notes what is registered now; returns what is new: objects and blobs. Must be called before
-    /// anything that has ended is dropped, and whenever it changes whether blocks are put or
-    /// renewed.
+    /// Notes what is registered now, or was deleted since it was called last; returns what is new:
+    /// objects and blobs. Must be called before there are any, before anything that has ended is
+    /// dropped, and whenever it changes whether blocks are put or renewed.
     pub fn note(&mut self, net: &Devnet, putting: bool) -> Vec<(ObjectId, String)> {
         let mut new = Vec::new();
-        for blob in net.blobs() {
+        let deleted = net.take_deleted();
+        for blob in deleted.into_iter().chain(net.blobs()) {
             let blob_id = blob.blob_id.to_string();
             for r in blob.registrations {
                 if let Some(known) = self.registrations.get_mut(&r.object_id) {
