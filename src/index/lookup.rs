@@ -360,7 +360,7 @@ impl Rows for Lookups {
     }
 
     async fn delete_from(&self, from: &str, keys: &[String]) -> Result<Usage> {
-        let _writing = self.cache.writing(keys.iter().map(String::as_str));
+        let _writing = self.writing(keys.iter().map(String::as_str));
         self.index.delete_from(from, keys).await
     }
 

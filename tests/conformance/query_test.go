@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand"
+	"os"
 	"reflect"
 	"sync"
 	"testing"
@@ -142,6 +143,9 @@ func checkNaive(t *testing.T, d *walrusds.Datastore, q dsq.Query, stored []dsq.E
 // TestPushdownReadsOnlyWhatIsWanted checks the index's work for a query: with a filter and an order
 // by key, the engine asks it for as many rows as the query wants, not for the whole table.
 func TestPushdownReadsOnlyWhatIsWanted(t *testing.T) {
+	if os.Getenv("WALRUSDS_TEST_CITUS") != "" {
+		t.Skip("the workers read the rows, and count them each in a database of its own")
+	}
 	const n = 20_000
 	config, dir := spec(postgres, named(t, postgres)), t.TempDir()
 	// using opens the datastore, and gives the rows that the database has read by the end of it: a

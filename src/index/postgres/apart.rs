@@ -7,8 +7,7 @@
 //!
 //! **Outline.** A transaction deletes the rows, which come back to the node, and writes them to the
 //! table of kept rows as values. Both statements go to the worker of the key's shard, and the
-//! transaction of one worker is committed in one step. Where no pooler may be in between,
-//! statements that need no answer of one another travel together.
+//! transaction of one worker is committed in one step.
 //!
 //! **Invariants.**
 //! - Row and kept row change in one transaction.
@@ -21,7 +20,6 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use futures_util::future::{join, join3};
 use tokio_postgres::Row;
 
 use super::call::{self, Call};
@@ -52,7 +50,6 @@ impl PostgresParts {
         call::run(&self.pool, call, |conn, deadline| {
             let (inner, keys) = (self.clone(), keys.clone());
             Box::pin(async move {
-                conn.probe();
                 let work = Box::pin(inner.remove_and_keep(&conn, &keys, deadline));
                 conn.transaction(work).await
             })
@@ -67,11 +64,9 @@ impl PostgresParts {
         deadline: Instant,
     ) -> Answer<Usage> {
         let sql = &self.sql.deleted;
-        let removed = conn.query(&sql.remove, keys, deadline);
-        let (first, second, removed) =
-            join3(conn.batch(HAND_SETTINGS_ON), conn.batch(NO_WAIT), removed).await;
-        first.and(second)?;
-        let removed = removed?;
+        conn.batch(HAND_SETTINGS_ON).await?;
+        conn.batch(NO_WAIT).await?;
+        let removed = conn.query(&sql.remove, keys, deadline).await?;
         let mut deleted = Usage::default();
         for rows in removed.chunks(MOST_VALUES) {
             let mut values = Vec::new();
@@ -84,16 +79,10 @@ impl PostgresParts {
                     keeps += 1;
                 }
             }
-            let keep = sql.keep(keeps);
-            let kept = async {
-                match keeps {
-                    0 => Ok(Vec::new()),
-                    _ => conn.query(&keep, &values, deadline).await,
-                }
-            };
-            let in_time = conn.query(&sql.in_time, &[], deadline);
-            let (kept, in_time) = join(kept, in_time).await;
-            kept.and(in_time)?;
+            if keeps > 0 {
+                conn.query(&sql.keep(keeps), &values, deadline).await?;
+            }
+            conn.query(&sql.in_time, &[], deadline).await?;
         }
         Ok(deleted)
     }

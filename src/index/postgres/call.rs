@@ -13,7 +13,8 @@
 //! **Invariants.**
 //! - Work is given up at its deadline. The server knows the deadline of a bounded statement
 //!   ([`super::deadline`]).
-//! - Work whose caller leaves, or whose time is over, is cancelled on the server. If that does not
+//! - Work whose caller leaves, or whose time is over, is cancelled on the server, unless it is still
+//!   waiting for its turn. If that does not
 //!   end it, its connection is closed, so that a server that hangs keeps no place.
 //! - A pooled connection on which something was cancelled is not used again: the cancel request may
 //!   still be on its way, and must not hit the next call. On a shared connection it may hit a
@@ -28,6 +29,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -37,7 +39,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep_until, timeout};
 use tokio_postgres::Row;
 
-use super::conn::{Answer, Conn, Opener, CANCEL_GRACE};
+use super::conn::{Answer, Conn, Opener, CANCEL_GRACE, SENT};
 use super::error::{self, Retry};
 use super::follow::{self, Follow, Position};
 use super::query::{Param, Query};
@@ -111,9 +113,13 @@ where
         let conn = source.take(call.repeat, std::mem::take(&mut anew)).await?;
         let now = Instant::now();
         let deadline = if S::SHARED { begun } else { now } + call.limit;
+        let sent = Arc::new(AtomicUsize::new(0));
         let mut running = Running {
-            work: Some(work(conn.clone(), deadline)),
-            begun: false,
+            work: Some(Box::pin(
+                SENT.scope(sent.clone(), work(conn.clone(), deadline)),
+            )),
+            sent,
+            shared: S::SHARED,
             patience: S::PATIENCE,
             conn: conn.clone(),
             held: (call.pass.clone(), place.clone()),
@@ -206,10 +212,13 @@ async fn followed<S: Source>(
     let answer = run(source, call, |conn, deadline| {
         let (follow, query, params) = (follow.clone(), query.clone(), params.clone());
         Box::pin(async move {
-            // The server reads its position before the rows: `join` sends the two in this order.
+            // The server reads its position before the rows.
             let position = conn.query(&follow.position, &[], deadline);
             let rows = conn.query(&query, &params, deadline);
-            let (position, rows) = join(position, rows).await;
+            let (position, rows) = match conn.is_direct() {
+                true => join(position, rows).await, // sends the two in this order
+                false => (position.await, rows.await),
+            };
             let rows = rows?;
             Ok((Position::read(&position?)?, rows))
         })
@@ -226,7 +235,9 @@ async fn followed<S: Source>(
 /// Work on a connection. If it is dropped before its end, it is cancelled on the server.
 struct Running<T: Send + 'static> {
     work: Option<Work<T>>,
-    begun: bool,
+    /// How many of its requests were sent and have no answer yet.
+    sent: Arc<AtomicUsize>,
+    shared: bool,
     patience: Duration,
     conn: Arc<Conn>,
     /// Kept until the work has ended.
@@ -254,7 +265,6 @@ impl<T: Send + 'static> Future for Running<T> {
     type Output = Answer<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T>> {
-        self.begun = true;
         let Some(work) = self.work.as_mut() else {
             return Poll::Pending; // not polled after completion
         };
@@ -270,9 +280,12 @@ impl<T: Send + 'static> Unpin for Running<T> {}
 
 impl<T: Send + 'static> Drop for Running<T> {
     fn drop(&mut self) {
-        let Some(mut work) = self.work.take().filter(|_| self.begun) else {
+        let Some(mut work) = self.work.take() else {
             return;
         };
+        if self.shared && self.sent.load(Ordering::Relaxed) == 0 {
+            return; // it waits for its turn
+        }
         let (conn, held, patience) = (self.conn.clone(), self.held.clone(), self.patience);
         let runtime = conn.opener.runtime.clone();
         runtime.spawn(async move {
@@ -280,10 +293,18 @@ impl<T: Send + 'static> Drop for Running<T> {
             if !patience.is_zero() && timeout(patience, &mut work).await.is_ok() {
                 return;
             }
-            if !conn.is_closed() {
-                conn.cancel().await;
-            }
-            if timeout(CANCEL_GRACE, work).await.is_err() {
+            // The work is polled on: others wait for their turn on the connection.
+            let cancelled = async {
+                if !conn.is_closed() {
+                    conn.cancel().await;
+                }
+                tokio::time::sleep(CANCEL_GRACE).await;
+            };
+            let ended = tokio::select! {
+                _ = &mut work => true,
+                () = cancelled => false,
+            };
+            if !ended {
                 // Even a cancel request does not help: the server or the network hangs.
                 conn.abort();
             }

@@ -19,10 +19,11 @@
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
@@ -87,7 +88,7 @@ impl Opener {
             opener: self.clone(),
             hang_up,
             direct: AtomicBool::new(false),
-            probed: AtomicBool::new(false),
+            names: AtomicBool::new(false),
             turn: tokio::sync::Mutex::default(),
             named: Mutex::default(),
             clock: Mutex::new(None),
@@ -114,9 +115,11 @@ pub(super) struct Conn {
     pub opener: Arc<Opener>,
     hang_up: CancellationToken,
     /// Whether the connection is known to end at the server, without a pooler in between: then
-    /// statements may be prepared, and requests need not wait for one another.
+    /// requests need not wait for one another.
     direct: AtomicBool,
-    probed: AtomicBool,
+    /// Whether hot statements may be prepared: the connection is direct, and the server has not lost
+    /// one.
+    names: AtomicBool,
     /// Held by the request under way while the connection is not known to be direct.
     turn: tokio::sync::Mutex<()>,
     /// Prepared hot statements by [`Query::id`]; `None` while one is being prepared.
@@ -150,7 +153,7 @@ impl Conn {
                     }
                     None => {
                         let request = self.client.query_typed(query.text(), &typed);
-                        self.in_turn(request).await
+                        self.in_turn(Box::pin(request)).await
                     }
                 }
             };
@@ -174,27 +177,52 @@ impl Conn {
     pub async fn execute(&self, query: &Query, params: &[Param]) -> Answer<u64> {
         let typed: Vec<_> = params.iter().map(Param::typed).collect();
         let request = self.client.execute_typed(query.text(), &typed);
-        self.in_turn(request).await
+        self.in_turn(Box::pin(request)).await
     }
 
     /// Runs statements without parameters.
     pub async fn batch(&self, sql: &str) -> Answer<()> {
-        self.in_turn(self.client.batch_execute(sql)).await
+        self.in_turn(Box::pin(self.client.batch_execute(sql))).await
     }
 
     /// Runs `work` in one transaction. The connection must not be shared.
     pub async fn transaction<T>(&self, work: impl Future<Output = Answer<T>>) -> Answer<T> {
+        self.transaction_if(work, |_| true).await
+    }
+
+    /// As [`transaction`](Self::transaction); the transaction is undone if its result does not
+    /// `fit`.
+    pub async fn transaction_if<T>(
+        &self,
+        work: impl Future<Output = Answer<T>>,
+        fits: impl Fn(&T) -> bool,
+    ) -> Answer<T> {
         tokio::join!(self.batch("BEGIN"), self.renew_clock()).0?;
         match work.await {
-            Ok(done) => self.batch("COMMIT").await.map(|()| done),
-            Err(e) => {
-                // A connection on which ROLLBACK fails must not serve another call.
-                if self.batch("ROLLBACK").await.is_err() {
-                    self.abort();
+            Ok(done) if !fits(&done) => match self.batch("ROLLBACK").await {
+                Ok(()) => Ok(done),
+                Err(e) => Err(self.roll_back(e).await),
+            },
+            // Where a statement has failed unseen, the server would answer COMMIT with ROLLBACK, and
+            // this is an error.
+            Ok(done) => match self.batch("SELECT 1; COMMIT").await {
+                Ok(()) => Ok(done),
+                Err(e) if e.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
+                    Err(self.roll_back(e).await)
                 }
-                Err(e)
-            }
+                Err(e) => Err(e),
+            },
+            Err(e) => Err(self.roll_back(e).await),
         }
+    }
+
+    /// Ends a transaction after an error, and returns that.
+    async fn roll_back(&self, error: PgError) -> PgError {
+        // A connection on which ROLLBACK fails must not serve another call.
+        if self.batch("ROLLBACK").await.is_err() {
+            self.abort();
+        }
+        error
     }
 
     /// The server's time until which it may carry out a statement whose caller gives it up at
@@ -217,7 +245,7 @@ impl Conn {
     }
 
     async fn read_clock(&self) -> Answer<Reading> {
-        let clock = self.in_turn(Reading::take(&self.client)).await?;
+        let clock = self.in_turn(Box::pin(Reading::take(&self.client))).await?;
         *self.clock.lock() = Some(clock);
         Ok(clock)
     }
@@ -227,12 +255,20 @@ impl Conn {
         *self.clock.lock() = None;
     }
 
+    /// Whether several requests may be under way.
+    pub fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::Relaxed)
+    }
+
     /// Makes a request, alone on the connection unless that is known to be direct. See the module.
-    async fn in_turn<T>(&self, request: impl Future<Output = Answer<T>>) -> Answer<T> {
-        if self.direct.load(Ordering::Relaxed) {
+    /// Whatever waits for its answer must be polled until that has come: others wait for their turn.
+    async fn in_turn<T>(&self, request: BoxFuture<'_, Answer<T>>) -> Answer<T> {
+        if self.is_direct() {
+            let _sent = Sent::new();
             return request.await;
         }
         let _turn = self.turn.lock().await;
+        let _sent = Sent::new();
         let unanswered = self.hang_up.clone().drop_guard();
         let answer = request.await;
         if answer.as_ref().is_err_and(|e| e.code().is_some()) {
@@ -243,15 +279,14 @@ impl Conn {
         answer
     }
 
-    /// Finds out, once and between other statements, whether statements may be prepared on this
-    /// connection.
+    /// Finds out, between other statements, whether statements may be prepared on this connection.
+    /// Only for a shared one: what is prepared beside a transaction would take part in it.
     pub fn probe(self: &Arc<Self>) {
-        if self.probed.swap(true, Ordering::Relaxed) {
-            return;
-        }
         let conn = self.clone();
         self.opener.runtime.spawn(async move {
-            let direct = conn.in_turn(direct::is_direct(&conn.client)).await;
+            let direct = conn
+                .in_turn(Box::pin(direct::is_direct(&conn.client)))
+                .await;
             conn.direct
                 .store(direct.unwrap_or(false), Ordering::Relaxed);
         });
@@ -259,7 +294,7 @@ impl Conn {
 
     /// The prepared form of a statement, if it exists already.
     fn named(&self, query: &Query) -> Option<Statement> {
-        if !query.hot || !self.direct.load(Ordering::Relaxed) {
+        if !query.hot || !self.names.load(Ordering::Relaxed) {
             return None;
         }
         self.named.lock().get(&query.id())?.clone()
@@ -267,7 +302,7 @@ impl Conn {
 
     /// Prepares a statement that has just worked, where allowed, beside the callers' statements.
     fn prepare(self: &Arc<Self>, query: &Query, types: Vec<Type>) {
-        if !query.hot || !self.direct.load(Ordering::Relaxed) {
+        if !query.hot || !self.names.load(Ordering::Relaxed) {
             return;
         }
         match self.named.lock().entry(query.id()) {
@@ -296,7 +331,7 @@ impl Conn {
 
     /// Stops using prepared statements on this connection.
     fn forget_named(&self) {
-        self.direct.store(false, Ordering::Relaxed);
+        self.names.store(false, Ordering::Relaxed);
         self.named.lock().clear();
     }
 
@@ -319,6 +354,27 @@ impl Conn {
     /// Whether the server answers within `limit`.
     pub async fn answers(&self, limit: Duration) -> bool {
         matches!(timeout(limit, self.batch("")).await, Ok(Ok(())))
+    }
+}
+
+tokio::task_local! {
+    /// How many requests of the present work were sent and have no answer yet.
+    pub(super) static SENT: Arc<AtomicUsize>;
+}
+
+/// Counts a request in [`SENT`].
+struct Sent;
+
+impl Sent {
+    fn new() -> Sent {
+        let _ = SENT.try_with(|sent| sent.fetch_add(1, Ordering::Relaxed));
+        Sent
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        let _ = SENT.try_with(|sent| sent.fetch_sub(1, Ordering::Relaxed));
     }
 }
 

@@ -128,12 +128,12 @@ impl DeletedSql {
             purge: Query::once(format!(
                 "DELETE FROM {kept} WHERE key = ANY($1) AND keep_until <= now()"
             )),
-            remove: Query::hot(format!(
+            remove: Query::once(format!(
                 "DELETE FROM {table} WHERE key = ANY($1) RETURNING key, size{}",
                 returned(shape)
             )),
-            in_time: Query::hot(format!("SELECT {}", deadline::when_begun(1))).bounded(),
-            keep_one: Query::hot(keep_values(&kept, keep, 1)),
+            in_time: Query::once(format!("SELECT {}", deadline::when_begun(1))).bounded(),
+            keep_one: Query::once(keep_values(&kept, keep, 1)),
             table: kept,
             keep,
         }

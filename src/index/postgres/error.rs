@@ -45,7 +45,11 @@ pub(super) fn retry(error: &PgError) -> Retry {
         c if *c == SqlState::QUERY_CANCELED => Retry::Cancelled,
         _ if is_late(error) => Retry::Late,
         _ if is_of_worker(error) => Retry::Worker,
-        c if *c == SqlState::T_R_SERIALIZATION_FAILURE || *c == SqlState::T_R_DEADLOCK_DETECTED => {
+        // The last is a transaction in which a statement has failed unseen: it was undone.
+        c if *c == SqlState::T_R_SERIALIZATION_FAILURE
+            || *c == SqlState::T_R_DEADLOCK_DETECTED
+            || *c == SqlState::IN_FAILED_SQL_TRANSACTION =>
+        {
             Retry::Again
         }
         c if *c == SqlState::ADMIN_SHUTDOWN

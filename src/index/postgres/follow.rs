@@ -14,7 +14,11 @@
 //! **Invariants.**
 //! - A position is noted with a time before the primary was asked for it.
 //! - Positions are kept in the order of their times, and so of their values: only the primary gives
-//!   them. A failover may lose the latest part of the log; a later position is larger again soon.
+//!   them.
+//! - No standby is ahead of its primary. If one was, it follows another log: the primary was restored
+//!   to an earlier moment, a failover has lost the latest part of the log, or the standby is of
+//!   another cluster. Then no answer of a standby counts until the primary has passed it, and an
+//!   answer counts after that only for positions that were noted since.
 //! - An answer counts only if the standby has all that this node wrote before the read began, and
 //!   none counts while this node writes.
 //! - The answer of a server that is no standby does not count. It may be a standby that was
@@ -137,6 +141,11 @@ struct State {
     told: bool,
     /// An answer came from a server that is no standby.
     met_primary: bool,
+    /// The largest position of an answer, and when it had come.
+    furthest: Option<(Instant, i64)>,
+    /// The position of a standby that was ahead of the primary.
+    astray: Option<i64>,
+    told_astray: bool,
 }
 
 impl Follow {
@@ -175,9 +184,24 @@ impl Follow {
 
     /// Notes a position of the primary, which was asked for at `asked`.
     pub fn note(&self, asked: Instant, position: Position) {
+        if position.standby {
+            return; // a proxy led the question astray
+        }
         let mut state = self.state.lock();
         state.silent = false;
         state.told_silent = false;
+        let before = state.furthest.filter(|(come, _)| *come < asked);
+        if let Some((_, at)) = before.filter(|(_, at)| *at > position.at) {
+            state.noted.clear();
+            state.astray = Some(at);
+        }
+        if state.astray.is_some_and(|at| at >= position.at) {
+            return;
+        }
+        if state.astray.take().is_some() {
+            state.furthest = None;
+            state.told_astray = false;
+        }
         if state.noted.len() >= MOST_NOTED {
             state.noted.pop_front();
         }
@@ -208,7 +232,7 @@ impl Follow {
         if idle.is_none_or(|last| now.duration_since(last) >= NOTED_FOR / 2) {
             self.reading.notify_waiters();
         }
-        if state.writing > 0 {
+        if state.writing > 0 || state.astray.is_some() {
             return None;
         }
         let wrote = state.wrote;
@@ -237,6 +261,11 @@ impl Follow {
         if position.is_some_and(|position| !position.standby) {
             state.met_primary = true;
             return Err(no_standby());
+        }
+        if let Some(Position { at, .. }) = position {
+            if state.furthest.is_none_or(|(_, furthest)| furthest < at) {
+                state.furthest = Some((Instant::now(), at));
+            }
         }
         match position.filter(|position| required.is_met(*position)) {
             Some(_) => {
@@ -280,6 +309,13 @@ impl Follow {
         let tell = state.behind_since.is_some_and(long) && !state.told;
         state.told |= tell;
         tell
+    }
+
+    /// Whether the operator is to be told that a standby is ahead of the primary; once until the
+    /// primary has passed it.
+    pub fn take_astray(&self) -> bool {
+        let mut state = self.state.lock();
+        state.astray.is_some() && !std::mem::replace(&mut state.told_astray, true)
     }
 
     /// Announces a write of this node, until the result is dropped.

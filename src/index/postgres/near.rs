@@ -179,6 +179,13 @@ async fn watch(
                     .into(),
             );
         }
+        if follow.take_astray() {
+            notify(
+                "index in Postgres: a standby is ahead of the primary, so it does not follow it: \
+                 lookups go to the primary. Build the standby anew, or take it out of the URL"
+                    .into(),
+            );
+        }
         if follow.take_met_primary() && looked.elapsed() >= LOOK_AGAIN {
             looked = Instant::now();
             // The next lookup connects anew, and prefers a standby.

@@ -560,7 +560,8 @@ fn count_usage(found: &Found) -> String {
 /// Brings the schema up to date, in one transaction under an advisory lock, so that any number of
 /// nodes may start for the first time at the same moment.
 pub(super) async fn migrate(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<()>> {
-    let done = conn.transaction(migrate_within(conn, wanted)).await;
+    let within = migrate_within(conn, wanted);
+    let done = conn.transaction_if(within, Result::is_ok).await;
     failpoint!("postgres.schema.committed");
     done
 }

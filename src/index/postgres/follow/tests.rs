@@ -8,6 +8,14 @@ fn at(at: i64) -> Position {
     }
 }
 
+fn primary(at: i64) -> Position {
+    Position {
+        standby: false,
+        at,
+        page: 8192,
+    }
+}
+
 fn minutes_ago(n: u64) -> Instant {
     Instant::now() - Duration::from_secs(60 * n)
 }
@@ -16,10 +24,10 @@ fn minutes_ago(n: u64) -> Instant {
 fn a_standby_must_have_what_the_primary_had_lately() {
     let follow = Follow::new(Duration::from_secs(90));
     assert_eq!(follow.required(), None, "nothing is known of the primary");
-    follow.note(minutes_ago(2), at(100));
+    follow.note(minutes_ago(2), primary(100));
     assert_eq!(follow.required(), None, "too long ago");
-    follow.note(minutes_ago(1), at(200));
-    follow.note(Instant::now(), at(300));
+    follow.note(minutes_ago(1), primary(200));
+    follow.note(Instant::now(), primary(300));
     let required = follow.required().unwrap();
     assert_eq!(required, Required::At(200));
     assert!(follow.judge(required, Some(at(200))).is_ok());
@@ -30,14 +38,14 @@ fn a_standby_must_have_what_the_primary_had_lately() {
 #[test]
 fn a_standby_must_have_what_this_node_wrote() {
     let follow = Follow::new(Duration::from_secs(90));
-    follow.note(Instant::now(), at(100));
+    follow.note(Instant::now(), primary(100));
     let writing = follow.writing();
     assert_eq!(follow.required(), None, "while it writes");
     drop(writing);
     assert_eq!(follow.required(), None, "the write may be after 100");
     follow.silent();
     assert_eq!(follow.required(), None, "also when the primary is gone");
-    follow.note(Instant::now(), at(200));
+    follow.note(Instant::now(), primary(200));
     assert_eq!(follow.required(), Some(Required::At(200)));
     follow.silent();
     assert!(follow.take_silent() && !follow.take_silent());
@@ -47,11 +55,11 @@ fn a_standby_must_have_what_this_node_wrote() {
 #[test]
 fn any_standby_answers_while_the_primary_is_silent() {
     let follow = Follow::new(Duration::from_secs(1));
-    follow.note(minutes_ago(1), at(100));
+    follow.note(minutes_ago(1), primary(100));
     follow.silent();
     follow.rest();
     assert_eq!(follow.required(), Some(Required::Nothing));
-    follow.note(Instant::now(), at(200));
+    follow.note(Instant::now(), primary(200));
     assert_eq!(follow.required(), None, "it rests");
 }
 
@@ -60,7 +68,7 @@ fn any_standby_answers_while_the_primary_is_silent() {
 #[test]
 fn a_server_that_is_no_standby_does_not_count() {
     let follow = Follow::new(Duration::from_secs(90));
-    follow.note(Instant::now(), at(100));
+    follow.note(Instant::now(), primary(100));
     let required = follow.required().unwrap();
     let promoted = Position {
         standby: false,
@@ -82,4 +90,43 @@ fn the_header_of_a_page_is_no_change() {
     assert!(!at(16384).has(16384 + 41));
     assert!(!at(16385).has(16384 + 24));
     assert!(!at(16000).has(16384));
+}
+
+/// A primary that was restored to an earlier moment goes on from a smaller position. A standby that
+/// has followed it before has a log of its own.
+#[test]
+fn a_standby_that_is_ahead_of_the_primary_does_not_count() {
+    let follow = Follow::new(Duration::from_secs(90));
+    follow.note(Instant::now(), primary(900));
+    let required = follow.required().unwrap();
+    assert!(follow.judge(required, Some(at(1000))).is_ok());
+    follow.note(Instant::now(), primary(500));
+    assert_eq!(follow.required(), None);
+    assert!(follow.take_astray() && !follow.take_astray());
+    follow.silent();
+    assert_eq!(follow.required(), None, "also when the primary is gone");
+    follow.note(Instant::now(), primary(1000));
+    assert_eq!(follow.required(), None, "the standby may be there");
+    follow.note(Instant::now(), primary(1001));
+    assert_eq!(follow.required(), Some(Required::At(1001)));
+    assert!(!follow.take_astray());
+}
+
+#[test]
+fn a_standby_may_be_ahead_of_what_the_primary_said_before() {
+    let follow = Follow::new(Duration::from_secs(90));
+    let asked = Instant::now();
+    follow.note(asked, primary(100));
+    let required = follow.required().unwrap();
+    assert!(follow.judge(required, Some(at(300))).is_ok());
+    // It was asked before the standby answered.
+    follow.note(asked, primary(200));
+    assert_eq!(follow.required(), Some(required));
+}
+
+#[test]
+fn a_standby_in_place_of_the_primary_is_no_measure() {
+    let follow = Follow::new(Duration::from_secs(90));
+    follow.note(Instant::now(), at(100));
+    assert_eq!(follow.required(), None);
 }
