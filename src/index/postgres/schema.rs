@@ -142,8 +142,8 @@ impl Find {
     }
 }
 
-/// The statement that reads the version rows, and the notes beside them. It fails with "undefined table" where there is no
-/// such table yet.
+/// The statement that reads the version rows, and the notes beside them. It fails with "undefined
+/// table" where there is no such table yet.
 pub(super) fn read_meta(table: &TableName) -> String {
     format!(
         "SELECT name, value FROM {}",
