@@ -24,6 +24,11 @@ use walrusds::{
 const ROWS: i64 = 12_000;
 const IN_A_BLOB: i64 = 250;
 
+/// The table in which a Go node stages blocks.
+const STAGING: &str =
+    "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, \
+     size BIGINT NOT NULL, created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ)";
+
 fn end(n: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000 + n.unsigned_abs())
 }
@@ -135,6 +140,144 @@ async fn a_blob_that_has_lost_its_rows_is_copied() {
     same(&from, &to).await;
     let copied = to.blobs(&[entry(3).blob_id]).await.unwrap();
     assert_eq!(copied[0].as_ref().map(|blob| blob.cost), Some(5_003));
+}
+
+/// The last entry of a blob goes from the source between two passes. The copy forgets it, too, and
+/// counts that as a change.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_the_source_has_forgotten_is_removed_from_the_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = sqlite(&dir.path().join("i.sqlite")).await;
+    fill(&from).await;
+    let pg = Postgres::shared();
+    let first = postgres(&pg.url(&pg.database())).await;
+    let second = sqlite(&dir.path().join("second.sqlite")).await;
+    let copies: [&dyn Index; 2] = [&first, &second];
+    let keys: Vec<String> = (3 * IN_A_BLOB..5 * IN_A_BLOB).map(|n| row(n).key).collect();
+    from.delete_many(&keys).await.unwrap();
+    let ids = [entry(3).blob_id, entry(4).blob_id];
+    from.set_state(&ids[..1], BlobState::Released)
+        .await
+        .unwrap();
+    for to in copies {
+        copy(&from, to, Copying::Beside, &mut go_on).await.unwrap();
+        assert!(to.blobs(&ids).await.unwrap().iter().all(Option::is_some));
+    }
+    assert_eq!(from.forget_blobs(&ids).await.unwrap(), 2);
+    for to in copies {
+        let report = copy(&from, to, Copying::Finish, &mut go_on).await.unwrap();
+        same(&from, to).await;
+        assert!(report.finished && report.passes == 2, "{report:?}");
+        assert_eq!(report.blobs, 2, "{report:?}");
+    }
+    first.close().await.unwrap();
+}
+
+/// A standby may be behind its primary, and looks like an index that rests.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_not_finished_from_a_standby() {
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Postgres::start();
+    let db = primary.database();
+    let from = postgres(&primary.url(&db)).await;
+    fill(&from).await;
+    assert!(from.identity().await.unwrap().is_some());
+    let standby = primary.start_replica();
+    let behind = postgres(&standby.url(&db)).await;
+    let to = sqlite(&dir.path().join("to.sqlite")).await;
+    // A pass beside the nodes may read from it.
+    copy(&behind, &to, Copying::Beside, &mut go_on)
+        .await
+        .unwrap();
+    let refused = copy(&behind, &to, Copying::Finish, &mut go_on)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Config, "{refused}");
+    assert!(refused.to_string().contains("standby"), "{refused}");
+    assert!(refused.to_string().contains("primary"), "{refused}");
+    let report = copy(&from, &to, Copying::Finish, &mut go_on).await.unwrap();
+    assert!(report.finished, "{report:?}");
+    same(&from, &to).await;
+    for index in [&from, &behind] {
+        index.close().await.unwrap();
+    }
+}
+
+/// A Go node has staged a block anew whose key has a row. The row is copied; a key that is staged
+/// alone has no row in the copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_row_of_a_key_that_is_staged_as_well_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let pg = Postgres::shared();
+    let db = pg.database();
+    pg.execute(&db, STAGING);
+    let from = postgres(&pg.url(&db)).await;
+    let to = sqlite(&dir.path().join("to.sqlite")).await;
+    let rows: Vec<KeyRecord> = (0..3).map(row).collect();
+    from.place(&entry(0), &rows).await.unwrap();
+    copy(&from, &to, Copying::Beside, &mut go_on).await.unwrap();
+    // Both a row and staged: 0. Staged alone: 1, of which the copy has a row, and 9.
+    to.delete(&rows[0].key).await.unwrap();
+    from.delete(&rows[1].key).await.unwrap();
+    for n in [0, 1, 9] {
+        let key = row(n).key;
+        let stage = format!(
+            "INSERT INTO walrus_index_staging (key, value, size) VALUES ('{key}', 'xyz', 3)"
+        );
+        pg.execute(&db, &stage);
+    }
+    let report = copy(&from, &to, Copying::Finish, &mut go_on).await.unwrap();
+    assert!(report.finished, "{report:?}");
+    assert_eq!(report.staged, 3, "{report:?}");
+    assert_eq!(report.compared, Usage::new(2, 2000), "{report:?}");
+    let (copied, _) = contents(&to).await;
+    let expected = [&rows[0], &rows[2]].map(|row| (row.key.clone(), row.record.clone()));
+    assert_eq!(copied, expected);
+    assert_eq!(to.usage().await.unwrap(), Usage::new(2, 2000));
+    from.close().await.unwrap();
+}
+
+/// No node works with a copy before it is finished: the last pass would remove what it stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_node_opens_a_copy_that_is_not_finished() {
+    let pg = Postgres::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let from = sqlite(&dir.path().join("from.sqlite")).await;
+    fill(&from).await;
+    let source = from.identity().await.unwrap().expect("it may be written");
+    let url = pg.url(&pg.database());
+    let first = postgres(&url).await;
+    let second = sqlite(&dir.path().join("second.sqlite")).await;
+    let in_a_file = r#""indexPath": "second.sqlite""#.to_owned();
+    let copies: [(&dyn Index, String); 2] = [(&first, url_key(&url)), (&second, in_a_file)];
+    for (to, index) in copies {
+        let config = |journal: &str| {
+            let json = format!(
+                r#"{{"publisherURL": "http://127.0.0.1:1", "aggregatorURL": "http://127.0.0.1:1", {journal}{index}}}"#
+            );
+            Config::from_json(&json).unwrap()
+        };
+        copy(&from, to, Copying::Beside, &mut go_on).await.unwrap();
+        for journal in ["", r#""journalPath": "journal", "#] {
+            let refused = WalrusDatastore::open(config(journal), dir.path()).await;
+            let refused = refused.err().expect("the copy is not finished");
+            assert_eq!(refused.kind(), ErrorKind::Config, "{refused}");
+            for part in [&*source, "copy_index -- --finish"] {
+                assert!(refused.to_string().contains(part), "{refused}");
+            }
+        }
+        let beside = WalrusDatastore::open_beside(config(""), dir.path()).await;
+        assert_eq!(beside.err().map(|e| e.kind()), Some(ErrorKind::Config));
+        // As a source it would be given an identity of its own.
+        let on = config(r#""table": "other", "#);
+        let on = copy_index(config(""), on, dir.path(), Copying::Beside, &mut go_on).await;
+        assert_eq!(on.err().map(|e| e.kind()), Some(ErrorKind::Config));
+        copy(&from, to, Copying::Finish, &mut go_on).await.unwrap();
+        same(&from, to).await;
+        let node = WalrusDatastore::open(config(""), dir.path()).await.unwrap();
+        node.close().await.unwrap();
+    }
+    first.close().await.unwrap();
 }
 
 /// All rows and entries of an index.

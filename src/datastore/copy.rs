@@ -14,7 +14,8 @@ use crate::index::copy::{copy, CopyProgress, CopyReport, Copying};
 ///
 /// # Errors
 /// As [`WalrusDatastore::open`](crate::WalrusDatastore::open), but for the journal, and [`copy`].
-/// [`ErrorKind::Config`] also if there is no index at `from`, or if both are one.
+/// [`ErrorKind::Config`] also if there is no index at `from`, if that is an unfinished copy itself,
+/// or if both are one.
 pub async fn copy_index(
     from: Config,
     to: Config,

@@ -20,6 +20,7 @@ use crate::clock::{Clock, EpochClock, SystemClock};
 use crate::config::{Config, IndexConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gone;
+use crate::index::copy::check_finished;
 use crate::index::lookup::Lookups;
 use crate::index::postgres::{PostgresIndex, PostgresOptions, StandbyReads};
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
@@ -95,11 +96,22 @@ impl Parts {
         })
     }
 
-    /// As [`open`](Self::open), to be written to. A table that is missing or old is an error, so
-    /// that a wrong path makes none.
+    /// As [`open`](Self::open), to be written to. An unfinished copy is an error: what is stored in
+    /// it would be lost.
+    pub(super) async fn open_for_use(config: &Config) -> Result<Parts> {
+        let parts = Parts::open(config, false).await?;
+        if let Err(e) = check_finished(&*parts.index) {
+            let _ = parts.index.close().await;
+            return Err(e);
+        }
+        Ok(parts)
+    }
+
+    /// As [`open_for_use`](Self::open_for_use). A table that is missing or old is an error, so that
+    /// a wrong path makes none.
     pub(super) async fn open_existing(config: &Config) -> Result<Parts> {
         Parts::open(config, true).await?.index.close().await?;
-        Parts::open(config, false).await
+        Parts::open_for_use(config).await
     }
 }
 
@@ -117,12 +129,13 @@ impl WalrusDatastore {
     /// `repo`. Must be called within a tokio runtime, which the datastore uses until closed.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a setting that the operator must change, [`ErrorKind::Index`] when
-    /// the index cannot be reached or used. With a journal, also as
+    /// [`ErrorKind::Config`] for a setting that the operator must change and for an unfinished copy
+    /// ([`copy_index`](crate::copy_index)), [`ErrorKind::Index`] when the index cannot be reached
+    /// or used. With a journal, also as
     /// [`with_parts`](Self::with_parts).
     pub async fn open(config: Config, repo: &Path) -> Result<Self> {
         let config = resolved(config, repo)?;
-        let parts = Parts::open(&config, false).await?;
+        let parts = Parts::open_for_use(&config).await?;
         let index = Arc::clone(&parts.index);
         let opened = async {
             let own = Own {

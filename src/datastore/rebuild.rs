@@ -46,7 +46,7 @@ pub async fn rebuild_index(
             ));
         }
     };
-    let parts = Parts::open(&config, false).await?;
+    let parts = Parts::open_for_use(&config).await?;
     let index = Arc::clone(&parts.index);
     let epochs = Arc::new(EpochClock::new(config.epoch_duration));
     if let Some(chain) = &chain {

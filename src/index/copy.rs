@@ -8,15 +8,16 @@
 //! makes the copy equal: rows that are missing are added with the entries of their blobs, rows that
 //! differ are replaced, rows that the source lacks are removed. A pass notes its place in the copy
 //! after each page. Passes that run beside a node bring most of the rows over. The last one runs
-//! when no node writes to the source any more ([`Copying::Finish`]): it compares every row, and is
-//! repeated until it finds nothing to change. Then the copy gets the identity of the source, by
-//! which journals know it.
+//! when no node writes to the source any more ([`Copying::Finish`]): it compares every row, removes
+//! the entries that the source has forgotten, and is repeated until it finds nothing to change.
+//! Then the copy gets the identity of the source, by which journals know it.
 //!
 //! **Invariants.**
 //! - The copy holds rows of one source alone: an index that has rows is taken only if its note
 //!   names the source. A finished copy has no note, so it is not taken again.
 //! - A page is committed before its place is noted. So a pass that was broken off repeats a page at
 //!   most, which changes nothing.
+//! - No node works with an unfinished copy (`check_finished`): a pass would remove what it stores.
 //! - Nothing is written to the source.
 
 use std::collections::BTreeSet;
@@ -25,11 +26,9 @@ use std::ops::Bound;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::InState;
-use super::{Blob, BlobState, Index, KeyRange, KeyRecord, Usage, IDENTITY};
+use super::{Blob, BlobState, Index, KeyRange, KeyRecord, Record, Usage, COPY, IDENTITY, STANDBY};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The note of the copy that says how far it is.
-const NOTE: &str = "copy";
 /// Rows of a page.
 const PAGE: usize = 5_000;
 /// Passes after which a source that goes on changing is given up.
@@ -58,9 +57,10 @@ pub struct CopyReport {
     pub replaced: u64,
     /// Rows that were removed from the copy.
     pub removed: u64,
-    /// Entries of blobs that were brought up to date.
+    /// Entries of blobs that were brought up to date, or removed with those of the source.
     pub blobs: u64,
-    /// Blocks that a Go node has staged in the source. They are not copied.
+    /// Blocks that a Go node has staged in the source. They are not copied, but the rows that some
+    /// of their keys have as well are.
     pub staged: u64,
     /// Whether the copy is finished: its latest pass has found it equal to the source.
     pub finished: bool,
@@ -80,14 +80,17 @@ struct Note {
 /// Deleted rows that are kept for undoing, and notes of renewal, are not copied.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] if `to` holds rows that are no copy of `from`, or if `from` goes on
-/// changing although the copy is to be finished; the errors of both indexes.
+/// [`ErrorKind::Config`] if `to` holds rows that are no copy of `from`, or, where the copy is to be
+/// finished, if `from` goes on changing or is on a standby; the errors of both indexes.
 pub async fn copy(
     from: &dyn Index,
     to: &dyn Index,
     copying: Copying,
     progress: CopyProgress<'_>,
 ) -> Result<CopyReport> {
+    if copying == Copying::Finish {
+        check_no_standby(from)?;
+    }
     let mut report = CopyReport::default();
     let source = from.identity().await?.ok_or_else(|| {
         bad("the source has no identity, and cannot be given one: open it with a node that may write to it first")
@@ -97,11 +100,14 @@ pub async fn copy(
         // Only a whole pass compares every row.
         let whole = after.is_empty();
         let place = std::mem::take(&mut after);
-        let changed = pass(from, to, &source, place, &mut report, progress).await?;
+        let mut changed = pass(from, to, &source, place, &mut report, progress).await?;
         report.passes += 1;
         if copying == Copying::Beside {
             return Ok(report);
         }
+        let forgotten = forget_with_the_source(from, to).await?;
+        report.blobs += forgotten;
+        changed += forgotten;
         if whole && changed == 0 {
             break;
         }
@@ -112,9 +118,38 @@ pub async fn copy(
         }
     }
     to.set_note(IDENTITY, Some(&source)).await?;
-    to.set_note(NOTE, None).await?;
+    to.set_note(COPY, None).await?;
     report.finished = true;
     Ok(report)
+}
+
+/// A standby may be behind its primary: a pass over it may find nothing to change while the source
+/// has other rows.
+fn check_no_standby(from: &dyn Index) -> Result<()> {
+    match from.only_reads() {
+        Some(STANDBY) => Err(bad(
+            "the server of the source is a standby, which may be behind its primary, so the copy cannot be finished \
+             from it: name the primary in postgresURL of the source, or all servers with \
+             target_session_attrs=read-write",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that an index is no copy that must be finished before it is used.
+pub(crate) fn check_finished(index: &dyn Index) -> Result<()> {
+    let Some(note) = index.unfinished_copy() else {
+        return Ok(());
+    };
+    let source = match serde_json::from_str::<Note>(note) {
+        Ok(note) => note.source,
+        Err(_) => "an unknown one".to_owned(),
+    };
+    Err(bad(format!(
+        "the index is an unfinished copy of another index ({source}), and what is stored in it would be lost when \
+         the copy is finished. Stop the nodes that write to the old index, and run: cargo run --release \
+         --example copy_index -- --finish FROM.json TO.json REPO"
+    )))
 }
 
 /// Checks that `to` may become a copy of the source; returns the key after which to go on.
@@ -125,10 +160,10 @@ async fn begin(source: &str, to: &dyn Index) -> Result<String> {
             "the index to copy to belongs to a journal of another index, or is a copy of another one: give an empty one",
         ));
     }
-    if let Some(note) = to.note(NOTE).await? {
+    if let Some(note) = to.note(COPY).await? {
         let note: Note = serde_json::from_str(&note).map_err(|e| {
             bad(format!(
-                "the note {NOTE:?} of the index to copy to cannot be read: {e}"
+                "the note {COPY:?} of the index to copy to cannot be read: {e}"
             ))
         })?;
         return match note.source == source {
@@ -154,7 +189,7 @@ async fn set_place(to: &dyn Index, source: &str, after: &str) -> Result<()> {
     };
     let text = serde_json::to_string(&note)
         .map_err(|e| Error::new(ErrorKind::Internal, format!("a note: {e}")))?;
-    to.set_note(NOTE, Some(&text)).await
+    to.set_note(COPY, Some(&text)).await
 }
 
 /// One pass over the keys after `after`. Returns how much was changed, in the copy and, as far as
@@ -221,19 +256,16 @@ async fn page(
     keys: &[String],
     report: &mut CopyReport,
 ) -> Result<u64> {
-    let rows = from.get_many(keys).await?;
+    let found = rows_of(from, keys).await?;
+    report.staged += found.staged;
     let there = to.get_many(keys).await?;
     let (mut missing, mut different, mut blobs) = (Vec::new(), Vec::new(), BTreeSet::new());
-    let mut gone = 0;
-    for ((key, row), there) in keys.iter().zip(rows).zip(there) {
+    let mut known: BTreeSet<&str> = BTreeSet::new();
+    for ((key, row), there) in keys.iter().zip(found.rows).zip(there) {
         let Some(row) = row else {
-            gone += 1;
             continue;
         };
-        if row.staged {
-            report.staged += 1;
-            continue;
-        }
+        known.insert(key);
         report.compared = report.compared.plus(Usage::new(1, row.size));
         blobs.insert(row.blob_id.clone());
         match there {
@@ -255,7 +287,6 @@ async fn page(
         report.replaced += different.len() as u64;
     }
     // Keys of the copy that the source lacks.
-    let known: BTreeSet<&str> = keys.iter().map(String::as_str).collect();
     let mut at = after.to_owned();
     loop {
         let found = to.list(&keys_after(&at, last), 0, PAGE).await?;
@@ -272,7 +303,39 @@ async fn page(
             _ => break,
         }
     }
-    Ok(gone)
+    Ok(found.gone)
+}
+
+/// What a source has under keys that it has listed.
+struct Found {
+    /// The row of each key, in the keys' order, whether or not a block is staged as well.
+    rows: Vec<Option<Record>>,
+    /// Keys with a staged block.
+    staged: u64,
+    /// Keys that the source has lost since.
+    gone: u64,
+}
+
+/// Reads the rows of keys. A lookup of a key with a staged block tells the staged block, so the row
+/// of such a key is read by itself.
+async fn rows_of(from: &dyn Index, keys: &[String]) -> Result<Found> {
+    let mut rows = from.get_many(keys).await?;
+    let gone = rows.iter().filter(|row| row.is_none()).count() as u64;
+    let is_staged = |row: &Option<Record>| row.as_ref().is_some_and(|row| row.staged);
+    let staged: Vec<usize> = (0..rows.len()).filter(|at| is_staged(&rows[*at])).collect();
+    let staged_keys: Vec<String> = staged.iter().map(|at| keys[*at].clone()).collect();
+    let beside = match from.staging() {
+        Some(staging) => staging.rows_beside(&staged_keys).await?,
+        None => vec![None; staged.len()],
+    };
+    for (at, row) in staged.iter().zip(beside) {
+        rows[*at] = row;
+    }
+    Ok(Found {
+        rows,
+        staged: staged.len() as u64,
+        gone,
+    })
 }
 
 /// Brings the entries of blobs in the copy up to date. Returns how many it changed.
@@ -351,6 +414,30 @@ async fn without_rows(from: &dyn Index, to: &dyn Index, report: &mut CopyReport)
         }
     }
     Ok(())
+}
+
+/// Removes the entries of the copy that the source has not, or no more. One whose blob has rows
+/// stays: an index may have rows of a blob without its entry. Returns how many were removed. From a
+/// source without a ledger nothing is learned.
+async fn forget_with_the_source(from: &dyn Index, to: &dyn Index) -> Result<u64> {
+    let mut removed = 0;
+    if !from.keeps_ledger() {
+        return Ok(removed);
+    }
+    for state in [BlobState::Live, BlobState::Released, BlobState::Deleting] {
+        let mut blobs = InState::new(to, state);
+        while let Some(page) = blobs.next().await? {
+            let ids: Vec<String> = page.into_iter().map(|blob| blob.blob_id).collect();
+            let entries = from.blobs(&ids).await?;
+            let lacking = ids.into_iter().zip(entries);
+            let lacking = lacking.filter(|(_, entry)| entry.is_none());
+            let lacking: Vec<String> = lacking.map(|(id, _)| id).collect();
+            if !lacking.is_empty() {
+                removed += to.forget_blobs(&lacking).await?;
+            }
+        }
+    }
+    Ok(removed)
 }
 
 fn bad(message: impl Into<String>) -> Error {

@@ -263,6 +263,11 @@ pub trait Ledger: Rows {
             .await
     }
 
+    /// Whether this index keeps a ledger.
+    fn keeps_ledger(&self) -> bool {
+        false
+    }
+
     /// The entries of blobs, in the order of `blob_ids`; `None` for a blob without entry.
     async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
         Ok(vec![None; blob_ids.len()])

@@ -432,6 +432,10 @@ impl Ledger for Lookups {
         self.index.renewed(blob).await
     }
 
+    fn keeps_ledger(&self) -> bool {
+        self.index.keeps_ledger()
+    }
+
     async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
         self.index.blobs(blob_ids).await
     }
@@ -594,6 +598,10 @@ impl Staging for Lookups {
         self.staged()?.discard(claims).await
     }
 
+    async fn rows_beside(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        self.staged()?.rows_beside(keys).await
+    }
+
     async fn release(&self, claims: &[Claim]) -> Result<()> {
         self.staged()?.release(claims).await
     }
@@ -607,6 +615,10 @@ impl Index for Lookups {
 
     fn only_reads(&self) -> Option<&'static str> {
         self.index.only_reads()
+    }
+
+    fn unfinished_copy(&self) -> Option<&str> {
+        self.index.unfinished_copy()
     }
 
     fn staging(&self) -> Option<&dyn Staging> {

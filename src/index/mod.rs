@@ -158,6 +158,12 @@ impl Record {
 /// The note that holds the identity of a table.
 const IDENTITY: &str = "identity";
 
+/// The note of a copy that says how far it is; a finished copy has none.
+const COPY: &str = "copy";
+
+/// Why nothing can be written to an index whose server is a standby ([`Index::only_reads`]).
+const STANDBY: &str = "the server is a standby";
+
 /// A new identity of a table.
 pub(crate) fn new_identity() -> String {
     format!("{:032x}", rand::random::<u128>())
@@ -556,6 +562,12 @@ pub trait Index: Rows + Deleted + Ledger + Leases + Totals + Notes {
     /// The reason why nothing can be written to this index, if opening it found one: every method
     /// that writes fails. `None` again from when writes are found to work (a standby was promoted).
     fn only_reads(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The note of the copy that this index is, if it was not finished when the index was opened
+    /// ([`copy::copy`]).
+    fn unfinished_copy(&self) -> Option<&str> {
         None
     }
 

@@ -74,6 +74,10 @@ pub trait Staging: Send + Sync {
     /// Removes the staged blocks that still have these claims. Returns how many were removed.
     async fn discard(&self, claims: &[Claim]) -> Result<u64>;
 
+    /// Looks keys up among the rows of the index alone, where [`Rows::get_many`](super::Rows) would
+    /// rather answer with a staged block. The result has the keys' order.
+    async fn rows_beside(&self, keys: &[String]) -> Result<Vec<Option<Record>>>;
+
     /// Gives claims back: the blocks stay staged and can be claimed by any node.
     async fn release(&self, claims: &[Claim]) -> Result<()>;
 }

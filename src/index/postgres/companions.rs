@@ -141,6 +141,10 @@ impl Index for PostgresIndex {
         known
     }
 
+    fn unfinished_copy(&self) -> Option<&str> {
+        self.inner.shape.copy.as_deref()
+    }
+
     fn replica(&self) -> Option<&dyn Replica> {
         self.near.is_some().then_some(self)
     }

@@ -376,6 +376,10 @@ impl Ledger for PostgresIndex {
         self.note_end(blob, true).await
     }
 
+    fn keeps_ledger(&self) -> bool {
+        self.inner.ledger.is_some()
+    }
+
     async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
         let call = self.call("reading the ledger")?;
         let Some(sql) = self.ledger().filter(|_| !blob_ids.is_empty()) else {

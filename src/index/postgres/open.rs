@@ -19,7 +19,7 @@ use super::near::StandbyReads;
 use super::pipeline::Pipeline;
 use super::pool::Pool;
 use super::query::Query;
-use super::schema::{self, Find, Found, Shape};
+use super::schema::{self, Find, Found, Meta, Shape};
 use super::shards::{self, Shards};
 use super::sql::Sql;
 use super::url::Session;
@@ -27,7 +27,7 @@ use super::{error, PostgresIndex, PostgresOptions, PostgresParts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Gate;
 use crate::index::table::TableName;
-use crate::index::Absent;
+use crate::index::{Absent, STANDBY};
 
 /// Time for setting up the tables. For a large table of the Go plugin this means counting and
 /// indexing its rows.
@@ -168,8 +168,8 @@ pub(super) async fn prepare(
     only_existing: bool,
 ) -> Result<(Shape, Option<&'static str>)> {
     for migrated in [false, true] {
-        let (found, version) = Box::pin(inspect(wanted, lookups, call)).await?;
-        let mut usable = None;
+        let (found, meta) = Box::pin(inspect(wanted, lookups, call)).await?;
+        let (mut usable, version) = (None, meta.version);
         if version > 0 && schema::check_current(&found)? {
             let (read_only, lacking) = rights(&found.table, lookups, call).await?;
             if let (None, Some(lacking)) = (read_only, lacking) {
@@ -180,10 +180,10 @@ pub(super) async fn prepare(
             }
             // A node that only reads leaves an older version as it is, and so does an inspection.
             if version >= schema::VERSION || read_only.is_some() || only_existing {
-                return Ok((found.shape(version), read_only));
+                return Ok((found.shape(meta), read_only));
             }
             if version >= schema::ALL_TABLES {
-                usable = Some(found.shape(version));
+                usable = Some(found.shape(meta));
             }
         }
         if migrated {
@@ -240,8 +240,8 @@ pub(super) async fn prepare(
     ))
 }
 
-/// One round trip: the columns and the version of the schema, pipelined.
-async fn inspect(wanted: &TableName, lookups: &Pipeline, call: &Call) -> Result<(Found, i64)> {
+/// One round trip: the columns, and the version of the schema with the notes, pipelined.
+async fn inspect(wanted: &TableName, lookups: &Pipeline, call: &Call) -> Result<(Found, Meta)> {
     let failed = |e| error::statement(call.what, e);
     let find = Query::once(schema::FIND);
     let params = Find::new(wanted).params();
@@ -254,14 +254,14 @@ async fn inspect(wanted: &TableName, lookups: &Pipeline, call: &Call) -> Result<
         true => meta,
         false => read_meta(&found.table, lookups, call).await?,
     };
-    let version = match meta {
+    let meta = match meta {
         Ok(rows) => schema::judge(&found.table, &rows).map_err(failed)??,
-        Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => 0,
+        Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => Meta::default(),
         // The migration reports a schema that does not exist.
-        Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => 0,
+        Err(e) if e.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => Meta::default(),
         Err(e) => return Err(failed(e)),
     };
-    Ok((found, version))
+    Ok((found, meta))
 }
 
 async fn read_meta(
@@ -296,7 +296,7 @@ async fn rights(
     };
     let flag = |at: usize| rows.first().and_then(|row| row.try_get::<_, bool>(at).ok());
     let read_only = match (flag(0), flag(1), flag(2)) {
-        (Some(true), ..) => Some("the server is a standby"),
+        (Some(true), ..) => Some(STANDBY),
         (_, Some(true), _) => Some("transactions of this role are read-only"),
         (_, _, Some(false)) => Some("this role has no right to write to the table"),
         _ => None,

@@ -16,6 +16,7 @@ use super::query::{clamped_sum, Param, Query};
 use super::shards::Shards;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::table::{is_index, parse_table, TableName, COMPANIONS, DELETED_COLUMNS};
+use crate::index::COPY;
 
 /// Version of the schema this library writes.
 pub(super) const VERSION: i64 = 4;
@@ -53,6 +54,8 @@ pub(super) struct Shape {
     pub has_deleted: bool,
     /// Of a table that Citus has distributed; empty until they are read.
     pub shards: Shards,
+    /// The note of an unfinished copy, as it was when the index was opened.
+    pub copy: Option<String>,
 }
 
 /// Finds the tables a name could mean, with their columns: one row per column (or one per table
@@ -139,8 +142,8 @@ impl Find {
     }
 }
 
-/// The statement that reads the version rows. It fails with "undefined table" where there is no
-/// such table yet.
+/// The statement that reads the version rows, and the notes beside them. It fails with "undefined
+/// table" where there is no such table yet.
 pub(super) fn read_meta(table: &TableName) -> String {
     format!(
         "SELECT name, value FROM {}",
@@ -275,7 +278,7 @@ impl Found {
     }
 
     /// The properties of the table as it will be used, at this version of the schema.
-    pub fn shape(&self, version: i64) -> Shape {
+    pub fn shape(&self, meta: Meta) -> Shape {
         let has = |name: &str| self.columns.contains_key(name);
         let plain = match self.columns.get("key") {
             // A new table collates "C".
@@ -302,9 +305,10 @@ impl Found {
             has_object_id: has("object_id"),
             has_encoded_size: has("encoded_size"),
             has_cost: has("cost"),
-            has_ledger: version >= ALL_TABLES,
-            has_deleted: version >= ALL_TABLES,
+            has_ledger: meta.version >= ALL_TABLES,
+            has_deleted: meta.version >= ALL_TABLES,
             shards: Shards::default(),
+            copy: meta.copy,
         }
     }
 
@@ -394,8 +398,27 @@ const COLUMNS: &[(&str, &[&str], Option<&str>)] = &[
     ),
 ];
 
-/// The version of the schema according to its rows; 0 if walrusds has never set the table up.
-pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Result<i64>, PgError> {
+/// What the rows of [`read_meta`] tell.
+#[derive(Default)]
+pub(super) struct Meta {
+    /// The version of the schema; 0 if walrusds has never set the table up.
+    pub version: i64,
+    /// The note of an unfinished copy.
+    pub copy: Option<String>,
+}
+
+impl Meta {
+    /// Of a table that is no copy.
+    fn of(version: i64) -> Meta {
+        Meta {
+            version,
+            copy: None,
+        }
+    }
+}
+
+/// Reads the rows of [`read_meta`].
+pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Result<Meta>, PgError> {
     let mut values = BTreeMap::new();
     for row in rows {
         values.insert(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
@@ -415,7 +438,9 @@ pub(super) fn judge(table: &TableName, rows: &[Row]) -> std::result::Result<Resu
             ),
         )));
     }
-    Ok(Ok(number("schema_version")))
+    let version = number("schema_version");
+    let copy = values.remove(COPY);
+    Ok(Ok(Meta { version, copy }))
 }
 
 /// Checks the columns for a normal open: a table whose version is current must have all of them.
@@ -494,7 +519,7 @@ fn plan(
         let schema = schema.unwrap_or_default();
         plan.push(format!("DROP INDEX IF EXISTS {schema}\"{name}\""));
     }
-    if found.exists && found.shape(VERSION).order == ByteOrder::Pattern {
+    if found.exists && found.shape(Meta::of(VERSION)).order == ByteOrder::Pattern {
         if let Some(name) = index("key_prefix") {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"

@@ -27,12 +27,12 @@ use super::call::{self, Call};
 use super::conn::Answer;
 use super::query::{Param, Query};
 use super::rows::{self, columns, storable};
-use super::{ledger, read, PostgresIndex};
+use super::{error, ledger, read, PostgresIndex};
 use crate::error::Result;
 use crate::index::keys::check_key;
 use crate::index::ledger::entries;
 use crate::index::{
-    in_key_order, Blob, Claim, Claimed, KeyRecord, LeftBehind, Staging, LONGEST_LEASE,
+    in_key_order, Blob, Claim, Claimed, KeyRecord, LeftBehind, Record, Staging, LONGEST_LEASE,
 };
 
 /// The condition of a staged block that was left behind; parameter `age` is in seconds.
@@ -247,6 +247,20 @@ impl Staging for PostgresIndex {
         ));
         let removed = self.ask_staged(&call, &query, &claims(held.iter())).await?;
         Ok(removed.len() as u64)
+    }
+
+    async fn rows_beside(&self, keys: &[String]) -> Result<Vec<Option<Record>>> {
+        keys.iter().try_for_each(|key| check_key(key))?;
+        let call = self.call("looking up the rows of staged keys")?;
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let inner = &self.inner;
+        let rows = inner.look_keys_up(&call, &inner.sql.get_many[0], keys);
+        let rows = rows.await?.map_err(|e| error::statement(call.what, e))?;
+        let rows = read(call.what, &rows, rows::key_record)?.into_iter();
+        let mut found: HashMap<String, Record> = rows.map(|row| (row.key, row.record)).collect();
+        Ok(keys.iter().map(|key| found.remove(key)).collect())
     }
 
     async fn release(&self, held: &[Claim]) -> Result<()> {

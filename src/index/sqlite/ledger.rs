@@ -228,6 +228,10 @@ impl Ledger for SqliteIndex {
         self.note_end(blob.clone(), true).await
     }
 
+    fn keeps_ledger(&self) -> bool {
+        true
+    }
+
     async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
         let pass = self.gate.enter()?;
         let blob_ids = blob_ids.to_vec();

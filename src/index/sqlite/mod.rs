@@ -95,6 +95,8 @@ struct SqliteParts {
     /// Whether there is a table for deleted rows. A file that was written before there was one may
     /// lack it where it can only be read.
     has_deleted: bool,
+    /// The note of an unfinished copy, as it was when the file was opened.
+    copy: Option<String>,
 }
 
 impl SqliteIndex {
@@ -112,6 +114,7 @@ impl SqliteIndex {
             let (connection, access) = schema::open(&options, &table, &sql)?;
             let has_deleted = sql.deleted.exists(&connection);
             let has_deleted = has_deleted.map_err(|e| failed("opening", e))?;
+            let copy = schema::copy_note(&connection, &sql).map_err(|e| failed("opening", e))?;
             let writer = match access {
                 Access::Write => Some(Writer::start(connection)?),
                 Access::Read(_) => None,
@@ -124,6 +127,7 @@ impl SqliteIndex {
                 busy_timeout: options.busy_timeout,
                 keep_deleted: options.keep_deleted,
                 has_deleted,
+                copy,
             })
         });
         let inner = opened.await.unwrap_or_else(|e| {
@@ -587,6 +591,10 @@ impl Index for SqliteIndex {
             Access::Write => None,
             Access::Read(why) => Some(why),
         }
+    }
+
+    fn unfinished_copy(&self) -> Option<&str> {
+        self.inner.copy.as_deref()
     }
 
     async fn facts(&self) -> Result<Vec<Fact>> {

@@ -12,7 +12,7 @@ use super::{failed, is_busy, SqliteOptions, STATEMENTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::keys::{Compare, KeyRange};
 use crate::index::table::{is_index, TableName, COMPANIONS, DELETED_COLUMNS};
-use crate::index::Absent;
+use crate::index::{Absent, COPY};
 
 /// Marks a file as one of walrusds ("wds1"; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x7764_7331;
@@ -453,6 +453,16 @@ fn drop_foreign_indexes(connection: &Connection, sql: &Sql) -> rusqlite::Result<
         }
     }
     Ok(drops)
+}
+
+/// The note of an unfinished copy, if the file holds one.
+pub(super) fn copy_note(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<String>> {
+    if !exists(connection, &sql.meta)? {
+        return Ok(None);
+    }
+    connection
+        .query_row(&sql.note, [COPY], |row| row.get(0))
+        .optional()
 }
 
 fn read_version(connection: &Connection, sql: &Sql) -> rusqlite::Result<Option<i64>> {

@@ -438,6 +438,10 @@ impl<I: Index + ?Sized> Ledger for FaultyIndex<I> {
         Around::end(Call::Renewal, fault, self.inner.renewed(blob).await)
     }
 
+    fn keeps_ledger(&self) -> bool {
+        self.inner.keeps_ledger()
+    }
+
     async fn blobs(&self, blob_ids: &[String]) -> Result<Vec<Option<Blob>>> {
         let (_running, fault) = self.around.begin(Call::Renewal).await?;
         Around::end(Call::Renewal, fault, self.inner.blobs(blob_ids).await)
