@@ -11,6 +11,7 @@ use walrusds::{ErrorKind, Index, Result, Rows};
 use crate::shared::row;
 
 const OPERATIONS: &str = "docs/operations.md";
+const GROWING: &str = "docs/growing-the-index.md";
 
 /// The one block of a document in a language that holds a text.
 fn documented(document: &str, language: &str, text: &str) -> String {
@@ -104,4 +105,33 @@ async fn a_role_without_a_search_path_is_told_how_to_set_it() {
     let index = open_as(&pg, "Other", "walrusds").await.unwrap();
     index.put(&row("/k", "b", 0, 1)).await.unwrap();
     index.close().await.unwrap();
+}
+
+/// The documented dump, with both roles. `tests/copy_index.rs` compares all that is restored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_is_restored_for_the_documented_roles() {
+    let pg = provisioned().await;
+    let node = open_as(&pg, "node", "walrusds").await.unwrap();
+    node.put(&row("/k", "b", 0, 1)).await.unwrap();
+    node.close().await.unwrap();
+    let database = documented(GROWING, "sql", "CREATE DATABASE restored");
+    psql(&pg, "postgres", &database);
+    let rights = documented(GROWING, "sql", "GRANT USAGE ON SCHEMA walrusds TO node");
+    psql(&pg, "restored", &rights);
+    let commands = documented(GROWING, "sh", "pg_dump");
+    let dir = tempfile::tempdir().unwrap();
+    let at = format!("walrusds@127.0.0.1:{}/", pg.port());
+    let mut run = Command::new("bash");
+    run.args(["-euc", &commands.replace("walrusds@db/", &at)])
+        .current_dir(dir.path());
+    let done = blocking(|| run.output()).unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.is_empty(), "{said}");
+    for role in ["walrusds", "node"] {
+        let index = open_as(&pg, role, "restored").await.unwrap();
+        assert_eq!(index.take_notice(), None);
+        assert!(index.get("/k").await.unwrap().is_some(), "{role}");
+        index.put(&row("/k", "b", 0, 1)).await.unwrap();
+        index.close().await.unwrap();
+    }
 }
