@@ -9,8 +9,12 @@ use futures_util::future::join_all;
 use testkit::citus::Citus;
 use testkit::postgres::{Postgres, ARCHIVING};
 use testkit::{eventually, PATIENCE};
+use walrusds::index::copy::copy;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
-use walrusds::{Deleted, Index, KeyRange, KeyRecord, Ledger, Notes, Result, Rows, Usage};
+use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
+use walrusds::{
+    Copying, Deleted, ErrorKind, Index, KeyRange, KeyRecord, Ledger, Notes, Result, Rows, Usage,
+};
 
 use crate::on_postgres::{carries_out_nothing_late, given_up, hasty, insist, open};
 use crate::shared::{keys, row};
@@ -79,6 +83,51 @@ async fn the_documented_steps() {
         "walrusds.walrus_index walrusds.walrus_index_deleted"
     );
     index.close().await.unwrap();
+}
+
+/// An index moves to the documented table. The copy makes the companions, and the deleted rows are
+/// distributed after it, before a node starts. An index that a node has begun is refused.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn a_move_makes_the_companions() {
+    let cluster = Citus::start(2);
+    let url = cluster.plain_role();
+    let run = |sql: &str| testkit::postgres::execute_at(&url, sql);
+    let table = documented("CREATE TABLE walrus_index (\n").remove(0);
+    let [before, after] = &documented("create_distributed_table")[..] else {
+        panic!("two steps are documented");
+    };
+    run(&table);
+    run(before);
+    let all = rows(0..3000, "b");
+    let known = keys_of(&all);
+    let dir = tempfile::tempdir().unwrap();
+    let file = SqliteOptions::new(dir.path().join("i.sqlite"), "walrus_index");
+    let from = SqliteIndex::open(file).await.unwrap();
+    from.put_many(&all).await.unwrap();
+    let plain = PostgresOptions::new(&url, "walrus_index");
+    let to = PostgresIndex::open(plain.clone()).await.unwrap();
+    copy(&from, &to, Copying::Finish, &mut |_| Ok(()))
+        .await
+        .unwrap();
+    to.close().await.unwrap();
+    run(after);
+    let spread = "SELECT string_agg(DISTINCT table_name::text, ' ' ORDER BY table_name::text) FROM citus_shards";
+    assert_eq!(
+        cluster.coordinator.scalar("postgres", spread),
+        "walrusds.walrus_index walrusds.walrus_index_deleted"
+    );
+    let keeping = plain.with_keep_deleted(PATIENCE * 100);
+    let to = PostgresIndex::open(keeping).await.unwrap();
+    assert_eq!(to.identity().await.unwrap(), from.identity().await.unwrap());
+    assert_eq!(keys(&to, "").await, known);
+    to.delete_many(&known[..1000]).await.unwrap();
+    assert_eq!(to.undelete(&all[..500]).await.unwrap().len(), 500);
+    assert_eq!(keys(&to, "").await.len(), 2500);
+    let again = copy(&from, &to, Copying::Beside, &mut |_| Ok(())).await;
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::Config);
+    to.close().await.unwrap();
+    from.close().await.unwrap();
 }
 
 /// Each key of a lookup is looked for on its own shard alone, also by a role that is no superuser
