@@ -17,6 +17,8 @@ mod measure;
 mod on_postgres;
 #[path = "index_suite/sqlite.rs"]
 mod on_sqlite;
+#[path = "index_suite/provisioning.rs"]
+mod provisioning;
 #[path = "index_suite/read_only.rs"]
 mod read_only;
 #[path = "index_suite/shared.rs"]

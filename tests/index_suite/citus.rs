@@ -9,8 +9,12 @@ use futures_util::future::join_all;
 use testkit::citus::Citus;
 use testkit::postgres::{Postgres, ARCHIVING};
 use testkit::{eventually, PATIENCE};
+use walrusds::index::copy::copy;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
-use walrusds::{Deleted, Index, KeyRange, KeyRecord, Ledger, Notes, Result, Rows, Usage};
+use walrusds::index::sqlite::{SqliteIndex, SqliteOptions};
+use walrusds::{
+    Copying, Deleted, ErrorKind, Index, KeyRange, KeyRecord, Ledger, Notes, Result, Rows, Usage,
+};
 
 use crate::on_postgres::{carries_out_nothing_late, given_up, hasty, insist, open};
 use crate::shared::{keys, row};
@@ -79,6 +83,51 @@ async fn the_documented_steps() {
         "walrusds.walrus_index walrusds.walrus_index_deleted"
     );
     index.close().await.unwrap();
+}
+
+/// An index moves to the documented table. The copy makes the companions, and the deleted rows are
+/// distributed after it, before a node starts. An index that a node has begun is refused.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "scripts/citus.sh runs it"]
+async fn a_move_makes_the_companions() {
+    let cluster = Citus::start(2);
+    let url = cluster.plain_role();
+    let run = |sql: &str| testkit::postgres::execute_at(&url, sql);
+    let table = documented("CREATE TABLE walrus_index (\n").remove(0);
+    let [before, after] = &documented("create_distributed_table")[..] else {
+        panic!("two steps are documented");
+    };
+    run(&table);
+    run(before);
+    let all = rows(0..3000, "b");
+    let known = keys_of(&all);
+    let dir = tempfile::tempdir().unwrap();
+    let file = SqliteOptions::new(dir.path().join("i.sqlite"), "walrus_index");
+    let from = SqliteIndex::open(file).await.unwrap();
+    from.put_many(&all).await.unwrap();
+    let plain = PostgresOptions::new(&url, "walrus_index");
+    let to = PostgresIndex::open(plain.clone()).await.unwrap();
+    copy(&from, &to, Copying::Finish, &mut |_| Ok(()))
+        .await
+        .unwrap();
+    to.close().await.unwrap();
+    run(after);
+    let spread = "SELECT string_agg(DISTINCT table_name::text, ' ' ORDER BY table_name::text) FROM citus_shards";
+    assert_eq!(
+        cluster.coordinator.scalar("postgres", spread),
+        "walrusds.walrus_index walrusds.walrus_index_deleted"
+    );
+    let keeping = plain.with_keep_deleted(PATIENCE * 100);
+    let to = PostgresIndex::open(keeping).await.unwrap();
+    assert_eq!(to.identity().await.unwrap(), from.identity().await.unwrap());
+    assert_eq!(keys(&to, "").await, known);
+    to.delete_many(&known[..1000]).await.unwrap();
+    assert_eq!(to.undelete(&all[..500]).await.unwrap().len(), 500);
+    assert_eq!(keys(&to, "").await.len(), 2500);
+    let again = copy(&from, &to, Copying::Beside, &mut |_| Ok(())).await;
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::Config);
+    to.close().await.unwrap();
+    from.close().await.unwrap();
 }
 
 /// Each key of a lookup is looked for on its own shard alone, also by a role that is no superuser
@@ -351,7 +400,9 @@ async fn quiet(cluster: &Citus) {
     .await;
 }
 
-/// Backups of all servers, each made at a moment of its own, are restored to one moment.
+/// Backups of all servers, each made at a moment of its own, are restored to one moment: to the
+/// second restore point of the documented statement. The first one is in the log of a server alone
+/// that has the oldest backup.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "scripts/citus.sh runs it"]
 async fn a_cluster_is_restored_to_one_moment() {
@@ -359,21 +410,28 @@ async fn a_cluster_is_restored_to_one_moment() {
     let index = open(&cluster.url()).await;
     let all = rows(0..3000, "b");
     let known = keys_of(&all);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growing-the-index.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let mut statements = document.split("```sql\n").skip(1);
+    let point = statements.find(|sql| sql.contains("citus_create_restore_point"));
+    let (point, _) = point.unwrap().split_once("```").unwrap();
+    let mut points = Vec::new();
     index.put_many(&all[..1000]).await.unwrap();
     let mut backups = Vec::new();
     for server in cluster.workers.iter().chain([&cluster.coordinator]) {
         backups.push(server.back_up());
+        if points.is_empty() {
+            points.push(cluster.coordinator.scalar("postgres", point));
+        }
         let more = 1000 + 300 * backups.len();
         index.put_many(&all[1000..more]).await.unwrap();
     }
     index.delete_many(&known[..100]).await.unwrap();
     let identity = index.identity().await.unwrap();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growing-the-index.md");
-    let document = std::fs::read_to_string(path).unwrap();
-    let point = document.split("```sql\n").nth(1).unwrap();
-    let point = point.split("```").next().unwrap().trim();
-    assert!(point.contains("citus_create_restore_point('walrusds')"));
-    cluster.coordinator.scalar("postgres", point);
+    // The names have seconds.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    points.push(cluster.coordinator.scalar("postgres", point));
+    assert_ne!(points[0], points[1]);
     // What comes later is not in the restored cluster.
     index.put_many(&all[1900..]).await.unwrap();
     index.delete_many(&known[500..1500]).await.unwrap();
@@ -384,7 +442,7 @@ async fn a_cluster_is_restored_to_one_moment() {
     } = &mut cluster;
     for server in workers.iter_mut().chain([coordinator]) {
         server.archived();
-        server.restore(backups.remove(0), "walrusds");
+        server.restore(backups.remove(0), &points[1]);
     }
     let index = open(&cluster.url()).await;
     assert_eq!(index.identity().await.unwrap(), identity);

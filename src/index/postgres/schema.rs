@@ -111,6 +111,11 @@ const INDEXES: &str = "\
     WHERE c.relname = ($1::text)::name AND x.indisvalid \
       AND ($2::text IS NULL AND pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ($2::text)::name)";
 
+/// The role and the database, quoted for SQL, if a table without a schema can be made nowhere.
+const NO_SCHEMA: &str = "\
+    SELECT pg_catalog.quote_ident(current_user::text), pg_catalog.quote_ident(pg_catalog.current_database()::text) \
+    WHERE pg_catalog.current_schema() IS NULL";
+
 /// Parameters of [`FIND`].
 pub(super) struct Find {
     names: Vec<String>,
@@ -624,6 +629,12 @@ async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<(
             may_create = row.try_get(0)?;
         }
     }
+    if !found.exists && wanted.schema().is_none() {
+        for row in &ask(NO_SCHEMA, [].into()).await? {
+            let (role, database): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+            return Ok(Err(no_schema(&found.table, &role, &database)));
+        }
+    }
     let names = ["blob_id", "due", "key_prefix"];
     let names = names.iter().flat_map(|of| index_names(&found.table, of));
     let params = [
@@ -644,11 +655,8 @@ async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<(
                 return Err(e);
             }
             let mut script = String::new();
-            if schema {
-                script.push_str(&format!(
-                    "CREATE SCHEMA IF NOT EXISTS \"{}\"; ",
-                    found.table.schema().unwrap_or("public")
-                ));
+            if let (true, Some(schema)) = (schema, found.table.schema()) {
+                script.push_str(&format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"; "));
             }
             script.push_str(&statements.join("; "));
             return Ok(Err(Error::new(
@@ -664,6 +672,19 @@ async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<(
     }
     failpoint!("postgres.schema.changed");
     Ok(Ok(()))
+}
+
+/// The error for a role that finds no schema. Tables that exist in one are not found either, so
+/// making them elsewhere would not help.
+fn no_schema(table: &TableName, role: &str, database: &str) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!(
+            "index in Postgres: the tables of {table} are not found and cannot be set up: the search path of the role {role} \
+             has no schema that it may use (3F000). Choose the schema that holds the tables, or is to hold them, in place of s: \
+             GRANT USAGE ON SCHEMA s TO {role}; ALTER ROLE {role} IN DATABASE {database} SET search_path = s;"
+        ),
+    )
 }
 
 fn texts(rows: &[Row]) -> Answer<Vec<String>> {
