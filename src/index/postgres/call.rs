@@ -13,9 +13,9 @@
 //! **Invariants.**
 //! - Work is given up at its deadline. The server knows the deadline of a bounded statement
 //!   ([`super::deadline`]).
-//! - Work whose caller leaves, or whose time is over, is cancelled on the server, unless it is still
-//!   waiting for its turn. If that does not
-//!   end it, its connection is closed, so that a server that hangs keeps no place.
+//! - Work whose caller leaves, or whose time is over, is cancelled on the server, unless it still
+//!   waits for its turn. If that does not end it, its connection is closed, so that a server that
+//!   hangs keeps no place.
 //! - A pooled connection on which something was cancelled is not used again: the cancel request may
 //!   still be on its way, and must not hit the next call. On a shared connection it may hit a
 //!   neighbour, whose call is tried again.

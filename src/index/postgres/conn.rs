@@ -117,8 +117,8 @@ pub(super) struct Conn {
     /// Whether the connection is known to end at the server, without a pooler in between: then
     /// requests need not wait for one another.
     direct: AtomicBool,
-    /// Whether hot statements may be prepared: the connection is direct, and the server has not lost
-    /// one.
+    /// Whether hot statements may be prepared: the connection is direct, and the server has not
+    /// lost one.
     names: AtomicBool,
     /// Held by the request under way while the connection is not known to be direct.
     turn: tokio::sync::Mutex<()>,
@@ -203,8 +203,8 @@ impl Conn {
                 Ok(()) => Ok(done),
                 Err(e) => Err(self.roll_back(e).await),
             },
-            // Where a statement has failed unseen, the server would answer COMMIT with ROLLBACK, and
-            // this is an error.
+            // Where a statement has failed unseen, the server would answer COMMIT with ROLLBACK,
+            // and this is an error.
             Ok(done) => match self.batch("SELECT 1; COMMIT").await {
                 Ok(()) => Ok(done),
                 Err(e) if e.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
@@ -261,7 +261,7 @@ impl Conn {
     }
 
     /// Makes a request, alone on the connection unless that is known to be direct. See the module.
-    /// Whatever waits for its answer must be polled until that has come: others wait for their turn.
+    /// The result must be polled until it has come, because others wait for their turn.
     async fn in_turn<T>(&self, request: BoxFuture<'_, Answer<T>>) -> Answer<T> {
         if self.is_direct() {
             let _sent = Sent::new();

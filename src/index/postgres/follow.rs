@@ -15,9 +15,9 @@
 //! - A position is noted with a time before the primary was asked for it.
 //! - Positions are kept in the order of their times, and so of their values: only the primary gives
 //!   them.
-//! - No standby is ahead of its primary. If one was, it follows another log: the primary was restored
-//!   to an earlier moment, a failover has lost the latest part of the log, or the standby is of
-//!   another cluster. Then no answer of a standby counts until the primary has passed it, and an
+//! - No standby is ahead of its primary. If one was, it follows another log: the primary was
+//!   restored to an earlier moment, a failover has lost the latest part of the log, or the standby
+//!   is of another cluster. Then no answer of a standby counts until the primary has passed it, and an
 //!   answer counts after that only for positions that were noted since.
 //! - An answer counts only if the standby has all that this node wrote before the read began, and
 //!   none counts while this node writes.
