@@ -17,8 +17,8 @@
 //!   them.
 //! - No standby is ahead of its primary. If one was, it follows another log: the primary was
 //!   restored to an earlier moment, a failover has lost the latest part of the log, or the standby
-//!   is of another cluster. Then no answer of a standby counts until the primary has passed it, and an
-//!   answer counts after that only for positions that were noted since.
+//!   is of another cluster. Then no answer of a standby counts until the primary has passed it, and
+//!   an answer counts after that only for positions that were noted since.
 //! - An answer counts only if the standby has all that this node wrote before the read began, and
 //!   none counts while this node writes.
 //! - The answer of a server that is no standby does not count. It may be a standby that was
