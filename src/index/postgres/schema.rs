@@ -604,7 +604,7 @@ async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<(
         }
     }
     if !found.exists && wanted.schema().is_none() {
-        for row in &ask(NO_SCHEMA, [].into()).await? {
+        if let Some(row) = ask(NO_SCHEMA, [].into()).await?.first() {
             let (role, database): (String, String) = (row.try_get(0)?, row.try_get(1)?);
             return Ok(Err(no_schema(&found.table, &role, &database)));
         }
