@@ -361,6 +361,29 @@ async fn statements_leave_nothing_behind_in_the_session() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collation_that_has_changed_is_told() {
+    let pg = Postgres::start();
+    let db = pg.database_with("LOCALE_PROVIDER icu ICU_LOCALE 'en' TEMPLATE template0");
+    let index = open(&pg.url(&db)).await;
+    let told = async || {
+        let facts = index.facts().await.unwrap();
+        facts.into_iter().find(|fact| fact.name == "collation")
+    };
+    assert!(told().await.is_none());
+    let older = format!("UPDATE pg_database SET datcollversion = 'older' WHERE datname = '{db}'");
+    pg.execute("postgres", &older);
+    let fact = told().await.expect("a fact");
+    assert!(fact.matters && fact.what.contains("older"), "{fact:?}");
+    let cure = fact.cure.expect("a cure");
+    let (reindex, rest) = cure.split_once("; ").expect("two statements");
+    let (refresh, _) = rest.split_once("; ").expect("and a word");
+    pg.execute(&db, reindex);
+    pg.execute(&db, refresh);
+    assert!(told().await.is_none());
+    index.close().await.unwrap();
+}
+
 /// A pooler may take a server connection for free when one of several requests is answered, and
 /// give the other answers to the next client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

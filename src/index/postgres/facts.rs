@@ -7,6 +7,8 @@ use crate::index::Fact;
 
 /// The oldest version that is supported.
 const OLDEST: i32 = 130_000;
+/// The first version that knows the version of a database's collation.
+const KNOWS_COLLATION: i32 = 150_000;
 /// Connections that others need: monitoring, backups, superusers.
 const SPARE: i32 = 10;
 
@@ -15,8 +17,15 @@ const ASKED: &str = "SELECT current_setting('server_version'), current_setting('
     has_table_privilege($1, 'SELECT'), has_table_privilege($1, 'INSERT'), has_table_privilege($1, 'UPDATE'), \
     has_table_privilege($1, 'DELETE'), inet_server_port(), current_setting('max_connections')::int, current_user::text";
 
+/// The collation's version by which the database was made, that of the system, and the database,
+/// quoted; no row if they are one or the collation has none.
+const COLLATION: &str =
+    "SELECT datcollversion, pg_database_collation_actual_version(oid), quote_ident(datname) \
+    FROM pg_database WHERE datname = current_database() \
+    AND datcollversion <> pg_database_collation_actual_version(oid)";
+
 impl PostgresIndex {
-    /// Asks the server, in one round trip.
+    /// Asks the server, in one round trip or two.
     pub(super) async fn server_facts(&self) -> Result<Vec<Fact>> {
         let call = self.call("asking the database for its settings")?;
         let inner = &self.inner;
@@ -62,6 +71,13 @@ impl PostgresIndex {
                 "upgrade the server (pg_upgrade)",
             ),
         }];
+        if number >= KNOWS_COLLATION {
+            let rows = inner.ask(&call, &Query::once(COLLATION), [].into()).await?;
+            let changed = read(call.what, &rows, |row| {
+                Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+            })?;
+            found.extend(changed.into_iter().map(collation_changed));
+        }
         if standby || read_only {
             let what = if standby {
                 "a standby"
@@ -96,7 +112,7 @@ impl PostgresIndex {
             // A Unix socket: this machine's own, or the pooler's beside the server.
             None => {}
         }
-        let most = i32::try_from(inner.pool.most()).unwrap_or(i32::MAX);
+        let most = i32::try_from(inner.max_open_conns).unwrap_or(i32::MAX);
         found.push(match most.saturating_add(SPARE) > connections {
             false => Fact::fine(
                 "connections",
@@ -111,4 +127,15 @@ impl PostgresIndex {
         });
         Ok(found)
     }
+}
+
+/// The database was made with another version of its collation: `(then, now, database)`.
+fn collation_changed((then, now, database): (String, String, String)) -> Fact {
+    Fact::trouble(
+        "collation",
+        format!("the database was made with version {then} of its collation, and the system has {now}"),
+        "texts may be sorted in another way now, so searches in an index that was made before can miss rows that are there, \
+         as blobs or as blocks of the Go plugin's tables",
+        format!("REINDEX DATABASE {database}; ALTER DATABASE {database} REFRESH COLLATION VERSION; (while no node runs)"),
+    )
 }

@@ -164,6 +164,7 @@ struct PostgresParts {
     /// `None` for a table of an older version that this node cannot change.
     ledger: Option<LedgerSql>,
     missing: MissingSql,
+    max_open_conns: u32,
     statement_timeout: Duration,
     /// How long deleted rows are kept; zero where there is no table for them.
     keep_deleted: Duration,

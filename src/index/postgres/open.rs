@@ -125,6 +125,7 @@ impl Links {
             deletes: self.deletes,
             pool: self.pool,
             shape,
+            max_open_conns: options.max_open_conns,
             statement_timeout: options.statement_timeout,
             in_doubt: InDoubt::default(),
             follow,

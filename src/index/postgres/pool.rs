@@ -44,7 +44,6 @@ pub(super) struct Pool {
     opener: Arc<Opener>,
     /// One permit for each connection.
     places: Arc<Semaphore>,
-    size: u32,
     idle: Mutex<Idle>,
 }
 
@@ -61,14 +60,8 @@ impl Pool {
         Arc::new(Pool {
             opener: opener.clone(),
             places: Arc::new(Semaphore::new(size as usize)),
-            size,
             idle: Mutex::default(),
         })
-    }
-
-    /// How many connections there are at most.
-    pub fn most(&self) -> u32 {
-        self.size
     }
 
     /// Closes every idle connection and refuses calls from now on.
