@@ -208,10 +208,13 @@ async fn followed<S: Source>(
     query: &Query,
     params: &Arc<[Param]>,
 ) -> Result<Answer<Vec<Row>>> {
-    let required = follow.required().ok_or_else(follow::behind)?;
     let answer = run(source, call, |conn, deadline| {
         let (follow, query, params) = (follow.clone(), query.clone(), params.clone());
         Box::pin(async move {
+            // Now, and not before it waited for its place.
+            let Some(required) = follow.required() else {
+                return Ok(None);
+            };
             // The server reads its position before the rows.
             let position = conn.query(&follow.position, &[], deadline);
             let rows = conn.query(&query, &params, deadline);
@@ -220,14 +223,15 @@ async fn followed<S: Source>(
                 false => (position.await, rows.await),
             };
             let rows = rows?;
-            Ok((Position::read(&position?)?, rows))
+            Ok(Some((required, Position::read(&position?)?, rows)))
         })
     });
     Ok(match answer.await? {
-        Ok((position, rows)) => {
+        Ok(Some((required, position, rows))) => {
             follow.judge(required, position)?;
             Ok(rows)
         }
+        Ok(None) => return Err(follow::behind()),
         Err(e) => Err(e),
     })
 }

@@ -14,8 +14,11 @@
 //! one of several requests. If the client of the others hangs up then, by a crash or because the
 //! server hangs, the next client gets their answers for its own: a listing was empty, and a lookup
 //! can miss a block that is there (`disconnect_client` in pgbouncer's `src/objects.c`;
-//! `tests/outages/pooler.rs` saw it once in a hundred runs). A request that is dropped before its
-//! answer has come closes such a connection, and pgbouncer then closes the server's.
+//! `tests/outages/pooler.rs` saw it once in a hundred runs). Other poolers drop the later answers
+//! (<https://github.com/supabase/supavisor/issues/1061>). A request that is dropped before its
+//! answer has come closes such a connection, and pgbouncer then closes the server's. After an error
+//! an empty query follows, because the next request could reach pgbouncer between the error and the
+//! server's word that it is ready (<https://github.com/pgbouncer/pgbouncer/issues/759>).
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::future::Future;
