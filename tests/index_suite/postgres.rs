@@ -337,6 +337,14 @@ async fn statements_leave_nothing_behind_in_the_session() {
     };
     assert!(executed(&log, "<unnamed>") > 10, "{log}");
     assert_eq!(executed(&log, "s"), 0, "{log}");
+    let direct = open(&pg.url(&db)).await;
+    let begun = Instant::now();
+    while executed(&pg.log(), "s") < 2 {
+        direct.get("/k1").await.unwrap();
+        direct.delete("/none").await.unwrap();
+        assert!(begun.elapsed() < PATIENCE, "nothing is prepared");
+    }
+    direct.close().await.unwrap();
     for line in log.lines().filter(|l| l.contains("statement: ")) {
         let statement = line.split("statement: ").nth(1).unwrap().trim_start();
         let harmless = [

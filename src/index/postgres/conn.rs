@@ -290,8 +290,9 @@ impl Conn {
             let direct = conn
                 .in_turn(Box::pin(direct::is_direct(&conn.client)))
                 .await;
-            conn.direct
-                .store(direct.unwrap_or(false), Ordering::Relaxed);
+            let direct = direct.unwrap_or(false);
+            conn.direct.store(direct, Ordering::Relaxed);
+            conn.names.store(direct, Ordering::Relaxed);
         });
     }
 
