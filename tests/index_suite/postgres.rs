@@ -1368,7 +1368,21 @@ async fn the_search_for_blobs_to_renew_may_take_longer() {
 async fn a_dropped_future_cancels_its_statement() {
     let pg = Postgres::shared();
     let db = pg.database();
+    for setting in ["log_statement = 'all'", "log_min_messages = 'log'"] {
+        pg.execute("postgres", &format!("ALTER DATABASE {db} SET {setting}"));
+    }
     let index = Arc::new(open(&pg.url(&db)).await);
+    // Lookups and deletions are prepared when they have been used.
+    let is_prepared = |statement: &str| {
+        let executed = |line: &str| line.contains("execute s") && line.contains(statement);
+        pg.log().lines().any(executed)
+    };
+    let begun = Instant::now();
+    while !(is_prepared(": SELECT FALSE AS staged") && is_prepared(": WITH d AS (DELETE")) {
+        index.get(KEY).await.unwrap();
+        index.delete(KEY).await.unwrap();
+        assert!(begun.elapsed() < PATIENCE, "nothing is prepared");
+    }
     index.put(&row(KEY, "b", 0, 1)).await.unwrap();
     let _lock = Locked::new(&db, "LOCK TABLE walrus_index IN ACCESS EXCLUSIVE MODE");
     for call in 0..4 {

@@ -152,7 +152,8 @@ impl Conn {
                 match &named {
                     Some(named) => {
                         let untyped: Vec<_> = typed.iter().map(|(param, _)| *param).collect();
-                        self.client.query(named, &untyped).await
+                        let request = self.client.query(named, &untyped);
+                        self.in_turn(Box::pin(request)).await
                     }
                     None => {
                         let request = self.client.query_typed(query.text(), &typed);
