@@ -96,8 +96,8 @@ impl Parts {
         })
     }
 
-    /// As [`open`](Self::open), to be written to. An unfinished copy is an error: what is stored in
-    /// it would be lost.
+    /// As [`open`](Self::open), to be written to. An unfinished copy is an error: the last pass of
+    /// the copy would remove the blocks that a node stored in it.
     pub(super) async fn open_for_use(config: &Config) -> Result<Parts> {
         let parts = Parts::open(config, false).await?;
         if let Err(e) = check_finished(&*parts.index) {

@@ -24,7 +24,7 @@ use tokio_postgres::Row;
 
 use super::call::{self, Call};
 use super::conn::{Answer, Conn};
-use super::deleted_sql::MOST_VALUES;
+use super::deleted_sql::{MOST_ROWS, VALUES};
 use super::query::Param;
 use super::PostgresParts;
 use crate::error::Result;
@@ -68,20 +68,19 @@ impl PostgresParts {
         conn.batch(NO_WAIT).await?;
         let removed = conn.query(&sql.remove, keys, deadline).await?;
         let mut deleted = Usage::default();
-        for rows in removed.chunks(MOST_VALUES) {
-            let mut values = Vec::new();
-            let mut keeps = 0;
-            for row in rows {
-                deleted = deleted.plus(Usage::new(1, row.try_get("size")?));
-                // One without a blob was placed by a deletion ([`super::in_doubt`]).
-                if !row.try_get::<_, &str>("blob_id")?.is_empty() {
-                    values.extend(kept(row)?);
-                    keeps += 1;
-                }
+        let mut values = Vec::new();
+        for row in &removed {
+            deleted = deleted.plus(Usage::new(1, row.try_get("size")?));
+            // One without a blob was placed by a deletion ([`super::in_doubt`]).
+            if !row.try_get::<_, &str>("blob_id")?.is_empty() {
+                values.extend(kept(row)?);
             }
-            if keeps > 0 {
-                conn.query(&sql.keep(keeps), &values, deadline).await?;
-            }
+        }
+        for values in values.chunks(MOST_ROWS * VALUES) {
+            let keep = sql.keep(values.len() / VALUES);
+            conn.query(&keep, values, deadline).await?;
+        }
+        if !removed.is_empty() {
             conn.query(&sql.in_time, &[], deadline).await?;
         }
         Ok(deleted)
@@ -89,7 +88,7 @@ impl PostgresParts {
 }
 
 /// The parameters that keep a deleted row.
-fn kept(row: &Row) -> Answer<[Param; 9]> {
+fn kept(row: &Row) -> Answer<[Param; VALUES]> {
     let created_at: SystemTime = row.try_get("created_at")?;
     Ok([
         Param::Text(row.try_get("key")?),

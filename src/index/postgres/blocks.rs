@@ -1,6 +1,5 @@
 //! The rows: the methods of [`Rows`] as statements.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -242,13 +241,8 @@ impl Rows for PostgresIndex {
             inner.look_keys_up(&call, query, keys)
         };
         let rows = inner.with_staging(&call, get_many).await?;
-        let mut found: HashMap<String, Record> = HashMap::with_capacity(rows.len());
-        for row in read(call.what, &rows, rows::key_record)? {
-            if row.record.staged || !found.contains_key(&row.key) {
-                found.insert(row.key, row.record);
-            }
-        }
-        Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+        let rows = read(call.what, &rows, rows::key_record)?;
+        Ok(rows::of_keys(keys, rows))
     }
 
     async fn staged_value(&self, key: &str) -> Result<Option<Bytes>> {

@@ -194,39 +194,27 @@ impl Conn {
         self.transaction_if(work, |_| true).await
     }
 
-    /// As [`transaction`](Self::transaction); the transaction is undone if its result does not
-    /// `fit`.
+    /// As [`transaction`](Self::transaction); a transaction is undone unless its result `fits`.
     pub async fn transaction_if<T>(
         &self,
         work: impl Future<Output = Answer<T>>,
         fits: impl Fn(&T) -> bool,
     ) -> Answer<T> {
         tokio::join!(self.batch("BEGIN"), self.renew_clock()).0?;
-        match work.await {
-            Ok(done) if !fits(&done) => match self.batch("ROLLBACK").await {
-                Ok(()) => Ok(done),
-                Err(e) => Err(self.roll_back(e).await),
-            },
+        let done = match work.await {
             // Where a statement has failed unseen, the server would answer COMMIT with ROLLBACK,
             // and this is an error.
-            Ok(done) => match self.batch("SELECT 1; COMMIT").await {
-                Ok(()) => Ok(done),
-                Err(e) if e.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
-                    Err(self.roll_back(e).await)
-                }
+            Ok(done) if fits(&done) => match self.batch("SELECT 1; COMMIT").await {
+                Ok(()) => return Ok(done),
                 Err(e) => Err(e),
             },
-            Err(e) => Err(self.roll_back(e).await),
-        }
-    }
-
-    /// Ends a transaction after an error, and returns that.
-    async fn roll_back(&self, error: PgError) -> PgError {
+            undone => undone,
+        };
         // A connection on which ROLLBACK fails must not serve another call.
         if self.batch("ROLLBACK").await.is_err() {
             self.abort();
         }
-        error
+        done
     }
 
     /// The server's time until which it may carry out a statement whose caller gives it up at
@@ -284,7 +272,7 @@ impl Conn {
     }
 
     /// Finds out, between other statements, whether statements may be prepared on this connection.
-    /// Only for a shared one: what is prepared beside a transaction would take part in it.
+    /// Only for a shared one: a statement that is prepared beside a transaction takes part in it.
     pub fn probe(self: &Arc<Self>) {
         let conn = self.clone();
         self.opener.runtime.spawn(async move {

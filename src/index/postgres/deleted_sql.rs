@@ -29,22 +29,11 @@ pub(super) fn keep(companion: &str, keep: Duration) -> String {
     keep_rows(companion, &rows)
 }
 
-/// The number of parameters of a row of [`keep_values`].
-const VALUES: usize = 9;
-/// Most rows of [`keep_values`].
-pub(super) const MOST_VALUES: usize = 1000;
-
-/// Keeps `rows` rows, whose columns as [`returned`] names them are parameters, from the key on and
-/// without the name of a column that the table lacks.
-fn keep_values(companion: &str, keep: Duration, rows: usize) -> String {
-    let times = times(keep);
-    let row = |n: usize| {
-        let params = (1..=VALUES).map(|i| format!("${}", n * VALUES + i));
-        format!("({}, {times})", params.collect::<Vec<_>>().join(", "))
-    };
-    let rows: Vec<_> = (0..rows).map(row).collect();
-    keep_rows(companion, &format!("VALUES {}", rows.join(", ")))
-}
+/// The number of parameters of a row that [`DeletedSql::keep`] keeps: key, blob, patch and
+/// [`COMMON`].
+pub(super) const VALUES: usize = 9;
+/// Most rows that it keeps.
+pub(super) const MOST_ROWS: usize = 1000;
 
 fn times(keep: Duration) -> String {
     format!("now(), now() + interval '{} seconds'", keep.as_secs_f64())
@@ -80,7 +69,6 @@ pub(super) struct DeletedSql {
     pub remove: Query,
     /// Fails once its time is over.
     pub in_time: Query,
-    keep_one: Query,
     table: String,
     keep: Duration,
 }
@@ -133,18 +121,23 @@ impl DeletedSql {
                 returned(shape)
             )),
             in_time: Query::once(format!("SELECT {}", deadline::when_begun(1))).bounded(),
-            keep_one: Query::once(keep_values(&kept, keep, 1)),
             table: kept,
             keep,
         }
     }
 
-    /// Keeps at most [`MOST_VALUES`] rows; their columns are parameters.
+    /// Keeps at most [`MOST_ROWS`] rows, each of which is [`VALUES`] parameters.
     pub fn keep(&self, rows: usize) -> Query {
-        match rows {
-            1 => self.keep_one.clone(),
-            _ => Query::once(keep_values(&self.table, self.keep, rows)),
-        }
+        let times = times(self.keep);
+        let row = |n: usize| {
+            let params = (1..=VALUES).map(|i| format!("${}", n * VALUES + i));
+            format!("({}, {times})", params.collect::<Vec<_>>().join(", "))
+        };
+        let rows: Vec<_> = (0..rows).map(row).collect();
+        Query::once(keep_rows(
+            &self.table,
+            &format!("VALUES {}", rows.join(", ")),
+        ))
     }
 
     /// A page of kept rows; parameters are since, until, those of [`KeyRange::comparisons`], and

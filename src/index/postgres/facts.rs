@@ -136,6 +136,6 @@ fn collation_changed((then, now, database): (String, String, String)) -> Fact {
         format!("the database was made with version {then} of its collation, and the system has {now}"),
         "texts may be sorted in another way now, so searches in an index that was made before can miss rows that are there, \
          as blobs or as blocks of the Go plugin's tables",
-        format!("REINDEX DATABASE {database}; ALTER DATABASE {database} REFRESH COLLATION VERSION; (while no node runs)"),
+        format!("REINDEX DATABASE {database}; ALTER DATABASE {database} REFRESH COLLATION VERSION; -- while no node runs"),
     )
 }

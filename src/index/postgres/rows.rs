@@ -1,5 +1,6 @@
 //! Converts rows of Postgres to the index's types and back.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use tokio_postgres::Row;
@@ -30,6 +31,17 @@ pub(super) fn key_record(row: &Row) -> Result<KeyRecord, PgError> {
         key: row.try_get(8)?,
         record: record(row)?,
     })
+}
+
+/// The rows that a lookup has found, in the order of its keys. Of a key with two, the staged one.
+pub(super) fn of_keys(keys: &[String], rows: Vec<KeyRecord>) -> Vec<Option<Record>> {
+    let mut found: HashMap<String, Record> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        if row.record.staged || !found.contains_key(&row.key) {
+            found.insert(row.key, row.record);
+        }
+    }
+    keys.iter().map(|key| found.get(key).cloned()).collect()
 }
 
 /// The nearest time that a timestamptz can hold (years 1 to 9999).

@@ -282,24 +282,15 @@ impl Found {
         })
     }
 
-    /// The properties of the table as it will be used, at this version of the schema.
+    /// The properties of the table as it will be used.
     pub fn shape(&self, meta: Meta) -> Shape {
         let has = |name: &str| self.columns.contains_key(name);
-        let plain = match self.columns.get("key") {
-            // A new table collates "C".
-            None => true,
-            Some(key) => matches!(key.collation.as_deref(), Some("C" | "POSIX" | "ucs_basic")),
-        };
         Shape {
             table: self.table.clone(),
             staging: self.table.go_staging(),
             staging_exists: self.staging_exists,
             schema: self.schema.clone(),
-            order: if plain {
-                ByteOrder::Plain
-            } else {
-                ByteOrder::Pattern
-            },
+            order: self.order(),
             blob_order: {
                 let blob_id = self.columns.get("blob_id");
                 let collation = blob_id.and_then(|column| column.collation.as_deref());
@@ -314,6 +305,18 @@ impl Found {
             has_deleted: meta.version >= ALL_TABLES,
             shards: Shards::default(),
             copy: meta.copy,
+        }
+    }
+
+    /// How the table's keys are compared as bytes.
+    fn order(&self) -> ByteOrder {
+        let collation = match self.columns.get("key") {
+            Some(key) => key.collation.as_deref(),
+            None => Some("C"), // that of a new table
+        };
+        match collation {
+            Some("C" | "POSIX" | "ucs_basic") => ByteOrder::Plain,
+            _ => ByteOrder::Pattern,
         }
     }
 
@@ -410,16 +413,6 @@ pub(super) struct Meta {
     pub version: i64,
     /// The note of an unfinished copy.
     pub copy: Option<String>,
-}
-
-impl Meta {
-    /// Of a table that is no copy.
-    fn of(version: i64) -> Meta {
-        Meta {
-            version,
-            copy: None,
-        }
-    }
 }
 
 /// Reads the rows of [`read_meta`].
@@ -524,7 +517,7 @@ fn plan(
         let schema = schema.unwrap_or_default();
         plan.push(format!("DROP INDEX IF EXISTS {schema}\"{name}\""));
     }
-    if found.exists && found.shape(Meta::of(VERSION)).order == ByteOrder::Pattern {
+    if found.exists && found.order() == ByteOrder::Pattern {
         if let Some(name) = index("key_prefix") {
             plan.push(format!(
                 "CREATE INDEX IF NOT EXISTS \"{name}\" ON {quoted} (key text_pattern_ops)"

@@ -258,9 +258,8 @@ impl Staging for PostgresIndex {
         let inner = &self.inner;
         let rows = inner.look_keys_up(&call, &inner.sql.get_many[0], keys);
         let rows = rows.await?.map_err(|e| error::statement(call.what, e))?;
-        let rows = read(call.what, &rows, rows::key_record)?.into_iter();
-        let mut found: HashMap<String, Record> = rows.map(|row| (row.key, row.record)).collect();
-        Ok(keys.iter().map(|key| found.remove(key)).collect())
+        let rows = read(call.what, &rows, rows::key_record)?;
+        Ok(rows::of_keys(keys, rows))
     }
 
     async fn release(&self, held: &[Claim]) -> Result<()> {

@@ -8,11 +8,10 @@ fn at(at: i64) -> Position {
     }
 }
 
-fn primary(at: i64) -> Position {
+fn primary(position: i64) -> Position {
     Position {
         standby: false,
-        at,
-        page: 8192,
+        ..at(position)
     }
 }
 
