@@ -8,8 +8,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use testkit::citus::Citus;
+use testkit::documents;
 use testkit::mem::{key_of, noise};
-use testkit::postgres::{blocking, execute_at, Postgres};
+use testkit::postgres::{blocking, execute_at, Postgres, GO_STAGING};
 use walrus_devnet::{Devnet, Options};
 use walrusds::clock::Sighting;
 use walrusds::index::copy::copy;
@@ -23,11 +24,6 @@ use walrusds::{
 /// More than two pages of a copy.
 const ROWS: i64 = 12_000;
 const IN_A_BLOB: i64 = 250;
-
-/// The table in which a Go node stages blocks.
-const STAGING: &str =
-    "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, \
-     size BIGINT NOT NULL, created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ)";
 
 fn end(n: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000 + n.unsigned_abs())
@@ -86,16 +82,22 @@ async fn postgres(url: &str) -> PostgresIndex {
     PostgresIndex::open(options).await.unwrap()
 }
 
+/// A filled index, and two empty ones to copy it to: in PostgreSQL and in a file.
+async fn with_two_copies(dir: &Path) -> (SqliteIndex, PostgresIndex, SqliteIndex) {
+    let from = sqlite(&dir.join("i.sqlite")).await;
+    fill(&from).await;
+    let pg = Postgres::shared();
+    let first = postgres(&pg.url(&pg.database())).await;
+    let second = sqlite(&dir.join("second.sqlite")).await;
+    (from, first, second)
+}
+
 /// A blob is forgotten and stored anew between two passes, for less time and less money. The copy
 /// follows, although neither an end nor a price ever falls otherwise.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_that_is_stored_anew_with_an_earlier_end_is_copied() {
     let dir = tempfile::tempdir().unwrap();
-    let from = sqlite(&dir.path().join("i.sqlite")).await;
-    fill(&from).await;
-    let pg = Postgres::shared();
-    let first = postgres(&pg.url(&pg.database())).await;
-    let second = sqlite(&dir.path().join("second.sqlite")).await;
+    let (from, first, second) = with_two_copies(dir.path()).await;
     let copies: [&dyn Index; 2] = [&first, &second];
     for to in copies {
         copy(&from, to, Copying::Beside, &mut go_on).await.unwrap();
@@ -147,11 +149,7 @@ async fn a_blob_that_has_lost_its_rows_is_copied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_the_source_has_forgotten_is_removed_from_the_copy() {
     let dir = tempfile::tempdir().unwrap();
-    let from = sqlite(&dir.path().join("i.sqlite")).await;
-    fill(&from).await;
-    let pg = Postgres::shared();
-    let first = postgres(&pg.url(&pg.database())).await;
-    let second = sqlite(&dir.path().join("second.sqlite")).await;
+    let (from, first, second) = with_two_copies(dir.path()).await;
     let copies: [&dyn Index; 2] = [&first, &second];
     let keys: Vec<String> = (3 * IN_A_BLOB..5 * IN_A_BLOB).map(|n| row(n).key).collect();
     from.delete_many(&keys).await.unwrap();
@@ -210,7 +208,7 @@ async fn the_row_of_a_key_that_is_staged_as_well_is_copied() {
     let dir = tempfile::tempdir().unwrap();
     let pg = Postgres::shared();
     let db = pg.database();
-    pg.execute(&db, STAGING);
+    pg.execute(&db, GO_STAGING);
     let from = postgres(&pg.url(&db)).await;
     let to = sqlite(&dir.path().join("to.sqlite")).await;
     let rows: Vec<KeyRecord> = (0..3).map(row).collect();
@@ -491,27 +489,16 @@ async fn a_node_takes_its_journal_along() {
     node.close().await.unwrap();
 }
 
-/// The first block of code in a document that holds a text.
-fn block_of(document: &str, language: &str, text: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
-    let document = std::fs::read_to_string(path).unwrap();
-    let fence = format!("```{language}\n");
-    let blocks = document.split(&*fence).skip(1);
-    let mut blocks = blocks.filter_map(|block| block.split("```").next());
-    let block = blocks.find(|block| block.contains(text));
-    block.expect(text).to_owned()
-}
-
 /// The table of docs/operations.md that is made before the first start.
 fn documented_table() -> String {
-    block_of("docs/operations.md", "sql", "CREATE TABLE walrus_index (\n")
+    documents::block("docs/operations.md", "sql", "CREATE TABLE walrus_index (\n")
 }
 
 /// The same table in the partitions of docs/operations.md.
 fn documented_partitions() -> String {
     let table = documented_table();
     let (table, _) = table.rsplit_once(");").expect("the table ends");
-    let block = block_of("docs/operations.md", "sql", " PARTITION OF ");
+    let block = documents::block("docs/operations.md", "sql", " PARTITION OF ");
     let lines: Vec<&str> = block.lines().collect();
     let [first, _, last] = lines[..] else {
         panic!("the first and the last partition are documented: {block}");
@@ -528,7 +515,7 @@ fn documented_partitions() -> String {
 /// The commands of docs/growing-the-index.md in the block that holds a text, with databases of the
 /// test in place of those that are named there.
 fn documented(text: &str, databases: &[(&str, &str)]) -> Vec<String> {
-    let mut block = block_of("docs/growing-the-index.md", "sh", text);
+    let mut block = documents::block("docs/growing-the-index.md", "sh", text);
     for (name, url) in databases {
         let name = format!("postgres://walrusds@db/{name}");
         assert!(block.contains(&name), "{name} is not named");
@@ -753,7 +740,7 @@ async fn the_documented_move_to_citus_beside_a_node() {
     node.moves(IN_A_FILE, &one).await;
     let cluster = Citus::start(2);
     let pg = &cluster.coordinator;
-    let distribute = block_of(
+    let distribute = documents::block(
         "docs/operations.md",
         "sql",
         "create_distributed_table('walrus_index',",

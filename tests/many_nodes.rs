@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{json, Value};
 use testkit::mem::{key_of, noise};
-use testkit::postgres::Postgres;
+use testkit::postgres::{Postgres, GO_STAGING};
 use testkit::{eventually, PATIENCE};
 use walrus_devnet::{Devnet, FaultAction, FaultRule, Options};
 use walrusds::{Config, Op, WalrusDatastore};
@@ -296,11 +296,7 @@ async fn killed_nodes_adopt_what_a_go_node_left() {
         ..Options::default()
     });
     let world = world.await;
-    world.pg.execute(
-        &world.db,
-        "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, size BIGINT NOT NULL, \
-         created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ)",
-    );
+    world.pg.execute(&world.db, GO_STAGING);
     let values = (0..BLOCKS).map(|n| {
         let (key, value) = block(n);
         let hex = data_encoding::HEXLOWER.encode(&value);

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use bytes::Bytes;
 use serde_json::{json, Value};
 use testkit::mem::{key_of, noise};
-use testkit::postgres::Postgres;
+use testkit::postgres::{Postgres, GO_STAGING};
 use walrus_devnet::{Devnet, FaultAction, FaultRule, Options};
 use walrusds::{Config, Op, WalrusDatastore};
 
@@ -715,11 +715,7 @@ async fn staged_blocks_of_a_go_node_are_adopted() {
         .unwrap()
         .to_owned();
     let pg = Postgres::shared();
-    pg.execute(
-        &db,
-        "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, size BIGINT NOT NULL,
-         created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ)",
-    );
+    pg.execute(&db, GO_STAGING);
     let none = repo.run(&["adopt-staging"]).await;
     assert_eq!(none.text(0), "No Go node has left blocks behind.\n");
     let (key, value) = block(7);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use testkit::citus::Citus;
+use testkit::documents;
 use testkit::postgres::{Postgres, ARCHIVING};
 use testkit::{eventually, PATIENCE};
 use walrusds::index::copy::copy;
@@ -19,16 +20,9 @@ use walrusds::{
 use crate::on_postgres::{carries_out_nothing_late, given_up, hasty, insist, open};
 use crate::shared::{keys, row};
 
-/// The blocks of SQL in a document that hold a text.
+/// The blocks of SQL in docs/operations.md that hold a text.
 fn documented(text: &str) -> Vec<String> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
-    let document = std::fs::read_to_string(path).unwrap();
-    let blocks = document.split("```sql\n").skip(1);
-    let blocks = blocks.filter_map(|block| block.split("```").next());
-    blocks
-        .filter(|block| block.contains(text))
-        .map(str::to_owned)
-        .collect()
+    documents::blocks("docs/operations.md", "sql", text)
 }
 
 fn rows(range: std::ops::Range<usize>, blob: &str) -> Vec<KeyRecord> {
@@ -410,27 +404,27 @@ async fn a_cluster_is_restored_to_one_moment() {
     let index = open(&cluster.url()).await;
     let all = rows(0..3000, "b");
     let known = keys_of(&all);
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growing-the-index.md");
-    let document = std::fs::read_to_string(path).unwrap();
-    let mut statements = document.split("```sql\n").skip(1);
-    let point = statements.find(|sql| sql.contains("citus_create_restore_point"));
-    let (point, _) = point.unwrap().split_once("```").unwrap();
+    let growing = "docs/growing-the-index.md";
+    let point = documents::block(growing, "sql", "citus_create_restore_point");
     let mut points = Vec::new();
     index.put_many(&all[..1000]).await.unwrap();
     let mut backups = Vec::new();
     for server in cluster.workers.iter().chain([&cluster.coordinator]) {
         backups.push(server.back_up());
         if points.is_empty() {
-            points.push(cluster.coordinator.scalar("postgres", point));
+            points.push(cluster.coordinator.scalar("postgres", &point));
         }
         let more = 1000 + 300 * backups.len();
         index.put_many(&all[1000..more]).await.unwrap();
     }
     index.delete_many(&known[..100]).await.unwrap();
     let identity = index.identity().await.unwrap();
-    // The names have seconds.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    points.push(cluster.coordinator.scalar("postgres", point));
+    eventually("the second of the first name is over", || {
+        let second = "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD-HH24MISS')";
+        !points[0].contains(&cluster.coordinator.scalar("postgres", second))
+    })
+    .await;
+    points.push(cluster.coordinator.scalar("postgres", &point));
     assert_ne!(points[0], points[1]);
     // What comes later is not in the restored cluster.
     index.put_many(&all[1900..]).await.unwrap();

@@ -11,7 +11,7 @@ use walrusds::{
 
 use crate::shared::{keys, row, time};
 use crate::Env;
-use testkit::postgres::{signal_each, Postgres};
+use testkit::postgres::{signal_each, Postgres, GO_STAGING};
 use testkit::{eventually, PATIENCE};
 
 /// A database whose default collation is not byte order (as `en_US.UTF-8` is not).
@@ -483,8 +483,7 @@ const GO_TABLES: &[&str] = &[
      CREATE INDEX IF NOT EXISTS walrus_index_blob_id_idx ON walrus_index (blob_id);",
     "ALTER TABLE walrus_index ADD COLUMN IF NOT EXISTS encoded_size BIGINT NOT NULL DEFAULT 0;
      ALTER TABLE walrus_index ADD COLUMN IF NOT EXISTS cost BIGINT NOT NULL DEFAULT 0;",
-    "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, size BIGINT NOT NULL,
-        created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ);",
+    GO_STAGING,
 ];
 
 /// The order of the rows' blob IDs need not be that of bytes, in which the ledger has its entries.

@@ -1,9 +1,9 @@
 //! The documented roles, databases and rights, by the documented statements.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
+use testkit::documents::block;
 use testkit::postgres::{blocking, execute_at, Postgres};
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::{ErrorKind, Index, Result, Rows};
@@ -12,18 +12,6 @@ use crate::shared::row;
 
 const OPERATIONS: &str = "docs/operations.md";
 const GROWING: &str = "docs/growing-the-index.md";
-
-/// The one block of a document in a language that holds a text.
-fn documented(document: &str, language: &str, text: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
-    let document = std::fs::read_to_string(path).unwrap();
-    let begin = format!("```{language}\n");
-    let blocks = document.split(&begin).skip(1);
-    let blocks = blocks.filter_map(|block| block.split("```").next());
-    let found: Vec<&str> = blocks.filter(|block| block.contains(text)).collect();
-    assert_eq!(found.len(), 1, "{text}: {found:?}");
-    found[0].to_owned()
-}
 
 /// Runs a documented block as a superuser, in psql because it changes the database.
 fn psql(pg: &Postgres, database: &str, sql: &str) {
@@ -51,15 +39,15 @@ async fn open_as(pg: &Postgres, role: &str, database: &str) -> Result<PostgresIn
 /// A server with the documented database, and its tables for the roles `walrusds` and `node`.
 async fn provisioned() -> Postgres {
     let pg = Postgres::start();
-    let owner = documented(OPERATIONS, "sql", "CREATE ROLE walrusds LOGIN");
+    let owner = block(OPERATIONS, "sql", "CREATE ROLE walrusds LOGIN");
     psql(&pg, "postgres", &owner);
-    let node = documented(OPERATIONS, "sql", "GRANT USAGE ON SCHEMA walrusds TO node");
+    let node = block(OPERATIONS, "sql", "GRANT USAGE ON SCHEMA walrusds TO node");
     psql(&pg, "walrusds", &node);
     let error = open_as(&pg, "node", "walrusds").await.err().unwrap();
     let script = error.message().split_once("to this one: ");
     let (_, script) = script.unwrap_or_else(|| panic!("no script: {error}"));
     execute_at(&pg.url_as("walrusds", "walrusds"), script);
-    let grant = documented(
+    let grant = block(
         OPERATIONS,
         "sql",
         "ON ALL TABLES IN SCHEMA walrusds TO node",
@@ -96,7 +84,7 @@ async fn a_role_without_a_search_path_is_told_how_to_set_it() {
     let cure = cure.replace(" s TO ", " walrusds TO ");
     let cure = cure.replace("search_path = s;", "search_path = walrusds;");
     pg.execute("walrusds", &cure);
-    let rights = documented(
+    let rights = block(
         OPERATIONS,
         "sql",
         "ON ALL TABLES IN SCHEMA walrusds TO node",
@@ -114,11 +102,11 @@ async fn a_dump_is_restored_for_the_documented_roles() {
     let node = open_as(&pg, "node", "walrusds").await.unwrap();
     node.put(&row("/k", "b", 0, 1)).await.unwrap();
     node.close().await.unwrap();
-    let database = documented(GROWING, "sql", "CREATE DATABASE restored");
+    let database = block(GROWING, "sql", "CREATE DATABASE restored");
     psql(&pg, "postgres", &database);
-    let rights = documented(GROWING, "sql", "GRANT USAGE ON SCHEMA walrusds TO node");
+    let rights = block(GROWING, "sql", "GRANT USAGE ON SCHEMA walrusds TO node");
     psql(&pg, "restored", &rights);
-    let commands = documented(GROWING, "sh", "pg_dump");
+    let commands = block(GROWING, "sh", "pg_dump");
     let dir = tempfile::tempdir().unwrap();
     let at = format!("walrusds@127.0.0.1:{}/", pg.port());
     let mut run = Command::new("bash");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use testkit::documents;
 use testkit::mem::{key_of, noise};
 use testkit::postgres::Postgres;
 use testkit::PATIENCE;
@@ -441,8 +442,7 @@ async fn a_datastore_that_only_retrieves_starts_without_the_primary() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_urls() {
     let pair = Pair::start().await;
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/growing-the-index.md");
-    let document = std::fs::read_to_string(path).unwrap();
+    let document = documents::read("docs/growing-the-index.md");
     let (primary, standby) = (pair.primary.port(), pair.standby.port());
     let database = format!("/{}?sslmode=disable&", pair.db);
     let url = |line: &str| {

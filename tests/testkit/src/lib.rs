@@ -1,7 +1,9 @@
 //! The tools that the tests share: a store and an index in memory, a node with a journal on them,
-//! faults, a PostgreSQL, hostile HTTP, the model of a datastore, and one way of waiting.
+//! faults, a PostgreSQL, hostile HTTP, the model of a datastore, the documents, and one way of
+//! waiting.
 
 pub mod citus;
+pub mod documents;
 pub mod epochs;
 pub mod faulty;
 pub mod flatfs;

@@ -20,6 +20,11 @@ pub const GO_TABLE: &str =
     deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, expires_at TIMESTAMPTZ, \
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now())";
 
+/// Makes the table in which the Go plugin stages blocks.
+pub const GO_STAGING: &str =
+    "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, \
+    size BIGINT NOT NULL, created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ)";
+
 /// Superuser of every test server (no password over the socket and for `trust` hosts).
 pub const USER: &str = "postgres";
 
