@@ -103,6 +103,88 @@ async fn a_damaged_block_that_is_deleted_is_gone() {
     assert!(node.segments().is_empty());
 }
 
+/// Waits until the damaged block is settled, and checks that the node and its next start have it.
+async fn assert_saved(node: &Node, ds: Arc<WalrusDatastore>, value: &Bytes) {
+    let key = key_of(value);
+    eventually("it is settled", || {
+        let mut lines = lines(&ds).into_iter();
+        lines.any(|(_, line)| line.contains(&key) && line.contains("nothing is lost"))
+    })
+    .await;
+    assert_eq!(ds.get(&key).await.unwrap().unwrap(), *value);
+    assert!(ds.has(&key).await.unwrap());
+    ds.close().await.unwrap();
+    let again = node.open(IDLE);
+    assert!(!has_error(&lines(&again), &[&key]), "{:?}", lines(&again));
+    assert_eq!(again.get(&key).await.unwrap().unwrap(), *value);
+    again.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_damaged_after_it_was_sent_is_indexed() {
+    let node = Node::new();
+    node.parts.index.fail_puts.store(true, SeqCst);
+    let ds = node.open(BUSY);
+    let value = noise(0, 5000);
+    let key = key_of(&value);
+    ds.put(&key, value.clone()).await.unwrap();
+    eventually("it is on Walrus and not in the index", || {
+        node.parts.index.put_calls.load(SeqCst) > 0
+    })
+    .await;
+    node.damage(&value[200..300]);
+    assert_eq!(ds.get(&key).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    node.parts.index.fail_puts.store(false, SeqCst);
+    assert_saved(&node, ds, &value).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_damaged_before_its_blob_is_read_back_is_whole_afterwards() {
+    let node = Node::new();
+    let held = node.parts.store.hold_reads.write().await;
+    let ds = node.open(BUSY);
+    let value = noise(0, 5000);
+    let key = key_of(&value);
+    ds.put(&key, value.clone()).await.unwrap();
+    eventually("its row is written", || {
+        !node.parts.index.rows.lock().is_empty()
+    })
+    .await;
+    node.damage(&value[200..300]);
+    let reader = tokio::spawn({
+        let (ds, key) = (Arc::clone(&ds), key.clone());
+        async move { ds.get(&key).await }
+    });
+    eventually("the damage is found", || has_error(&lines(&ds), &[&key])).await;
+    drop(held);
+    assert_eq!(reader.await.unwrap().unwrap().unwrap(), value);
+    assert_saved(&node, ds, &value).await;
+}
+
+/// A damaged block that was sent is not brought back where its key was deleted meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_wins_over_a_damaged_block_that_was_sent() {
+    let node = Node::new();
+    node.parts.index.fail_puts.store(true, SeqCst);
+    let ds = node.open(BUSY);
+    let value = noise(0, 5000);
+    let key = key_of(&value);
+    ds.put(&key, value.clone()).await.unwrap();
+    eventually("it is on Walrus and not in the index", || {
+        node.parts.index.put_calls.load(SeqCst) > 0
+    })
+    .await;
+    node.damage(&value[200..300]);
+    assert_eq!(ds.get(&key).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    ds.delete(&key).await.unwrap();
+    node.parts.index.fail_puts.store(false, SeqCst);
+    ds.close().await.unwrap();
+    assert!(node.parts.index.rows.lock().is_empty());
+    let again = node.open(IDLE);
+    assert_eq!(again.get(&key).await.unwrap(), None);
+    again.close().await.unwrap();
+}
+
 /// A node that ended after its row was written and before its blob was read back, and that blob's
 /// ID.
 async fn ended_before_the_read_back(value: &Bytes) -> (Node, String) {

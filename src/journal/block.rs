@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::place::{Form, Place, Value};
 use crate::upload::order::Order;
 use crate::upload::Parcel;
-use crate::walrus::{Body, Source};
+use crate::walrus::{Body, Source, WHOLE};
 
 /// A staged block.
 #[derive(Debug)]
@@ -37,6 +37,9 @@ pub(crate) struct Block {
     pub(super) let_go: AtomicBool,
     /// Whether it was found damaged.
     pub(super) damaged: AtomicBool,
+    /// Whether its row was written or found, with bytes known to be right, and only the blob is to be
+    /// read back.
+    pub(super) indexed: AtomicBool,
     /// Whether its row, if it has one, may be of a blob that was never read back: it was staged
     /// before this open, or it takes the place of a damaged one.
     pub(super) unproven: AtomicBool,
@@ -68,6 +71,7 @@ impl Block {
             doubted: AtomicBool::new(false),
             let_go: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            indexed: AtomicBool::new(false),
             unproven: AtomicBool::new(false),
             is_dag_pb: AtomicBool::new(false),
             held: OnceLock::new(),
@@ -92,6 +96,17 @@ impl Block {
     /// Length of the value (bytes).
     pub(crate) fn len(&self) -> u64 {
         u64::from(self.len)
+    }
+
+    /// Whether its value is compared with its checksum while it is sent. A longer one is sent in
+    /// parts.
+    pub(super) fn is_checked_when_sent(&self) -> bool {
+        self.len() <= WHOLE
+    }
+
+    /// Whether nothing is lost with its file: it is whole there, or on Walrus.
+    pub(super) fn is_safe(&self) -> bool {
+        !self.damaged.load(Ordering::Acquire) || self.indexed.load(Ordering::Acquire)
     }
 
     /// The same block in another place. A blob that its row names may never have been read back.

@@ -2,7 +2,8 @@
 //!
 //! Such a block must not hold up others: it is staged no longer, so it does not travel, no put
 //! relies on it, and its file becomes free. But it was acknowledged, so readers and an operator
-//! must be told of it, until a later put takes its place or its key is deleted. Files of the
+//! must be told of it, until a later put takes its place or its key is deleted, or the upload that
+//! had read it before is indexed (`deliver::place`). Files of the
 //! journal come and go, and a restart sees only those that are left; so damaged keys are listed in
 //! a file of their own, one per line, which an operator can read.
 //!

@@ -8,6 +8,9 @@
 //!   or found damaged. A blob that was stored here must have been read back as well; a row that was
 //!   there before counts at once, unless the block is `unproven`: then its blob is read back first.
 //!   So is the blob of a deleted row that was brought back.
+//! - A block that is found damaged after its pack was sent gets its row all the same: it was checked
+//!   while it was sent. Once the blob was read back it counts as damaged no longer. Of a block of
+//!   more than `WHOLE` bytes that is not known, as it is sent in parts.
 //! - A row is written only for a block that is still the newest value of its key. The keys are
 //!   locked from that check until the index has answered, so no deletion falls in between.
 //! - A damaged or unreadable block does not hold up the other blocks of its pack.
@@ -54,7 +57,6 @@ use crate::multihash::{self, Match};
 use crate::trace::{self, Span};
 use crate::upload::limit::Permit;
 use crate::upload::{proof, usage_of, Pack, Place, Sent, Uploader};
-use crate::walrus::WHOLE;
 
 /// Pause after a failure, doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -231,6 +233,7 @@ async fn deliver_pack(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_permit: 
 /// have ended before it settled them.
 async fn prove(shared: Arc<Shared>, blob_id: String, (blocks, places): Placed) {
     let mut patience = Patience::new(&shared.parts.journal);
+    note_indexed(&blocks);
     settle_in(&shared.parts, &blob_id, blocks, &places, &mut patience).await;
 }
 
@@ -264,6 +267,7 @@ async fn settle_in(
     } else {
         for block in &blocks {
             block.lost.fetch_add(1, Ordering::Relaxed);
+            block.indexed.store(false, Ordering::Release);
         }
         parts.journal.put_back(blocks);
     }
@@ -281,7 +285,7 @@ struct Prepared {
 /// Leaves out and settles the blocks that need not travel (any more) or must not.
 async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared> {
     // Blocks of more than `WHOLE` bytes travel in parts, which cannot be checked on their way.
-    let long = blocks.iter().filter(|b| b.len() > WHOLE);
+    let long = blocks.iter().filter(|b| !b.is_checked_when_sent());
     let long: Vec<Arc<Block>> = long.cloned().collect();
     look_at(parts, &long).await;
     let current = parts.journal.current(&blocks);
@@ -465,6 +469,12 @@ fn partition<T>(items: Vec<T>, keep: &[bool]) -> (Vec<T>, Vec<T>) {
     (kept, rest)
 }
 
+fn note_indexed(blocks: &[Arc<Block>]) {
+    for block in blocks.iter().filter(|b| b.is_checked_when_sent()) {
+        block.indexed.store(true, Ordering::Release);
+    }
+}
+
 /// Writes the rows of a certified pack, except for blocks that were replaced or deleted meanwhile.
 /// Repeats until the index takes them.
 async fn place(
@@ -478,9 +488,13 @@ async fn place(
         let keys = blocks.iter().map(|b| b.key().to_owned()).collect();
         // A deletion that is under way ends before the lock is taken; a later one finds the rows.
         let guard = parts.locks.lock(keys).await;
-        let current = parts.journal.current(blocks).into_iter().zip(replaced);
-        let replaced = current.map(|(current, replaced)| current.then_some(*replaced));
+        let newest = parts.journal.newest(blocks);
+        let replaced = newest.iter().zip(replaced);
+        let replaced = replaced.map(|(newest, replaced)| newest.then_some(*replaced));
         let placed = parts.uploader.place(pack, blocks, replaced.collect()).await;
+        if placed.is_ok() {
+            note_indexed(&partition(blocks.to_vec(), &newest).0);
+        }
         drop(guard);
         match placed {
             Ok(()) => return patience.well(),

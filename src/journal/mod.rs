@@ -590,6 +590,16 @@ impl Journal {
         blocks.iter().map(|b| state.is_current(b)).collect()
     }
 
+    /// For each of these blocks that were sent, whether it is still the newest value of its key. A
+    /// block that was found damaged since is, if it was checked while it was sent.
+    fn newest(&self, sent: &[Arc<Block>]) -> Vec<bool> {
+        let state = self.inner.state.lock();
+        let newest = |block: &Arc<Block>| {
+            state.is_current(block) || (block.is_checked_when_sent() && state.is_lost(block))
+        };
+        sent.iter().map(newest).collect()
+    }
+
     /// Forgets blocks that are on Walrus and indexed, or were replaced or deleted. Blocks whose
     /// rows are in doubt go back to the queue.
     async fn settle(&self, blocks: Vec<Arc<Block>>) {
@@ -603,10 +613,10 @@ impl Journal {
         }
         blocks.sort_unstable_by_key(|block| block.seq);
         // The note is written first: a crash of this process must not bring back a block that is
-        // forgotten here, or it would undo a deletion that comes in between. Damaged blocks get no
-        // note: the next open must see that they were accepted.
-        let whole = |block: &&Arc<Block>| !block.damaged.load(Ordering::Acquire);
-        let notes: Vec<Write> = ranges(blocks.iter().filter(whole).map(|b| b.seq))
+        // forgotten here, or it would undo a deletion that comes in between. Blocks that are lost get
+        // no note: the next open must see that they were accepted.
+        let safe = blocks.iter().filter(|block| block.is_safe());
+        let notes: Vec<Write> = ranges(safe.map(|b| b.seq))
             .map(|(first, last)| Write::Done(first, last))
             .collect();
         let noted = match notes.is_empty() {
@@ -620,8 +630,10 @@ impl Journal {
                 format!("{e}; after a restart some blocks will be looked up once more"),
             );
         }
+        let whole = |block: &&Arc<Block>| !block.damaged.load(Ordering::Acquire);
         self.inner.settled.note(blocks.iter().filter(whole));
         let mut again = Vec::new();
+        let mut saved = Vec::new();
         {
             let mut state = self.inner.state.lock();
             for block in &blocks {
@@ -634,12 +646,23 @@ impl Journal {
                 }
                 if current {
                     state.forget(&block.key);
+                } else if block.is_safe() && !block.is_doubted() && state.is_lost(block) {
+                    state.heal(&block.key);
+                    saved.push(block.key());
                 }
                 if noted.is_err() {
                     state.unnoted.insert(Arc::clone(&block.key));
                 }
                 block.segment.drop_live();
             }
+        }
+        for key in saved {
+            self.inner.log.push(
+                Level::Warn,
+                format!(
+                    "block {key} is damaged in the journal, but nothing is lost: it is on Walrus"
+                ),
+            );
         }
         if !again.is_empty() {
             self.put_back(again);

@@ -63,6 +63,12 @@ impl StagedBlocks {
             .is_some_and(|now| Arc::ptr_eq(now, block))
     }
 
+    /// Whether it was found damaged, and no put and no deletion of its key came since.
+    pub(super) fn is_lost(&self, block: &Arc<Block>) -> bool {
+        let damaged = block.damaged.load(Ordering::Acquire);
+        damaged && self.damaged.get(&block.key) == Some(&block.damage())
+    }
+
     pub(super) fn forget(&mut self, key: &str) {
         if let Some(block) = self.blocks.remove(key) {
             self.bytes -= block.len();
