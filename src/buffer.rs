@@ -3,9 +3,11 @@
 //! A reader of a file needs a window of up to 16 MiB every few milliseconds, and drops one as
 //! often; a writer hands over batches of several MiB. From the allocator each of them would consist
 //! of pages that the system clears first, or leave a hole between others that the allocator keeps:
-//! a quarter of a second of CPU per GiB, or a hundred MiB of memory too much.
+//! a quarter of a second of CPU per GiB, or a hundred MiB of memory too much. So long buffers are
+//! mapped, and what is not kept for the next one goes back to the system at once.
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 use parking_lot::Mutex;
 
 /// Shorter buffers are left to the allocator (bytes).
@@ -27,63 +29,104 @@ static POOL: Mutex<Pool> = Mutex::new(Pool {
 
 struct Pool {
     /// Sorted by the time of last use, the latest last.
-    idle: Vec<Vec<u8>>,
-    /// The sum of their capacities (bytes).
+    idle: Vec<MmapMut>,
+    /// The sum of their lengths (bytes).
     bytes: usize,
 }
 
 impl Pool {
     /// Takes an idle buffer for `len` bytes that is not much too large.
-    fn take(&mut self, len: usize) -> Option<Vec<u8>> {
-        let fits = |buffer: &Vec<u8>| (len..=len + len / 8 + UNIT).contains(&buffer.capacity());
+    fn take(&mut self, len: usize) -> Option<MmapMut> {
+        let fits = |pages: &MmapMut| (len..=len + len / 8 + UNIT).contains(&pages.len());
         let at = self.idle.iter().rposition(fits)?;
-        let buffer = self.idle.remove(at);
-        self.bytes -= buffer.capacity();
-        Some(buffer)
+        let pages = self.idle.remove(at);
+        self.bytes -= pages.len();
+        Some(pages)
     }
 
-    fn give(&mut self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        self.bytes += buffer.capacity();
-        self.idle.push(buffer);
+    /// Keeps a buffer. Returns those that have to go, to be freed without the lock.
+    fn give(&mut self, pages: MmapMut) -> Vec<MmapMut> {
+        self.bytes += pages.len();
+        self.idle.push(pages);
+        let mut gone = Vec::new();
         while self.bytes > IDLE {
             let oldest = self.idle.remove(0);
-            self.bytes -= oldest.capacity();
+            self.bytes -= oldest.len();
+            gone.push(oldest);
         }
+        gone
     }
 }
 
 /// Bytes that are being gathered. Its memory goes back to the pool when the buffer, or the `Bytes`
 /// made of it, is dropped.
-#[derive(Default)]
-pub(crate) struct Buffer(Vec<u8>);
+pub(crate) struct Buffer {
+    memory: Memory,
+    len: usize,
+}
+
+enum Memory {
+    Heap(Vec<u8>),
+    Pages(MmapMut),
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer::with_capacity(0)
+    }
+}
 
 impl Buffer {
     pub(crate) fn with_capacity(len: usize) -> Self {
-        if len < LEAST {
-            return Buffer(Vec::with_capacity(len));
+        let mapped = || {
+            let idle = POOL.lock().take(len);
+            idle.or_else(|| MmapMut::map_anon(len.next_multiple_of(UNIT)).ok())
+        };
+        let pages = if len < LEAST { None } else { mapped() };
+        let memory = pages.map_or_else(|| Memory::Heap(Vec::with_capacity(len)), Memory::Pages);
+        Buffer { memory, len: 0 }
+    }
+
+    fn capacity(&self) -> usize {
+        match &self.memory {
+            Memory::Heap(heap) => heap.capacity(),
+            Memory::Pages(pages) => pages.len(),
         }
-        let idle = POOL.lock().take(len);
-        Buffer(idle.unwrap_or_else(|| Vec::with_capacity(len.next_multiple_of(UNIT))))
     }
 
     pub(crate) fn extend_from_slice(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        let len = self.len + bytes.len();
+        if len > self.capacity() {
+            let mut longer = Buffer::with_capacity(len.max(2 * self.len));
+            longer.extend_from_slice(self.as_ref());
+            *self = longer;
+        }
+        match &mut self.memory {
+            Memory::Heap(heap) => heap.extend_from_slice(bytes),
+            Memory::Pages(pages) => pages[self.len..len].copy_from_slice(bytes),
+        }
+        self.len = len;
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let buffer = std::mem::take(&mut self.0);
-        if (LEAST..=IDLE).contains(&buffer.capacity()) {
-            POOL.lock().give(buffer);
+        let memory = std::mem::replace(&mut self.memory, Memory::Heap(Vec::new()));
+        if let Memory::Pages(pages) = memory {
+            if pages.len() <= IDLE {
+                let gone = POOL.lock().give(pages);
+                drop(gone);
+            }
         }
     }
 }
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        match &self.memory {
+            Memory::Heap(heap) => heap,
+            Memory::Pages(pages) => &pages[..self.len],
+        }
     }
 }
 
@@ -125,6 +168,10 @@ pub(crate) fn copies(values: &[&[u8]]) -> Vec<Bytes> {
 mod tests {
     use super::*;
 
+    fn pages(len: usize) -> MmapMut {
+        MmapMut::map_anon(len).unwrap()
+    }
+
     #[test]
     fn memory_is_used_again_and_bounded() {
         let mut pool = Pool {
@@ -132,14 +179,14 @@ mod tests {
             bytes: 0,
         };
         assert!(pool.take(LEAST).is_none());
-        pool.give(vec![7; 16 << 20]);
+        pool.give(pages(16 << 20));
         assert!(pool.take(4 << 20).is_none(), "much too large");
         assert!(pool.take(17 << 20).is_none(), "too small");
         let again = pool.take(15 << 20).unwrap();
-        assert!(again.is_empty() && again.capacity() == 16 << 20);
+        assert_eq!(again.len(), 16 << 20);
         assert_eq!(pool.bytes, 0);
         for len in [16 << 20, 16 << 20, 2 << 20] {
-            pool.give(Vec::with_capacity(len));
+            pool.give(pages(len));
         }
         assert_eq!(
             (pool.idle.len(), pool.bytes),
@@ -151,7 +198,7 @@ mod tests {
     #[test]
     fn bytes_outlive_their_buffer() {
         let mut buffer = Buffer::with_capacity(3 << 20);
-        assert_eq!(buffer.0.capacity(), 3 << 20);
+        assert_eq!(buffer.capacity(), 3 << 20);
         buffer.extend_from_slice(&[1, 2, 3]);
         let bytes = Bytes::from(buffer);
         let part = bytes.slice(1..);
@@ -160,6 +207,21 @@ mod tests {
         other.extend_from_slice(&[9; 3]);
         assert_eq!(part, [2, 3][..]);
     }
+
+    #[test]
+    fn a_buffer_grows() {
+        let mut buffer = Buffer::default();
+        let mut all = Vec::new();
+        for i in 0..40u8 {
+            let piece = vec![i; 100_000];
+            buffer.extend_from_slice(&piece);
+            all.extend_from_slice(&piece);
+            assert_eq!(buffer.as_ref(), all);
+        }
+        assert!(matches!(buffer.memory, Memory::Pages(_)));
+        assert_eq!(Bytes::from(buffer), all);
+    }
+
     #[test]
     fn values_are_copied_as_they_are() {
         let lens = [0, 3, 300 << 10, 5 << 20, 4 << 20, 0, 20 << 20, 7, 1 << 20];
