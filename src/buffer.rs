@@ -1,6 +1,6 @@
 //! Memory for blocks in transit, used again and again.
 //!
-//! A reader of a file needs a window of up to 16 MiB every few milliseconds, and drops one as
+//! A reader of a file needs a window of up to 8 MiB every few milliseconds, and drops one as
 //! often; a writer hands over batches of several MiB. From the allocator each of them would consist
 //! of pages that the system clears first, or leave a hole between others that the allocator keeps:
 //! a quarter of a second of CPU per GiB, or a hundred MiB of memory too much. So long buffers are
@@ -17,7 +17,7 @@ const LEAST: usize = 1 << 20;
 const UNIT: usize = 256 << 10;
 
 /// Most memory in idle buffers (bytes).
-const IDLE: usize = 32 << 20;
+const IDLE: usize = 16 << 20;
 
 /// Values that are copied together take a buffer of this size (bytes).
 const TOGETHER: usize = 8 << 20;
@@ -179,18 +179,18 @@ mod tests {
             bytes: 0,
         };
         assert!(pool.take(LEAST).is_none());
-        pool.give(pages(16 << 20));
+        pool.give(pages(8 << 20));
         assert!(pool.take(4 << 20).is_none(), "much too large");
-        assert!(pool.take(17 << 20).is_none(), "too small");
-        let again = pool.take(15 << 20).unwrap();
-        assert_eq!(again.len(), 16 << 20);
+        assert!(pool.take(9 << 20).is_none(), "too small");
+        let again = pool.take((8 << 20) - (512 << 10)).unwrap();
+        assert_eq!(again.len(), 8 << 20);
         assert_eq!(pool.bytes, 0);
-        for len in [16 << 20, 16 << 20, 2 << 20] {
+        for len in [8 << 20, 8 << 20, 2 << 20] {
             pool.give(pages(len));
         }
         assert_eq!(
             (pool.idle.len(), pool.bytes),
-            (2, 18 << 20),
+            (2, 10 << 20),
             "the oldest went"
         );
     }
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn bytes_outlive_their_buffer() {
         let mut buffer = Buffer::with_capacity(3 << 20);
-        assert_eq!(buffer.capacity(), 3 << 20);
+        assert!(buffer.capacity() >= 3 << 20);
         buffer.extend_from_slice(&[1, 2, 3]);
         let bytes = Bytes::from(buffer);
         let part = bytes.slice(1..);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::extent::ROWS;
 use super::state::ReaderState;
-use super::streams::{next_of, Ahead, Cut, Noted};
+use super::streams::{next_of, Ahead, Cut, Noted, Plan};
 use super::{BlockCheck, SharedReader, Want, WINDOW};
 use crate::index::{Record, Rows as _};
 use crate::metrics::Metrics;
@@ -60,15 +60,8 @@ impl SharedReader {
         self.scout(state, id, want);
         let here = self.here(state, want.blob, want.range.end);
         state.streams.reached(id, here);
-        let plan = state.plan(id, now);
-        for ahead in plan.ahead {
-            if !self.launch_ahead(state, &ahead) {
-                return;
-            }
-        }
-        if let Some((blob, from)) = plan.rows {
-            self.ask_ahead(state, blob, from, Need::Ends);
-        }
+        let plan = self.fetch_planned(state, id, now);
+        self.ask_planned(state, id, plan.rows);
         if plan.follow && state.following.insert(id) {
             let (inner, key) = (Arc::clone(self), want.check.key().to_owned());
             let blob = want.blob.to_owned();
@@ -77,9 +70,35 @@ impl SharedReader {
                 let mut state = inner.state.lock();
                 state.following.remove(&id);
                 if let Some((blob, offset)) = next {
-                    state.streams.follow(id, &blob, offset, Instant::now());
+                    let now = Instant::now();
+                    state.streams.follow(id, &blob, offset, now);
+                    // The reader may have come to the end of what is here, and wait.
+                    let plan = inner.fetch_planned(&mut state, id, now);
+                    inner.ask_planned(&mut state, id, plan.rows);
                 }
             });
+        }
+    }
+
+    /// Fetches the windows that a stream is worth. Returns what it needs to go on further.
+    fn fetch_planned(self: &Arc<Self>, state: &mut ReaderState, stream: u64, now: Instant) -> Plan {
+        let mut plan = state.plan(stream, now);
+        for ahead in std::mem::take(&mut plan.ahead) {
+            if !self.launch_ahead(state, &ahead) {
+                return Plan::default();
+            }
+        }
+        plan
+    }
+
+    fn ask_planned(
+        self: &Arc<Self>,
+        state: &mut ReaderState,
+        stream: u64,
+        rows: Option<(Arc<str>, u64)>,
+    ) {
+        if let Some((blob, from)) = rows {
+            self.ask_ahead(state, blob, from, Need::Ends, Some(stream));
         }
     }
 
@@ -198,7 +217,7 @@ impl SharedReader {
                 continue;
             }
             let piece = state.gap(blob, &(at..at), at..range.end, self.limits.window / 16);
-            let Some(reserved) = self.memory.reserve(piece.end - piece.start) else {
+            let Some(reserved) = self.memory.reserve_ahead(piece.end - piece.start) else {
                 return false;
             };
             Metrics::add(&self.metrics.read_ahead_bytes, piece.end - piece.start);
@@ -210,13 +229,15 @@ impl SharedReader {
         true
     }
 
-    /// Asks for rows in a task, unless rows of the blob are asked for already.
+    /// Asks for rows in a task, unless rows of the blob are asked for already. `stream`: it goes on
+    /// with them.
     pub(super) fn ask_ahead(
         self: &Arc<Self>,
         state: &mut ReaderState,
         blob: Arc<str>,
         from: u64,
         need: Need,
+        stream: Option<u64>,
     ) {
         if state.asking.contains_key(&blob) {
             return;
@@ -224,7 +245,15 @@ impl SharedReader {
         // Registered at once, so that the next get does not ask too.
         state.asking.insert(Arc::clone(&blob), Arc::default());
         let inner = Arc::clone(self);
-        self.spawn(async move { inner.ask_rows(&blob, from, need).await });
+        self.spawn(async move {
+            inner.ask_rows(&blob, from, need).await;
+            if let Some(stream) = stream {
+                // Its reader may have come to the end of what is here, and wait. It asks for more
+                // rows when it comes on.
+                let mut state = inner.state.lock();
+                inner.fetch_planned(&mut state, stream, Instant::now());
+            }
+        });
     }
 
     /// Asks the index for the rows of `blob` from `from` on, and learns where its blocks end. One

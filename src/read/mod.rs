@@ -79,7 +79,7 @@ use state::ReaderState;
 use streams::{Cut, Limits, Noted};
 
 /// The largest window (bytes), where the budget has room for it.
-const WINDOW: u64 = 16 << 20;
+const WINDOW: u64 = 8 << 20;
 
 /// How far before its block a large window begins (bytes): the amount that Kubo commits at once.
 const BEHIND: u64 = 4 << 20;
@@ -248,7 +248,7 @@ impl Get<'_> {
         }
         let mut state = inner.state.lock();
         if state.streams.note(blob, range, Instant::now()).is_some() {
-            inner.ask_ahead(&mut state, (*blob).into(), range.end, Need::Rows);
+            inner.ask_ahead(&mut state, (*blob).into(), range.end, Need::Rows, None);
         }
     }
 

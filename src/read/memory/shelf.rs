@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
@@ -17,6 +18,12 @@ const CANDIDATES: usize = 16;
 /// Pieces that are gone through at most to tell how far bytes are here: as many windows as lie
 /// ahead of a reader.
 const PIECES_AHEAD: usize = 64;
+
+/// Cold pieces that are looked at to tell those that were read from those that were not.
+const LOOKED_AT: usize = 256;
+
+/// How long a reader is expected to come for a piece.
+const AWAITED: Duration = Duration::from_secs(5);
 
 /// The pieces, and the lists by which they leave.
 pub(super) struct Shelf {
@@ -44,6 +51,7 @@ struct Slot {
     id: u64,
     hot: bool,
     piece: Arc<Piece>,
+    came: Instant,
 }
 
 impl Shelf {
@@ -187,6 +195,7 @@ impl Shelf {
             id: slot_id,
             hot,
             piece,
+            came: Instant::now(),
         };
         let pieces = self.pieces.entry(Arc::clone(&name)).or_default();
         pieces.insert(start, slot);
@@ -275,10 +284,19 @@ impl Shelf {
         common.sum::<u64>() * 2 > range.end - range.start
     }
 
-    /// The cold piece to go next.
+    /// Bytes of cold pieces that came a moment ago and were not handed out.
+    pub(super) fn unread(&self, now: Instant) -> u64 {
+        let latest = self.cold.iter().take(LOOKED_AT);
+        let slots = latest.filter_map(|(_, (name, start))| self.pieces.get(name)?.get(start));
+        let awaited = slots.filter(|slot| now.saturating_duration_since(slot.came) < AWAITED);
+        awaited.map(|slot| slot.piece.untaken()).sum()
+    }
+
+    /// The cold piece to go next. Each read makes a piece one of the latest, so those that were not
+    /// read yet are among the oldest.
     fn coldest(&self) -> Option<(Arc<str>, u64)> {
         let mut oldest = self.cold.iter().rev().map(|(_, place)| place);
-        let mut older = oldest.clone().take(CANDIDATES);
+        let mut older = oldest.clone().take(LOOKED_AT);
         let done = older.find(|(name, start)| self.handed_out(name, *start).is_some());
         done.or_else(|| oldest.next()).cloned()
     }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::piece::ENTRY_BYTES;
 use super::*;
 
@@ -74,6 +76,23 @@ fn beside_a_disk_half_is_kept_and_windows_have_as_much_as_ever() {
     assert!(on_its_way.is_some());
     assert_eq!(memory.used(), 400 * KIB + 2 * ENTRY_BYTES);
     assert!(has_whole(&memory, "d") && !has_whole(&memory, "c"));
+}
+
+/// A window that no get waits for takes no room of those that a reader is about to come to.
+#[test]
+fn windows_that_came_ahead_stay_until_they_are_read_or_given_up() {
+    let memory = memory(1600);
+    for n in 0..5 {
+        memory.insert("a", n * 100 * KIB, blob(100 * KIB));
+    }
+    assert!(memory.reserve_ahead(100 * KIB).is_none());
+    assert_eq!(memory.reach("a", 0), 500 * KIB, "all are here");
+    let piece = find(&memory, "a", &(0..100 * KIB)).unwrap();
+    piece.block("k", &(0..100 * KIB), &good);
+    assert!(memory.reserve_ahead(100 * KIB).is_some(), "one was read");
+    assert!(memory.reserve(500 * KIB).is_some(), "a get waits for it");
+    let later = Instant::now() + Duration::from_secs(6);
+    assert_eq!(memory.shelf.lock().unread(later), 0, "no reader came");
 }
 
 #[test]

@@ -29,10 +29,23 @@ pub(in crate::read) struct Plan {
     pub follow: bool,
 }
 
+/// What a stream is worth now, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Worth {
+    /// What it may have ahead.
+    ahead: u64,
+    /// The size of its windows, and the least size that is not worth waiting for a larger one.
+    window: u64,
+    least: u64,
+}
+
+/// While a stream may have more and more ahead, windows may be smaller than usual by this factor:
+/// to wait until there is room for a whole one costs the time of an answer.
+pub(super) const STEPS: u64 = 2;
+
 impl Streams {
-    /// Bytes that a stream may have ahead, and the size of its windows. The part of the allowance
-    /// that the readers of other lines are not worth goes to this stream.
-    fn worth(&self, stream: &Stream, now: Instant) -> (u64, u64) {
+    /// The part of the allowance that the readers of other lines are not worth goes to this stream.
+    fn worth(&self, stream: &Stream, now: Instant) -> Worth {
         let mut others: Vec<(u64, u64)> = Vec::new();
         for s in self.list.iter().filter(|s| s.line != stream.line) {
             if !s.is_awake(now) {
@@ -48,14 +61,20 @@ impl Streams {
         let taken: u64 = others.iter().map(|other| wanted(other.1).min(fair)).sum();
         let share = self.limits.ahead.saturating_sub(taken).max(fair);
         let ahead = wanted(stream.run).min(share);
-        (ahead, self.size(ahead))
+        let window = self.size(ahead);
+        let grows = ahead < share;
+        Worth {
+            ahead,
+            window,
+            least: if grows { window / STEPS } else { window },
+        }
     }
 
     /// The largest size of windows that is not above `most` (bytes).
     fn size(&self, most: u64) -> u64 {
         let mut size = self.limits.window;
         while size > most {
-            size /= 4;
+            size /= 2;
         }
         size
     }
@@ -77,7 +96,7 @@ impl Streams {
             self.add(&blob, hash, range.clone(), None, now);
             return Cut::End;
         }
-        let (ahead, _) = self.worth(stream, now);
+        let ahead = self.worth(stream, now).ahead;
         let window = self.size(ahead.min(stream.credit()));
         let upto = range.start.saturating_add(window);
         if upto <= range.end {
@@ -109,10 +128,10 @@ impl Streams {
         let Some(at) = self.list.iter().position(|s| s.id == id) else {
             return plan;
         };
-        let (ahead, window) = self.worth(&self.list[at], now);
+        let worth = self.worth(&self.list[at], now);
         let stream = &mut self.list[at];
-        let upto = stream.pos.saturating_add(ahead);
-        match extend(stream, upto, window, map, &mut plan) {
+        let upto = stream.pos.saturating_add(worth.ahead);
+        match extend(stream, upto, worth, map, &mut plan) {
             None => return plan,
             Some(end) => stream.end = Some(end),
         }
@@ -125,7 +144,7 @@ impl Streams {
         if let Some(next) = next.and_then(|next| self.find(next)) {
             if next.expected {
                 let upto = next.pos.saturating_add(rest);
-                extend(next, upto, window, map, &mut plan);
+                extend(next, upto, worth, map, &mut plan);
             }
         } else if let Some(stream) = self.find(id).filter(|s| s.pos >= s.ask_at) {
             stream.next = None;
@@ -140,7 +159,7 @@ impl Streams {
 fn extend(
     stream: &mut Stream,
     upto: u64,
-    window: u64,
+    worth: Worth,
     map: Map<'_>,
     plan: &mut Plan,
 ) -> Option<u64> {
@@ -149,6 +168,11 @@ fn extend(
     loop {
         if stream.end.is_some_and(|end| reach >= end) {
             return stream.end;
+        }
+        let room = upto.saturating_sub(reach);
+        let mut window = worth.window;
+        while window > room && window / 2 >= worth.least {
+            window /= 2;
         }
         let goal = reach.saturating_add(window);
         if goal > upto {
