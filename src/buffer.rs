@@ -185,12 +185,12 @@ mod tests {
         let again = pool.take((8 << 20) - (512 << 10)).unwrap();
         assert_eq!(again.len(), 8 << 20);
         assert_eq!(pool.bytes, 0);
-        for len in [8 << 20, 8 << 20, 2 << 20] {
+        for len in [IDLE / 2, IDLE / 2, 2 << 20] {
             pool.give(pages(len));
         }
         assert_eq!(
             (pool.idle.len(), pool.bytes),
-            (2, 10 << 20),
+            (2, IDLE / 2 + (2 << 20)),
             "the oldest went"
         );
     }

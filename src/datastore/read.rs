@@ -176,6 +176,7 @@ impl Shared {
                 if let Some(roots) = &self.roots {
                     roots.keep_at_start(key, value, self.verify_reads.local());
                 }
+                self.reader.learn(key, value);
             }
             Metrics::add(&self.metrics.journal_hits, 1);
             self.count_get(&value);

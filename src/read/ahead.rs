@@ -159,7 +159,7 @@ impl SharedReader {
                 check: &check.of(key, row.size),
             };
             if let Some(node) = self.on_disk(key, len).await {
-                self.look_at(&want, &node);
+                self.look_at(want.check.key(), &node);
                 learnt = true;
                 continue;
             }

@@ -186,6 +186,11 @@ impl Reader {
         self.get(Want { blob, range, check }, true)
     }
 
+    /// A block was found in the journal: the links of a node tell where files go on.
+    pub(crate) fn learn(&self, key: &str, block: &[u8]) {
+        self.inner.look_at(key, block);
+    }
+
     fn get<'a>(&'a self, want: Want<'a>, is_patch: bool) -> Get<'a> {
         Get {
             inner: &self.inner,
@@ -235,7 +240,7 @@ impl Get<'_> {
 
     /// The block was found elsewhere: the links of a node tell all the same where files go on.
     pub(crate) fn learn(&self, block: &[u8]) {
-        self.inner.look_at(&self.want, block);
+        self.inner.look_at(self.want.check.key(), block);
     }
 
     /// The block was found elsewhere, but the index had to be asked where it lies: if it is one of
@@ -338,7 +343,7 @@ impl SharedReader {
         let check = |bytes: &[u8]| want.check.judge(bytes);
         let block = piece.block(want.check.key(), &want.range, &check);
         match &block {
-            Block::New(bytes) => self.look_at(want, bytes),
+            Block::New(bytes) => self.look_at(want.check.key(), bytes),
             Block::Wrong if piece.is_whole() => self.memory.forget_whole(want.blob),
             _ => {}
         }
@@ -346,8 +351,7 @@ impl SharedReader {
     }
 
     /// Learns a node's links, unless they are known.
-    fn look_at(&self, want: &Want<'_>, block: &[u8]) {
-        let key = want.check.key();
+    fn look_at(&self, key: &str, block: &[u8]) {
         if block.first() != Some(&dag::LINKS_FIRST) || self.state.lock().nodes.knows(key) {
             return;
         }
