@@ -139,6 +139,9 @@ struct State {
     /// Since when no answer of a standby has counted.
     behind_since: Option<Instant>,
     told: bool,
+    /// Since when standbys have failed, without an answer that counted, and the latest reason.
+    failing: Option<(Instant, String)>,
+    told_failing: bool,
     /// An answer came from a server that is no standby.
     met_primary: bool,
     /// The largest position of an answer, and when it had come.
@@ -272,6 +275,8 @@ impl Follow {
                 state.behind_since = None;
                 state.told = false;
                 state.failures = 0;
+                state.failing = None;
+                state.told_failing = false;
                 Ok(())
             }
             None => {
@@ -282,15 +287,20 @@ impl Follow {
         }
     }
 
-    /// Leaves standbys alone for a while: one has failed, or was behind. One that keeps silent
-    /// would otherwise hold up lookups again and again.
-    pub fn rest(&self) {
+    /// Leaves standbys alone for a while: one has failed for this reason, or was behind. One that
+    /// keeps silent would otherwise hold up lookups again and again.
+    pub fn rest(&self, why: &str) {
         let mut state = self.state.lock();
         let rest = match std::mem::take(&mut state.was_behind) {
             true => REST,
             false => {
                 let failed = state.failures;
                 state.failures = failed.saturating_add(1);
+                let since = state
+                    .failing
+                    .take()
+                    .map_or_else(Instant::now, |(since, _)| since);
+                state.failing = Some((since, why.to_owned()));
                 doubled(REST, failed, LONGEST_REST)
             }
         };
@@ -309,6 +319,16 @@ impl Follow {
         let tell = state.behind_since.is_some_and(long) && !state.told;
         state.told |= tell;
         tell
+    }
+
+    /// The latest reason, if standbys have failed for so long that the operator is to be told; once
+    /// until an answer counts again.
+    pub fn take_failing(&self) -> Option<String> {
+        let mut state = self.state.lock();
+        let long =
+            |(since, why): &(Instant, String)| (since.elapsed() >= TOLD_AFTER).then(|| why.clone());
+        let why = state.failing.as_ref().and_then(long)?;
+        (!std::mem::replace(&mut state.told_failing, true)).then_some(why)
     }
 
     /// Whether the operator is to be told that a standby is ahead of the primary; once until the

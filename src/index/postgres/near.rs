@@ -100,8 +100,12 @@ impl Near {
                 rows.iter_mut().filter(staged).for_each(|row| *row = None);
                 Some(rows)
             }
-            _ => {
-                self.follow.rest();
+            Ok(Err(e)) => {
+                self.follow.rest(e.message());
+                None
+            }
+            Err(_) => {
+                self.follow.rest("a standby does not answer");
                 None
             }
         }
@@ -116,8 +120,8 @@ impl Near {
         self.follow.required()?;
         match read.await {
             Ok(rows) => in_time().then_some(rows),
-            Err(_) => {
-                self.follow.rest();
+            Err(e) => {
+                self.follow.rest(e.message());
                 None
             }
         }
@@ -178,6 +182,12 @@ async fn watch(
                  minute: lookups go to the primary. See to the replication"
                     .into(),
             );
+        }
+        if let Some(why) = follow.take_failing() {
+            notify(format!(
+                "index in Postgres: no standby has given an answer that counts for a minute, though the URL says \
+                 target_session_attrs=prefer-standby: lookups go to the primary. The latest reason: {why}"
+            ));
         }
         if follow.take_astray() {
             notify(

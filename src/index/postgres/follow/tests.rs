@@ -56,7 +56,7 @@ fn any_standby_answers_while_the_primary_is_silent() {
     let follow = Follow::new(Duration::from_secs(1));
     follow.note(minutes_ago(1), primary(100));
     follow.silent();
-    follow.rest();
+    follow.rest("it was stopped");
     assert_eq!(follow.required(), Some(Required::Nothing));
     follow.note(Instant::now(), primary(200));
     assert_eq!(follow.required(), None, "it rests");
@@ -79,6 +79,22 @@ fn a_server_that_is_no_standby_does_not_count() {
     follow.silent();
     assert!(follow.judge(Required::Nothing, Some(promoted)).is_err());
     assert!(follow.judge(required, Some(at(100))).is_ok());
+}
+
+#[test]
+fn standbys_that_fail_for_a_minute_are_told_of() {
+    let follow = Follow::new(Duration::from_secs(90));
+    follow.note(Instant::now(), primary(100));
+    let required = follow.required().unwrap();
+    follow.rest("it was stopped");
+    assert_eq!(follow.take_failing(), None, "a moment is no outage");
+    follow.state.lock().failing = Some((minutes_ago(2), "it was stopped".into()));
+    follow.rest("it is unknown");
+    assert_eq!(follow.take_failing().as_deref(), Some("it is unknown"));
+    assert_eq!(follow.take_failing(), None, "once");
+    assert!(follow.judge(required, Some(at(100))).is_ok());
+    follow.rest("it was stopped again");
+    assert_eq!(follow.take_failing(), None, "it had counted");
 }
 
 /// The primary gives the position after the header of a new page, a standby the one before it.
