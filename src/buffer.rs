@@ -16,8 +16,8 @@ const LEAST: usize = 1 << 20;
 /// Capacities are multiples of this (bytes), so that windows of nearly the same length share.
 const UNIT: usize = 256 << 10;
 
-/// Most memory in idle buffers (bytes).
-const IDLE: usize = 16 << 20;
+/// Most memory in idle buffers (bytes): two of the largest windows, framing included.
+const IDLE: usize = 2 * ((8 << 20) + UNIT);
 
 /// Values that are copied together take a buffer of this size (bytes).
 const TOGETHER: usize = 8 << 20;

@@ -360,8 +360,8 @@ fn node(codec: u8, children: &[String]) -> Bytes {
     node.into()
 }
 
-/// Reads the nodes, and then the blocks, each when all that was asked for ahead is here. Returns the
-/// blocks that had to be asked for.
+/// Reads the nodes, and then the blocks, each when all that was asked for ahead is here. Returns
+/// the blocks that had to be asked for.
 async fn read_without_haste(file: &File, nodes: &[Bytes], root: &Bytes) -> Vec<usize> {
     // As Kubo does: a node before its leaves, the next nodes ahead of time.
     assert!(file.ds.get(&key_of(root)).await.unwrap().is_some());

@@ -6,6 +6,7 @@
 //! stream fetches the nodes that follow together, once for each node whose leaves it reads. What
 //! it fetches so is at most what it has read.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -70,11 +71,9 @@ impl SharedReader {
                 let mut state = inner.state.lock();
                 state.following.remove(&id);
                 if let Some((blob, offset)) = next {
-                    let now = Instant::now();
-                    state.streams.follow(id, &blob, offset, now);
-                    // The reader may have come to the end of what is here, and wait.
-                    let plan = inner.fetch_planned(&mut state, id, now);
-                    inner.ask_planned(&mut state, id, plan.rows);
+                    state.streams.follow(id, &blob, offset, Instant::now());
+                    let rows = inner.fetch_answered(&mut state, id);
+                    inner.ask_planned(&mut state, id, rows);
                 }
             });
         }
@@ -83,12 +82,38 @@ impl SharedReader {
     /// Fetches the windows that a stream is worth. Returns what it needs to go on further.
     fn fetch_planned(self: &Arc<Self>, state: &mut ReaderState, stream: u64, now: Instant) -> Plan {
         let mut plan = state.plan(stream, now);
+        let awaited = match plan.ahead.is_empty() {
+            true => Vec::new(),
+            false => state.streams.awaited(now),
+        };
         for ahead in std::mem::take(&mut plan.ahead) {
-            if !self.launch_ahead(state, &ahead) {
+            let barred = state.is_barred(&ahead.blob, now);
+            if barred || !self.launch_ahead(state, &ahead, &awaited) {
+                if plan.follow {
+                    state.streams.ask_again(stream);
+                }
                 return Plan::default();
             }
         }
         plan
+    }
+
+    /// As [`fetch_planned`](Self::fetch_planned), after an answer for which the reader of the
+    /// stream may wait at the end of what is here. It asks where it goes on when it comes on.
+    fn fetch_answered(
+        self: &Arc<Self>,
+        state: &mut ReaderState,
+        stream: u64,
+    ) -> Option<(Arc<str>, u64)> {
+        let now = Instant::now();
+        if !state.streams.is_read(stream, now) {
+            return None;
+        }
+        let plan = self.fetch_planned(state, stream, now);
+        if plan.follow {
+            state.streams.ask_again(stream);
+        }
+        plan.rows
     }
 
     fn ask_planned(
@@ -199,7 +224,12 @@ impl SharedReader {
     }
 
     /// Whether the window is here, on its way, or launched.
-    fn launch_ahead(self: &Arc<Self>, state: &mut ReaderState, ahead: &Ahead) -> bool {
+    fn launch_ahead(
+        self: &Arc<Self>,
+        state: &mut ReaderState,
+        ahead: &Ahead,
+        awaited: &[(Arc<str>, Range<u64>)],
+    ) -> bool {
         let Ahead {
             stream,
             blob,
@@ -217,7 +247,7 @@ impl SharedReader {
                 continue;
             }
             let piece = state.gap(blob, &(at..at), at..range.end, self.limits.window / 16);
-            let Some(reserved) = self.memory.reserve_ahead(piece.end - piece.start) else {
+            let Some(reserved) = self.memory.reserve_ahead(piece.end - piece.start, awaited) else {
                 return false;
             };
             Metrics::add(&self.metrics.read_ahead_bytes, piece.end - piece.start);
@@ -248,10 +278,8 @@ impl SharedReader {
         self.spawn(async move {
             inner.ask_rows(&blob, from, need).await;
             if let Some(stream) = stream {
-                // Its reader may have come to the end of what is here, and wait. It asks for more
-                // rows when it comes on.
                 let mut state = inner.state.lock();
-                inner.fetch_planned(&mut state, stream, Instant::now());
+                inner.fetch_answered(&mut state, stream);
             }
         });
     }

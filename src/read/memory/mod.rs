@@ -28,7 +28,6 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -201,18 +200,19 @@ impl Memory {
     /// Room for a window of `bytes`; `None` if those on their way would take more than
     /// [`ahead`](Self::ahead).
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        self.reserve_beside(bytes, 0)
+        self.reserve_ahead(bytes, &[])
     }
 
     /// As [`reserve`](Self::reserve), for a window that no get waits for yet: none also if windows
-    /// that came a moment ago, and that no reader has gone through yet, would have to leave for it.
-    pub(super) fn reserve_ahead(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        let unread = self.shelf.lock().unread(Instant::now());
-        self.reserve_beside(bytes, unread)
-    }
-
-    fn reserve_beside(self: &Arc<Self>, bytes: u64, unread: u64) -> Option<Reservation> {
+    /// would have to leave for it that came for the readers of these parts of blobs and were not
+    /// read yet.
+    pub(super) fn reserve_ahead(
+        self: &Arc<Self>,
+        bytes: u64,
+        awaited: &[(Arc<str>, Range<u64>)],
+    ) -> Option<Reservation> {
         let mut shelf = self.shelf.lock();
+        let unread = shelf.unread(awaited);
         let ahead = shelf.reserved.saturating_add(bytes).saturating_add(unread);
         if ahead > self.ahead() {
             return None;

@@ -1,9 +1,8 @@
 //! The pieces in memory, by place, and the order in which they leave.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
@@ -20,10 +19,7 @@ const CANDIDATES: usize = 16;
 const PIECES_AHEAD: usize = 64;
 
 /// Cold pieces that are looked at to tell those that were read from those that were not.
-const LOOKED_AT: usize = 256;
-
-/// How long a reader is expected to come for a piece.
-const AWAITED: Duration = Duration::from_secs(5);
+const LOOKED_AT: usize = 128;
 
 /// The pieces, and the lists by which they leave.
 pub(super) struct Shelf {
@@ -51,7 +47,6 @@ struct Slot {
     id: u64,
     hot: bool,
     piece: Arc<Piece>,
-    came: Instant,
 }
 
 impl Shelf {
@@ -195,7 +190,6 @@ impl Shelf {
             id: slot_id,
             hot,
             piece,
-            came: Instant::now(),
         };
         let pieces = self.pieces.entry(Arc::clone(&name)).or_default();
         pieces.insert(start, slot);
@@ -284,12 +278,22 @@ impl Shelf {
         common.sum::<u64>() * 2 > range.end - range.start
     }
 
-    /// Bytes of cold pieces that came a moment ago and were not handed out.
-    pub(super) fn unread(&self, now: Instant) -> u64 {
-        let latest = self.cold.iter().take(LOOKED_AT);
-        let slots = latest.filter_map(|(_, (name, start))| self.pieces.get(name)?.get(start));
-        let awaited = slots.filter(|slot| now.saturating_duration_since(slot.came) < AWAITED);
-        awaited.map(|slot| slot.piece.untaken()).sum()
+    /// Bytes of cold pieces in these parts of blobs that were not handed out.
+    pub(super) fn unread(&self, awaited: &[(Arc<str>, Range<u64>)]) -> u64 {
+        let mut seen = HashSet::new();
+        let mut unread = 0;
+        for (blob, part) in awaited {
+            let Some(pieces) = self.pieces.get(blob) else {
+                continue;
+            };
+            let within = pieces.range(part.clone()).take(PIECES_AHEAD);
+            for (_, slot) in within.filter(|(_, slot)| !slot.hot) {
+                if seen.insert(slot.id) {
+                    unread += slot.piece.untaken();
+                }
+            }
+        }
+        unread
     }
 
     /// The cold piece to go next. Each read makes a piece one of the latest, so those that were not

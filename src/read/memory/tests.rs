@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::piece::ENTRY_BYTES;
 use super::*;
 
@@ -85,14 +83,17 @@ fn windows_that_came_ahead_stay_until_they_are_read_or_given_up() {
     for n in 0..5 {
         memory.insert("a", n * 100 * KIB, blob(100 * KIB));
     }
-    assert!(memory.reserve_ahead(100 * KIB).is_none());
+    let reader = [("a".into(), 0..500 * KIB)];
+    assert!(memory.reserve_ahead(100 * KIB, &reader).is_none());
     assert_eq!(memory.reach("a", 0), 500 * KIB, "all are here");
     let piece = find(&memory, "a", &(0..100 * KIB)).unwrap();
     piece.block("k", &(0..100 * KIB), &good);
-    assert!(memory.reserve_ahead(100 * KIB).is_some(), "one was read");
-    assert!(memory.reserve(500 * KIB).is_some(), "a get waits for it");
-    let later = Instant::now() + Duration::from_secs(6);
-    assert_eq!(memory.shelf.lock().unread(later), 0, "no reader came");
+    let again = memory.reserve_ahead(100 * KIB, &reader);
+    assert!(again.is_some(), "one was read");
+    drop(again);
+    let others = [("a".into(), 0..200 * KIB), ("b".into(), 0..u64::MAX)];
+    let beside = memory.reserve_ahead(400 * KIB, &others);
+    assert!(beside.is_some(), "no reader comes for the rest");
 }
 
 #[test]

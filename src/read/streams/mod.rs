@@ -29,6 +29,7 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod follow;
@@ -45,6 +46,9 @@ use stream::{Stream, ENTRANCE};
 /// A stream, or a first block, that was not read for so long is forgotten.
 const EXPIRES: Duration = Duration::from_secs(60);
 
+/// A reader that has not read for so long is not fetched for on its own account any more.
+const WAITS: Duration = Duration::from_secs(3);
+
 /// Streams that are remembered, and first blocks that may become one.
 const STREAMS: usize = 128;
 const STARTS: usize = 64;
@@ -58,7 +62,7 @@ const READS_BETWEEN: u64 = 16;
 /// Sizes in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// The largest window; smaller ones are a fourth of it, a sixteenth, and so on.
+    /// The largest window; smaller ones are a half of it, a fourth, and so on.
     pub window: u64,
     /// The bytes that all streams together may have fetched ahead.
     pub ahead: u64,
@@ -211,6 +215,28 @@ impl Streams {
     pub(super) fn fetched_elsewhere(&mut self, id: u64, bytes: u64) {
         if let Some(stream) = self.find(id) {
             stream.fetched = stream.fetched.saturating_add(bytes);
+        }
+    }
+
+    /// The parts of blobs that came for readers that are on their way through them.
+    pub(super) fn awaited(&self, now: Instant) -> Vec<(Arc<str>, Range<u64>)> {
+        let awaited = |s: &&Stream| s.expected || s.is_awake(now);
+        let streams = self.list.iter().filter(awaited);
+        streams
+            .map(|s| (Arc::clone(&s.blob), s.from..s.reach.max(s.from)))
+            .collect()
+    }
+
+    /// Whether a stream was read a moment ago, also by a reader that waits for a slow answer.
+    pub(super) fn is_read(&self, id: u64, now: Instant) -> bool {
+        let stream = self.list.iter().find(|s| s.id == id);
+        stream.is_some_and(|s| now.saturating_duration_since(s.used) < WAITS)
+    }
+
+    /// It was not found out where a stream goes on: it asks again when it is read.
+    pub(super) fn ask_again(&mut self, id: u64) {
+        if let Some(stream) = self.find(id) {
+            stream.ask_at = stream.pos;
         }
     }
 

@@ -175,7 +175,7 @@ fn extend(
             window /= 2;
         }
         let goal = reach.saturating_add(window);
-        if goal > upto {
+        if window == 0 || goal > upto {
             // Not yet; unless nothing comes any more.
             let ends = map(&stream.blob, reach, reach.saturating_add(1)) == Cut::End;
             return ends.then_some(reach);

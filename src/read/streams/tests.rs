@@ -166,6 +166,21 @@ fn what_is_fetched_ahead_is_in_proportion_to_what_was_read() {
     }
 }
 
+/// What came for a reader that has left is in no other reader's way.
+#[test]
+fn a_reader_that_stays_away_awaits_nothing() {
+    let mut reader = Reader::new(64 * MIB);
+    for n in 0..20 {
+        reader.read("a", n * BLOCK, BLOCK);
+    }
+    let awaited = reader.streams.awaited(reader.now);
+    let [(blob, part)] = &awaited[..] else {
+        panic!("{awaited:?}");
+    };
+    assert!(&**blob == "a" && part.contains(&(20 * BLOCK)), "{part:?}");
+    assert_eq!(reader.streams.awaited(reader.now + ASLEEP), []);
+}
+
 #[test]
 fn batches_side_by_side_are_one_stream() {
     let mut reader = Reader::new(64 * MIB);
