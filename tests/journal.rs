@@ -453,6 +453,59 @@ async fn a_deletion_that_failed_and_removed_the_row_does_not_lose_the_block() {
     holds(&node, &key, &value).await;
 }
 
+/// The same block is damaged in its file: it is lost if its row is gone, and must be called so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_failed_and_removed_the_row_of_a_damaged_block_does_not_hide_it() {
+    for found_before in [true, false] {
+        let node = Node::new();
+        let (value, key) = (noise(1, 5000), key_of(&noise(1, 5000)));
+        let store = open(&node, r#""packTargetSizeBytes":1,"#).await;
+        let held = node.parts.store.hold_reads.write().await;
+        store.put(&key, value.clone()).await.unwrap();
+        let indexed = || node.parts.index.rows.lock().contains_key(&key);
+        eventually("it is indexed", indexed).await;
+        let find = || async {
+            node.damage(&value[200..300]);
+            // The blob cannot be read now, so the damage is all that is known.
+            let (store, key) = (Arc::clone(&store), key.clone());
+            tokio::spawn(async move { store.get(&key).await })
+        };
+        let reader = match found_before {
+            true => {
+                let reader = find().await;
+                eventually("the damage is found", || {
+                    metric(&store, "journal_blocks") == 0
+                })
+                .await;
+                Some(reader)
+            }
+            false => None,
+        };
+        node.parts.index.lose_deletes.store(true, SeqCst);
+        store.delete(&key).await.unwrap_err();
+        assert!(!indexed());
+        node.parts.index.lose_deletes.store(false, SeqCst);
+        node.parts.store.fail_puts.store(true, SeqCst);
+        let stored = node.parts.store.puts.load(SeqCst);
+        drop(held);
+        if !found_before {
+            let again = || node.parts.store.puts.load(SeqCst) > stored;
+            eventually("it is stored again", again).await;
+            store.put(&key, value.clone()).await.unwrap();
+            let error = find().await.await.unwrap().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        }
+        if let Some(reader) = reader {
+            let _ = reader.await;
+        }
+        store.close().await.unwrap();
+        let again = open(&node, "").await;
+        let error = again.get(&key).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        again.close().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_comes_after_a_deletion_that_was_given_up() {
     let node = Node::new();

@@ -182,13 +182,19 @@ impl Shared {
             self.count_get(&value);
             return Ok(Some(value));
         }
-        if let Err(damaged) = self.absent(key) {
+        let absent = self.absent(key);
+        if let Err(damaged) = &absent {
             // If the key names no content, a row may be of an older value.
             if !multihash::names_content(key) {
-                return Err(damaged);
+                return Err(damaged.clone());
             }
         }
-        match (self.get_indexed(form, key).await, unreadable) {
+        let mut indexed = self.get_indexed(form, key).await;
+        if absent.is_err() && matches!(indexed, Ok(None)) {
+            // It was damaged, and its row came after it was looked for; or it was deleted.
+            indexed = self.get_indexed(form, key).await;
+        }
+        match (indexed, unreadable) {
             (Ok(None) | Err(_), Some(e)) => Err(e),
             (indexed, _) => indexed,
         }
@@ -211,7 +217,9 @@ impl Shared {
             if let Some((before, error)) = failed {
                 // The row may point to another blob meanwhile. If it does not, the error stands.
                 if before == record {
-                    if error.kind() == ErrorKind::BlobNotFound {
+                    // The blob of a damaged block may have been stored a moment ago.
+                    let is_old = self.absent(key).is_ok();
+                    if error.kind() == ErrorKind::BlobNotFound && is_old {
                         self.gone.insert(record.blob_id.clone());
                     }
                     return Err(error);
@@ -250,14 +258,15 @@ impl Shared {
         let Some(journal) = self.writes.journal() else {
             return Ok(None);
         };
-        let Some(block) = journal.find(key) else {
-            return Ok(None);
-        };
-        match journal.value(form, &block) {
-            Ok(value) => Ok(Some(value)),
-            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
-            Err(e) => Err(e),
+        // A damaged block is found only once. Where another one took its place, that is the value.
+        while let Some(block) = journal.find(key) {
+            match journal.value(form, &block) {
+                Ok(value) => return Ok(Some(value)),
+                Err(e) if e.kind() == ErrorKind::Corrupt => {}
+                Err(e) => return Err(e),
+            }
         }
+        Ok(None)
     }
 
     /// The value of `len` bytes under a key with a row, if it is still in a file of the journal.

@@ -37,7 +37,7 @@ pub(crate) struct Block {
     pub(super) let_go: AtomicBool,
     /// Whether it was found damaged.
     pub(super) damaged: AtomicBool,
-    /// Whether its row was written or found, with bytes known to be right, and only the blob is to be
+    /// Whether its row was written or found, with bytes known to be right: only the blob must be
     /// read back.
     pub(super) indexed: AtomicBool,
     /// Whether its row, if it has one, may be of a blob that was never read back: it was staged
@@ -102,11 +102,6 @@ impl Block {
     /// parts.
     pub(super) fn is_checked_when_sent(&self) -> bool {
         self.len() <= WHOLE
-    }
-
-    /// Whether nothing is lost with its file: it is whole there, or on Walrus.
-    pub(super) fn is_safe(&self) -> bool {
-        !self.damaged.load(Ordering::Acquire) || self.indexed.load(Ordering::Acquire)
     }
 
     /// The same block in another place. A blob that its row names may never have been read back.

@@ -12,8 +12,8 @@
 //!   a put or a deletion of the key takes it out of the latter, at run time and when files are read
 //!   again.
 //! - `StagedBlocks::damaged` is saved before a file is removed. Until then the files tell the same:
-//!   a damaged block gets no note that it needs no upload, and a deletion of its key gets a note as
-//!   any other.
+//!   a damaged block gets no note that it needs no upload, unless it is on Walrus; a deletion of
+//!   its key gets a note as any other.
 //! - So at open an entry of a key in the files is newer than the key's line in the list.
 //!
 //! Lock order: only the appender saves, under its lock; it takes the state's lock to copy the list,

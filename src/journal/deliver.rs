@@ -8,9 +8,9 @@
 //!   or found damaged. A blob that was stored here must have been read back as well; a row that was
 //!   there before counts at once, unless the block is `unproven`: then its blob is read back first.
 //!   So is the blob of a deleted row that was brought back.
-//! - A block that is found damaged after its pack was sent gets its row all the same: it was checked
-//!   while it was sent. Once the blob was read back it counts as damaged no longer. Of a block of
-//!   more than `WHOLE` bytes that is not known, as it is sent in parts.
+//! - A block that is found damaged after its pack was sent gets its row all the same: it was
+//!   checked while it was sent. Once the blob was read back it counts as damaged no longer. Of a
+//!   block of more than `WHOLE` bytes that is not known, as it is sent in parts.
 //! - A row is written only for a block that is still the newest value of its key. The keys are
 //!   locked from that check until the index has answered, so no deletion falls in between.
 //! - A damaged or unreadable block does not hold up the other blocks of its pack.
@@ -267,7 +267,6 @@ async fn settle_in(
     } else {
         for block in &blocks {
             block.lost.fetch_add(1, Ordering::Relaxed);
-            block.indexed.store(false, Ordering::Release);
         }
         parts.journal.put_back(blocks);
     }

@@ -60,6 +60,12 @@ impl Appender {
             state.blocks.values().filter(unsynced).cloned().collect()
         };
         blocks.sort_unstable_by_key(|block| block.seq);
+        // The next open must not take an older value for that of a block whose entry is cut off.
+        self.inner
+            .state
+            .lock()
+            .lost
+            .retain(|_, block| !unsynced(&&*block));
         blocks.retain(|block| match block.hold() {
             Ok(()) => true,
             Err(e) => {

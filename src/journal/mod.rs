@@ -216,15 +216,29 @@ impl JournalParts {
     }
 
     /// The writes that must follow the last entries of these keys before any other write: for each
-    /// key its staged value once more, or a deletion if none is staged.
-    fn instead_of(&self, superseded: &[String]) -> Vec<Write> {
-        let state = self.state.lock();
-        let staged = |key: &String| state.blocks.get(key.as_str())?.read().ok();
-        let instead = superseded.iter().map(|key| match staged(key) {
-            Some(value) => Write::put(key.clone(), value),
-            None => Write::Delete(key.clone()),
-        });
-        instead.collect()
+    /// key its staged value once more, or a deletion if none is staged. A staged value that is
+    /// damaged is lost; the next open finds the same in the files.
+    fn instead_of(&self, superseded: &[String]) -> Result<Vec<Write>> {
+        let mut state = self.state.lock();
+        let mut instead = Vec::with_capacity(superseded.len());
+        for key in superseded {
+            let Some(block) = state.blocks.get(key.as_str()).cloned() else {
+                instead.push(Write::Delete(key.clone()));
+                continue;
+            };
+            match block.read() {
+                Ok(value) => instead.push(Write::put(key.clone(), value)),
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    block.damaged.store(true, Ordering::Release);
+                    block.segment.keep();
+                    state.lose(&block.key, block.damage());
+                    let text = format!("{e}. {}", damage::REMEDY);
+                    self.log.push(Level::Error, text);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(instead)
     }
 
     /// Whether a write returns before it is synced.
@@ -345,7 +359,7 @@ impl Journal {
         });
         let writer = Writer::start(Arc::clone(&inner), position)?;
         if !superseded.is_empty() {
-            writer.note_now(inner.instead_of(&superseded));
+            writer.note_now(inner.instead_of(&superseded)?);
             inner.state.lock().doubt_proofs(&superseded);
         }
         writer.reclaim();
@@ -408,11 +422,11 @@ impl Journal {
     }
 
     /// Notes that a deletion of `keys` has failed: the blocks that are staged under them stay until
-    /// their rows are looked up again.
+    /// their rows are looked up again, and those that were lost stay lost.
     pub(crate) fn doubt(&self, keys: &[String]) {
         let state = self.inner.state.lock();
-        let staged = keys.iter().filter_map(|key| state.blocks.get(key.as_str()));
-        staged.for_each(|block| block.doubted.store(true, Ordering::Release));
+        let newest = keys.iter().filter_map(|key| state.newest(key));
+        newest.for_each(|block| block.doubted.store(true, Ordering::Release));
     }
 
     /// The value of a staged block. A damaged block is staged no longer: it cannot be uploaded, no
@@ -457,7 +471,7 @@ impl Journal {
             }
             block.damaged.store(true, Ordering::Release);
             block.segment.keep();
-            state.lose(&block.key, block.damage());
+            state.lose_block(block);
         }
         self.inner.log.push(
             Level::Error,
@@ -567,8 +581,11 @@ impl Journal {
             .collect()
     }
 
-    /// Puts blocks back to the front of the queue and calls the flusher.
+    /// Puts blocks whose rows are of no use back to the front of the queue, and calls the flusher.
     fn put_back(&self, blocks: Vec<Arc<Block>>) {
+        for block in &blocks {
+            block.indexed.store(false, Ordering::Release);
+        }
         self.return_to_queue(blocks);
         self.inner.changed.notify_one();
     }
@@ -613,12 +630,16 @@ impl Journal {
         }
         blocks.sort_unstable_by_key(|block| block.seq);
         // The note is written first: a crash of this process must not bring back a block that is
-        // forgotten here, or it would undo a deletion that comes in between. Blocks that are lost get
-        // no note: the next open must see that they were accepted.
-        let safe = blocks.iter().filter(|block| block.is_safe());
-        let notes: Vec<Write> = ranges(safe.map(|b| b.seq))
-            .map(|(first, last)| Write::Done(first, last))
-            .collect();
+        // forgotten here, or it would undo a deletion that comes in between. Blocks that are lost
+        // get no note: the next open must see that they were accepted.
+        let whole = |block: &&Arc<Block>| !block.damaged.load(Ordering::Acquire);
+        let notes: Vec<Write> = {
+            let state = self.inner.state.lock();
+            let safe = |block: &&Arc<Block>| whole(block) || state.is_saved(block);
+            ranges(blocks.iter().filter(safe).map(|b| b.seq))
+                .map(|(first, last)| Write::Done(first, last))
+                .collect()
+        };
         let noted = match notes.is_empty() {
             true => Ok(()),
             false => self.writer.note(notes).await,
@@ -630,7 +651,6 @@ impl Journal {
                 format!("{e}; after a restart some blocks will be looked up once more"),
             );
         }
-        let whole = |block: &&Arc<Block>| !block.damaged.load(Ordering::Acquire);
         self.inner.settled.note(blocks.iter().filter(whole));
         let mut again = Vec::new();
         let mut saved = Vec::new();
@@ -646,7 +666,7 @@ impl Journal {
                 }
                 if current {
                     state.forget(&block.key);
-                } else if block.is_safe() && !block.is_doubted() && state.is_lost(block) {
+                } else if state.is_saved(block) {
                     state.heal(&block.key);
                     saved.push(block.key());
                 }

@@ -247,11 +247,11 @@ fn apply(
                     block.unproven = true.into();
                     state.stage(Arc::new(block));
                 }
+                // Its block needs no upload any more, so no copy is needed here.
+                Entry::Damaged { key, .. } if done.contains(seq) => state.forget(&key),
                 Entry::Damaged { key, unwritten, .. } if unwritten && i >= last => {
                     unfinished.push(key.to_string());
                 }
-                // Its block needs no upload any more, so no copy is needed here.
-                Entry::Damaged { key, .. } if done.contains(seq) => state.forget(&key),
                 Entry::Damaged {
                     key,
                     offset,

@@ -1,7 +1,7 @@
 //! The state of a journal: the blocks that are staged, those that are damaged, and those that wait
 //! to travel. Guarded by one lock, `JournalParts::state`.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -21,6 +21,9 @@ pub(super) struct StagedBlocks {
     pub(super) damaged: Damages,
     /// Whether the list on disk differs.
     pub(super) damage_changed: bool,
+    /// Those of them that were found damaged by a read of this process, and whose entries are still
+    /// in a file: an upload may have read them before.
+    pub(super) lost: HashMap<Arc<str>, Arc<Block>>,
     /// Bytes of the values in `blocks`.
     pub(super) bytes: u64,
     /// Blocks in the order in which they were written, until they travel. Some may have been
@@ -65,8 +68,25 @@ impl StagedBlocks {
 
     /// Whether it was found damaged, and no put and no deletion of its key came since.
     pub(super) fn is_lost(&self, block: &Arc<Block>) -> bool {
-        let damaged = block.damaged.load(Ordering::Acquire);
-        damaged && self.damaged.get(&block.key) == Some(&block.damage())
+        self.lost
+            .get(&block.key)
+            .is_some_and(|lost| Arc::ptr_eq(lost, block))
+    }
+
+    /// Whether it was found damaged, and is on Walrus and indexed all the same.
+    pub(super) fn is_saved(&self, block: &Arc<Block>) -> bool {
+        block.indexed.load(Ordering::Acquire) && !block.is_doubted() && self.is_lost(block)
+    }
+
+    /// Takes a damaged block out of the staged ones.
+    pub(super) fn lose_block(&mut self, block: &Arc<Block>) {
+        self.lose(&block.key, block.damage());
+        self.lost.insert(Arc::clone(&block.key), Arc::clone(block));
+    }
+
+    /// The newest block of a key, staged or lost.
+    pub(super) fn newest(&self, key: &str) -> Option<&Arc<Block>> {
+        self.blocks.get(key).or_else(|| self.lost.get(key))
     }
 
     pub(super) fn forget(&mut self, key: &str) {
@@ -79,6 +99,7 @@ impl StagedBlocks {
     /// Notes that the newest value of `key` is whole, or gone. Returns whether it was damaged
     /// before.
     pub(super) fn heal(&mut self, key: &str) -> bool {
+        self.lost.remove(key);
         let healed = self.damaged.remove(key).is_some();
         self.damage_changed |= healed;
         healed
@@ -109,6 +130,7 @@ impl StagedBlocks {
             ),
         );
         self.damaged.clear();
+        self.lost.clear();
         self.damage_changed = true;
     }
 
