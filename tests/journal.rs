@@ -464,7 +464,7 @@ async fn a_deletion_that_failed_and_removed_the_row_of_a_damaged_block_does_not_
         store.put(&key, value.clone()).await.unwrap();
         let indexed = || node.parts.index.rows.lock().contains_key(&key);
         eventually("it is indexed", indexed).await;
-        let find = || async {
+        let find = || {
             node.damage(&value[200..300]);
             // The blob cannot be read now, so the damage is all that is known.
             let (store, key) = (Arc::clone(&store), key.clone());
@@ -472,7 +472,7 @@ async fn a_deletion_that_failed_and_removed_the_row_of_a_damaged_block_does_not_
         };
         let reader = match found_before {
             true => {
-                let reader = find().await;
+                let reader = find();
                 eventually("the damage is found", || {
                     metric(&store, "journal_blocks") == 0
                 })
@@ -492,7 +492,7 @@ async fn a_deletion_that_failed_and_removed_the_row_of_a_damaged_block_does_not_
             let again = || node.parts.store.puts.load(SeqCst) > stored;
             eventually("it is stored again", again).await;
             store.put(&key, value.clone()).await.unwrap();
-            let error = find().await.await.unwrap().unwrap_err();
+            let error = find().await.unwrap().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         }
         if let Some(reader) = reader {
