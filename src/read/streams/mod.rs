@@ -218,13 +218,25 @@ impl Streams {
         }
     }
 
-    /// The parts of blobs that came for readers that are on their way through them.
+    /// The parts of blobs that came for readers that are on their way through them: for each reader
+    /// no more than it is worth beside the others now. A slow one has more ahead if it came first.
     pub(super) fn awaited(&self, now: Instant) -> Vec<(Arc<str>, Range<u64>)> {
-        let awaited = |s: &&Stream| s.expected || s.is_awake(now);
-        let streams = self.list.iter().filter(awaited);
-        streams
-            .map(|s| (Arc::clone(&s.blob), s.from..s.reach.max(s.from)))
-            .collect()
+        let awake = self.list.iter().filter(|s| s.is_awake(now));
+        let expected = self.list.iter().filter(|s| s.expected);
+        let mut lines: Vec<(u64, u64)> = Vec::new();
+        let mut awaited = Vec::new();
+        for s in awake.chain(expected) {
+            let at = lines.iter().position(|(line, _)| *line == s.line);
+            let at = at.unwrap_or_else(|| {
+                lines.push((s.line, self.worth(s, now).ahead));
+                lines.len() - 1
+            });
+            let left = &mut lines[at].1;
+            let ahead = s.reach.saturating_sub(s.pos).min(*left);
+            *left -= ahead;
+            awaited.push((Arc::clone(&s.blob), s.from..s.pos.max(s.from) + ahead));
+        }
+        awaited
     }
 
     /// Whether a stream was read a moment ago, also by a reader that waits for a slow answer.

@@ -31,9 +31,9 @@ pub(in crate::read) struct Plan {
 
 /// What a stream is worth now, in bytes.
 #[derive(Debug, Clone, Copy)]
-struct Worth {
+pub(super) struct Worth {
     /// What it may have ahead.
-    ahead: u64,
+    pub(super) ahead: u64,
     /// The size of its windows, and the least size that is not worth waiting for a larger one.
     window: u64,
     least: u64,
@@ -45,7 +45,7 @@ pub(super) const STEPS: u64 = 2;
 
 impl Streams {
     /// The part of the allowance that the readers of other lines are not worth goes to this stream.
-    fn worth(&self, stream: &Stream, now: Instant) -> Worth {
+    pub(super) fn worth(&self, stream: &Stream, now: Instant) -> Worth {
         let mut others: Vec<(u64, u64)> = Vec::new();
         for s in self.list.iter().filter(|s| s.line != stream.line) {
             if !s.is_awake(now) {

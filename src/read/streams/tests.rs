@@ -181,6 +181,25 @@ fn a_reader_that_stays_away_awaits_nothing() {
     assert_eq!(reader.streams.awaited(reader.now + ASLEEP), []);
 }
 
+/// A slow reader that came first is in the way of others with its share alone.
+#[test]
+fn a_reader_awaits_no_more_than_its_share() {
+    let mut reader = Reader::new(256 * MIB);
+    for n in 0..100 {
+        reader.read("a", n * BLOCK, BLOCK);
+    }
+    let ahead = |reader: &Reader| {
+        let awaited = reader.streams.awaited(reader.now);
+        let of_a = awaited.iter().filter(|(blob, _)| &**blob == "a");
+        of_a.map(|(_, part)| part.end - 100 * BLOCK).sum::<u64>()
+    };
+    assert!(ahead(&reader) > LIMITS.ahead / 4 * 3);
+    for n in 0..100 {
+        reader.read("b", n * BLOCK, BLOCK);
+    }
+    assert_eq!(ahead(&reader), LIMITS.ahead / 2);
+}
+
 #[test]
 fn batches_side_by_side_are_one_stream() {
     let mut reader = Reader::new(64 * MIB);
