@@ -76,10 +76,11 @@ use disk::DiskCache;
 use flight::{Outcome, Passenger};
 use memory::{Block, Look, Memory, Piece};
 use state::ReaderState;
-use streams::{Cut, Limits, Noted};
+pub(crate) use streams::Limits;
+use streams::{Cut, Noted};
 
 /// The largest window (bytes), where the budget has room for it.
-const WINDOW: u64 = 8 << 20;
+pub(crate) const WINDOW: u64 = 8 << 20;
 
 /// How far before its block a large window begins (bytes): the amount that Kubo commits at once.
 const BEHIND: u64 = 4 << 20;
@@ -97,6 +98,20 @@ pub(crate) struct ReaderParts {
     pub(crate) memory_bytes: i64,
     /// The cache on the local disk, if what is read is kept there, too.
     pub(crate) disk: Option<Arc<DiskCache>>,
+}
+
+/// The windows for so much memory (bytes). Of the three eighths that cold pieces take, what is
+/// ahead leaves room for the windows that are being read.
+pub(crate) fn limits(memory: u64) -> Limits {
+    Limits {
+        window: WINDOW.min(memory / 16),
+        ahead: memory / 16 * 5,
+    }
+}
+
+/// The least memory (bytes) that has so many bytes ahead.
+pub(crate) fn memory_for(ahead: u64) -> u64 {
+    ahead.div_ceil(5) * 16
 }
 
 /// Reads blocks of blobs, and members of quilts.
@@ -147,10 +162,7 @@ pub(crate) struct Get<'a> {
 impl Reader {
     pub(crate) fn new(parts: ReaderParts) -> Self {
         let memory = Memory::new(parts.memory_bytes, parts.disk.is_some());
-        let limits = Limits {
-            window: WINDOW.min(memory.budget() / 16),
-            ahead: memory.ahead(),
-        };
+        let limits = limits(memory.budget());
         let keeps = memory.budget() / 2;
         let room_kib = requests::room_kib(&memory);
         Reader {

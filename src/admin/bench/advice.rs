@@ -5,16 +5,15 @@ use serde::Serialize;
 
 use super::{Bench, IndexSpeed, ReadSpeed, StoreSpeed, StreamSpeed};
 use crate::config::Config;
+use crate::read::{self, WINDOW};
 use crate::walrus::cost::{self, Prices};
 
 const MIB: f64 = 1024.0 * 1024.0;
 const GIB: u64 = 1 << 30;
 /// The pack that is used where nothing speaks against it (bytes).
 const USUAL_PACK: u64 = 64 << 20;
-/// Memory for reading from which on windows have their full length (bytes).
-const FULL_WINDOWS: u64 = 256 << 20;
-/// A window at most (bytes), and the part of the memory that it takes.
-const WINDOW: u64 = 16 << 20;
+/// Memory for reading where none is set (bytes).
+const USUAL_MEMORY: u64 = 256 << 20;
 /// So much more must several requests bring that memory is spent on them: two measurements of the
 /// same differ, too.
 const MORE: f64 = 1.3;
@@ -228,8 +227,9 @@ fn workers(config: &Config, store: &StoreSpeed) -> Option<Advice> {
 
 /// The windows of an amount of memory: their length (bytes), and how many are on their way at once.
 fn windows(memory: u64) -> (u64, u64) {
-    let window = WINDOW.min(memory / 16).max(1);
-    (window, (memory / 4 / window).max(1))
+    let limits = read::limits(memory);
+    let window = limits.window.max(1);
+    (window, (limits.ahead / window).max(1))
 }
 
 fn reads(config: &Config, read: &ReadSpeed) -> Advice {
@@ -255,7 +255,7 @@ fn reads(config: &Config, read: &ReadSpeed) -> Advice {
         return Advice::new(
             Topic::Reads,
             true,
-            line(FULL_WINDOWS),
+            line(USUAL_MEMORY),
             format!(
                 "{found}; without memory each block is a request of its own, {} each",
                 time(read.small.median_seconds)
@@ -280,17 +280,17 @@ fn reads(config: &Config, read: &ReadSpeed) -> Advice {
         return Advice::new(
             Topic::Reads,
             true,
-            line(wanted * 4 * WINDOW),
+            line(read::memory_for(wanted * WINDOW).next_multiple_of(1 << 20)),
             format!("{found}; {has}, and {wanted} bring more"),
         );
     }
     // A window must take much longer than the way to it.
     let one = read.streams.first().map_or(0.0, |s| s.bytes_per_second);
-    if memory < FULL_WINDOWS && window as f64 / one.max(1.0) < 4.0 * read.small.median_seconds {
+    if window < WINDOW && window as f64 / one.max(1.0) < 4.0 * read.small.median_seconds {
         return Advice::new(
             Topic::Reads,
             true,
-            line(FULL_WINDOWS),
+            line(USUAL_MEMORY),
             format!(
                 "{found}; {has}, and a request takes {} whatever its length",
                 time(read.small.median_seconds)

@@ -97,10 +97,9 @@ impl Memory {
         self.budget / 4
     }
 
-    /// The most bytes of windows that are on their way, or lie before their readers: of the three
-    /// eighths that cold pieces take, as many as leave room for the window that is being read.
-    pub(super) fn ahead(&self) -> u64 {
-        self.budget / 16 * 5
+    /// The most bytes of windows that are on their way, or lie before their readers.
+    fn ahead(&self) -> u64 {
+        super::limits(self.budget).ahead
     }
 
     pub(super) fn enabled(&self) -> bool {

@@ -61,7 +61,7 @@ const READS_BETWEEN: u64 = 16;
 
 /// Sizes in bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// The largest window; smaller ones are a half of it, a fourth, and so on.
     pub window: u64,
     /// The bytes that all streams together may have fetched ahead.

@@ -151,7 +151,7 @@ fn memory_for_reading_follows_the_streams_that_are_worth_it() {
         reads: vec![read],
         ..Bench::default()
     };
-    // The default has four windows of 16 MiB on their way.
+    // The default has ten windows of 8 MiB on their way.
     let keep = of(
         &config(""),
         &with(read(0.02, [20.0, 78.0, 80.0])),
@@ -167,12 +167,12 @@ fn memory_for_reading_follows_the_streams_that_are_worth_it() {
         Topic::Reads,
     );
     assert!(
-        more.change && more.line == r#""blobCacheBytes": 1073741824"#,
+        more.change && more.line == r#""blobCacheBytes": 429916160"#,
         "{more:?}"
     );
     assert!(more.why.contains("16 at a time 300"), "{}", more.why);
     // With what is advised, nothing is left to change.
-    let advised = config(r#","blobCacheBytes":1073741824"#);
+    let advised = config(&format!(",{}", more.line));
     let again = of(
         &advised,
         &with(read(0.02, [20.0, 80.0, 300.0])),
