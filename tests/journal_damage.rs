@@ -120,8 +120,9 @@ async fn assert_saved(node: &Node, ds: Arc<WalrusDatastore>, value: &Bytes) {
     again.close().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_block_that_is_damaged_after_it_was_sent_is_indexed() {
+/// A node with a block that was damaged, and found so, after its pack was sent and before the index
+/// takes its row.
+async fn damaged_after_it_was_sent() -> (Node, Arc<WalrusDatastore>, Bytes) {
     let node = Node::new();
     node.parts.index.fail_puts.store(true, SeqCst);
     let ds = node.open(BUSY);
@@ -134,6 +135,12 @@ async fn a_block_that_is_damaged_after_it_was_sent_is_indexed() {
     .await;
     node.damage(&value[200..300]);
     assert_eq!(ds.get(&key).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    (node, ds, value)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_damaged_after_it_was_sent_is_indexed() {
+    let (node, ds, value) = damaged_after_it_was_sent().await;
     node.parts.index.fail_puts.store(false, SeqCst);
     assert_saved(&node, ds, &value).await;
 }
@@ -164,18 +171,8 @@ async fn a_block_that_is_damaged_before_its_blob_is_read_back_is_whole_afterward
 /// A damaged block that was sent is not brought back where its key was deleted meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_wins_over_a_damaged_block_that_was_sent() {
-    let node = Node::new();
-    node.parts.index.fail_puts.store(true, SeqCst);
-    let ds = node.open(BUSY);
-    let value = noise(0, 5000);
+    let (node, ds, value) = damaged_after_it_was_sent().await;
     let key = key_of(&value);
-    ds.put(&key, value.clone()).await.unwrap();
-    eventually("it is on Walrus and not in the index", || {
-        node.parts.index.put_calls.load(SeqCst) > 0
-    })
-    .await;
-    node.damage(&value[200..300]);
-    assert_eq!(ds.get(&key).await.unwrap_err().kind(), ErrorKind::Corrupt);
     ds.delete(&key).await.unwrap();
     node.parts.index.fail_puts.store(false, SeqCst);
     ds.close().await.unwrap();
