@@ -70,12 +70,6 @@ enum Memory {
     Pages(MmapMut),
 }
 
-impl Default for Buffer {
-    fn default() -> Self {
-        Buffer::with_capacity(0)
-    }
-}
-
 impl Buffer {
     pub(crate) fn with_capacity(len: usize) -> Self {
         let mapped = || {
@@ -210,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_buffer_grows() {
-        let mut buffer = Buffer::default();
+        let mut buffer = Buffer::with_capacity(0);
         let mut all = Vec::new();
         for i in 0..40u8 {
             let piece = vec![i; 100_000];

@@ -104,6 +104,12 @@ impl Block {
         self.len() <= WHOLE
     }
 
+    /// Notes that its row was written or found, if the bytes in its blob are known to be right.
+    pub(super) fn note_indexed(&self) {
+        self.indexed
+            .store(self.is_checked_when_sent(), Ordering::Release);
+    }
+
     /// The same block in another place. A blob that its row names may never have been read back.
     pub(super) fn again(&self, seq: u64, segment: Arc<Segment>, offset: u64) -> Block {
         let (key, value) = (Arc::clone(&self.key), (self.len, self.crc));

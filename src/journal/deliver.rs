@@ -233,7 +233,7 @@ async fn deliver_pack(shared: Arc<Shared>, pack: Vec<Arc<Block>>, first_permit: 
 /// have ended before it settled them.
 async fn prove(shared: Arc<Shared>, blob_id: String, (blocks, places): Placed) {
     let mut patience = Patience::new(&shared.parts.journal);
-    note_indexed(&blocks);
+    blocks.iter().for_each(|block| block.note_indexed());
     settle_in(&shared.parts, &blob_id, blocks, &places, &mut patience).await;
 }
 
@@ -468,12 +468,6 @@ fn partition<T>(items: Vec<T>, keep: &[bool]) -> (Vec<T>, Vec<T>) {
     (kept, rest)
 }
 
-fn note_indexed(blocks: &[Arc<Block>]) {
-    for block in blocks.iter().filter(|b| b.is_checked_when_sent()) {
-        block.indexed.store(true, Ordering::Release);
-    }
-}
-
 /// Writes the rows of a certified pack, except for blocks that were replaced or deleted meanwhile.
 /// Repeats until the index takes them.
 async fn place(
@@ -492,7 +486,8 @@ async fn place(
         let replaced = replaced.map(|(newest, replaced)| newest.then_some(*replaced));
         let placed = parts.uploader.place(pack, blocks, replaced.collect()).await;
         if placed.is_ok() {
-            note_indexed(&partition(blocks.to_vec(), &newest).0);
+            let rows = blocks.iter().zip(newest).filter(|(_, newest)| *newest);
+            rows.for_each(|(block, _)| block.note_indexed());
         }
         drop(guard);
         match placed {

@@ -52,20 +52,18 @@ impl Appender {
 
     /// Takes the values of the staged blocks that will be cut off into memory.
     fn hold_unsynced(&self, open: &Open) -> Vec<Arc<Block>> {
-        let unsynced = |block: &&Arc<Block>| {
+        let unsynced = |block: &Arc<Block>| {
             block.offset >= open.synced.0 && Arc::ptr_eq(&block.segment, &open.segment)
         };
         let mut blocks: Vec<Arc<Block>> = {
-            let state = self.inner.state.lock();
-            state.blocks.values().filter(unsynced).cloned().collect()
+            let mut state = self.inner.state.lock();
+            // The next open must not take an older value for that of a block whose entry is cut
+            // off.
+            state.lost.retain(|_, block| !unsynced(block));
+            let staged = state.blocks.values();
+            staged.filter(|block| unsynced(block)).cloned().collect()
         };
         blocks.sort_unstable_by_key(|block| block.seq);
-        // The next open must not take an older value for that of a block whose entry is cut off.
-        self.inner
-            .state
-            .lock()
-            .lost
-            .retain(|_, block| !unsynced(&&*block));
         blocks.retain(|block| match block.hold() {
             Ok(()) => true,
             Err(e) => {
@@ -94,13 +92,8 @@ impl Appender {
 
     /// Takes a block out of the staged ones whose value is gone with a failed sync.
     fn lose(&self, block: &Arc<Block>, why: &Error) {
-        {
-            let mut state = self.inner.state.lock();
-            if !state.is_current(block) {
-                return;
-            }
-            block.damaged.store(true, Ordering::Release);
-            state.lose(&block.key, block.damage());
+        if !self.inner.state.lock().lose_block(block) {
+            return;
         }
         self.inner.log.push(
             Level::Error,

@@ -229,16 +229,26 @@ impl JournalParts {
             match block.read() {
                 Ok(value) => instead.push(Write::put(key.clone(), value)),
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
-                    block.damaged.store(true, Ordering::Release);
+                    state.lose_block(&block);
                     block.segment.keep();
-                    state.lose(&block.key, block.damage());
-                    let text = format!("{e}. {}", damage::REMEDY);
-                    self.log.push(Level::Error, text);
+                    self.tell_lost(&e);
                 }
                 Err(e) => return Err(e),
             }
         }
         Ok(instead)
+    }
+
+    /// Tells the operator of a damaged block whose file is kept.
+    fn tell_lost(&self, why: &Error) {
+        self.log.push(
+            Level::Error,
+            format!(
+                "{why}. {}. Its file is kept with the ending .{} once the other blocks in it are on Walrus",
+                damage::REMEDY,
+                disk::ASIDE
+            ),
+        );
     }
 
     /// Whether a write returns before it is synced.
@@ -466,21 +476,13 @@ impl Journal {
     fn lose(&self, block: &Arc<Block>, why: &Error) {
         {
             let mut state = self.inner.state.lock();
-            if !state.is_current(block) {
+            if !state.lose_block(block) {
                 return;
             }
-            block.damaged.store(true, Ordering::Release);
             block.segment.keep();
-            state.lose_block(block);
+            state.lost.insert(Arc::clone(&block.key), Arc::clone(block));
         }
-        self.inner.log.push(
-            Level::Error,
-            format!(
-                "{why}. {}. Its file is kept with the ending .{} once the other blocks in it are on Walrus",
-                damage::REMEDY,
-                disk::ASIDE
-            ),
-        );
+        self.inner.tell_lost(why);
         // Reclaiming also writes the list of damaged blocks.
         self.writer.reclaim();
     }

@@ -78,10 +78,14 @@ impl StagedBlocks {
         block.indexed.load(Ordering::Acquire) && !block.is_doubted() && self.is_lost(block)
     }
 
-    /// Takes a damaged block out of the staged ones.
-    pub(super) fn lose_block(&mut self, block: &Arc<Block>) {
-        self.lose(&block.key, block.damage());
-        self.lost.insert(Arc::clone(&block.key), Arc::clone(block));
+    /// Takes a block out of the staged ones that was found damaged. Returns whether it was staged.
+    pub(super) fn lose_block(&mut self, block: &Arc<Block>) -> bool {
+        let staged = self.is_current(block);
+        if staged {
+            block.damaged.store(true, Ordering::Release);
+            self.lose(&block.key, block.damage());
+        }
+        staged
     }
 
     /// The newest block of a key, staged or lost.

@@ -64,6 +64,7 @@ impl SharedReader {
         let plan = self.fetch_planned(state, id, now);
         self.ask_planned(state, id, plan.rows);
         if plan.follow && state.following.insert(id) {
+            state.streams.asked(id);
             let (inner, key) = (Arc::clone(self), want.check.key().to_owned());
             let blob = want.blob.to_owned();
             self.spawn(async move {
@@ -89,17 +90,15 @@ impl SharedReader {
         for ahead in std::mem::take(&mut plan.ahead) {
             let barred = state.is_barred(&ahead.blob, now);
             if barred || !self.launch_ahead(state, &ahead, &awaited) {
-                if plan.follow {
-                    state.streams.ask_again(stream);
-                }
                 return Plan::default();
             }
         }
         plan
     }
 
-    /// As [`fetch_planned`](Self::fetch_planned), after an answer for which the reader of the
-    /// stream may wait at the end of what is here. It asks where it goes on when it comes on.
+    /// As [`fetch_planned`](Self::fetch_planned), after an answer of the index: the reader may have
+    /// come to the end of the bytes that are here, and wait. Returns the rows that are needed to go
+    /// on further.
     fn fetch_answered(
         self: &Arc<Self>,
         state: &mut ReaderState,
@@ -109,11 +108,7 @@ impl SharedReader {
         if !state.streams.is_read(stream, now) {
             return None;
         }
-        let plan = self.fetch_planned(state, stream, now);
-        if plan.follow {
-            state.streams.ask_again(stream);
-        }
-        plan.rows
+        self.fetch_planned(state, stream, now).rows
     }
 
     fn ask_planned(

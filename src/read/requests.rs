@@ -210,11 +210,11 @@ impl SharedReader {
         if fetched.whole {
             let piece = self.memory.insert_whole(want.blob, fetched.bytes);
             if let Some(block) = piece.checked(key, &want.range) {
-                self.look_at(want.check.key(), &block);
+                self.look_at(key, &block);
             }
             return piece;
         }
-        self.look_at(want.check.key(), &fetched.bytes);
+        self.look_at(key, &fetched.bytes);
         if ahead {
             let (blob, start) = (want.blob, want.range.start);
             return self.memory.insert_early(blob, start, fetched.bytes);

@@ -139,9 +139,8 @@ struct State {
     /// Since when no answer of a standby has counted.
     behind_since: Option<Instant>,
     told: bool,
-    /// Since when standbys have failed, without an answer that counted, and the latest reason.
-    failing: Option<(Instant, String)>,
-    told_failing: bool,
+    /// Standbys have failed, without an answer that counted.
+    failing: Option<Failing>,
     /// An answer came from a server that is no standby.
     met_primary: bool,
     /// The largest position of an answer, and when it had come.
@@ -149,6 +148,23 @@ struct State {
     /// The position of a standby that was ahead of the primary.
     astray: Option<i64>,
     told_astray: bool,
+}
+
+struct Failing {
+    since: Instant,
+    /// The latest reason.
+    why: String,
+    told: bool,
+}
+
+impl Failing {
+    fn begin() -> Failing {
+        Failing {
+            since: Instant::now(),
+            why: String::new(),
+            told: false,
+        }
+    }
 }
 
 impl Follow {
@@ -276,7 +292,6 @@ impl Follow {
                 state.told = false;
                 state.failures = 0;
                 state.failing = None;
-                state.told_failing = false;
                 Ok(())
             }
             None => {
@@ -296,11 +311,8 @@ impl Follow {
             false => {
                 let failed = state.failures;
                 state.failures = failed.saturating_add(1);
-                let since = state
-                    .failing
-                    .take()
-                    .map_or_else(Instant::now, |(since, _)| since);
-                state.failing = Some((since, why.to_owned()));
+                let failing = state.failing.get_or_insert_with(Failing::begin);
+                failing.why = why.to_owned();
                 doubled(REST, failed, LONGEST_REST)
             }
         };
@@ -325,10 +337,10 @@ impl Follow {
     /// until an answer counts again.
     pub fn take_failing(&self) -> Option<String> {
         let mut state = self.state.lock();
-        let long =
-            |(since, why): &(Instant, String)| (since.elapsed() >= TOLD_AFTER).then(|| why.clone());
-        let why = state.failing.as_ref().and_then(long)?;
-        (!std::mem::replace(&mut state.told_failing, true)).then_some(why)
+        let failing = state.failing.as_mut()?;
+        let tell = failing.since.elapsed() >= TOLD_AFTER && !failing.told;
+        failing.told |= tell;
+        tell.then(|| failing.why.clone())
     }
 
     /// Whether the operator is to be told that a standby is ahead of the primary; once until the

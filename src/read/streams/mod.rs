@@ -245,13 +245,6 @@ impl Streams {
         stream.is_some_and(|s| now.saturating_duration_since(s.used) < WAITS)
     }
 
-    /// It was not found out where a stream goes on: it asks again when it is read.
-    pub(super) fn ask_again(&mut self, id: u64) {
-        if let Some(stream) = self.find(id) {
-            stream.ask_at = stream.pos;
-        }
-    }
-
     fn find(&mut self, id: u64) -> Option<&mut Stream> {
         self.list.iter_mut().find(|s| s.id == id)
     }

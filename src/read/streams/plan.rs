@@ -34,8 +34,9 @@ pub(in crate::read) struct Plan {
 pub(super) struct Worth {
     /// What it may have ahead.
     pub(super) ahead: u64,
-    /// The size of its windows, and the least size that is not worth waiting for a larger one.
+    /// The size of its windows.
     window: u64,
+    /// The size that is fetched at least, where there is no room for a whole one.
     least: u64,
 }
 
@@ -146,12 +147,18 @@ impl Streams {
                 let upto = next.pos.saturating_add(rest);
                 extend(next, upto, worth, map, &mut plan);
             }
-        } else if let Some(stream) = self.find(id).filter(|s| s.pos >= s.ask_at) {
-            stream.next = None;
-            stream.ask_at = stream.pos.saturating_add(ASK_AGAIN);
-            plan.follow = true;
+        } else {
+            plan.follow = self.find(id).is_some_and(|s| s.pos >= s.ask_at);
         }
         plan
+    }
+
+    /// It is being found out where a stream goes on.
+    pub(in crate::read) fn asked(&mut self, id: u64) {
+        if let Some(stream) = self.find(id) {
+            stream.next = None;
+            stream.ask_at = stream.pos.saturating_add(ASK_AGAIN);
+        }
     }
 }
 

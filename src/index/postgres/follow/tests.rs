@@ -88,7 +88,7 @@ fn standbys_that_fail_for_a_minute_are_told_of() {
     let required = follow.required().unwrap();
     follow.rest("it was stopped");
     assert_eq!(follow.take_failing(), None, "a moment is no outage");
-    follow.state.lock().failing = Some((minutes_ago(2), "it was stopped".into()));
+    follow.state.lock().failing.as_mut().unwrap().since = minutes_ago(2);
     follow.rest("it is unknown");
     assert_eq!(follow.take_failing().as_deref(), Some("it is unknown"));
     assert_eq!(follow.take_failing(), None, "once");
