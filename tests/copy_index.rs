@@ -413,6 +413,49 @@ async fn an_index_moves_while_a_node_works_with_it() {
     }
 }
 
+/// Ends the lease of a run that makes a copy.
+fn end_lease(copy: &Path) {
+    let open = rusqlite::Connection::open(copy).unwrap();
+    let ended = open.execute("DELETE FROM walrus_index_leases WHERE name = 'copy'", []);
+    assert_eq!(ended.unwrap(), 1);
+}
+
+/// A run that goes on after another one has finished the copy would remove what nodes have stored
+/// since: it may stand still for longer than its lease lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_run_at_a_time_makes_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = sqlite(&dir.path().join("from.sqlite")).await;
+    let to = sqlite(&dir.path().join("to.sqlite")).await;
+    fill(&from).await;
+    from.set_note("storage.left", Some("100@20")).await.unwrap();
+    let stored = row(ROWS + 1);
+    let mut first_page = true;
+    let mut meanwhile = |_: &CopyReport| {
+        if !std::mem::take(&mut first_page) {
+            return Ok(());
+        }
+        let finish = async {
+            let refused = copy(&from, &to, Copying::Finish, &mut go_on).await;
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::Locked);
+            // As if it had run out.
+            end_lease(&dir.path().join("to.sqlite"));
+            let report = copy(&from, &to, Copying::Finish, &mut go_on).await?;
+            assert!(report.finished);
+            to.put(&stored).await
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(finish))
+    };
+    let error = copy(&from, &to, Copying::Beside, &mut meanwhile)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("another run"), "{error}");
+    assert!(to.get(&stored.key).await.unwrap().is_some());
+    assert_eq!(to.note("copy").await.unwrap(), None);
+    let left = to.note("storage.left").await.unwrap();
+    assert_eq!(left.as_deref(), Some("100@20"), "it is paid for");
+}
+
 /// A source that never rests is no source to finish with.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_is_not_finished_while_the_source_changes() {

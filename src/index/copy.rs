@@ -17,20 +17,34 @@
 //!   names the source. A finished copy has no note, so it is not taken again.
 //! - A page is committed before its place is noted. So a pass that was broken off repeats a page at
 //!   most, which changes nothing.
+//! - One run at a time, under a lease in the copy: a run that goes on after another one has finished
+//!   would remove what nodes have stored since. Before each page a run prolongs the lease, and looks
+//!   whether the copy is still unfinished.
 //! - No node works with an unfinished copy (`check_finished`): a pass would remove what it stores.
 //! - Nothing is written to the source.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::ledger::InState;
-use super::{Blob, BlobState, Index, KeyRange, KeyRecord, Record, Usage, COPY, IDENTITY, STANDBY};
+use super::{
+    new_owner, Blob, BlobState, Index, KeyRange, KeyRecord, Record, Usage, COPY, IDENTITY, STANDBY,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Rows of a page.
 const PAGE: usize = 5_000;
+/// The lease of a run, in the copy, and how long it lasts without a page.
+const LEASE: &str = "copy";
+const LEASE_TTL: Duration = Duration::from_secs(60);
+/// How the names of the notes begin on which money depends: what storage is left that can be used
+/// again, and for which blobs bytes were paid for in vain.
+const NOTES: [&str; 2] = ["storage.left", "renewal."];
+/// The most of them that are copied.
+const MOST_NOTES: usize = 100_000;
 /// Passes after which a source that goes on changing is given up.
 const MOST_PASSES: u32 = 5;
 
@@ -77,11 +91,12 @@ struct Note {
 }
 
 /// Copies the rows, the entries of blobs and the epochs of `from` to `to`, and the running total.
-/// Deleted rows that are kept for undoing, and notes of renewal, are not copied.
+/// Deleted rows that are kept for undoing are not copied.
 ///
 /// # Errors
 /// [`ErrorKind::Config`] if `to` holds rows that are no copy of `from`, or, where the copy is to be
-/// finished, if `from` goes on changing or is on a standby; the errors of both indexes.
+/// finished, if `from` goes on changing or is on a standby; [`ErrorKind::Locked`] if another run
+/// makes this copy, or was killed within the last minute; the errors of both indexes.
 pub async fn copy(
     from: &dyn Index,
     to: &dyn Index,
@@ -91,36 +106,135 @@ pub async fn copy(
     if copying == Copying::Finish {
         check_no_standby(from)?;
     }
-    let mut report = CopyReport::default();
     let source = from.identity().await?.ok_or_else(|| {
         bad("the source has no identity, and cannot be given one: open it with a node that may write to it first")
     })?;
-    let mut after = begin(&source, to).await?;
-    loop {
-        // Only a whole pass compares every row.
-        let whole = after.is_empty();
-        let place = std::mem::take(&mut after);
-        let mut changed = pass(from, to, &source, place, &mut report, progress).await?;
-        report.passes += 1;
-        if copying == Copying::Beside {
-            return Ok(report);
-        }
-        let forgotten = forget_with_the_source(from, to).await?;
-        report.blobs += forgotten;
-        changed += forgotten;
-        if whole && changed == 0 {
-            break;
-        }
-        if report.passes >= MOST_PASSES {
-            return Err(bad(format!(
-                "the source still changed during pass {MOST_PASSES}: stop the nodes that write to it, and run this again"
-            )));
+    let run = Run {
+        to,
+        source,
+        owner: new_owner(),
+    };
+    run.keep_lease().await?;
+    let copied = run.copy(from, copying, progress).await;
+    let _ = to.release_lease(LEASE, &run.owner).await;
+    copied
+}
+
+/// A run, which holds the lease.
+struct Run<'a> {
+    to: &'a dyn Index,
+    /// The identity of the source.
+    source: String,
+    owner: String,
+}
+
+impl Run<'_> {
+    /// Takes the lease, or prolongs it.
+    async fn keep_lease(&self) -> Result<()> {
+        match self.to.try_lease(LEASE, &self.owner, LEASE_TTL).await? {
+            true => Ok(()),
+            false => Err(Error::retryable(
+                ErrorKind::Locked,
+                format!(
+                    "another run of copy_index makes this copy, or was killed within the last {} s: end it, or wait",
+                    LEASE_TTL.as_secs()
+                ),
+            )),
         }
     }
-    to.set_note(IDENTITY, Some(&source)).await?;
-    to.set_note(COPY, None).await?;
-    report.finished = true;
-    Ok(report)
+
+    /// Prolongs the lease, and checks that no other run has finished the copy meanwhile.
+    async fn go_on(&self) -> Result<()> {
+        self.keep_lease().await?;
+        match self.to.note(COPY).await? {
+            Some(_) => Ok(()),
+            None => Err(bad(
+                "another run has finished this copy meanwhile: nothing more is changed in it",
+            )),
+        }
+    }
+
+    async fn copy(
+        &self,
+        from: &dyn Index,
+        copying: Copying,
+        progress: CopyProgress<'_>,
+    ) -> Result<CopyReport> {
+        let (to, source) = (self.to, &self.source);
+        let mut report = CopyReport::default();
+        let mut after = begin(source, to).await?;
+        loop {
+            // Only a whole pass compares every row.
+            let whole = after.is_empty();
+            let place = std::mem::take(&mut after);
+            let mut changed = self.pass(from, place, &mut report, progress).await?;
+            report.passes += 1;
+            if copying == Copying::Beside {
+                return Ok(report);
+            }
+            self.go_on().await?;
+            let forgotten = forget_with_the_source(from, to).await?;
+            report.blobs += forgotten;
+            changed += forgotten;
+            if whole && changed == 0 {
+                break;
+            }
+            if report.passes >= MOST_PASSES {
+                return Err(bad(format!(
+                "the source still changed during pass {MOST_PASSES}: stop the nodes that write to it, and run this again"
+            )));
+            }
+        }
+        self.go_on().await?;
+        for beginning in NOTES {
+            for (name, text) in from.notes(beginning, MOST_NOTES).await? {
+                to.set_note(&name, Some(&text)).await?;
+            }
+        }
+        to.set_note(IDENTITY, Some(source)).await?;
+        to.set_note(COPY, None).await?;
+        report.finished = true;
+        Ok(report)
+    }
+
+    /// One pass over the keys after `after`. Returns how much was changed, in the copy and, as far as
+    /// the pass noticed, in the source meanwhile.
+    async fn pass(
+        &self,
+        from: &dyn Index,
+        mut after: String,
+        report: &mut CopyReport,
+        progress: CopyProgress<'_>,
+    ) -> Result<u64> {
+        let to = self.to;
+        let whole = after.is_empty();
+        let (before, mut vanished) = (changes(report), 0);
+        report.compared = Usage::default();
+        report.staged = 0;
+        loop {
+            self.go_on().await?;
+            let range = keys_after(&after, None);
+            let keys = from.list(&range, 0, PAGE).await?;
+            let last = keys.last().filter(|_| keys.len() >= PAGE);
+            let last = last.map(|item| item.key.clone());
+            let keys: Vec<String> = keys.into_iter().map(|item| item.key).collect();
+            vanished += page(from, to, &after, last.as_deref(), &keys, report).await?;
+            after = last.clone().unwrap_or_default();
+            self.go_on().await?;
+            set_place(to, &self.source, &after).await?;
+            progress(report)?;
+            if last.is_none() {
+                break;
+            }
+        }
+        without_rows(from, to, report).await?;
+        to.saw_epochs(&from.epochs().await?).await?;
+        if whole {
+            let total = to.usage().await?;
+            to.add_usage(report.compared.minus(total)).await?;
+        }
+        Ok(changes(report) - before + vanished)
+    }
 }
 
 /// A standby may be behind its primary: a pass over it may find nothing to change while the source
@@ -190,43 +304,6 @@ async fn set_place(to: &dyn Index, source: &str, after: &str) -> Result<()> {
     let text = serde_json::to_string(&note)
         .map_err(|e| Error::new(ErrorKind::Internal, format!("a note: {e}")))?;
     to.set_note(COPY, Some(&text)).await
-}
-
-/// One pass over the keys after `after`. Returns how much was changed, in the copy and, as far as
-/// the pass noticed, in the source meanwhile.
-async fn pass(
-    from: &dyn Index,
-    to: &dyn Index,
-    source: &str,
-    mut after: String,
-    report: &mut CopyReport,
-    progress: CopyProgress<'_>,
-) -> Result<u64> {
-    let whole = after.is_empty();
-    let (before, mut vanished) = (changes(report), 0);
-    report.compared = Usage::default();
-    report.staged = 0;
-    loop {
-        let range = keys_after(&after, None);
-        let keys = from.list(&range, 0, PAGE).await?;
-        let last = keys.last().filter(|_| keys.len() >= PAGE);
-        let last = last.map(|item| item.key.clone());
-        let keys: Vec<String> = keys.into_iter().map(|item| item.key).collect();
-        vanished += page(from, to, &after, last.as_deref(), &keys, report).await?;
-        after = last.clone().unwrap_or_default();
-        set_place(to, source, &after).await?;
-        progress(report)?;
-        if last.is_none() {
-            break;
-        }
-    }
-    without_rows(from, to, report).await?;
-    to.saw_epochs(&from.epochs().await?).await?;
-    if whole {
-        let total = to.usage().await?;
-        to.add_usage(report.compared.minus(total)).await?;
-    }
-    Ok(changes(report) - before + vanished)
 }
 
 fn changes(report: &CopyReport) -> u64 {

@@ -156,7 +156,7 @@ impl Record {
 }
 
 /// The note that holds the identity of a table.
-const IDENTITY: &str = "identity";
+pub(crate) const IDENTITY: &str = "identity";
 
 /// The note of a copy that says how far it is; a finished copy has none.
 const COPY: &str = "copy";

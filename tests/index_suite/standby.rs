@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use testkit::documents;
 use testkit::mem::{key_of, noise};
-use testkit::postgres::Postgres;
+use testkit::postgres::{Postgres, GO_STAGING};
 use testkit::PATIENCE;
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions, StandbyReads};
 use walrusds::internals::Lookups;
@@ -266,6 +266,48 @@ async fn a_trusted_standby_answers_for_blocks_that_it_does_not_know() {
     node.will("/new", true).await;
     writer.close().await.unwrap();
     node.close().await;
+}
+
+/// The row of a block that a Go node has staged is asked of the primary, since its bytes are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_staged_is_asked_of_the_primary_although_misses_are_trusted() {
+    let pair = Pair::start().await;
+    pair.primary.execute(&pair.db, GO_STAGING);
+    pair.primary.execute(
+        &pair.db,
+        "INSERT INTO walrus_index_staging (key, value, size) VALUES ('/old', 'x', 1), ('/staged', 'x', 1)",
+    );
+    pair.caught_up().await;
+    let reads = StandbyReads::new(ANY_LAG).with_trust_misses(true);
+    let node = pair.reader(reads).await;
+    eventually("the standby is asked", || async {
+        assert!(node.has("/old").await.unwrap());
+        assert!(node.has("/staged").await.unwrap());
+        is_asked(&pair.standby)
+    })
+    .await;
+    assert!(!node.has("/none").await.unwrap());
+    node.close().await;
+}
+
+/// Where the URL allows any server, a standby takes no place of the primary while that restarts: a
+/// put would be decided by what the standby knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_writes_keeps_to_the_primary() {
+    let mut pair = Pair::start().await;
+    let index = PostgresIndex::open(PostgresOptions::new(pair.url("any"), "walrus_index"));
+    let index = index.await.unwrap();
+    assert!(index.get("/old").await.unwrap().is_some());
+    pair.primary.down_now();
+    let error = index.get("/old").await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    assert!(!is_asked(&pair.standby));
+    pair.standby.promote();
+    eventually("it follows the promoted standby", || async {
+        matches!(index.get("/old").await, Ok(Some(_)))
+    })
+    .await;
+    index.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,7 +35,7 @@ use super::{Exported, Options};
 use crate::datastore::{Blocks, Inspection};
 use crate::dirlock::DirLock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::KeyRecord;
+use crate::index::{KeyRecord, IDENTITY};
 use crate::multihash::KeyMultihash;
 
 /// The list of what is in a directory.
@@ -98,7 +98,8 @@ pub async fn all(
     progress: &mut (dyn FnMut(u64, u64) + Send),
     stop: &CancellationToken,
 ) -> Result<Exported> {
-    let identity = inspection.index().identity().await?;
+    // Nothing is written to the index, not even an identity for one that has none.
+    let identity = inspection.index().note(IDENTITY).await?;
     std::fs::create_dir_all(dir).map_err(|e| disk(dir, &e))?;
     let _held = alone(dir)?;
     let mut list = List::open(dir, identity)?;

@@ -3,7 +3,7 @@
 //! server has moved to another of the hosts while a connection to the former host stays silent.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::select_ok;
@@ -50,6 +50,8 @@ pub(super) struct Connector {
     silent: Mutex<Vec<Option<Instant>>>,
     /// The host of the latest connection.
     home: AtomicUsize,
+    /// Whether standbys are left out although the URL allows any server.
+    no_standbys: AtomicBool,
     /// The latest check for a server that may have moved: the host it left, the time of the check,
     /// and whether it had moved.
     looked: tokio::sync::Mutex<Option<(usize, Instant, bool)>>,
@@ -86,6 +88,7 @@ impl Connector {
             timeout,
             silent: Mutex::new(vec![None; spec.targets.len()]),
             home: AtomicUsize::new(0),
+            no_standbys: AtomicBool::new(false),
             looked: tokio::sync::Mutex::new(None),
             notices: Mutex::new(notices),
             downgraded: Mutex::default(),
@@ -96,6 +99,23 @@ impl Connector {
     /// The kind of session that is looked for.
     pub fn session(&self) -> Session {
         self.spec.session
+    }
+
+    /// Leaves standbys out from now on, where the URL allows any server. While the primary restarts,
+    /// a standby would take its place, and keep it: what it does not know yet would decide about
+    /// writes.
+    pub fn leave_standbys_out(&self) {
+        self.no_standbys.store(true, Ordering::Relaxed);
+    }
+
+    /// The kinds of session to look for, one after another.
+    fn kinds(&self) -> &'static [Session] {
+        match self.spec.session {
+            Session::Any if self.no_standbys.load(Ordering::Relaxed) => {
+                Session::PreferWritable.kinds()
+            }
+            session => session.kinds(),
+        }
     }
 
     /// This connector, looking for another kind of session.
@@ -148,7 +168,7 @@ impl Connector {
         let hosts = self.order();
         // As in libpq: every host is asked for one kind of session before any is asked for the
         // next.
-        let kinds = self.spec.session.kinds().iter();
+        let kinds = self.kinds().iter();
         let order = kinds.flat_map(|&kind| hosts.iter().map(move |&host| (host, kind)));
         let order: Vec<_> = order.collect();
         let mut errors = Vec::new();
@@ -199,8 +219,7 @@ impl Connector {
 
     async fn look_beyond(&self, host: usize) -> bool {
         let others = (0..self.spec.targets.len()).filter(|other| *other != host);
-        let kinds = self.spec.session.kinds();
-        let kind = kinds.last().copied().unwrap_or(Session::Any);
+        let kind = self.kinds().last().copied().unwrap_or(Session::Any);
         let others = others.map(|other| Box::pin(self.try_host(other, kind)));
         let (own, other) = tokio::join!(
             timeout(LOOK_LIMIT, self.try_host(host, kind)),

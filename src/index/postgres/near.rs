@@ -89,17 +89,18 @@ impl Near {
         tokio::spawn(task);
     }
 
+    /// Whether the primary has to be asked for a key. A staged block is about to move, and its bytes
+    /// are on the primary.
+    fn is_unsure(&self, row: Option<&Record>) -> bool {
+        row.map_or(!self.trust_misses, |row| row.staged)
+    }
+
     /// The rows that a standby has for the keys, if its answer counts.
     async fn rows(&self, keys: &[String]) -> Option<Vec<Option<Record>>> {
         self.follow.required()?;
         let asked = timeout(LOOKUP_LIMIT, self.index.get_many(keys));
         match asked.await {
-            Ok(Ok(mut rows)) => {
-                // A staged block is about to move, and its bytes are on the primary.
-                let staged = |row: &&mut Option<Record>| row.as_ref().is_some_and(|r| r.staged);
-                rows.iter_mut().filter(staged).for_each(|row| *row = None);
-                Some(rows)
-            }
+            Ok(Ok(rows)) => Some(rows),
             Ok(Err(e)) => {
                 self.follow.rest(e.message());
                 None
@@ -254,23 +255,24 @@ impl Replica for PostgresIndex {
             (None, Some(e)) => return Err(e.clone()),
             (None, None) => return Err(super::follow::behind()),
         };
-        let missing = keys.iter().zip(&rows).filter(|(_, row)| row.is_none());
-        let missing: Vec<String> = missing.map(|(key, _)| key.clone()).collect();
-        if missing.is_empty() || near.trust_misses {
+        let unsure = keys.iter().zip(&rows);
+        let unsure = unsure.filter(|(_, row)| near.is_unsure(row.as_ref()));
+        let unsure: Vec<String> = unsure.map(|(key, _)| key.clone()).collect();
+        if unsure.is_empty() {
             return Ok(rows.into_iter().map(Ok).collect());
         }
         let asked = match failed {
             Some(e) => Err(e),
-            None => self.get_many(&missing).await,
+            None => self.get_many(&unsure).await,
         };
         let mut confirmed = match asked {
             Ok(rows) => rows.into_iter().map(Ok).collect::<Vec<_>>(),
-            Err(e) => vec![Err(unconfirmed(&e)); missing.len()],
+            Err(e) => vec![Err(unconfirmed(&e)); unsure.len()],
         }
         .into_iter();
-        let answer = |row: Option<Record>| match row {
-            Some(row) => Ok(Some(row)),
-            None => confirmed.next().unwrap_or(Ok(None)),
+        let answer = |row: Option<Record>| match near.is_unsure(row.as_ref()) {
+            true => confirmed.next().unwrap_or(Ok(None)),
+            false => Ok(row),
         };
         Ok(rows.into_iter().map(answer).collect())
     }

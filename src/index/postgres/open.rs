@@ -109,6 +109,9 @@ impl Links {
         options: &PostgresOptions,
         follow: Option<Arc<Follow>>,
     ) -> PostgresIndex {
+        if may_write(options) && read_only != Some(STANDBY) {
+            self.opener.connector.leave_standbys_out();
+        }
         let keep_deleted = match shape.has_deleted {
             true => options.keep_deleted,
             false => Duration::ZERO,
@@ -120,6 +123,7 @@ impl Links {
             keep_deleted,
             staging: Staging::new(shape.staging_exists),
             rights: Rights::new(read_only),
+            may_write: may_write(options),
             opener: self.opener,
             lookups: self.lookups,
             deletes: self.deletes,
@@ -136,6 +140,11 @@ impl Links {
             near: None,
         }
     }
+}
+
+/// Whether what is read may decide about writes: to this index, or to a copy of it.
+fn may_write(options: &PostgresOptions) -> bool {
+    options.standby_reads.is_none()
 }
 
 /// The connector for all statements, and the one for reads from standbys, if there are any.
@@ -347,6 +356,9 @@ impl PostgresIndex {
             // Without an answer, the last known state holds.
             if let Ok((found, _)) = rights(&inner.shape.table, &inner.lookups, &call).await {
                 *inner.rights.read_only.lock() = found;
+                if found.is_none() && inner.may_write {
+                    inner.opener.connector.leave_standbys_out();
+                }
             }
         });
     }
