@@ -135,6 +135,7 @@ impl Writes {
         }
         match &self.way {
             Way::Direct(packer) => {
+                let coming = packer.announce();
                 let (puts, rows) = self.without_brought_back(puts, guard).await?;
                 let block = |(put, row): (Put, Option<Record>)| NewBlock {
                     key: put.key,
@@ -146,7 +147,9 @@ impl Writes {
                 if blocks.is_empty() {
                     return Ok(());
                 }
-                packer.submit(blocks, Arc::clone(guard))?.wait().await
+                let stored = packer.submit(blocks, Arc::clone(guard))?;
+                drop(coming);
+                stored.wait().await
             }
             Way::Journalled {
                 journal, ask_first, ..

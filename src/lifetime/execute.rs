@@ -25,6 +25,7 @@ use crate::index::ledger::InState;
 use crate::index::{Blob, BlobState, RenewItem};
 use crate::log::Level;
 use crate::metrics::Metrics;
+use crate::walrus::cost;
 
 /// Where the present epoch is not known better than by so many epochs (the machine slept, or its
 /// clock was set), there is no plan: the first blob that is stored again tells the epoch.
@@ -183,8 +184,19 @@ pub(super) async fn execute(
     };
     let unread: HashSet<String> = unread.into_iter().collect();
     for decision in sparse {
-        if waits(decision) && unread.contains(&decision.blob_id) {
-            done.insert(decision.blob_id.clone());
+        let id = &decision.blob_id;
+        if done.contains(id) {
+            continue;
+        }
+        let helped = match (waits(decision), &round) {
+            (true, _) => unread.contains(id),
+            (false, Some(round)) if can_extend => {
+                extend_instead(parts, round, decision, &blobs, &terms).await
+            }
+            (false, _) => false,
+        };
+        if helped {
+            done.insert(id.clone());
         }
     }
     delete_dead(parts, dead).await;
@@ -399,6 +411,45 @@ async fn extend(
     })
 }
 
+/// Extends a blob whose blocks could not be moved and that cannot wait. To store it again, the same
+/// aggregators and publishers are needed that have just failed. Returns whether it ends late enough
+/// now.
+async fn extend_instead(
+    parts: &RenewalParts,
+    round: &Round,
+    decision: &Decision,
+    blobs: &Gathered,
+    terms: &Terms,
+) -> bool {
+    let (Some(object), true) = (&decision.object_id, decision.due) else {
+        return false;
+    };
+    let Ok(end) = caught(round.end_epoch_of(object)).await else {
+        return false;
+    };
+    let known = u64::try_from(decision.end_epoch).unwrap_or(0);
+    let until = terms.epoch.saturating_add(terms.bought().into());
+    let entry = blobs
+        .get(&decision.blob_id)
+        .and_then(|(entry, _)| entry.as_ref());
+    let number = |n: i64| u64::try_from(n).unwrap_or(0);
+    let units = entry.map(|blob| {
+        let (size, encoded) = (number(blob.size), number(blob.encoded_size));
+        cost::units_of_known(size, encoded, terms.n_shards)
+    });
+    let extension = Decision {
+        action: Action::Extend,
+        epochs: u32::try_from(until.saturating_sub(known)).unwrap_or(u32::MAX),
+        units: units.unwrap_or(0),
+        ..decision.clone()
+    };
+    let epochs = missing_epochs(parts, &extension, end);
+    if epochs > 0 && extend(parts, round, &extension, epochs).await.is_err() {
+        return false;
+    }
+    note_extension(parts, round, &extension, blobs, terms).await
+}
+
 /// Reads back where a blob ends after its extension, and notes it. Returns whether it ends late
 /// enough.
 async fn note_extension(
@@ -481,7 +532,11 @@ async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
                     deleted.push(blob);
                     gone.push(blob_id.clone());
                 }
-                Err(e) if Failure::of(&e) == Some(Failure::Absent) => gone.push(blob_id.clone()),
+                // A deletion was asked for before, and its outcome was not told.
+                Err(e) if Failure::of(&e) == Some(Failure::Absent) => {
+                    deleted.push(blob);
+                    gone.push(blob_id.clone());
+                }
                 Err(e) => {
                     let text =
                         format!("blob {blob_id} has no blocks and could not be deleted: {e}");

@@ -232,6 +232,8 @@ async fn look_on(parts: &RenewalParts) -> Result<()> {
 /// process.
 async fn first_wait(parts: &RenewalParts) -> Result<Duration> {
     tell_epoch(parts).await;
+    // What is stored before the first round may use what was left.
+    shed::recall(parts).await?;
     let soon = FIRST_ROUND.min(parts.interval / 10);
     let last = parts.index.note(ROUND_NOTE).await?;
     let Some(last) = last.and_then(|last| last.parse::<u64>().ok()) else {
@@ -293,8 +295,9 @@ async fn round(parts: &RenewalParts, lease: &Lease, state: &mut Rounds) -> Resul
         }
     }
     let audit_due = |last: Instant| last.elapsed() >= parts.audit_interval();
-    let audit_due = !failed && state.audited.is_none_or(audit_due);
-    if audit_due && !audit(parts, owner, state, &mut done).await? {
+    let audit_due = failed || state.audited.is_none_or(audit_due);
+    let urgent_alone = failed && !state.at_once;
+    if audit_due && !audit(parts, owner, state, &mut done, urgent_alone).await? {
         return Ok(());
     }
     state.memory.tidy(parts, &done).await?;
@@ -407,6 +410,7 @@ async fn audit(
     owner: &str,
     state: &mut Rounds,
     done: &mut HashSet<String>,
+    urgent_alone: bool,
 ) -> Result<bool> {
     if last_due(parts).is_none() && !probe(parts, owner, state, done).await? {
         return Ok(false);
@@ -421,6 +425,7 @@ async fn audit(
         for item in &ending {
             // Each store tells the epoch anew; it may be an earlier one than was assumed.
             let waits = !is_due(parts, item) || shed::is_new(parts, state, item);
+            let waits = waits || urgent_alone && !is_urgent(parts, item.end_epoch);
             if waits || !done.insert(item.blob_id.clone()) {
                 continue;
             }
@@ -433,7 +438,9 @@ async fn audit(
         }
         after = ending.into_iter().next_back();
     }
-    state.audited = Some(Instant::now());
+    if !urgent_alone {
+        state.audited = Some(Instant::now());
+    }
     Ok(true)
 }
 

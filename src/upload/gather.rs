@@ -3,7 +3,9 @@
 //! Kubo's batches are small (16 blocks on two cores, single blocks for small files), while a blob
 //! is billed at least 63 MiB encoded and an upload takes seconds. So a pack is filled with the
 //! blocks of all waiting writers: the first block of a pack waits a short linger for more blocks,
-//! and for a free upload slot; a pack is closed when it reaches its ceiling.
+//! and for a free upload slot; a pack is closed when it reaches its ceiling. It also waits for the
+//! writers that are on their way ([`Coming`]): they have begun and still ask which of their blocks
+//! are stored. Without that, a burst of writers is cut into packs that are not full.
 //!
 //! A writer may give up at any time: its blocks are left out of packs that are not sent yet and get
 //! no rows. A pack whose writers have all given up is dropped while it is being sent.
@@ -21,9 +23,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{timeout, Instant};
 use tokio_util::task::TaskTracker;
 
 use super::format::{Fill, Parcel};
@@ -81,8 +83,19 @@ impl Parcel for Pending {
     }
 }
 
+/// A writer that has begun and will hand blocks over, or none.
+pub(crate) struct Coming(Arc<watch::Sender<usize>>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.send_modify(|coming| *coming -= 1);
+    }
+}
+
 /// Takes blocks from any number of writers, and packs and uploads them.
 pub(crate) struct Packer {
+    /// How many writers are on their way.
+    coming: Arc<watch::Sender<usize>>,
     queue: Mutex<Option<mpsc::UnboundedSender<Vec<Pending>>>>,
     gatherer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -91,14 +104,23 @@ impl Packer {
     /// Starts the gatherer on the current runtime.
     pub(crate) fn start(uploader: Arc<Uploader>) -> Self {
         let (tx, rx) = mpsc::unbounded_channel();
+        let coming = Arc::new(watch::Sender::new(0));
         let shared = Arc::new(Shared {
             uploader,
+            coming: Arc::clone(&coming),
             typical_upload: Mutex::new(Duration::ZERO),
         });
         Packer {
+            coming,
             queue: Mutex::new(Some(tx)),
             gatherer: Mutex::new(Some(tokio::spawn(gather(shared, rx)))),
         }
+    }
+
+    /// Tells that a writer has begun. It is kept until the writer has handed its blocks over.
+    pub(crate) fn announce(&self) -> Coming {
+        self.coming.send_modify(|coming| *coming += 1);
+        Coming(Arc::clone(&self.coming))
     }
 
     /// Hands blocks over. The returned value resolves when all of them are stored and indexed.
@@ -138,6 +160,7 @@ impl Packer {
 
 struct Shared {
     uploader: Arc<Uploader>,
+    coming: Arc<watch::Sender<usize>>,
     /// Moving average of the time an upload takes.
     typical_upload: Mutex<Duration>,
 }
@@ -148,6 +171,18 @@ impl Shared {
             .lock()
             .mul_f64(LINGER_SHARE)
             .clamp(LINGER_MIN, LINGER_MAX)
+    }
+
+    /// Waits for more blocks: for the linger, and for the writers that are on their way, as long as
+    /// the longest linger.
+    async fn more_may_come(&self) {
+        let come = async {
+            tokio::time::sleep(self.linger()).await;
+            let mut coming = self.coming.subscribe();
+            // The sender lives as long as this.
+            let _ = coming.wait_for(|coming| *coming == 0).await;
+        };
+        let _ = timeout(LINGER_MAX, come).await;
     }
 
     fn note_upload(&self, took: Duration) {
@@ -206,7 +241,7 @@ async fn gather(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<Vec<Pend
                 None => break,
             }
         }
-        let linger = tokio::time::sleep(shared.linger());
+        let linger = shared.more_may_come();
         tokio::pin!(linger);
         while open && gathered.bytes < uploader.target() {
             tokio::select! {
@@ -227,6 +262,9 @@ async fn gather(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<Vec<Pend
                 },
             }
         };
+        while let Ok(blocks) = queue.try_recv() {
+            gathered.add(blocks);
+        }
         let mut pack = gathered.take_pack(uploader.empty_pack());
         for pending in &pack {
             order.learn(&pending.block.key, &pending.block.value);

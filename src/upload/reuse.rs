@@ -51,8 +51,9 @@ pub(crate) struct Reuse {
     left: Mutex<Vec<Left>>,
     /// What is meant for the stores that are under way, by their numbers. Locked after `left`.
     taken: Mutex<BTreeMap<u64, Left>>,
-    /// The note in the index, as this process has read or written it last.
-    noted: Mutex<String>,
+    /// The note in the index, as this process has read or written it last. Held while it is read or
+    /// written; locked before `left`.
+    noted: tokio::sync::Mutex<Vec<Left>>,
     clock: Arc<dyn Clock>,
     epoch_clock: Arc<EpochClock>,
     n_shards: u16,
@@ -77,7 +78,7 @@ impl Reuse {
         Reuse {
             left: Mutex::default(),
             taken: Mutex::default(),
-            noted: Mutex::default(),
+            noted: tokio::sync::Mutex::default(),
             clock,
             epoch_clock,
             n_shards,
@@ -166,17 +167,33 @@ impl Reuse {
         all.retain(|left| Some(left.size) < size || left.end < end);
     }
 
-    /// Takes over what an earlier process or another node has noted since the last look.
+    /// Takes over what an earlier process or other nodes have changed in the note since the last look.
     pub(crate) async fn recall(&self, index: &dyn Index) -> Result<()> {
-        let note = index.note(NOTE).await?.unwrap_or_default();
-        {
-            let mut noted = self.noted.lock();
-            // What this process has used since is not to be found in it again.
-            if *noted == note {
-                return Ok(());
-            }
-            noted.clone_from(&note);
+        let mut noted = self.noted.lock().await;
+        self.take_over(index, &mut noted).await
+    }
+
+    /// Notes what is left. What other nodes have noted meanwhile is kept.
+    pub(crate) async fn note(&self, index: &dyn Index) -> Result<()> {
+        let mut noted = self.noted.lock().await;
+        self.take_over(index, &mut noted).await?;
+        let left = self.left.lock().clone();
+        if beyond(&left, &noted).is_empty() && beyond(&noted, &left).is_empty() {
+            return Ok(());
         }
+        let entry = |left: &Left| format!("{}@{}", left.size, left.end);
+        let text: Vec<String> = left.iter().map(entry).collect();
+        let text = text.join(" ");
+        let kept = (!text.is_empty()).then_some(&*text);
+        index.set_note(NOTE, kept).await?;
+        *noted = left;
+        Ok(())
+    }
+
+    /// Makes the changes here that others have made in the note. What this process has used or left
+    /// since is not undone by that.
+    async fn take_over(&self, index: &dyn Index, noted: &mut Vec<Left>) -> Result<()> {
+        let note = index.note(NOTE).await?.unwrap_or_default();
         let read = |entry: &str| {
             let (size, end) = entry.split_once('@')?;
             Some(Left {
@@ -184,23 +201,31 @@ impl Reuse {
                 end: end.parse().ok()?,
             })
         };
-        *self.left.lock() = note.split(' ').filter_map(read).collect();
-        Ok(())
-    }
-
-    /// Notes what is left.
-    pub(crate) async fn note(&self, index: &dyn Index) -> Result<()> {
-        let entry = |left: &Left| format!("{}@{}", left.size, left.end);
-        let text: Vec<String> = self.left.lock().iter().map(entry).collect();
-        let text = text.join(" ");
-        if *self.noted.lock() == text {
-            return Ok(());
+        let note: Vec<Left> = note.split(' ').filter_map(read).collect();
+        let mut left = self.left.lock();
+        for gone in beyond(noted, &note) {
+            if let Some(place) = left.iter().position(|left| *left == gone) {
+                left.swap_remove(place);
+            }
         }
-        let kept = (!text.is_empty()).then_some(&*text);
-        index.set_note(NOTE, kept).await?;
-        *self.noted.lock() = text;
+        left.extend(beyond(&note, noted));
+        drop(left);
+        *noted = note;
         Ok(())
     }
+}
+
+/// What is in `all` and not in `others`; of equal ones, those that `all` has more.
+fn beyond(all: &[Left], others: &[Left]) -> Vec<Left> {
+    let mut others = others.to_vec();
+    let mut is_beyond = |left: &Left| match others.iter().position(|other| other == left) {
+        Some(place) => {
+            others.swap_remove(place);
+            false
+        }
+        None => true,
+    };
+    all.iter().filter(|left| is_beyond(left)).copied().collect()
 }
 
 /// A store that is under way, and the storage that is meant for it. If it is given up, it is not

@@ -131,6 +131,40 @@ async fn nothing_is_extended_while_the_chain_does_not_tell_where_blobs_end() {
     scene.inspection.close().await.unwrap();
 }
 
+/// A blob whose live blocks cannot be moved is extended before it ends: the aggregators that it
+/// would have to be read from are those that have failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sparse_blob_that_cannot_be_read_is_extended_in_time() {
+    // The blob ends in three days.
+    for (days, extensions) in [(3, 1), (0, 0)] {
+        let interval = (days * EPOCH.as_secs()).max(3600);
+        let mut scene = scene_with(NOTED, interval, "").await;
+        let index = scene.inspection.index();
+        let mut blob = index.blobs(&["b".to_owned()]).await.unwrap();
+        let mut blob = blob.remove(0).unwrap();
+        blob.size = 64 << 20;
+        index.renewed(&blob).await.unwrap();
+        let id = ["b".to_owned()];
+        let rows = index.rows_of_blob("b").await.unwrap();
+        let keys: Vec<String> = rows.iter().map(|row| row.key.clone()).collect();
+        index.delete_many(&keys).await.unwrap();
+        index.forget_blobs(&id).await.unwrap();
+        // A multihash: what lies under it can be checked.
+        let key = data_encoding::BASE32_NOPAD.encode(&[&[0x12, 0x20][..], &[7; 32]].concat());
+        let record = Record::new("b", 0, 1000).with_end_epoch(blob.end_epoch);
+        let row = KeyRecord::new(format!("/{key}"), record);
+        index.place(&blob, &[row]).await.unwrap();
+        assert!(scene.round().await, "{days}: extended, or it waits");
+        assert_eq!(scene.chain.calls(Call::Extend), extensions, "{days}");
+        if extensions > 0 {
+            let until = NOW + BOUGHT;
+            let noted = i64::try_from(until).unwrap();
+            assert_eq!(scene.ends().await, (until, noted));
+        }
+        scene.inspection.close().await.unwrap();
+    }
+}
+
 const REUSE: &str = r#""reuseStorage":true,"deletable":true,"walrusCommand":["none"],"#;
 
 /// What waits for the last part of the lead must not wait beyond the last round before the end.

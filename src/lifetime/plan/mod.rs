@@ -144,7 +144,7 @@ pub struct Terms {
 
 impl Terms {
     /// How many epochs from now are bought.
-    fn bought(&self) -> u32 {
+    pub(super) fn bought(&self) -> u32 {
         let most = self.max_epochs.max(LEAST_EPOCHS);
         self.epochs.clamp(LEAST_EPOCHS, most)
     }

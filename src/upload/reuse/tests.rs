@@ -249,6 +249,33 @@ async fn what_was_noted_is_known_to_other_processes_and_taken_over_once() {
     index.close().await.unwrap();
 }
 
+/// Two processes of one wallet: what one leaves and what the other uses are both noted.
+#[tokio::test]
+async fn processes_do_not_undo_what_others_have_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SqliteOptions::new(dir.path().join("index"), "walrus_index");
+    let index = SqliteIndex::open(options).await.unwrap();
+    let ((first, _), (second, _)) = (reuse(), reuse());
+    first.give(left(1 << 20, 12));
+    first.note(&index).await.unwrap();
+    second.recall(&index).await.unwrap();
+    // Two of one kind, too.
+    first.give(left(4 << 20, 14));
+    first.give(left(4 << 20, 14));
+    first.note(&index).await.unwrap();
+    assert_eq!(second.take(1), Some((left(1 << 20, 12), 1)));
+    second.note(&index).await.unwrap();
+    for process in [&first, &second] {
+        process.recall(&index).await.unwrap();
+        assert_eq!(*process.left.lock(), [left(4 << 20, 14), left(4 << 20, 14)]);
+    }
+    second.take(4 << 20).unwrap();
+    second.note(&index).await.unwrap();
+    first.recall(&index).await.unwrap();
+    assert_eq!(first.packs(4 << 20), 1);
+    index.close().await.unwrap();
+}
+
 #[test]
 fn what_is_not_there_is_forgotten() {
     let (reuse, _) = reuse();
