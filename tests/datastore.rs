@@ -105,6 +105,29 @@ async fn concurrent_puts_share_packs() {
     ds.close().await.unwrap();
 }
 
+/// A pack waits for the writers that have begun and still ask which of their blocks are stored.
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_writers_fills_one_pack() {
+    let parts = Parts::default();
+    parts.index.lookup_ms.store(30, SeqCst);
+    let ds = Arc::new(parts.open(""));
+    let mut tasks = tokio::task::JoinSet::new();
+    for seed in 0..8 {
+        let ds = Arc::clone(&ds);
+        tasks.spawn(async move {
+            // One lookup after another: each writer is ready at another time.
+            let value = noise(seed, 100);
+            tokio::time::sleep(Duration::from_millis(20 * seed)).await;
+            ds.put(&key_of(&value), value).await.unwrap();
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(parts.store.puts.load(SeqCst), 1);
+    ds.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_stored_is_not_uploaded_again() {
     let parts = Parts::default();

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio::time::Instant;
 
-use super::chain::{Failure, Round};
+use super::chain::{object_id, Failure, Round};
 use super::due::{ends_soon, is_urgent, last_due};
 use super::plan::{self, Action, Decision, Terms};
 use super::present::{present_epoch, prices};
@@ -555,7 +555,8 @@ async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
 
 fn can_be_deleted(parts: &RenewalParts, blob: &Blob) -> bool {
     let end = u64::try_from(blob.end_epoch).unwrap_or(0);
-    blob.deletable && !blob.object_id.is_empty() && !parts.epoch_clock.is_over(end)
+    // One ID that is none would fail the deletion of all.
+    blob.deletable && object_id(&blob.object_id).is_ok() && !parts.epoch_clock.is_over(end)
 }
 
 /// Marks the blobs that have had no rows for the time of grace: from then on, a store of the

@@ -35,6 +35,7 @@ pub(super) struct LedgerSql {
     in_state: Query,
     pub(super) set_state: Query,
     with_rows: Query,
+    since: Query,
     forget: Query,
     /// `$1`: the last blob ID of the page before, `$2`: blobs of a page.
     page: Query,
@@ -181,7 +182,13 @@ impl LedgerSql {
             with_rows: Query::once(format!(
                 "SELECT DISTINCT blob_id FROM {table} WHERE blob_id = ANY($1)"
             )),
-            forget: Query::once(format!("DELETE FROM {blobs} WHERE blob_id = ANY($1)")),
+            since: Query::once(format!(
+                "SELECT blob_id, state_since FROM {blobs} WHERE blob_id = ANY($1)"
+            )),
+            forget: Query::once(format!(
+                "DELETE FROM {blobs} WHERE blob_id = ANY($1) \
+                 AND (blob_id, state_since) IN (SELECT * FROM unnest($1::text[], $2::timestamptz[]))"
+            )),
             page: Query::once(page),
             count: Query::once(count),
             empty: Query::once(format!(
@@ -454,17 +461,22 @@ impl Ledger for PostgresIndex {
         let Some(sql) = self.ledger().filter(|_| !blob_ids.is_empty()) else {
             return Ok(0);
         };
-        let asked = [ids(blob_ids)?].into();
+        let asked: Arc<[Param]> = [ids(blob_ids)?].into();
+        // Before the rows: a store of the same bytes that comes meanwhile sets the state anew, and
+        // its entry stays.
+        let entries = self.inner.ask(&call, &sql.since, asked.clone()).await?;
         let rows = self.inner.ask(&call, &sql.with_rows, asked).await?;
         let used = read(call.what, &rows, |row| row.try_get::<_, String>(0))?;
-        let free: Vec<String> = blob_ids
-            .iter()
-            .filter(|id| !used.contains(id))
-            .cloned()
-            .collect();
-        self.inner
-            .change(&call, &sql.forget, [ids(&free)?].into())
-            .await
+        let entries = read(call.what, &entries, |row| {
+            Ok((
+                row.try_get::<_, String>(0)?,
+                row.try_get::<_, Option<SystemTime>>(1)?,
+            ))
+        })?;
+        let free = entries.into_iter().filter(|(id, _)| !used.contains(id));
+        let (free, since): (Vec<String>, Vec<Option<SystemTime>>) = free.unzip();
+        let params = [ids(&free)?, Param::Times(since)];
+        self.inner.change(&call, &sql.forget, params.into()).await
     }
 
     async fn live(&self, blob_ids: &[String]) -> Result<Vec<Usage>> {

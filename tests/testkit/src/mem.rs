@@ -41,6 +41,8 @@ pub struct MemIndex {
     pub list_calls: AtomicUsize,
     /// The keys of all lookups.
     pub lookups: AtomicUsize,
+    /// Time a lookup takes (milliseconds).
+    pub lookup_ms: AtomicU64,
 }
 
 #[async_trait]
@@ -82,6 +84,7 @@ impl Rows for MemIndex {
 
     async fn get(&self, key: &str) -> Result<Option<Record>> {
         self.lookups.fetch_add(1, SeqCst);
+        tokio::time::sleep(Duration::from_millis(self.lookup_ms.load(SeqCst))).await;
         if let Some(value) = self.staged.lock().get(key) {
             return Ok(Some(
                 Record::new("", 0, value.len() as i64).with_staged(true),
