@@ -11,7 +11,7 @@ use walrusds::{
 
 use crate::shared::{keys, row, time};
 use crate::Env;
-use testkit::postgres::{signal_each, Postgres, GO_STAGING};
+use testkit::postgres::{blocking, signal_each, Postgres, GO_STAGING};
 use testkit::{eventually, PATIENCE};
 
 /// A database whose default collation is not byte order (as `en_US.UTF-8` is not).
@@ -1453,6 +1453,39 @@ async fn a_delete_that_waits_holds_up_no_read() {
     assert!(!deleting.is_finished());
     drop(lock);
     assert_eq!(deleting.await.unwrap().unwrap().blocks, 1);
+    index.close().await.unwrap();
+}
+
+/// Another node stores the bytes of a blob anew while its entry is being removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_is_stored_anew_meanwhile_is_not_forgotten() {
+    let pg = Postgres::shared();
+    let db = pg.database();
+    let index = Arc::new(open(&pg.url(&db)).await);
+    let mut blob = walrusds::Blob::default();
+    blob.blob_id = "b".into();
+    index.place(&blob, &[row(KEY, "b", 0, 1)]).await.unwrap();
+    index.delete(KEY).await.unwrap();
+    let url = pg.url(&db);
+    let other = blocking(|| {
+        let mut other = postgres::Client::connect(&url, postgres::NoTls).unwrap();
+        let stored = "BEGIN; UPDATE walrus_index_blobs SET object_id = 'new', state_since = clock_timestamp()";
+        other.batch_execute(stored).unwrap();
+        other
+    });
+    let forgetting = {
+        let index = index.clone();
+        tokio::spawn(async move { index.forget_blobs(&["b".to_owned()]).await })
+    };
+    eventually("the removal waits", || blocked(&db) == 1).await;
+    blocking(move || {
+        let mut other = other;
+        other.batch_execute("COMMIT").unwrap();
+    });
+    assert_eq!(forgetting.await.unwrap().unwrap(), 0);
+    let entry = index.blobs(&["b".to_owned()]).await.unwrap().remove(0);
+    assert_eq!(entry.unwrap().object_id, "new");
+    assert_eq!(index.forget_blobs(&["b".to_owned()]).await.unwrap(), 1);
     index.close().await.unwrap();
 }
 
