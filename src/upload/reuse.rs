@@ -161,10 +161,14 @@ impl Reuse {
         }
     }
 
-    /// Forgets what is not there: storage of this size, or more, that lasts as long.
-    fn forget(&self, size: Option<u64>, end: u64) {
+    /// Forgets what is not there: storage of this size, or more, that lasts as long. `known`: what
+    /// was known when the publisher was asked; what was left since is there.
+    fn forget(&self, size: Option<u64>, end: u64, known: &[Left]) {
+        let is_not_there = |left: &Left| Some(left.size) >= size && left.end >= end;
         let mut all = self.left.lock();
-        all.retain(|left| Some(left.size) < size || left.end < end);
+        let since = beyond(&all, known);
+        all.retain(|left| !is_not_there(left));
+        all.extend(since.into_iter().filter(is_not_there));
     }
 
     /// Takes over what an earlier process or other nodes have changed in the note since the last look.
@@ -308,6 +312,7 @@ impl Purchase {
         };
         let needed = cost::encoded_size(body.len(), reuse.n_shards);
         let under_way = reuse.begin(left);
+        let known = reuse.left.lock().clone();
         let stored = walrus.store(body.clone(), options).await;
         let meant = under_way.meant().unwrap_or(left);
         let got = |answer: &StoreResult| Left {
@@ -324,7 +329,7 @@ impl Purchase {
                 if is_bought(answer, meant, epochs, needed)
                     && (answer.reused.is_some() || !under_way.is_of_another(got(answer))) =>
             {
-                reuse.forget(needed, answer.end_epoch);
+                reuse.forget(needed, answer.end_epoch, &known);
             }
             Ok(answer) => under_way.used(got(answer)),
         }
