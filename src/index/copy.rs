@@ -17,9 +17,9 @@
 //!   names the source. A finished copy has no note, so it is not taken again.
 //! - A page is committed before its place is noted. So a pass that was broken off repeats a page at
 //!   most, which changes nothing.
-//! - One run at a time, under a lease in the copy: a run that goes on after another one has finished
-//!   would remove what nodes have stored since. Before each page a run prolongs the lease, and looks
-//!   whether the copy is still unfinished.
+//! - One run at a time, under a lease in the copy: a run that goes on after another one has
+//!   finished would remove what nodes have stored since. Before each page a run prolongs the lease,
+//!   and looks whether the copy is still unfinished.
 //! - No node works with an unfinished copy (`check_finished`): a pass would remove what it stores.
 //! - Nothing is written to the source.
 
@@ -197,8 +197,8 @@ impl Run<'_> {
         Ok(report)
     }
 
-    /// One pass over the keys after `after`. Returns how much was changed, in the copy and, as far as
-    /// the pass noticed, in the source meanwhile.
+    /// One pass over the keys after `after`. Returns how much was changed, in the copy and, as far
+    /// as the pass noticed, in the source meanwhile.
     async fn pass(
         &self,
         from: &dyn Index,

@@ -171,7 +171,8 @@ impl Reuse {
         all.extend(since.into_iter().filter(is_not_there));
     }
 
-    /// Takes over what an earlier process or other nodes have changed in the note since the last look.
+    /// Takes over what an earlier process or other nodes have changed in the note since the last
+    /// look.
     pub(crate) async fn recall(&self, index: &dyn Index) -> Result<()> {
         let mut noted = self.noted.lock().await;
         self.take_over(index, &mut noted).await

@@ -101,9 +101,9 @@ impl Connector {
         self.spec.session
     }
 
-    /// Leaves standbys out from now on, where the URL allows any server. While the primary restarts,
-    /// a standby would take its place, and keep it: what it does not know yet would decide about
-    /// writes.
+    /// Leaves standbys out from now on, where the URL allows any server. While the primary
+    /// restarts, a standby would take its place, and keep it: what it does not know yet would
+    /// decide about writes.
     pub fn leave_standbys_out(&self) {
         self.no_standbys.store(true, Ordering::Relaxed);
     }

@@ -89,8 +89,8 @@ impl Near {
         tokio::spawn(task);
     }
 
-    /// Whether the primary has to be asked for a key. A staged block is about to move, and its bytes
-    /// are on the primary.
+    /// Whether the primary has to be asked for a key. A staged block is about to move, and its
+    /// bytes are on the primary.
     fn is_unsure(&self, row: Option<&Record>) -> bool {
         row.map_or(!self.trust_misses, |row| row.staged)
     }
