@@ -394,6 +394,23 @@ async fn blocks_stored_under_a_clock_that_is_ahead_are_renewed() {
     }
 }
 
+/// Blobs whose `expires_at` is not true are found by their end epochs, also while the plan fails.
+#[tokio::test(start_paused = true)]
+async fn what_ends_soon_is_renewed_while_the_plan_fails() {
+    let store = Odd::start(EPOCH);
+    let index = Arc::new(MemIndex::default());
+    index.fail_counts.store(true, SeqCst);
+    let ds = open(&index, &store, Ahead::start(Duration::ZERO), RENEWING);
+    ds.commit(blocks(3)).await.unwrap();
+    for row in index.rows.lock().values_mut() {
+        row.expires_at = Some(SystemTime::now() + 365 * DAY);
+    }
+    tokio::time::sleep(20 * EPOCH).await;
+    assert!(is_there(&ds, 1).await);
+    assert!(store.stores() < 50, "{} stores", store.stores());
+    ds.close().await.unwrap();
+}
+
 /// A clock that goes a year ahead makes no blob due: the first one tells the epoch, whether the
 /// publisher stores it anew or answers that it is held for as long as asked.
 #[tokio::test(start_paused = true)]

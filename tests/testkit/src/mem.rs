@@ -41,6 +41,8 @@ pub struct MemIndex {
     pub list_calls: AtomicUsize,
     /// The keys of all lookups.
     pub lookups: AtomicUsize,
+    /// The pass that counts live blocks fails.
+    pub fail_counts: AtomicBool,
     /// Time a lookup takes (milliseconds).
     pub lookup_ms: AtomicU64,
 }
@@ -205,6 +207,13 @@ impl Rows for MemIndex {
 
 #[async_trait]
 impl Ledger for MemIndex {
+    async fn count(&self, _after: &str, _limit: usize) -> Result<Option<String>> {
+        match self.fail_counts.load(SeqCst) {
+            true => Err(Error::retryable(ErrorKind::Index, "counting fails")),
+            false => Ok(None),
+        }
+    }
+
     async fn epochs(&self) -> Result<Vec<Sighting>> {
         Ok(self.epochs.lock().values().copied().collect())
     }
