@@ -1,6 +1,7 @@
 //! The datastore on an index and a store in memory: the guarantees that a caller may rely on.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use testkit::eventually;
 use testkit::mem::{key_of, noise, Parts};
-use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, Record, Usage, Value};
+use tokio::task::JoinSet;
+use walrusds::{ErrorKind, KeyCondition, Op, QueryOptions, Record, Usage, Value, WalrusDatastore};
 
 fn put(key: &str, value: &[u8]) -> Op {
     Op::Put(key.to_owned(), Bytes::copy_from_slice(value))
@@ -83,22 +85,25 @@ async fn packs_keep_under_their_ceiling() {
     ds.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn concurrent_puts_share_packs() {
-    let parts = Parts::default();
-    parts.store.put_ms.store(50, SeqCst);
-    let ds = Arc::new(parts.open(""));
-    let mut tasks = tokio::task::JoinSet::new();
-    for seed in 0..200 {
-        let ds = Arc::clone(&ds);
+/// Puts small blocks at once, each by a writer of its own.
+fn put_at_once(ds: &Arc<WalrusDatastore>, seeds: Range<u64>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for seed in seeds {
+        let ds = Arc::clone(ds);
         tasks.spawn(async move {
             let value = noise(seed, 100);
             ds.put(&key_of(&value), value).await.unwrap();
         });
     }
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap();
-    }
+    tasks
+}
+
+#[tokio::test]
+async fn concurrent_puts_share_packs() {
+    let parts = Parts::default();
+    parts.store.put_ms.store(50, SeqCst);
+    let ds = Arc::new(parts.open(""));
+    put_at_once(&ds, 0..200).join_all().await;
     assert_eq!(parts.index.rows.lock().len(), 200);
     let packs = parts.store.puts.load(SeqCst);
     assert!(packs <= 10, "{packs} packs for 200 concurrent puts");
@@ -109,21 +114,17 @@ async fn concurrent_puts_share_packs() {
 #[tokio::test(start_paused = true)]
 async fn a_burst_of_writers_fills_one_pack() {
     let parts = Parts::default();
-    parts.index.lookup_ms.store(30, SeqCst);
+    parts.index.lookup_ms.store(20, SeqCst);
     let ds = Arc::new(parts.open(""));
-    let mut tasks = tokio::task::JoinSet::new();
-    for seed in 0..8 {
-        let ds = Arc::clone(&ds);
-        tasks.spawn(async move {
-            // One lookup after another: each writer is ready at another time.
-            let value = noise(seed, 100);
-            tokio::time::sleep(Duration::from_millis(20 * seed)).await;
-            ds.put(&key_of(&value), value).await.unwrap();
-        });
+    let first = put_at_once(&ds, 0..1);
+    while parts.index.lookups.load(SeqCst) == 0 {
+        tokio::task::yield_now().await;
     }
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap();
-    }
+    // Their lookups take longer than that of the first writer.
+    parts.index.lookup_ms.store(60, SeqCst);
+    let others = put_at_once(&ds, 1..8);
+    first.join_all().await;
+    others.join_all().await;
     assert_eq!(parts.store.puts.load(SeqCst), 1);
     ds.close().await.unwrap();
 }

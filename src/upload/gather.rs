@@ -4,8 +4,8 @@
 //! is billed at least 63 MiB encoded and an upload takes seconds. So a pack is filled with the
 //! blocks of all waiting writers: the first block of a pack waits a short linger for more blocks,
 //! and for a free upload slot; a pack is closed when it reaches its ceiling. It also waits for the
-//! writers that are on their way ([`Coming`]): they have begun and still ask which of their blocks
-//! are stored. Without that, a burst of writers is cut into packs that are not full.
+//! writers that are on their way ([`Packer::announce`]): they have begun and still ask which of
+//! their blocks are stored. Without that, a burst of writers is cut into packs that are not full.
 //!
 //! A writer may give up at any time: its blocks are left out of packs that are not sent yet and get
 //! no rows. A pack whose writers have all given up is dropped while it is being sent.
@@ -23,9 +23,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{timeout, Instant};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tokio_util::task::TaskTracker;
 
 use super::format::{Fill, Parcel};
@@ -83,19 +84,10 @@ impl Parcel for Pending {
     }
 }
 
-/// A writer that has begun and will hand blocks over, or none.
-pub(crate) struct Coming(Arc<watch::Sender<usize>>);
-
-impl Drop for Coming {
-    fn drop(&mut self) {
-        self.0.send_modify(|coming| *coming -= 1);
-    }
-}
-
 /// Takes blocks from any number of writers, and packs and uploads them.
 pub(crate) struct Packer {
-    /// How many writers are on their way.
-    coming: Arc<watch::Sender<usize>>,
+    /// The writers that are on their way.
+    coming: TaskTracker,
     queue: Mutex<Option<mpsc::UnboundedSender<Vec<Pending>>>>,
     gatherer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -104,10 +96,12 @@ impl Packer {
     /// Starts the gatherer on the current runtime.
     pub(crate) fn start(uploader: Arc<Uploader>) -> Self {
         let (tx, rx) = mpsc::unbounded_channel();
-        let coming = Arc::new(watch::Sender::new(0));
+        let coming = TaskTracker::new();
+        // It counts on, and waiting for it ends when no writer is on its way.
+        coming.close();
         let shared = Arc::new(Shared {
             uploader,
-            coming: Arc::clone(&coming),
+            coming: coming.clone(),
             typical_upload: Mutex::new(Duration::ZERO),
         });
         Packer {
@@ -117,10 +111,10 @@ impl Packer {
         }
     }
 
-    /// Tells that a writer has begun. It is kept until the writer has handed its blocks over.
-    pub(crate) fn announce(&self) -> Coming {
-        self.coming.send_modify(|coming| *coming += 1);
-        Coming(Arc::clone(&self.coming))
+    /// Tells that a writer has begun. The writer keeps the token until it has handed its blocks
+    /// over, or has none.
+    pub(crate) fn announce(&self) -> TaskTrackerToken {
+        self.coming.token()
     }
 
     /// Hands blocks over. The returned value resolves when all of them are stored and indexed.
@@ -160,7 +154,7 @@ impl Packer {
 
 struct Shared {
     uploader: Arc<Uploader>,
-    coming: Arc<watch::Sender<usize>>,
+    coming: TaskTracker,
     /// Moving average of the time an upload takes.
     typical_upload: Mutex<Duration>,
 }
@@ -178,9 +172,7 @@ impl Shared {
     async fn more_may_come(&self) {
         let come = async {
             tokio::time::sleep(self.linger()).await;
-            let mut coming = self.coming.subscribe();
-            // The sender lives as long as this.
-            let _ = coming.wait_for(|coming| *coming == 0).await;
+            self.coming.wait().await;
         };
         let _ = timeout(LINGER_MAX, come).await;
     }
