@@ -31,7 +31,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::InState;
 use super::{
-    new_owner, Blob, BlobState, Index, KeyRange, KeyRecord, Record, Usage, COPY, IDENTITY, STANDBY,
+    new_owner, Blob, BlobState, Index, KeyRange, KeyRecord, Record, Usage, COPY, IDENTITY,
+    OF_RENEWAL, STANDBY, STORAGE_LEFT,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -42,7 +43,7 @@ const LEASE: &str = "copy";
 const LEASE_TTL: Duration = Duration::from_secs(60);
 /// How the names of the notes begin on which money depends: what storage is left that can be used
 /// again, and for which blobs bytes were paid for in vain.
-const NOTES: [&str; 2] = ["storage.left", "renewal."];
+const NOTES: [&str; 2] = [STORAGE_LEFT, OF_RENEWAL];
 /// The most of them that are copied.
 const MOST_NOTES: usize = 100_000;
 /// Passes after which a source that goes on changing is given up.

@@ -158,6 +158,12 @@ impl Record {
 /// The note that holds the identity of a table.
 pub(crate) const IDENTITY: &str = "identity";
 
+/// The note that tells what storage is left that can be used again.
+pub(crate) const STORAGE_LEFT: &str = "storage.left";
+
+/// How the names of the notes of renewal begin.
+pub(crate) const OF_RENEWAL: &str = "renewal.";
+
 /// The note of a copy that says how far it is; a finished copy has none.
 const COPY: &str = "copy";
 

@@ -25,7 +25,6 @@ use crate::index::ledger::InState;
 use crate::index::{Blob, BlobState, RenewItem};
 use crate::log::Level;
 use crate::metrics::Metrics;
-use crate::walrus::cost;
 
 /// Where the present epoch is not known better than by so many epochs (the machine slept, or its
 /// clock was set), there is no plan: the first blob that is stored again tells the epoch.
@@ -191,7 +190,7 @@ pub(super) async fn execute(
         let helped = match (waits(decision), &round) {
             (true, _) => unread.contains(id),
             (false, Some(round)) if can_extend => {
-                extend_instead(parts, round, decision, &blobs, &terms).await
+                extend_instead(parts, round, id, &blobs, &terms).await
             }
             (false, _) => false,
         };
@@ -417,35 +416,25 @@ async fn extend(
 async fn extend_instead(
     parts: &RenewalParts,
     round: &Round,
-    decision: &Decision,
+    blob_id: &str,
     blobs: &Gathered,
     terms: &Terms,
 ) -> bool {
-    let (Some(object), true) = (&decision.object_id, decision.due) else {
+    let blob = blobs.get(blob_id).map(|(_, planned)| planned);
+    let Some(extension) = blob.and_then(|blob| plan::extension(blob, terms)) else {
         return false;
     };
+    let object = extension.object_id.as_deref().unwrap_or_default();
     let Ok(end) = caught(round.end_epoch_of(object)).await else {
         return false;
     };
-    let known = u64::try_from(decision.end_epoch).unwrap_or(0);
-    let until = terms.epoch.saturating_add(terms.bought().into());
-    let entry = blobs
-        .get(&decision.blob_id)
-        .and_then(|(entry, _)| entry.as_ref());
-    let number = |n: i64| u64::try_from(n).unwrap_or(0);
-    let units = entry.map(|blob| {
-        let (size, encoded) = (number(blob.size), number(blob.encoded_size));
-        cost::units_of_known(size, encoded, terms.n_shards)
-    });
-    let extension = Decision {
-        action: Action::Extend,
-        epochs: u32::try_from(until.saturating_sub(known)).unwrap_or(u32::MAX),
-        units: units.unwrap_or(0),
-        ..decision.clone()
-    };
     let epochs = missing_epochs(parts, &extension, end);
-    if epochs > 0 && extend(parts, round, &extension, epochs).await.is_err() {
-        return false;
+    if epochs > 0 {
+        match extend(parts, round, &extension, epochs).await {
+            // The end that is read back tells.
+            Ok(()) | Err(Some(Failure::Unclear)) => {}
+            Err(_) => return false,
+        }
     }
     note_extension(parts, round, &extension, blobs, terms).await
 }
@@ -524,30 +513,24 @@ async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
                 return Ok(());
             }
         };
-        let (mut gone, mut deleted) = (Vec::new(), Vec::new());
+        let mut gone = Vec::new();
         for (blob, (_, outcome)) in page.iter().zip(outcomes) {
-            let blob_id = &blob.blob_id;
             match outcome {
-                Ok(()) => {
-                    deleted.push(blob);
-                    gone.push(blob_id.clone());
-                }
-                // A deletion was asked for before, and its outcome was not told.
-                Err(e) if Failure::of(&e) == Some(Failure::Absent) => {
-                    deleted.push(blob);
-                    gone.push(blob_id.clone());
-                }
-                Err(e) => {
+                Err(e) if Failure::of(&e) != Some(Failure::Absent) => {
+                    let blob_id = &blob.blob_id;
                     let text =
                         format!("blob {blob_id} has no blocks and could not be deleted: {e}");
                     parts.log.push(Level::Warn, text);
                 }
+                // An absent one was deleted before, by a call whose outcome was not told.
+                Ok(()) | Err(_) => gone.push(blob),
             }
         }
         failpoint!("dead.deleted");
-        shed::left(parts, &deleted).await?;
+        shed::left(parts, &gone).await?;
         Metrics::add(&parts.metrics.blobs_deleted, gone.len() as u64);
-        parts.index.forget_blobs(&gone).await?;
+        let ids: Vec<String> = gone.iter().map(|blob| blob.blob_id.clone()).collect();
+        parts.index.forget_blobs(&ids).await?;
         failpoint!("dead.forgotten");
     }
     Ok(())

@@ -14,7 +14,7 @@ use super::check::Digest;
 use super::RenewalParts;
 use crate::backoff::doubled;
 use crate::error::Result;
-use crate::index::Renewal;
+use crate::index::{Renewal, OF_RENEWAL};
 
 /// How many wrong bytes of one blob are remembered. So many different ones may be paid for between
 /// two rests.
@@ -157,7 +157,7 @@ pub(super) fn seconds(t: SystemTime) -> u64 {
 }
 
 fn name(blob_id: &str) -> String {
-    format!("renewal.blob.{blob_id}")
+    format!("{OF_RENEWAL}blob.{blob_id}")
 }
 
 /// The memory of the blobs that were due.

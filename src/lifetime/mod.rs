@@ -90,7 +90,8 @@ mod about {
     pub(super) const CORRUPT: &str = "corrupt-blobs";
     pub(super) const RENEWAL: &str = "renewal";
 }
-/// The note in the index that tells when the last round ended.
+/// The note in the index that tells when the last round ended; one of those that begin with
+/// [`OF_RENEWAL`](crate::index::OF_RENEWAL).
 const ROUND_NOTE: &str = "renewal.round";
 
 /// The chain behind the operator's program, which is not started yet.
@@ -271,6 +272,7 @@ async fn round(parts: &RenewalParts, lease: &Lease, state: &mut Rounds) -> Resul
         }
         Ok(()) => false,
     };
+    let urgent_alone = failed && !state.at_once;
     let before = parts.clock.now() + parts.lead;
     let mut after: Option<RenewItem> = None;
     loop {
@@ -281,7 +283,7 @@ async fn round(parts: &RenewalParts, lease: &Lease, state: &mut Rounds) -> Resul
         let whole = due.len() >= PAGE;
         after = due.last().cloned();
         let due = due.into_iter().filter(|item| {
-            let waits = failed && !state.at_once && !is_urgent(parts, item.end_epoch);
+            let waits = urgent_alone && !is_urgent(parts, item.end_epoch);
             is_due(parts, item)
                 && !waits
                 && !shed::is_new(parts, state, item)
@@ -296,7 +298,6 @@ async fn round(parts: &RenewalParts, lease: &Lease, state: &mut Rounds) -> Resul
     }
     let audit_due = |last: Instant| last.elapsed() >= parts.audit_interval();
     let audit_due = failed || state.audited.is_none_or(audit_due);
-    let urgent_alone = failed && !state.at_once;
     if audit_due && !audit(parts, owner, state, &mut done, urgent_alone).await? {
         return Ok(());
     }

@@ -24,11 +24,9 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, EpochClock};
 use crate::error::Result;
-use crate::index::Index;
+use crate::index::{Index, STORAGE_LEFT};
 use crate::walrus::{cost, BlobStore, Body, StoreOptions, StoreResult};
 
-/// The note in the index that holds what is left, for the next start.
-const NOTE: &str = "storage.left";
 /// So much is remembered at most, and noted: what ends last.
 const MOST: usize = 512;
 /// Storage is too large for a blob that would leave more than this part (a quarter of what it
@@ -161,8 +159,9 @@ impl Reuse {
         }
     }
 
-    /// Forgets what is not there: storage of this size, or more, that lasts as long. `known`: what
-    /// was known when the publisher was asked; what was left since is there.
+    /// Forgets storage that is not there: all of this size, or more, that lasts as long. `known`:
+    /// the storage that this process knew when it asked the publisher. Storage that deleted blobs
+    /// have left since then is there.
     fn forget(&self, size: Option<u64>, end: u64, known: &[Left]) {
         let is_not_there = |left: &Left| Some(left.size) >= size && left.end >= end;
         let mut all = self.left.lock();
@@ -190,15 +189,15 @@ impl Reuse {
         let text: Vec<String> = left.iter().map(entry).collect();
         let text = text.join(" ");
         let kept = (!text.is_empty()).then_some(&*text);
-        index.set_note(NOTE, kept).await?;
+        index.set_note(STORAGE_LEFT, kept).await?;
         *noted = left;
         Ok(())
     }
 
-    /// Makes the changes here that others have made in the note. What this process has used or left
-    /// since is not undone by that.
+    /// Makes the changes here that other processes have made in the note. Those that this process
+    /// has made since stay.
     async fn take_over(&self, index: &dyn Index, noted: &mut Vec<Left>) -> Result<()> {
-        let note = index.note(NOTE).await?.unwrap_or_default();
+        let note = index.note(STORAGE_LEFT).await?.unwrap_or_default();
         let read = |entry: &str| {
             let (size, end) = entry.split_once('@')?;
             Some(Left {
@@ -220,7 +219,7 @@ impl Reuse {
     }
 }
 
-/// What is in `all` and not in `others`; of equal ones, those that `all` has more.
+/// The storage in `all` that `others` lacks; of equal pieces, as many as `all` has more.
 fn beyond(all: &[Left], others: &[Left]) -> Vec<Left> {
     let mut others = others.to_vec();
     let mut is_beyond = |left: &Left| match others.iter().position(|other| other == left) {

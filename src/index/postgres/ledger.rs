@@ -35,7 +35,6 @@ pub(super) struct LedgerSql {
     in_state: Query,
     pub(super) set_state: Query,
     with_rows: Query,
-    since: Query,
     forget: Query,
     /// `$1`: the last blob ID of the page before, `$2`: blobs of a page.
     page: Query,
@@ -181,9 +180,6 @@ impl LedgerSql {
             )),
             with_rows: Query::once(format!(
                 "SELECT DISTINCT blob_id FROM {table} WHERE blob_id = ANY($1)"
-            )),
-            since: Query::once(format!(
-                "SELECT blob_id, state_since FROM {blobs} WHERE blob_id = ANY($1)"
             )),
             forget: Query::once(format!(
                 "DELETE FROM {blobs} WHERE blob_id = ANY($1) \
@@ -461,20 +457,16 @@ impl Ledger for PostgresIndex {
         let Some(sql) = self.ledger().filter(|_| !blob_ids.is_empty()) else {
             return Ok(0);
         };
-        let asked: Arc<[Param]> = [ids(blob_ids)?].into();
         // Before the rows: a store of the same bytes that comes meanwhile sets the state anew, and
         // its entry stays.
-        let entries = self.inner.ask(&call, &sql.since, asked.clone()).await?;
+        let entries = self.blobs(blob_ids).await?;
+        let asked = [ids(blob_ids)?].into();
         let rows = self.inner.ask(&call, &sql.with_rows, asked).await?;
         let used = read(call.what, &rows, |row| row.try_get::<_, String>(0))?;
-        let entries = read(call.what, &entries, |row| {
-            Ok((
-                row.try_get::<_, String>(0)?,
-                row.try_get::<_, Option<SystemTime>>(1)?,
-            ))
-        })?;
-        let free = entries.into_iter().filter(|(id, _)| !used.contains(id));
-        let (free, since): (Vec<String>, Vec<Option<SystemTime>>) = free.unzip();
+        let free = entries.into_iter().flatten();
+        let free = free.filter(|blob| !used.contains(&blob.blob_id));
+        let (free, since): (Vec<String>, Vec<Option<SystemTime>>) =
+            free.map(|blob| (blob.blob_id, blob.state_since)).unzip();
         let params = [ids(&free)?, Param::Times(since)];
         self.inner.change(&call, &sql.forget, params.into()).await
     }

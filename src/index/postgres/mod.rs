@@ -170,7 +170,7 @@ struct PostgresParts {
     keep_deleted: Duration,
     staging: Staging,
     rights: Rights,
-    /// Whether what is read may decide about writes.
+    /// Whether its lookups may decide about writes.
     may_write: bool,
     in_doubt: InDoubt,
     /// Of an index on standbys: decides whether their answers count.

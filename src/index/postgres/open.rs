@@ -142,7 +142,7 @@ impl Links {
     }
 }
 
-/// Whether what is read may decide about writes: to this index, or to a copy of it.
+/// Whether lookups of this index may decide about writes, to it or to a copy of it.
 fn may_write(options: &PostgresOptions) -> bool {
     options.standby_reads.is_none()
 }

@@ -249,6 +249,14 @@ fn until(terms: &Terms) -> u64 {
     terms.epoch.saturating_add(terms.bought().into())
 }
 
+/// The extension of a blob that is due, if its owner can extend it.
+pub(crate) fn extension(blob: &Blob, terms: &Terms) -> Option<Decision> {
+    let pricing = Pricing::new(terms);
+    let item = Item::new(blob, terms, &pricing);
+    let decision = item.due.then(|| item.kept(terms, &pricing))?;
+    (decision.action == Action::Extend).then_some(decision)
+}
+
 /// Plans what becomes of blobs; see the module. Several rows of one blob count once, the live one
 /// first.
 ///

@@ -74,6 +74,7 @@ mod price;
 mod print;
 mod spread;
 
+pub(super) use decide::extension;
 pub use decide::plan;
 pub use spread::spread;
 
@@ -144,7 +145,7 @@ pub struct Terms {
 
 impl Terms {
     /// How many epochs from now are bought.
-    pub(super) fn bought(&self) -> u32 {
+    fn bought(&self) -> u32 {
         let most = self.max_epochs.max(LEAST_EPOCHS);
         self.epochs.clamp(LEAST_EPOCHS, most)
     }
