@@ -1,15 +1,18 @@
 //! The check finds what is wrong, and the repair mends it: on a local Walrus, with both indexes.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use data_encoding::BASE32_NOPAD;
+use testkit::eventually;
 use testkit::flatfs;
 use testkit::hostile::{answer, Act, Hostile};
 use testkit::mem::{key_of, noise};
+use testkit::node::{damage, files, metric};
 use testkit::postgres::{blocking, Postgres};
 use tokio_util::sync::CancellationToken;
 use walrus_devnet::{
@@ -138,16 +141,26 @@ impl Repo {
     }
 
     async fn repair(&self, extra: &str, options: repair::Options) -> (Vec<Action>, Repaired) {
-        let mut actions = Vec::new();
-        let mut on = |told| {
-            if let Told::Action(action) = told {
-                actions.push(action);
-            }
+        let (actions, _, repaired) = self.repair_and_tell(extra, options).await;
+        (actions, repaired)
+    }
+
+    /// Also returns what it said about sources.
+    async fn repair_and_tell(
+        &self,
+        extra: &str,
+        options: repair::Options,
+    ) -> (Vec<Action>, Vec<String>, Repaired) {
+        let (mut actions, mut sources) = (Vec::new(), Vec::new());
+        let mut on = |told| match told {
+            Told::Action(action) => actions.push(action),
+            Told::Source(text) => sources.push(text),
+            _ => {}
         };
         let stop = CancellationToken::new();
         let config = self.config(extra);
         let repaired = repair::repair(config, self.dir.path(), &options, &mut on, &stop).await;
-        (actions, repaired.unwrap())
+        (actions, sources, repaired.unwrap())
     }
 
     /// Notes that a node has seen an epoch, as its rounds do.
@@ -180,6 +193,13 @@ impl Repo {
         let file = self.dir.path().join("index.sqlite");
         let connection = rusqlite::Connection::open(file).unwrap();
         connection.execute_batch(sql).unwrap();
+    }
+
+    /// Makes the row of a block wrong, so that its place on Walrus is not known any more.
+    fn lose(&self, key: &str) {
+        self.sql(&format!(
+            "UPDATE walrus_index SET blob_offset = 39000 WHERE key = '{key}'"
+        ));
     }
 
     /// Whether every block can be read.
@@ -754,6 +774,119 @@ async fn nothing_is_dropped_while_an_aggregator_is_in_doubt_or_the_journal_has_i
     let mut left = repo.blobs().await;
     left.retain(|blob, _| !blobs.contains_key(blob));
     assert_eq!(left.into_values().flatten().collect::<Vec<_>>(), [key]);
+}
+
+/// A journal that sends full packs alone, and keeps the rest when it is closed.
+const JOURNAL: &str = r#""journalPath":"journal","packIdleFlushSeconds":3600,"packMaxAgeSeconds":3600,"drainTimeoutSeconds":0,"#;
+
+/// The files of a journal, with their contents.
+fn journal_files(repo: &Repo, ending: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let paths = files(&repo.dir.path().join("journal"), ending).into_iter();
+    paths
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
+/// A file of the journal stays until all of its blocks have travelled.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_travelled_is_found_in_the_journal() {
+    let mut repo = Repo::new().await;
+    let node = repo.open(JOURNAL).await;
+    for seed in 100..104 {
+        let value = noise(seed, 10_000);
+        let key = key_of(&value);
+        node.put(&key, value.clone()).await.unwrap();
+        repo.blocks.insert(key, value);
+    }
+    eventually("a full pack has left", || {
+        metric(&node, "journal_blocks") == 1
+    })
+    .await;
+    node.close().await.unwrap();
+    // Two of the three blocks are lost, so the pack that takes their place is another blob.
+    let (_, keys) = repo.blobs().await.pop_first().unwrap();
+    assert_eq!(keys.len(), 3);
+    keys[..2].iter().for_each(|key| repo.lose(key));
+    let before = journal_files(&repo, "segment");
+    assert!(!before.is_empty());
+    let by = mending(Data::Probe).with_apply(true).with_drop(true);
+    let (actions, repaired) = repo.repair(JOURNAL, by).await;
+    assert_eq!(repaired.of(Fate::StoredAgain).blocks, 2, "{actions:?}");
+    assert!(actions[0].why.contains("journal"), "{actions:?}");
+    assert_eq!(journal_files(&repo, "segment"), before);
+    assert_eq!(repo.blobs().await.into_values().flatten().count(), 3);
+    let node = repo.open(JOURNAL).await;
+    for (key, value) in &repo.blocks {
+        assert_eq!(node.get(key).await.unwrap().as_ref(), Some(value), "{key}");
+    }
+    node.close().await.unwrap();
+}
+
+/// Only some blocks in a file that was set aside are damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_were_set_aside_have_copies_and_are_told_about() {
+    let mut repo = Repo::new().await;
+    let (good, bad) = ([noise(100, 10_000), noise(101, 10_000)], noise(102, 10_000));
+    let key = key_of(&good[0]);
+    // Three blocks would be a full pack, which leaves at once.
+    repo.net
+        .set_faults(FaultPlan::from(FaultRule::new(FaultAction::Internal)));
+    let node = repo.open(JOURNAL).await;
+    for value in good.iter().chain([&bad]) {
+        node.put(&key_of(value), value.clone()).await.unwrap();
+    }
+    node.close().await.unwrap();
+    let (file, _) = damage(&repo.dir.path().join("journal"), &bad);
+    repo.net.clear_faults();
+    let busy = r#""journalPath":"journal","packIdleFlushSeconds":1,"packMaxAgeSeconds":1,"#;
+    let node = repo.open(busy).await;
+    eventually("its file is set aside", || {
+        !journal_files(&repo, "damaged").is_empty()
+    })
+    .await;
+    node.close().await.unwrap();
+    let good = good.into_iter().map(|value| (key_of(&value), value));
+    repo.blocks.extend(good);
+    let before = journal_files(&repo, "damaged");
+    repo.lose(&key);
+    let said = |said: &[String], words: &[&str]| {
+        assert_eq!(said.len(), 1, "{said:?}");
+        let has = words.iter().all(|word| said[0].contains(word));
+        assert!(has, "{words:?}: {said:?}");
+    };
+    let name = file.replace(".segment", ".damaged");
+    // It may hold the last copy.
+    let (actions, sources, repaired) = repo.repair_and_tell(JOURNAL, mending(Data::Probe)).await;
+    assert_eq!(repaired.of(Fate::StoredAgain).blocks, 1, "{actions:?}");
+    assert!(actions[0].why.contains("set aside"), "{actions:?}");
+    said(
+        &sources,
+        &[&name, "2 whole (2 of", "1 damaged (0 of", "Keep it"],
+    );
+    let by = mending(Data::Probe).with_apply(true).with_drop(true);
+    let (_, repaired) = repo.repair(JOURNAL, by).await;
+    assert_eq!(repaired.of(Fate::StoredAgain).blocks, 1);
+    repo.assert_whole().await;
+    // The damaged block is lost on this disk, and then put again.
+    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(Data::Probe)).await;
+    said(
+        &sources,
+        &["neither put again nor deleted since: 1", "unless"],
+    );
+    // An index without the row of the whole block, as after a restore.
+    repo.sql(&format!("CREATE TABLE kept AS SELECT * FROM walrus_index WHERE key = '{key}'; DELETE FROM walrus_index WHERE key = '{key}'"));
+    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(Data::Probe)).await;
+    said(&sources, &["2 whole (1 of", "restore from a backup"]);
+    repo.sql("INSERT INTO walrus_index SELECT * FROM kept; DROP TABLE kept");
+    // A check of a part proves nothing.
+    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(Data::None)).await;
+    said(&sources, &["Keep it"]);
+    let node = repo.open(JOURNAL).await;
+    node.put(&key_of(&bad), bad.clone()).await.unwrap();
+    node.close().await.unwrap();
+    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(Data::Probe)).await;
+    said(&sources, &["1 damaged (1 of", "Nothing in it is needed"]);
+    assert_eq!(journal_files(&repo, "damaged"), before);
 }
 
 /// An aggregator of another network says of every blob that there is none.

@@ -21,6 +21,7 @@
 //! | `segment` | one file: appending, syncing, scanning |
 //! | `settings` | the settings |
 //! | `settled` | blocks that are on Walrus and still in a file here |
+//! | `spare` | copies of blocks in files, also in those that were set aside, for reading alone |
 //! | `state` | which blocks are staged, damaged, and waiting to travel |
 //! | `trouble` | the log lines about blocks that do not leave |
 //! | `writer` | appending; writes that queue during a sync share the next one |
@@ -79,6 +80,7 @@ mod salvage;
 mod segment;
 mod settings;
 mod settled;
+mod spare;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -101,6 +103,7 @@ pub(crate) use room::{needed, Room};
 pub(crate) use segment::SUFFIX as SEGMENT_SUFFIX;
 pub use settings::{JournalConfig, JournalSync};
 use settled::Settled;
+pub(crate) use spare::{Contents, Spare, Which};
 use state::StagedBlocks;
 use trouble::Trouble;
 use writer::Writer;
@@ -113,6 +116,7 @@ NUMBER.segment  blocks, in the order in which they were written. A file is remov
                 every block in it is on Walrus and in the index, oldest file first. The newest one
                 ends with zeroes: space that the next writes will take.
 NUMBER.damaged  such a file in which a block was found damaged; no part of the journal any more.
+                `walrusds repair` tells what is in it, and when it may be deleted.
 DAMAGED         the keys of damaged blocks that were neither put again nor deleted since, and where they lay.
 LOCK            held by the running node.
 OWNER           the table of the index for which the blocks were accepted.

@@ -417,16 +417,17 @@ fn report_damage(state: &StagedBlocks, dir: &Path, unreadable: usize, log: &Log)
     }
 }
 
-/// Logs which files were set aside for an operator.
+/// Logs which files were set aside for an operator. To say what is in them would take a read of
+/// each and lookups in the index. Blocks that are lost have [lines of their own](report_damage).
 pub(super) fn report_aside(dir: &Path, log: &Log) -> io::Result<()> {
     for entry in dir.read_dir()? {
         let path = entry?.path();
         if path.extension().is_some_and(|ending| ending == disk::ASIDE) {
             log.push(
-                Level::Error,
+                Level::Warn,
                 format!(
-                    "journal: {} holds blocks that were accepted and are damaged. Those that were neither put again \
-                     nor deleted since stand in the file DAMAGED beside it. Delete the file when it is of no more use",
+                    "journal: {} was set aside, because a block in it is damaged. `walrusds repair` (it changes \
+                     nothing without --yes) tells what is in it, and when it may be deleted",
                     path.display()
                 ),
             );

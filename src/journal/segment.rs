@@ -171,11 +171,30 @@ impl Segment {
 
     /// The segments in a directory, oldest first.
     pub(super) fn all_in(dir: &Path, disk: &Arc<dyn Disk>) -> io::Result<Vec<Segment>> {
+        Self::named_in(dir, disk, |name| name.strip_suffix(SUFFIX))
+    }
+
+    /// The files in a directory that were [set aside](Self::remove), for reading alone.
+    pub(super) fn aside_in(dir: &Path, disk: &Arc<dyn Disk>) -> io::Result<Vec<Segment>> {
+        Self::named_in(dir, disk, |name| {
+            let name = name.strip_suffix(ASIDE)?.strip_suffix('.')?;
+            // A number behind the first dot tells files apart that had the same name.
+            name.split('.').next()
+        })
+    }
+
+    /// The files in a directory in whose names `number` finds the number of a segment (in base 16),
+    /// in the order of these numbers.
+    fn named_in(
+        dir: &Path,
+        disk: &Arc<dyn Disk>,
+        number: impl Fn(&str) -> Option<&str>,
+    ) -> io::Result<Vec<Segment>> {
         let mut all = Vec::new();
         for entry in dir.read_dir()? {
             let path = entry?.path();
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-            let Some(id) = name.strip_suffix(SUFFIX) else {
+            let Some(id) = number(name) else {
                 continue;
             };
             let Ok(id) = u64::from_str_radix(id, 16) else {

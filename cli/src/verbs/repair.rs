@@ -17,11 +17,12 @@ const PRINTED: usize = 1000;
 
 /// Stores lost blocks again from copies, and drops rows without any
 ///
-/// Makes a check and looks for copies of what is lost: in the journal, in the cache, and in the
-/// places that --from and --aggregator name. Without --yes nothing is changed: it tells what it
-/// would do, and what that would cost. A copy counts only if it hashes to its key. Rows are dropped
-/// only with --drop, and only if the blob is certainly gone and no copy was found. Safe beside
-/// running nodes. Exits with 3 if blocks stay lost, or if changes are waiting for --yes.
+/// Makes a check and looks for copies of what is lost: in the journal, in the cache, in files that
+/// the journal has set aside, and in the places that --from and --aggregator name. Without --yes
+/// nothing is changed: it tells what it would do, and what that would cost. A copy counts only if
+/// it hashes to its key. Rows are dropped only with --drop, and only if the blob is certainly gone
+/// and no copy was found. Safe beside running nodes. Exits with 3 if blocks stay lost, or if
+/// changes are waiting for --yes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -144,6 +145,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let mut progress = context.progress("repairing", Unit::Bytes);
     let (mut found, mut totalled, mut trouble) = (Found::default(), false, None);
     let mut actions: Vec<Action> = Vec::new();
+    let mut sources: Vec<String> = Vec::new();
     let mut more = 0_u64;
     let mut write = |line: &Value| {
         if let Err(e) = lines.write(line) {
@@ -164,7 +166,10 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
                 false => more += 1,
             }
         }
-        Told::Source(text) => progress.say(&text),
+        Told::Source(text) => {
+            write(&json!({"type": "source", "text": text}));
+            sources.push(text);
+        }
         _ => {}
     };
     let config = source.config.clone();
@@ -186,6 +191,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         "findings": found.first.iter().map(Finding::to_json).collect::<Vec<_>>(),
         "actions": actions.iter().map(Action::to_json).collect::<Vec<_>>(),
         "actions_left_out": more,
+        "sources": sources,
     });
     let unsettled = unsettled(&found, &repaired);
     context.print_both(&result, early.as_ref(), || {
@@ -198,6 +204,9 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         }
         if unsettled {
             all.push_str(&found.text());
+        }
+        for text in &sources {
+            all.push_str(&format!("{text}\n"));
         }
         all + &text(&repaired, &args)
     })?;

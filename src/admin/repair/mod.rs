@@ -22,6 +22,7 @@
 //! | `sources` | the places that may have copies |
 //! | `witness` | whether an aggregator knows the blobs of this index |
 //! | `again` | storing blocks again, and moving their rows |
+//! | `aside` | what is in files that the journal has set aside |
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,6 +41,7 @@ use crate::upload::Carried;
 use crate::walrus::Client;
 
 mod again;
+mod aside;
 mod sources;
 mod witness;
 
@@ -63,7 +65,7 @@ pub struct Options {
     pub drop: bool,
     /// Whether running totals that differ from the rows are set right.
     pub totals: bool,
-    /// Further places that may have copies, asked in this order after journal and cache.
+    /// Further places that may have copies, asked in this order after those of this machine.
     pub from: Vec<CopyFrom>,
 }
 
@@ -275,6 +277,8 @@ async fn with(
     if let Some(difference) = totals.filter(|_| options.apply) {
         index.add_usage(difference).await?;
     }
+    let sound = aside::proves_all_sound(&options.check, &check);
+    aside::tell(&repair.sources, &*index, sound, repair.on).await?;
     Ok(Repaired {
         applied: options.apply,
         packs: repair.again.packs,

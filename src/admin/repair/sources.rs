@@ -3,7 +3,7 @@
 //! Every copy is checked against the multihash in its key, so a source need not be trusted; a block
 //! whose key names no content is taken from nowhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,9 +15,10 @@ use super::super::http;
 use crate::config::Config;
 use crate::error::Result;
 use crate::index::KeyRecord;
+use crate::journal::{Copies, Spare, Which};
 use crate::multihash::{self, Match, Multihash};
+use crate::read;
 use crate::walrus::{BlobStore, Client};
-use crate::{journal, read};
 
 /// How long a gateway may take for a block.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -66,10 +67,14 @@ pub(super) struct Copy {
 
 /// The sources of a repair.
 pub(super) struct Sources {
-    journal: journal::Copies,
-    /// Why the journal could not be looked at.
+    journal: Copies,
+    /// Why the journal, or a file that it has set aside, could not be looked at.
     pub(super) no_journal: Option<String>,
+    /// Blocks in the journal's files that are on Walrus by its notes, and older copies.
+    travelled: Spare,
     cache: read::disk::Copies,
+    /// The files that the journal has set aside.
+    pub(super) aside: Spare,
     more: Vec<(&'static str, Place)>,
 }
 
@@ -85,14 +90,17 @@ impl Sources {
     /// # Errors
     /// [`ErrorKind::Config`] for a source that cannot be used.
     pub(super) fn open(config: &Config, more: &[CopyFrom]) -> Result<Sources> {
-        let looked = config
-            .journal
-            .as_ref()
-            .map(|journal| journal::Copies::of(&journal.path));
-        let (journal, no_journal) = match looked.transpose() {
-            Ok(copies) => (copies.unwrap_or_default(), None),
-            Err(e) => (journal::Copies::default(), Some(e.to_string())),
-        };
+        let dir = config.journal.as_ref().map(|journal| &*journal.path);
+        let (journal, failed) = looked_at(dir, Copies::of);
+        let mut troubles = Vec::from_iter(failed);
+        // Before the cache: a file may become one of its files, and can be read all the same.
+        let (travelled, failed) = looked_at(dir, |dir| Spare::of(dir, Which::Journal));
+        troubles.extend(failed);
+        let (aside, failed) = looked_at(dir, |dir| Spare::of(dir, Which::Aside));
+        troubles.extend(failed);
+        troubles.extend_from_slice(travelled.unread());
+        troubles.extend_from_slice(aside.unread());
+        let no_journal = troubles.into_iter().next();
         let cache = config.disk_cache.as_ref();
         let cache = cache.map(|cache| read::disk::Copies::of(&cache.path));
         let more = more.iter().map(|from| {
@@ -121,7 +129,9 @@ impl Sources {
         Ok(Sources {
             journal,
             no_journal,
+            travelled,
             cache: cache.unwrap_or_default(),
+            aside,
             more: more.collect::<Result<_>>()?,
         })
     }
@@ -134,8 +144,14 @@ impl Sources {
     /// A copy of a block, checked.
     pub(super) async fn find(&self, row: &KeyRecord) -> Option<Copy> {
         let name = Multihash::of_key(&row.key)?;
-        let right = |value: &Bytes| multihash::check(&row.key, value) == Match::Yes;
+        let right = &|value: &Bytes| multihash::check(&row.key, value) == Match::Yes;
         if let Some(value) = self.journal.get(&row.key).filter(right) {
+            return Some(Copy {
+                value,
+                source: "journal",
+            });
+        }
+        if let Some(value) = self.travelled.get(&row.key, right) {
             return Some(Copy {
                 value,
                 source: "journal",
@@ -145,6 +161,12 @@ impl Sources {
             return Some(Copy {
                 value,
                 source: "cache",
+            });
+        }
+        if let Some(value) = self.aside.get(&row.key, right) {
+            return Some(Copy {
+                value,
+                source: "files that the journal has set aside",
             });
         }
         for (source, place) in &self.more {
@@ -158,6 +180,17 @@ impl Sources {
             }
         }
         None
+    }
+}
+
+/// What `look` finds in the directory of the journal, if there is one; and why it failed.
+fn looked_at<T: Default>(
+    dir: Option<&Path>,
+    look: impl Fn(&Path) -> Result<T>,
+) -> (T, Option<String>) {
+    match dir.map(look).transpose() {
+        Ok(found) => (found.unwrap_or_default(), None),
+        Err(e) => (T::default(), Some(e.to_string())),
     }
 }
 
