@@ -1,5 +1,7 @@
 //! Renewal that must neither lapse nor pay twice, and blobs that have lapsed.
 
+use std::collections::HashSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,8 +15,8 @@ use walrusds::clock::Clock;
 use walrusds::log::Level;
 use walrusds::walrus::Check;
 use walrusds::{
-    BlobStore, Body, Config, Error, ErrorKind, Index, Op, Result, StoreOptions, StoreResult,
-    WalrusDatastore,
+    BlobState, BlobStore, Body, Config, Error, ErrorKind, Index, Ledger as _, Op, Result,
+    StoreOptions, StoreResult, WalrusDatastore,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -84,11 +86,15 @@ async fn odd_rows_do_not_let_a_pack_lapse() {
     }
 }
 
-/// A store whose whole reads come with a byte too many, or whose reads find nothing.
+/// A store whose whole reads come with a byte too many, or whose reads find nothing, or not what
+/// was stored lately.
 struct Odd {
     inner: Arc<MemStore>,
     longer: AtomicBool,
     missing: AtomicBool,
+    /// So many blobs that are stored next cannot be read.
+    hides: AtomicUsize,
+    hidden: Mutex<HashSet<String>>,
     paid: AtomicUsize,
 }
 
@@ -98,6 +104,8 @@ impl Odd {
             inner: parts.store.clone(),
             longer: AtomicBool::new(false),
             missing: AtomicBool::new(false),
+            hides: AtomicUsize::new(0),
+            hidden: Mutex::default(),
             paid: AtomicUsize::new(0),
         })
     }
@@ -107,7 +115,12 @@ impl Odd {
 impl BlobStore for Odd {
     async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
         self.paid.fetch_add(1, SeqCst);
-        self.inner.store(body, options).await
+        let stored = self.inner.store(body, options).await?;
+        let one_less = |hides: usize| hides.checked_sub(1);
+        if self.hides.fetch_update(SeqCst, SeqCst, one_less).is_ok() {
+            self.hidden.lock().insert(stored.blob_id.clone());
+        }
+        Ok(stored)
     }
 
     async fn read(&self, id: &str, check: Check<'_>) -> Result<Bytes> {
@@ -121,7 +134,7 @@ impl BlobStore for Odd {
     }
 
     async fn read_range(&self, id: &str, offset: u64, len: u64, check: Check<'_>) -> Result<Bytes> {
-        if self.missing.load(SeqCst) {
+        if self.missing.load(SeqCst) || self.hidden.lock().contains(id) {
             return Err(Error::new(ErrorKind::BlobNotFound, "404"));
         }
         self.inner.read_range(id, offset, len, check).await
@@ -267,6 +280,75 @@ async fn sparse_blobs_are_repacked_into_full_packs() {
     }
     assert_eq!(ds.get(&key_of(&late)).await.unwrap(), Some(late));
     ds.close().await.unwrap();
+}
+
+/// A node with sparse blobs that are due, which makes 8 packs of three blocks of them. Epochs have
+/// eight seconds, so that a repack that failed rests for one.
+async fn due_and_sparse(parts: &Parts, store: &Arc<Odd>, file: &Path) -> WalrusDatastore {
+    const EPOCH: Duration = Duration::from_secs(8);
+    let settings = r#""epochs":5,"deletable":true,"epochDurationSeconds":8,"renewIntervalSeconds":1,"packTargetSizeBytes":100000,"#;
+    let ds = open_on_file(parts, store.clone(), file, settings).await;
+    for blob in 0..SPARSE {
+        let puts = (3 * blob..3 * blob + 3).map(|n| noise(n, 30_000));
+        let puts = puts.map(|block| Op::Put(key_of(&block), block));
+        ds.commit(puts.collect()).await.unwrap();
+        ds.delete(&key_of(&noise(3 * blob, 30_000))).await.unwrap();
+    }
+    parts.clock.advance(EPOCH * 9 / 10);
+    let late = noise(1000, 100);
+    ds.put(&key_of(&late), late).await.unwrap();
+    parts.store.epoch.store(5, SeqCst);
+    parts.clock.advance(EPOCH * 31 / 10);
+    ds
+}
+
+const SPARSE: u64 = 12;
+
+/// A new pack that no aggregator gives is not paid for again each time that its blobs are repacked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repacked_pack_that_cannot_be_read_back_is_paid_for_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = Parts::default();
+    let store = Odd::of(&parts);
+    let ds = due_and_sparse(&parts, &store, &dir.path().join("i.sqlite")).await;
+    store.hides.store(1000, SeqCst);
+    let mut failed = 0;
+    let has_failed = || {
+        let lines = log(&ds);
+        let failures = lines.iter().filter(|l| l.contains("cannot be read back"));
+        failed += failures.count();
+        failed >= 4
+    };
+    testkit::eventually("it is tried several times", has_failed).await;
+    store.hides.store(0, SeqCst);
+    store.hidden.lock().clear();
+    let repacked = || metric(&ds, "blobs_repacked") >= SPARSE;
+    testkit::eventually("they are repacked", repacked).await;
+    // The first blob is stored again, so that it tells the epoch.
+    let paid = store.paid.load(SeqCst) as u64;
+    assert!(paid <= SPARSE + 1 + 1 + 8, "{paid}");
+    ds.close().await.unwrap();
+}
+
+/// Other blobs are repacked although one pack cannot be read back, and are known to be empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_cannot_be_read_back_does_not_hold_up_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = Parts::default();
+    let store = Odd::of(&parts);
+    let file = dir.path().join("i.sqlite");
+    let ds = due_and_sparse(&parts, &store, &file).await;
+    // The first blob is stored again, so that it tells the epoch.
+    store.hides.store(2, SeqCst);
+    let repacked = || metric(&ds, "blobs_repacked") >= SPARSE - 3;
+    testkit::eventually("others are repacked", repacked).await;
+    assert!(!store.hidden.lock().is_empty());
+    ds.close().await.unwrap();
+    let options = walrusds::index::sqlite::SqliteOptions::new(file, "walrus_index");
+    let index = walrusds::index::sqlite::SqliteIndex::open(options).await;
+    let released = index.unwrap();
+    let released = released.blobs_in_state(BlobState::Released, "", 100).await;
+    assert!(released.unwrap().len() as u64 >= SPARSE - 3);
 }
 
 /// A table of an older version has no entries in the ledger. A node that renews nothing enters its

@@ -83,6 +83,12 @@ impl State {
         let by = known()
             .filter_map(|span| span.starts_by(epoch, length))
             .min();
+        // Where the epoch was seen after the moment by which it must have ended, a clock is wrong or
+        // the network is late. It had begun when it was seen: nothing more is known then.
+        let by = by.map(|by| match by.saturating_add(longest(length)) < next {
+            true => next,
+            false => by,
+        });
         Some(Belief {
             epoch,
             // The present one has begun.
@@ -216,8 +222,8 @@ impl EpochClock {
     /// Notes the chain's word: the present epoch, when it began, and the length of epochs. It
     /// counts at once, unless the answers to stores have named another epoch for sure: then the two
     /// are of different networks, which [`contradiction`](Self::contradiction) tells. A beginning
-    /// that is to come, or lies too far back, shows that the machine's clock is wrong, and is not
-    /// taken over.
+    /// that is to come, or after which the epoch would have ended already, shows that the machine's
+    /// clock is wrong, and is not taken over.
     pub fn is_exactly(
         &self,
         now: SystemTime,
@@ -236,7 +242,10 @@ impl EpochClock {
         }
         state.other_chain = None;
         let ago = match now.duration_since(started_at) {
-            Ok(ago) => (ago <= length.saturating_mul(2)).then_some(ago),
+            Ok(ago) => {
+                let most = duration(longest(nanos(length))).saturating_add(tolerance(length));
+                (ago <= most).then_some(ago)
+            }
             Err(ahead) => (ahead.duration() <= tolerance(length)).then_some(Duration::ZERO),
         };
         state.clock_is_wrong = ago.is_none();

@@ -620,6 +620,26 @@ mod sightings {
         }
     }
 
+    /// The machine's clock is up to two epochs ahead of the chain, or the network is late: what the
+    /// chain names is the present epoch all the same.
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_that_should_have_ended_is_the_present_one_while_the_chain_names_it() {
+        for (began, later) in [(70.0, 5.0), (65.0, 3.0), (60.0, 2.0), (50.0, 7.0)] {
+            let clock = EpochClock::new(LENGTH);
+            for now in [80.0, 80.0 + later, 80.0 + 2.0 * later] {
+                clock.is_exactly(day(now), 5, day(began), LENGTH);
+                let (least, _) = clock.now_epoch(day(now)).unwrap();
+                assert_eq!(least, 5, "{began} {now}");
+                let soon = day(now) + Duration::from_secs(3600);
+                let late = now - began > 14.5;
+                if late {
+                    assert_eq!(clock.now_epoch(soon).unwrap().0, 5, "{began} {now}");
+                    assert_eq!(clock.likely_epoch(soon), Some((5, 5)), "{began} {now}");
+                }
+            }
+        }
+    }
+
     /// A clock that is set back or forward makes no estimate later than the truth.
     #[tokio::test(start_paused = true)]
     async fn a_clock_that_is_set_makes_nothing_end_later() {

@@ -17,7 +17,7 @@ use super::chain::{object_id, Failure, Round};
 use super::due::{ends_soon, is_urgent, last_due};
 use super::plan::{self, Action, Decision, Terms};
 use super::present::{present_epoch, prices};
-use super::repack::repack;
+use super::repack::{repack, Repacked};
 use super::shed;
 use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, ErrorKind, Result};
@@ -166,13 +166,13 @@ pub(super) async fn execute(
     let waiting = sparse.iter().filter(|d| waits(d));
     let waiting: HashSet<&str> = waiting.map(|d| d.blob_id.as_str()).collect();
     let may_wait = |blob_id: &str| waiting.contains(blob_id);
-    let unread = match caught(repack(parts, &ids, may_wait)).await {
-        Ok(repacked) => {
-            Metrics::add(&parts.metrics.blobs_repacked, repacked.empty.len() as u64);
-            done.extend(repacked.empty);
-            repacked.unread
-        }
-        Err(e) => {
+    let repacked = caught(repack(parts, &ids, may_wait)).await;
+    let repacked = repacked.unwrap_or_else(Repacked::none);
+    Metrics::add(&parts.metrics.blobs_repacked, repacked.empty.len() as u64);
+    done.extend(repacked.empty);
+    let unread = match repacked.failed {
+        None => repacked.unread,
+        Some(e) => {
             Metrics::add(&parts.metrics.renewals_failed, 1);
             let text = format!("blobs could not be repacked: {e}");
             parts.log.push(Level::Error, text);

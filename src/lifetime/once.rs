@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use super::lease::{with_lease, Lease, LEASE_TTL};
-use super::repack::repack;
+use super::repack::{repack, Repacked};
 use super::{round, RenewalParts, Rounds, ROUND_NOTE};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::new_owner;
@@ -42,18 +42,20 @@ pub(crate) async fn repack_once(
     let lease = take(parts).await?;
     let work = async {
         for group in groups {
-            match caught(repack(parts, group, |_| false)).await {
-                Ok(repacked) => {
-                    let (empty, unread) = (repacked.empty.len(), repacked.unread.len());
-                    Metrics::add(&parts.metrics.blobs_repacked, empty as u64);
-                    Metrics::add(&parts.metrics.renewals_failed, unread as u64);
-                }
-                Err(e) => {
-                    Metrics::add(&parts.metrics.renewals_failed, group.len() as u64);
-                    let text = format!("{} blobs could not be repacked: {e}", group.len());
+            let repacked = caught(repack(parts, group, |_| false)).await;
+            let repacked = repacked.unwrap_or_else(Repacked::none);
+            let done = repacked.empty.len();
+            Metrics::add(&parts.metrics.blobs_repacked, done as u64);
+            let left = match repacked.failed {
+                None => repacked.unread.len(),
+                Some(e) => {
+                    let left = group.len().saturating_sub(done);
+                    let text = format!("{left} blobs could not be repacked: {e}");
                     parts.log.push(Level::Error, text);
+                    left
                 }
-            }
+            };
+            Metrics::add(&parts.metrics.renewals_failed, left as u64);
         }
         Ok(())
     };

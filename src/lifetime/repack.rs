@@ -109,11 +109,26 @@ pub(super) struct Repacked {
     pub(super) empty: Vec<String>,
     /// They could not be read, which may go better later.
     pub(super) unread: Vec<String>,
+    /// Why packs could not be stored or read back, or rows not be moved. The blobs that are in
+    /// neither list keep their rows then.
+    pub(super) failed: Option<Error>,
+}
+
+impl Repacked {
+    /// Of a repack that ended at once.
+    pub(super) fn none(why: Error) -> Self {
+        Repacked {
+            failed: Some(why),
+            ..Repacked::default()
+        }
+    }
 }
 
 /// Carries the live blocks of these blobs over into new packs. A blob that cannot be read keeps its
 /// rows and holds up none of the others. So does one of which some blocks are given wrong by every
 /// aggregator, if it `may_wait`: it would be paid for whole for their sake, beside the new pack.
+/// After a pack that cannot be stored the next one is tried, but not one more: then no publisher
+/// works.
 pub(super) async fn repack(
     parts: &RenewalParts,
     blob_ids: &[String],
@@ -124,7 +139,8 @@ pub(super) async fn repack(
     let mut order = Order::new();
     let mut blocks: Vec<Carried> = Vec::new();
     let mut sources = Sources::new(blob_ids);
-    while let Some(some) = sources.next(parts).await? {
+    let mut outcome = Outcome::default();
+    'blobs: while let Some(some) = sources.next(parts).await? {
         let reads = some
             .iter()
             .map(|(blob_id, rows)| read_blob(parts, blob_id, rows, may_wait(blob_id)));
@@ -143,7 +159,10 @@ pub(super) async fn repack(
                 while !fill.takes(&block.key, block.len()) {
                     let rest = blocks.split_off(fill.keep().min(blocks.len()));
                     let full = std::mem::replace(&mut blocks, rest);
-                    deliver(parts, &mut order, full).await?;
+                    if outcome.is_last(deliver(parts, &mut order, full).await) {
+                        blocks.clear();
+                        break 'blobs;
+                    }
                     fill = parts.uploader.empty_pack();
                     for block in &blocks {
                         fill.takes(&block.key, block.len());
@@ -153,7 +172,7 @@ pub(super) async fn repack(
             }
         }
     }
-    deliver(parts, &mut order, blocks).await?;
+    outcome.is_last(deliver(parts, &mut order, blocks).await);
     let live = parts.index.live(blob_ids).await?;
     let empty = blob_ids.iter().zip(live);
     let empty = empty.filter(|(_, live)| live.blocks == 0);
@@ -161,7 +180,31 @@ pub(super) async fn repack(
     // The time of grace begins now, and not when the next pass counts their blocks.
     parts.index.set_state(&empty, BlobState::Released).await?;
     failpoint!("repack.released");
-    Ok(Repacked { empty, unread })
+    Ok(Repacked {
+        empty,
+        unread,
+        failed: outcome.failed,
+    })
+}
+
+/// What has come of the packs so far.
+#[derive(Default)]
+struct Outcome {
+    /// Why the first pack failed that did.
+    failed: Option<Error>,
+    last_failed: bool,
+}
+
+impl Outcome {
+    /// Notes what has come of a pack. Returns whether no more are to be tried.
+    fn is_last(&mut self, delivered: Result<()>) -> bool {
+        let Err(e) = delivered else {
+            self.last_failed = false;
+            return false;
+        };
+        self.failed.get_or_insert(e);
+        std::mem::replace(&mut self.last_failed, true)
+    }
 }
 
 /// The blobs to repack, in their order, a few at a time.

@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::order::Order;
-use super::{usage_of, Pack, Parcel, Sent, Uploader};
+use super::{usage_of, InMemory, Pack, Parcel, Sent, Uploader};
 use crate::backoff::{doubled, jittered};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::{new_owner, Claim, Claimed, KeyRecord, LeftBehind, Staging, Usage};
@@ -95,6 +95,12 @@ impl Parcel for Orphan {
 
     fn append_to(&self, body: &mut Body) {
         body.push(self.value.clone());
+    }
+}
+
+impl InMemory for Orphan {
+    fn value(&self) -> &Bytes {
+        &self.value
     }
 }
 
@@ -290,14 +296,14 @@ impl Adopter {
         while let Some(mut part) = stack.pop() {
             let permit = self.uploader.limit.acquire().await;
             let throttled_before = self.uploader.store.throttled();
-            let sent = self.uploader.store(&part).await;
+            let sent = self.uploader.store_unless_paid(&part).await;
             permit.report(self.uploader.store.throttled() != throttled_before);
             drop(permit);
             match sent {
                 Sent::Stored(pack) => {
                     failpoint!("adopt.stored");
                     // The staged blocks are the only copy until then.
-                    let read_back = self.uploader.read_back_soon(&pack, |n| &part[n].value);
+                    let read_back = self.uploader.read_back_soon(&pack, &part);
                     read_back.await?;
                     failpoint!("adopt.read_back");
                     self.promote(staging, &pack, &part, sum).await?;

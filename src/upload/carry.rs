@@ -11,7 +11,7 @@ use std::future::Future;
 use bytes::Bytes;
 
 use super::format::Parcel;
-use super::{Pack, Sent, Uploader};
+use super::{InMemory, Pack, Sent, Uploader};
 use crate::error::{caught, Result};
 use crate::index::KeyRecord;
 use crate::walrus::Body;
@@ -43,6 +43,12 @@ impl Parcel for Carried {
     }
 }
 
+impl InMemory for Carried {
+    fn value(&self) -> &Bytes {
+        &self.value
+    }
+}
+
 impl Uploader {
     /// Stores blocks in new packs, and points their rows at these. `paced` is told the bytes of
     /// each pack and waited for before the pack is sent; `stored` is told each pack that is stored
@@ -57,12 +63,12 @@ impl Uploader {
         while let Some(mut blocks) = stack.pop() {
             paced(blocks.iter().map(Parcel::len).sum()).await;
             let permit = self.limit.acquire().await;
-            let sent = self.store(&blocks).await;
+            let sent = self.store_unless_paid(&blocks).await;
             drop(permit);
             failpoint!("repack.stored");
             match sent {
                 Sent::Stored(pack) => {
-                    let read_back = self.read_back(&pack, |n| &blocks[n].value);
+                    let read_back = self.read_back(&pack, &blocks);
                     read_back.await.map_err(|e| {
                         let id = pack.blob_id();
                         e.context(format!(

@@ -10,6 +10,7 @@
 //! | `order` | the order in which the blocks of a pack are read |
 //! | `format` | the layout of a pack, and which part of it is read back |
 //! | `reuse` | the storage that deleted blobs have left |
+//! | `unproven` | packs that are paid for and could not be read back |
 //!
 //! This module holds the steps that all uploads share: [`Uploader::is_stored`] leaves out blocks
 //! that need no upload, [`Uploader::bring_back`] spares the upload of deleted blocks whose blobs
@@ -24,8 +25,6 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-
-use bytes::Bytes;
 
 use crate::backoff::doubled;
 use crate::clock::{Clock, EpochClock};
@@ -45,6 +44,7 @@ pub(crate) mod limit;
 pub(crate) mod order;
 pub(crate) mod reuse;
 mod ticket;
+mod unproven;
 
 pub use adopt::Adopted;
 pub(crate) use carry::Carried;
@@ -53,6 +53,7 @@ pub(crate) use format::{car, proof, quilt, Fill, Parcel, Place, Quilts};
 pub(crate) use gather::{NewBlock, Packer};
 use limit::UploadLimit;
 use reuse::{Purchase, Reuse};
+pub(crate) use unproven::{InMemory, Unproven};
 
 /// How long a pack that was just stored is looked for.
 const LOOK: Duration = Duration::from_secs(300);
@@ -76,6 +77,7 @@ pub(crate) struct Uploader {
     /// The configured ceiling of a pack (bytes).
     pub(crate) target_bytes: u64,
     pub(crate) limit: UploadLimit,
+    pub(crate) unproven: Unproven,
     /// Rows whose storage ends sooner than this do not count as stored.
     pub(crate) fresh_for: Duration,
     /// The row of a deleted block whose storage ends sooner than this is not brought back for a
@@ -93,6 +95,7 @@ pub(crate) enum Sent {
 }
 
 /// A certified pack.
+#[derive(Debug, Clone)]
 pub(crate) struct Pack {
     /// Its entry in the ledger.
     blob: Blob,
@@ -259,16 +262,31 @@ impl Uploader {
         }
     }
 
-    /// Reads a part of a stored pack back, once. `value` gives the value of a block by its number.
-    pub(crate) async fn read_back<'a>(
-        &self,
-        pack: &Pack,
-        value: impl Fn(usize) -> &'a Bytes,
-    ) -> Result<()> {
+    /// As [`store`](Self::store), for blocks whose pack is [read back](Self::read_back). One that
+    /// was stored before, and could not be read back, is not paid for again.
+    pub(crate) async fn store_unless_paid<P: InMemory>(&self, blocks: &[P]) -> Sent {
+        let lasts = |pack: &Pack| {
+            let until = self.clock.now() + self.fresh_for;
+            pack.blob.row().is_fresh(until, &self.epoch_clock)
+        };
+        match self.unproven.of(blocks, lasts) {
+            Some(pack) => Sent::Stored(Box::new(pack)),
+            None => self.store(blocks).await,
+        }
+    }
+
+    /// Reads a part of the pack of these blocks back, once.
+    pub(crate) async fn read_back<P: InMemory>(&self, pack: &Pack, blocks: &[P]) -> Result<()> {
+        let read = self.read_proof(pack, blocks).await;
+        self.unproven.note(pack, blocks, read.is_ok());
+        read
+    }
+
+    async fn read_proof<P: InMemory>(&self, pack: &Pack, blocks: &[P]) -> Result<()> {
         let Some((number, place)) = proof(&pack.places) else {
             return Ok(());
         };
-        let expected = value(number);
+        let expected = blocks[number].value();
         let check = |bytes: &[u8]| match bytes == &**expected {
             true => Ok(()),
             false => Err("the bytes are not those that were stored".to_owned()),
@@ -279,23 +297,23 @@ impl Uploader {
 
     /// As [`read_back`](Self::read_back), again and again for a while: an aggregator may need time
     /// to find a blob that was just stored.
-    pub(crate) async fn read_back_soon<'a>(
+    pub(crate) async fn read_back_soon<P: InMemory>(
         &self,
         pack: &Pack,
-        value: impl Fn(usize) -> &'a Bytes,
+        blocks: &[P],
     ) -> Result<()> {
         let begun = Instant::now();
         let mut failures = 0;
-        loop {
-            match self.read_back(pack, &value).await {
-                Ok(()) => return Ok(()),
+        let read = loop {
+            match self.read_proof(pack, blocks).await {
+                Ok(()) => break Ok(()),
                 Err(e) if begun.elapsed() >= LOOK => {
                     let text = format!(
                         "blob {} is stored, but cannot be read for {} s; check aggregatorURL",
                         pack.blob_id(),
                         LOOK.as_secs()
                     );
-                    return Err(e.context(text));
+                    break Err(e.context(text));
                 }
                 Err(_) => {
                     let pause = doubled(LOOK_FIRST, failures, LOOK_MAX);
@@ -303,7 +321,9 @@ impl Uploader {
                     tokio::time::sleep(pause).await;
                 }
             }
-        }
+        };
+        self.unproven.note(pack, blocks, read.is_ok());
+        read
     }
 
     /// Notes that a blob was certified. Returns what the publisher's answer tells of it.

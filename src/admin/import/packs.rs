@@ -18,7 +18,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -186,13 +185,12 @@ async fn upload(
             permit = uploader.limit.acquire() => permit,
         };
         let throttled = uploader.store.throttled();
-        let sent = uploader.store(&part).await;
+        let sent = uploader.store_unless_paid(&part).await;
         permit.report(uploader.store.throttled() != throttled);
         drop(permit);
         match sent {
             Sent::Stored(pack) => {
-                let value = |n: usize| -> &Bytes { &part[n].value };
-                uploader.read_back_soon(&pack, value).await?;
+                uploader.read_back_soon(&pack, &part).await?;
                 let usage = |block: &Ready| Some(replaced.get(&block.key).copied().unwrap_or(NONE));
                 let replaces = part.iter().map(usage).collect();
                 place(uploader, &pack, &part, replaces).await?;

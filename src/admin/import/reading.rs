@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::KeyRecord;
 use crate::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::multihash::{self, KeyMultihash, Match, Multihash};
-use crate::upload::Parcel;
+use crate::upload::{InMemory, Parcel};
 use crate::walrus::Body;
 
 /// Bytes and blocks that one thread reads and hashes at a time.
@@ -62,6 +62,12 @@ impl Parcel for Ready {
 
     fn append_to(&self, body: &mut Body) {
         body.push(self.value.clone());
+    }
+}
+
+impl InMemory for Ready {
+    fn value(&self) -> &Bytes {
+        &self.value
     }
 }
 
