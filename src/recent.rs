@@ -34,15 +34,15 @@ impl<K: Hash + Eq> Recent<K> {
     }
 
     pub(crate) fn contains(&self, name: &K) -> bool {
-        let mut inserted = self.inserted.lock();
-        match inserted.peek(name) {
-            Some(at) if at.elapsed() < self.remember => true,
-            Some(_) => {
-                inserted.pop(name);
-                false
-            }
-            None => false,
-        }
+        self.contained(name, Instant::now())
+    }
+
+    /// Whether it was remembered at a moment, or has been inserted since. A name that was removed,
+    /// or that gave way to newer ones, was not, as far as this tells.
+    pub(crate) fn contained(&self, name: &K, at: Instant) -> bool {
+        let inserted = self.inserted.lock();
+        let inserted = inserted.peek(name);
+        inserted.is_some_and(|inserted| at < *inserted + self.remember)
     }
 }
 
@@ -59,8 +59,10 @@ mod tests {
         assert!(recent.contains(&"a") && recent.contains(&"b") && !recent.contains(&"c"));
         recent.remove(&"b");
         assert!(!recent.contains(&"b"));
+        let then = Instant::now();
         tokio::time::advance(remember).await;
         assert!(!recent.contains(&"a"));
+        assert!(recent.contained(&"a", then) && !recent.contained(&"b", then));
         for name in ["a", "b", "c"] {
             recent.insert(name);
         }

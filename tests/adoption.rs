@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use testkit::eventually;
 use testkit::mem::{key_of, noise, ManualClock, MemStore};
@@ -13,8 +14,10 @@ use testkit::postgres::Postgres;
 use walrus_devnet::{Devnet, Options};
 use walrusds::index::postgres::{PostgresIndex, PostgresOptions};
 use walrusds::log::Level;
+use walrusds::walrus::Check;
 use walrusds::{
-    Adopted, Config, ErrorKind, Index, KeyRecord, Leases, Record, Rows, Usage, WalrusDatastore,
+    Adopted, BlobStore, Body, Config, Error, ErrorKind, Index, KeyRecord, Leases, Record, Result,
+    Rows, StoreOptions, StoreResult, Usage, WalrusDatastore,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -84,6 +87,10 @@ impl Go {
 
     /// A node on this database. `extra` is JSON members, each followed by a comma.
     async fn node(&self, store: &Arc<MemStore>, extra: &str) -> WalrusDatastore {
+        self.node_on(Arc::clone(store) as _, extra).await
+    }
+
+    async fn node_on(&self, store: Arc<dyn BlobStore>, extra: &str) -> WalrusDatastore {
         let url = self.pg.url(&self.db);
         let config = format!(
             r#"{{{extra}"publisherURL":"http://p","aggregatorURL":"http://a","postgresURL":"{url}"}}"#
@@ -91,7 +98,7 @@ impl Go {
         let config = Config::from_json(&config).unwrap();
         let clock = Arc::<ManualClock>::default();
         let index = Arc::new(self.index().await);
-        WalrusDatastore::with_parts(&config, index, Arc::clone(store) as _, clock).unwrap()
+        WalrusDatastore::with_parts(&config, index, store, clock).unwrap()
     }
 
     async fn index(&self) -> PostgresIndex {
@@ -255,6 +262,66 @@ async fn what_is_stored_already_is_not_stored_again() {
     assert_eq!((again.known.blocks, again.stored.blocks), (0, 6));
     all_read(&ds, &blocks).await;
     assert_eq!(ds.get("/odd").await.unwrap().unwrap(), "one");
+    ds.close().await.unwrap();
+}
+
+/// A store that takes bodies up to a length.
+struct Small {
+    inner: Arc<MemStore>,
+    most: u64,
+}
+
+#[async_trait]
+impl BlobStore for Small {
+    async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
+        if body.len() > self.most {
+            return Err(Error::retryable(ErrorKind::TooLarge, "413"));
+        }
+        self.inner.store(body, options).await
+    }
+
+    async fn read(&self, id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.inner.read(id, check).await
+    }
+
+    async fn read_range(&self, id: &str, offset: u64, len: u64, check: Check<'_>) -> Result<Bytes> {
+        self.inner.read_range(id, offset, len, check).await
+    }
+
+    async fn read_patch(&self, id: &str, check: Check<'_>) -> Result<Bytes> {
+        self.inner.read_patch(id, check).await
+    }
+}
+
+/// A block that no publisher takes stays where it is, and holds up none of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_too_large_holds_up_no_other() {
+    let go = Go::new();
+    let mut blocks = go.blocks(0..3, "NULL");
+    let large = noise(100, 30_000);
+    go.staged(&key_of(&large), &large, 3, "NULL");
+    blocks.extend(go.blocks(3..6, "NULL"));
+    let store = Arc::new(Small {
+        inner: Arc::default(),
+        most: 20_000,
+    });
+    let ds = go.node_on(store, "").await;
+    for stored in [6, 0] {
+        let adopted = ds.adopt_staged(HOUR).await.unwrap();
+        assert_eq!(adopted.stored.blocks, stored);
+        let too_large = (adopted.too_large.blocks, adopted.too_large.bytes);
+        let expected = if stored > 0 { (1, 30_000) } else { (0, 0) };
+        assert_eq!(too_large, expected);
+    }
+    all_read(&ds, &blocks).await;
+    assert_eq!(go.left(), 1);
+    let lines: Vec<String> = log(&ds).into_iter().map(|line| line.message).collect();
+    let named = |line: &String| line.contains(&key_of(&large)) && line.contains("30000 bytes");
+    assert_eq!(
+        lines.iter().filter(|line| named(line)).count(),
+        1,
+        "{lines:?}"
+    );
     ds.close().await.unwrap();
 }
 

@@ -822,6 +822,39 @@ async fn what_has_travelled_is_found_in_the_journal() {
     node.close().await.unwrap();
 }
 
+/// A lost block that no publisher takes holds up none of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_block_that_is_too_large_holds_up_no_other() {
+    let mut repo = Repo::new().await;
+    let flatfs = tempfile::tempdir().unwrap();
+    repo.put(3, "").await;
+    let large = noise(1000, 30_000);
+    let node = repo.open("").await;
+    node.put(&key_of(&large), large.clone()).await.unwrap();
+    node.close().await.unwrap();
+    repo.blocks.insert(key_of(&large), large.clone());
+    repo.put(3, "").await;
+    flatfs::write(flatfs.path(), &repo.blocks);
+    repo.blocks.keys().for_each(|key| repo.lose(key));
+    let limit = FaultAction::BodyLimit { bytes: 20_000 };
+    repo.net.set_faults(FaultPlan::from(FaultRule::new(limit)));
+    let from = vec![CopyFrom::Flatfs(flatfs.path().to_owned())];
+    let by = mending(Data::Probe).with_apply(true).with_from(from);
+    let stop = CancellationToken::new();
+    let (config, mut on) = (repo.config(""), |_| ());
+    let repaired = repair::repair(config, repo.dir.path(), &by, &mut on, &stop).await;
+    let error = repaired.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+    assert!(error.to_string().contains(&key_of(&large)), "{error}");
+    repo.net.clear_faults();
+    let node = repo.open(r#""blobCacheBytes":-1,"#).await;
+    for (key, value) in &repo.blocks {
+        let got = node.get(key).await.ok().flatten();
+        assert_eq!(got.as_ref() == Some(value), *value != large, "{key}");
+    }
+    node.close().await.unwrap();
+}
+
 /// Only some blocks in a file that was set aside are damaged.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_were_set_aside_have_copies_and_are_told_about() {
@@ -868,23 +901,25 @@ async fn files_that_were_set_aside_have_copies_and_are_told_about() {
     assert_eq!(repaired.of(Fate::StoredAgain).blocks, 1);
     repo.assert_whole().await;
     // The damaged block is lost on this disk, and then put again.
-    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(Data::Probe)).await;
+    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(ALL)).await;
     said(
         &sources,
         &["neither put again nor deleted since: 1", "unless"],
     );
     // An index without the row of the whole block, as after a restore.
     repo.sql(&format!("CREATE TABLE kept AS SELECT * FROM walrus_index WHERE key = '{key}'; DELETE FROM walrus_index WHERE key = '{key}'"));
-    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(Data::Probe)).await;
+    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(ALL)).await;
     said(&sources, &["2 whole (1 of", "restore from a backup"]);
     repo.sql("INSERT INTO walrus_index SELECT * FROM kept; DROP TABLE kept");
-    // A check of a part proves nothing.
-    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(Data::None)).await;
-    said(&sources, &["Keep it"]);
+    // A check of a part proves nothing, nor does one byte of each blob.
+    for data in [Data::None, Data::Probe] {
+        let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(data)).await;
+        said(&sources, &["Keep it", "--read-data"]);
+    }
     let node = repo.open(JOURNAL).await;
     node.put(&key_of(&bad), bad.clone()).await.unwrap();
     node.close().await.unwrap();
-    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(Data::Probe)).await;
+    let (_, sources, _) = repo.repair_and_tell(JOURNAL, mending(ALL)).await;
     said(&sources, &["1 damaged (1 of", "Nothing in it is needed"]);
     assert_eq!(journal_files(&repo, "damaged"), before);
 }

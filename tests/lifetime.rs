@@ -117,9 +117,11 @@ impl BlobStore for Odd {
         self.paid.fetch_add(1, SeqCst);
         let stored = self.inner.store(body, options).await?;
         let one_less = |hides: usize| hides.checked_sub(1);
-        if self.hides.fetch_update(SeqCst, SeqCst, one_less).is_ok() {
-            self.hidden.lock().insert(stored.blob_id.clone());
-        }
+        let mut hidden = self.hidden.lock();
+        match self.hides.fetch_update(SeqCst, SeqCst, one_less).is_ok() {
+            true => hidden.insert(stored.blob_id.clone()),
+            false => hidden.remove(&stored.blob_id),
+        };
         Ok(stored)
     }
 
@@ -694,4 +696,35 @@ async fn a_block_whose_blob_is_gone_is_stored_anew() {
         assert_eq!(ds.get(&key).await.unwrap(), Some(block));
         ds.close().await.unwrap();
     }
+}
+
+/// As above, and the block travels only after the node has forgotten that its blob is gone.
+#[tokio::test]
+async fn a_block_whose_blob_was_gone_at_the_put_is_stored_anew_whenever_it_travels() {
+    let parts = Parts::default();
+    let store = Odd::of(&parts);
+    let dir = tempfile::tempdir().unwrap();
+    let extra = format!(
+        r#""journalPath":"{}","packIdleFlushSeconds":5000,"packMaxAgeSeconds":5000,"blobCacheBytes":-1,"#,
+        dir.path().join("j").display()
+    );
+    let block = noise(1, 5000);
+    let key = key_of(&block);
+    let ds = open(&parts, store.clone(), &extra);
+    ds.put(&key, block.clone()).await.unwrap();
+    ds.close().await.unwrap();
+    let blobs: Vec<String> = parts.store.blobs.lock().keys().cloned().collect();
+    store.hidden.lock().extend(blobs);
+    let ds = open(&parts, store.clone(), &extra);
+    let lost = ds.get(&key).await.unwrap_err();
+    assert_eq!(lost.kind(), ErrorKind::BlobNotFound);
+    ds.put(&key, block.clone()).await.unwrap();
+    assert_eq!(metric(&ds, "journal_blocks"), 1);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(5000)).await;
+    let has_left = || metric(&ds, "journal_blocks") == 0;
+    testkit::eventually("it has left the journal", has_left).await;
+    assert_eq!(store.paid.load(SeqCst), 2);
+    assert_eq!(ds.get(&key).await.unwrap(), Some(block));
+    ds.close().await.unwrap();
 }

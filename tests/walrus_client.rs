@@ -463,16 +463,20 @@ mod body_limits {
 
     #[tokio::test]
     async fn resets_while_sending_count_after_the_retries() {
-        let publisher = Hostile::start(|_| Act::ResetAfter(MIB)).await;
+        let publisher = Hostile::start(|seen| match &*seen.method {
+            "PUT" => Act::ResetAfter(MIB),
+            _ => Act::Say(newly_created(ID)),
+        })
+        .await;
         let limited = client(writer(&[&publisher]));
         let error = limited.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
         assert!(error.is_retryable());
-        assert_eq!(publisher.count(), 4);
+        assert_eq!(publisher.count(), 4 + 1, "and whether it is there");
         assert_eq!(limited.size_limit(), 10 * MIB as u64);
         // The limit is not certain, so the client sends the body of a caller that insists.
         limited.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
-        assert_eq!(publisher.count(), 8);
+        assert_eq!(publisher.count(), 2 * (4 + 1));
 
         let publisher = Hostile::start(|_| Act::ResetAfter(MIB / 2)).await;
         let short = client(writer(&[&publisher]));
@@ -481,11 +485,32 @@ mod body_limits {
         assert_eq!(short.size_limit(), u64::MAX);
     }
 
+    /// What closes every connection is a proxy before a publisher that does not run just now: the
+    /// pack is not cut into ever smaller ones.
+    #[tokio::test]
+    async fn an_outage_that_looks_like_resets_is_no_limit() {
+        for resets in [false, true] {
+            let publisher = Hostile::start(move |seen| match &*seen.method {
+                "PUT" => Act::ResetAfter(MIB),
+                _ if resets => Act::ResetAfter(0),
+                _ => Act::Close,
+            })
+            .await;
+            let client = client(writer(&[&publisher]));
+            for _ in 0..2 {
+                let error = client.store(blob(24 * MIB), OPTIONS).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Walrus, "{error}");
+                assert!(error.is_retryable());
+            }
+            assert_eq!(client.size_limit(), u64::MAX);
+        }
+    }
+
     /// The publisher may just have closed an idle connection.
     #[tokio::test]
     async fn one_reset_is_no_limit_without_retries_either() {
-        let publisher = Hostile::start(|seen| match seen.number {
-            1 => Act::Say(newly_created(ID)),
+        let publisher = Hostile::start(|seen| match (&*seen.method, seen.number) {
+            ("GET", _) | (_, 2) => Act::Say(newly_created(ID)),
             _ => Act::ResetAfter(MIB),
         })
         .await;

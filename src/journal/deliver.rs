@@ -7,7 +7,8 @@
 //! - A block leaves the journal only after its row is committed, or after it was replaced, deleted
 //!   or found damaged. A blob that was stored here must have been read back as well; a row that was
 //!   there before counts at once, unless the block is `unproven`: then its blob is read back first.
-//!   So is the blob of a deleted row that was brought back.
+//!   So is the blob of a deleted row that was brought back, and one that was found gone shortly
+//!   before the block was put, or since.
 //! - A block that is found damaged after its pack was sent gets its row all the same: it was
 //!   checked while it was sent. Once the blob was read back it counts as damaged no longer. Of a
 //!   block of more than `WHOLE` bytes that is not known, as it is sent in parts.
@@ -336,7 +337,11 @@ async fn prepare(parts: &FlushParts, blocks: Vec<Arc<Block>>) -> Result<Prepared
             obsolete.push(block);
         } else if let (true, Some(row)) = (same, row.stored(back.contains(block.key()))) {
             // A quilt is read back before the first row of its blocks is written.
-            let doubtful = block.unproven.load(Ordering::Relaxed) || back.contains(block.key());
+            // The blob was found gone shortly before the put, so the put was not taken for a block
+            // that is stored. That is no less true now that the memory of it has ended.
+            let gone = parts.uploader.gone.contained(&row.blob_id, block.staged);
+            let doubtful = gone || block.unproven.load(Ordering::Relaxed);
+            let doubtful = doubtful || back.contains(block.key());
             let owed = doubtful && row.patch_id.is_none();
             match owed {
                 true => unproven.push((block, row.clone())),

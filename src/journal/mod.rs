@@ -104,7 +104,7 @@ pub(crate) use segment::SUFFIX as SEGMENT_SUFFIX;
 pub use settings::{JournalConfig, JournalSync};
 use settled::Settled;
 pub(crate) use spare::{Contents, Spare, Which};
-use state::StagedBlocks;
+use state::{DiskFull, StagedBlocks};
 use trouble::Trouble;
 use writer::Writer;
 
@@ -275,7 +275,7 @@ impl JournalParts {
     fn failed(&self, what: &str, e: &io::Error, bytes: u64) -> Error {
         if is_full(e) {
             let full = &mut self.state.lock().disk_full;
-            *full = Some(full.unwrap_or(0).max(bytes));
+            *full = Some(DiskFull::again(full.take(), bytes));
             self.changed.notify_one();
         }
         disk_error(what, e)

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -13,6 +14,34 @@ use super::damage::{Damage, Damages};
 use super::segment::Segment;
 use super::Staged;
 use crate::log::{Level, Log};
+
+/// How long the disk counts as full after the last write for which there was no space.
+const FULL_FOR: Duration = Duration::from_secs(60);
+
+/// There was no space on the disk. Packs leave at once then, full or not, which costs more.
+#[derive(Debug, Clone)]
+pub(super) struct DiskFull {
+    /// The bytes of the largest write for which there was none.
+    bytes: u64,
+    /// When that was last.
+    pub(super) last: Instant,
+}
+
+impl DiskFull {
+    /// As `before`, and now for a write of `bytes` as well.
+    pub(super) fn again(before: Option<DiskFull>, bytes: u64) -> DiskFull {
+        DiskFull {
+            bytes: before.map_or(bytes, |before| before.bytes.max(bytes)),
+            last: Instant::now(),
+        }
+    }
+
+    /// Whether it is over by a write of `bytes` that has succeeded. A small one may find room where
+    /// a larger one has found none, unless a while has passed.
+    pub(super) fn is_over(&self, bytes: u64) -> bool {
+        self.bytes <= bytes || self.last.elapsed() >= FULL_FOR
+    }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct StagedBlocks {
@@ -37,9 +66,8 @@ pub(super) struct StagedBlocks {
     /// Bytes of writes that have been admitted and not written yet.
     pub(super) admitted: u64,
     pub(super) waiting_for_space: usize,
-    /// The bytes of the largest write for which there was no space on the disk, until one of that
-    /// size succeeds or the journal is empty.
-    pub(super) disk_full: Option<u64>,
+    /// There was no space on the disk, and may be none still.
+    pub(super) disk_full: Option<DiskFull>,
     pub(super) last_write: Option<Instant>,
     /// The number of queued bytes at which the flusher is to be called, and whether it was.
     pub(super) call_at: u64,

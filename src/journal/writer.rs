@@ -603,9 +603,8 @@ impl Appender {
             let mut state = self.inner.state.lock();
             if append.puts.is_some() {
                 state.last_write = Some(now);
-                // A small write may find room where a larger one has found none.
                 let bytes = value_bytes(&append.writes);
-                state.disk_full.take_if(|failed| *failed <= bytes);
+                state.disk_full.take_if(|full| full.is_over(bytes));
             }
             for (write, seq) in append.writes.into_iter().zip(seq..) {
                 match write {

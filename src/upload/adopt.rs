@@ -56,8 +56,8 @@ const MOST_BLOCKS: usize = 5_000;
 const CLAIM_BYTES: u64 = 8 << 20;
 /// How long claims are given back when the datastore is closed.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Most keys that are remembered because their blocks are not what they name.
-const MOST_WRONG: usize = 10_000;
+/// Most keys that are remembered because their blocks stay where they are.
+const MOST_LEFT: usize = 10_000;
 
 /// What became of staged blocks that were left behind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub struct Adopted {
     pub known: Usage,
     /// Blocks that stay staged since their bytes are not what their keys name.
     pub wrong: Usage,
+    /// Blocks that stay staged since no publisher takes them, even by themselves.
+    pub too_large: Usage,
     /// Blocks that another node staged anew, deleted, claimed or promoted meanwhile.
     pub taken: Usage,
 }
@@ -115,8 +117,8 @@ pub(crate) struct Adopter {
     owner: String,
     /// Claims that are to be given back if the work on their blocks ends early.
     held: Mutex<Vec<Claim>>,
-    /// Keys whose blocks are not what they name, and which the log has named.
-    wrong: Mutex<HashSet<String>>,
+    /// Keys of blocks that stay where they are, and which the log has named.
+    left: Mutex<HashSet<String>>,
 }
 
 /// Adopts blocks that were staged longer ago than `age`, now and then, until stopped.
@@ -165,7 +167,7 @@ impl Adopter {
             uploader,
             owner: new_owner(),
             held: Mutex::default(),
-            wrong: Mutex::default(),
+            left: Mutex::default(),
         }
     }
 
@@ -266,9 +268,9 @@ impl Adopter {
         sum: &mut Adopted,
     ) -> Result<()> {
         let wanted = {
-            let wrong = self.wrong.lock();
+            let left = self.left.lock();
             let blocks = blocks.into_iter();
-            blocks.filter(|block| !wrong.contains(&block.key)).collect()
+            blocks.filter(|block| !left.contains(&block.key)).collect()
         };
         let mut orphans: Vec<Orphan> = Vec::new();
         let mut known = Vec::new();
@@ -314,10 +316,33 @@ impl Adopter {
                     stack.push(second);
                     stack.push(part);
                 }
-                Sent::Failed(e) => return Err(e),
+                Sent::Failed(e) => match (e.kind(), &*part) {
+                    // It does not hold up the others.
+                    (ErrorKind::TooLarge, [orphan]) => {
+                        let size = orphan.value.len();
+                        sum.too_large = sum.too_large.plus(usage(1, size as u64));
+                        self.leave(
+                            &orphan.claim.key,
+                            format!(
+                                "no publisher takes its {size} bytes, so it stays in the staging table until the node is                                  started again: {e}"
+                            ),
+                        );
+                    }
+                    _ => return Err(e),
+                },
             }
         }
         Ok(())
+    }
+
+    /// Has a block stay where it is from now on.
+    fn leave(&self, key: &str, why: String) {
+        let mut left = self.left.lock();
+        if left.len() < MOST_LEFT {
+            left.insert(key.to_owned());
+        }
+        let text = format!("block {key} that a Go node has staged: {why}");
+        self.uploader.log.push(Level::Error, text);
     }
 
     /// Decides what is to be done with a claimed block.
@@ -333,17 +358,12 @@ impl Adopter {
         let names = multihash::check(&claim.key, &value);
         if names == Match::No {
             sum.wrong = sum.wrong.plus(one);
-            let mut wrong = self.wrong.lock();
-            if wrong.len() < MOST_WRONG {
-                wrong.insert(claim.key.clone());
-            }
             let text = format!(
-                "block {} that a Go node has staged is not what its key names: its {} bytes stay in the staging table. \
-                 Put the block again, or delete its key",
-                claim.key,
+                "it is not what its key names, and its {} bytes stay in the staging table. Put the block again, or \
+                 delete its key",
                 value.len()
             );
-            return self.uploader.log.push(Level::Error, text);
+            return self.leave(&claim.key, text);
         }
         let same = names == Match::Yes;
         if self

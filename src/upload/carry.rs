@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::format::Parcel;
 use super::{InMemory, Pack, Sent, Uploader};
-use crate::error::{caught, Result};
+use crate::error::{caught, ErrorKind, Result};
 use crate::index::KeyRecord;
 use crate::walrus::Body;
 
@@ -53,6 +53,10 @@ impl Uploader {
     /// Stores blocks in new packs, and points their rows at these. `paced` is told the bytes of
     /// each pack and waited for before the pack is sent; `stored` is told each pack that is stored
     /// and was read back, before its rows move.
+    ///
+    /// # Errors
+    /// Those of the store and of the index. [`ErrorKind::TooLarge`]: no publisher takes one of the
+    /// blocks, even by itself; all the others were stored.
     pub(crate) async fn carry<F: Future<Output = ()>>(
         &self,
         blocks: Vec<Carried>,
@@ -60,6 +64,7 @@ impl Uploader {
         mut stored: impl FnMut(&Pack),
     ) -> Result<()> {
         let mut stack = self.format.parts(blocks);
+        let mut too_large = None;
         while let Some(mut blocks) = stack.pop() {
             paced(blocks.iter().map(Parcel::len).sum()).await;
             let permit = self.limit.acquire().await;
@@ -85,10 +90,17 @@ impl Uploader {
                     stack.push(rest);
                     stack.push(blocks);
                 }
-                Sent::Failed(e) => return Err(e),
+                Sent::Failed(e) => match (e.kind(), &*blocks) {
+                    // It does not hold up the others.
+                    (ErrorKind::TooLarge, [block]) => {
+                        let text = format!("block {} by itself", block.key);
+                        too_large.get_or_insert(e.context(text));
+                    }
+                    _ => return Err(e),
+                },
             }
         }
-        Ok(())
+        too_large.map_or(Ok(()), Err)
     }
 
     async fn move_rows(&self, pack: &Pack, blocks: &[Carried]) -> Result<()> {

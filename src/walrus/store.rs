@@ -23,6 +23,7 @@ use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 use url::Url;
 
@@ -40,6 +41,9 @@ const MAX_ANSWER: u64 = 1 << 20;
 
 /// A connection that breaks while a body is sent is taken for a size limit only above this (bytes).
 const LIMIT_PLAUSIBLE: u64 = 1 << 20;
+
+/// How long a small request to a publisher may take that shows whether it is there.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Shared {
     pub(super) async fn store(&self, body: &Body, options: StoreOptions) -> Result<StoreResult> {
@@ -114,17 +118,39 @@ impl Shared {
             }
         }
         self.count(&rotation);
+        let mut broken = false;
         for (index, failure) in rotation.failures() {
-            let guessed = failure.class == Class::BrokenSend && limited.contains(&index);
-            if guessed && len > LIMIT_PLAUSIBLE {
-                self.publishers.get(index).refused(len, false);
+            if failure.class != Class::BrokenSend || len <= LIMIT_PLAUSIBLE {
+                continue;
+            }
+            let publisher = self.publishers.get(index);
+            if !self.answers(publisher).await {
+                continue;
+            }
+            broken = true;
+            if limited.contains(&index) {
+                publisher.refused(len, false);
             }
         }
-        let broken = len > LIMIT_PLAUSIBLE && rotation.count(Class::BrokenSend) > 0;
         if broken || rotation.count(Class::TooLarge) > 0 {
             return Err(rotation.error(ErrorKind::TooLarge, what));
         }
         Err(rotation.error(ErrorKind::Walrus, what))
+    }
+
+    /// Whether a publisher answers a small request, with whatever status. What closes every
+    /// connection (a proxy or a tunnel before a publisher that is being started again) does not
+    /// mind the size of a body: packs that are cut into ever smaller ones cost many times as much.
+    async fn answers(&self, publisher: &Endpoint) -> bool {
+        let Ok(url) = Url::parse(&publisher.url("/status")) else {
+            return false;
+        };
+        let mut request = self.http(&url).get(url.clone());
+        if let Some(basic) = publisher.basic() {
+            request = request.header(AUTHORIZATION, basic.clone());
+        }
+        let answer = tokio::time::timeout(ANSWERS_WITHIN, request.send()).await;
+        answer.is_ok_and(|answer| answer.is_ok())
     }
 
     /// One attempt (another request for each parameter that the publisher turns out not to know).

@@ -62,6 +62,8 @@ struct Report {
     known: Option<Sum>,
     /// Blocks that do not hash to their keys; they stay.
     wrong: Option<Sum>,
+    /// Blocks that no publisher takes, even by themselves; they stay.
+    too_large: Option<Sum>,
     /// Blocks that a Go node took meanwhile, or put anew.
     taken: Option<Sum>,
 }
@@ -79,6 +81,7 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
                 stored: None,
                 known: None,
                 wrong: None,
+                too_large: None,
                 taken: None,
             }
         }
@@ -102,8 +105,9 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         }
     };
     context.print(&report, || text(&report))?;
-    let wrong = report.wrong.is_some_and(|wrong| wrong.blocks > 0);
-    Ok(Exit::findings(wrong))
+    let left = [report.wrong, report.too_large];
+    let left = left.into_iter().flatten().any(|left| left.blocks > 0);
+    Ok(Exit::findings(left))
 }
 
 fn done_report(adopted: Adopted) -> Report {
@@ -113,6 +117,7 @@ fn done_report(adopted: Adopted) -> Report {
         stored: Some(adopted.stored.into()),
         known: Some(adopted.known.into()),
         wrong: Some(adopted.wrong.into()),
+        too_large: Some(adopted.too_large.into()),
         taken: Some(adopted.taken.into()),
     }
 }
@@ -159,6 +164,7 @@ fn text(report: &Report) -> String {
         ("known already", report.known),
         ("taken by a Go node", report.taken),
         ("wrong bytes, left where they are", report.wrong),
+        ("too large, left where they are", report.too_large),
     ] {
         let sum = sum.filter(|sum| sum.blocks > 0 || name == "stored");
         if let Some(sum) = sum {

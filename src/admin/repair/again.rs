@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::upload::{Carried, Fill, Pack, Parcel, Uploader};
 use crate::walrus::cost::units;
 
@@ -28,6 +28,8 @@ pub(super) struct Again {
     pub(super) cost: u64,
     /// Whether blocks that were taken could not be stored.
     pub(super) failed: bool,
+    /// Why the first block was not stored that no publisher takes.
+    pub(super) too_large: Option<Error>,
 }
 
 impl Again {
@@ -41,6 +43,7 @@ impl Again {
             units: 0,
             cost: 0,
             failed: false,
+            too_large: None,
         }
     }
 
@@ -65,9 +68,15 @@ impl Again {
         Ok(())
     }
 
-    /// Stores what was taken.
+    /// Stores what was taken. A block that no publisher takes is no failure, but remembered.
     pub(super) async fn finish(&mut self, apply: bool) -> Result<()> {
-        let done = self.store_taken(apply).await;
+        let done = match self.store_taken(apply).await {
+            Err(e) if e.kind() == ErrorKind::TooLarge => {
+                self.too_large.get_or_insert(e);
+                Ok(())
+            }
+            done => done,
+        };
         self.failed |= done.is_err();
         done
     }

@@ -1,8 +1,8 @@
 //! What is in files that the journal has set aside, and whether they may be deleted.
 //!
 //! Such a file has damaged blocks, and whole ones that were on Walrus, replaced or deleted when it
-//! was set aside. So nothing is needed of it if Walrus has every blob of the index, and each of its
-//! whole blocks has a row or waits in the journal.
+//! was set aside. So nothing is needed of it if Walrus gives every block of the index, and each of
+//! its whole blocks has a row or waits in the journal.
 
 use super::super::check;
 use super::sources::Sources;
@@ -14,16 +14,17 @@ use crate::journal::Contents;
 /// Keys that are looked up together.
 const TOGETHER: usize = 1000;
 
-/// Whether a check has found every blob of the index on Walrus.
+/// Whether a check has read every block of the index from Walrus. One byte of each blob, which a
+/// check asks for by itself, does not tell whether the others are right.
 pub(super) fn proves_all_sound(options: &check::Options, found: &check::Summary) -> bool {
     let all = options.only.is_none()
         && options.from.after.is_empty()
-        && options.from.data != check::Data::None
+        && options.from.data == check::Data::Read(check::Sample::All)
         && found.stopped.is_none();
     all && found.cursor.errors == 0
 }
 
-/// Tells of each file what is in it. `sound`: every blob of the index is on Walrus.
+/// Tells of each file what is in it. `sound`: Walrus gives every block of the index.
 ///
 /// # Errors
 /// Those of the index.
@@ -75,7 +76,7 @@ fn words(contents: &Contents, elsewhere: usize, again: usize, sound: bool) -> St
     }
     text += match (sound, alone) {
         (false, _) => {
-            ". Keep it until `walrusds repair`, without --blob, --index-only and --resume, finds no errors"
+            ". Keep it until `walrusds repair --read-data`, without --blob and --resume, finds no errors"
         }
         (true, 0) if contents.listed > 0 || !contents.understood => {
             ". No whole block is found there alone: it may be deleted, unless you want to examine what is damaged"

@@ -198,7 +198,8 @@ impl Repaired {
 /// # Errors
 /// As [`Inspection::open`] and [`check::check`]; [`ErrorKind::Config`] for a source that cannot be
 /// used. Storing a pack failed ([`ErrorKind::Walrus`]): blocks that were stored until then keep
-/// their new places, and another repair goes on from there.
+/// their new places, and another repair goes on from there. [`ErrorKind::TooLarge`]: no publisher
+/// takes a lost block, even by itself; all else was done.
 pub async fn repair(
     config: Config,
     repo: &Path,
@@ -278,7 +279,11 @@ async fn with(
         index.add_usage(difference).await?;
     }
     let sound = aside::proves_all_sound(&options.check, &check);
+    let sound = sound && repair.again.too_large.is_none();
     aside::tell(&repair.sources, &*index, sound, repair.on).await?;
+    if let Some(e) = repair.again.too_large {
+        return Err(e.context("everything else was repaired, but some blocks are left"));
+    }
     Ok(Repaired {
         applied: options.apply,
         packs: repair.again.packs,

@@ -332,7 +332,7 @@ fn what_does_not_count_is_noted_before_another_write_follows() {
 }
 
 /// A small write may find room where a large one has found none: the disk is full until one as
-/// large has succeeded, or nothing is left that could leave.
+/// large has succeeded, a while has passed, or nothing is left that could leave.
 #[test]
 fn a_small_write_does_not_mean_that_the_disk_has_room() {
     runtime().block_on(async {
@@ -349,6 +349,13 @@ fn a_small_write_does_not_mean_that_the_disk_has_room() {
         scene.disk.fail(Call::Create, 0, 1);
         scene.put(one("/larger", 300_000)).await.unwrap_err();
         assert!(is_full());
+        let full = scene.journal.inner.state.lock().disk_full.clone();
+        if let Some(full) = &mut scene.journal.inner.state.lock().disk_full {
+            full.last -= Duration::from_secs(60);
+        }
+        scene.put(one("/c", 100)).await.unwrap();
+        assert!(!is_full());
+        scene.journal.inner.state.lock().disk_full = full;
         let pack = scene.journal.take_pack(Fill::new(Format::Concat, u64::MAX));
         scene.journal.settle(pack).await;
         let emptied = || scene.journal.inner.state.lock().segments.is_empty();
