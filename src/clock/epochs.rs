@@ -83,8 +83,8 @@ impl State {
         let by = known()
             .filter_map(|span| span.starts_by(epoch, length))
             .min();
-        // Where the epoch was seen after the moment by which it must have ended, the network is late
-        // or a clock is wrong. It had begun when it was seen: nothing more is known then.
+        // Where the epoch was seen after the moment by which it must have ended, the network is
+        // late or a clock is wrong. It had begun when it was seen: nothing more is known then.
         let by = by.map(|by| match by.saturating_add(longest(length)) < next {
             true => next,
             false => by,

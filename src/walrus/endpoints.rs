@@ -19,9 +19,9 @@
 //! behind a stock nginx, anything elsewhere. A refusal of N bytes teaches a cap: 10 MiB if N was
 //! above that, else N/2 and a little for what a pack has around its blocks, so that half of the
 //! blocks fit; but never below the largest body it has taken. A learnt cap is forgotten after an
-//! hour (ten minutes if it was only guessed from two broken connections in a row), because operators
-//! raise limits and weak networks recover. A publisher that does not even answer a small request
-//! then is away, which teaches nothing.
+//! hour (ten minutes if it was only guessed from two broken connections in a row), because
+//! operators raise limits and weak networks recover. A publisher that does not even answer a small
+//! request then is away, which teaches nothing.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
