@@ -222,7 +222,8 @@ pub struct EndingIn {
 pub trait Ledger: Rows {
     /// As [`Rows::put_many`], and writes the entry of the blob that the rows point at, in the same
     /// transaction. Where the entry exists, what is known anew replaces what was known, an end is
-    /// never moved backwards, and the cost is added to what was paid before.
+    /// never moved backwards, and the cost is added to what was paid before, unless the entry has
+    /// this object ID and end epoch already.
     async fn place(&self, blob: &Blob, rows: &[KeyRecord]) -> Result<()> {
         let _ = blob;
         self.put_many(rows).await

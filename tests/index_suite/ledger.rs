@@ -121,11 +121,19 @@ pub async fn what_is_known_anew_replaces_what_was_known(env: Env) {
     let found = known(&env, "blob").await;
     assert_eq!((found.object_id.as_str(), found.end_epoch), ("0x2", 20));
     assert_eq!(found.cost, 15);
+    // Its answer was lost, so it is noted once more.
+    assert_eq!(env.a.renewed(&again).await.unwrap(), 2);
+    env.a
+        .place(&again, &[row("/b", "blob", 10, 10)])
+        .await
+        .unwrap();
+    assert_eq!(known(&env, "blob").await.cost, 15);
     let row = env.b.get("/a").await.unwrap().unwrap();
     assert_eq!((row.end_epoch, row.expires_at), (20, Some(time(2000))));
 
     // A cost beyond all measure saturates.
     again.cost = i64::MAX;
+    again.end_epoch = 21;
     env.a.renewed(&again).await.unwrap();
     assert!(known(&env, "blob").await.cost > i64::MAX / 2);
     let renewal = Renewal::new(30, None);

@@ -50,7 +50,8 @@ pub(super) struct LedgerSql {
 /// What a statement that writes entries does where an entry exists.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Anew {
-    /// The blob was stored now: its price is added, and the blob is live.
+    /// The blob was stored now: its price is added, unless this registration was written before, and
+    /// the blob is live.
     Stored,
     /// The blob was found: the greater cost counts, and its state stays.
     Found,
@@ -88,6 +89,10 @@ fn write_entries(shape: &Shape, first: usize, anew: Anew) -> String {
     let object = format!(
         "({goes} OR EXCLUDED.object_id <> '' AND (b.object_id = '' OR EXCLUDED.end_epoch >= b.end_epoch))"
     );
+    // The same registration, with the same end: its answer was lost, and it is written once more.
+    let again = format!(
+        "NOT {goes} AND b.object_id <> '' AND b.object_id = EXCLUDED.object_id AND b.end_epoch = EXCLUDED.end_epoch"
+    );
     let types =
         "text text text bigint bigint bigint boolean bigint bigint timestamptz text timestamptz";
     let columns = types.split(' ').enumerate();
@@ -108,7 +113,10 @@ fn write_entries(shape: &Shape, first: usize, anew: Anew) -> String {
         size = known("size", "0"),
         encoded = known("encoded_size", "0"),
         cost = match anew {
-            Anew::Stored => clamped("b.cost::numeric + EXCLUDED.cost"),
+            Anew::Stored => format!(
+                "CASE WHEN {again} THEN GREATEST(b.cost, EXCLUDED.cost) ELSE {} END",
+                clamped("b.cost::numeric + EXCLUDED.cost")
+            ),
             Anew::Found => "GREATEST(b.cost, EXCLUDED.cost)".to_owned(),
         },
         state = match anew {

@@ -76,7 +76,12 @@ impl LedgerSql {
         };
         LedgerSql {
             write: write(
-                "CAST(min(cost + 0.0 + excluded.cost, 9.2e18) AS INTEGER)",
+                // The same registration, with the same end, may be written once more.
+                &format!(
+                    "CASE WHEN NOT {going} AND object_id <> '' AND object_id = excluded.object_id \
+                     AND end_epoch = excluded.end_epoch THEN max(cost, excluded.cost) \
+                     ELSE CAST(min(cost + 0.0 + excluded.cost, 9.2e18) AS INTEGER) END"
+                ),
                 "state = 'live', state_since = excluded.state_since, ",
                 going,
             ),
