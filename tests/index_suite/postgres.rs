@@ -156,7 +156,7 @@ async fn a_new_table_is_as_documented() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_table_has_its_indexes_although_others_have_their_names() {
     let pg = Postgres::shared();
-    for moved in ["", "_meta", "_usage", "_leases"].map(|last| last.to_owned()) {
+    for moved in ["", "_meta", "_usage", "_leases", "_blobs"].map(|last| last.to_owned()) {
         let db = pg.database();
         open(&pg.url(&db)).await.close().await.unwrap();
         pg.execute(&db, "ALTER TABLE walrus_index RENAME TO older");
@@ -181,6 +181,13 @@ async fn a_new_table_has_its_indexes_although_others_have_their_names() {
              WHERE x.indrelid = 'walrus_index'::regclass",
         );
         assert_eq!(columns, "blob_id key", "{moved}");
+        let of_ledger = pg.scalar(
+            &db,
+            "SELECT string_agg(a.attname, ' ' ORDER BY a.attname) FROM pg_index x \
+             JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0] \
+             WHERE x.indrelid = 'walrus_index_blobs'::regclass",
+        );
+        assert_eq!(of_ledger, "blob_id end_epoch expires_at state", "{moved}");
     }
 }
 

@@ -457,8 +457,40 @@ fn index_names<'a>(
     table: &'a TableName,
     column: &'a str,
 ) -> impl Iterator<Item = String> + Clone + 'a {
+    numbered(table, format!("_{column}_idx"))
+}
+
+/// The table's name with a suffix, and with a number behind it.
+fn numbered(table: &TableName, suffix: String) -> impl Iterator<Item = String> + Clone + '_ {
     let last = std::iter::once(String::new()).chain((1..10).map(|n| n.to_string()));
-    last.map(move |last| table.with_suffix(&format!("_{column}_idx{last}")))
+    last.map(move |last| table.with_suffix(&format!("{suffix}{last}")))
+}
+
+/// The indexes of the ledger, by the ends of their names, with their columns.
+const OF_LEDGER: [(&str, &str); 3] = [
+    ("_blobs_due", "(expires_at, blob_id)"),
+    ("_blobs_end", "(end_epoch, blob_id)"),
+    (
+        "_blobs_released",
+        "(state, blob_id) WHERE state = 'released'",
+    ),
+];
+
+/// The names of indexes that a table has, and those that are taken by other relations. A table that
+/// was moved aside keeps the names of its indexes: those of the new one get other names then.
+struct Indexes {
+    own: Vec<String>,
+    others: Vec<String>,
+}
+
+impl Indexes {
+    /// The name for an index that may have these names; `None` if it is there.
+    fn missing(&self, mut names: impl Iterator<Item = String> + Clone) -> Option<String> {
+        let own = names.clone().any(|name| self.own.contains(&name));
+        names
+            .find(|name| !self.others.contains(name))
+            .filter(|_| !own)
+    }
 }
 
 /// The columns of the ledger ([`crate::index::Blob`]).
@@ -471,23 +503,17 @@ const BLOBS: &str = "blob_id TEXT COLLATE \"C\" PRIMARY KEY, object_id TEXT NOT 
 
 /// The statements that bring the tables up to date. Each of them may be run again.
 ///
-/// `indexes` are those of the table, and `others` the other relations with such a name;
-/// `may_create`: whether companions can be made in the table's schema.
+/// `indexes` and `of_ledger` are those of the table and of the ledger; `may_create`: whether
+/// companions can be made in the table's schema.
 fn plan(
     found: &Found,
-    indexes: &[String],
-    others: &[String],
+    indexes: &Indexes,
+    of_ledger: &Indexes,
     may_create: bool,
 ) -> Result<Vec<String>> {
     let table = &found.table;
     let quoted = table.quoted();
-    // A table that was moved aside keeps the names of its indexes: the indexes of this table get
-    // other names then.
-    let index = |column: &str| {
-        let mut names = index_names(table, column);
-        let own = names.clone().any(|name| indexes.contains(&name));
-        names.find(|name| !others.contains(name)).filter(|_| !own)
-    };
+    let index = |column: &str| indexes.missing(index_names(table, column));
     let mut plan = Vec::new();
     if found.exists {
         let missing = found.check()?;
@@ -512,7 +538,7 @@ fn plan(
         ));
     }
     // Version 2 had an index of ends and blobs, whose place the ledger takes.
-    for name in index_names(table, "due").filter(|name| indexes.contains(name)) {
+    for name in index_names(table, "due").filter(|name| indexes.own.contains(name)) {
         let schema = found.schema.as_ref().map(|s| format!("\"{s}\"."));
         let schema = schema.unwrap_or_default();
         plan.push(format!("DROP INDEX IF EXISTS {schema}\"{name}\""));
@@ -536,12 +562,10 @@ fn plan(
         let place = found.place_of(&table.companion(suffix), may_create);
         plan.push(format!("CREATE TABLE IF NOT EXISTS {} ({columns})", place.quoted()));
         if suffix == "_blobs" {
-            for (suffix, columns) in [
-                ("_blobs_due", "(expires_at, blob_id)"),
-                ("_blobs_end", "(end_epoch, blob_id)"),
-                ("_blobs_released", "(state, blob_id) WHERE state = 'released'"),
-            ] {
-                let index = table.with_suffix(suffix);
+            for (suffix, columns) in OF_LEDGER {
+                let Some(index) = of_ledger.missing(numbered(table, suffix.to_owned())) else {
+                    continue;
+                };
                 let place = place.quoted();
                 of_blobs.push(format!(
                     "CREATE INDEX IF NOT EXISTS \"{index}\" ON {place} {columns}"
@@ -612,8 +636,6 @@ async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<(
         Ok(found) => found,
         Err(e) => return Ok(Err(e)),
     };
-    let table = [name(Some(found.table.name())), name(found.table.schema())];
-    let indexes = texts(&ask(INDEXES, table.into()).await?)?;
     let mut may_create = false;
     if found.schema.is_some() {
         let asked = "SELECT pg_catalog.has_schema_privilege($1::text, 'CREATE')";
@@ -628,15 +650,22 @@ async fn migrate_within(conn: &Arc<Conn>, wanted: &TableName) -> Answer<Result<(
             return Ok(Err(no_schema(&found.table, &role, &database)));
         }
     }
-    let names = ["blob_id", "due", "key_prefix"];
-    let names = names.iter().flat_map(|of| index_names(&found.table, of));
-    let params = [
-        Param::Texts(names.collect()),
-        Param::Text(found.table.quoted()),
-        name(found.table.schema()),
-    ];
-    let others = texts(&ask(OTHERS, params.into()).await?)?;
-    let statements = match plan(&found, &indexes, &others, may_create) {
+    let of_table = ["blob_id", "due", "key_prefix"];
+    let of_table = of_table.iter().flat_map(|of| index_names(&found.table, of));
+    let of_ledger = OF_LEDGER.iter();
+    let of_ledger = of_ledger.flat_map(|(end, _)| numbered(&found.table, (*end).to_owned()));
+    let existing = |table: TableName, names: Vec<String>| async move {
+        let place = [name(Some(table.name())), name(table.schema())];
+        let own = texts(&ask(INDEXES, place.into()).await?)?;
+        let quoted = Param::Text(table.quoted());
+        let params = [Param::Texts(names), quoted, name(table.schema())];
+        let others = texts(&ask(OTHERS, params.into()).await?)?;
+        Ok(Indexes { own, others })
+    };
+    let ledger = found.place_of(&found.table.companion("_blobs"), may_create);
+    let indexes = existing(found.table.clone(), of_table.collect()).await?;
+    let of_ledger = existing(ledger, of_ledger.collect()).await?;
+    let statements = match plan(&found, &indexes, &of_ledger, may_create) {
         Ok(statements) => statements,
         Err(e) => return Ok(Err(e)),
     };
