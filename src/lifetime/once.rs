@@ -4,8 +4,9 @@ use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use super::lease::{with_lease, Lease, LEASE_TTL};
+use super::present::learn_epochs;
 use super::repack::{repack, Repacked};
-use super::{round, RenewalParts, Rounds, ROUND_NOTE};
+use super::{round, shed, RenewalParts, Rounds, ROUND_NOTE};
 use crate::error::{caught, Error, ErrorKind, Result};
 use crate::index::new_owner;
 use crate::log::Level;
@@ -76,7 +77,17 @@ async fn take(parts: &RenewalParts) -> Result<Lease> {
             format!("nothing can be renewed or repacked here: {why}"),
         ));
     }
-    Lease::take(parts, &new_owner()).await?.ok_or_else(|| {
+    let lease = Lease::take(parts, &new_owner()).await?;
+    // What this process may use, as a node knows it from its first look on.
+    let known = caught(async {
+        learn_epochs(parts).await?;
+        shed::recall(parts).await
+    });
+    if let Err(e) = known.await {
+        let text = format!("what storage is left is not known, so more is bought: {e}");
+        parts.log.push(Level::Warn, text);
+    }
+    lease.ok_or_else(|| {
         Error::retryable(
             ErrorKind::Locked,
             format!(

@@ -4,7 +4,7 @@ use super::*;
 use crate::config::Config;
 use crate::datastore::Inspection;
 use crate::index::sqlite::{SqliteIndex, SqliteOptions};
-use crate::index::{Index as _, KeyRecord, Ledger as _, Record};
+use crate::index::{Index as _, KeyRecord, Ledger as _, Record, STORAGE_LEFT};
 use crate::lifetime::chain::fake::{Call, Fake};
 use crate::lifetime::chain::{Chain as _, Epoch, OwnedBlob};
 use crate::lifetime::present::tell_epoch;
@@ -315,4 +315,23 @@ async fn a_mark_outlives_its_process_and_no_row() {
         );
         scene.inspection.close().await.unwrap();
     }
+}
+
+/// A command makes use of the storage that nodes know of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_knows_what_storage_is_left() {
+    let mut scene = scene_with(NOTED, 3600, REUSE).await;
+    let index = scene.inspection.index();
+    let left = format!("{}@{}", 1_u64 << 30, NOW + 2);
+    index.set_note(STORAGE_LEFT, Some(&left)).await.unwrap();
+    let parts = scene.inspection.renewal();
+    tell_epoch(parts).await;
+    let packs = |parts: &RenewalParts| parts.uploader.reuse.as_ref().unwrap().packs(1000);
+    assert_eq!(packs(parts), 0);
+    let stop = std::future::pending();
+    crate::lifetime::once::repack_once(parts, &[], stop)
+        .await
+        .unwrap();
+    assert_eq!(packs(parts), 1);
+    scene.inspection.close().await.unwrap();
 }
