@@ -290,8 +290,8 @@ async fn the_state_is_shown_beside_a_running_node_and_nothing_changes() {
 async fn data_about_to_lapse_is_found() {
     let repo = Repo::sqlite().await;
     repo.with_epoch(&blocks(0..3)).await;
-    // Five epochs were bought: half of a lead of twenty holds them.
-    let lead = format!("renewLeadSeconds={}", 20 * EPOCH);
+    // Five epochs were bought: a fifth of a lead of thirty holds them.
+    let lead = format!("renewLeadSeconds={}", 30 * EPOCH);
     let result = repo.json(&["status", "--set", &lead]).await.result(3);
     let finding = &result["findings"][0];
     assert_eq!(
@@ -300,7 +300,7 @@ async fn data_about_to_lapse_is_found() {
     );
     let text = repo.run(&["--set", &lead]).await;
     assert!(
-        text.text(3).contains("error: 1 blob is within half"),
+        text.text(3).contains("error: 1 blob is within a fifth"),
         "{}",
         text.out
     );

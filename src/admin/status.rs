@@ -321,10 +321,10 @@ fn find(status: &Status, max_waste_percent: u32) -> Vec<Finding> {
                 "walrusds check names the blocks; walrusds repair stores again what a journal, a cache or another repo still has",
             );
         }
-        // A node renews a blob that ends within the lead. A blob that ends within half of it is
-        // late.
-        let half = Duration::from_secs(renewal.lead_seconds / 2);
-        let soon = status.at.checked_add(half);
+        // A node spreads its renewals over the lead. What has failed until the last quarter is done
+        // by all means.
+        let least = Duration::from_secs(renewal.lead_seconds / 5);
+        let soon = status.at.checked_add(least);
         let late = count(&|e| {
             e.end_epoch > epoch && matches!((e.at, soon), (Some(at), Some(soon)) if at <= soon)
         });
@@ -340,7 +340,7 @@ fn find(status: &Status, max_waste_percent: u32) -> Vec<Finding> {
             (n, false) => add(
                 "renewal-late",
                 Severity::Error,
-                format!("{} within half of the lead (renewLeadSeconds): their renewal fails", are(n)),
+                format!("{} within a fifth of the lead (renewLeadSeconds): their renewal fails", are(n)),
                 "look for \"could not be renewed\" in the log of the node that renews; walrusds renew --yes tries now",
             ),
         }

@@ -15,7 +15,7 @@ use super::repack::repack;
 use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS};
 use crate::backoff::doubled;
 use crate::error::{caught, Error, ErrorKind, Result};
-use crate::index::{Blob, RenewItem, Renewal};
+use crate::index::{Blob, RenewItem};
 use crate::log::Level;
 use crate::metrics::Metrics;
 use crate::upload::digest_text;
@@ -249,12 +249,9 @@ async fn renew_blob(
     if rows.is_empty() {
         return Ok(Outcome::Renewed(None));
     }
-    if let Some(renewal) = &past.unnoted {
-        let noted = parts
-            .index
-            .update_blob_after_renewal(&item.blob_id, renewal);
-        noted.await?;
-        return Ok(Outcome::Renewed(renewal.expires_at));
+    if let Some(blob) = &past.unnoted {
+        parts.index.renewed(blob).await?;
+        return Ok(Outcome::Renewed(blob.expires_at));
     }
     if let Some(rest) = past.too_often() {
         return Err(Error::new(
@@ -317,18 +314,14 @@ async fn renew_blob(
     blob.digest = digest_text(body.digest());
     blob.read_back_at = Some(parts.clock.now());
     let (end_epoch, expires_at) = (blob.end_epoch, blob.expires_at);
-    let renewal = Renewal {
-        end_epoch,
-        expires_at: expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH),
-    };
+    blob.expires_at = expires_at.filter(|t| *t > SystemTime::UNIX_EPOCH);
     let outcome = if stored.newly_created || end_epoch > item.end_epoch {
         Metrics::add(&parts.metrics.renewals, 1);
-        past.unnoted = Some(renewal.clone());
+        past.unnoted = Some(blob.clone());
         Outcome::Renewed(expires_at)
     } else {
         Outcome::NotYet
     };
-    blob.expires_at = renewal.expires_at;
     parts.index.renewed(&blob).await?;
     failpoint!("renew.noted");
     Ok(outcome)

@@ -94,16 +94,22 @@ pub(super) async fn execute(
         parts.log.push(Level::Info, text);
     }
     let ends = ends_on_chain(parts, round.as_ref(), &plan).await;
-    let mut extended = Vec::new();
+    let (mut extended, mut lapsing) = (Vec::new(), Vec::new());
     let waits = |decision: &Decision| !at_once && !is_urgent(parts, decision.end_epoch);
     let mut sparse = Vec::new();
-    let mut unclear: HashSet<&str> = HashSet::new();
     let mut can_extend = true;
     for decision in &plan.decisions {
         match decision.action {
             // A dead blob is left to end; a block that is put or brought back later makes it due
             // again. One that can be deleted is deleted below, after its time of grace.
-            Action::Lapse | Action::Delete => drop(done.insert(decision.blob_id.clone())),
+            Action::Lapse | Action::Delete => {
+                let entry = blobs.get(&decision.blob_id);
+                let entry = entry.and_then(|(entry, _)| entry.as_ref());
+                if entry.is_some_and(|entry| entry.state == BlobState::Live) {
+                    lapsing.push(decision.blob_id.clone());
+                }
+                done.insert(decision.blob_id.clone());
+            }
             Action::StoreAgain => {}
             _ if decision.deferred && waits(decision) => {
                 done.insert(decision.blob_id.clone());
@@ -129,11 +135,9 @@ pub(super) async fn execute(
                     continue;
                 };
                 match extend(parts, round, decision, epochs).await {
-                    Ok(()) => extended.push(decision),
-                    Err(Some(Failure::Unclear)) => {
-                        extended.push(decision);
-                        unclear.insert(&decision.blob_id);
-                    }
+                    // What is read back tells whether an extension whose outcome was not told was
+                    // made.
+                    Ok(()) | Err(Some(Failure::Unclear)) => extended.push(decision),
                     Err(Some(Failure::EmptyWallet | Failure::Unusable)) => can_extend = false,
                     Err(_) if waits(decision) => drop(done.insert(decision.blob_id.clone())),
                     Err(_) => {}
@@ -142,12 +146,16 @@ pub(super) async fn execute(
             Action::Repack => sparse.push(decision),
         }
     }
+    // Or they would count as data that has lapsed, until the next count.
+    for page in lapsing.chunks(PAGE) {
+        parts.index.set_state(page, BlobState::Released).await?;
+    }
     if let Some(round) = &round {
         for decision in extended {
             let noted = note_extension(parts, round, decision, &blobs, &terms).await;
-            // An extension whose outcome was not told may be made still, and most failures pass.
-            let may_pass = unclear.contains(&*decision.blob_id) && waits(decision);
-            if noted || may_pass {
+            // The list may lag behind the extension, one whose outcome was not told may be made
+            // still, and most failures pass: the next round reads the end first.
+            if noted || waits(decision) {
                 done.insert(decision.blob_id.clone());
             }
         }
@@ -497,6 +505,8 @@ async fn delete_dead(parts: &RenewalParts, round: Option<&Round>) {
 async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
     mark_dead(parts).await?;
     let mut marked = InState::new(&*parts.index, BlobState::Deleting);
+    // Whether the wallet is that of these blobs, once that is in doubt.
+    let mut mine = None;
     while let Some(page) = marked.next().await? {
         let page = page.into_iter().filter(|blob| can_be_deleted(parts, blob));
         let page = still_dead(parts, page.collect()).await?;
@@ -513,27 +523,68 @@ async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
                 return Ok(());
             }
         };
-        let mut gone = Vec::new();
+        let all_tried = outcomes.len() == page.len();
+        let (mut gone, mut deleted) = (Vec::new(), 0);
         for (blob, (_, outcome)) in page.iter().zip(outcomes) {
+            let blob_id = &blob.blob_id;
             match outcome {
-                Err(e) if Failure::of(&e) != Some(Failure::Absent) => {
-                    let blob_id = &blob.blob_id;
+                Ok(()) => {
+                    gone.push(blob);
+                    deleted += 1;
+                }
+                Err(e) if Failure::of(&e) == Some(Failure::Absent) => {
+                    if mine.is_none() {
+                        mine = Some(owns_some(parts, round).await?);
+                    }
+                    let text = match mine {
+                        // It was deleted before, by a call whose outcome was not told.
+                        Some(true) => {
+                            gone.push(blob);
+                            format!("blob {blob_id} has no blocks, and was deleted before")
+                        }
+                        _ => format!(
+                            "blob {blob_id} has no blocks and could not be deleted: the wallet of walrusCommand owns none \
+                             of the blobs of this index: {e}"
+                        ),
+                    };
+                    parts.log.alike(about::DELETION, Level::Warn, text);
+                }
+                Err(e) => {
                     let text =
                         format!("blob {blob_id} has no blocks and could not be deleted: {e}");
-                    parts.log.push(Level::Warn, text);
+                    parts.log.alike(about::DELETION, Level::Warn, text);
                 }
-                // An absent one was deleted before, by a call whose outcome was not told.
-                Ok(()) | Err(_) => gone.push(blob),
             }
         }
         failpoint!("dead.deleted");
         shed::left(parts, &gone).await?;
-        Metrics::add(&parts.metrics.blobs_deleted, gone.len() as u64);
+        Metrics::add(&parts.metrics.blobs_deleted, deleted);
         let ids: Vec<String> = gone.iter().map(|blob| blob.blob_id.clone()).collect();
         parts.index.forget_blobs(&ids).await?;
         failpoint!("dead.forgotten");
+        if !all_tried {
+            // The next round goes on. What is live comes first.
+            break;
+        }
     }
     Ok(())
+}
+
+/// Whether the wallet owns a blob of this index, as far as some of them tell: another wallet says
+/// of every blob that there is none.
+async fn owns_some(parts: &RenewalParts, round: &Round) -> Result<bool> {
+    for state in [BlobState::Live, BlobState::Released, BlobState::Deleting] {
+        let some = parts.index.blobs_in_state(state, "", PAGE).await?;
+        for blob in some
+            .iter()
+            .filter(|blob| object_id(&blob.object_id).is_ok())
+        {
+            if round.owned(&blob.object_id).await?.is_some() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn can_be_deleted(parts: &RenewalParts, blob: &Blob) -> bool {

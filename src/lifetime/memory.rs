@@ -14,7 +14,7 @@ use super::check::Digest;
 use super::RenewalParts;
 use crate::backoff::doubled;
 use crate::error::Result;
-use crate::index::{Renewal, OF_RENEWAL};
+use crate::index::{Blob, OF_RENEWAL};
 
 /// How many wrong bytes of one blob are remembered. So many different ones may be paid for between
 /// two rests.
@@ -40,7 +40,7 @@ pub(super) struct Past {
     /// Those bytes may be paid for again after this moment.
     wrong_until: Option<Instant>,
     /// A renewal that the index could not be told of. Known to this process alone.
-    pub(super) unnoted: Option<Renewal>,
+    pub(super) unnoted: Option<Blob>,
 }
 
 impl Past {
@@ -298,10 +298,7 @@ mod tests {
         wrong.stored_wrong([7; 32], EPOCH);
         wrong.rest = None;
         let unnoted = Past {
-            unnoted: Some(Renewal {
-                end_epoch: 7,
-                expires_at: None,
-            }),
+            unnoted: Some(Blob::default()),
             ..Past::default()
         };
         let mut memory = Memory::default();

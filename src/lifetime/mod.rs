@@ -86,6 +86,7 @@ const PROBES_MISSING: usize = 256;
 /// fails all that comes after it.
 mod about {
     pub(super) const EXTENSION: &str = "extension";
+    pub(super) const DELETION: &str = "deletion";
     pub(super) const MISSING: &str = "missing-blobs";
     pub(super) const CORRUPT: &str = "corrupt-blobs";
     pub(super) const RENEWAL: &str = "renewal";

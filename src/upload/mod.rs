@@ -350,10 +350,13 @@ impl Uploader {
         let now = self.clock.now();
         match stored.start_epoch {
             // An end that is later than the epochs that were asked for does not make the renewal
-            // later.
+            // later, unless the storage of a deleted blob was taken, which has its own end.
             Some(start) => {
                 let asked = start.saturating_add(u64::from(epochs));
-                let end = stored.end_epoch.min(asked);
+                let end = match stored.reused {
+                    Some(true) => stored.end_epoch,
+                    _ => stored.end_epoch.min(asked),
+                };
                 self.epoch_clock.expires_at(now, start, end)
             }
             None => self.epoch_clock.expires_at_least(now, epochs),

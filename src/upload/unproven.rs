@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{Pack, Parcel};
 
-/// How long a pack is only read back before it is paid for again.
+/// A pack is read back for this long, and at least once after that, before it is paid for again.
 const AGAIN: Duration = Duration::from_secs(6 * 3600);
 
 /// The packs that are remembered at most: about 100 bytes for each of their blocks.
@@ -33,6 +33,8 @@ pub(crate) struct Unproven(Mutex<LruCache<blake3::Hash, Seen>>);
 struct Seen {
     pack: Pack,
     since: Instant,
+    /// Whether it was read back a last time after [`AGAIN`], or is just now.
+    last: bool,
 }
 
 impl Default for Unproven {
@@ -54,12 +56,14 @@ impl Unproven {
         }
         let name = name_of(blocks);
         let mut all = self.0.lock();
-        let seen = all.get(&name)?;
-        if seen.since.elapsed() < AGAIN && lasts(&seen.pack) {
-            return Some(seen.pack.clone());
+        let seen = all.get_mut(&name)?;
+        let is_late = seen.since.elapsed() >= AGAIN;
+        if (is_late && seen.last) || !lasts(&seen.pack) {
+            all.pop(&name);
+            return None;
         }
-        all.pop(&name);
-        None
+        seen.last = is_late;
+        Some(seen.pack.clone())
     }
 
     /// Notes whether the pack of these blocks was read back.
@@ -72,9 +76,12 @@ impl Unproven {
         if is_proven {
             all.pop(&name);
         } else if !all.contains(&name) {
-            let since = Instant::now();
-            let pack = pack.clone();
-            all.put(name, Seen { pack, since });
+            let seen = Seen {
+                pack: pack.clone(),
+                since: Instant::now(),
+                last: false,
+            };
+            all.put(name, seen);
         }
     }
 }
@@ -93,4 +100,45 @@ fn name_of<P: InMemory>(blocks: &[P]) -> blake3::Hash {
         }
     }
     hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Carried;
+    use super::*;
+    use crate::index::Blob;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pack_is_read_back_before_it_is_paid_for_again_however_late() {
+        let unproven = Unproven::default();
+        let block = |n: u8| Carried {
+            key: "/k".to_owned(),
+            value: Bytes::from(vec![n]),
+            from: "old".to_owned(),
+            is_dag_pb: false,
+        };
+        let pack = Pack {
+            blob: Blob::default(),
+            places: Vec::new(),
+            len: 1,
+        };
+        let (blocks, others) = ([block(1)], [block(2)]);
+        let is_known = |blocks: &[Carried]| unproven.of(blocks, |_| true).is_some();
+        for waits in [1, 42] {
+            unproven.note(&pack, &blocks, false);
+            assert!(!is_known(&others));
+            tokio::time::advance(Duration::from_secs(waits * 3600)).await;
+            assert!(is_known(&blocks), "it is read back after {waits} hours");
+            unproven.note(&pack, &blocks, false);
+            tokio::time::advance(Duration::from_secs(42 * 3600)).await;
+            // Another chance after the first hour, and none after 42.
+            assert_eq!(is_known(&blocks), waits == 1);
+            assert!(!is_known(&blocks), "it is stored again");
+        }
+        unproven.note(&pack, &blocks, false);
+        assert!(unproven.of(&blocks, |_| false).is_none(), "it ends soon");
+        unproven.note(&pack, &blocks, false);
+        unproven.note(&pack, &blocks, true);
+        assert!(!is_known(&blocks), "it was read back");
+    }
 }

@@ -62,6 +62,8 @@ fn a_datastore_that_is_well_has_no_findings() {
 fn data_about_to_lapse_is_an_error_and_says_whether_anybody_renews() {
     let mut status = quiet();
     status.horizon = vec![ending(101, Some(1))];
+    assert_eq!(ids(&status), [""; 0], "its turn may come in the last third");
+    status.renewal.lead_seconds = 5 * 86_400;
     assert_eq!(ids(&status), ["renewal-late"]);
     status.renewal.last_round = Some(now() - DAY);
     assert_eq!(ids(&status), ["lapsing"]);

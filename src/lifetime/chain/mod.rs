@@ -126,8 +126,9 @@ pub trait Chain: Send + Sync + 'static {
     /// [`Failure::Unclear`].
     async fn extend(&self, object_id: &str, epochs: u32, shared: bool) -> Result<()>;
 
-    /// Deletes blobs. The outcome of each stands beside its ID, in the order of `object_ids`; the
-    /// call fails as a whole if an ID is none. A blob that is gone already is
+    /// Deletes blobs. The outcome of each stands beside its ID, in the order of `object_ids`. After
+    /// a failure that would hit the rest as well, that is not tried, and has no outcome. The call
+    /// fails as a whole if an ID is none. A blob that is gone already is
     /// [`Failure::Absent`].
     async fn delete(&self, object_ids: &[String]) -> Result<Vec<(String, Result<()>)>>;
 

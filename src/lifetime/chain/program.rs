@@ -23,6 +23,8 @@ const OUTPUT: usize = 16 << 20;
 const LIST_OUTPUT: usize = 256 << 20;
 /// How many blobs one run deletes, each in a transaction of its own.
 const DELETED_AT_A_TIME: usize = 20;
+/// A run that deletes several may take as long as so many other changes: what is live waits for it.
+const DELETION_WAITS: u32 = 4;
 
 /// The operator's `walrus` program and the options that stand before each of its commands, such as
 /// `--config` and `--wallet`. `Debug` shows the program alone, since options may hold a secret.
@@ -192,7 +194,7 @@ impl Program {
         arguments.extend(object_ids.iter().map(String::as_str));
         let count = u32::try_from(object_ids.len()).unwrap_or(u32::MAX);
         let bounds = Bounds {
-            time: self.limits.change.saturating_mul(count),
+            time: self.limits.change.saturating_mul(count.min(DELETION_WAITS)),
             output: OUTPUT,
         };
         let output = self.run(WHAT, &arguments, bounds).await?;
@@ -266,7 +268,7 @@ impl Chain for Program {
                 Ok(told) => outcomes.extend(told),
                 // A run that fails as a whole fails for the next ones, too.
                 Err(e) => {
-                    outcomes.resize_with(normal.len(), || Err(e.clone()));
+                    outcomes.extend(some.iter().map(|_| Err(e.clone())));
                     break;
                 }
             }

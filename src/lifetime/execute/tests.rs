@@ -335,3 +335,101 @@ async fn a_command_knows_what_storage_is_left() {
     assert_eq!(packs(parts), 1);
     scene.inspection.close().await.unwrap();
 }
+
+/// A chain whose list lags behind the last extension.
+struct Lags {
+    chain: Arc<Fake>,
+    extended: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl super::super::chain::Chain for Lags {
+    async fn epoch(&self) -> Result<Epoch> {
+        self.chain.epoch().await
+    }
+
+    async fn prices(&self) -> Result<crate::walrus::cost::Prices> {
+        self.chain.prices().await
+    }
+
+    async fn extend(&self, object_id: &str, epochs: u32, shared: bool) -> Result<()> {
+        let extended = self.chain.extend(object_id, epochs, shared).await;
+        self.extended
+            .store(true, std::sync::atomic::Ordering::SeqCst);
+        extended
+    }
+
+    async fn delete(&self, object_ids: &[String]) -> Result<Vec<(String, Result<()>)>> {
+        self.chain.delete(object_ids).await
+    }
+
+    async fn list(&self) -> Result<Vec<OwnedBlob>> {
+        let mut list = self.chain.list().await?;
+        if self
+            .extended
+            .swap(false, std::sync::atomic::Ordering::SeqCst)
+        {
+            list.iter_mut().for_each(|blob| blob.end_epoch = NOTED);
+        }
+        Ok(list)
+    }
+}
+
+/// The node that answers a list may not know of the extension yet. The blob was paid for: it is not
+/// stored again, and the next round finds its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_lags_behind_an_extension_costs_nothing() {
+    let mut scene = scene(NOTED).await;
+    let chain = Arc::clone(&scene.chain);
+    let extended = false.into();
+    scene.inspection.renewal().chain = Some(Arc::new(Lags { chain, extended }));
+    let until = NOW + BOUGHT;
+    for noted in [NOTED, until] {
+        assert!(scene.round().await, "it is not stored again");
+        assert_eq!(scene.chain.calls(Call::Extend), 1);
+        let noted = i64::try_from(noted).unwrap();
+        assert_eq!(scene.ends().await, (until, noted));
+    }
+    scene.inspection.close().await.unwrap();
+}
+
+/// Another wallet says of every blob that there is none. The objects of this index are not
+/// forgotten for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wallet_that_owns_nothing_of_the_index_deletes_nothing() {
+    for other_wallet in [true, false] {
+        let mut scene = scene_with(NOTED + 3, 3600, REUSE).await;
+        let (ids, key) = (["b".to_owned()], "/k");
+        let index = Arc::clone(&scene.inspection.renewal().index);
+        // Another one, which lives.
+        let mut other = index.blobs(&ids).await.unwrap().remove(0).unwrap();
+        other.blob_id = "other".to_owned();
+        other.object_id = format!("0x{:064x}", 9);
+        let record = Record::new("other", 0, 1000).with_end_epoch(other.end_epoch);
+        let row = KeyRecord::new("/other", record);
+        index.place(&other, &[row]).await.unwrap();
+        index.delete(key).await.unwrap();
+        index.set_state(&ids, BlobState::Released).await.unwrap();
+        let owned = scene.chain.list().await.unwrap().remove(0);
+        let chain = Arc::new(Fake::default());
+        chain.set_epoch(scene.chain.epoch().await.unwrap());
+        if !other_wallet {
+            chain.own(OwnedBlob {
+                blob_id: other.blob_id.clone(),
+                object_id: other.object_id.clone(),
+                end_epoch: NOW + BOUGHT,
+                ..owned
+            });
+        }
+        scene.chain = Arc::clone(&chain);
+        let parts = scene.inspection.renewal();
+        parts.chain = Some(chain);
+        parts.clock = Arc::new(Later(2 * GRACE));
+        scene.round().await;
+        let entry = index.blobs(&ids).await.unwrap().remove(0);
+        assert_eq!(entry.is_some(), other_wallet);
+        let deleted = &scene.inspection.renewal().metrics.blobs_deleted;
+        assert_eq!(deleted.load(std::sync::atomic::Ordering::Relaxed), 0);
+        scene.inspection.close().await.unwrap();
+    }
+}
