@@ -770,6 +770,27 @@ async fn the_way_back_asks_the_disk_of_the_flatfs() {
     assert_eq!(repo.opens(), Opens::Walrusds);
 }
 
+/// The node of an empty repo may run without an API, so that the repo has no file `api`.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_repo_with_a_daemon_is_not_set_up() {
+    let repo = Repo::sqlite().await;
+    std::fs::remove_dir_all(repo.path("blocks")).unwrap();
+    std::fs::create_dir(repo.path("blocks")).unwrap();
+    let init = || {
+        let mut command = repo.verb("init");
+        command.envs(&repo.settings);
+        ran(command)
+    };
+    let daemon = Daemon::start(repo.dir.path());
+    let busy = init().await;
+    busy.error(4, "is in use by a daemon or another command");
+    assert_eq!(repo.opens(), Opens::Flatfs);
+    assert!(repo.path("blocks").exists());
+    drop(daemon);
+    init().await.fine();
+    assert_eq!(repo.opens(), Opens::Walrusds);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_repo_of_another_user_is_left_to_that_user() {
     let repo = Repo::sqlite().await;
