@@ -240,6 +240,45 @@ fn make_targets_exist() {
     }
 }
 
+/// Every command of `walrusds` that a document names exists, and the README, which a new user reads
+/// first, does not say that one is missing.
+#[test]
+fn commands_exist() {
+    let verbs: BTreeSet<_> = std::fs::read_dir(root().join("cli/tests/help"))
+        .unwrap()
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            Some(path.file_stem()?.to_str()?.to_owned())
+        })
+        .collect();
+    assert!(verbs.contains("status"), "{verbs:?}");
+    for document in documents() {
+        let text = read(&document);
+        for code in code(&text) {
+            let Some(rest) = code.trim_start_matches("$ ").strip_prefix("walrusds ") else {
+                continue;
+            };
+            let verb = rest.split_whitespace().next().unwrap_or_default();
+            let is_verb = verb.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+            assert!(
+                !is_verb || verb.starts_with('-') || verbs.contains(verb),
+                "{}: `{code}`: there is no such command",
+                document.display()
+            );
+        }
+    }
+    let readme = read(&root().join("README.md"));
+    let (_, limits) = readme.split_once("\n## Limitations\n").unwrap();
+    let (limits, _) = limits.split_once("\n## ").unwrap();
+    for denial in [
+        "No operator's command",
+        "API alone as yet",
+        "not in Kubo's Prometheus endpoint",
+    ] {
+        assert!(!limits.contains(denial), "{denial}");
+    }
+}
+
 #[test]
 fn helpers_read_markdown_as_github_does() {
     let text = "# A title, *so* `x`!\n## Same\n```\n# no heading\n[no](link.md)\n```\n## Same\n[a](b.md#c) `[n](o)` [d](e)";
