@@ -240,6 +240,29 @@ fn make_targets_exist() {
     }
 }
 
+/// The contract of the C ABI tells what a write and a close mean with a journal, by keys that exist.
+#[test]
+fn the_c_contract_tells_of_the_journal() {
+    let header = read(&root().join("include/walrusds.h"));
+    let comment = |function: &str| {
+        let (before, _) = header.split_once(&format!("int32_t {function}(")).unwrap();
+        let comment = before.rsplit("/*").next().unwrap();
+        comment.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let abi = read(&root().join("docs/abi.md"));
+    for (function, keys) in [
+        ("walrusds_put", ["journalPath", "journalSync"]),
+        ("walrusds_close", ["journalPath", "drainTimeoutSeconds"]),
+    ] {
+        for key in keys {
+            assert!(KEYS.iter().any(|known| known.name == key), "{key}");
+            let named = format!("`{key}`");
+            assert!(comment(function).contains(&named), "{function}: {key}");
+            assert!(abi.contains(&named), "docs/abi.md: {key}");
+        }
+    }
+}
+
 /// Every command of `walrusds` that a document names exists, and the README, which a new user reads
 /// first, does not say that one is missing.
 #[test]
