@@ -296,9 +296,8 @@ func (d *Datastore) OpenMetrics() ([]byte, error) {
 
 // Close waits for the calls that are under way, uploads what is in the journal for at most
 // drainTimeoutSeconds, and releases all resources. What is left in the journal waits for the next
-// open.
-// Calls that come later, or still wait for their turn, get ErrClosed. A further Close does nothing
-// and returns the result of the first.
+// open. Calls that come later, or still wait for their turn, get ErrClosed. A further Close does
+// nothing and returns the result of the first.
 func (d *Datastore) Close() error {
 	d.once.Do(func() {
 		runtime.SetFinalizer(d, nil)

@@ -491,16 +491,15 @@ int32_t walrusds_open(const uint8_t *config,
 /*
  Closes a datastore: new calls get `WALRUSDS_CLOSED`, calls in flight are waited for, running
  queries end. With `journalPath` the journal is emptied for at most `drainTimeoutSeconds`; blocks
- that are left in it, on the local disk, are stored after the next open. The handle is invalid afterwards, with any return code; a second close gives
- `WALRUSDS_CLOSED`.
+ that are left in it, on the local disk, are stored after the next open. The handle is invalid
+ afterwards, with any return code; a second close gives `WALRUSDS_CLOSED`.
  */
-int32_t walrusds_close(walrusds_handle handle,
-                       walrusds_error *err);
+int32_t walrusds_close(walrusds_handle handle, walrusds_error *err);
 
 /*
  Stores `value` under `key` (UTF-8, 1 to 2,048 bytes, no NUL). Returns once it is on Walrus and
- indexed; with `journalPath` once it is in the journal on the local disk, from where it travels to
- Walrus later. There it survives a power cut; with `journalSync` `sync` it does so only after
+ indexed; with `journalPath` once it is in the journal on the local disk, from where it travels
+ to Walrus later. There it survives a power cut; with `journalSync` `sync` it does so only after
  `walrusds_sync`, or 100 ms.
  */
 int32_t walrusds_put(walrusds_handle handle,

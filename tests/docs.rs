@@ -240,7 +240,8 @@ fn make_targets_exist() {
     }
 }
 
-/// The contract of the C ABI tells what a write and a close mean with a journal, by keys that exist.
+/// The contract of the C ABI tells what a write and a close mean with a journal, by keys that
+/// exist.
 #[test]
 fn the_c_contract_tells_of_the_journal() {
     let header = read(&root().join("include/walrusds.h"));

@@ -21,9 +21,9 @@ const PRINTED: usize = 1000;
 /// Makes a check and looks for copies of what is lost: in the journal, in the cache, in files that
 /// the journal has set aside, in the flatfs that convert-repo has left in the repo, and in the
 /// places that --from and --aggregator name. Without --yes nothing is changed: it tells what it
-/// would do, and what that would cost. A copy counts only if it hashes to its key. Rows are dropped only with --drop, and only if the blob is certainly gone
-/// and no copy was found. Safe beside running nodes. Exits with 3 if blocks stay lost, or if
-/// changes are waiting for --yes.
+/// would do, and what that would cost. A copy counts only if it hashes to its key. Rows are dropped
+/// only with --drop, and only if the blob is certainly gone and no copy was found. Safe beside
+/// running nodes. Exits with 3 if blocks stay lost, or if changes are waiting for --yes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

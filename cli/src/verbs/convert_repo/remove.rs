@@ -132,8 +132,8 @@ fn removed(context: &Context, repo: &Repo, mut report: Report) -> Result<Exit, F
     Ok(Exit::Fine)
 }
 
-/// The flatfs that a conversion has left in a repo on Walrus, if it can be read: a place with copies
-/// of blocks that are lost there.
+/// The flatfs that a conversion has left in a repo on Walrus, if it can be read: a place with
+/// copies of blocks that are lost there.
 pub fn left(dir: &Path) -> Option<PathBuf> {
     let dir = dir.to_owned();
     let state = State::load(&dir).ok()?;
