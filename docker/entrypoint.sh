@@ -7,7 +7,8 @@
 # A secret may be kept in a file: WALRUSDS_POSTGRES_URL_FILE=/run/secrets/postgres_url.
 #
 # A new repo is initialized with them. In an existing one they replace the settings in its
-# configuration, except for those that identify its data: when these differ the node does not start.
+# configuration, except for those that identify its data, and for another index: when these differ the
+# node does not start (walrusds-configure -other-index, run once, takes another index).
 set -e
 
 user=${IPFS_USER:-ipfs}

@@ -237,7 +237,8 @@ func (d *Datastore) askAlone(ctx context.Context, l *lookup) error {
 	return contextual(ctx, err)
 }
 
-// Put stores value under key. value may be reused when Put has returned.
+// Put stores value under key, and returns when it is on Walrus and indexed, or with journalPath in
+// the journal on the local disk. value may be reused when Put has returned.
 func (d *Datastore) Put(ctx context.Context, key ds.Key, value []byte) error {
 	return d.write(ctx, []op{{key: key.String(), value: value}})
 }
@@ -293,9 +294,10 @@ func (d *Datastore) OpenMetrics() ([]byte, error) {
 	return d.eng.openMetrics()
 }
 
-// Close waits for the calls that are under way, writes the pending data and releases all resources.
-// Calls that come later, or still wait for their turn, get ErrClosed. A further Close does nothing
-// and returns the result of the first.
+// Close waits for the calls that are under way, uploads what is in the journal for at most
+// drainTimeoutSeconds, and releases all resources. What is left in the journal waits for the next
+// open. Calls that come later, or still wait for their turn, get ErrClosed. A further Close does
+// nothing and returns the result of the first.
 func (d *Datastore) Close() error {
 	d.once.Do(func() {
 		runtime.SetFinalizer(d, nil)

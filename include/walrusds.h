@@ -490,14 +490,17 @@ int32_t walrusds_open(const uint8_t *config,
 
 /*
  Closes a datastore: new calls get `WALRUSDS_CLOSED`, calls in flight are waited for, running
- queries end. The handle is invalid afterwards, with any return code; a second close gives
- `WALRUSDS_CLOSED`.
+ queries end. With `journalPath` the journal is emptied for at most `drainTimeoutSeconds`; blocks
+ that are left in it, on the local disk, are stored after the next open. The handle is invalid
+ afterwards, with any return code; a second close gives `WALRUSDS_CLOSED`.
  */
 int32_t walrusds_close(walrusds_handle handle, walrusds_error *err);
 
 /*
  Stores `value` under `key` (UTF-8, 1 to 2,048 bytes, no NUL). Returns once it is on Walrus and
- indexed.
+ indexed; with `journalPath` once it is in the journal on the local disk, from where it travels
+ to Walrus later. There it survives a power cut; with `journalSync` `sync` it does so only after
+ `walrusds_sync`, or 100 ms.
  */
 int32_t walrusds_put(walrusds_handle handle,
                      const walrusds_call *call,
@@ -601,7 +604,8 @@ int32_t walrusds_delete(walrusds_handle handle,
 
 /*
  Applies a whole batch; the last operation on a key wins. Not atomic: after an error some
- operations may have taken effect, and the same batch may be committed again.
+ operations may have taken effect, and the same batch may be committed again. Returns when
+ `walrusds_put` would for each value.
  */
 int32_t walrusds_batch_commit(walrusds_handle handle,
                               const walrusds_call *call,
@@ -610,7 +614,8 @@ int32_t walrusds_batch_commit(walrusds_handle handle,
                               walrusds_error *err);
 
 /*
- Returns when every write acknowledged before survives a power cut of this machine.
+ Returns when every write acknowledged before survives a power cut of this machine: it is on
+ Walrus and indexed, or synced in the journal. Does not wait for the journal to empty.
  */
 int32_t walrusds_sync(walrusds_handle handle,
                       const walrusds_call *call,

@@ -240,6 +240,70 @@ fn make_targets_exist() {
     }
 }
 
+/// The contract of the C ABI tells what a write and a close mean with a journal, by keys that
+/// exist.
+#[test]
+fn the_c_contract_tells_of_the_journal() {
+    let header = read(&root().join("include/walrusds.h"));
+    let comment = |function: &str| {
+        let (before, _) = header.split_once(&format!("int32_t {function}(")).unwrap();
+        let comment = before.rsplit("/*").next().unwrap();
+        comment.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let abi = read(&root().join("docs/abi.md"));
+    for (function, keys) in [
+        ("walrusds_put", ["journalPath", "journalSync"]),
+        ("walrusds_close", ["journalPath", "drainTimeoutSeconds"]),
+    ] {
+        for key in keys {
+            assert!(KEYS.iter().any(|known| known.name == key), "{key}");
+            let named = format!("`{key}`");
+            assert!(comment(function).contains(&named), "{function}: {key}");
+            assert!(abi.contains(&named), "docs/abi.md: {key}");
+        }
+    }
+}
+
+/// Every command of `walrusds` that a document names exists, and no list of limits says that what
+/// exists is missing.
+#[test]
+fn commands_exist() {
+    let verbs: BTreeSet<_> = std::fs::read_dir(root().join("cli/tests/help"))
+        .unwrap()
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            Some(path.file_stem()?.to_str()?.to_owned())
+        })
+        .collect();
+    assert!(verbs.contains("status"), "{verbs:?}");
+    for document in documents() {
+        let text = read(&document);
+        for code in code(&text) {
+            let Some(rest) = code.trim_start_matches("$ ").strip_prefix("walrusds ") else {
+                continue;
+            };
+            let verb = rest.split_whitespace().next().unwrap_or_default();
+            let is_verb = verb.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+            assert!(
+                !is_verb || verb.starts_with('-') || verbs.contains(verb),
+                "{}: `{code}`: there is no such command",
+                document.display()
+            );
+        }
+    }
+    for document in ["README.md", "CHANGELOG.md"] {
+        let text = read(&root().join(document)).to_lowercase();
+        for denial in [
+            "no operator's command",
+            "api alone as yet",
+            "not in kubo's prometheus endpoint",
+            "no car and quilt packs",
+        ] {
+            assert!(!text.contains(denial), "{document}: {denial}");
+        }
+    }
+}
+
 #[test]
 fn helpers_read_markdown_as_github_does() {
     let text = "# A title, *so* `x`!\n## Same\n```\n# no heading\n[no](link.md)\n```\n## Same\n[a](b.md#c) `[n](o)` [d](e)";

@@ -12,6 +12,7 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -389,6 +390,41 @@ func TestARepoInUseIsNotRead(t *testing.T) {
 			}
 			check(t, store.Close())
 		})
+	}
+}
+
+// A daemon writes each block to .temp first: whoever empties that directory breaks its writes.
+func TestFlatfsOfARunningDaemonIsLeftAsItIs(t *testing.T) {
+	all := blocks()
+	repo := makeRepo(t, kinds[0], all)
+	path := filepath.Join(repo, "store")
+	check(t, os.MkdirAll(filepath.Join(path, ".temp"), 0o755))
+	check(t, os.WriteFile(filepath.Join(path, ".temp", "temp-1"), []byte("half a block"), 0o600))
+	before := contents(t, repo)
+	entry := fmt.Sprintf(`{"type":"flatfs","path":%q}`, path)
+	for _, args := range [][]string{{"--repo", repo, "--no-lock"}, {"--spec", "-"}} {
+		r := runWith(t, entry, args...)
+		if r.code != 0 {
+			t.Fatalf("%v: %d %s", args, r.code, r.stderr)
+		}
+		same(t, r.blocks, all)
+		if after := contents(t, repo); !reflect.DeepEqual(before, after) {
+			t.Errorf("%v: before %v, after %v", args, before, after)
+		}
+	}
+	// A shard that lies on another disk.
+	shards, err := filepath.Glob(filepath.Join(path, "*", "*.data"))
+	check(t, err)
+	shard, elsewhere := filepath.Dir(shards[0]), filepath.Join(t.TempDir(), "shard")
+	check(t, os.Rename(shard, elsewhere))
+	check(t, os.Symlink(elsewhere, shard))
+	r := runWith(t, entry, "--spec", "-")
+	same(t, r.blocks, all)
+	// Nobody takes a directory that is away for an empty one.
+	check(t, os.Remove(shard))
+	check(t, os.Symlink(elsewhere+"-away", shard))
+	if r := runWith(t, entry, "--spec", "-"); r.code != 1 {
+		t.Errorf("%d %s", r.code, r.stderr)
 	}
 }
 

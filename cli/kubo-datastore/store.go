@@ -18,8 +18,8 @@ type store interface {
 	Close() error
 }
 
-// stores has what opens each type of datastore. A store is opened without changing what is on disk
-// (flatfs keeps a note of its size), unless the options ask for its recovery.
+// stores has what opens each type of datastore. A store is opened without changing what is on disk,
+// unless the options ask for its recovery.
 var stores = map[string]func(leaf, options) (store, error){
 	"flatfs":   openFlatfs,
 	"levelds":  openLevel,

@@ -48,7 +48,11 @@ impl Context {
     /// options that lead there. What `--set` was given may be secret, so it is only named.
     pub fn again(&self, command: &str) -> String {
         let mut line = format!("walrusds {command}");
-        for (option, path) in [("repo", &self.global.repo), ("config", &self.global.config)] {
+        let global = &self.global;
+        // A directory without a config is no repo that can be named.
+        let repo = global.repo.as_ref();
+        let repo = repo.filter(|repo| global.repo_named || repo.join("config").exists());
+        for (option, path) in [("repo", repo), ("config", global.config.as_ref())] {
             if let Some(path) = path {
                 line.push_str(&format!(" --{option} {}", quoted(path)));
             }

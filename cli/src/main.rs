@@ -17,7 +17,8 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser};
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use tokio_util::sync::CancellationToken;
 
 mod context;
@@ -59,7 +60,12 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let mut cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => e.format(&mut Cli::command()).exit(),
+    };
+    cli.global.repo_named = matches.value_source("repo") == Some(ValueSource::CommandLine);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

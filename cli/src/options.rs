@@ -15,6 +15,9 @@ pub struct Global {
         global = true
     )]
     pub repo: Option<PathBuf>,
+    /// Whether `--repo` was typed, and does not come from IPFS_PATH.
+    #[arg(skip)]
+    pub repo_named: bool,
     /// A JSON file with the settings, instead of the repo's config
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,

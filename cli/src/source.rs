@@ -63,6 +63,14 @@ impl Source {
             if !looked.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
                 return of_file(global, &file, repo);
             }
+            if global.repo_named {
+                // The environment may mean another datastore than the one that was named.
+                return Err(Failure::Failed(format!(
+                    "--repo names {}, where there is no config: correct the path, or leave --repo out, which takes the \
+                     settings from IPFS_PATH or the environment (WALRUSDS_*)",
+                    repo.display()
+                )));
+            }
         }
         let (mut spec, unknown) =
             environment::settings(std::env::vars_os().filter_map(|(name, value)| {

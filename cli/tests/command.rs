@@ -852,6 +852,34 @@ async fn the_configuration_comes_from_a_file_or_the_environment() {
     let ran = Ran::of(&command.output().unwrap());
     assert_eq!(ran.result(0)["config"], "the environment (WALRUSDS_*)");
 
+    // A misspelt repo does not fall back to another datastore; IPFS_PATH alone may.
+    let absent = repo.dir.path().join("misspelt");
+    let in_environment = || {
+        let mut command = program();
+        command
+            .env("WALRUSDS_PUBLISHER_URL", &url)
+            .env("WALRUSDS_AGGREGATOR_URL", &url)
+            .env("WALRUSDS_INDEX_PATH", &index)
+            .env("IPFS_PATH", &absent);
+        command
+    };
+    for before in [true, false] {
+        let mut command = in_environment();
+        let (named, absent) = (["--repo"], absent.to_str().unwrap());
+        match before {
+            true => command.args(named).arg(absent).arg("status"),
+            false => command.arg("status").args(named).arg(absent),
+        };
+        let misspelt = Ran::of(&command.output().unwrap());
+        let error = misspelt.error(1);
+        assert!(error.contains("where there is no config"), "{error}");
+        assert!(error.contains(absent), "{error}");
+    }
+    let mut command = in_environment();
+    command.args(["status", "--json", "--set", "epochDurationSeconds=3600"]);
+    let ran = Ran::of(&command.output().unwrap());
+    assert_eq!(ran.result(0)["config"], "the environment (WALRUSDS_*)");
+
     let none = run(&["status", "--json"]);
     assert!(none.error(1).contains("no configuration was found"));
     let error: Value = serde_json::from_str(&none.out).unwrap();

@@ -181,14 +181,48 @@ impl Repo {
     }
 
     fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.verb("convert-repo");
+        command.args(args);
+        command
+    }
+
+    fn verb(&self, verb: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_walrusds"));
         command
             .env_clear()
             .env("IPFS_PATH", self.dir.path())
-            .arg("convert-repo")
-            .args(args)
+            .arg(verb)
             .stdin(Stdio::null());
         command
+    }
+
+    /// Another verb, as an operator runs it.
+    async fn verb_runs(&self, verb: &str, args: &[&str]) -> Ran {
+        let mut command = self.verb(verb);
+        command.args(args);
+        ran(command).await
+    }
+
+    /// The blocks that Walrus gives, and those that it does not.
+    async fn sorted(&self) -> (Vec<String>, Vec<String>) {
+        let node = self.node().await;
+        let (mut there, mut lost) = (Vec::new(), Vec::new());
+        for (key, _) in &self.blocks {
+            match node.get(key).await {
+                Ok(_) => there.push(key.clone()),
+                Err(_) => lost.push(key.clone()),
+            }
+        }
+        node.close().await.unwrap();
+        (there, lost)
+    }
+
+    /// What `ipfs repo verify --drop` and `ipfs repo gc` do.
+    async fn delete(&self, keys: &[String]) {
+        let node = self.node().await;
+        let deletes = keys.iter().cloned().map(Op::Delete).collect();
+        node.commit(deletes).await.unwrap();
+        node.close().await.unwrap();
     }
 
     /// The datastore as the node opens it after the switch.
@@ -571,6 +605,79 @@ async fn a_damaged_block_and_a_lost_one_stop_the_switch() {
     assert!(kept.err.contains(&blocks(300..301)[0].0), "{}", kept.err);
 }
 
+/// Whatever finds a blob lost deletes its rows, too: the flatfs has the last copy of its blocks.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_lost_on_walrus_is_not_taken_for_deleted() {
+    let repo = Repo::sqlite().await;
+    repo.run(&["--yes"]).await.fine();
+    let blob = repo.net.blobs()[0].blob_id;
+    repo.net.delete_blob(&blob);
+    let (there, lost) = repo.sorted().await;
+    assert!(there.len() > 3 && lost.len() > 3, "{lost:?}");
+    // Rows that were dropped, and some that a user has deleted.
+    repo.delete(&lost).await;
+    repo.delete(&there[..3]).await;
+    let absent = "blocks of the flatfs are not on Walrus, so nothing was removed";
+    for args in [&["--yes"][..], &["--yes", "--force"], &["--read-data"]] {
+        let kept = repo.bare(&[&["--remove-old"], args].concat()).await;
+        kept.error(1, absent);
+        assert!(kept.err.contains("walrusds import --yes "), "{}", kept.err);
+        let named = lost.iter().filter(|key| kept.err.contains(*key)).count();
+        assert!(named > 0, "{}", kept.err);
+        assert!(!kept.err.contains(&there[0]), "{}", kept.err);
+    }
+    repo.assert_on_disk(&repo.blocks);
+
+    // An aggregator that fails tells nothing.
+    let reads = [Http::Get, Http::Range, Http::ByteRange];
+    let fails = FaultRule::new(FaultAction::Internal).on(reads);
+    repo.net.set_faults(fails);
+    let kept = repo.bare(&["--remove-old", "--yes"]).await;
+    kept.error(1, "cannot be proved to be on Walrus");
+    repo.net.clear_faults();
+
+    // What the message says, carried out. No word of force is needed for what a user deleted.
+    let blocks = repo.path("blocks").display().to_string();
+    repo.verb_runs("import", &["--yes", &blocks]).await.fine();
+    let repaired = repo.verb_runs("repair", &["--yes"]).await;
+    repaired.fine();
+    repo.delete(&there[..3]).await;
+    let removed = repo.bare(&["--remove-old", "--yes", "--json"]).await;
+    let removed = removed.result(0);
+    assert_eq!(removed["phase"], "removed", "{removed}");
+    assert!(removed["notes"]
+        .to_string()
+        .contains("3 blocks were deleted"));
+    let repo = Repo {
+        blocks: repo
+            .blocks
+            .iter()
+            .filter(|(key, _)| !there[..3].contains(key))
+            .cloned()
+            .collect(),
+        ..repo
+    };
+    repo.assert_on_walrus(&repo.blocks).await;
+}
+
+/// A repair finds the copies that a conversion has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_blocks_are_stored_again_from_the_flatfs_that_was_left() {
+    let repo = Repo::sqlite().await;
+    repo.run(&["--yes"]).await.fine();
+    let blob = repo.net.blobs()[0].blob_id;
+    repo.net.delete_blob(&blob);
+    let repaired = repo
+        .verb_runs("repair", &["--yes", "--drop", "--json"])
+        .await;
+    repaired.fine();
+    let repaired: Value = serde_json::from_str(&repaired.out).unwrap();
+    let repaired = &repaired["result"];
+    assert_eq!(repaired["repair"]["dropped"]["blocks"], 0, "{repaired}");
+    repo.assert_on_walrus(&repo.blocks).await;
+    repo.bare(&["--remove-old", "--yes"]).await.fine();
+}
+
 /// A directory, a file, and then the whole flatfs lie on another disk.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_symbolic_links_lead_to_moves_along() {
@@ -660,6 +767,27 @@ async fn the_way_back_asks_the_disk_of_the_flatfs() {
     repo.bare(&["--to", "flatfs", "--yes"])
         .await
         .error(1, "are needed: make room, and run the same command again");
+    assert_eq!(repo.opens(), Opens::Walrusds);
+}
+
+/// The node of an empty repo may run without an API, so that the repo has no file `api`.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_repo_with_a_daemon_is_not_set_up() {
+    let repo = Repo::sqlite().await;
+    std::fs::remove_dir_all(repo.path("blocks")).unwrap();
+    std::fs::create_dir(repo.path("blocks")).unwrap();
+    let init = || {
+        let mut command = repo.verb("init");
+        command.envs(&repo.settings);
+        ran(command)
+    };
+    let daemon = Daemon::start(repo.dir.path());
+    let busy = init().await;
+    busy.error(4, "is in use by a daemon or another command");
+    assert_eq!(repo.opens(), Opens::Flatfs);
+    assert!(repo.path("blocks").exists());
+    drop(daemon);
+    init().await.fine();
     assert_eq!(repo.opens(), Opens::Walrusds);
 }
 

@@ -283,8 +283,11 @@ fn command_lines(seen: &mut Provoked, repo: &Repo) {
 fn configurations(seen: &mut Provoked, repo: &Repo) {
     let empty = tempfile::tempdir().unwrap();
     let here = empty.path().to_str().unwrap();
-    let none = out(command(&["status", "--repo", here]));
-    seen.saw("no configuration was found", 1, &none);
+    let mut none = command(&["status"]);
+    none.env("IPFS_PATH", here);
+    seen.saw("no configuration was found", 1, &out(none));
+    let misspelt = out(command(&["status", "--repo", here]));
+    seen.saw("--repo names …, where there is no config", 1, &misspelt);
     let missing = ["status", "--config", "/no/such/file"];
     seen.saw("…: No such file or directory", 1, &repo.run(&missing));
     let dir = ["status", "--config", here];

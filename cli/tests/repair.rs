@@ -279,6 +279,12 @@ async fn errors_that_a_user_can_provoke_are_in_the_documents() {
     std::fs::remove_file(block.join("CIQA.data")).unwrap();
     std::fs::write(empty.path().join("api"), "/ip4/127.0.0.1/tcp/5001").unwrap();
     run(&[]).error(1, "a daemon seems to run");
+    std::fs::remove_file(empty.path().join("api")).unwrap();
+    // Its blocks lie on another disk.
+    let disk = tempfile::tempdir().unwrap();
+    std::fs::write(disk.path().join("CIQA.data"), "data").unwrap();
+    std::os::unix::fs::symlink(disk.path(), empty.path().join("blocks/XZ")).unwrap();
+    run(&[]).error(1, "init never writes over data");
     // Nothing was written by all of this.
     assert!(!empty.path().join("config.before-walrusds").exists());
 }
@@ -324,6 +330,16 @@ async fn init_makes_an_empty_repo_one_on_walrus() {
     let chmod = Command::new("chmod").arg("755").arg(&ipfs).status();
     assert!(chmod.unwrap().success());
     let program = ipfs.to_str().unwrap();
+    // What `make install` puts there first.
+    for installed in [
+        "plugins/walrusds.so",
+        "lib/libwalrusds.so",
+        ".walrusds.so.42",
+    ] {
+        let installed = repo.path().join(installed);
+        std::fs::create_dir_all(installed.parent().unwrap()).unwrap();
+        std::fs::write(installed, "").unwrap();
+    }
     let args = [
         "init",
         "--json",

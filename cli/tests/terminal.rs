@@ -335,6 +335,29 @@ async fn init_asks_until_the_answers_can_be() {
     assert!(spec.get("postgresURL").is_none(), "{spec}");
 }
 
+/// A node that was started between the first question and the last answer has stored a block.
+#[tokio::test(flavor = "multi_thread")]
+async fn init_looks_for_blocks_once_more_after_the_questions() {
+    let net = walrus().await;
+    let url = net.url();
+    let home = tempfile::tempdir().unwrap();
+    flatfs_repo(home.path(), &[]);
+    let mut init = Terminal::start(80, home.path(), &[], &["init"]);
+    let mut from = init.answers(0, PUBLISHER, &url).await;
+    init.shows(from, AGGREGATOR).await;
+    let value = testkit::mem::noise(1, 1_000);
+    let blocks = vec![(testkit::mem::key_of(&value), value)];
+    flatfs_repo(home.path(), &blocks);
+    let config = std::fs::read(home.path().join("config")).unwrap();
+    for (question, answer) in [(AGGREGATOR, &*url), (NETWORK, "testnet"), (INDEX, "sqlite")] {
+        from = init.answers(from, question, answer).await;
+    }
+    let ended = init.ended().await;
+    ended.well(1).says("init never writes over data");
+    assert!(home.path().join("blocks/SHARDING").exists());
+    assert_eq!(std::fs::read(home.path().join("config")).unwrap(), config);
+}
+
 /// The questions end with Ctrl-C and with Ctrl-D, and nothing was written.
 #[tokio::test(flavor = "multi_thread")]
 async fn init_can_be_left() {

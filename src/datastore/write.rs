@@ -20,7 +20,8 @@ const EMPTY_DIRECTORY: &[u8] = &[0x0a, 0x02, 0x08, 0x01];
 
 impl WalrusDatastore {
     /// Stores `value` under `key`. Returns once it is on Walrus and indexed; with a journal, once
-    /// it survives a power cut of this machine.
+    /// it survives a power cut of this machine, or with
+    /// [`JournalSync::Sync`](crate::config::JournalSync::Sync) the end of the process.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a key that no index takes, and for a value that does not

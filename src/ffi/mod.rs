@@ -244,8 +244,9 @@ fn path_from(bytes: &[u8]) -> PathBuf {
 }
 
 /// Closes a datastore: new calls get `WALRUSDS_CLOSED`, calls in flight are waited for, running
-/// queries end. The handle is invalid afterwards, with any return code; a second close gives
-/// `WALRUSDS_CLOSED`.
+/// queries end. With `journalPath` the journal is emptied for at most `drainTimeoutSeconds`; blocks
+/// that are left in it, on the local disk, are stored after the next open. The handle is invalid
+/// afterwards, with any return code; a second close gives `WALRUSDS_CLOSED`.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walrusds_error) -> i32 {
     unsafe {
@@ -268,7 +269,9 @@ pub unsafe extern "C" fn walrusds_close(handle: walrusds_handle, err: *mut walru
 }
 
 /// Stores `value` under `key` (UTF-8, 1 to 2,048 bytes, no NUL). Returns once it is on Walrus and
-/// indexed.
+/// indexed; with `journalPath` once it is in the journal on the local disk, from where it travels
+/// to Walrus later. There it survives a power cut; with `journalSync` `sync` it does so only after
+/// `walrusds_sync`, or 100 ms.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_put(
     handle: walrusds_handle,
@@ -550,7 +553,8 @@ pub unsafe extern "C" fn walrusds_delete(
 }
 
 /// Applies a whole batch; the last operation on a key wins. Not atomic: after an error some
-/// operations may have taken effect, and the same batch may be committed again.
+/// operations may have taken effect, and the same batch may be committed again. Returns when
+/// `walrusds_put` would for each value.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_batch_commit(
     handle: walrusds_handle,
@@ -617,7 +621,8 @@ unsafe fn op_from(op: &walrusds_op) -> Result<Option<OpRef<'_>>> {
     }
 }
 
-/// Returns when every write acknowledged before survives a power cut of this machine.
+/// Returns when every write acknowledged before survives a power cut of this machine: it is on
+/// Walrus and indexed, or synced in the journal. Does not wait for the journal to empty.
 #[no_mangle]
 pub unsafe extern "C" fn walrusds_sync(
     handle: walrusds_handle,

@@ -123,3 +123,35 @@ async fn a_dump_is_restored_for_the_documented_roles() {
         index.close().await.unwrap();
     }
 }
+
+/// Every table is described, and the documented uninstallation leaves none of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_uninstallation_leaves_no_table() {
+    let pg = provisioned().await;
+    let index = open_as(&pg, "walrusds", "walrusds").await.unwrap();
+    index.put(&row("/k", "b", 0, 1)).await.unwrap();
+    index.close().await.unwrap();
+    let url = pg.url_as("walrusds", "walrusds");
+    // As a Go node makes it.
+    execute_at(
+        &url,
+        "CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, data BYTEA NOT NULL)",
+    );
+    let tables = || {
+        let all = "SELECT coalesce(string_agg(tablename, ' ' ORDER BY tablename), '') FROM pg_tables WHERE schemaname = 'walrusds'";
+        pg.scalar("walrusds", all)
+    };
+    let made = tables();
+    assert!(made.split(' ').count() >= 8, "{made}");
+    let document = testkit::documents::read(OPERATIONS);
+    let (_, described) = document.split_once("\n### Tables\n").unwrap();
+    let (described, _) = described.split_once("\n### ").unwrap();
+    for table in made.split(' ') {
+        let row = format!("\n| `{table}` | ");
+        assert!(described.contains(&row), "{table} is not described");
+    }
+    execute_at(&url, &block(OPERATIONS, "sql", "DROP TABLE"));
+    assert_eq!(tables(), "");
+    // The tables that no Go node has made are no error.
+    execute_at(&url, &block(OPERATIONS, "sql", "DROP TABLE"));
+}

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `forward`, `back` | the two directions |
 //! | `remove` | removing the flatfs when all of it is proved to be on Walrus |
+//! | `deleted` | whether the blobs of deleted blocks are there |
 //! | `copy`, `survey` | copying, counting and comparing blocks |
 //! | `switch`, `state` | the switch, and what the next run must know |
 //! | `alone` | one run at a time |
@@ -31,6 +32,7 @@ use crate::source;
 mod alone;
 mod back;
 mod copy;
+mod deleted;
 mod forward;
 mod remove;
 mod report;
@@ -38,6 +40,7 @@ mod state;
 mod survey;
 mod switch;
 
+pub use remove::left;
 use state::{Phase, Standing, State, To};
 
 /// What an interrupted run tells.

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use crate::kubo::lock::RepoLock;
 use crate::source::whole_repo;
 
 mod cache;
@@ -38,10 +39,18 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     if state == write::State::New {
         context.note(format!("making a repo with: {} init", args.ipfs));
         make(&args.ipfs, &repo).await?;
-        // What that program has made is looked at as any other repo.
-        write::look(&repo)?;
+        if write::look(&repo)? == write::State::New {
+            return Err(Failure::Failed(format!(
+                "{} init failed: it has made no repo in {}",
+                args.ipfs,
+                repo.display()
+            )));
+        }
     }
-    let set_aside = write::convert(&repo, &spec)?;
+    let held = RepoLock::take(&repo, "")?;
+    // The questions and the tests took their time, and a node may have stored blocks meanwhile.
+    write::look(&repo)?;
+    let set_aside = write::convert(&repo, &spec, &held)?;
     let next = format!("IPFS_PATH={} ipfs daemon", repo.display());
     let result = json!({
         "repo": repo.display().to_string(),

@@ -7,6 +7,7 @@ use walrusds::admin::check::{Event, Finding, FindingKind};
 use walrusds::admin::repair::{repair, Action, CopyFrom, Fate, Options, Repaired, Told, SCHEMA};
 
 use super::check::{ended_early, show, summary_text, unknown, Found, Lines, What};
+use super::convert_repo;
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::{frost, things, whole, whole_bytes};
@@ -18,11 +19,11 @@ const PRINTED: usize = 1000;
 /// Stores lost blocks again from copies, and drops rows without any
 ///
 /// Makes a check and looks for copies of what is lost: in the journal, in the cache, in files that
-/// the journal has set aside, and in the places that --from and --aggregator name. Without --yes
-/// nothing is changed: it tells what it would do, and what that would cost. A copy counts only if
-/// it hashes to its key. Rows are dropped only with --drop, and only if the blob is certainly gone
-/// and no copy was found. Safe beside running nodes. Exits with 3 if blocks stay lost, or if
-/// changes are waiting for --yes.
+/// the journal has set aside, in the flatfs that convert-repo has left in the repo, and in the
+/// places that --from and --aggregator name. Without --yes nothing is changed: it tells what it
+/// would do, and what that would cost. A copy counts only if it hashes to its key. Rows are dropped
+/// only with --drop, and only if the blob is certainly gone and no copy was found. Safe beside
+/// running nodes. Exits with 3 if blocks stay lost, or if changes are waiting for --yes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -131,7 +132,10 @@ fn changes(repaired: &Repaired, drop: bool) -> bool {
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
-    let mut from: Vec<CopyFrom> = args.from.iter().map(|text| CopyFrom::parse(text)).collect();
+    let source = context.source()?;
+    let left = convert_repo::left(&source.repo).map(CopyFrom::Flatfs);
+    let named = args.from.iter().map(|text| CopyFrom::parse(text));
+    let mut from: Vec<CopyFrom> = left.into_iter().chain(named).collect();
     from.extend(args.aggregator.iter().cloned().map(CopyFrom::Aggregator));
     let options = Options::default()
         .with_check(args.what.options()?)
@@ -139,7 +143,6 @@ pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
         .with_drop(args.drop)
         .with_totals(args.totals)
         .with_from(from);
-    let source = context.source()?;
     let mut lines = Lines::create(args.report.as_ref(), args.what.resumes())?;
     lines.write(&json!({"type": "begin", "schema": SCHEMA, "config": source.found}))?;
     let mut progress = context.progress("repairing", Unit::Bytes);

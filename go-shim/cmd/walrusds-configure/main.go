@@ -1,11 +1,12 @@
 // Command walrusds-configure brings the configuration of an existing repo in line with the
 // WALRUSDS_* environment variables. The container image runs it at each start.
 //
-//	walrusds-configure [-check] [repo]
+//	walrusds-configure [-check] [-other-index] [repo]
 //
 // It changes nothing but the walrusds datastore inside Datastore.Spec. The settings that identify
 // the data (publisher and aggregator URLs, table) may not change: such a repo would point at other
-// blocks.
+// blocks. Another index (indexPath, postgresURL) is refused unless -other-index says that it holds
+// the blocks.
 package main
 
 import (
@@ -26,6 +27,7 @@ import (
 
 func main() {
 	check := flag.Bool("check", false, "say what would change, and change nothing")
+	other := flag.Bool("other-index", false, "take another index: it holds the blocks, or the old ones may be lost to view")
 	flag.Parse()
 	repo := flag.Arg(0)
 	if repo == "" {
@@ -35,13 +37,13 @@ func main() {
 		home, _ := os.UserHomeDir()
 		repo = filepath.Join(home, ".ipfs")
 	}
-	if err := run(repo, *check); err != nil {
+	if err := run(repo, *check, *other); err != nil {
 		fmt.Fprintf(os.Stderr, "walrusds-configure: %s\n", strings.TrimPrefix(err.Error(), "walrusds: "))
 		os.Exit(1)
 	}
 }
 
-func run(repo string, check bool) error {
+func run(repo string, check, otherIndex bool) error {
 	path := filepath.Join(repo, "config")
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -101,10 +103,12 @@ func run(repo string, check bool) error {
 				"file is left (WALRUSDS_DRAIN_PARTIAL_PACKS=true, and a stop in order), then change journalPath", journal)
 		}
 	}
-	fmt.Printf("walrusds: changed in the configuration: %s\n", strings.Join(changed, ", ")) // names only: values may be secrets
-	if old["postgresURL"] != nil && updated["postgresURL"] == nil || old["indexPath"] != nil && updated["indexPath"] == nil {
-		fmt.Println("walrusds: this is another kind of index; blocks known to the old one only will not be found")
+	if err := checkIndex(repo, old, updated); err != nil && !otherIndex {
+		return err
+	} else if err != nil {
+		fmt.Println("walrusds: this is another index; blocks known to the old one only will not be found, and are not renewed")
 	}
+	fmt.Printf("walrusds: changed in the configuration: %s\n", strings.Join(changed, ", ")) // names only: values may be secrets
 	if check {
 		return nil
 	}

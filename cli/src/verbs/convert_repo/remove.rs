@@ -3,14 +3,15 @@
 //! **Invariant.** No file is removed before every block of the flatfs is proved: its row points
 //! into a certified blob whose storage has not ended, and of each such blob a block was read back
 //! from Walrus now and is the same, byte by byte; or the index says that the block was deleted
-//! since. What lies in a journal alone proves nothing.
+//! since, and the same holds for the blob of its deleted row. What lies in a journal alone proves
+//! nothing.
 //!
 //! Only files that flatfs makes are removed, `SHARDING` last: a removal that was interrupted is
 //! carried on, and another file in the directory stays.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -21,6 +22,7 @@ use walrusds::datastore::Inspection;
 use walrusds::WalrusDatastore;
 
 use super::super::init::settings;
+use super::deleted::Deleted;
 use super::report::Report;
 use super::state::{kept, State, To};
 use super::survey::{interrupted, is_stored, records, Keys, Sum, PAGE};
@@ -33,7 +35,7 @@ use crate::output::count;
 use crate::progress::Unit;
 
 /// Blocks that are read back at the same time.
-const READS: usize = 8;
+pub const READS: usize = 8;
 
 pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Failure> {
     let entry = repo.entry()?;
@@ -61,7 +63,7 @@ pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Fa
     let mut config = settings::checked(&settings)?;
     config.verify_reads = walrusds::config::VerifyReads::Always;
     let look = Inspection::open(config.clone(), &repo.dir);
-    let look = context.or_stop(RESUME, look).await?;
+    let look = Arc::new(context.or_stop(RESUME, look).await?);
     let proof = prove(context, &flatfs, &look, args.read_data).await;
     let closed = look.close().await;
     let proof = proof?;
@@ -69,10 +71,12 @@ pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Fa
     if proof.missing.number > 0 {
         return Err(Failure::Failed(format!(
             "blocks of the flatfs are not on Walrus, so nothing was removed: {}. If they wait in the node's journal, let it \
-             empty (walrusds status). If the node has removed them since, and keepDeletedSeconds is not set, the index \
-             cannot tell; then remove {} by hand",
+             empty (walrusds status). If their blobs were lost, and their rows dropped (repair --drop, ipfs repo verify \
+             --drop), the flatfs has the last copy: `walrusds import --yes {dir}`, and then `walrusds repair --yes`, store it \
+             again. If the node has removed them since, and keepDeletedSeconds is over or not set, the index cannot tell; \
+             then remove {dir} by hand",
             proof.missing.text(),
-            dir.display()
+            dir = dir.display()
         )));
     }
     let shared = matches!(config.index, IndexConfig::Postgres(_));
@@ -128,6 +132,16 @@ fn removed(context: &Context, repo: &Repo, mut report: Report) -> Result<Exit, F
     Ok(Exit::Fine)
 }
 
+/// The flatfs that a conversion has left in a repo on Walrus, if it can be read: a place with
+/// copies of blocks that are lost there.
+pub fn left(dir: &Path) -> Option<PathBuf> {
+    let dir = dir.to_owned();
+    let state = State::load(&dir).ok()?;
+    let repo = Repo { dir, state };
+    let flatfs = repo.flatfs_dir(&old_entry(&repo)?).ok()?;
+    Flatfs::open(&flatfs).is_ok().then_some(flatfs)
+}
+
 /// The entry of the flatfs from before the conversion.
 fn old_entry(repo: &Repo) -> Option<serde_json::Value> {
     let last = repo.state.as_ref().filter(|state| state.to == To::Walrusds);
@@ -145,8 +159,9 @@ fn old_entry(repo: &Repo) -> Option<serde_json::Value> {
 struct Proof {
     all: Sum,
     stored: Sum,
-    /// Blocks that the index says were deleted.
+    /// Blocks that the index says were deleted, in blobs that Walrus has.
     deleted: Keys,
+    /// Blocks that have no row, or a deleted one whose blob is gone.
     missing: Keys,
     blobs: u64,
     /// The blocks that are to be read back.
@@ -158,12 +173,14 @@ struct Proof {
 async fn prove(
     context: &Context,
     flatfs: &Flatfs,
-    look: &Inspection,
+    look: &Arc<Inspection>,
     each: bool,
 ) -> Result<Proof, Failure> {
     let now = SystemTime::now();
     let mut proof = Proof::default();
-    let mut blobs: BTreeMap<String, (i64, String)> = BTreeMap::new();
+    // Of each blob the block that reaches farthest; an empty one proves nothing.
+    let mut blobs: BTreeMap<String, ((bool, i64), String)> = BTreeMap::new();
+    let mut dropped = Deleted::new(each);
     let mut progress = context.progress("proving", Unit::Things("blocks"));
     for shard in flatfs.shards()? {
         for page in flatfs.list(&shard)?.chunks(PAGE) {
@@ -179,10 +196,10 @@ async fn prove(
                 if each {
                     proof.witnesses.push(block.key.clone());
                 }
-                let end = row.offset.saturating_add(row.size);
+                let reach = (row.size > 0, row.offset.saturating_add(row.size));
                 let last = blobs.entry(row.blob_id).or_default();
-                if last.1.is_empty() || end > last.0 {
-                    *last = (end, block.key.clone());
+                if last.1.is_empty() || reach > last.0 {
+                    *last = (reach, block.key.clone());
                 }
             }
             let keys: Vec<String> = lacking.iter().map(|block| block.key.clone()).collect();
@@ -192,13 +209,16 @@ async fn prove(
             };
             for (key, deleted) in keys.iter().zip(deleted) {
                 match deleted {
-                    Some(_) => proof.deleted.add(key),
+                    Some(deleted) => dropped.add(deleted.row),
                     None => proof.missing.add(key),
                 }
             }
             progress.at(proof.all.blocks);
         }
     }
+    let found = dropped.look(context, look, flatfs).await?;
+    proof.deleted = found.stored;
+    proof.missing.add_all(found.missing);
     proof.blobs = blobs.len() as u64;
     if !each {
         proof.witnesses = blobs.into_values().map(|(_, key)| key).collect();
@@ -239,14 +259,17 @@ async fn read_back(
         };
         interrupted(context)?;
         let read = read.map_err(|e| Failure::Failed(e.to_string()))?;
-        read.map_err(|e| {
-            Failure::Failed(format!(
-                "a block of the flatfs cannot be proved to be on Walrus, so nothing was removed: {e}"
-            ))
-        })?;
+        read.map_err(unproved)?;
         done += 1;
         progress.at(done);
     }
+}
+
+/// The error for a block of which Walrus does not say that it is there.
+pub fn unproved(why: String) -> Failure {
+    Failure::Failed(format!(
+        "a block of the flatfs cannot be proved to be on Walrus, so nothing was removed: {why}"
+    ))
 }
 
 /// Removes the files of a flatfs. Returns how many other files are left in its directory.

@@ -109,6 +109,13 @@ impl Keys {
         }
     }
 
+    /// Adds the keys of another.
+    pub fn add_all(&mut self, other: Keys) {
+        self.number += other.number;
+        let room = NAMED.saturating_sub(self.first.len());
+        self.first.extend(other.first.into_iter().take(room));
+    }
+
     /// The number and the first keys.
     pub fn text(&self) -> String {
         let more = match self.number > self.first.len() as u64 {

@@ -2,7 +2,8 @@
 //! and the config as it was stays beside the new one.
 //!
 //! Order: the blocks' directory is moved first, then datastore_spec is replaced, then config. Each
-//! step is one rename. A repo that was left between two steps is taken for an empty one again.
+//! step is one rename. A repo that was left between two steps is taken for an empty one again. The
+//! caller holds Kubo's lock of the repo, and has looked under it: no node stores a block meanwhile.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::exit::Failure;
 use crate::kubo::file::{failed, read, replace};
+use crate::kubo::lock::RepoLock;
 use crate::kubo::spec;
 
 /// The block of the empty directory, which every `ipfs init` stores.
@@ -31,7 +33,10 @@ pub enum State {
 pub fn look(repo: &Path) -> Result<State, Failure> {
     let file = repo.join("config");
     if !file.exists() {
-        let used = std::fs::read_dir(repo).is_ok_and(|mut all| all.next().is_some());
+        let other = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.is_ok_and(|entry| !is_installed(&entry.file_name().to_string_lossy()))
+        };
+        let used = std::fs::read_dir(repo).is_ok_and(|mut all| all.any(other));
         return match used {
             true => Err(Failure::Failed(format!(
                 "{} is not empty and has no config: choose another directory",
@@ -67,6 +72,12 @@ pub fn look(repo: &Path) -> Result<State, Failure> {
     }
 }
 
+/// Whether the installation of the plugin (scripts/plugin-install.sh) makes a file or directory of
+/// this name in the repo, before there is one.
+fn is_installed(name: &str) -> bool {
+    ["plugins", "lib"].contains(&name) || name.starts_with(".walrusds.so.")
+}
+
 /// The path of the flatfs at /blocks.
 fn blocks_mount(config: &Value) -> Option<String> {
     let flatfs = spec::of_config(config).filter(|entry| spec::kind(entry) == "flatfs")?;
@@ -84,7 +95,8 @@ fn count(dir: &Path) -> std::io::Result<usize> {
         };
         for entry in entries {
             let entry = entry?;
-            if entry.file_type()?.is_dir() {
+            let kind = entry.file_type()?;
+            if kind.is_dir() || kind.is_symlink() && entry.path().is_dir() {
                 waiting.push(entry.path());
                 continue;
             }
@@ -100,7 +112,11 @@ fn count(dir: &Path) -> std::io::Result<usize> {
 }
 
 /// Makes an empty repo one on walrusds. Returns where its flatfs was moved to.
-pub fn convert(repo: &Path, settings: &Map<String, Value>) -> Result<Option<PathBuf>, Failure> {
+pub fn convert(
+    repo: &Path,
+    settings: &Map<String, Value>,
+    _held: &RepoLock,
+) -> Result<Option<PathBuf>, Failure> {
     let (file, spec_file) = (repo.join("config"), repo.join("datastore_spec"));
     let mut kubo = read(&file)?;
     let mut disk = read(&spec_file)?;

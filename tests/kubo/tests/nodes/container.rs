@@ -181,6 +181,18 @@ fn container_from_first_start_to_changed_settings() {
         assert_eq!(image.file("config"), before);
         said += &refused;
     }
+    // Nor does it start the node on another index, which has none of its blocks.
+    let mut other = settings.clone();
+    other.remove(&by_file);
+    other.insert("WALRUSDS_INDEX_PATH".to_owned(), "new.sqlite".to_owned());
+    let refused = image
+        .start(&other, &["daemon"])
+        .expect_failure("start with another index");
+    for part in ["\"blocks\"", "new.sqlite", "-other-index"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    assert_eq!(image.file("config"), before);
+    said += &refused;
     let mut unknown = settings.clone();
     unknown.insert("WALRUSDS_EPOCH".to_owned(), "1".to_owned());
     let refused = image
