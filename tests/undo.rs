@@ -118,6 +118,30 @@ async fn a_put_of_a_deleted_block_costs_no_upload() {
     assert_eq!(*parts.index.usage.lock(), usage(10));
 }
 
+/// A row may have been deleted because its blob was found lost: `walrusds repair --drop`, `ipfs repo
+/// verify --drop`. Another process does not know that the blob is gone.
+#[tokio::test]
+async fn a_row_of_a_lost_blob_is_not_brought_back_by_a_put() {
+    let parts = keeping();
+    let ds = parts.open("");
+    let (all, others) = (blocks(0..8), blocks(100..104));
+    ds.commit(puts(&all)).await.unwrap();
+    let lost: Vec<String> = parts.store.blobs.lock().keys().cloned().collect();
+    ds.commit(puts(&others)).await.unwrap();
+    ds.commit(deletes(&all)).await.unwrap();
+    ds.commit(deletes(&others)).await.unwrap();
+    ds.close().await.unwrap();
+    parts.store.blobs.lock().retain(|id, _| !lost.contains(id));
+    let ds = parts.open("");
+    let both = [&all[..], &others[..]].concat();
+    ds.commit(puts(&both)).await.unwrap();
+    assert_eq!(uploads(&parts), 3, "the blocks of the other blob come back");
+    assert_eq!(metric(&ds, "blocks_undeleted"), 4);
+    all_read(&ds, &both).await;
+    assert_eq!(ds.disk_usage().await.unwrap(), usage(12));
+    ds.close().await.unwrap();
+}
+
 /// What a write costs where nothing was deleted: no statement more than without undo.
 #[tokio::test]
 async fn an_ordinary_put_makes_no_more_statements() {

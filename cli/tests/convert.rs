@@ -639,8 +639,6 @@ async fn what_was_lost_on_walrus_is_not_taken_for_deleted() {
     // What the message says, carried out. No word of force is needed for what a user deleted.
     let blocks = repo.path("blocks").display().to_string();
     repo.verb_runs("import", &["--yes", &blocks]).await.fine();
-    let repaired = repo.verb_runs("repair", &["--yes"]).await;
-    repaired.fine();
     repo.delete(&there[..3]).await;
     let removed = repo.bare(&["--remove-old", "--yes", "--json"]).await;
     let removed = removed.result(0);

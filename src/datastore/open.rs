@@ -35,7 +35,7 @@ use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::upload::limit::UploadLimit;
 use crate::upload::reuse::Reuse;
-use crate::upload::{adopt, Quilts, Unproven, Uploader};
+use crate::upload::{adopt, none_readable, Quilts, Unproven, Uploader};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for notices to an operator.
@@ -381,6 +381,7 @@ fn uploader(
         target_bytes: config.pack_target_size_bytes,
         limit: UploadLimit::new(config.workers),
         unproven: Unproven::default(),
+        readable: none_readable(),
         fresh_for: Duration::ZERO,
         spare_for: Duration::ZERO,
     }

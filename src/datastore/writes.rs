@@ -219,9 +219,9 @@ impl Writes {
         all
     }
 
-    /// Brings back the rows of blocks that were deleted and whose blobs still live, and leaves
-    /// these blocks out. Returns the others with their rows. A lookup that finds no such block is
-    /// the only statement. `guard` holds the keys.
+    /// Brings back the rows of blocks that were deleted and whose blobs can still be read, and
+    /// leaves these blocks out. Returns the others with their rows. A lookup that finds no such
+    /// block is the only statement. `guard` holds the keys.
     async fn without_brought_back(
         &self,
         puts: Vec<Put>,
@@ -238,6 +238,7 @@ impl Writes {
             })
         };
         let spares: Vec<KeyRecord> = puts.iter().zip(&traces).filter_map(spare).collect();
+        let spares = self.uploader.readable(spares).await;
         let back = match spares.is_empty() {
             true => HashSet::new(),
             // The statement may take effect although the caller has given up. So it runs to its end

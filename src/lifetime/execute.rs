@@ -17,12 +17,13 @@ use super::chain::{object_id, Failure, Round};
 use super::due::{ends_soon, is_urgent, last_due};
 use super::plan::{self, Action, Decision, Terms};
 use super::present::{present_epoch, prices};
+use super::rebuild::LEASE as REBUILD;
 use super::repack::{repack, Repacked};
 use super::shed;
 use super::{about, RenewalParts, Rounds, MIN_RENEWAL_EPOCHS, MOST_EPOCHS, PAGE};
 use crate::error::{caught, ErrorKind, Result};
 use crate::index::ledger::InState;
-use crate::index::{Blob, BlobState, RenewItem};
+use crate::index::{new_owner, Blob, BlobState, RenewItem};
 use crate::log::Level;
 use crate::metrics::Metrics;
 
@@ -38,6 +39,8 @@ const BLOCK_OVERHEAD: u64 = 80;
 /// A blob without rows is deleted this long after a pass found it so: readers of other nodes may
 /// hold its rows for some seconds, and a read that has begun may take minutes.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(3600);
+/// How long a node that is killed while it deletes blobs keeps rebuilds waiting.
+const DELETING_TTL: std::time::Duration = std::time::Duration::from_secs(1800);
 
 /// Carries out what can be done without storing blobs again. Adds to `done` the blobs that need
 /// nothing more in this round.
@@ -504,6 +507,26 @@ async fn delete_dead(parts: &RenewalParts, round: Option<&Round>) {
 
 async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
     mark_dead(parts).await?;
+    let marked = parts.index.blobs_in_state(BlobState::Deleting, "", 1);
+    if marked.await?.is_empty() {
+        return Ok(());
+    }
+    let owner = new_owner();
+    let alone = |ttl| parts.index.try_lease(REBUILD, &owner, ttl);
+    if !alone(DELETING_TTL).await? {
+        let text = "an index is being rebuilt, or a node deletes blobs: blobs without blocks are deleted later";
+        parts.log.push(Level::Info, text);
+        return Ok(());
+    }
+    let done = delete_marked(parts, round).await;
+    // It runs out by itself.
+    let _ = caught(parts.index.release_lease(REBUILD, &owner)).await;
+    done
+}
+
+/// Deletes the blobs that are marked. A rebuild may not have read them before, and write their rows
+/// afterwards.
+async fn delete_marked(parts: &RenewalParts, round: &Round) -> Result<()> {
     let mut marked = InState::new(&*parts.index, BlobState::Deleting);
     // Whether the wallet is that of these blobs, once that is in doubt.
     let mut mine = None;

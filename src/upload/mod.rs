@@ -22,9 +22,11 @@
 //! The order is: upload first, index second. A failure between the two leaves a blob without a row,
 //! never a row without a blob.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::stream::{self, StreamExt as _};
 
 use crate::backoff::doubled;
 use crate::clock::{Clock, EpochClock};
@@ -33,6 +35,8 @@ use crate::gone::Gone;
 use crate::index::{Blob, Index, KeyRecord, Record, Traces, Usage};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
+use crate::multihash::{self, Match};
+use crate::recent::Recent;
 use crate::trace::{self, Span};
 use crate::walrus::{BlobStore, StoreOptions, StoreResult};
 
@@ -60,6 +64,17 @@ const LOOK: Duration = Duration::from_secs(300);
 const LOOK_FIRST: Duration = Duration::from_millis(200);
 const LOOK_MAX: Duration = Duration::from_secs(10);
 
+/// How many blobs with deleted blocks are looked at at a time, and how many are remembered for how
+/// long.
+const LOOKS: usize = 8;
+const READABLE_REMEMBERED: usize = 65_536;
+const READABLE_FOR: Duration = Duration::from_secs(600);
+
+/// No blob was read yet.
+pub(crate) fn none_readable() -> Recent<String> {
+    Recent::new(READABLE_REMEMBERED, READABLE_FOR)
+}
+
 /// The parts and settings that all uploads of a datastore share.
 pub(crate) struct Uploader {
     pub(crate) store: Arc<dyn BlobStore>,
@@ -78,6 +93,8 @@ pub(crate) struct Uploader {
     pub(crate) target_bytes: u64,
     pub(crate) limit: UploadLimit,
     pub(crate) unproven: Unproven,
+    /// Blobs that were read lately, since deleted blocks of theirs were put again.
+    pub(crate) readable: Recent<String>,
     /// Rows whose storage ends sooner than this do not count as stored.
     pub(crate) fresh_for: Duration,
     /// The row of a deleted block whose storage ends sooner than this is not brought back for a
@@ -178,6 +195,55 @@ impl Uploader {
         (may && self.lasts(row, len, self.spare_for)).then_some(row)
     }
 
+    /// Of these [spares](Self::spare), those whose blobs still give their bytes: a block of each
+    /// blob is read, unless that was done lately. A row may have been deleted because its blob was
+    /// found lost. A blob that cannot be read counts as lost: its blocks are stored anew, which
+    /// loses nothing.
+    pub(crate) async fn readable(&self, spares: Vec<KeyRecord>) -> Vec<KeyRecord> {
+        let mut blobs: BTreeMap<String, Vec<KeyRecord>> = BTreeMap::new();
+        for spare in spares {
+            let blob = spare.record.blob_id.clone();
+            blobs.entry(blob).or_default().push(spare);
+        }
+        let looks = blobs.into_iter().map(|(blob_id, spares)| async move {
+            let gives = self.readable.contains(&blob_id) || self.gives(&spares).await;
+            if gives {
+                self.readable.insert(blob_id);
+            }
+            gives.then_some(spares)
+        });
+        let looks = stream::iter(looks.collect::<Vec<_>>()).buffered(LOOKS);
+        let found: Vec<Option<Vec<KeyRecord>>> = looks.collect().await;
+        found.into_iter().flatten().flatten().collect()
+    }
+
+    /// Whether the least of these blocks, which lie in one blob, can be read there.
+    async fn gives(&self, spares: &[KeyRecord]) -> bool {
+        let least = spares.iter().min_by_key(|spare| spare.record.size);
+        let Some((row, Ok(range))) = least.map(|row| (row, row.record.range())) else {
+            return false;
+        };
+        let check = |bytes: &[u8]| match multihash::check(&row.key, bytes) {
+            Match::Yes => Ok(()),
+            _ => Err("the block does not hash to its key".to_owned()),
+        };
+        let (id, len) = (&row.record.blob_id, range.end - range.start);
+        let read = self.store.read_range(id, range.start, len, &check);
+        match caught(read).await {
+            Ok(_) => true,
+            Err(e) => {
+                if e.kind() == ErrorKind::BlobNotFound {
+                    self.gone.insert(id.clone());
+                }
+                let text = format!(
+                    "blob {id} has deleted blocks that are put again, and cannot be read, so they are stored anew: {e}"
+                );
+                self.log.alike("spare", Level::Warn, text);
+                false
+            }
+        }
+    }
+
     /// Whether the blob of a row is still stored, as far as this node knows.
     pub(crate) fn is_alive(&self, row: &Record) -> bool {
         row.is_fresh(self.clock.now(), &self.epoch_clock) && !self.gone.contains(&row.blob_id)
@@ -185,7 +251,8 @@ impl Uploader {
 
     /// Brings deleted rows back where they are still kept and their keys have no row, and counts
     /// the change of the totals. Returns the keys that have their row again. The caller holds the
-    /// keys.
+    /// keys. If it has no other copy of the blocks, it asks for the [readable](Self::readable) ones
+    /// first, or reads their blobs back afterwards.
     pub(crate) async fn bring_back(&self, rows: &[KeyRecord]) -> Result<HashSet<String>> {
         if rows.is_empty() {
             return Ok(HashSet::new());

@@ -2,6 +2,7 @@
 //! and whether these hash to their keys.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
@@ -12,6 +13,7 @@ use super::target::Target;
 use super::{Batch, Held};
 use crate::admin::flatfs::read_block;
 use crate::dag;
+use crate::detached::Detached;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::KeyRecord;
 use crate::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
@@ -150,9 +152,17 @@ pub(super) async fn look_up(
         (true, _) => HashSet::new(),
         (false, false) => spares.into_iter().map(|spare| spare.key).collect(),
         (false, true) => {
+            let spares = uploader.readable(spares).await;
             let keys = spares.iter().map(|spare| spare.key.clone()).collect();
-            let _held = target.locks.lock(keys).await;
-            uploader.bring_back(&spares).await?
+            let guard = target.locks.lock(keys).await;
+            // As for a put: the statement runs to its end, and is counted, also if the import is
+            // given up.
+            let (uploader, call) = (Arc::clone(uploader), target.call.clone());
+            let work = async move {
+                let _until_done = (guard, call);
+                uploader.bring_back(&spares).await
+            };
+            Detached::new(work).await?
         }
     };
     let (mut pieces, mut wanted, mut bytes) = (Vec::new(), Vec::new(), 0);

@@ -50,8 +50,8 @@ pub(super) struct LedgerSql {
 /// What a statement that writes entries does where an entry exists.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Anew {
-    /// The blob was stored now: its price is added, unless this registration was written before, and
-    /// the blob is live.
+    /// The blob was stored now: its price is added, unless this registration was written before,
+    /// and the blob is live.
     Stored,
     /// The blob was found: the greater cost counts, and its state stays.
     Found,

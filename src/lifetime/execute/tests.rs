@@ -433,3 +433,23 @@ async fn a_wallet_that_owns_nothing_of_the_index_deletes_nothing() {
         scene.inspection.close().await.unwrap();
     }
 }
+
+/// A rebuild may have read a blob, and write its rows later.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_deleted_while_an_index_is_rebuilt() {
+    let mut scene = scene_with(NOTED + 3, 3600, REUSE).await;
+    let index = Arc::clone(&scene.inspection.renewal().index);
+    index.delete("/k").await.unwrap();
+    let ids = ["b".to_owned()];
+    index.set_state(&ids, BlobState::Released).await.unwrap();
+    scene.inspection.renewal().clock = Arc::new(Later(2 * GRACE));
+    let ttl = std::time::Duration::from_secs(300);
+    assert!(index.try_lease(REBUILD, "a list", ttl).await.unwrap());
+    scene.round().await;
+    assert_eq!(scene.chain.list().await.unwrap().len(), 1);
+    index.release_lease(REBUILD, "a list").await.unwrap();
+    scene.round().await;
+    assert_eq!(scene.chain.list().await.unwrap(), []);
+    assert!(index.try_lease(REBUILD, "a list", ttl).await.unwrap());
+    scene.inspection.close().await.unwrap();
+}

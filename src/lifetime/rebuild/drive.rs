@@ -17,6 +17,8 @@
 //!   the note begins behind rows that are written. A lease keeps runs with other lists out.
 //! - The note never says more than the index holds. It may say less, after a run was killed: then a
 //!   part of the list is done again, and changes nothing.
+//! - No node deletes a blob meanwhile whose rows are read and not written: it would have the same
+//!   lease.
 //! - A blob that was left out has no entry: an entry without rows would make it look like garbage.
 //! - The rows in memory are those of at most [`Options::in_flight`] blobs and one transaction.
 
@@ -35,7 +37,8 @@ use crate::error::{one_line, Error, ErrorKind, Result};
 use crate::index::{Blob, Index, KeyRecord, Record, Usage};
 use crate::walrus::BlobStore;
 
-const LEASE: &str = "rebuild";
+/// Nodes that delete blobs take it as well.
+pub(crate) const LEASE: &str = "rebuild";
 const LEASE_TTL: Duration = Duration::from_secs(300);
 
 /// So many blobs in a row that cannot be read, for a reason that may pass, end a run.
@@ -122,7 +125,8 @@ pub async fn rebuild(
     }
     let owner = list.fingerprint();
     if !index.try_lease(LEASE, &owner, LEASE_TTL).await? {
-        let text = "another list is being rebuilt into this index, or was until less than five minutes ago: wait for its end, or go on with that list";
+        let text = "another list is being rebuilt into this index, or was until less than five minutes ago: wait for its end, or go \
+             on with that list. Or a node deletes blobs just now: try again in a few minutes";
         return Err(Error::new(ErrorKind::Locked, text));
     }
     let run = Run {

@@ -23,6 +23,7 @@ mod quilt;
 mod report;
 
 pub use car::{rebuild_rows, Rebuilt, RebuiltRow};
+pub(crate) use drive::LEASE;
 pub use drive::{rebuild, Options, Parts};
 pub use list::{export, List};
 pub use report::{rebuild_state, LeftOut, RebuildState, Report, Why, MOST_NAMED};

@@ -72,8 +72,7 @@ pub async fn run(args: &Args, context: &Context, repo: &Repo) -> Result<Exit, Fa
         return Err(Failure::Failed(format!(
             "blocks of the flatfs are not on Walrus, so nothing was removed: {}. If they wait in the node's journal, let it \
              empty (walrusds status). If their blobs were lost, and their rows dropped (repair --drop, ipfs repo verify \
-             --drop), the flatfs has the last copy: `walrusds import --yes {dir}`, and then `walrusds repair --yes`, store it \
-             again. If the node has removed them since, and keepDeletedSeconds is over or not set, the index cannot tell; \
+             --drop), the flatfs has the last copy: `walrusds import --yes {dir}` stores it again. If the node has removed them since, and keepDeletedSeconds is over or not set, the index cannot tell; \
              then remove {dir} by hand",
             proof.missing.text(),
             dir = dir.display()
