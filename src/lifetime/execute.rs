@@ -39,7 +39,11 @@ const BLOCK_OVERHEAD: u64 = 80;
 /// A blob without rows is deleted this long after a pass found it so: readers of other nodes may
 /// hold its rows for some seconds, and a read that has begun may take minutes.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(3600);
-/// How long a node that is killed while it deletes blobs keeps rebuilds waiting.
+/// How many blobs are deleted by one call of the chain, and how long a node that is killed meanwhile
+/// keeps rebuilds waiting.
+const DELETED_AT_ONCE: usize = 100;
+/// How long blobs are deleted in one round at least, if there are so many.
+const DELETES_FOR: std::time::Duration = std::time::Duration::from_secs(600);
 const DELETING_TTL: std::time::Duration = std::time::Duration::from_secs(1800);
 
 /// Carries out what can be done without storing blobs again. Adds to `done` the blobs that need
@@ -512,85 +516,93 @@ async fn try_delete_dead(parts: &RenewalParts, round: &Round) -> Result<()> {
         return Ok(());
     }
     let owner = new_owner();
-    let alone = |ttl| parts.index.try_lease(REBUILD, &owner, ttl);
-    if !alone(DELETING_TTL).await? {
-        let text = "an index is being rebuilt, or a node deletes blobs: blobs without blocks are deleted later";
-        parts.log.push(Level::Info, text);
-        return Ok(());
-    }
-    let done = delete_marked(parts, round).await;
+    let done = delete_marked(parts, round, &owner).await;
     // It runs out by itself.
     let _ = caught(parts.index.release_lease(REBUILD, &owner)).await;
     done
 }
 
-/// Deletes the blobs that are marked. A rebuild may not have read them before, and write their rows
-/// afterwards.
-async fn delete_marked(parts: &RenewalParts, round: &Round) -> Result<()> {
+/// Deletes the blobs that are marked, some at a time. Each time the lease of rebuilds is taken: a
+/// rebuild may have read a blob before, and write its rows afterwards. What is left when half of an
+/// interval has passed waits for the next round: what is live comes first.
+async fn delete_marked(parts: &RenewalParts, round: &Round, owner: &str) -> Result<()> {
+    let until = Instant::now() + (parts.interval / 2).max(DELETES_FOR);
     let mut marked = InState::new(&*parts.index, BlobState::Deleting);
     // Whether the wallet is that of these blobs, once that is in doubt.
     let mut mine = None;
     while let Some(page) = marked.next().await? {
         let page = page.into_iter().filter(|blob| can_be_deleted(parts, blob));
-        let page = still_dead(parts, page.collect()).await?;
-        let objects: Vec<String> = page.iter().map(|blob| blob.object_id.clone()).collect();
-        if objects.is_empty() {
-            continue;
-        }
-        failpoint!("dead.chosen");
-        let outcomes = match round.delete(&objects).await {
-            Ok(outcomes) => outcomes,
-            Err(e) => {
-                let text = format!("blobs without blocks could not be deleted: {e}");
-                parts.log.push(Level::Error, text);
+        for some in page.collect::<Vec<_>>().chunks(DELETED_AT_ONCE) {
+            if !parts.index.try_lease(REBUILD, owner, DELETING_TTL).await? {
+                let text = "an index is being rebuilt, or another node deletes blobs: blobs without blocks are deleted later";
+                parts.log.push(Level::Info, text);
                 return Ok(());
             }
-        };
-        let all_tried = outcomes.len() == page.len();
-        let (mut gone, mut deleted) = (Vec::new(), 0);
-        for (blob, (_, outcome)) in page.iter().zip(outcomes) {
-            let blob_id = &blob.blob_id;
-            match outcome {
-                Ok(()) => {
-                    gone.push(blob);
-                    deleted += 1;
-                }
-                Err(e) if Failure::of(&e) == Some(Failure::Absent) => {
-                    if mine.is_none() {
-                        mine = Some(owns_some(parts, round).await?);
-                    }
-                    let text = match mine {
-                        // It was deleted before, by a call whose outcome was not told.
-                        Some(true) => {
-                            gone.push(blob);
-                            format!("blob {blob_id} has no blocks, and was deleted before")
-                        }
-                        _ => format!(
-                            "blob {blob_id} has no blocks and could not be deleted: the wallet of walrusCommand owns none \
-                             of the blobs of this index: {e}"
-                        ),
-                    };
-                    parts.log.alike(about::DELETION, Level::Warn, text);
-                }
-                Err(e) => {
-                    let text =
-                        format!("blob {blob_id} has no blocks and could not be deleted: {e}");
-                    parts.log.alike(about::DELETION, Level::Warn, text);
-                }
+            let all_tried = delete_some(parts, round, some, &mut mine).await?;
+            if !all_tried || Instant::now() >= until {
+                return Ok(());
             }
-        }
-        failpoint!("dead.deleted");
-        shed::left(parts, &gone).await?;
-        Metrics::add(&parts.metrics.blobs_deleted, deleted);
-        let ids: Vec<String> = gone.iter().map(|blob| blob.blob_id.clone()).collect();
-        parts.index.forget_blobs(&ids).await?;
-        failpoint!("dead.forgotten");
-        if !all_tried {
-            // The next round goes on. What is live comes first.
-            break;
         }
     }
     Ok(())
+}
+
+/// Deletes blobs that are marked, unless they have rows again. Returns whether all were tried.
+async fn delete_some(
+    parts: &RenewalParts,
+    round: &Round,
+    some: &[Blob],
+    mine: &mut Option<bool>,
+) -> Result<bool> {
+    let some = still_dead(parts, some.to_vec()).await?;
+    let objects: Vec<String> = some.iter().map(|blob| blob.object_id.clone()).collect();
+    if objects.is_empty() {
+        return Ok(true);
+    }
+    failpoint!("dead.chosen");
+    let outcomes = match round.delete(&objects).await {
+        Ok(outcomes) => outcomes,
+        Err(e) => {
+            let text = format!("blobs without blocks could not be deleted: {e}");
+            parts.log.push(Level::Error, text);
+            return Ok(false);
+        }
+    };
+    let all_tried = outcomes.len() == some.len();
+    let (mut gone, mut deleted) = (Vec::new(), 0);
+    for (blob, (_, outcome)) in some.iter().zip(outcomes) {
+        let blob_id = &blob.blob_id;
+        let text = match outcome {
+            Ok(()) => {
+                gone.push(blob);
+                deleted += 1;
+                continue;
+            }
+            Err(e) if Failure::of(&e) == Some(Failure::Absent) => {
+                if mine.is_none() {
+                    *mine = Some(owns_some(parts, round).await?);
+                }
+                if *mine == Some(true) {
+                    // It was deleted before, by a call whose outcome was not told.
+                    gone.push(blob);
+                    continue;
+                }
+                format!(
+                    "blob {blob_id} has no blocks and could not be deleted: the wallet of walrusCommand owns none of the \
+                     blobs of this index: {e}"
+                )
+            }
+            Err(e) => format!("blob {blob_id} has no blocks and could not be deleted: {e}"),
+        };
+        parts.log.alike(about::DELETION, Level::Warn, text);
+    }
+    failpoint!("dead.deleted");
+    shed::left(parts, &gone).await?;
+    Metrics::add(&parts.metrics.blobs_deleted, deleted);
+    let ids: Vec<String> = gone.iter().map(|blob| blob.blob_id.clone()).collect();
+    parts.index.forget_blobs(&ids).await?;
+    failpoint!("dead.forgotten");
+    Ok(all_tried)
 }
 
 /// Whether the wallet owns a blob of this index, as far as some of them tell: another wallet says

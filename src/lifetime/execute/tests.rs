@@ -453,3 +453,69 @@ async fn nothing_is_deleted_while_an_index_is_rebuilt() {
     assert!(index.try_lease(REBUILD, "a list", ttl).await.unwrap());
     scene.inspection.close().await.unwrap();
 }
+
+/// A chain whose deletions hang: the first run of each call fails, and the rest is not tried.
+struct Hung {
+    chain: Arc<Fake>,
+    calls: std::sync::atomic::AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl super::super::chain::Chain for Hung {
+    async fn epoch(&self) -> Result<Epoch> {
+        self.chain.epoch().await
+    }
+
+    async fn prices(&self) -> Result<crate::walrus::cost::Prices> {
+        self.chain.prices().await
+    }
+
+    async fn extend(&self, object_id: &str, epochs: u32, shared: bool) -> Result<()> {
+        self.chain.extend(object_id, epochs, shared).await
+    }
+
+    async fn delete(&self, object_ids: &[String]) -> Result<Vec<(String, Result<()>)>> {
+        self.calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let hung = || crate::error::Error::retryable(ErrorKind::Walrus, "it did not end in time");
+        let tried = object_ids.iter().take(20);
+        Ok(tried.map(|id| (id.clone(), Err(hung()))).collect())
+    }
+
+    async fn list(&self) -> Result<Vec<OwnedBlob>> {
+        self.chain.list().await
+    }
+}
+
+/// Deletions that hang do not keep what is live waiting: one run of them is enough for a round.
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_that_hang_are_left_to_the_next_round() {
+    let mut scene = scene_with(NOTED + 3, 3600, REUSE).await;
+    let index = Arc::clone(&scene.inspection.renewal().index);
+    let mut ids = Vec::new();
+    for n in 0..2 * DELETED_AT_ONCE {
+        let blob = Blob {
+            blob_id: format!("dead{n:03}"),
+            object_id: format!("0x{:064x}", 100 + n),
+            deletable: true,
+            end_epoch: i64::try_from(NOTED).unwrap(),
+            ..Blob::default()
+        };
+        let record = Record::new(&*blob.blob_id, 0, 10).with_end_epoch(blob.end_epoch);
+        let key = format!("/dead{n}");
+        let row = KeyRecord::new(&*key, record);
+        index.place(&blob, &[row]).await.unwrap();
+        index.delete(&key).await.unwrap();
+        ids.push(blob.blob_id);
+    }
+    index.set_state(&ids, BlobState::Released).await.unwrap();
+    let hung = Arc::new(Hung {
+        chain: Arc::clone(&scene.chain),
+        calls: 0.into(),
+    });
+    let parts = scene.inspection.renewal();
+    parts.chain = Some(Arc::clone(&hung) as _);
+    parts.clock = Arc::new(Later(2 * GRACE));
+    scene.round().await;
+    assert_eq!(hung.calls.load(std::sync::atomic::Ordering::SeqCst), 1);
+    scene.inspection.close().await.unwrap();
+}
