@@ -786,9 +786,9 @@ async fn a_lease_that_cannot_be_prolonged_at_once_is_held_all_the_same() {
     let parts = Parts::default();
     let faults = Arc::new(Faults::none());
     let ds = due_and_slow(&parts, &faults).await;
-    // The round takes its turn and the lease, which the blob's renewal prolongs, and its upload,
-    // twice.
-    faults.plan(Call::Lease, 4, Fault::Before);
+    // The round takes its turn and the lease, which the plan and the blob's renewal prolong, and its
+    // upload, twice.
+    faults.plan(Call::Lease, 5, Fault::Before);
     tokio::time::sleep(Duration::from_secs(900)).await;
     assert_eq!(renewals(&ds), 1, "{:?}", errors(&ds));
     let stores = parts.store.puts.load(SeqCst);

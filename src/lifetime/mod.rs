@@ -256,6 +256,10 @@ async fn round(parts: &RenewalParts, lease: &Lease, state: &mut Rounds) -> Resul
     if !learn(parts, owner, state, &mut done).await? {
         return Ok(());
     }
+    // Learning the epoch may have taken longer than the lease lasts, and has prolonged it.
+    let Some(lease) = Lease::take(parts, owner).await? else {
+        return Ok(());
+    };
     state.planned = None;
     let by_plan = async {
         shed::recall(parts).await?;
@@ -263,7 +267,7 @@ async fn round(parts: &RenewalParts, lease: &Lease, state: &mut Rounds) -> Resul
         read_ledger(parts).await?;
         execute(parts, state, &mut done).await
     };
-    let planned = with_lease(parts, lease, by_plan).await;
+    let planned = with_lease(parts, &lease, by_plan).await;
     let failed = match planned {
         Err(e) if e.kind() == ErrorKind::Locked => return Err(e),
         Err(e) => {

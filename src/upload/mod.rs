@@ -292,6 +292,11 @@ impl Uploader {
         let sent = caught(sent).await;
         Span::done(span, &sent);
         if let Some(reuse) = &self.reuse {
+            if reuse.is_ignored() {
+                let text = "reuseStorage: the publisher has bought storage several times although deleted blobs have left \
+                            some; it must know reuse_resources, and spend from the wallet that walrusCommand deletes from";
+                self.log.alike("reuse", Level::Warn, text);
+            }
             // Another process must not count on what was used. If it does, it buys for too short.
             if let Err(e) = caught(reuse.note(&*self.index)).await {
                 let text = format!("what storage is left could not be noted: {e}");

@@ -17,6 +17,7 @@
 //! remembered follows the publisher's answers.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,9 @@ const MOST: usize = 512;
 const ROOMY: u64 = 4;
 /// A pack is full if it lacks so small a part (a twentieth).
 const NEARLY: u64 = 20;
+/// So often in a row storage was bought although some was left: the publisher uses none again, or
+/// is not that of the wallet.
+const TOLD_AFTER: u32 = 3;
 
 /// Storage without a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +61,8 @@ pub(crate) struct Reuse {
     n_shards: u16,
     /// Storage that ends within this time is not used: a blob in it could not be extended in time.
     spare: Duration,
+    /// How often in a row storage was bought although some was known.
+    bought: AtomicU32,
 }
 
 /// The terms on which blobs are bought.
@@ -81,6 +87,7 @@ impl Reuse {
             epoch_clock,
             n_shards,
             spare,
+            bought: AtomicU32::new(0),
         }
     }
 
@@ -157,6 +164,13 @@ impl Reuse {
             reuse: self,
             number,
         }
+    }
+
+    /// Whether the publisher does not seem to use storage again. True once for each few stores that
+    /// show it.
+    pub(super) fn is_ignored(&self) -> bool {
+        let enough = |bought: u32| (bought >= TOLD_AFTER).then_some(0);
+        self.bought.fetch_update(Relaxed, Relaxed, enough).is_ok()
     }
 
     /// Forgets storage that is not there: all of this size, or more, that lasts as long. `known`:
@@ -329,9 +343,13 @@ impl Purchase {
                 if is_bought(answer, meant, epochs, needed)
                     && (answer.reused.is_some() || !under_way.is_of_another(got(answer))) =>
             {
+                reuse.bought.fetch_add(1, Relaxed);
                 reuse.forget(needed, answer.end_epoch, &known);
             }
-            Ok(answer) => under_way.used(got(answer)),
+            Ok(answer) => {
+                reuse.bought.store(0, Relaxed);
+                under_way.used(got(answer));
+            }
         }
         stored
     }

@@ -534,13 +534,27 @@ func TestRenewalsFail(t *testing.T) {
 	w := newWorld(t)
 	w.open(map[string]any{"epochs": 2, "epochDurationSeconds": 86400})
 	w.must(w.put("/a", 1000))
-	w.fault(internal, "put")
+	// What is put is due at once.
 	w.open(map[string]any{
-		"epochs": 20, "epochDurationSeconds": 86400, "renewIntervalSeconds": 1, "renewLeadSeconds": 8 * 86400,
+		"epochs": 20, "epochDurationSeconds": 86400, "renewIntervalSeconds": 1, "renewLeadSeconds": 30 * 86400,
 	})
 	w.step(time.Minute)
-	w.until("a renewal fails", func() bool { return w.value("walrusds_renewals_failed_total") > 0 })
-	w.expect("WalrusdsRenewalsFail", true, 5*time.Minute, 20, nil)
+	fail := func() {
+		n := w.value("walrusds_renewals_failed_total")
+		w.cured()
+		w.must(w.put(fmt.Sprintf("/%v", n), 1000))
+		w.fault(internal, "put")
+		w.until("a renewal fails", func() bool { return w.value("walrusds_renewals_failed_total") > n })
+	}
+	// One failure, which passes.
+	fail()
+	for i := 0; i < 5; i++ {
+		w.step(30 * time.Minute)
+		if w.fires("WalrusdsRenewalsFail") {
+			t.Fatal("it fires for one failure")
+		}
+	}
+	w.expect("WalrusdsRenewalsFail", true, 30*time.Minute, 8, fail)
 	w.cured()
 	w.until("the blob was renewed", func() bool { return w.value("walrusds_renewals_total") > 0 })
 	w.expect("WalrusdsRenewalsFail", false, 5*time.Minute, 60, nil)

@@ -392,3 +392,23 @@ async fn what_the_publisher_left_alone_is_still_there() {
     let left = known_after_stores::<1>(&known, vec![there, own]).await;
     assert_eq!(left, known);
 }
+
+/// An operator learns that the publisher uses nothing again.
+#[tokio::test]
+async fn a_publisher_that_buys_all_the_same_is_told_about() {
+    let (reuse, _) = reuse();
+    let reuse = Arc::new(reuse);
+    let purchase = Purchase {
+        options: StoreOptions::new(26).with_deletable(true),
+        reuse: Some(Arc::clone(&reuse)),
+    };
+    for reused in [false, false, true, false, false, false] {
+        assert!(!reuse.is_ignored());
+        reuse.give(larger(0));
+        let publisher = Publisher::new(1, move |_| Ok(answer(larger(0), Some(reused))));
+        let body = Body::from(Bytes::from(vec![7; 2 * MIB]));
+        purchase.store(&publisher, body).await.unwrap();
+    }
+    assert!(reuse.is_ignored());
+    assert!(!reuse.is_ignored(), "once");
+}
