@@ -17,6 +17,8 @@ use crate::multihash::{shortest_varint, varint};
 
 mod cbor;
 
+pub(crate) use cbor::cids as cids_of_cbor;
+
 /// Memory for links, over all nodes (bytes): about 25,000 of the usual ones. A node that would take
 /// more is not remembered.
 const BYTES: usize = 4 << 20;
@@ -316,6 +318,45 @@ fn all_links(block: &[u8]) -> Option<Vec<Link<'_>>> {
     Some(links)
 }
 
+/// The CIDs in all links of a dag-pb node, in order; `None` for anything else. Takes what Kubo's
+/// decoder takes: its data may come before its links, or after them, and a name need not be UTF-8.
+pub(crate) fn cids_of_pb(block: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut cids = Vec::new();
+    let (mut data, mut links_ended) = (false, false);
+    let mut rest = block;
+    while let Some((&tag, body)) = rest.split_first() {
+        let (field, after) = delimited(body)?;
+        rest = after;
+        match tag {
+            LINKS_FIRST if !links_ended => cids.push(cid_of_pb_link(field)?),
+            0x0a if !data => {
+                data = true;
+                links_ended = !cids.is_empty();
+            }
+            _ => return None,
+        }
+    }
+    Some(cids)
+}
+
+/// The CID in a PBLink, whose fields may be in any order.
+fn cid_of_pb_link(field: &[u8]) -> Option<&[u8]> {
+    let mut cid = None;
+    let mut rest = field;
+    while let Some((&tag, body)) = rest.split_first() {
+        match tag {
+            0x0a if cid.is_none() => {
+                let (hash, after) = delimited(body)?;
+                (cid, rest) = (Some(hash), after);
+            }
+            0x12 => rest = delimited(body)?.1,
+            0x18 => rest = varint(body)?.1,
+            _ => return None,
+        }
+    }
+    cid
+}
+
 /// Whether a block is a dag-pb node of a UnixFS directory: its data begins with the type Directory
 /// (1) or HAMTShard (5), which every encoder writes first.
 pub(crate) fn is_directory(block: &[u8]) -> bool {
@@ -472,6 +513,36 @@ mod tests {
             &[&block[..], &v0].concat(),
         ] {
             assert_eq!(links(other), None, "{other:x?}");
+        }
+    }
+
+    #[test]
+    fn cids_of_nodes_as_kubo_decodes_them() {
+        let (one, two) = (hash(1), hash(2));
+        let to = |hash: &[u8], rest: &[u8]| field(0x12, &[&field(0x0a, hash), rest].concat());
+        let data = field(0x0a, b"data");
+        let latin1 = field(0x12, b"caf\xe9");
+        let links = [to(&one, &latin1), to(&two, &[0x18, 0x05])].concat();
+        let expected = Some(vec![&one[..], &two]);
+        for node in [
+            [&links[..], &data].concat(),
+            [&data[..], &links].concat(),
+            links.clone(),
+        ] {
+            assert_eq!(cids_of_pb(&node), expected, "{node:x?}");
+        }
+        let last = field(0x12, &[&[0x18, 0x05][..], &field(0x0a, &one)].concat());
+        assert_eq!(cids_of_pb(&last), Some(vec![&one[..]]));
+        assert_eq!(cids_of_pb(b""), Some(vec![]));
+        assert_eq!(cids_of_pb(&data), Some(vec![]));
+        for other in [
+            b"raw bytes".to_vec(),
+            [&links[..], &data, &links].concat(),
+            [&data[..], &data].concat(),
+            field(0x12, &latin1),
+            links[..links.len() - 1].to_vec(),
+        ] {
+            assert_eq!(cids_of_pb(&other), None, "{other:x?}");
         }
     }
 

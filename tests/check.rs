@@ -955,6 +955,58 @@ async fn totals_are_set_right() {
     assert_eq!(repo.check(Data::None).await.0, []);
 }
 
+/// The running totals count staged blocks from the first opening on, and rows that name no blob: so
+/// must the sum that is held against them, or the cure would subtract what a deletion subtracts
+/// later.
+#[tokio::test(flavor = "multi_thread")]
+async fn staged_blocks_and_rows_without_a_blob_count_in_the_totals() {
+    let (repo, db) = Repo::postgres().await;
+    let sql = |sql: &str| blocking(|| Postgres::shared().execute(&db, sql));
+    sql("CREATE TABLE walrus_index (key TEXT PRIMARY KEY, blob_id TEXT NOT NULL, blob_offset BIGINT NOT NULL DEFAULT 0, \
+         size BIGINT NOT NULL, deletable BOOLEAN NOT NULL DEFAULT FALSE, end_epoch BIGINT NOT NULL DEFAULT 0, \
+         expires_at TIMESTAMPTZ, created_at TIMESTAMPTZ NOT NULL DEFAULT now(), updated_at TIMESTAMPTZ NOT NULL DEFAULT now()); \
+         CREATE TABLE walrus_index_staging (key TEXT PRIMARY KEY, value BYTEA NOT NULL, size BIGINT NOT NULL, \
+         created_at TIMESTAMPTZ NOT NULL DEFAULT now(), leased_until TIMESTAMPTZ); \
+         INSERT INTO walrus_index (key, blob_id, size) VALUES ('/a', 'blob', 10), ('/b', 'blob', 10); \
+         INSERT INTO walrus_index_staging (key, value, size) VALUES ('/c', 'abc', 3), ('/d', 'abc', 3), ('/e', 'abc', 3), \
+         ('/b', 'newer', 5)");
+    let node = repo.open("").await;
+    let before = node.disk_usage().await.unwrap();
+    node.close().await.unwrap();
+    let totals = |found: &[Finding]| kinds(found).contains(&FindingKind::Totals);
+    let (found, summary) = repo.check(Data::None).await;
+    assert!(!totals(&found), "{found:?}");
+    assert_eq!(summary.counted, Some(walrusds::Usage::new(5, 29)));
+    assert_eq!(summary.counted, summary.totals);
+    let by = mending(Data::None).with_totals(true).with_apply(true);
+    assert_eq!(repo.repair("", by).await.1.totals, None);
+
+    let node = repo.open("").await;
+    assert_eq!(
+        node.adopt_staged(Duration::ZERO)
+            .await
+            .unwrap()
+            .stored
+            .blocks,
+        4
+    );
+    assert_eq!(node.disk_usage().await.unwrap(), before);
+    node.close().await.unwrap();
+    // The row of /b has the size of its newer value since, which no total was told.
+    sql("UPDATE walrus_index_usage SET bytes = bytes - 5");
+    let (found, summary) = repo.check(Data::None).await;
+    assert!(!totals(&found), "{found:?}");
+    assert_eq!(summary.totals.unwrap().blocks, 5);
+
+    sql(
+        "INSERT INTO walrus_index (key, blob_id, size) VALUES ('/f', '', 7); \
+         UPDATE walrus_index_usage SET blocks = blocks + 1, bytes = bytes + 7",
+    );
+    let (found, _) = repo.check(Data::None).await;
+    assert!(kinds(&found).contains(&FindingKind::BadRow));
+    assert!(!totals(&found), "{found:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sources_that_cannot_be_used_are_named() {
     let mut repo = Repo::new().await;

@@ -272,6 +272,56 @@ async fn a_dag_is_written_depth_first_and_each_block_once() {
     assert_eq!(names(repo.dir.path()), ["a.car", "b.car"]);
 }
 
+/// `ipfs add --inline --inline-limit` takes up to 128 bytes; the crate's own CID ends at 64.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dag_with_blocks_in_its_cids_is_written_whole() {
+    let repo = Repo::new().await;
+    let (below, beside) = (leaf(1), leaf(2));
+    let cid = below.cid.to_bytes();
+    let link = [&[0x0a, cid.len() as u8][..], &cid].concat();
+    let inner = [&[0x12, link.len() as u8][..], &link, &[0x0a, 38], &[7; 38]].concat();
+    assert_eq!(inner.len(), 80);
+    let identity = |codec, block: &[u8]| {
+        let hash = cid::multihash::Multihash::wrap(0, block).unwrap();
+        cid::CidGeneric::<128>::new_v1(codec, hash).to_bytes()
+    };
+    let mut bytes = Vec::new();
+    let links = [
+        identity(DAG_PB, &inner),
+        identity(RAW, &[7; 120]),
+        beside.cid.to_bytes(),
+    ];
+    for cid in links {
+        // Lengths of 128 and more take two bytes.
+        let len = |n: usize| [n as u8 | 0x80, (n >> 7) as u8];
+        bytes.push(0x12);
+        bytes.extend(len(cid.len() + 3));
+        bytes.push(0x0a);
+        bytes.extend(len(cid.len()));
+        bytes.extend(cid);
+    }
+    let root = block(DAG_PB, bytes.into());
+    repo.put(&[root.clone(), below.clone(), beside.clone()])
+        .await;
+    let name = root.cid.to_string();
+    let result = repo.run(&[&name, "-o", "a.car", "--json"]).result(0);
+    assert_eq!(result["complete"], true);
+    let (_, sections) = car(&std::fs::read(repo.path("a.car")).unwrap());
+    let order: Vec<Cid> = sections.unwrap().iter().map(|(_, cid, _)| *cid).collect();
+    assert_eq!(order, [root.cid, below.cid, beside.cid]);
+    // The list of all blocks labels it as a node, and a root may be inlined too.
+    let all = repo.run(&["--all", "-o", "out", "--json"]).result(0);
+    assert_eq!(all["blocks"], 3);
+    assert!(written(&repo.path("out")).contains_key(&root.cid));
+    let hash = cid::multihash::Multihash::wrap(0, &inner).unwrap();
+    let inline = cid::CidGeneric::<128>::new_v1(DAG_PB, hash).to_string();
+    let result = repo.run(&[&inline, "-o", "b.car", "--json"]).result(0);
+    assert_eq!(
+        (&result["complete"], &result["blocks"]),
+        (&json!(true), &json!(1))
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dag_with_missing_blocks_leaves_no_file_that_looks_whole() {
     let repo = Repo::new().await;

@@ -1,9 +1,7 @@
 //! The links of a block, by the codec of the CID that led to it.
 
-use cid::Cid;
-use ipld_core::codec::Links as _;
-use ipld_dagpb::DagPbCodec;
-use serde_ipld_dagcbor::codec::DagCborCodec;
+use super::target::Cid;
+use crate::dag;
 
 pub(super) const RAW: u64 = 0x55;
 pub(super) const DAG_PB: u64 = 0x70;
@@ -35,16 +33,23 @@ impl Kind {
 /// # Errors
 /// The reason why it cannot be understood.
 pub(super) fn links(codec: u64, block: &[u8]) -> Result<Vec<Cid>, String> {
-    match codec {
-        DAG_PB => match DagPbCodec::links(block) {
-            Ok(links) => Ok(links.collect()),
-            Err(e) => Err(format!("it is no dag-pb node: {e}")),
-        },
-        DAG_CBOR => match DagCborCodec::links(block) {
-            Ok(links) => Ok(links.collect()),
-            Err(e) => Err(format!("it is no dag-cbor node: {e}")),
-        },
-        _ => Ok(Vec::new()),
+    let (name, links) = match codec {
+        DAG_PB => ("dag-pb", dag::cids_of_pb(block)),
+        DAG_CBOR => ("dag-cbor", dag::cids_of_cbor(block)),
+        _ => return Ok(Vec::new()),
+    };
+    let links = links.ok_or_else(|| format!("it is no {name} node"))?;
+    let cids = links.into_iter().map(cid);
+    cids.collect::<Result<_, _>>()
+        .map_err(|e| format!("it is no {name} node: one of its links is no CID: {e}"))
+}
+
+/// Reads a CID that takes all of these bytes.
+fn cid(mut bytes: &[u8]) -> Result<Cid, cid::Error> {
+    let cid = Cid::read_bytes(&mut bytes)?;
+    match bytes.is_empty() {
+        true => Ok(cid),
+        false => Err(cid::Error::ParsingError),
     }
 }
 
@@ -53,9 +58,11 @@ mod tests {
     use super::*;
     use std::str::FromStr as _;
 
+    const V0: &str = "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn";
+
     #[test]
     fn links_of_both_codecs_are_found() {
-        let cid = Cid::from_str("QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn").unwrap();
+        let cid = Cid::from_str(V0).unwrap();
         assert_eq!(Kind::of(&cid), Kind::Node);
         // A node with one link and nothing else.
         let hash = cid.hash().to_bytes();
@@ -73,5 +80,41 @@ mod tests {
         assert_eq!(links(DAG_PB, b"\x0a\x02\x08\x01").unwrap(), []);
         assert_eq!(Kind::of(&Cid::new_v1(RAW, *cid.hash())), Kind::Leaf);
         assert_eq!(Kind::of(&Cid::new_v1(0x0129, *cid.hash())), Kind::Unknown);
+    }
+
+    /// Kubo inlines blocks of up to 128 bytes (boxo's `DefaultMaxIdentityDigestSize`).
+    #[test]
+    fn a_block_of_128_bytes_may_be_in_its_cid() {
+        let normal = Cid::from_str(V0).unwrap();
+        for len in [80, 128] {
+            let hash = cid::multihash::Multihash::wrap(0, &vec![7; len]).unwrap();
+            let inline = Cid::new_v1(RAW, hash);
+            let (mut node, mut list) = (Vec::new(), vec![0x82]);
+            for cid in [inline, normal] {
+                let cid = cid.to_bytes();
+                let mut link = vec![0x0a];
+                crate::multihash::push_varint(&mut link, cid.len() as u64);
+                link.extend(&cid);
+                node.push(0x12);
+                crate::multihash::push_varint(&mut node, link.len() as u64);
+                node.extend(link);
+                list.extend([0xd8, 42, 0x58, cid.len() as u8 + 1, 0]);
+                list.extend(cid);
+            }
+            assert_eq!(links(DAG_PB, &node).unwrap(), [inline, normal], "{len}");
+            assert_eq!(links(DAG_CBOR, &list).unwrap(), [inline, normal], "{len}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_no_cid_makes_a_block_no_node() {
+        let hash = Cid::from_str(V0).unwrap().hash().to_bytes();
+        for bytes in [&hash[..33], &[&hash[..], &[0]].concat(), &[]] {
+            let len = bytes.len() as u8;
+            let node = [&[0x12, len + 2, 0x0a, len][..], bytes].concat();
+            assert!(links(DAG_PB, &node).is_err(), "{len}");
+            let list = [&[0x81, 0xd8, 42, 0x58, len + 1, 0][..], bytes].concat();
+            assert!(links(DAG_CBOR, &list).is_err(), "{len}");
+        }
     }
 }

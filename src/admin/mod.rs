@@ -54,5 +54,5 @@ pub use local::Files;
 pub use nodes::{nodes, NodeJournal, NodeSeen};
 pub use prices::prices;
 pub use status::{status, LedgerSums, Price, RenewalState, Status};
-pub use target::{hashes_to, key_of, Target};
+pub use target::{hashes_to, key_of, Cid, Target};
 pub use walk::{keys, walk, Dag, End, Share};

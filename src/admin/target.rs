@@ -1,11 +1,15 @@
 //! What an operator may name: a datastore key, a CID, a blob.
 
-use cid::Cid;
 use data_encoding::BASE32_NOPAD;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::multihash::{self, KeyMultihash, Match};
 use crate::walrus::usual_form;
+
+/// A CID whose digest has up to 128 bytes, the most that Kubo takes: of a hash (go-verifcid's limit)
+/// and of a block that is in its CID (boxo's `DefaultMaxIdentityDigestSize`). The crate's own `Cid`
+/// ends at 64.
+pub type Cid = cid::CidGeneric<128>;
 
 /// A thing that an operator has named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +118,13 @@ mod tests {
         assert_eq!(Target::parse(&id).unwrap(), Target::Blob(id.clone()));
         let decimal = Target::parse("513").unwrap();
         assert!(matches!(decimal, Target::Blob(id) if id.len() == 43));
+    }
+
+    #[test]
+    fn a_cid_may_hold_a_block_of_128_bytes() {
+        let hash = cid::multihash::Multihash::wrap(0, &[7; 128]).unwrap();
+        let cid = Cid::new_v1(0x55, hash);
+        assert_eq!(Target::parse(&cid.to_string()).unwrap(), Target::Cid(cid));
     }
 
     #[test]

@@ -11,13 +11,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use cid::Cid;
 use futures_util::stream::{self, StreamExt as _};
 use serde::Serialize;
 
 use super::inspect::{per_epoch, read, units};
 use super::links::{links, Kind, DAG_PB};
-use super::target::key_of;
+use super::target::{key_of, Cid};
 use super::time;
 use crate::datastore::Inspection;
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! Whether a block is a dag-cbor node with links, without decoding it.
+//! The links of a dag-cbor node, and whether a block is one, without decoding it.
 //!
 //! DAG-CBOR has definite lengths and one tag, 42, for links alone. So it is enough to count the
 //! items that are still to come.
@@ -17,35 +17,42 @@ enum End {
     Wrong,
 }
 
+/// The CIDs in the links of a block that is one item of dag-cbor, in order; `None` for anything
+/// else.
+pub(crate) fn cids(block: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut cids = Vec::new();
+    (walk(block, |cid| cids.push(cid)) == End::Whole).then_some(cids)
+}
+
 /// Whether a block is one item of dag-cbor, and holds a link.
 pub(super) fn has_links(block: &[u8]) -> bool {
-    walk(block) == (End::Whole, true)
+    let mut links = false;
+    walk(block, |_| links = true) == End::Whole && links
 }
 
 /// Whether a block that begins with `head` may be an array or a map of dag-cbor.
 pub(super) fn may_begin(head: &[u8]) -> bool {
-    matches!(head.first(), Some(0x80..=0xbf)) && walk(head).0 != End::Wrong
+    matches!(head.first(), Some(0x80..=0xbf)) && walk(head, |_| ()) != End::Wrong
 }
 
-/// Goes over one item and all that is in it. Also tells whether there was a link.
-fn walk(bytes: &[u8]) -> (End, bool) {
+/// Goes over one item and all that is in it. `on_link` is given the CID of each link.
+fn walk<'a>(bytes: &'a [u8], mut on_link: impl FnMut(&'a [u8])) -> End {
     let mut rest = bytes;
-    let mut links = false;
     // Items that are still to come, and whether the next one is the CID of a link.
     let mut left: u64 = 1;
     let mut in_link = false;
     while left > 0 {
         let Some((first, after)) = rest.split_first() else {
-            return (End::Short, links);
+            return End::Short;
         };
         let (kind, number) = (first >> 5, first & 31);
         let wide = match number {
             0..=23 => 0,
             24..=27 => 1 << (number - 24),
-            _ => return (End::Wrong, links),
+            _ => return End::Wrong,
         };
         let Some((digits, after)) = after.split_at_checked(wide) else {
-            return (End::Short, links);
+            return End::Short;
         };
         let big_endian = |n: u64, digit: &u8| (n << 8) | u64::from(*digit);
         let value = match wide {
@@ -55,20 +62,22 @@ fn walk(bytes: &[u8]) -> (End, bool) {
         rest = after;
         left -= 1;
         if in_link && kind != 2 {
-            return (End::Wrong, links);
+            return End::Wrong;
         }
         let more = match kind {
             0 | 1 => Some(0),
             2 | 3 => {
                 let len = usize::try_from(value).ok();
                 let Some((string, after)) = len.and_then(|len| rest.split_at_checked(len)) else {
-                    return (End::Short, links);
+                    return End::Short;
                 };
-                // A CID in CBOR begins with the multibase prefix of plain bytes.
-                if in_link && string.first() != Some(&0) {
-                    return (End::Wrong, links);
+                if in_link {
+                    // A CID in CBOR begins with the multibase prefix of plain bytes.
+                    let Some((0, cid)) = string.split_first() else {
+                        return End::Wrong;
+                    };
+                    on_link(cid);
                 }
-                links |= in_link;
                 in_link = false;
                 rest = after;
                 Some(0)
@@ -84,13 +93,13 @@ fn walk(bytes: &[u8]) -> (End, bool) {
             _ => None,
         };
         let Some(next) = more.and_then(|more| left.checked_add(more)) else {
-            return (End::Wrong, links);
+            return End::Wrong;
         };
         left = next;
     }
     match rest.is_empty() {
-        true => (End::Whole, links),
-        false => (End::Wrong, links),
+        true => End::Whole,
+        false => End::Wrong,
     }
 }
 
@@ -112,9 +121,10 @@ mod tests {
     fn a_link_is_found_in_a_whole_node_alone() {
         let node = node();
         assert!(has_links(&node));
-        assert_eq!(walk(&node), (End::Whole, true));
+        let cid = [&[0x01, 0x71, 0x12, 0x20][..], &[7; 32]].concat();
+        assert_eq!(cids(&node), Some(vec![&cid[..]]));
         for len in 0..node.len() {
-            assert_eq!(walk(&node[..len]).0, End::Short, "{len} bytes");
+            assert_eq!(walk(&node[..len], |_| ()), End::Short, "{len} bytes");
             assert!(!has_links(&node[..len]));
         }
         for len in 1..node.len() {
@@ -141,6 +151,8 @@ mod tests {
             assert!(!has_links(block), "{what}");
         }
         assert!(has_links(b"\x81\xd8\x2a\x41\x00"));
+        assert_eq!(cids(b"\xa1\x61a\x01"), Some(vec![]), "a node without links");
+        assert_eq!(cids(b""), None);
         assert!(!may_begin(b"\x12\x20"), "dag-pb");
         assert!(!may_begin(b"\x81\xff"), "no item");
     }

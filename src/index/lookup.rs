@@ -602,6 +602,10 @@ impl Staging for Lookups {
         self.staged()?.rows_beside(keys).await
     }
 
+    async fn without_rows(&self) -> Result<Usage> {
+        self.staged()?.without_rows().await
+    }
+
     async fn release(&self, claims: &[Claim]) -> Result<()> {
         self.staged()?.release(claims).await
     }

@@ -4,9 +4,8 @@ use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use cid::Cid;
 use serde::Serialize;
-use walrusds::admin::{self, Dag, Target};
+use walrusds::admin::{self, Cid, Dag, Target};
 use walrusds::datastore::Inspection;
 use walrusds::{Error, ErrorKind, Op, WalrusDatastore};
 

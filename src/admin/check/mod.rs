@@ -152,25 +152,29 @@ async fn look_around(
     }
     let index = &*parts.index;
     let from_start = options.from.after.is_empty();
-    let mut sum = totals::sum(index, &options.from.after).await?;
-    if from_start {
-        let mut totals = index.usage().await?;
-        if totals != sum.usage {
-            tokio::time::sleep(options.settle).await;
-            totals = index.usage().await?;
-            sum = totals::sum(index, "").await?;
-        }
-        let again = index.usage().await?;
-        (summary.counted, summary.totals) = (Some(sum.usage), Some(totals));
-        let mut found = totals::compare(sum.usage, totals, again);
-        found.extend(totals::without_blob(index).await?);
-        found.extend(totals::staged(index).await?);
-        for finding in found {
-            summary.found(&finding);
-            handler.tell(Event::Finding(finding));
-        }
+    if !from_start {
+        let sum = totals::sum(index, &options.from.after).await?;
+        return Ok((sum.blobs, sum.usage.bytes.max(0).unsigned_abs()));
     }
-    Ok((sum.blobs, sum.usage.bytes.max(0).unsigned_abs()))
+    let (mut totals, mut sum) = (index.usage().await?, totals::all(index).await?);
+    if sum.moved || totals != sum.counted() {
+        tokio::time::sleep(options.settle).await;
+        totals = index.usage().await?;
+        sum = totals::all(index).await?;
+    }
+    let again = index.usage().await?;
+    let mut found = Vec::new();
+    if !sum.moved {
+        (summary.counted, summary.totals) = (Some(sum.counted()), Some(totals));
+        found.extend(totals::compare(sum.counted(), totals, again));
+    }
+    found.extend(totals::without_blob(index).await?);
+    found.extend(totals::staged(index, sum.moved).await?);
+    for finding in found {
+        summary.found(&finding);
+        handler.tell(Event::Finding(finding));
+    }
+    Ok((sum.rows.blobs, sum.rows.usage.bytes.max(0).unsigned_abs()))
 }
 
 async fn look_at_blobs(

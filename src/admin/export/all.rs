@@ -22,13 +22,13 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use cid::multihash::Multihash;
-use cid::Cid;
 use futures_util::stream::{self, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::super::links::{links, DAG_PB, RAW};
 use super::super::seen::Seen;
+use super::super::target::Cid;
 use super::file::{Sink, Target};
 use super::scan;
 use super::{Exported, Options};

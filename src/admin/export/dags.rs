@@ -11,12 +11,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cid::Cid;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::links::{links, Kind};
-use super::super::target::key_of;
+use super::super::target::{key_of, Cid};
 use super::file::{Sink, Target};
 use super::{Exported, Options};
 use crate::datastore::{Blocks, Inspection};

@@ -6,12 +6,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use cid::Cid;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::super::target::key_of;
+use super::super::target::{key_of, Cid};
 use super::CarVersion;
 use crate::error::{Error, ErrorKind, Result};
 use crate::multihash::push_varint;

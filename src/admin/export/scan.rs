@@ -4,9 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::Path;
 
-use cid::Cid;
-
-use super::super::target::key_of;
+use super::super::target::{key_of, Cid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::upload::car::DATA_AT;
 

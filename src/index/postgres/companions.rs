@@ -130,6 +130,7 @@ impl Index for PostgresIndex {
     fn take_notice(&self) -> Option<String> {
         let near = self.near.as_ref().map(|near| near.index());
         let own = self.inner.opener.connector.take_notice();
+        let own = own.or_else(|| self.inner.in_doubt.take_notice());
         own.or_else(|| near.and_then(PostgresIndex::take_notice))
     }
 

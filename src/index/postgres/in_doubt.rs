@@ -12,8 +12,10 @@
 //! **Invariants.**
 //! - A key is in doubt from the end of a put without success until a later put or delete of it
 //!   succeeds.
-//! - At most [`MANY`] keys are remembered one by one. With more, every key is in doubt from then
-//!   on.
+//! - At most [`MANY`] different keys are remembered one by one. With more, every key is in doubt
+//!   from then on, and an operator is told once. No later event ends that: which statements of old
+//!   connections a server still carries out is not known to a client, least of all behind a pooler
+//!   or after a failover.
 //!
 //! **Locks.** One lock, held for no await and while no other lock is taken.
 
@@ -34,6 +36,8 @@ pub(super) struct InDoubt(Mutex<Keys>);
 struct Keys {
     some: HashSet<String>,
     all: bool,
+    /// Whether the operator is still to be told that all keys are in doubt.
+    untold: bool,
 }
 
 impl InDoubt {
@@ -66,6 +70,20 @@ impl InDoubt {
     }
 }
 
+impl InDoubt {
+    /// A notice for the operator's log that every key is in doubt from now on; it comes once.
+    pub fn take_notice(&self) -> Option<String> {
+        let untold = std::mem::take(&mut self.0.lock().untold);
+        untold.then(|| {
+            format!(
+                "index in Postgres: writes of more than {MANY} keys ended without an answer. Until this node is restarted, \
+                 each deletion waits for such writes, in a transaction of several round trips: it is slower, and right. \
+                 Restart the node when the server answers again"
+            )
+        })
+    }
+}
+
 /// A write under way. Dropping it unsettled puts its keys in doubt.
 pub(super) struct Doubt<'a> {
     in_doubt: &'a InDoubt,
@@ -87,14 +105,18 @@ impl Drop for Doubt<'_> {
             return;
         }
         let mut in_doubt = self.in_doubt.0.lock();
-        if in_doubt.all || in_doubt.some.len() + self.records.len() > MANY {
+        if in_doubt.all {
+            return;
+        }
+        // Keys of a write that is tried again are there already.
+        let keys = self.records.iter().map(|r| r.key.clone());
+        in_doubt.some.extend(keys);
+        if in_doubt.some.len() > MANY {
             *in_doubt = Keys {
                 some: HashSet::new(),
                 all: true,
+                untold: true,
             };
-        } else {
-            let keys = self.records.iter().map(|r| r.key.clone());
-            in_doubt.some.extend(keys);
         }
     }
 }
@@ -126,15 +148,34 @@ mod tests {
         assert!(!in_doubt.any(&key(0)));
     }
 
+    /// Packs of a journal are placed again and again while the server restarts.
+    #[test]
+    fn a_write_that_fails_again_counts_once() {
+        let in_doubt = InDoubt::default();
+        let many = records(0..60_000);
+        for _ in 0..2 {
+            drop(in_doubt.writing(&many));
+        }
+        assert!(!in_doubt.any(&["/other".to_owned()]));
+        assert!(in_doubt.any(&["/0".to_owned()]));
+        in_doubt.writing(&many).settle();
+        assert!(!in_doubt.any(&["/0".to_owned()]));
+    }
+
     #[test]
     fn too_many_are_all() {
         let in_doubt = InDoubt::default();
         let many = records(0..MANY);
         drop(in_doubt.writing(&many));
         assert!(!in_doubt.any(&["/other".to_owned()]));
-        let one = records(0..1);
-        drop(in_doubt.writing(&one));
+        assert_eq!(in_doubt.take_notice(), None);
+        let other = records(MANY..MANY + 1);
+        drop(in_doubt.writing(&other));
         assert!(in_doubt.any(&["/other".to_owned()]));
+        let notice = in_doubt.take_notice().unwrap();
+        assert!(notice.contains("100000 keys"), "{notice}");
+        drop(in_doubt.writing(&other));
+        assert_eq!(in_doubt.take_notice(), None, "it is told once");
         in_doubt.writing(&many).settle();
         assert!(
             in_doubt.any(&["/0".to_owned()]),

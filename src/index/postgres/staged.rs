@@ -25,14 +25,15 @@ use tokio_postgres::Row;
 
 use super::call::{self, Call};
 use super::conn::Answer;
-use super::query::{Param, Query};
+use super::query::{clamped_sum, Param, Query};
 use super::rows::{self, columns, storable};
-use super::{error, ledger, read, PostgresIndex};
+use super::{error, ledger, read, usage, PostgresIndex};
 use crate::error::Result;
 use crate::index::keys::check_key;
 use crate::index::ledger::entries;
 use crate::index::{
-    in_key_order, Blob, Claim, Claimed, KeyRecord, LeftBehind, Record, Staging, LONGEST_LEASE,
+    in_key_order, Blob, Claim, Claimed, KeyRecord, LeftBehind, Record, Staging, Usage,
+    LONGEST_LEASE,
 };
 
 /// The condition of a staged block that was left behind; parameter `age` is in seconds.
@@ -173,6 +174,20 @@ impl Staging for PostgresIndex {
                 staged_at: row.try_get(2)?,
             })
         })
+    }
+
+    async fn without_rows(&self) -> Result<Usage> {
+        let mut call = self.call("summing up staged blocks")?;
+        call.limit = self.inner.search_limit();
+        let query = Query::once(format!(
+            "SELECT count(*), {} FROM {} AS s WHERE NOT EXISTS (SELECT 1 FROM {} AS t WHERE t.key = s.key)",
+            clamped_sum("s.size"),
+            self.staged(),
+            self.inner.shape.table.quoted(),
+        ));
+        let rows = self.ask_staged(&call, &query, &[].into()).await?;
+        let sums = read(call.what, &rows, usage)?;
+        Ok(sums.into_iter().fold(Usage::default(), Usage::plus))
     }
 
     async fn claim(&self, keys: &[String], age: Duration, term: Duration) -> Result<Vec<Claimed>> {

@@ -343,41 +343,8 @@ impl Ledger for SqliteIndex {
     }
 
     async fn count(&self, after: &str, limit: usize) -> Result<Option<String>> {
-        let pass = self.gate.enter()?;
-        let after = after.to_owned();
-        let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        // In one transaction: no row is written between the count and its note.
-        self.write(
-            "counting the blocks of all blobs",
-            pass,
-            move |connection, sql| {
-                let now = to_micros(SystemTime::now());
-                let mut page = connection.prepare_cached(&sql.ledger.page)?;
-                let mut count = connection.prepare_cached(&sql.ledger.count)?;
-                let mut rows = page.query(params![after, most])?;
-                let (mut seen, mut last) = (0, None);
-                while let Some(row) = rows.next()? {
-                    let blob_id: String = row.get(0)?;
-                    count.execute(params![
-                        blob_id,
-                        row.get::<_, i64>(1)?,
-                        row.get::<_, i64>(2)?,
-                        row.get::<_, bool>(3)?,
-                        row.get::<_, i64>(4)?,
-                        row.get::<_, Option<i64>>(5)?,
-                        now,
-                    ])?;
-                    seen += 1;
-                    last = Some(blob_id);
-                }
-                let last = last.filter(|_| seen >= limit);
-                connection
-                    .prepare_cached(&sql.ledger.empty)?
-                    .execute(params![after, last, now])?;
-                Ok(last)
-            },
-        )
-        .await
+        let page = self.count_page(after, limit).await?;
+        self.note_counts(page).await
     }
 
     async fn horizon(&self) -> Result<Vec<EndingIn>> {

@@ -25,7 +25,12 @@ pub(super) struct LedgerSql {
     pub(super) forget: String,
     pub(super) live: String,
     pub(super) page: String,
+    /// As `page`, with the moment since which the entry has its state; in one statement, so that
+    /// both are of one moment.
+    pub(super) counted_page: String,
+    /// Notes a count on the entry that was seen with it, if there are rows.
     pub(super) count: String,
+    /// Releases entries without rows that no count has just reached.
     pub(super) empty: String,
     pub(super) horizon: String,
     pub(super) epochs: String,
@@ -74,6 +79,11 @@ impl LedgerSql {
                 latest = latest(goes),
             )
         };
+        let page = format!(
+            "SELECT blob_id, count(*), {}, max(deletable), max(end_epoch), max(expires_at) FROM {table} \
+             WHERE blob_id > ?1 AND blob_id <> '' GROUP BY blob_id ORDER BY blob_id LIMIT ?2",
+            sum("size")
+        );
         LedgerSql {
             write: write(
                 // The same registration, with the same end, may be written once more.
@@ -104,24 +114,27 @@ impl LedgerSql {
                 "DELETE FROM {blobs} WHERE blob_id = ?1 AND NOT EXISTS (SELECT 1 FROM {table} AS t WHERE t.blob_id = ?1)"
             ),
             live: format!("SELECT count(*), {} FROM {table} WHERE blob_id = ?1", sum("size")),
-            page: format!(
-                "SELECT blob_id, count(*), {}, max(deletable), max(end_epoch), max(expires_at) FROM {table} \
-                 WHERE blob_id > ?1 AND blob_id <> '' GROUP BY blob_id ORDER BY blob_id LIMIT ?2",
-                sum("size")
+            counted_page: format!(
+                "SELECT p.*, (SELECT b.state_since FROM {blobs} AS b WHERE b.blob_id = p.blob_id) FROM ({page}) AS p \
+                 ORDER BY p.blob_id"
             ),
+            page,
             count: format!(
                 "INSERT INTO {blobs} (blob_id, live_blocks, live_bytes, deletable, end_epoch, expires_at, counted_at, state_since) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) ON CONFLICT (blob_id) DO UPDATE SET \
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7 WHERE EXISTS (SELECT 1 FROM {table} AS t WHERE t.blob_id = ?1) \
+                 ON CONFLICT (blob_id) DO UPDATE SET \
                  live_blocks = excluded.live_blocks, live_bytes = excluded.live_bytes, counted_at = excluded.counted_at, \
                  state_since = CASE WHEN state = 'live' THEN state_since ELSE excluded.state_since END, {latest}, \
-                 object_id = CASE WHEN {going} THEN '' ELSE object_id END, state = 'live'",
+                 object_id = CASE WHEN {going} THEN '' ELSE object_id END, state = 'live' \
+                 WHERE state_since = ?8",
                 latest = latest(going),
             ),
             empty: format!(
                 "UPDATE {blobs} SET live_blocks = 0, live_bytes = 0, counted_at = ?3, \
                  state_since = CASE WHEN state = 'live' THEN ?3 ELSE state_since END, \
                  state = CASE WHEN state = 'live' THEN 'released' ELSE state END \
-                 WHERE blob_id > ?1 AND blob_id < coalesce(?2, x'ff') AND (counted_at IS NULL OR counted_at < ?3)"
+                 WHERE blob_id > ?1 AND blob_id <= coalesce(?2, x'ff') AND (counted_at IS NULL OR counted_at < ?3) \
+                 AND NOT EXISTS (SELECT 1 FROM {table} AS t WHERE t.blob_id = {blobs}.blob_id)"
             ),
             horizon: format!(
                 "SELECT end_epoch, count(*), {}, {}, {}, {}, {}, sum(counted_at IS NULL), min(counted_at), {}, {} \

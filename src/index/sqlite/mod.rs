@@ -6,6 +6,7 @@
 
 mod access;
 mod companions;
+mod count;
 mod deleted;
 mod deleted_sql;
 mod facts;

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::gate::Pass;
 
 /// Most threads. Each is started when it is needed.
-const THREADS: usize = 4;
+pub(super) const THREADS: usize = 4;
 
 /// A read. It gets the connection, or the error for which there is none.
 type Job = Box<dyn FnOnce(std::result::Result<&Connection, &rusqlite::Error>) + Send>;
