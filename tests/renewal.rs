@@ -786,8 +786,8 @@ async fn a_lease_that_cannot_be_prolonged_at_once_is_held_all_the_same() {
     let parts = Parts::default();
     let faults = Arc::new(Faults::none());
     let ds = due_and_slow(&parts, &faults).await;
-    // The round takes its turn and the lease, which the plan and the blob's renewal prolong, and its
-    // upload, twice.
+    // The round takes its turn and the lease, which the plan and the blob's renewal prolong, and
+    // its upload, twice.
     faults.plan(Call::Lease, 5, Fault::Before);
     tokio::time::sleep(Duration::from_secs(900)).await;
     assert_eq!(renewals(&ds), 1, "{:?}", errors(&ds));

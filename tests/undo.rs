@@ -118,8 +118,8 @@ async fn a_put_of_a_deleted_block_costs_no_upload() {
     assert_eq!(*parts.index.usage.lock(), usage(10));
 }
 
-/// A row may have been deleted because its blob was found lost: `walrusds repair --drop`, `ipfs repo
-/// verify --drop`. Another process does not know that the blob is gone.
+/// A row may have been deleted because its blob was found lost: `walrusds repair --drop`, `ipfs
+/// repo verify --drop`. Another process does not know that the blob is gone.
 #[tokio::test]
 async fn a_row_of_a_lost_blob_is_not_brought_back_by_a_put() {
     let parts = keeping();

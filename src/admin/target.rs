@@ -6,9 +6,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::multihash::{self, KeyMultihash, Match};
 use crate::walrus::usual_form;
 
-/// A CID whose digest has up to 128 bytes, the most that Kubo takes: of a hash (go-verifcid's limit)
-/// and of a block that is in its CID (boxo's `DefaultMaxIdentityDigestSize`). The crate's own `Cid`
-/// ends at 64.
+/// A CID whose digest has up to 128 bytes, the most that Kubo takes: of a hash (go-verifcid's
+/// limit) and of a block that is in its CID (boxo's `DefaultMaxIdentityDigestSize`). The crate's
+/// own `Cid` ends at 64.
 pub type Cid = cid::CidGeneric<128>;
 
 /// A thing that an operator has named.

@@ -74,8 +74,8 @@ pub trait Staging: Send + Sync {
     /// Removes the staged blocks that still have these claims. Returns how many were removed.
     async fn discard(&self, claims: &[Claim]) -> Result<u64>;
 
-    /// Sums up the staged blocks whose keys have no row. The running totals count them, as they count
-    /// rows: a deletion of such a key takes it off, and its promotion changes nothing.
+    /// Sums up the staged blocks whose keys have no row. The running totals count them, as they
+    /// count rows: a deletion of such a key takes it off, and its promotion changes nothing.
     async fn without_rows(&self) -> Result<Usage>;
 
     /// Looks keys up among the rows of the index alone, where [`Rows::get_many`](super::Rows) would

@@ -39,8 +39,8 @@ const BLOCK_OVERHEAD: u64 = 80;
 /// A blob without rows is deleted this long after a pass found it so: readers of other nodes may
 /// hold its rows for some seconds, and a read that has begun may take minutes.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(3600);
-/// How many blobs are deleted by one call of the chain, and how long a node that is killed meanwhile
-/// keeps rebuilds waiting.
+/// How many blobs are deleted by one call of the chain, and how long a node that is killed
+/// meanwhile keeps rebuilds waiting.
 const DELETED_AT_ONCE: usize = 100;
 /// How long blobs are deleted in one round at least, if there are so many.
 const DELETES_FOR: std::time::Duration = std::time::Duration::from_secs(600);

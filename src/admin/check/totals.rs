@@ -64,8 +64,8 @@ pub(super) async fn all(index: &dyn Index) -> Result<All> {
     })
 }
 
-/// Sums up what counts in the running totals and is in no blob: staged blocks whose keys have no row,
-/// and rows that name no blob.
+/// Sums up what counts in the running totals and is in no blob: staged blocks whose keys have no
+/// row, and rows that name no blob.
 async fn beside(index: &dyn Index) -> Result<Usage> {
     let rows = index.live(&[String::new()]).await?;
     let staged = match index.staging() {
@@ -110,7 +110,8 @@ pub(super) async fn without_blob(index: &dyn Index) -> Result<Vec<Finding>> {
     Ok(vec![Finding::of_rows(FindingKind::BadRow, "", &of, text)])
 }
 
-/// Blocks that Go nodes have staged. `moved`: the totals were not compared, as these blocks changed.
+/// Blocks that Go nodes have staged. `moved`: the totals were not compared, as these blocks
+/// changed.
 pub(super) async fn staged(index: &dyn Index, moved: bool) -> Result<Vec<Finding>> {
     let Some(staging) = index.staging() else {
         return Ok(Vec::new());

@@ -7,9 +7,9 @@
 //! one moment. A short transaction then notes the counts on the entries.
 //!
 //! **Invariants.** Rows and entries may change between the two.
-//! - A count is noted only on the entry that was seen with it: every store and every change of state
-//!   moves [`state_since`](crate::index::Blob::state_since). What the rows of an older registration
-//!   tell must not reach the entry of a newer one, whose blob may end earlier.
+//! - A count is noted only on the entry that was seen with it: every store and every change of
+//!   state moves [`state_since`](crate::index::Blob::state_since). What the rows of an older
+//!   registration tell must not reach the entry of a newer one, whose blob may end earlier.
 //! - An entry is released only if its blob has no row at the moment of the note, and a blob without
 //!   rows gets no entry.
 
