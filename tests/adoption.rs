@@ -269,13 +269,19 @@ async fn what_is_stored_already_is_not_stored_again() {
 struct Small {
     inner: Arc<MemStore>,
     most: u64,
+    /// Whether another try may succeed.
+    passes: bool,
 }
 
 #[async_trait]
 impl BlobStore for Small {
     async fn store(&self, body: Body, options: StoreOptions) -> Result<StoreResult> {
         if body.len() > self.most {
-            return Err(Error::retryable(ErrorKind::TooLarge, "413"));
+            let text = "413";
+            return Err(match self.passes {
+                true => Error::retryable(ErrorKind::TooLarge, text),
+                false => Error::new(ErrorKind::TooLarge, text),
+            });
         }
         self.inner.store(body, options).await
     }
@@ -304,14 +310,14 @@ async fn a_block_that_is_too_large_holds_up_no_other() {
     let store = Arc::new(Small {
         inner: Arc::default(),
         most: 20_000,
+        passes: false,
     });
     let ds = go.node_on(store, "").await;
     for stored in [6, 0] {
         let adopted = ds.adopt_staged(HOUR).await.unwrap();
         assert_eq!(adopted.stored.blocks, stored);
         let too_large = (adopted.too_large.blocks, adopted.too_large.bytes);
-        let expected = if stored > 0 { (1, 30_000) } else { (0, 0) };
-        assert_eq!(too_large, expected);
+        assert_eq!(too_large, (1, 30_000));
     }
     all_read(&ds, &blocks).await;
     assert_eq!(go.left(), 1);
@@ -319,9 +325,38 @@ async fn a_block_that_is_too_large_holds_up_no_other() {
     let named = |line: &String| line.contains(&key_of(&large)) && line.contains("30000 bytes");
     assert_eq!(
         lines.iter().filter(|line| named(line)).count(),
-        1,
+        2,
         "{lines:?}"
     );
+    ds.close().await.unwrap();
+}
+
+/// A publisher that is away may take what another one refuses.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_refused_for_a_while_is_tried_again() {
+    let go = Go::new();
+    let mut blocks = go.blocks(0..3, "NULL");
+    let large = noise(100, 30_000);
+    go.staged(&key_of(&large), &large, 3, "NULL");
+    let store = |most| Small {
+        inner: Arc::default(),
+        most,
+        passes: true,
+    };
+    let small = Arc::new(store(20_000));
+    let ds = go.node_on(small, "").await;
+    let failed = ds.adopt_staged(HOUR).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::TooLarge);
+    all_read(&ds, &blocks).await;
+    let failed = ds.adopt_staged(HOUR).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::TooLarge, "it is tried again");
+    assert_eq!(go.left(), 1);
+    ds.close().await.unwrap();
+    let ds = go.node_on(Arc::new(store(u64::MAX)), "").await;
+    let adopted = ds.adopt_staged(HOUR).await.unwrap();
+    assert_eq!((adopted.stored.blocks, go.left()), (1, 0));
+    blocks = vec![(key_of(&large), large)];
+    all_read(&ds, &blocks).await;
     ds.close().await.unwrap();
 }
 

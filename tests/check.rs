@@ -354,6 +354,8 @@ async fn wrong_rows_are_found() {
         FindingKind::WrongSize,
         FindingKind::LedgerEnd,
         FindingKind::LedgerState,
+        // The row that was inserted by hand is not counted.
+        FindingKind::Totals,
     ];
     assert_eq!(kinds(&found), expected, "{found:#?}");
     let of = |kind| found.iter().filter(move |f: &&Finding| f.kind == kind);
@@ -366,7 +368,7 @@ async fn wrong_rows_are_found() {
         of(FindingKind::WrongSize).next().unwrap().blocks,
         two.len() as u64
     );
-    assert_eq!(summary.counted.unwrap().blocks, 6);
+    assert_eq!(summary.counted.unwrap().blocks, 7);
     // Two rows of the same bytes in part.
     let mut repo = Repo::new().await;
     repo.put(3, "").await;

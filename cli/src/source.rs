@@ -63,19 +63,21 @@ impl Source {
             if !looked.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
                 return of_file(global, &file, repo);
             }
-            if global.repo_named {
-                // The environment may mean another datastore than the one that was named.
-                return Err(Failure::Failed(format!(
-                    "--repo names {}, where there is no config: correct the path, or leave --repo out, which takes the \
-                     settings from IPFS_PATH or the environment (WALRUSDS_*)",
-                    repo.display()
-                )));
-            }
         }
         let (mut spec, unknown) =
             environment::settings(std::env::vars_os().filter_map(|(name, value)| {
                 Some((name.into_string().ok()?, value.into_string().ok()?))
             }))?;
+        if let Some(repo) = repo.as_ref().filter(|_| global.repo_named) {
+            // The environment may mean another datastore than the one that was named.
+            if !spec.is_empty() || global.set.is_empty() {
+                return Err(Failure::Failed(format!(
+                    "--repo names {}, where there is no config: correct the path; or give the settings by --config or --set; \
+                     or leave --repo out, which takes them from IPFS_PATH or the environment (WALRUSDS_*)",
+                    repo.display()
+                )));
+            }
+        }
         if spec.is_empty() && global.set.is_empty() {
             let looked = match &repo {
                 Some(repo) => format!("there is no {}", repo.join("config").display()),

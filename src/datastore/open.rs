@@ -35,7 +35,7 @@ use crate::read::roots::Roots;
 use crate::read::{Reader, ReaderParts};
 use crate::upload::limit::UploadLimit;
 use crate::upload::reuse::Reuse;
-use crate::upload::{adopt, none_readable, Quilts, Unproven, Uploader};
+use crate::upload::{adopt, none_looked_at, Quilts, Unproven, Uploader};
 use crate::walrus::{BlobStore, Client, StoreOptions};
 
 /// How often the index is asked for notices to an operator.
@@ -358,6 +358,7 @@ fn uploader(
         let n_shards = u16::try_from(config.n_shards).unwrap_or(u16::MAX);
         Arc::new(Reuse::new(clock, epoch_clock, n_shards, spare))
     });
+    let (readable, unreadable) = none_looked_at();
     Uploader {
         store: Arc::clone(&parts.store),
         index,
@@ -381,7 +382,8 @@ fn uploader(
         target_bytes: config.pack_target_size_bytes,
         limit: UploadLimit::new(config.workers),
         unproven: Unproven::default(),
-        readable: none_readable(),
+        readable,
+        unreadable,
         fresh_for: Duration::ZERO,
         spare_for: Duration::ZERO,
     }

@@ -41,7 +41,7 @@ const BLOCK_OVERHEAD: u64 = 80;
 const GRACE: std::time::Duration = std::time::Duration::from_secs(3600);
 /// How many blobs are deleted by one call of the chain, and how long a node that is killed
 /// meanwhile keeps rebuilds waiting.
-const DELETED_AT_ONCE: usize = 100;
+const DELETED_AT_ONCE: usize = 20;
 /// How long blobs are deleted in one round at least, if there are so many.
 const DELETES_FOR: std::time::Duration = std::time::Duration::from_secs(600);
 const DELETING_TTL: std::time::Duration = std::time::Duration::from_secs(1800);
@@ -102,6 +102,8 @@ pub(super) async fn execute(
     }
     let ends = ends_on_chain(parts, round.as_ref(), &plan).await;
     let (mut extended, mut lapsing) = (Vec::new(), Vec::new());
+    let lately = parts.fraction_of_epoch();
+    state.extended.retain(|_, at| at.elapsed() < lately);
     let waits = |decision: &Decision| !at_once && !is_urgent(parts, decision.end_epoch);
     let mut sparse = Vec::new();
     let mut can_extend = true;
@@ -128,6 +130,11 @@ pub(super) async fn execute(
                     extended.push(decision);
                     continue;
                 }
+                // It was extended, and the list does not show it yet.
+                if state.extended.contains_key(&decision.blob_id) && waits(decision) {
+                    done.insert(decision.blob_id.clone());
+                    continue;
+                }
                 if !at_once && shed::waits(parts, decision) {
                     done.insert(decision.blob_id.clone());
                     continue;
@@ -144,7 +151,11 @@ pub(super) async fn execute(
                 match extend(parts, round, decision, epochs).await {
                     // What is read back tells whether an extension whose outcome was not told was
                     // made.
-                    Ok(()) | Err(Some(Failure::Unclear)) => extended.push(decision),
+                    Ok(()) | Err(Some(Failure::Unclear)) => {
+                        let now = Instant::now();
+                        state.extended.insert(decision.blob_id.clone(), now);
+                        extended.push(decision);
+                    }
                     Err(Some(Failure::EmptyWallet | Failure::Unusable)) => can_extend = false,
                     Err(_) if waits(decision) => drop(done.insert(decision.blob_id.clone())),
                     Err(_) => {}
@@ -160,6 +171,9 @@ pub(super) async fn execute(
     if let Some(round) = &round {
         for decision in extended {
             let noted = note_extension(parts, round, decision, &blobs, &terms).await;
+            if noted {
+                state.extended.remove(&decision.blob_id);
+            }
             // The list may lag behind the extension, one whose outcome was not told may be made
             // still, and most failures pass: the next round reads the end first.
             if noted || waits(decision) {
@@ -538,8 +552,8 @@ async fn delete_marked(parts: &RenewalParts, round: &Round, owner: &str) -> Resu
                 parts.log.push(Level::Info, text);
                 return Ok(());
             }
-            let all_tried = delete_some(parts, round, some, &mut mine).await?;
-            if !all_tried || Instant::now() >= until {
+            let goes_on = delete_some(parts, round, some, &mut mine).await?;
+            if !goes_on || Instant::now() >= until {
                 return Ok(());
             }
         }
@@ -547,7 +561,7 @@ async fn delete_marked(parts: &RenewalParts, round: &Round, owner: &str) -> Resu
     Ok(())
 }
 
-/// Deletes blobs that are marked, unless they have rows again. Returns whether all were tried.
+/// Deletes blobs that are marked, unless they have rows again. Returns whether others can be tried.
 async fn delete_some(
     parts: &RenewalParts,
     round: &Round,
@@ -568,7 +582,12 @@ async fn delete_some(
             return Ok(false);
         }
     };
-    let all_tried = outcomes.len() == some.len();
+    // A run that fails as a whole tells nothing of any blob, and the next one hardly goes better.
+    let told = |(_, outcome): &(String, Result<()>)| match outcome {
+        Ok(()) => true,
+        Err(e) => matches!(Failure::of(e), Some(Failure::Absent | Failure::Refused)),
+    };
+    let goes_on = outcomes.len() == some.len() && outcomes.iter().any(told);
     let (mut gone, mut deleted) = (Vec::new(), 0);
     for (blob, (_, outcome)) in some.iter().zip(outcomes) {
         let blob_id = &blob.blob_id;
@@ -602,7 +621,7 @@ async fn delete_some(
     let ids: Vec<String> = gone.iter().map(|blob| blob.blob_id.clone()).collect();
     parts.index.forget_blobs(&ids).await?;
     failpoint!("dead.forgotten");
-    Ok(all_tried)
+    Ok(goes_on)
 }
 
 /// Whether the wallet owns a blob of this index, as far as some of them tell: another wallet says

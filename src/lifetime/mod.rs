@@ -14,7 +14,7 @@
 //! round is kept there, too, so that a node that is started often renews as often as one that runs
 //! on.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -165,6 +165,8 @@ struct Rounds {
     planned: Option<HashSet<String>>,
     /// No blob is repacked that can wait before this moment: the last repack failed.
     repacks_rest: Option<Instant>,
+    /// The blobs that were extended lately, where that could not be read back, and when.
+    extended: HashMap<String, Instant>,
     /// Nothing is due before this moment, whatever the clock says.
     all_held: Option<Instant>,
 }

@@ -238,12 +238,13 @@ impl Adopter {
 
     async fn all(&self, staging: &dyn Staging, age: Duration, sum: &mut Adopted) -> Result<()> {
         let mut after: Option<LeftBehind> = None;
+        let mut failed = None;
         loop {
             let page = staging
                 .left_behind(age, after.as_ref(), MOST_BLOCKS)
                 .await?;
             let Some(last) = page.last().cloned() else {
-                return Ok(());
+                return failed.map_or(Ok(()), Err);
             };
             let mut left = page.into_iter().peekable();
             while left.peek().is_some() {
@@ -252,20 +253,22 @@ impl Adopter {
                 while let Some(next) = left.next_if(|next| fill.takes(&next.key, next.size)) {
                     pack.push(next);
                 }
-                self.pack(staging, age, pack, sum).await?;
+                self.pack(staging, age, pack, sum, &mut failed).await?;
                 self.give_back().await;
             }
             after = Some(last);
         }
     }
 
-    /// Adopts the blocks of one pack.
+    /// Adopts the blocks of one pack. `failed` is why an earlier one failed, or this one does, where
+    /// others may go better.
     async fn pack(
         &self,
         staging: &dyn Staging,
         age: Duration,
         blocks: Vec<LeftBehind>,
         sum: &mut Adopted,
+        failed: &mut Option<Error>,
     ) -> Result<()> {
         let wanted = {
             let left = self.left.lock();
@@ -306,7 +309,14 @@ impl Adopter {
                     failpoint!("adopt.stored");
                     // The staged blocks are the only copy until then.
                     let read_back = self.uploader.read_back_soon(&pack, &part);
-                    read_back.await?;
+                    if let Err(e) = read_back.await {
+                        // Others may go better. If the next one does not, no aggregator works.
+                        match failed {
+                            Some(_) => return Err(e),
+                            None => *failed = Some(e),
+                        }
+                        continue;
+                    }
                     failpoint!("adopt.read_back");
                     self.promote(staging, &pack, &part, sum).await?;
                     failpoint!("adopt.promoted");
@@ -317,14 +327,18 @@ impl Adopter {
                     stack.push(part);
                 }
                 Sent::Failed(e) => match (e.kind(), &*part) {
-                    // It does not hold up the others.
+                    // It does not hold up the others. A publisher that failed may take it later.
+                    (ErrorKind::TooLarge, [_]) if e.is_retryable() => {
+                        failed.get_or_insert(e);
+                    }
                     (ErrorKind::TooLarge, [orphan]) => {
                         let size = orphan.value.len();
                         sum.too_large = sum.too_large.plus(usage(1, size as u64));
                         self.leave(
                             &orphan.claim.key,
                             format!(
-                                "no publisher takes its {size} bytes, so it stays in the staging table until the node is                                  started again: {e}"
+                                "no publisher takes its {size} bytes, so it stays in the staging table until the node is started \
+                                 again: {e}"
                             ),
                         );
                     }

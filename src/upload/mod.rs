@@ -69,10 +69,14 @@ const LOOK_MAX: Duration = Duration::from_secs(10);
 const LOOKS: usize = 8;
 const READABLE_REMEMBERED: usize = 65_536;
 const READABLE_FOR: Duration = Duration::from_secs(600);
+const UNREADABLE_FOR: Duration = Duration::from_secs(60);
+/// How long the looks for one write take at most.
+const LOOKS_FOR: Duration = Duration::from_secs(10);
 
-/// No blob was read yet.
-pub(crate) fn none_readable() -> Recent<String> {
-    Recent::new(READABLE_REMEMBERED, READABLE_FOR)
+/// No blob was read yet, and none could not be.
+pub(crate) fn none_looked_at() -> (Recent<String>, Recent<String>) {
+    let none = |time| Recent::new(READABLE_REMEMBERED, time);
+    (none(READABLE_FOR), none(UNREADABLE_FOR))
 }
 
 /// The parts and settings that all uploads of a datastore share.
@@ -95,6 +99,8 @@ pub(crate) struct Uploader {
     pub(crate) unproven: Unproven,
     /// Blobs that were read lately, since deleted blocks of theirs were put again.
     pub(crate) readable: Recent<String>,
+    /// Those of which that has failed.
+    pub(crate) unreadable: Recent<String>,
     /// Rows whose storage ends sooner than this do not count as stored.
     pub(crate) fresh_for: Duration,
     /// The row of a deleted block whose storage ends sooner than this is not brought back for a
@@ -197,19 +203,22 @@ impl Uploader {
 
     /// Of these [spares](Self::spare), those whose blobs still give their bytes: a block of each
     /// blob is read, unless that was done lately. A row may have been deleted because its blob was
-    /// found lost. A blob that cannot be read counts as lost: its blocks are stored anew, which
-    /// loses nothing.
+    /// found lost. A blob that cannot be read soon counts as lost: its blocks are stored anew,
+    /// which loses nothing. The caller may hold keys: it does not wait for an aggregator that
+    /// hangs.
     pub(crate) async fn readable(&self, spares: Vec<KeyRecord>) -> Vec<KeyRecord> {
         let mut blobs: BTreeMap<String, Vec<KeyRecord>> = BTreeMap::new();
         for spare in spares {
             let blob = spare.record.blob_id.clone();
             blobs.entry(blob).or_default().push(spare);
         }
+        let until = tokio::time::Instant::now() + LOOKS_FOR;
         let looks = blobs.into_iter().map(|(blob_id, spares)| async move {
-            let gives = self.readable.contains(&blob_id) || self.gives(&spares).await;
-            if gives {
-                self.readable.insert(blob_id);
-            }
+            let gives = match self.readable.contains(&blob_id) {
+                true => true,
+                false if self.unreadable.contains(&blob_id) => false,
+                false => self.gives(&spares, until).await,
+            };
             gives.then_some(spares)
         });
         let looks = stream::iter(looks.collect::<Vec<_>>()).buffered(LOOKS);
@@ -217,10 +226,14 @@ impl Uploader {
         found.into_iter().flatten().flatten().collect()
     }
 
-    /// Whether the least of these blocks, which lie in one blob, can be read there.
-    async fn gives(&self, spares: &[KeyRecord]) -> bool {
-        let least = spares.iter().min_by_key(|spare| spare.record.size);
-        let Some((row, Ok(range))) = least.map(|row| (row, row.record.range())) else {
+    /// Whether the least of these blocks, which lie in one blob, can be read there until a moment.
+    async fn gives(&self, spares: &[KeyRecord], until: tokio::time::Instant) -> bool {
+        // An empty block proves nothing, and cannot be lost.
+        let with_bytes = spares.iter().filter(|spare| spare.record.size > 0);
+        let Some(row) = with_bytes.min_by_key(|spare| spare.record.size) else {
+            return true;
+        };
+        let Ok(range) = row.record.range() else {
             return false;
         };
         let check = |bytes: &[u8]| match multihash::check(&row.key, bytes) {
@@ -229,9 +242,15 @@ impl Uploader {
         };
         let (id, len) = (&row.record.blob_id, range.end - range.start);
         let read = self.store.read_range(id, range.start, len, &check);
-        match caught(read).await {
-            Ok(_) => true,
+        let read = tokio::time::timeout_at(until, caught(read)).await;
+        let late = |_| Err(Error::retryable(ErrorKind::Walrus, "no answer in time"));
+        match read.unwrap_or_else(late) {
+            Ok(_) => {
+                self.readable.insert(id.clone());
+                true
+            }
             Err(e) => {
+                self.unreadable.insert(id.clone());
                 if e.kind() == ErrorKind::BlobNotFound {
                     self.gone.insert(id.clone());
                 }
@@ -388,13 +407,19 @@ impl Uploader {
                     break Err(e.context(text));
                 }
                 Err(_) => {
+                    if failures == 0 {
+                        // Also for a caller that is given up meanwhile.
+                        self.unproven.note(pack, blocks, false);
+                    }
                     let pause = doubled(LOOK_FIRST, failures, LOOK_MAX);
                     failures += 1;
                     tokio::time::sleep(pause).await;
                 }
             }
         };
-        self.unproven.note(pack, blocks, read.is_ok());
+        if read.is_ok() {
+            self.unproven.note(pack, blocks, true);
+        }
         read
     }
 

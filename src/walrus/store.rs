@@ -138,11 +138,12 @@ impl Shared {
         Err(rotation.error(ErrorKind::Walrus, what))
     }
 
-    /// Whether a publisher answers a small request, with whatever status. What closes every
-    /// connection (a proxy or a tunnel before a publisher that is being started again) does not
-    /// mind the size of a body: packs that are cut into ever smaller ones cost many times as much.
+    /// Whether a publisher answers a small request: one for the path of uploads, which it may
+    /// refuse as it likes. What closes every connection, or answers for a publisher that is away (a
+    /// proxy or a tunnel before one that is being started again) does not mind the size of a body:
+    /// packs that are cut into ever smaller ones cost many times as much.
     async fn answers(&self, publisher: &Endpoint) -> bool {
-        let Ok(url) = Url::parse(&publisher.url("/status")) else {
+        let Ok(url) = Url::parse(&publisher.url("/v1/blobs")) else {
             return false;
         };
         let mut request = self.http(&url).get(url.clone());
@@ -150,7 +151,8 @@ impl Shared {
             request = request.header(AUTHORIZATION, basic.clone());
         }
         let answer = tokio::time::timeout(ANSWERS_WITHIN, request.send()).await;
-        answer.is_ok_and(|answer| answer.is_ok())
+        let Ok(Ok(answer)) = answer else { return false };
+        !matches!(answer.status().as_u16(), 502..=504)
     }
 
     /// One attempt (another request for each parameter that the publisher turns out not to know).

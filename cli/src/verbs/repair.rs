@@ -133,7 +133,7 @@ fn changes(repaired: &Repaired, drop: bool) -> bool {
 
 pub async fn run(args: Args, context: &Context) -> Result<Exit, Failure> {
     let source = context.source()?;
-    let left = convert_repo::left(&source.repo).map(CopyFrom::Flatfs);
+    let left = convert_repo::left(&source.repo)?.map(CopyFrom::Flatfs);
     let named = args.from.iter().map(|text| CopyFrom::parse(text));
     let mut from: Vec<CopyFrom> = left.into_iter().chain(named).collect();
     from.extend(args.aggregator.iter().cloned().map(CopyFrom::Aggregator));

@@ -44,7 +44,19 @@ func indexOf(repo string, spec map[string]any) index {
 	if text == "" {
 		return index{}
 	}
-	parsed, err := url.Parse(text)
+	scheme, rest, _ := strings.Cut(text, "://")
+	if scheme != "postgres" && scheme != "postgresql" {
+		// keyword=value, as libpq takes it, with the password in it.
+		return index{database: keyword(text, "dbname", "user")}
+	}
+	// The host may be the path of a socket, which url.Parse does not take. It does not matter here.
+	authority, path, _ := strings.Cut(rest, "/")
+	user := ""
+	if at := strings.LastIndex(authority, "@"); at >= 0 {
+		user, _, _ = strings.Cut(authority[:at], ":")
+		user += "@"
+	}
+	parsed, err := url.Parse("postgres://" + user + "h/" + path)
 	if err != nil {
 		// The engine has taken it. Its parts are not known here, and all such URLs count as one.
 		return index{database: "?"}
@@ -61,6 +73,26 @@ func indexOf(repo string, spec map[string]any) index {
 		name = "?"
 	}
 	return index{database: name}
+}
+
+// keyword gives the first of these that a keyword=value string has; "?" if it has none, or is quoted
+// in a way that only the engine understands.
+func keyword(text string, names ...string) string {
+	if strings.ContainsAny(text, `'\\`) {
+		return "?"
+	}
+	values := map[string]string{}
+	for _, field := range strings.Fields(text) {
+		if name, value, ok := strings.Cut(field, "="); ok {
+			values[name] = value
+		}
+	}
+	for _, name := range names {
+		if values[name] != "" {
+			return values[name]
+		}
+	}
+	return "?"
 }
 
 // exists tells whether the file of an index is there. Of a database it is not known.

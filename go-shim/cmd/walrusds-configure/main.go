@@ -20,6 +20,7 @@ import (
 	"reflect"
 	"sort"
 	"strings"
+	"syscall"
 
 	walrusds "github.com/walrusds/walrusds/go-shim"
 	"github.com/walrusds/walrusds/go-shim/envspec"
@@ -221,6 +222,10 @@ func replace(path string, data []byte) error {
 	_, err = f.Write(data)
 	if err == nil {
 		err = f.Chmod(info.Mode().Perm())
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); err == nil && ok && os.Geteuid() == 0 {
+		// Kubo must be able to read it, whoever runs this.
+		err = f.Chown(int(owner.Uid), int(owner.Gid))
 	}
 	if err == nil {
 		err = f.Sync()

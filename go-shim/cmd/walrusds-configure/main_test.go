@@ -151,6 +151,10 @@ func TestAnotherIndexIsRefusedUntilItIsWanted(t *testing.T) {
 		"a file, copied":         {config, "INDEX_PATH", "b.sqlite", touch("b.sqlite"), nil},
 		"another database":       {config, "POSTGRES_URL", "postgres://u:hunter2@h/other", touch(), []string{`"db"`, `"other"`}},
 		"another host and user":  {config, "POSTGRES_URL", "postgres://v:hunter2@i:5433/db?sslmode=require", touch(), nil},
+		"keywords":               {config, "POSTGRES_URL", "host=i user=v password=hunter2 dbname=db", touch(), nil},
+		"other keywords":         {config, "POSTGRES_URL", "host=i user=v password=hunter2 dbname=other", touch(), []string{`"db"`, `"other"`}},
+		"a socket":               {config, "POSTGRES_URL", "postgres://v:hunter2@%2Frun%2Fpg/db", touch(), nil},
+		"another one's socket":   {config, "POSTGRES_URL", "postgres://v:hunter2@%2Frun%2Fpg/other", touch(), []string{`"other"`}},
 		"the name in parameters": {config, "POSTGRES_URL", "postgres://v:hunter2@i/?dbname=db", touch(), nil},
 	} {
 		t.Run(name, func(t *testing.T) {

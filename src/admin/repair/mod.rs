@@ -404,10 +404,8 @@ async fn certain(
     each: &mut [Witness],
     report: &BlobReport,
 ) -> Result<std::result::Result<String, String>> {
-    if let Some(why) = &sources.no_journal {
-        return Ok(Err(format!(
-            "no copy was found, but the journal cannot be read: {why}"
-        )));
+    if let Some(why) = sources.trouble() {
+        return Ok(Err(format!("no copy was found, but {why}")));
     }
     let mut doubt = None;
     for witness in each.iter_mut() {

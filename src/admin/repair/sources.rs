@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use data_encoding::BASE32_NOPAD;
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 
 use super::super::flatfs::Flatfs;
 use super::super::http;
@@ -70,6 +71,8 @@ pub(super) struct Sources {
     journal: Copies,
     /// Why the journal, or a file that it has set aside, could not be looked at.
     pub(super) no_journal: Option<String>,
+    /// Why the file of a block in a flatfs could not be read.
+    unread: Mutex<Option<String>>,
     /// Blocks in the journal's files that are on Walrus by its notes, and older copies.
     travelled: Spare,
     cache: read::disk::Copies,
@@ -129,6 +132,7 @@ impl Sources {
         Ok(Sources {
             journal,
             no_journal,
+            unread: Mutex::default(),
             travelled,
             cache: cache.unwrap_or_default(),
             aside,
@@ -171,7 +175,7 @@ impl Sources {
         }
         for (source, place) in &self.more {
             let found = match place {
-                Place::Flatfs(flatfs) => from_flatfs(flatfs, &name).await,
+                Place::Flatfs(flatfs) => self.file_in(flatfs, &name),
                 Place::Gateway(client, url) => from_gateway(client, url, &name).await,
                 Place::Aggregator(client) => from_blob(client, row).await,
             };
@@ -180,6 +184,27 @@ impl Sources {
             }
         }
         None
+    }
+}
+
+impl Sources {
+    /// Reads a block's file. One that may be there and cannot be read is no proof of a loss.
+    fn file_in(&self, flatfs: &Flatfs, name: &Multihash) -> Option<Bytes> {
+        let key = format!("/{}", BASE32_NOPAD.encode(name.as_bytes()));
+        match flatfs.get(&key) {
+            Ok(found) => found,
+            Err(e) => {
+                self.unread.lock().get_or_insert(e.to_string());
+                None
+            }
+        }
+    }
+
+    /// Why a copy may be in a place that could not be looked at.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let journal = self.no_journal.as_ref();
+        let journal = journal.map(|why| format!("the journal cannot be read: {why}"));
+        journal.or_else(|| self.unread.lock().clone())
     }
 }
 
@@ -192,13 +217,6 @@ fn looked_at<T: Default>(
         Ok(found) => (found.unwrap_or_default(), None),
         Err(e) => (T::default(), Some(e.to_string())),
     }
-}
-
-/// Reads a block's file.
-async fn from_flatfs(flatfs: &Flatfs, name: &Multihash) -> Option<Bytes> {
-    let path = flatfs.path_of(&format!("/{}", BASE32_NOPAD.encode(name.as_bytes())))?;
-    let read = tokio::fs::read(path).await;
-    read.ok().map(Bytes::from)
 }
 
 /// Reads a block from its place in its blob.

@@ -26,6 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::car::rebuild_rows;
@@ -124,6 +126,7 @@ pub async fn rebuild(
         return Err(Error::new(ErrorKind::Config, text));
     }
     let owner = list.fingerprint();
+    let asked = Instant::now();
     if !index.try_lease(LEASE, &owner, LEASE_TTL).await? {
         let text = "another list is being rebuilt into this index, or was until less than five minutes ago: wait for its end, or go \
              on with that list. Or a node deletes blobs just now: try again in a few minutes";
@@ -133,6 +136,7 @@ pub async fn rebuild(
         parts,
         options,
         owner: &owner,
+        held: Mutex::new(asked),
     };
     let report = run.all(list, progress).await;
     // It runs out by itself.
@@ -144,6 +148,8 @@ struct Run<'a> {
     parts: &'a Parts,
     options: &'a Options,
     owner: &'a str,
+    /// A moment that is not after the lease was last taken.
+    held: Mutex<Instant>,
 }
 
 /// Blobs that are written together.
@@ -170,7 +176,20 @@ impl Run<'_> {
         let mut batch = Batch::default();
         // The blobs at the end of the batch that may be readable at another time.
         let mut unreadable = 0;
-        while let Some(read) = reads.next().await {
+        loop {
+            let read = tokio::select! {
+                biased;
+                read = reads.next() => read,
+                // A read may take minutes, and rows wait for others.
+                () = tokio::time::sleep(LEASE_TTL / 3) => {
+                    self.hold().await?;
+                    continue;
+                }
+            };
+            let Some(read) = read else { break };
+            if self.held.lock().elapsed() >= LEASE_TTL / 3 {
+                self.hold().await?;
+            }
             let read = read.map_err(|e| {
                 let text = format!("the task that reads a blob ended: {e}");
                 Error::new(ErrorKind::Internal, text)
@@ -215,6 +234,26 @@ impl Run<'_> {
         note(index, &report).await?;
         progress(&report);
         Ok(report)
+    }
+
+    /// Prolongs the lease.
+    ///
+    /// # Errors
+    /// It has run out since: a node may have deleted blobs whose rows were read and not written.
+    /// What was written stays, and the next run reads the rest again.
+    async fn hold(&self) -> Result<()> {
+        let asked = Instant::now();
+        let index = &self.parts.index;
+        let ours = index.try_lease(LEASE, self.owner, LEASE_TTL).await?;
+        let before = std::mem::replace(&mut *self.held.lock(), asked);
+        if ours && before.elapsed() < LEASE_TTL {
+            return Ok(());
+        }
+        let text = match ours {
+            true => "the index did not answer for minutes; run this again, which goes on",
+            false => "a rebuild of another list took over, or a node deletes blobs; run this one again when that has ended",
+        };
+        Err(Error::retryable(ErrorKind::Locked, text))
     }
 
     /// The report of the run that is carried on, or a new one.
@@ -263,11 +302,7 @@ impl Run<'_> {
             return Ok(());
         }
         let index = &*self.parts.index;
-        if !index.try_lease(LEASE, self.owner, LEASE_TTL).await? {
-            let text =
-                "a rebuild of another list took over; run this one again when that has ended";
-            return Err(Error::new(ErrorKind::Locked, text));
-        }
+        self.hold().await?;
         let batch = std::mem::take(batch);
         self.place(&batch.blobs, batch.rows, report).await?;
         for left_out in batch.left_out {

@@ -3,12 +3,13 @@
 //! A user deletes rows (`ipfs repo gc`), and so does whatever finds a blob lost: `walrusds repair
 //! --drop`, `ipfs repo verify --drop`. The index does not tell one from the other; Walrus does.
 //!
-//! **Invariant.** Blocks are taken for deleted only if a block of their blob was read from Walrus
-//! now and is the same as its file. The blocks of any other blob are missing: the flatfs may have
-//! the last copy.
+//! **Invariant.** A block is taken for deleted only if it was read from Walrus now, is the same as
+//! its file, and its storage has not ended. Any other block is missing: the flatfs may have the last
+//! copy. One block does not speak for others of its blob: `ipfs repo verify --drop` deletes single
+//! blocks that are bad.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::task::JoinSet;
 use walrusds::admin::flatfs::Flatfs;
@@ -21,19 +22,9 @@ use crate::context::Context;
 use crate::exit::Failure;
 use crate::progress::Unit;
 
-/// The deleted blocks of each blob.
-pub struct Deleted {
-    /// Whether each block is read back, instead of one of each blob.
-    each: bool,
-    blobs: BTreeMap<String, OfBlob>,
-}
-
+/// The rows of deleted blocks.
 #[derive(Default)]
-struct OfBlob {
-    keys: Keys,
-    /// The rows whose blocks are to be read.
-    witnesses: Vec<KeyRecord>,
-}
+pub struct Deleted(Vec<KeyRecord>);
 
 /// Which of the deleted blocks Walrus still has.
 #[derive(Default)]
@@ -43,74 +34,48 @@ pub struct Found {
 }
 
 impl Deleted {
-    pub fn new(each: bool) -> Deleted {
-        let blobs = BTreeMap::new();
-        Deleted { each, blobs }
-    }
-
     /// Notes a kept row.
     pub fn add(&mut self, row: KeyRecord) {
-        let blob = self.blobs.entry(row.record.blob_id.clone()).or_default();
-        blob.keys.add(&row.key);
-        match blob.witnesses.first_mut() {
-            Some(last) if !self.each => {
-                if reach(&row) > reach(last) {
-                    *last = row;
-                }
-            }
-            _ => blob.witnesses.push(row),
-        }
+        self.0.push(row);
     }
 
-    /// Asks Walrus for the blobs.
+    /// Reads the blocks from Walrus.
     ///
     /// # Errors
-    /// Walrus does not tell of a blob whether it is there.
+    /// Walrus does not tell of a block whether it is there.
     pub async fn look(
         self,
         context: &Context,
         look: &Arc<Inspection>,
         flatfs: &Flatfs,
     ) -> Result<Found, Failure> {
-        let rows = self.blobs.values().flat_map(|blob| blob.witnesses.clone());
-        let mut rows = rows.collect::<Vec<_>>().into_iter();
+        let mut rows = self.0.into_iter();
         let mut progress = context.progress("reading deleted blocks", Unit::Things("blocks"));
         progress.total(rows.len() as u64);
         let (mut reads, mut done) = (JoinSet::new(), 0);
-        let mut gone: Vec<String> = Vec::new();
+        let mut found = Found::default();
         loop {
             while reads.len() < READS {
                 let Some(row) = rows.next() else { break };
                 let (look, flatfs) = (Arc::clone(look), flatfs.clone());
                 reads.spawn(async move {
                     let is_stored = is_stored(&look, &flatfs, &row).await;
-                    is_stored.map(|is_stored| (!is_stored).then_some(row.record.blob_id))
+                    is_stored.map(|is_stored| (row.key, is_stored))
                 });
             }
             let Some(read) = reads.join_next().await else {
-                break;
+                return Ok(found);
             };
             interrupted(context)?;
             let read = read.map_err(|e| Failure::Failed(e.to_string()))?;
-            gone.extend(read.map_err(super::remove::unproved)?);
+            match read.map_err(super::remove::unproved)? {
+                (key, true) => found.stored.add(&key),
+                (key, false) => found.missing.add(&key),
+            }
             done += 1;
             progress.at(done);
         }
-        let mut found = Found::default();
-        for (blob, of) in self.blobs {
-            match gone.contains(&blob) {
-                true => found.missing.add_all(of.keys),
-                false => found.stored.add_all(of.keys),
-            }
-        }
-        Ok(found)
     }
-}
-
-/// How far into its blob a block reaches. An empty block proves nothing, so it comes last.
-fn reach(row: &KeyRecord) -> (bool, i64) {
-    let record = &row.record;
-    (record.size > 0, record.offset.saturating_add(record.size))
 }
 
 /// Whether Walrus has the block at which a deleted row points, as its file is. The caches of a node
@@ -123,6 +88,17 @@ async fn is_stored(look: &Inspection, flatfs: &Flatfs, row: &KeyRecord) -> Resul
     else {
         return Ok(false);
     };
+    let ends = match look.index().blobs(&[record.blob_id.clone()]).await {
+        // A renewal does not change kept rows.
+        Ok(mut entries) => entries.pop().flatten().and_then(|entry| entry.expires_at),
+        Err(e) => return Err(failed(e)),
+    };
+    if ends
+        .max(record.expires_at)
+        .is_some_and(|ends| ends <= SystemTime::now())
+    {
+        return Ok(false);
+    }
     let len = range.end - range.start;
     let check = |bytes: &[u8]| match bytes == file {
         true => Ok(()),

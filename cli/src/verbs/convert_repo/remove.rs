@@ -133,12 +133,28 @@ fn removed(context: &Context, repo: &Repo, mut report: Report) -> Result<Exit, F
 
 /// The flatfs that a conversion has left in a repo on Walrus, if it can be read: a place with
 /// copies of blocks that are lost there.
-pub fn left(dir: &Path) -> Option<PathBuf> {
+///
+/// # Errors
+/// It is there, and cannot be read: blocks in it must not count as lost.
+pub fn left(dir: &Path) -> Result<Option<PathBuf>, Failure> {
     let dir = dir.to_owned();
-    let state = State::load(&dir).ok()?;
+    let Ok(state) = State::load(&dir) else {
+        return Ok(None);
+    };
     let repo = Repo { dir, state };
-    let flatfs = repo.flatfs_dir(&old_entry(&repo)?).ok()?;
-    Flatfs::open(&flatfs).is_ok().then_some(flatfs)
+    let Some(Ok(flatfs)) = old_entry(&repo).map(|entry| repo.flatfs_dir(&entry)) else {
+        return Ok(None);
+    };
+    if std::fs::symlink_metadata(&flatfs).is_err() {
+        return Ok(None);
+    }
+    match Flatfs::open(&flatfs) {
+        Ok(_) => Ok(Some(flatfs)),
+        Err(e) => Err(Failure::Failed(format!(
+            "the flatfs that convert-repo has left may have copies, and cannot be read: {e}. Mount its disk, or remove it if \
+             it is of no more use"
+        ))),
+    }
 }
 
 /// The entry of the flatfs from before the conversion.
@@ -179,7 +195,7 @@ async fn prove(
     let mut proof = Proof::default();
     // Of each blob the block that reaches farthest; an empty one proves nothing.
     let mut blobs: BTreeMap<String, ((bool, i64), String)> = BTreeMap::new();
-    let mut dropped = Deleted::new(each);
+    let mut dropped = Deleted::default();
     let mut progress = context.progress("proving", Unit::Things("blocks"));
     for shard in flatfs.shards()? {
         for page in flatfs.list(&shard)?.chunks(PAGE) {
