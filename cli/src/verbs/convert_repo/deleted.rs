@@ -88,7 +88,11 @@ async fn is_stored(look: &Inspection, flatfs: &Flatfs, row: &KeyRecord) -> Resul
     else {
         return Ok(false);
     };
-    let ends = match look.index().blobs(&[record.blob_id.clone()]).await {
+    let ends = match look
+        .index()
+        .blobs(std::slice::from_ref(&record.blob_id))
+        .await
+    {
         // A renewal does not change kept rows.
         Ok(mut entries) => entries.pop().flatten().and_then(|entry| entry.expires_at),
         Err(e) => return Err(failed(e)),
