@@ -118,6 +118,27 @@ async fn a_put_of_a_deleted_block_costs_no_upload() {
     assert_eq!(*parts.index.usage.lock(), usage(10));
 }
 
+/// A blob that is used all the time is looked at again all the same.
+#[tokio::test(start_paused = true)]
+async fn a_blob_does_not_count_as_readable_for_ever() {
+    let parts = keeping();
+    let ds = parts.open("");
+    let (key, value) = block(1, 1000);
+    ds.put(&key, value.clone()).await.unwrap();
+    for lost in [false, true, true] {
+        if lost {
+            parts.store.blobs.lock().clear();
+            tokio::time::advance(Duration::from_secs(9 * 60)).await;
+        }
+        assert_eq!(uploads(&parts), 1);
+        ds.delete(&key).await.unwrap();
+        ds.put(&key, value.clone()).await.unwrap();
+    }
+    assert_eq!(uploads(&parts), 2);
+    assert_eq!(ds.get(&key).await.unwrap(), Some(value));
+    ds.close().await.unwrap();
+}
+
 /// A row may have been deleted because its blob was found lost: `walrusds repair --drop`, `ipfs
 /// repo verify --drop`. Another process does not know that the blob is gone.
 #[tokio::test]

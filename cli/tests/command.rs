@@ -880,6 +880,19 @@ async fn the_configuration_comes_from_a_file_or_the_environment() {
     let ran = Ran::of(&command.output().unwrap());
     assert_eq!(ran.result(0)["config"], "the environment (WALRUSDS_*)");
 
+    // Nothing comes from the environment where --set gives all.
+    let mut command = program();
+    command.arg("--repo").arg(&absent).args(["status", "--json"]);
+    for (name, value) in [
+        ("publisherURL", &*url),
+        ("aggregatorURL", &*url),
+        ("indexPath", index.to_str().unwrap()),
+        ("epochDurationSeconds", "3600"),
+    ] {
+        command.args(["--set", &format!("{name}={value}")]);
+    }
+    Ran::of(&command.output().unwrap()).result(0);
+
     let none = run(&["status", "--json"]);
     assert!(none.error(1).contains("no configuration was found"));
     let error: Value = serde_json::from_str(&none.out).unwrap();

@@ -658,6 +658,40 @@ async fn what_was_lost_on_walrus_is_not_taken_for_deleted() {
     repo.assert_on_walrus(&repo.blocks).await;
 }
 
+/// One block does not speak for the others of its blob: `ipfs repo verify --drop` deletes single
+/// blocks that are bad.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_block_that_walrus_gives_wrong_keeps_the_flatfs() {
+    let repo = Repo::sqlite().await;
+    repo.run(&["--yes"]).await.fine();
+    let child = repo.read("config")["Datastore"]["Spec"]["mounts"][0]["child"].clone();
+    let index = repo.path(child["indexPath"].as_str().unwrap());
+    let (bad, others) = {
+        let connection = rusqlite::Connection::open(index).unwrap();
+        let first = "SELECT key, blob_id FROM walrus_index WHERE size > 0 ORDER BY blob_id, blob_offset LIMIT 1";
+        let first = connection.query_row(first, [], |row| Ok((row.get(0)?, row.get(1)?)));
+        let (bad, blob): (String, String) = first.unwrap();
+        let beside = "SELECT key FROM walrus_index WHERE blob_id = ?1 AND key <> ?2";
+        let mut beside = connection.prepare(beside).unwrap();
+        let beside = beside.query_map([&blob, &bad], |row| row.get::<_, String>(0));
+        let others: Vec<String> = beside.unwrap().map(Result::unwrap).collect();
+        let moved = "UPDATE walrus_index SET blob_offset = blob_offset + 1 WHERE key = ?1";
+        connection.execute(moved, [&bad]).unwrap();
+        (bad, others)
+    };
+    let mut deleted = others.clone();
+    deleted.push(bad.clone());
+    repo.delete(&deleted).await;
+    for force in [&[][..], &["--force"]] {
+        let args = [&["--remove-old", "--yes"][..], force].concat();
+        let kept = repo.bare(&args).await;
+        kept.error(1, "blocks of the flatfs are not on Walrus");
+        assert!(kept.err.contains(&bad), "{}", kept.err);
+        assert!(!kept.err.contains(&others[0]), "{}", kept.err);
+    }
+    repo.assert_on_disk(&repo.blocks);
+}
+
 /// A repair finds the copies that a conversion has left.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_blocks_are_stored_again_from_the_flatfs_that_was_left() {
