@@ -882,7 +882,10 @@ async fn the_configuration_comes_from_a_file_or_the_environment() {
 
     // Nothing comes from the environment where --set gives all.
     let mut command = program();
-    command.arg("--repo").arg(&absent).args(["status", "--json"]);
+    command
+        .arg("--repo")
+        .arg(&absent)
+        .args(["status", "--json"]);
     for (name, value) in [
         ("publisherURL", &*url),
         ("aggregatorURL", &*url),

@@ -149,13 +149,13 @@ pub(super) async fn execute(
                     continue;
                 };
                 match extend(parts, round, decision, epochs).await {
-                    // What is read back tells whether an extension whose outcome was not told was
-                    // made.
-                    Ok(()) | Err(Some(Failure::Unclear)) => {
+                    Ok(()) => {
                         let now = Instant::now();
                         state.extended.insert(decision.blob_id.clone(), now);
                         extended.push(decision);
                     }
+                    // What is read back tells whether it was made all the same.
+                    Err(Some(Failure::Unclear)) => extended.push(decision),
                     Err(Some(Failure::EmptyWallet | Failure::Unusable)) => can_extend = false,
                     Err(_) if waits(decision) => drop(done.insert(decision.blob_id.clone())),
                     Err(_) => {}

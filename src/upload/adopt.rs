@@ -260,8 +260,8 @@ impl Adopter {
         }
     }
 
-    /// Adopts the blocks of one pack. `failed` is why an earlier one failed, or this one does, where
-    /// others may go better.
+    /// Adopts the blocks of one pack. `failed` is why an earlier one failed, or this one does,
+    /// where others may go better.
     async fn pack(
         &self,
         staging: &dyn Staging,

@@ -4,9 +4,9 @@
 //! --drop`, `ipfs repo verify --drop`. The index does not tell one from the other; Walrus does.
 //!
 //! **Invariant.** A block is taken for deleted only if it was read from Walrus now, is the same as
-//! its file, and its storage has not ended. Any other block is missing: the flatfs may have the last
-//! copy. One block does not speak for others of its blob: `ipfs repo verify --drop` deletes single
-//! blocks that are bad.
+//! its file, and its storage has not ended. Any other block is missing: the flatfs may have the
+//! last copy. One block does not speak for others of its blob: `ipfs repo verify --drop` deletes
+//! single blocks that are bad.
 
 use std::sync::Arc;
 use std::time::SystemTime;
