@@ -91,6 +91,8 @@ mod about {
     pub(super) const CORRUPT: &str = "corrupt-blobs";
     pub(super) const RENEWAL: &str = "renewal";
 }
+/// How long a node tries to give its leases back when it is closed.
+const GIVES_BACK_FOR: Duration = Duration::from_millis(500);
 /// The note in the index that tells when the last round ended; one of those that begin with
 /// [`OF_RENEWAL`](crate::index::OF_RENEWAL).
 const ROUND_NOTE: &str = "renewal.round";
@@ -220,7 +222,21 @@ pub(crate) async fn renew(parts: Arc<RenewalParts>, stop: CancellationToken) {
         }
     }
     for lease in [LEASE, TURN] {
-        let _ = caught(parts.index.release_lease(lease, &owner)).await;
+        give_back_at_end(&parts, lease, &owner).await;
+    }
+}
+
+/// Gives a lease back when the node is closed. Others would wait for minutes until it runs out; so
+/// a failure that came at once is no reason not to try again. An index that is away does not hold
+/// up the close.
+async fn give_back_at_end(parts: &RenewalParts, lease: &str, owner: &str) {
+    let begun = Instant::now();
+    while caught(parts.index.release_lease(lease, owner))
+        .await
+        .is_err()
+        && begun.elapsed() < GIVES_BACK_FOR
+    {
+        tokio::time::sleep(GIVES_BACK_FOR / 10).await;
     }
 }
 
